@@ -1,0 +1,1 @@
+"""Programs that turn MMEB-train into WebDataset shards (run from a clone)."""

@@ -1,0 +1,1 @@
+"""Programs that score a model on MMEB-eval (run from a clone)."""

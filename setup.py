@@ -1,0 +1,39 @@
+"""Package definition: ranges that users may install; constraints.txt holds the exact versions that CI tests."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vlm2vec-deepspeed",
+    version="0.1.0",
+    description="VLM2Vec training on DeepSpeed: exact cached contrastive steps under ZeRO-1/2/3",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["vlm2vec", "vlm2vec.*"]),
+    package_data={"vlm2vec": ["py.typed"]},
+    install_requires=[
+        "torch>=2.9",
+        "deepspeed>=0.19.2",
+        "transformers>=5.20,<6",
+        "peft>=0.20",
+        "datasets>=4.0",
+        "webdataset>=1.0.2,<2",
+        "GradCache==0.0.1",
+        "tensorboard>=2.18",
+        "pillow>=11.0",
+        "numpy>=2.0",
+        "pyarrow>=18.0",
+        "safetensors>=0.5",
+        "pyyaml>=6.0",
+        "tqdm>=4.66",
+        "rich>=13.0",
+    ],
+    extras_require={
+        # The miniature benchmark's pictures: handwritten digits and sample photographs that ship inside these wheels.
+        "demo": ["scikit-learn>=1.6", "scikit-image>=0.25"],
+        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tqdm"],
+    },
+)
