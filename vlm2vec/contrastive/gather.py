@@ -1,0 +1,69 @@
+"""Gathering representations of all ranks, with the gradient on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether there is more than one rank to talk to."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of row counts that differ by rank; backward sums every rank's gradient of the local rows.
+
+    Collectives need equal sizes, so rows are padded to the largest count. The backward pass is a reduce-scatter:
+    every rank holds a gradient for all rows and needs the sum for its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, counts: tuple[int, ...], group: dist.ProcessGroup | None) -> Tensor:
+        ctx.counts, ctx.group = counts, group
+        most = max(counts)
+        padded = local.new_zeros((most, local.shape[1]))
+        padded[: local.shape[0]] = local
+        gathered = local.new_empty((len(counts) * most, local.shape[1]))
+        dist.all_gather_into_tensor(gathered, padded, group=group)
+        blocks = gathered.view(len(counts), most, -1)
+        return torch.cat([blocks[rank, :count] for rank, count in enumerate(counts)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        counts, group = ctx.counts, ctx.group
+        most = max(counts)
+        padded = gradient.new_zeros((len(counts), most, gradient.shape[1]))
+        for rank, block in enumerate(torch.split(gradient, list(counts))):
+            padded[rank, : block.shape[0]] = block
+        own = gradient.new_empty((most, gradient.shape[1]))
+        dist.reduce_scatter_tensor(own, padded.view(len(counts) * most, -1), op=dist.ReduceOp.SUM, group=group)
+        return own[: counts[dist.get_rank(group)]], None, None
+
+
+def gather_rows(local: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """Concatenates every rank's rows in the order of ranks.
+
+    Args:
+        local: This rank's rows, shape (counts[rank], dimension).
+        counts: The number of rows of every rank; the same on all ranks.
+        group: The process group; the default group if None.
+
+    Returns:
+        All rows, shape (sum(counts), dimension). Its gradient flows back to the rank that owns a row, summed over the
+        ranks that used it. Without a process group, or with one rank, `local` itself.
+
+    Raises:
+        ValueError: `local` does not have the announced number of rows.
+    """
+    rank = dist.get_rank(group) if is_distributed(group) else 0
+    if local.shape[0] != counts[rank]:
+        raise ValueError(f"rank {rank} announced {counts[rank]} rows and brings {local.shape[0]}")
+    if not is_distributed(group):
+        return local
+    rows: Tensor = _GatherRows.apply(local, tuple(counts), group)  # type: ignore[no-untyped-call]
+    return rows
