@@ -1,0 +1,111 @@
+"""The one place that turns picture bytes into pixels: same rules for the converter, the loader and the encoder."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vlm2vec.errors import InputError
+
+# Pillow's own limit (a quarter of a gigabyte as RGB). Pillow merely warns above it and refuses at twice the number;
+# here it is a hard limit, kept even if a program lifts Pillow's.
+MAX_IMAGE_PIXELS = 89_478_485
+
+_EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",  # a JPEG with further pictures behind it, as some phones write; the first one is read
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+}
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_REMEDY = "replace or remove the file"
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a picture's first bytes say: its file extension ("jpg", "png", "webp", "gif", "bmp") and size in pixels."""
+
+    extension: str
+    width: int
+    height: int
+
+
+def read_header(data: bytes, name: str) -> ImageHeader:
+    """Reads format and size from a picture's bytes without decoding its pixels; the file name is never trusted.
+
+    Args:
+        data: the whole file (only the head is read).
+        name: what error messages call the picture, usually its path.
+
+    Raises:
+        InputError: not a picture, a format outside JPEG, PNG, WebP, GIF and BMP, or over `MAX_IMAGE_PIXELS`.
+    """
+    with _open(data, name) as image:
+        return ImageHeader(_EXTENSIONS[str(image.format)], image.width, image.height)
+
+
+def open_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
+    """Decodes a picture completely and returns it as 8-bit RGB, by the rules of the original's `convert("RGB")`.
+
+    Alpha is dropped without blending, the first frame of an animation counts, EXIF orientation is not applied.
+
+    Args:
+        source: the file's bytes, or its path.
+        name: what error messages call the picture; the path, or "<bytes>", if not given.
+
+    Raises:
+        InputError: unreadable file, not a picture, unknown format, truncated or damaged data, more than
+            `MAX_IMAGE_PIXELS`, or 16-bit grey (which `convert("RGB")` would clip to a white square).
+    """
+    if isinstance(source, bytes):
+        data, name = source, name or "<bytes>"
+    else:
+        name = name or str(source)
+        data = _read_file(source, name)
+    with _open(data, name) as image:
+        if image.mode.startswith(("I", "F")):
+            raise InputError(f"{name}: {image.mode} pixels (more than 8 bits of grey); convert the picture to 8 bits")
+        try:
+            pixels: Image.Image = image.convert("RGB")
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
+            raise InputError(f"{name}: damaged or truncated picture ({_one_line(error)}); {_REMEDY}") from error
+    return pixels
+
+
+def _read_file(path: str | Path, name: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{name}: cannot read the picture ({_one_line(error)})") from error
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Opens lazily: head parsed, pixels not yet decoded."""
+    if not data:
+        raise InputError(f"{name}: empty file instead of a picture; {_REMEDY}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{name}: more than {MAX_IMAGE_PIXELS} pixels; scale the picture down") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not a JPEG, PNG, WebP, GIF or BMP picture; {_REMEDY}") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: damaged picture header ({_one_line(error)}); {_REMEDY}") from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise InputError(
+            f"{name}: {image.width} x {image.height} is more than {MAX_IMAGE_PIXELS} pixels; scale the picture down"
+        )
+    return image
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
