@@ -1,0 +1,17 @@
+"""The progress bar of the evaluation programs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, description: str, unit: str) -> tqdm[Any]:
+    """A bar that a terminal sees move and that leaves a log file readable.
+
+    Work of less than a second draws none. Where stderr is no terminal a line comes every half a minute.
+    """
+    every = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, desc=description, unit=unit, delay=max(1.0, every), mininterval=every, leave=False)

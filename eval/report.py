@@ -1,0 +1,94 @@
+"""`python -m eval.report`: puts the scores of runs side by side, in the terminal and in report.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from eval.arguments import OneLineErrors
+from eval.results import read_scores, write_text
+from eval.table import Row, Run, ScoreTable, build_table
+from vlm2vec.errors import InputError, run_program
+
+REPORT_FILE = "report.md"
+_NOT_SCORED = "-"
+
+
+class _Parser(OneLineErrors, argparse.ArgumentParser):
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, read, show, write."""
+    parser = _Parser(prog="python -m eval.report", description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that eval.mmeb wrote")
+    parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
+    arguments = parser.parse_args(argv)
+    labels = name_runs(arguments.runs, arguments.names)
+    table = build_table([Run(label, read_scores(path)) for label, path in zip(labels, arguments.runs, strict=True)])
+    Console().print(to_terminal(table))
+    report = arguments.runs[-1] / REPORT_FILE
+    write_text(report, to_markdown(table))
+    print(f"report: {report}")
+
+
+def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
+    """The columns' headings: the names given, else the folders' own, else (where two are equal) their paths.
+
+    Raises:
+        InputError: not as many names as runs, or a name given twice.
+    """
+    if names is not None:
+        if len(names) != len(runs):
+            raise InputError(f"--names has {len(names)} names for {len(runs)} runs; give one for each")
+        if len(set(names)) != len(names):
+            raise InputError(f"--names {' '.join(names)}: two runs have the same name")
+        return list(names)
+    folders = [run.resolve().name for run in runs]
+    return folders if len(set(folders)) == len(folders) else [str(run) for run in runs]
+
+
+def to_terminal(table: ScoreTable) -> Table:
+    """The table for a terminal."""
+    view = Table(title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left")
+    view.add_column("dataset", overflow="fold")
+    view.add_column("")
+    for column in table.columns:
+        view.add_column(column, justify="right")
+    for section in table.sections:
+        for row in section:
+            view.add_row(row.label, row.distribution, *_cells(row), style="bold" if row.is_mean else None)
+        view.add_section()
+    return view
+
+
+def to_markdown(table: ScoreTable) -> str:
+    """The same table for a file."""
+    lines = [
+        f"# {table.title}",
+        "",
+        _line(("dataset", "", *table.columns)),
+        _line(("---", "---", *["---:"] * len(table.columns))),
+    ]
+    for section in table.sections:
+        for row in section:
+            cells = (row.label, row.distribution, *_cells(row))
+            lines.append(_line([f"**{cell}**" if row.is_mean and cell else cell for cell in cells]))
+    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes), ""])
+
+
+def _cells(row: Row) -> list[str]:
+    return [_NOT_SCORED if cell is None else f"{cell:.1f}" for cell in row.cells]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,110 @@
+"""Which datasets a run scores, and how their scores add up: meta-tasks, in- and out-of-distribution, overall."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eval.scoring import DatasetScore
+from vlm2vec.errors import InputError
+from vlm2vec.mmeb import META_TASKS, MINI_MMEB, MMEB, SELECT_ALL, SELECT_IND, SELECT_OOD, Benchmark
+
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (MMEB, MINI_MMEB)}
+# Meta-task of a dataset that no benchmark lists, such as a user's own.
+OTHER = "other"
+TASKS = (*META_TASKS, OTHER)
+DISTRIBUTIONS = (SELECT_IND, SELECT_OOD)
+OVERALL = "overall"
+
+
+def recognise(names: Collection[str]) -> Benchmark | None:
+    """The benchmark that lists most of a folder's datasets; None if none of them lists any."""
+    shared = {name: len(set(names) & _listed(benchmark)) for name, benchmark in BENCHMARKS.items()}
+    best = max(shared, key=lambda name: shared[name])
+    return BENCHMARKS[best] if shared[best] else None
+
+
+def groups_of(name: str, benchmark: Benchmark | None) -> tuple[str, str | None]:
+    """A dataset's meta-task, and "IND" or "OOD" (None for one that the benchmark does not list)."""
+    if benchmark is None or name not in _listed(benchmark):
+        return OTHER, None
+    dataset = benchmark.dataset(name)
+    return dataset.meta_task, SELECT_IND if dataset.in_distribution else SELECT_OOD
+
+
+def select(
+    selections: Sequence[str], found: Collection[str], benchmark: Benchmark | None
+) -> tuple[list[str], list[str]]:
+    """Expands `--subset_name` over the datasets in a folder.
+
+    Args:
+        selections: "all", "IND", "OOD", meta-tasks, "other", or names of datasets.
+        found: the datasets in the folder.
+
+    Returns:
+        The chosen datasets, the benchmark's first and in its order; and those that the benchmark lists for a chosen
+        group but the folder lacks.
+
+    Raises:
+        InputError: a selection without any dataset in the folder.
+    """
+    chosen: set[str] = set()
+    absent: set[str] = set()
+    for selection in selections:
+        wanted = {name for name in found if selection in (name, SELECT_ALL, *groups_of(name, benchmark))}
+        if not wanted:
+            have = ", ".join(in_order(found, benchmark))
+            raise InputError(f"--subset_name {selection}: the folder has no such dataset or group; it has {have}")
+        chosen |= wanted
+        if benchmark and selection not in (*found, OTHER):
+            absent |= set(benchmark.select([selection])) - set(found)
+    return in_order(chosen, benchmark), in_order(absent, benchmark)
+
+
+def in_order(names: Iterable[str], benchmark: Benchmark | None) -> list[str]:
+    """Sorts datasets by the benchmark's order; those that it does not list follow, by name."""
+    listed = [dataset.name for dataset in benchmark.eval_datasets] if benchmark else []
+    return sorted(names, key=lambda name: (listed.index(name) if name in listed else len(listed), name))
+
+
+def summarise(scores: Mapping[str, DatasetScore], benchmark: Benchmark | None) -> dict[str, Any]:
+    """The scores of a run as `scores.json` holds them, without the model's identity.
+
+    All means are unweighted over datasets, as the benchmark's are. A mean tells how many datasets it has and how many
+    the benchmark lists for it, so that a partial mean is never taken for the benchmark's figure.
+    """
+    datasets: dict[str, Any] = {}
+    members: dict[str, list[DatasetScore]] = {}
+    for name, score in scores.items():
+        meta_task, distribution = groups_of(name, benchmark)
+        datasets[name] = {"meta_task": meta_task, "distribution": distribution, **asdict(score)}
+        for group in (meta_task, distribution, OVERALL):
+            if group is not None:
+                members.setdefault(group, []).append(score)
+    means = {
+        group: _mean(group, members[group], benchmark)
+        for group in (*TASKS, *DISTRIBUTIONS, OVERALL)
+        if group in members
+    }
+    return {
+        "benchmark": benchmark.name if benchmark else None,
+        "num_rows": sum(score.num_pred for score in scores.values()),
+        "datasets": datasets,
+        "meta_tasks": {group: mean for group, mean in means.items() if group in TASKS},
+        **{group: mean for group, mean in means.items() if group not in TASKS},
+    }
+
+
+def _mean(group: str, scores: Sequence[DatasetScore], benchmark: Benchmark | None) -> dict[str, Any]:
+    groups = [(*groups_of(name, benchmark), OVERALL) for name in (_listed(benchmark) if benchmark else ())]
+    return {
+        "acc": sum(score.acc for score in scores) / len(scores),
+        "chance": sum(score.chance for score in scores) / len(scores),
+        "num_datasets": len(scores),
+        "num_datasets_of_benchmark": sum(group in names for names in groups),
+    }
+
+
+def _listed(benchmark: Benchmark) -> set[str]:
+    return {dataset.name for dataset in benchmark.eval_datasets}
