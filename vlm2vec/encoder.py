@@ -1,0 +1,291 @@
+"""`VLM2Vec`: backbone, last-token pooling, normalisation, adapters; one vector for a text, a picture or both."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from peft import PeftModel
+from torch import nn
+from tqdm import tqdm
+
+from vlm2vec.errors import InputError
+from vlm2vec.items import EncodeItem, Picture, make_items, plan_batches
+from vlm2vec.lora import ADAPTER_CONFIG, LoraSettings, add_adapter, load_adapter, read_base_name
+from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
+from vlm2vec.phi3_v.checkpoint import resolve_folder
+from vlm2vec.phi3_v.processor import read_json
+
+# Padded tokens of a batch of `encode`: about 20 pictures of 4 crops on an accelerator.
+DEFAULT_BATCH_TOKENS = 16_384
+DEFAULT_BATCH_TOKENS_CPU = 4_096
+# `encode` shows its progress from this many items on.
+LONG_LIST = 256
+_PREPARED_AHEAD = 2
+
+
+class VLM2Vec(nn.Module):
+    """An encoder that maps a text, a picture or both to one unit vector (https://arxiv.org/abs/2410.05160).
+
+    Example:
+        >>> encoder = VLM2Vec.from_pretrained("TIGER-Lab/VLM2Vec-Full", dtype=torch.bfloat16, device="cuda")
+        >>> query = encoder.encode(
+        ...     texts=["<|image_1|> Represent the given image with the following question: What is in the image"],
+        ...     images=["example.jpg"],
+        ... )
+        >>> encoder.similarity(query, encoder.encode(texts=["A cat and a dog", "A cat and a tiger"]))
+
+    Args:
+        backbone: the model, or a PEFT model around it.
+        processor: makes its inputs.
+        max_len: texts without a picture are truncated to this many tokens; None: not at all. Items with a picture are
+            never truncated, as in the original.
+        normalize: scale vectors to length 1.
+    """
+
+    def __init__(
+        self,
+        backbone: Phi3VModel | PeftModel,
+        processor: Phi3VProcessor,
+        max_len: int | None = 256,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.processor = processor
+        self.max_len = max_len
+        self.normalize = normalize
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        adapter: str | Path | None = None,
+        num_crops: int | None = None,
+        max_len: int | None = 256,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        normalize: bool = True,
+    ) -> VLM2Vec:
+        """Loads an encoder.
+
+        Args:
+            path: a checkpoint folder, an adapter folder (its base is then loaded too), or a Hugging Face repository.
+            adapter: a PEFT adapter folder or repository on top of `path`.
+            num_crops: local crops a picture; None: what the checkpoint's preprocessor_config.json says.
+            max_len, normalize: see the class.
+            dtype: of the weights; None: as stored. An adapter's own weights are kept in float32.
+            device: where to put the model; None: the CPU.
+            attn_implementation: "sdpa" (the default, with flash kernels where the device has them), "eager" or
+                "flash_attention_2" (needs the flash-attn package).
+
+        Raises:
+            InputError: the files do not fit together; see `Phi3VModel.from_pretrained` and `load_adapter`.
+        """
+        folder = resolve_folder(path)
+        if adapter is None and (folder / ADAPTER_CONFIG).is_file():
+            adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
+            folder = resolve_folder(path)
+        backbone = Phi3VModel.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
+        processor_folder = folder
+        if adapter is not None:
+            adapter_folder = resolve_folder(adapter)
+            backbone = load_adapter(backbone, adapter_folder)
+            if (adapter_folder / "tokenizer.json").is_file():
+                processor_folder = adapter_folder
+        processor = Phi3VProcessor.from_pretrained(processor_folder, num_crops)
+        encoder = cls(backbone, processor, max_len, normalize)
+        return encoder.to(device).eval() if device is not None else encoder.eval()
+
+    @property
+    def base(self) -> Phi3VModel:
+        """The backbone itself, without the adapter's wrapper."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        device: torch.device = self.base.model.embed_tokens.weight.device
+        return device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the vectors."""
+        return int(self.base.config.hidden_size)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        dummy_image: bool = False,
+        strict_original: bool = False,
+    ) -> torch.Tensor:
+        """Vectors of a batch as `collate_items` makes it: the last real token's state, normalised in float32.
+
+        Args:
+            input_ids, attention_mask, pixel_values, image_sizes, dummy_image: see `Phi3VModel.forward`.
+            strict_original: let the batch's padded width choose the rope factors, as the original does; otherwise
+                every row's own length does, so that a vector does not depend on its neighbours.
+
+        Returns:
+            float32 (n, hidden).
+        """
+        hidden = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            dummy_image=dummy_image,
+            rope_by_row=not strict_original,
+        )
+        last = attention_mask.sum(dim=1) - 1
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+        return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def encode(
+        self,
+        texts: Sequence[str | None] | None = None,
+        images: Sequence[Picture | Sequence[Picture] | None] | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool | None = None,
+        strict_original: bool = False,
+    ) -> torch.Tensor:
+        """Encodes a list of items. Pictures are opened batch by batch, so that memory stays flat on long lists.
+
+        An item is
+            - a text: truncated to `max_len` tokens; "" or None is a lone bos, as in the original. A tag `<|image_1|>`
+              in a text without picture is ordinary text, as in the original;
+            - a picture (text None or ""): gets the benchmark's prompt "<|image_1|> Represent the given image.";
+            - text and picture: the text must hold the tag `<|image_1|>` where the picture belongs, else `InputError`;
+            - text and several pictures (a list): the text must hold `<|image_1|>` to `<|image_n|>` once each. Pictures
+              enter in the order of the list whatever the tags' order, as in the original.
+
+        Pictures are PIL images, paths or file contents (bytes). Alpha is dropped without blending, the first frame of
+        an animation counts, EXIF orientation is not applied, CMYK and palettes are converted (all as in the original);
+        damaged files, more than 8 bits a channel and decompression bombs are an `InputError`.
+
+        Args:
+            texts: one entry an item; None if no item has a text.
+            images: one entry an item, None where an item has no picture; None if no item has one.
+            batch_tokens: padded tokens of a batch; None: 16,384 (4,096 on a CPU). It does not change the result.
+            show_progress: None: from 256 items on.
+            strict_original: batches of neighbours in the order given, where the padded width of the batch chooses the
+                rope factors, as in the original: vectors then depend on their neighbours when one of them is longer
+                than 4,096 tokens.
+
+        Returns:
+            float32 (n, hidden) on the CPU, in the order given.
+
+        Raises:
+            InputError: see above; the message names the item's number.
+        """
+        items = make_items(texts, images)
+        if batch_tokens is None:
+            batch_tokens = DEFAULT_BATCH_TOKENS_CPU if self.device.type == "cpu" else DEFAULT_BATCH_TOKENS
+        if show_progress is None:
+            show_progress = len(items) >= LONG_LIST
+        lengths = [item.num_tokens(self.processor, self.max_len) for item in items]
+        batches = plan_batches(lengths, batch_tokens, keep_order=strict_original)
+        vectors = torch.empty(len(items), self.hidden_size)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), tqdm(total=len(items), unit="item", disable=not show_progress) as progress:
+                for batch, inputs in self._prepared(items, batches):
+                    on_device = {
+                        name: value.to(self.device) if value is not None and name != "image_sizes" else value
+                        for name, value in inputs.items()
+                    }
+                    vectors[batch] = self(**on_device, strict_original=strict_original).cpu()
+                    progress.update(len(batch))
+        finally:
+            self.train(was_training)
+        return vectors
+
+    def _prepared(
+        self, items: Sequence[EncodeItem], batches: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor | None]]]:
+        """Batches with their inputs; a thread opens and cuts the next pictures while the model works."""
+
+        def prepare(batch: list[int]) -> tuple[list[int], dict[str, torch.Tensor | None]]:
+            processed = [items[index].process(self.processor, self.max_len) for index in batch]
+            return batch, collate_items(processed, self.processor.pad_token_id)
+
+        todo = iter(batches)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            ahead: list[Future[Any]] = [pool.submit(prepare, batch) for batch in islice(todo, _PREPARED_AHEAD)]
+            while ahead:
+                ready = ahead.pop(0).result()
+                ahead += [pool.submit(prepare, batch) for batch in islice(todo, 1)]
+                yield ready
+
+    @staticmethod
+    def similarity(a: ArrayLike | torch.Tensor, b: ArrayLike | torch.Tensor) -> torch.Tensor:
+        """Dot products of vectors (n, hidden) and (m, hidden), cosines if they have length 1: float32 (n, m)."""
+        return torch.as_tensor(a, dtype=torch.float32) @ torch.as_tensor(b, dtype=torch.float32).T
+
+    def add_lora(self, **settings: Any) -> None:
+        """Puts a fresh adapter on the backbone; only the adapter is trainable afterwards.
+
+        Args:
+            settings: the fields of `LoraSettings` (r, alpha, dropout, target_modules, use_dora, init, seed); the
+                defaults are the original's.
+
+        Raises:
+            InputError: a target that matches no layer, a value out of range, or an adapter is there already.
+        """
+        if isinstance(self.backbone, PeftModel):
+            raise InputError("the model has an adapter already; merge it first (merge_lora)")
+        self.backbone = add_adapter(self.backbone, LoraSettings(**settings))
+
+    def merge_lora(self) -> None:
+        """Adds the adapter to the weights and drops it; without an adapter nothing happens."""
+        if isinstance(self.backbone, PeftModel):
+            self.backbone = self.backbone.merge_and_unload()
+
+    def freeze(self, vision_tower: bool = False, projector: bool = False) -> None:
+        """Stops training parts of the model, their adapters included: CLIP, or projection and separators."""
+        images = self.base.model.vision_embed_tokens
+        if vision_tower:
+            images.img_processor.requires_grad_(False)
+        if projector:
+            images.img_projection.requires_grad_(False)
+            images.glb_GN.requires_grad_(False)
+            images.sub_GN.requires_grad_(False)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recomputes every layer's activations in the backward pass instead of keeping them."""
+        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder that `from_pretrained` reads: the whole model, or an adapter that names its base.
+
+        Files appear under their final names only when all of them are complete.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            self.backbone.save_pretrained(temporary)
+            self.processor.save_pretrained(temporary)
+            for file in sorted(Path(temporary).iterdir()):
+                os.replace(file, folder / file.name)
+
+    def save_configuration(self, folder: str | Path) -> None:
+        """Writes what `save_pretrained` writes but the weights; a checkpoint's weights complete it (export)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.backbone, PeftModel):
+            self.backbone.peft_config["default"].save_pretrained(str(folder))
+        else:
+            self.backbone.config.save_pretrained(str(folder))
+        self.processor.save_pretrained(folder)

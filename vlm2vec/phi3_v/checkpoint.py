@@ -1,0 +1,165 @@
+"""Looks at a checkpoint folder's headers before gigabytes are read, and says in one line what does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vlm2vec.errors import InputError
+from vlm2vec.phi3_v.configuration import Phi3VConfig
+
+Shape = tuple[int, ...]
+EMBEDDINGS = "model.embed_tokens.weight"
+# The image embedding shares the token embedding; a checkpoint written without de-duplication names it once more, or
+# only here.
+EMBEDDINGS_ALIAS = "model.vision_embed_tokens.wte.weight"
+UNUSED = frozenset({"lm_head.weight", EMBEDDINGS_ALIAS})
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_INDEX = tuple(name + ".index.json" for name in _WHOLE)
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """A local folder as it is; otherwise a Hugging Face repository, downloaded (safetensors where there are any).
+
+    Raises:
+        InputError: neither a folder nor a repository that can be reached.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if Path(path).exists():
+        raise InputError(f"{path}: expected a checkpoint folder, not a file")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.bin"]))
+    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: no such folder, and not to be had from the Hugging Face hub ({reason})") from error
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: safetensors before pickles, whole before sharded.
+
+    Raises:
+        InputError: no weights, or a shard that the index names is missing.
+    """
+    for whole, index in zip(_WHOLE, _INDEX, strict=True):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            try:
+                names = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, AttributeError) as error:
+                raise InputError(f"{folder / index}: not a weight index ({error!r})") from error
+            return [_existing_shard(folder, name) for name in sorted(names)]
+    raise InputError(f"{folder}: no weights ({', '.join(_WHOLE + _INDEX)})")
+
+
+def _existing_shard(folder: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise InputError(f"{folder}: the weight index names {name!r}, which is outside the folder")
+    if not (folder / name).is_file():
+        raise InputError(f"{folder}: shard {name} is missing; download it again")
+    return folder / name
+
+
+def tensor_shapes(file: Path) -> dict[str, Shape]:
+    """Names and shapes in a weight file; reads headers only. Pickles are opened with `weights_only=True`.
+
+    Raises:
+        InputError: damaged file, or a pickle with more than tensors in it.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as content:
+                return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+        # map_location="meta": tensors without their data.
+        tensors = torch.load(file, map_location="meta", weights_only=True)
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+        raise InputError(f"{file}: damaged weight file ({' '.join(str(error).split())[:200]})") from error
+    except Exception as error:  # pickle.UnpicklingError: something other than tensors
+        raise InputError(f"{file}: refused, a pickle may hold tensors only ({type(error).__name__})") from error
+
+
+def checkpoint_shapes(folder: Path) -> dict[str, Shape]:
+    """Names and shapes of all tensors of a checkpoint folder."""
+    return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+
+
+def load_config(folder: Path, found: Mapping[str, Shape]) -> Phi3VConfig:
+    """config.json as a `Phi3VConfig`, its width checked against the weights (`found`).
+
+    Raises:
+        InputError: missing, damaged, another model's, or with a `hidden_size` that is not the weights'.
+    """
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.get("model_type") != Phi3VConfig.model_type:
+        kind = content.get("model_type") if isinstance(content, dict) else None
+        raise InputError(f"{file}: model_type is {kind!r}; only {Phi3VConfig.model_type!r} is supported")
+    _check_width(file, content, found)
+    try:
+        config: Phi3VConfig = Phi3VConfig.from_dict(content)
+    except Exception as error:  # transformers' validation raises several types
+        raise InputError(f"{file}: not a usable configuration ({' '.join(str(error).split())})") from error
+    return config
+
+
+def _check_width(file: Path, content: dict[str, Any], found: Mapping[str, Shape]) -> None:
+    """Checked before the configuration is built, which would stumble over it with a message about something else."""
+    written = content.get("hidden_size", 3072)
+    width = (found.get(EMBEDDINGS) or found.get(EMBEDDINGS_ALIAS) or (0, written))[-1]
+    if width != written:
+        raise InputError(
+            f"{file}: hidden_size is {written} but the weights are {width} wide (VLM2Vec's code of October 2024 wrote "
+            f"4096 there); set hidden_size to {width}"
+        )
+
+
+def check_tensors(folder: Path, found: dict[str, Shape], expected: Mapping[str, Shape]) -> dict[str, str]:
+    """Compares the folder's tensors with the model's, names and shapes.
+
+    Args:
+        folder: the checkpoint, for messages.
+        found: its tensors.
+        expected: the model's tensors.
+
+    Returns:
+        The renaming to load with: empty, or the alias of the token embedding.
+
+    Raises:
+        InputError: missing or unexpected tensors, or other shapes.
+    """
+    renaming = {}
+    if EMBEDDINGS not in found and EMBEDDINGS_ALIAS in found:
+        found = {**found, EMBEDDINGS: found[EMBEDDINGS_ALIAS]}
+        renaming = {"^" + EMBEDDINGS_ALIAS.replace(".", r"\."): EMBEDDINGS}
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys() - UNUSED)
+    if missing or unexpected:
+        raise InputError(f"{folder}: weights do not fit the model: {_listing(missing=missing, unexpected=unexpected)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(f"{folder}: {name} has shape {list(found[name])}, config.json asks for {list(shape)}")
+    return renaming
+
+
+def _listing(**groups: list[str]) -> str:
+    return "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in groups.items()
+        if names
+    )

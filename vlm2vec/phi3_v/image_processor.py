@@ -1,0 +1,164 @@
+"""Phi-3-V's "HD transform": one picture becomes a global view and a grid of local crops.
+
+Pillow, numpy and torch only. Bit for bit what Microsoft's `image_processing_phi3_v.py` gives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlm2vec.errors import InputError
+from vlm2vec.phi3_v.configuration import view_grid
+
+# CLIP's statistics, the values in every published preprocessor_config.json.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_WHITE = 255
+
+
+@dataclass(frozen=True)
+class HDLayout:
+    """How a picture of one size is cut: resized and padded sizes in pixels, crops, tokens.
+
+    Attributes:
+        resized: (width, height) after the resize, before padding, in the picture's own orientation.
+        padded: (width, height) after padding with white, multiples of the crop size.
+        rows, columns: the grid of local crops.
+        num_tokens: image tokens in the sequence, separators included.
+    """
+
+    resized: tuple[int, int]
+    padded: tuple[int, int]
+    rows: int
+    columns: int
+    num_tokens: int
+
+    @property
+    def num_crops(self) -> int:
+        """Crops that the vision tower sees: the global view and the local ones."""
+        return 1 + self.rows * self.columns
+
+
+def num_tokens_of(rows: int, columns: int, grid: int) -> int:
+    """Image tokens for a grid of local crops: (rows columns + 1) views of grid^2 tokens, a separator at the end of
+    every token row, one separator between the local and the global view."""
+    return (rows * columns + 1) * grid * grid + 1 + (rows + 1) * grid
+
+
+class Phi3VImageProcessor:
+    """Cuts pictures into normalised crops.
+
+    Args:
+        num_crops: at most this many local crops a picture (the global view comes on top).
+        crop_size: side of a crop in pixels (336 at full size).
+        patch_size: side of one of the vision tower's patches in pixels.
+        image_mean, image_std: per channel, on values in 0..1.
+    """
+
+    def __init__(
+        self,
+        num_crops: int,
+        crop_size: int = 336,
+        patch_size: int = 14,
+        image_mean: tuple[float, ...] = CLIP_MEAN,
+        image_std: tuple[float, ...] = CLIP_STD,
+    ) -> None:
+        if num_crops < 1:
+            raise InputError(f"num_crops must be at least 1, not {num_crops}")
+        self.num_crops = num_crops
+        self.crop_size = crop_size
+        self.patch_size = patch_size
+        self.image_mean = image_mean
+        self.image_std = image_std
+        self.grid = view_grid(crop_size, patch_size)
+        # Images (or slices) normalised as (x - mean) / std in float32, shaped to broadcast over (3, H, W).
+        self._mean = torch.tensor(image_mean, dtype=torch.float32).view(3, 1, 1)
+        self._std = torch.tensor(image_std, dtype=torch.float32).view(3, 1, 1)
+
+    def layout(self, width: int, height: int) -> HDLayout:
+        """How a picture of this size is cut, without looking at it.
+
+        Raises:
+            InputError: the picture is so thin that nothing of its shorter side would be left.
+        """
+        long_side, short_side = max(width, height), min(width, height)
+        if short_side < 1:
+            raise InputError(f"a picture of {width} x {height} pixels has no content")
+        ratio = long_side / short_side
+        scale = 1
+        while (scale + 1) * math.ceil((scale + 1) / ratio) <= self.num_crops:
+            scale += 1
+        new_long = scale * self.crop_size
+        new_short = int(new_long / ratio)
+        if new_short < 1:
+            raise InputError(
+                f"a picture of {width} x {height} pixels is too thin: resized to {new_long} pixels its short side "
+                "vanishes; crop it or leave it out"
+            )
+        lines = math.ceil(new_short / self.crop_size)
+        resized, padded = (new_long, new_short), (new_long, lines * self.crop_size)
+        rows, columns = lines, scale
+        if width < height:
+            resized, padded, rows, columns = resized[::-1], padded[::-1], columns, rows
+        return HDLayout(resized, padded, rows, columns, num_tokens_of(rows, columns, self.grid))
+
+    def resize_and_pad(self, image: Image.Image) -> Image.Image:
+        """The picture on its padded canvas: bilinear resize (Pillow's, antialiased), white above and below.
+
+        A picture that is higher than wide is transposed (axes swapped) for the work and transposed back, as in the
+        original; the padding is then left and right.
+        """
+        layout = self.layout(*image.size)
+        upright = image.width < image.height
+        if upright:
+            image = image.transpose(Image.Transpose.TRANSPOSE)
+        resized, padded = (layout.resized[::-1], layout.padded[::-1]) if upright else (layout.resized, layout.padded)
+        canvas = Image.new("RGB", padded, (_WHITE, _WHITE, _WHITE))
+        top = int((padded[1] - resized[1]) / 2)
+        canvas.paste(image.resize(resized, Image.Resampling.BILINEAR), (0, top))
+        return canvas.transpose(Image.Transpose.TRANSPOSE) if upright else canvas
+
+    def crops(self, image: Image.Image) -> torch.Tensor:
+        """Real crops of one picture, the global view first, then the local ones row by row.
+
+        Args:
+            image: a picture in 8-bit modes; other modes than RGB are converted (alpha dropped without blending).
+
+        Returns:
+            float32 (1 + rows * columns, 3, crop_size, crop_size).
+
+        Raises:
+            InputError: not a PIL picture, more than 8 bits a channel, or too thin.
+        """
+        pixels = torch.from_numpy(np.array(self.resize_and_pad(as_rgb(image)))).permute(2, 0, 1).contiguous()
+        normalised = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        size = self.crop_size
+        global_view = torch.nn.functional.interpolate(
+            normalised[None], size=(size, size), mode="bicubic", align_corners=False
+        )
+        rows, columns = normalised.shape[1] // size, normalised.shape[2] // size
+        local = normalised.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
+        return torch.cat([global_view, local])
+
+    def image_size(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) of the padded picture, the model's `image_sizes` entry."""
+        padded = self.layout(width, height).padded
+        return padded[1], padded[0]
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture as 8-bit RGB by the original's `convert("RGB")`.
+
+    Raises:
+        InputError: not a PIL picture, or a mode of more than 8 bits, which `convert` would clip to white.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"a picture must be a PIL image, not {type(image).__name__}; use Image.fromarray on arrays")
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"a picture has {image.mode} pixels (more than 8 bits of grey); convert it to 8 bits")
+    return image.convert("RGB")

@@ -1,0 +1,256 @@
+"""From text and pictures to the model's inputs: tags, token ids, crops, and batches of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from vlm2vec.errors import InputError
+from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
+from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
+
+_TAG = re.compile(r"<\|image_(\d+)\|>")
+_PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class ProcessedItem:
+    """One item, ready to be batched by `collate_items`.
+
+    Attributes:
+        input_ids: int64 (L,); image k of the item is -k, repeated once per image token.
+        pixel_values: float32 (real crops, 3, S, S), all pictures' crops one after another; None without pictures.
+        image_sizes: int64 (pictures, 2), padded (height, width) in pixels; None without pictures.
+    """
+
+    input_ids: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    image_sizes: torch.Tensor | None = None
+
+
+class Phi3VProcessor:
+    """Tokenizer and image processor of Phi-3-V.
+
+    A text names its pictures with tags `<|image_1|>`, `<|image_2|>`, ...; a tag is no token: the text is split at the
+    tags, every piece is tokenized on its own with its own bos, and picture k's tokens stand between the pieces as -k.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.json pipeline.
+        image_processor: cuts the pictures.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Phi3VImageProcessor) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        # The Rust object directly: transformers' wrapper costs ten times as much for a short text.
+        self._encoder = tokenizer.backend_tokenizer
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+
+    @property
+    def num_crops(self) -> int:
+        """At most this many local crops a picture."""
+        return self.image_processor.num_crops
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills short rows of a batch."""
+        return int(self.tokenizer.pad_token_id)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, num_crops: int | None = None) -> Phi3VProcessor:
+        """Reads tokenizer.json, preprocessor_config.json and, for the crop size, config.json's `vision_config`.
+
+        Args:
+            folder: a checkpoint folder.
+            num_crops: overrides the folder's preprocessor_config.json.
+
+        Raises:
+            InputError: a file is missing or damaged, or nobody says how many crops to use.
+        """
+        folder = Path(folder)
+        settings = read_json(folder / _PREPROCESSOR_FILE) if (folder / _PREPROCESSOR_FILE).is_file() else {}
+        if num_crops is None:
+            num_crops = settings.get("num_crops")
+        if num_crops is None:
+            raise InputError(f"{folder}: {_PREPROCESSOR_FILE} gives no num_crops; pass num_crops (the paper uses 4)")
+        crop_size, patch_size = _crop_and_patch_size(folder, settings)
+        image_processor = Phi3VImageProcessor(
+            num_crops,
+            crop_size,
+            patch_size,
+            tuple(settings.get("image_mean", CLIP_MEAN)),
+            tuple(settings.get("image_std", CLIP_STD)),
+        )
+        return cls(_load_tokenizer(folder), image_processor)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the tokenizer's files and preprocessor_config.json."""
+        images = self.image_processor
+        settings = {
+            "num_crops": images.num_crops,
+            "crop_size": images.crop_size,
+            "patch_size": images.patch_size,
+            "image_mean": list(images.image_mean),
+            "image_std": list(images.image_std),
+            "num_img_tokens": images.grid**2,
+            "do_convert_rgb": True,
+            "image_processor_type": "Phi3VImageProcessor",
+            "processor_class": "Phi3VProcessor",
+        }
+        self.tokenizer.save_pretrained(str(folder))
+        (Path(folder) / _PREPROCESSOR_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def num_image_tokens(self, width: int, height: int) -> int:
+        """Tokens of a picture of this size (pixels), without decoding it."""
+        return self.image_processor.layout(width, height).num_tokens
+
+    def num_crops_of(self, width: int, height: int) -> int:
+        """Crops that the vision tower sees for a picture of this size: the global view and the real local ones."""
+        return self.image_processor.layout(width, height).num_crops
+
+    def tokenize(self, text: str, image_tokens: Sequence[int] = (), max_len: int | None = None) -> list[int]:
+        """Token ids of a text whose pictures take `image_tokens` tokens each.
+
+        Without pictures the text is tokenized as it stands (a stray tag is ordinary text there, as in the original)
+        and truncated on the right to `max_len` tokens, bos included. With pictures nothing is truncated.
+
+        Raises:
+            InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`.
+        """
+        if not image_tokens:
+            ids: list[int] = self._encoder.encode(text).ids
+            return ids[:max_len]
+        tags = [int(number) for number in _TAG.findall(text)]
+        if sorted(tags) != list(range(1, len(image_tokens) + 1)):
+            found = ", ".join(f"<|image_{number}|>" for number in tags) or "no image tag"
+            raise InputError(
+                f"an item with {len(image_tokens)} picture(s) has {found} in its text {_shorten(text)!r}; "
+                "each picture k needs its tag <|image_k|> exactly once"
+            )
+        pieces = [self._encoder.encode(piece).ids for piece in _TAG.split(text)[::2]]
+        ids = list(pieces[0])
+        for tag, piece in zip(tags, pieces[1:], strict=True):
+            ids += [-tag] * image_tokens[tag - 1]
+            # The original interleaves pieces and pictures and keeps an empty last piece, which is then a lone bos.
+            ids += piece
+        return ids
+
+    def process_item(self, text: str, images: Sequence[Image.Image] = (), max_len: int | None = None) -> ProcessedItem:
+        """One item in the cheap form: real crops only, no padding.
+
+        Raises:
+            InputError: tags and pictures do not fit together, or a picture cannot be cut.
+        """
+        if not images:
+            return ProcessedItem(torch.tensor(self.tokenize(text, (), max_len)))
+        sizes = [image.size for image in images]
+        ids = self.tokenize(text, [self.num_image_tokens(*size) for size in sizes], max_len)
+        return ProcessedItem(
+            input_ids=torch.tensor(ids),
+            pixel_values=torch.cat([self.image_processor.crops(image) for image in images]),
+            image_sizes=torch.tensor([self.image_processor.image_size(*size) for size in sizes]),
+        )
+
+    def __call__(
+        self, text: str, images: Sequence[Image.Image] | Image.Image | None = None, max_len: int | None = None
+    ) -> dict[str, Any]:
+        """One item in the original processor's form.
+
+        Returns:
+            input_ids int64 (1, L); pixel_values float32 (n, num_crops + 1, 3, S, S), the global view first, then the
+            local crops, then zeros; image_sizes int64 (n, 2), padded (height, width); num_img_tokens, a list of n.
+            Without pictures pixel_values and image_sizes are None.
+
+        Raises:
+            InputError: see `process_item`.
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images or ())
+        item = self.process_item(text, images, max_len)
+        num_img_tokens = [self.num_image_tokens(*image.size) for image in images]
+        padded = None
+        if item.pixel_values is not None:
+            counts = [self.num_crops_of(*image.size) for image in images]
+            padded = item.pixel_values.new_zeros(len(images), self.num_crops + 1, *item.pixel_values.shape[1:])
+            for row, crops in zip(padded, torch.split(item.pixel_values, counts), strict=True):
+                row[: len(crops)] = crops
+        return {
+            "input_ids": item.input_ids[None],
+            "pixel_values": padded,
+            "image_sizes": item.image_sizes,
+            "num_img_tokens": num_img_tokens,
+        }
+
+
+def collate_items(items: Sequence[ProcessedItem], pad_token_id: int) -> dict[str, torch.Tensor | None]:
+    """Batches items for the model.
+
+    Returns:
+        input_ids int64 (n, L), padded on the right; attention_mask int64 (n, L), 1 on real tokens; pixel_values float32
+        (all real crops, 3, S, S) or None; image_sizes int64 (all pictures, 2) or None, to be left on the CPU.
+    """
+    ids = [item.input_ids for item in items]
+    pixels = [item.pixel_values for item in items if item.pixel_values is not None]
+    sizes = [item.image_sizes for item in items if item.image_sizes is not None]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(ids, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
+        "pixel_values": torch.cat(pixels) if pixels else None,
+        "image_sizes": torch.cat(sizes) if sizes else None,
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: missing, unreadable, or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return content
+
+
+def _crop_and_patch_size(folder: Path, settings: dict[str, Any]) -> tuple[int, int]:
+    """From config.json's vision tower; a folder without config.json (an adapter) says it beside num_crops."""
+    config_path = folder / "config.json"
+    source = settings
+    if config_path.is_file():
+        vision = read_json(config_path).get("vision_config") or {}
+        source = {"crop_size": vision.get("image_size"), "patch_size": vision.get("patch_size")}
+    default = CLIP_VIT_LARGE_PATCH14_336
+    return source.get("crop_size") or default["image_size"], source.get("patch_size") or default["patch_size"]
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """tokenizer.json as it stands.
+
+    AutoTokenizer and LlamaTokenizer rebuild the pipeline in transformers 5 and lose the separate "▁" that follows an
+    added token, so that every image prompt would be tokenized differently.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder}: no tokenizer.json; use a complete checkpoint folder")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise InputError(f"{folder}: damaged tokenizer files ({error})") from error
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{folder}: tokenizer_config.json names no pad_token")
+    return tokenizer
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[:limit] + "..."
