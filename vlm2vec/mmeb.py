@@ -197,16 +197,16 @@ MINI_MMEB = Benchmark(
     name="mini-MMEB",
     train_subsets=(
         *_train("classification", ("Digits_10", "I", "T", 1_500), ("Photos", "I", "T", 1_400)),
-        *_train("vqa", ("PairVQA", "I+T", "T", 2_000), ("ColorVQA", "I+T", "T", 1_500)),
+        *_train("vqa", ("PairVQA", "I+T", "T", 1_500), ("ColorVQA", "I+T", "T", 1_500)),
         *_train(
             "retrieval",
-            ("Pairs_t2i", "T", "I", 1_800),
-            ("Pairs_i2t", "I", "T", 1_800),
+            ("Pairs_t2i", "T", "I", 1_500),
+            ("Pairs_i2t", "I", "T", 1_500),
             ("SameDigit", "I", "I", 1_500),
             ("Recolor", "I+T", "I", 1_500),
             ("WebDigits", "T", "I+T", 1_500),
         ),
-        *_train("grounding", ("MosaicGround", "I+T", "I", 2_000)),
+        *_train("grounding", ("MosaicGround", "I+T", "I", 1_500)),
     ),
     eval_datasets=(
         *_eval(
