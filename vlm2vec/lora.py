@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class LoraSettings:
     r: int = 16
     alpha: float = 64
     dropout: float = 0.1
-    target_modules: tuple[str, ...] = DEFAULT_TARGETS
+    target_modules: Sequence[str] = DEFAULT_TARGETS
     use_dora: bool = True
     init: str = "gaussian"
     seed: int = 42

@@ -52,10 +52,8 @@ class LongRope(nn.Module):
         tensor constructors return, may be in force. Always computed on the CPU, so that every device has the same bits.
         """
         if device not in self._on_device:
-            steps = (
-                torch.arange(self.half_head_dim, dtype=torch.int64, device="cpu").float() * 2 / (2 * self.half_head_dim)
-            )
-            base = self.theta**steps
+            steps = torch.arange(0, 2 * self.half_head_dim, 2, dtype=torch.int64, device="cpu").float()
+            base = self.theta ** (steps / (2 * self.half_head_dim))
             factors = torch.tensor(self.factors, dtype=torch.float32, device="cpu")
             self._on_device[device] = (1.0 / (factors * base)).to(device)
         return self._on_device[device]
@@ -159,7 +157,7 @@ class ImageEmbedding(nn.Module):
         """CLIP's features, 2 x 2 neighbours joined into one: (crops, grid * grid, 4 width)."""
         hidden = self.img_processor(pixel_values)
         crops, _, width = hidden.shape
-        patches = hidden.reshape(crops, self.grid, 2, self.grid, 2, width)
+        patches: torch.Tensor = hidden.reshape(crops, self.grid, 2, self.grid, 2, width)
         return patches.permute(0, 1, 3, 2, 4, 5).reshape(crops, self.grid * self.grid, 4 * width)
 
 
