@@ -11,7 +11,6 @@ from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError
 
-ADAPTER_CONFIG = "adapter_config.json"
 POOLINGS = ("eos", "last")
 
 
@@ -33,10 +32,13 @@ class _Parser(OneLineErrors, HfArgumentParser):
 class ModelArguments:
     """Which model, and how it turns an item into a vector."""
 
-    model_name: str = field(metadata={"help": "model folder; with --lora --checkpoint_path the base model's folder"})
+    model_name: str = field(
+        metadata={"help": "model folder or Hugging Face name; with --checkpoint_path the base model"}
+    )
     lora: bool = field(default=False, metadata={"help": "the model is a LoRA adapter on a base model"})
     checkpoint_path: str | None = field(
-        default=None, metadata={"help": "adapter folder, with --lora; without it --model_name is the adapter folder"}
+        default=None,
+        metadata={"help": "with --lora: the adapter; without it --model_name is the adapter and names its base"},
     )
     pooling: str = field(default="eos", metadata={"help": "eos or last: the last token's hidden state"})
     normalize: bool = field(default=True, metadata={"help": "unit vectors, so that scores are cosine similarities"})
@@ -52,29 +54,18 @@ class ModelArguments:
             )
         _at_least_one("num_crops", self.num_crops)
         _at_least_one("max_len", self.max_len)
-        _existing_folder("model_name", self.model_name)
-        if self.checkpoint_path is not None:
-            if not self.lora:
-                raise InputError(
-                    f"--checkpoint_path {self.checkpoint_path} without --lora: add --lora for an adapter, "
-                    "or give a full model's folder as --model_name"
-                )
-            _existing_folder("checkpoint_path", self.checkpoint_path)
-        if self.lora:
-            option = "model_name" if self.checkpoint_path is None else "checkpoint_path"
-            folder = Path(self.checkpoint_path or self.model_name)
-            if not (folder / ADAPTER_CONFIG).is_file():
-                raise InputError(
-                    f"--lora: {folder} has no {ADAPTER_CONFIG}; --{option} must be an adapter folder, "
-                    "or leave --lora out for a full model"
-                )
+        if self.checkpoint_path is not None and not self.lora:
+            raise InputError(
+                f"--checkpoint_path {self.checkpoint_path} without --lora: add --lora for an adapter, "
+                "or give a full model as --model_name"
+            )
 
 
 @dataclass
 class DataArguments:
     """Which datasets, where they lie, and where the scores go."""
 
-    dataset_name: str = field(metadata={"help": "folder in MMEB-eval's layout, <Dataset>/<split>-*.parquet"})
+    dataset_name: str = field(metadata={"help": "folder or Hugging Face name of a dataset in MMEB-eval's layout"})
     image_dir: str = field(metadata={"help": "folder that the image paths of the rows start from"})
     encode_output_path: str = field(metadata={"help": "folder for scores.json and the two files of each dataset"})
     subset_name: list[str] = field(
@@ -89,15 +80,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _at_least_one("per_device_eval_batch_size", self.per_device_eval_batch_size)
-        if not Path(self.dataset_name).is_dir():
-            raise InputError(
-                f"--dataset_name {self.dataset_name}: no such folder; for a dataset on the Hugging Face Hub run "
-                f"`hf download NAME --repo-type dataset --local-dir DIR` first and give DIR"
-            )
-        _existing_folder("image_dir", self.image_dir)
-        output = Path(self.encode_output_path)
-        if output.exists() and not output.is_dir():
-            raise InputError(f"--encode_output_path {output}: exists and is not a folder")
+        if not Path(self.image_dir).is_dir():
+            raise InputError(f"--image_dir {self.image_dir}: no such folder")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments]:
@@ -123,8 +107,3 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
 def _at_least_one(option: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise InputError(f"--{option} {value}: must be 1 or more")
-
-
-def _existing_folder(option: str, folder: str) -> None:
-    if not Path(folder).is_dir():
-        raise InputError(f"--{option} {folder}: no such folder")

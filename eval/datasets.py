@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import snapshot_download
 
 from vlm2vec.errors import InputError
 
@@ -56,6 +57,21 @@ class EvalRows:
 
     def __len__(self) -> int:
         return len(self.candidates)
+
+
+def resolve_datasets(name: str, split: str) -> Path:
+    """A local folder as it is; otherwise a Hugging Face dataset, of which the split's parquet files are downloaded.
+
+    Raises:
+        InputError: neither a folder nor a dataset that can be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=f"*/{split}-*.parquet"))
+    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+        reason = " ".join(str(error).split())
+        raise InputError(f"--dataset_name {name}: no such folder, nor a dataset on the hub ({reason})") from error
 
 
 def find_datasets(folder: Path, split: str) -> dict[str, list[Path]]:

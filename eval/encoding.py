@@ -12,7 +12,6 @@ import numpy.typing as npt
 from eval.datasets import ItemTable
 from eval.progress import progress_bar
 from vlm2vec.errors import InputError
-from vlm2vec.images import open_image
 
 # Items handed to the encoder at a time, unless a batch size bounds them: enough for it to pack batches of equal
 # length by itself, few enough that the progress bar moves.
@@ -24,7 +23,7 @@ _EQUAL_TOLERANCE = 1e-6
 class Encoder(Protocol):
     """The part of `vlm2vec.encoder.VLM2Vec` that scoring needs."""
 
-    def encode(self, texts: Sequence[str], images: Sequence[str | None], show_progress: bool | None = None) -> Any:
+    def encode(self, *, texts: Sequence[str], images: Sequence[str | None], show_progress: bool | None = None) -> Any:
         """Returns float32 (n, hidden), in the order of the input."""
 
 
@@ -43,8 +42,8 @@ def encode_items(
         float32 (number of items, hidden), row i the vector of item i.
 
     Raises:
-        InputError: a picture that cannot be read (with the row that uses it), NaN or infinity in a vector, or the
-            same vector for all items.
+        InputError: an item that the encoder refuses, such as an unreadable picture (the message names the row); NaN
+            or infinity in a vector; the same vector for all items.
     """
     order = sorted(range(len(items)), key=lambda index: (items.images[index] == "", -len(items.texts[index]), index))
     block_size = max_items or _BLOCK_ITEMS
@@ -69,17 +68,13 @@ def _encode_block(encoder: Encoder, items: ItemTable, image_dir: Path, block: Se
     try:
         return np.asarray(encoder.encode(texts=texts, images=images, show_progress=False), dtype=np.float32)
     except InputError:
-        for index, image in zip(block, images, strict=True):
-            if image is not None:
-                _check_readable(image, items.first_uses[index])
+        # The encoder knows an item by its place in the list; alone, the bad one can be named by file and row.
+        for index, text, image in zip(block, texts, images, strict=True):
+            try:
+                encoder.encode(texts=[text], images=[image], show_progress=False)
+            except InputError as error:
+                raise InputError(f"{items.first_uses[index]}: {str(error).removeprefix('item 0: ')}") from error
         raise
-
-
-def _check_readable(image: str, use: str) -> None:
-    try:
-        open_image(image)
-    except InputError as error:
-        raise InputError(f"{use}: {error}") from error
 
 
 def _check_vectors(vectors: npt.NDArray[np.float32], items: ItemTable) -> None:

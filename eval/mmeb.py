@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.arguments import DataArguments, ModelArguments, parse_arguments
-from eval.datasets import EvalRows, ItemTable, check_images, find_datasets, read_dataset
+from eval.arguments import DataArguments, parse_arguments
+from eval.datasets import EvalRows, ItemTable, check_images, find_datasets, read_dataset, resolve_datasets
 from eval.encoding import Encoder, encode_items
+from eval.model import describe_model, load_encoder, resolve_model
 from eval.progress import progress_bar
-from eval.results import fingerprint, prepare_output, write_run
+from eval.results import prepare_output, write_run
 from eval.scoring import score_rows
 from eval.summary import recognise, select, summarise
-from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import run_program
 from vlm2vec.mmeb import Benchmark
 
@@ -32,12 +32,13 @@ class EvalData:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, load, evaluate; whatever is wrong with the data shows before the model is loaded."""
     model_arguments, data_arguments = parse_arguments(argv)
+    folders = resolve_model(model_arguments)
     data = read_data(data_arguments)
     prepare_output(Path(data_arguments.encode_output_path))
     num_rows = sum(len(rows) for rows in data.datasets)
     print(f"{len(data.datasets)} datasets, {num_rows:,} rows, {len(data.items):,} unique items to encode", flush=True)
-    encoder = load_encoder(model_arguments)
-    summary = evaluate(encoder, describe_model(model_arguments), data, data_arguments)
+    encoder = load_encoder(folders, model_arguments)
+    summary = evaluate(encoder, describe_model(folders, model_arguments), data, data_arguments)
     _print_scores(summary, data_arguments.encode_output_path)
 
 
@@ -47,7 +48,7 @@ def read_data(arguments: DataArguments) -> EvalData:
     Raises:
         InputError: see `eval.datasets` and `eval.summary.select`.
     """
-    found = find_datasets(Path(arguments.dataset_name), arguments.dataset_split)
+    found = find_datasets(resolve_datasets(arguments.dataset_name, arguments.dataset_split), arguments.dataset_split)
     benchmark = recognise(found)
     names, absent = select(arguments.subset_name, found, benchmark)
     if absent:
@@ -60,23 +61,6 @@ def read_data(arguments: DataArguments) -> EvalData:
             progress.update()
     check_images(items, Path(arguments.image_dir))
     return EvalData(tuple(datasets), items, benchmark)
-
-
-def load_encoder(arguments: ModelArguments) -> VLM2Vec:
-    """Loads the model that the options name; the encoder decides device and precision."""
-    return VLM2Vec.from_pretrained(
-        arguments.model_name,
-        adapter=arguments.checkpoint_path,
-        num_crops=arguments.num_crops,
-        max_len=arguments.max_len,
-        normalize=arguments.normalize,
-    )
-
-
-def describe_model(arguments: ModelArguments) -> dict[str, Any]:
-    """The model's identity in `scores.json`: the options that decide its vectors, and a hash of its files."""
-    folders = [Path(folder) for folder in (arguments.model_name, arguments.checkpoint_path) if folder]
-    return {**asdict(arguments), "fingerprint": fingerprint(folders)}
 
 
 def evaluate(encoder: Encoder, model: Mapping[str, Any], data: EvalData, arguments: DataArguments) -> dict[str, Any]:

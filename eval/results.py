@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,8 @@ from eval.scoring import DatasetScore
 from vlm2vec.errors import InputError
 
 SCORES_FILE = "scores.json"
-# What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
-_MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".model")
-_READ_BYTES = 1 << 20
 _DATASET_KEYS = {"meta_task", "distribution", *(field.name for field in fields(DatasetScore))}
 _MEAN_KEYS = {"acc", "chance", "num_datasets", "num_datasets_of_benchmark"}
-
-
-def fingerprint(folders: Sequence[Path]) -> str:
-    """Hash of everything in the model's folders that decides its vectors, as 16 hexadecimal digits.
-
-    Recorded with the scores, so that a table tells checkpoints of the same name apart.
-    """
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                while piece := file.read(_READ_BYTES):
-                    digest.update(piece)
-    return digest.hexdigest()[:16]
 
 
 def prepare_output(folder: Path) -> None:
@@ -121,7 +102,7 @@ def _write_dataset_files(
 
 
 def _is_summary(summary: Any) -> bool:
-    """Whether a JSON value has what the report reads: a foreign or hand-made file ends in one line, not in a traceback."""
+    """Whether a JSON value has what the report reads: a foreign file ends in one line, not in a traceback."""
     return (
         isinstance(summary, dict)
         and summary.keys() >= {"model", "benchmark", "num_rows", "num_items", "datasets", "meta_tasks", "overall"}

@@ -1,0 +1,87 @@
+"""The model of a run: which folders it is made of, the encoder they give, and its identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.arguments import ModelArguments
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.lora import ADAPTER_CONFIG, read_base_name
+from vlm2vec.phi3_v.checkpoint import resolve_folder
+from vlm2vec.phi3_v.processor import read_json
+
+# What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
+_MODEL_SUFFIXES = (".safetensors", ".bin", ".json")
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """A full model's folder, and the adapter's on top of it, if any."""
+
+    base: Path
+    adapter: Path | None
+
+
+def resolve_model(arguments: ModelArguments) -> ModelFolders:
+    """Finds the folders that the options name, downloading Hugging Face repositories.
+
+    Raises:
+        InputError: neither a folder nor a repository, or `--lora` without an adapter.
+    """
+    base = resolve_folder(arguments.model_name)
+    if arguments.checkpoint_path is not None:
+        return ModelFolders(base, _adapter(resolve_folder(arguments.checkpoint_path), "checkpoint_path"))
+    if arguments.lora or (base / ADAPTER_CONFIG).is_file():
+        adapter = _adapter(base, "model_name")
+        return ModelFolders(resolve_folder(read_base_name(read_json(adapter / ADAPTER_CONFIG), adapter)), adapter)
+    return ModelFolders(base, None)
+
+
+def load_encoder(folders: ModelFolders, arguments: ModelArguments) -> VLM2Vec:
+    """Loads the encoder, in the precision of its files, on the GPU if there is one."""
+    return VLM2Vec.from_pretrained(
+        folders.base,
+        adapter=folders.adapter,
+        num_crops=arguments.num_crops,
+        max_len=arguments.max_len,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        normalize=arguments.normalize,
+    )
+
+
+def describe_model(folders: ModelFolders, arguments: ModelArguments) -> dict[str, Any]:
+    """The model's identity for `scores.json`: the options that decide its vectors, and a hash of its files."""
+    parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
+    return {**asdict(arguments), "fingerprint": fingerprint(parts)}
+
+
+def fingerprint(folders: Sequence[Path]) -> str:
+    """Hash of every file that decides a model's vectors, as 16 hexadecimal digits.
+
+    Recorded with the scores, so that a table tells checkpoints of the same name apart.
+    """
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while piece := file.read(_READ_BYTES):
+                    digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+def _adapter(folder: Path, option: str) -> Path:
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"--lora: {folder} has no {ADAPTER_CONFIG}; give an adapter as --{option}, "
+            "or leave --lora out for a full model"
+        )
+    return folder
