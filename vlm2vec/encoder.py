@@ -234,19 +234,18 @@ class VLM2Vec(nn.Module):
         """Dot products of vectors (n, hidden) and (m, hidden), cosines if they have length 1: float32 (n, m)."""
         return torch.as_tensor(a, dtype=torch.float32) @ torch.as_tensor(b, dtype=torch.float32).T
 
-    def add_lora(self, **settings: Any) -> None:
+    def add_lora(self, settings: LoraSettings | None = None) -> None:
         """Puts a fresh adapter on the backbone; only the adapter is trainable afterwards.
 
         Args:
-            settings: the fields of `LoraSettings` (r, alpha, dropout, target_modules, use_dora, init, seed); the
-                defaults are the original's.
+            settings: None: the original's.
 
         Raises:
             InputError: a target that matches no layer, a value out of range, or an adapter is there already.
         """
         if isinstance(self.backbone, PeftModel):
             raise InputError("the model has an adapter already; merge it first (merge_lora)")
-        self.backbone = add_adapter(self.backbone, LoraSettings(**settings))
+        self.backbone = add_adapter(self.backbone, settings or LoraSettings())
 
     def merge_lora(self) -> None:
         """Adds the adapter to the weights and drops it; without an adapter nothing happens."""
