@@ -52,7 +52,8 @@ def read_data(arguments: DataArguments) -> EvalData:
     benchmark = recognise(found)
     names, absent = select(arguments.subset_name, found, benchmark)
     if absent:
-        print(f"note: {arguments.dataset_name} lacks {len(absent)} of the selected datasets: {', '.join(absent)}")
+        some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        print(f"note: {arguments.dataset_name} lacks {len(absent)} of the selected datasets: {some}", flush=True)
     items = ItemTable()
     datasets = []
     with progress_bar(len(names), "read", "dataset") as progress:

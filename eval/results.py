@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from eval.scoring import DatasetScore
 from vlm2vec.errors import InputError
 
 SCORES_FILE = "scores.json"
-_DATASET_KEYS = {"meta_task", "distribution", *(field.name for field in fields(DatasetScore))}
-_MEAN_KEYS = {"acc", "chance", "num_datasets", "num_datasets_of_benchmark"}
+_RUN_KEYS = ("model", "benchmark", "num_rows", "num_items", "datasets", "meta_tasks", "overall")
+_MODEL_KEYS = ("model_name", "checkpoint_path", "num_crops", "fingerprint")
+_DATASET_KEYS = ("meta_task", "distribution", *(field.name for field in fields(DatasetScore)))
+_MEAN_KEYS = ("acc", "chance", "num_datasets", "num_datasets_of_benchmark")
 
 
 def prepare_output(folder: Path) -> None:
@@ -49,7 +51,11 @@ def write_run(
     Args:
         scored: for each dataset its score and the chosen items, as `score_rows` returns them.
         summary: the content of `scores.json`.
+
+    Raises:
+        InputError: a file cannot be written.
     """
+    prepare_output(folder)
     (folder / SCORES_FILE).unlink(missing_ok=True)
     for name, (score, chosen) in scored.items():
         _write_dataset_files(folder, name, score, chosen, items)
@@ -104,9 +110,15 @@ def _write_dataset_files(
 def _is_summary(summary: Any) -> bool:
     """Whether a JSON value has what the report reads: a foreign file ends in one line, not in a traceback."""
     return (
-        isinstance(summary, dict)
-        and summary.keys() >= {"model", "benchmark", "num_rows", "num_items", "datasets", "meta_tasks", "overall"}
-        and summary["model"].keys() >= {"model_name", "checkpoint_path", "num_crops", "fingerprint"}
-        and all(score.keys() >= _DATASET_KEYS for score in summary["datasets"].values())
-        and all(mean.keys() >= _MEAN_KEYS for mean in (*summary["meta_tasks"].values(), summary["overall"]))
+        _has(summary, _RUN_KEYS)
+        and _has(summary["model"], _MODEL_KEYS)
+        and _has(summary["overall"], _MEAN_KEYS)
+        and _has(summary["datasets"])
+        and all(_has(score, _DATASET_KEYS) for score in summary["datasets"].values())
+        and _has(summary["meta_tasks"])
+        and all(_has(mean, _MEAN_KEYS) for mean in summary["meta_tasks"].values())
     )
+
+
+def _has(value: Any, keys: Collection[str] = ()) -> bool:
+    return isinstance(value, dict) and value.keys() >= set(keys)

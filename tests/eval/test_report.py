@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from eval import report
+from eval.report import name_runs, to_markdown, to_terminal
+from eval.results import read_scores
+from eval.scoring import DatasetScore
+from eval.summary import summarise
+from eval.table import Run, ScoreTable, build_table
+from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
+from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
+
+MODEL = {"model_name": "models/x", "checkpoint_path": None, "num_crops": 4, "fingerprint": "0123456789abcdef"}
+
+
+def scores_of(accs: dict[str, float], benchmark: Benchmark | None = MMEB, num_tied: int = 0) -> dict[str, Any]:
+    scores = {name: DatasetScore(acc, round(acc * 1000), 1000, 0.001, num_tied, 0) for name, acc in accs.items()}
+    return {"model": MODEL, "dataset_split": "test", "num_items": 5000, **summarise(scores, benchmark)}
+
+
+def lines_of(table: ScoreTable) -> dict[str, tuple[float | None, ...]]:
+    return {row.label: row.cells for section in table.sections for row in section}
+
+
+def test_runs_stand_side_by_side_in_the_benchmarks_order():
+    mini = ["MosaicGround", "Digits-10", "Photos", "Digits-Tilted"]
+    before = Run("untrained", scores_of(dict.fromkeys(mini, 0.1), MINI_MMEB))
+    after = Run("trained", scores_of(dict(zip(mini, (0.5, 0.6, 0.7, 0.8), strict=True)), MINI_MMEB))
+    table = build_table([before, after])
+    assert table.columns == ("chance", "untrained", "trained")
+    assert list(lines_of(table)) == [
+        *("Digits-10", "Photos", "Digits-Tilted", "classification (mean of 3 of 5)"),
+        *("MosaicGround", "grounding (mean of 1 of 2)"),
+        *("IND (mean of 3 of 10)", "OOD (mean of 1 of 8)", "overall (mean of 4 of 18)"),
+    ]
+    assert [len(section) for section in table.sections] == [4, 2, 3]
+    assert lines_of(table)["Photos"] == pytest.approx((0.1, 10, 70))
+    assert lines_of(table)["classification (mean of 3 of 5)"] == pytest.approx((0.1, 10, 70))
+    assert lines_of(table)["overall (mean of 4 of 18)"] == pytest.approx((0.1, 10, 65))
+    assert [row.distribution for row in table.sections[0]] == ["IND", "IND", "OOD", ""]
+
+
+def test_the_papers_figures_stand_beside_complete_groups_only():
+    vqa = [dataset.name for dataset in MMEB.eval_datasets if dataset.meta_task == "vqa"]
+    table = build_table([Run("mine", scores_of(dict.fromkeys([*vqa, "CIRR"], 0.5)))])
+    assert table.columns == ("chance", "mine", *(f"paper: {name}" for name in PUBLISHED_SCORES))
+    lines = lines_of(table)
+    assert lines["vqa (mean of 10)"][2:] == (50.3, 54.9, 16.2, 19.7, 9.1)
+    assert lines["retrieval (mean of 1 of 12)"][2:] == (None,) * 5
+    assert lines["overall (mean of 11 of 36)"][2:] == (None,) * 5
+
+
+def test_the_papers_overall_figures_stand_beside_the_whole_benchmark():
+    table = build_table([Run("mine", scores_of({dataset.name: 0.5 for dataset in MMEB.eval_datasets}))])
+    lines = lines_of(table)
+    assert [lines[f"{group}"][2:4] for group in ("IND (mean of 20)", "OOD (mean of 16)", "overall (mean of 36)")] == [
+        (62.8, 66.5),
+        (47.4, 52.0),
+        (55.9, 60.1),
+    ]
+
+
+def test_datasets_of_ones_own_beside_the_benchmark_withhold_the_papers_overall_figure():
+    accs = {dataset.name: 0.5 for dataset in MMEB.eval_datasets}
+    lines = lines_of(build_table([Run("mine", scores_of({**accs, "own": 1.0}))]))
+    assert lines["IND (mean of 20)"][2] == 62.8
+    assert lines["overall (mean of 37)"][2] is None
+
+
+def test_runs_over_different_datasets_or_rows_are_noted():
+    first = scores_of({"GQA": 0.5, "CIRR": 0.5})
+    second = scores_of({"GQA": 0.6})
+    second["datasets"]["GQA"]["num_pred"] = 999
+    table = build_table([Run("a", first), Run("b", second)])
+    assert lines_of(table)["CIRR"][1:3] == (50.0, None)
+    notes = "\n".join(table.notes)
+    assert "cover different datasets" in notes
+    assert "different rows of GQA" in notes
+
+
+def test_ties_are_noted():
+    assert (
+        "mine: 3 rows are lost by a tie with the truth."
+        in build_table([Run("mine", scores_of({"own": 0.5}, None, 3))]).notes
+    )
+
+
+def test_terminal_and_file_show_the_same_table():
+    table = build_table([Run("a|b", scores_of({"GQA": 0.512, "own": 0.25}, MMEB))])
+    markdown = to_markdown(table)
+    assert "| GQA | OOD | 0.1 | 51.2 | - |" in markdown
+    assert "| **vqa (mean of 1 of 10)** |  | **0.1** | **51.2** |" in markdown
+    assert "a\\|b" in markdown.splitlines()[2]
+    assert len({line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(to_terminal(table))
+    shown = console.export_text()
+    for row in (row for section in table.sections for row in section):
+        line = next(line for line in shown.splitlines() if f" {row.label} " in line)
+        assert all(f" {cell:.1f} " in line for cell in row.cells if cell is not None)
+
+
+def test_names_default_to_folders_and_to_paths_where_these_are_equal():
+    runs = [Path("a/scores"), Path("b/scores")]
+    assert name_runs([Path("x/one"), Path("x/two")], None) == ["one", "two"]
+    assert name_runs(runs, None) == ["a/scores", "b/scores"]
+    assert name_runs(runs, ["before", "after"]) == ["before", "after"]
+    with pytest.raises(InputError, match="1 names for 2 runs"):
+        name_runs(runs, ["before"])
+    with pytest.raises(InputError, match="the same name"):
+        name_runs(runs, ["x", "x"])
+
+
+def test_the_report_lies_in_the_last_run(tmp_path: Path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps(scores_of({"GQA": 0.5})))
+    report.main([str(tmp_path / "one"), str(tmp_path / "two"), "--names", "untrained", "trained"])
+    assert not (tmp_path / "one" / "report.md").exists()
+    assert "| dataset |  | chance | untrained | trained |" in (tmp_path / "two" / "report.md").read_text()
+    assert "GQA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model": {}, "datasets": {"A": {"acc": 1}}}'])
+def test_a_folder_that_is_no_run_ends_in_one_line(tmp_path: Path, capfd, content):
+    if content is not None:
+        (tmp_path / "scores.json").write_text(content)
+    assert run_program(lambda: report.main([str(tmp_path)])) == EXIT_BAD_INPUT
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert str(tmp_path) in lines[0]
+
+
+def test_damaged_values_end_in_one_line(tmp_path: Path):
+    scores = scores_of({"GQA": 0.5})
+    for key in ("model", "datasets", "meta_tasks"):
+        (tmp_path / "scores.json").write_text(json.dumps({**scores, key: 3}))
+        with pytest.raises(InputError, match="not as python"):
+            read_scores(tmp_path)
+
+
+def test_a_run_that_does_not_exist_and_a_bad_command_line(tmp_path: Path, capfd):
+    assert run_program(lambda: report.main([str(tmp_path / "none")])) == EXIT_BAD_INPUT
+    assert run_program(lambda: report.main([])) == EXIT_BAD_INPUT
+    assert run_program(lambda: report.main([str(tmp_path), "--nonsense"])) == EXIT_BAD_INPUT
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("error: ") for line in lines)
