@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,7 @@ class CachedStep(GradCache):
             `gradient_accumulation_steps` 1.
         loss_fn: The loss of a range of rows.
         padding_chunk: A minimal chunk without images; run with weight zero where another rank has more chunks.
+        compute_dtype: Run the encoder under `torch.autocast` in this dtype (float32 adapters on a bf16 base).
         group: The process group of the ranks; the default group if None.
     """
 
@@ -74,6 +75,7 @@ class CachedStep(GradCache):
         engine: Any,
         loss_fn: ContrastiveLoss,
         padding_chunk: Chunk,
+        compute_dtype: torch.dtype | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(models=[engine], chunk_sizes=1, loss_fn=loss_fn)
@@ -84,6 +86,7 @@ class CachedStep(GradCache):
             )
         self.engine = engine
         self.padding_chunk = padding_chunk
+        self.compute_dtype = compute_dtype
         self.group = group
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         self._reduce_gradients_once = _gradient_reduction(engine)
@@ -105,6 +108,13 @@ class CachedStep(GradCache):
         self.forward_backward(self.engine, slots, cache, random_states)
         return output
 
+    def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
+        """One engine call: representations (items, dimension)."""
+        device = self.engine.device.type
+        with torch.autocast(device, self.compute_dtype) if self.compute_dtype else nullcontext():
+            representations: Tensor = model(**model_input)
+        return representations
+
     def forward_no_grad(self, model: nn.Module, model_inputs: _Slots) -> tuple[list[Tensor], list[RandContext]]:
         """Pass 1: representations and random states of every slot, without a graph."""
         representations: list[Tensor] = []
@@ -112,7 +122,7 @@ class CachedStep(GradCache):
         with torch.no_grad():
             for arguments in model_inputs.arguments(self.engine.device):
                 random_states.append(RandContext(*self.get_input_tensors(arguments)))
-                representations.append(model(**arguments))
+                representations.append(self.model_call(model, arguments))
         return representations, random_states
 
     def build_cache(
@@ -137,7 +147,7 @@ class CachedStep(GradCache):
                 model_inputs.arguments(self.engine.device), cached_gradients, random_states, strict=True
             ):
                 with random_state:
-                    representations = model(**arguments)
+                    representations = self.model_call(model, arguments)
                 # The engine averages gradients over the ranks; each rank holds its share of a sum.
                 surrogate = torch.dot(representations.flatten(), gradient.flatten()) * self.world_size
                 before_backward()

@@ -1,0 +1,50 @@
+"""A random Phi-3-V of a few thousand weights and synthetic items, for ranks that need no files."""
+
+from __future__ import annotations
+
+import torch
+
+from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
+
+CROP = 28
+IMAGE_TOKENS = 13  # one local crop and the global view, 4 tokens each, with separators
+VOCABULARY = 96
+
+
+def tiny_model(seed: int = 0) -> Phi3VModel:
+    torch.manual_seed(seed)
+    config = Phi3VConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.05,
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": CROP,
+            "patch_size": 7,
+        },
+    )
+    return Phi3VModel(config)
+
+
+def tiny_item(seed: int, has_image: bool) -> ProcessedItem:
+    """An item whose content follows from the seed; lengths differ."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(3, VOCABULARY, (int(torch.randint(1, 12, (1,), generator=generator)),), generator=generator)
+    if not has_image:
+        return ProcessedItem(torch.cat([torch.tensor([1]), text]))
+    image = torch.full((IMAGE_TOKENS,), -1)
+    return ProcessedItem(
+        input_ids=torch.cat([torch.tensor([1]), image, torch.tensor([1]), text]),
+        pixel_values=torch.randn(2, 3, CROP, CROP, generator=generator),
+        image_sizes=torch.tensor([[CROP, CROP]]),
+    )

@@ -1,0 +1,216 @@
+"""What a run is told: typed fields beside their help, YAML recipes and flags, refusals with their remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from vlm2vec.errors import InputError
+
+DEFAULT_CHUNK_TOKENS = 8192
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """The encoder."""
+
+    model_name: str = field(metadata={"help": "Hugging Face folder of the base model."})
+    pooling: str = _option("eos", "Pooling: 'eos', the last token's hidden state (the only one that VLM2Vec has).")
+    normalize: bool = _option(True, "Scale embeddings to length 1; the loss compares cosines, so False is refused.")
+    max_len: int = _option(256, "Longest text-only item in tokens; items with pictures are never cut.")
+    num_crops: int | None = _option(None, "Crops a picture at most; the base model's processor says if not given.")
+    attn_implementation: str | None = _option(
+        None, "sdpa, eager or flash_attention_2; the best installed if not given."
+    )
+    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: slower, less memory.")
+    bf16: bool = _option(False, "Compute in bfloat16; master weights, moments and the loss stay in float32.")
+    lora: bool = _option(False, "Train a LoRA adapter instead of all weights.")
+    lora_r: int = _option(16, "Rank of the adapter.")
+    lora_alpha: int = _option(64, "Scale of the adapter.")
+    lora_dropout: float = _option(0.1, "Dropout before the adapter.")
+    lora_use_dora: bool = _option(True, "Weight-decomposed LoRA (DoRA), as the original trains.")
+    lora_target_modules: str = _option(
+        "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,v_proj",
+        "Linear layers with an adapter, by the last part of their name, separated by commas.",
+    )
+
+
+@dataclass
+class DataArguments:
+    """The shards."""
+
+    dataset_name: str = field(metadata={"help": "Folder of shards, as data_prep.convert writes it."})
+    subset_name: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "Subsets to train on; 'all' takes every subset of the shards."},
+    )
+    num_sample_per_subset: int | None = _option(None, "Use at most so many samples of a subset, the first ones.")
+    image_dir: str | None = _option(None, "Refused: shards carry their pictures. Give it to data_prep.convert.")
+    dataloader_num_workers: int = _option(
+        2, "Processes a rank that read, decode and crop ahead; 0 = in the rank itself."
+    )
+
+
+@dataclass
+class TrainingArguments:
+    """The run."""
+
+    output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, log, TensorBoard."})
+    deepspeed: str = field(metadata={"help": "DeepSpeed configuration, such as ds_configs/zero2.json."})
+    max_steps: int = field(metadata={"help": "Steps to train."})
+    global_batch_size: int | None = _option(None, "Pairs a step over all ranks.")
+    per_device_train_batch_size: int | None = _option(
+        None, "Pairs a step and rank; the global batch then depends on the cluster. Or give --global_batch_size."
+    )
+    grad_cache: bool = _option(True, "Cached step; False is refused: a large --chunk_tokens runs one chunk.")
+    chunk_tokens: int | None = _option(
+        None, f"Token budget of a chunk, padding counted; {DEFAULT_CHUNK_TOKENS} if not given."
+    )
+    gc_q_chunk_size: int | None = _option(None, "Queries a chunk, instead of a token budget.")
+    gc_p_chunk_size: int | None = _option(None, "Targets a chunk, instead of a token budget.")
+    temperature: float = _option(0.02, "Temperature of the loss.")
+    mask_false_negatives: bool = _option(False, "Leave out negatives that are the same item as the row's target.")
+    loss_block_rows: int = _option(1024, "Rows of the similarity matrix in memory at a time.")
+    learning_rate: float = _option(2e-5, "Peak learning rate of AdamW.")
+    lr_scheduler_type: str = _option("linear", "Schedule after the warm-up, by transformers' names.")
+    warmup_steps: int = _option(0, "Steps over which the learning rate rises from 0.")
+    weight_decay: float = _option(0.0, "Weight decay of AdamW.")
+    adam_beta1: float = _option(0.9, "First moment's decay.")
+    adam_beta2: float = _option(0.999, "Second moment's decay.")
+    adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
+    max_grad_norm: float = _option(1.0, "Clip the gradient's norm to this; 0 does not clip.")
+    seed: int = _option(42, "Seed of the order, the initial adapter and dropout.")
+    logging_steps: int = _option(10, "Write a line every so many steps.")
+    save_steps: int | None = _option(None, "Write a checkpoint every so many steps; one is always written at the end.")
+    collective_timeout: int = _option(
+        1800, "Seconds after which a collective that some rank does not join is an error."
+    )
+    local_rank: int = _option(-1, "Set by the launcher.")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """All arguments of a run, checked."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+
+    def global_batch_size(self, num_ranks: int) -> int:
+        """Pairs a step over all ranks."""
+        if self.training.global_batch_size is not None:
+            return self.training.global_batch_size
+        assert self.training.per_device_train_batch_size is not None
+        return self.training.per_device_train_batch_size * num_ranks
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved arguments by flag name, for the run's records."""
+        return {
+            name: value
+            for group in (self.model, self.data, self.training)
+            for name, value in dataclasses.asdict(group).items()
+            if name != "local_rank"
+        }
+
+
+class _Parser(HfArgumentParser):  # type: ignore[misc]
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists all flags)")
+
+
+def parse_arguments(argv: Sequence[str]) -> RunArguments:
+    """Parses flags; `--config FILE.yaml` supplies what the flags do not say.
+
+    Raises:
+        InputError: An unknown flag or key, a wrong type, a refused combination; the message names the remedy.
+    """
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments), prog="vlm2vec.train", allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
+    known = {action.dest for action in parser._actions} - {"help", "config"}
+    recipe = _recipe_flags(_config_path(argv), known)
+    model, data, training, _ = parser.parse_args_into_dataclasses([*recipe, *argv])
+    arguments = RunArguments(model, data, training)
+    _check(arguments)
+    return arguments
+
+
+def _config_path(argv: Sequence[str]) -> Path | None:
+    for index, word in enumerate(argv):
+        if word == "--config" and index + 1 < len(argv):
+            return Path(argv[index + 1])
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
+    return None
+
+
+def _recipe_flags(path: Path | None, known: set[str]) -> list[str]:
+    """A YAML file as flags, so that it passes the same types and checks as the command line."""
+    if path is None:
+        return []
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"--config {path}: expected lines of 'flag: value'")
+    flags: list[str] = []
+    for name, value in recipe.items():
+        if name not in known:
+            raise InputError(f"--config {path}: unknown key '{name}' (--help lists all flags)")
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *(str(each) for each in values)]
+    return flags
+
+
+def _check(arguments: RunArguments) -> None:
+    """Refuses what cannot work or would be ignored, with the remedy."""
+    model, data, training = arguments.model, arguments.data, arguments.training
+    lora_options = [
+        f"--{option.name}"
+        for option in dataclasses.fields(model)
+        if option.name.startswith("lora_") and getattr(model, option.name) != option.default
+    ]
+    fixed = (training.gc_q_chunk_size, training.gc_p_chunk_size)
+    refusals = [
+        (model.pooling not in ("eos", "last"), f"--pooling {model.pooling}: VLM2Vec pools the last token; use eos"),
+        (not model.normalize, "--normalize False: the loss compares cosines; leave it True"),
+        (not training.grad_cache, "--grad_cache False: every step is cached; a large --chunk_tokens runs one chunk"),
+        (data.image_dir is not None, "--image_dir: shards carry their pictures; give it to data_prep.convert"),
+        (
+            (training.global_batch_size is None) == (training.per_device_train_batch_size is None),
+            "give either --global_batch_size or --per_device_train_batch_size",
+        ),
+        ((fixed[0] is None) != (fixed[1] is None), "give both --gc_q_chunk_size and --gc_p_chunk_size, or neither"),
+        (any(size is not None and size < 1 for size in fixed), f"chunk sizes must be at least 1, not {fixed}"),
+        (training.max_steps < 1, f"--max_steps {training.max_steps}: must be at least 1"),
+        (training.logging_steps < 1, f"--logging_steps {training.logging_steps}: must be at least 1"),
+        (
+            training.chunk_tokens is not None and training.chunk_tokens < 1,
+            f"--chunk_tokens {training.chunk_tokens}: must be at least 1",
+        ),
+        (
+            training.chunk_tokens is not None and fixed != (None, None),
+            "--chunk_tokens and --gc_q_chunk_size/--gc_p_chunk_size exclude each other: give one kind",
+        ),
+        (not model.lora and bool(lora_options), f"{', '.join(lora_options)}: no effect without --lora"),
+        (training.temperature <= 0, f"--temperature {training.temperature}: must be positive"),
+        (training.save_steps is not None and training.save_steps < 1, "--save_steps: must be at least 1"),
+        (
+            training.warmup_steps > training.max_steps,
+            f"--warmup_steps {training.warmup_steps} is more than --max_steps {training.max_steps}",
+        ),
+    ]
+    for refused, message in refusals:
+        if refused:
+            raise InputError(message)

@@ -1,0 +1,150 @@
+"""The DeepSpeed engine: process group, configuration, optimizer, schedule."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from vlm2vec.errors import InputError
+from vlm2vec.training.arguments import RunArguments
+
+# Keys that follow from the arguments. A file that sets them too could contradict the flags, so they are refused there.
+MANAGED_KEYS = {
+    "train_batch_size": "--global_batch_size",
+    "train_micro_batch_size_per_gpu": "--global_batch_size",
+    "gradient_accumulation_steps": "--chunk_tokens (a global batch is one step, however many chunks it has)",
+    "optimizer": "--learning_rate, --weight_decay, --adam_beta1, --adam_beta2 and --adam_epsilon",
+    "scheduler": "--lr_scheduler_type, --warmup_steps and --max_steps",
+    "gradient_clipping": "--max_grad_norm",
+    "bf16": "--bf16",
+    "fp16": "--bf16 (the loss over a large batch needs bfloat16's range)",
+}
+
+
+def on_cpu() -> bool:
+    """Whether there is no accelerator, so that ranks run on the CPU with gloo."""
+    return not torch.accelerator.is_available()
+
+
+def prepare_environment() -> None:
+    """What has to be set before DeepSpeed is imported and ranks meet.
+
+    A start without a launcher becomes a run of one rank.
+    """
+    if on_cpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def initialize_ranks(timeout_seconds: int) -> torch.device:
+    """Joins the ranks' process group.
+
+    Returns:
+        This rank's device.
+    """
+    prepare_environment()
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+
+    if on_cpu():
+        # An operator for inference only, which DeepSpeed would compile here: a minute, and a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if not on_cpu():
+        accelerator.set_device(local_rank)
+    deepspeed.init_distributed(
+        dist_backend=accelerator.communication_backend_name(), timeout=timedelta(seconds=timeout_seconds), verbose=False
+    )
+    return torch.device(accelerator.device_name(local_rank))
+
+
+def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run: the file's ZeRO settings and what follows from the arguments.
+
+    Raises:
+        InputError: The file cannot be read, sets what the flags set, or asks for an unsupported ZeRO stage.
+    """
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--deepspeed {path}: {error}") from error
+    for key, flag in MANAGED_KEYS.items():
+        if key in config:
+            raise InputError(f"--deepspeed {path}: remove '{key}', it follows from {flag}")
+    stage = config.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise InputError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, not {stage}")
+    training = arguments.training
+    config |= {
+        # DeepSpeed wants a whole number here; it scales nothing with it while accumulation is 1.
+        "train_micro_batch_size_per_gpu": max(1, arguments.global_batch_size(num_ranks) // num_ranks),
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": training.max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": training.learning_rate,
+                "betas": [training.adam_beta1, training.adam_beta2],
+                "eps": training.adam_epsilon,
+                "weight_decay": training.weight_decay,
+                # torch's own AdamW needs no compiler; on an accelerator DeepSpeed's fused one is faster.
+                "torch_adam": on_cpu(),
+            },
+        },
+        "steps_per_print": 2**31,
+    }
+    if arguments.model.bf16 and not arguments.model.lora:
+        # Master weights, moments, gradient sums and their reduction in fp32; only compute in bf16.
+        config |= {
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
+        config["zero_optimization"] = config["zero_optimization"] | {"memory_efficient_linear": False}
+    return config
+
+
+def build_engine(encoder: nn.Module, arguments: RunArguments, schedule: Callable[[Any], Any], num_ranks: int) -> Any:
+    """A DeepSpeed engine around the encoder.
+
+    Args:
+        encoder: Its trainable parameters are the ones that require a gradient.
+        arguments: The run's arguments.
+        schedule: Makes the learning-rate schedule from the optimizer.
+        num_ranks: Ranks in the run.
+    """
+    import deepspeed
+
+    config = engine_config(Path(arguments.training.deepspeed), arguments, num_ranks)
+    trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=encoder, model_parameters=trainable, config=config, lr_scheduler=schedule)
+    set_collective_timeout(arguments.training.collective_timeout)
+    return engine
+
+
+def set_collective_timeout(seconds: int) -> None:
+    """Gives every process group the time limit; ZeRO makes groups of its own, which keep torch's 30 minutes."""
+    groups = torch.distributed.distributed_c10d
+    for group in list(groups._world.pg_map):
+        groups._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def close_ranks() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

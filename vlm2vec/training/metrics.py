@@ -1,0 +1,92 @@
+"""What a run measures: sums on the device, brought to the host only when a line is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from vlm2vec.batches import TrainingBatch
+from vlm2vec.contrastive import StepOutput
+
+_FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked", "tokens", "items")
+
+
+class StepMeter:
+    """Collects steps; `report` reduces them over the ranks and starts a new window.
+
+    Args:
+        subsets: Names, in the order of `TrainingBatch.row_subsets`.
+        device: Where the sums live.
+    """
+
+    def __init__(self, subsets: Sequence[str], device: torch.device) -> None:
+        self._subsets = tuple(subsets)
+        self._device = device
+        self._reset()
+
+    def _reset(self) -> None:
+        # float64: tokens of a long window exceed float32's exact integers.
+        self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=self._device)
+        self._subset_rows = torch.zeros((2, len(self._subsets)), dtype=torch.float64, device=self._device)
+        self._steps = 0
+        self._seconds_waiting = 0.0
+        self._start = time.perf_counter()
+
+    def add(self, batch: TrainingBatch, output: StepOutput, seconds_waiting: float) -> None:
+        """Adds one step of this rank, without waiting for the device."""
+        rows = output.statistics
+        hits = rows.hit.double()
+        # A row without any negative (all targets equal) has no hardest one.
+        hardest = rows.hardest_negative_similarity.double().nan_to_num(neginf=0.0)
+        self._sums += torch.stack(
+            [
+                output.loss.double(),
+                hits.sum(),
+                torch.ones_like(hits).sum(),
+                rows.positive_similarity.double().sum(),
+                hardest.sum(),
+                rows.masked.double().sum(),
+                hits.new_tensor(batch.num_tokens),
+                hits.new_tensor(batch.num_items),
+            ]
+        )
+        subsets = batch.row_subsets.to(self._device, non_blocking=True)
+        self._subset_rows[0].index_add_(0, subsets, hits)
+        self._subset_rows[1].index_add_(0, subsets, torch.ones_like(hits))
+        self._steps += 1
+        self._seconds_waiting += seconds_waiting
+
+    def report(self) -> dict[str, float]:
+        """The window's figures over all ranks (a collective); then starts a new window.
+
+        Returns:
+            Means a row, rates a second of wall time, and `hit@1/<subset>` for each subset seen.
+        """
+        sums = torch.cat([self._sums, self._subset_rows.flatten()])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        figures = sums.tolist()
+        total = dict(zip(_FIELDS, figures[: len(_FIELDS)], strict=True))
+        seconds = time.perf_counter() - self._start
+        rows = max(total["rows"], 1.0)
+        report = {
+            "loss": total["loss"] / max(self._steps, 1),
+            "hit@1": total["hits"] / rows,
+            "similarity/positive": total["positive_similarity"] / rows,
+            "similarity/hardest_negative": total["hardest_negative_similarity"] / rows,
+            "masked_pairs": total["masked"] / max(self._steps, 1),
+            "pairs_per_second": total["rows"] / seconds,
+            "tokens_per_second": total["tokens"] / seconds,
+            "items_per_second": total["items"] / seconds,
+            "milliseconds_per_step": 1000 * seconds / max(self._steps, 1),
+            "data_wait_share": self._seconds_waiting / seconds,
+        }
+        subset_hits, subset_rows = figures[len(_FIELDS) :][: len(self._subsets)], figures[-len(self._subsets) :]
+        for name, hit, count in zip(self._subsets, subset_hits, subset_rows, strict=True):
+            if count:
+                report[f"hit@1/{name}"] = hit / count
+        self._reset()
+        return report

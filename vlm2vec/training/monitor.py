@@ -1,0 +1,107 @@
+"""Where a run's figures go: TensorBoard, a JSONL file, one line of text, a progress bar. The same fields everywhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+
+class Monitor(Protocol):
+    """Takes what a run reports."""
+
+    def configuration(self, values: Mapping[str, Any]) -> None:
+        """The resolved arguments, once."""
+
+    def advance(self) -> None:
+        """A step is done."""
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """A window's figures after `step` steps."""
+
+    def message(self, text: str) -> None:
+        """A line for whoever watches."""
+
+    def close(self) -> None:
+        """Flushes everything."""
+
+
+class SilentMonitor:
+    """For all ranks but the first."""
+
+    def configuration(self, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class RunMonitor:
+    """Writes below a run's folder and to the terminal.
+
+    Args:
+        output_dir: The run's folder; `tensorboard/` and `log.jsonl` lie in it.
+        max_steps: Steps of the run.
+        first_step: Steps done before.
+    """
+
+    def __init__(self, output_dir: Path, max_steps: int, first_step: int = 0) -> None:
+        # Imported here: the TensorBoard writer takes a second that the other ranks need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._max_steps = max_steps
+        self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
+        self._log = (output_dir / "log.jsonl").open("a", encoding="utf-8")
+        self._bar = tqdm(
+            total=max_steps, initial=first_step, unit="step", desc="train", disable=not sys.stderr.isatty()
+        )
+
+    def configuration(self, values: Mapping[str, Any]) -> None:
+        """Puts the resolved arguments on TensorBoard's text page."""
+        table = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(values.items()))
+        self._writer.add_text("arguments", f"| argument | value |\n| --- | --- |\n{table}", 0)
+
+    def advance(self) -> None:
+        """Moves the progress bar."""
+        self._bar.update()
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one window everywhere."""
+        for name, value in values.items():
+            self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        self._writer.flush()
+        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.flush()
+        remaining = (self._max_steps - step) * values["milliseconds_per_step"] / 1000
+        self.message(
+            f"step {step}/{self._max_steps} | loss {values['loss']:.4f} | hit@1 {values['hit@1']:.3f} | "
+            f"grad norm {values['gradient_norm']:.3f} | lr {values['learning_rate']:.2e} | "
+            f"{values['milliseconds_per_step']:.0f} ms/step | {values['pairs_per_second']:.1f} pairs/s | "
+            f"{values['tokens_per_second']:.0f} tokens/s | data wait {values['data_wait_share']:.1%} | "
+            f"ETA {timedelta(seconds=round(remaining))}"
+        )
+
+    def message(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        tqdm.write(text)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Flushes and closes all sinks."""
+        self._bar.close()
+        self._writer.close()
+        self._log.close()
