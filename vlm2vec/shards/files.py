@@ -1,0 +1,51 @@
+"""Files that appear under their final name only when they are complete and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def committed(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; on success it is published as `path`, else removed."""
+    temporary = temporary_for(path)
+    try:
+        yield temporary
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_for(path: Path) -> Path:
+    """The hidden name, in the same folder and of this process alone, under which `path` is being written."""
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Renames a finished file to its final name, once its bytes are on disk."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""The manifest over all shards, and the sidecar beside each: what was converted from what, with checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import InputError
+from vlm2vec.shards.files import committed
+from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard, as its sidecar and the manifest describe it.
+
+    Attributes:
+        name: stem of the tar, its index and its sidecar, which lie in the subset's folder.
+        bytes: size of the tar.
+        sha256: of the tar.
+        num_samples: samples in it.
+        rows: first row and end of the range of source rows that it covers, counted over the subset's tables.
+        skipped: rows of the range that are not in it, by reason.
+        unique_images: different pictures among its samples.
+        duplicate_image_bytes: bytes that pictures take which an earlier sample of the shard holds already.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+    num_samples: int
+    rows: tuple[int, int]
+    skipped: dict[str, int]
+    unique_images: int
+    duplicate_image_bytes: int
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One source table: rows in use of those it has, size and checksum."""
+
+    file: str
+    sha256: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class SubsetRecord:
+    """One subset: its source tables and its shards, both in order of their rows."""
+
+    sources: tuple[SourceRecord, ...]
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all of the subset's shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows left out, by reason."""
+        totals: dict[str, int] = {}
+        for shard in self.shards:
+            for reason, count in shard.skipped.items():
+                totals[reason] = totals.get(reason, 0) + count
+        return totals
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All subsets, and the options that shaped their content."""
+
+    options: Mapping[str, Any]
+    subsets: Mapping[str, SubsetRecord]
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "fingerprint", hashlib.sha256(canonical.encode()).hexdigest())
+
+    def _content(self) -> dict[str, Any]:
+        """What the file holds besides the fingerprint; the sums are there for people and for other tools."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "options": dict(self.options),
+            "num_samples": sum(subset.num_samples for subset in self.subsets.values()),
+            "subsets": {
+                name: {"num_samples": subset.num_samples, "skipped": subset.skipped, **asdict(subset)}
+                for name, subset in self.subsets.items()
+            },
+        }
+
+    def write(self, root: Path) -> None:
+        """Writes `root`/manifest.json, complete or not at all."""
+        write_json(root / MANIFEST_NAME, {"fingerprint": self.fingerprint, **self._content()})
+
+    @staticmethod
+    def read(root: Path) -> Manifest:
+        """Reads `root`/manifest.json.
+
+        Raises:
+            InputError: none there (not converted, or not to the end), not JSON, another schema version, fields that
+                are missing or wrong, or a content that does not fit the fingerprint.
+        """
+        path = root / MANIFEST_NAME
+        content = _read_json(path)
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert again")
+        try:
+            manifest = Manifest(
+                options=dict(content["options"]),
+                subsets={_checked_name(name): _subset(record) for name, record in content["subsets"].items()},
+            )
+            fingerprint = content["fingerprint"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: damaged manifest ({type(error).__name__}: {error}); convert again") from error
+        if manifest.fingerprint != fingerprint:
+            raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged")
+        return manifest
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes readable JSON, complete or not at all; the same content gives the same bytes."""
+    with committed(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no manifest; is the conversion (data_prep.convert) complete?") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read the manifest ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a manifest")
+    return content
+
+
+def _subset(record: Mapping[str, Any]) -> SubsetRecord:
+    return SubsetRecord(
+        sources=tuple(SourceRecord(**source) for source in record["sources"]),
+        shards=tuple(_shard(shard) for shard in record["shards"]),
+    )
+
+
+def _shard(record: Mapping[str, Any]) -> ShardRecord:
+    first, end = record["rows"]
+    _checked_name(record["name"])
+    return ShardRecord(**{**record, "rows": (int(first), int(end))})
+
+
+def _checked_name(name: str) -> str:
+    """Names become file names: none may lead out of the folder."""
+    if not SUBSET_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a valid name")
+    return name

@@ -1,0 +1,89 @@
+"""What a sample is, and the names under which shards, their members and their index columns are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+# Raised when a reader of the old version would misread new files.
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"
+SIDES = (QUERY, POSITIVE, NEGATIVE)
+JSON_MEMBER = "json"
+IMAGE_MEMBER_PREFIX = {QUERY: "qry", POSITIVE: "pos", NEGATIVE: "neg"}
+
+# Part of file names, tar member names and webdataset keys; 60 characters keep every member name inside USTAR's 100.
+SUBSET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One side of a pair: its text ("" = none) and its picture's undecoded bytes (None = none)."""
+
+    text: str
+    image: bytes | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training pair, with a hard negative where the data has one; `row` counts in the subset's source tables."""
+
+    key: str
+    subset: str
+    row: int
+    query: Item
+    positive: Item
+    negative: Item | None
+
+
+def content_hash(text: str, image: bytes | None) -> int:
+    """Signed 64 bits that tell whether two items are the same: same text and same picture bytes <=> same hash.
+
+    With a million different items, the chance that any two collide is 3e-8.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    encoded = text.encode()
+    digest.update(len(encoded).to_bytes(8, "little"))  # so that text and picture cannot trade bytes
+    digest.update(encoded)
+    if image is not None:
+        digest.update(b"\x01")  # a picture of no bytes is not the same as no picture
+        digest.update(image)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def sample_key(subset: str, row: int) -> str:
+    """The webdataset key; free of dots, because webdataset cuts keys at the first one."""
+    return f"{subset}/{row:08d}"
+
+
+def shard_name(subset: str, number: int) -> str:
+    """The stem shared by a shard's tar, index (.parquet) and sidecar (.json)."""
+    return f"{subset}-{number:05d}"
+
+
+# offset and size span a whole sample in the tar, headers and padding included; crc32 is that of the span. Text lengths
+# are in characters, widths and heights in pixels (0 = no picture). A missing negative has zeros throughout.
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+        *(
+            pa.field(f"{side}_{name}", kind, nullable=False)
+            for side in SIDES
+            for name, kind in (
+                ("text_length", pa.int32()),
+                ("width", pa.int32()),
+                ("height", pa.int32()),
+                ("hash", pa.int64()),
+            )
+        ),
+        pa.field("has_negative", pa.bool_(), nullable=False),
+    ]
+)
