@@ -153,7 +153,7 @@ def _read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
                 raise InputError(f"{path}: no column {absent[0]}; an eval file has {', '.join(COLUMNS)}")
             for batch in file.iter_batches(batch_size=_READ_ROWS, columns=list(COLUMNS)):
                 yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise InputError(f"{path}: cannot read it as parquet ({' '.join(str(error).split())})") from error
 
 

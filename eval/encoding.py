@@ -16,7 +16,7 @@ from vlm2vec.errors import InputError
 # Items handed to the encoder at a time, unless a batch size bounds them: enough for it to pack batches of equal
 # length by itself, few enough that the progress bar moves.
 _BLOCK_ITEMS = 256
-# Unit vectors of one model that differ by less than this in every number are the same vector in float32.
+# Vectors that differ in no number by more than this part of the largest number are the same vector in float32.
 _EQUAL_TOLERANCE = 1e-6
 
 
@@ -85,7 +85,7 @@ def _check_vectors(vectors: npt.NDArray[np.float32], items: ItemTable) -> None:
             f"the model gives NaN or infinity for {len(broken)} of {len(vectors)} items, first at "
             f"{items.first_uses[broken[0]]}; no score is possible, check the checkpoint and its precision"
         )
-    if len(vectors) > 1 and np.ptp(vectors, axis=0).max() <= _EQUAL_TOLERANCE * max(1.0, float(np.abs(vectors).max())):
+    if len(vectors) > 1 and np.ptp(vectors, axis=0).max() <= _EQUAL_TOLERANCE * np.abs(vectors).max():
         raise InputError(
             f"the model gives the same vector for all {len(vectors)} items; no score is possible, it has collapsed"
         )

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_rows = sum(len(rows) for rows in data.datasets)
     print(f"{len(data.datasets)} datasets, {num_rows:,} rows, {len(data.items):,} unique items to encode", flush=True)
     encoder = load_encoder(folders, model_arguments)
-    summary = evaluate(encoder, describe_model(folders, model_arguments), data, data_arguments)
+    summary = evaluate(encoder, describe_model(encoder, folders, model_arguments), data, data_arguments)
     _print_scores(summary, data_arguments.encode_output_path)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from eval.arguments import ModelArguments
 from vlm2vec.encoder import VLM2Vec
@@ -47,6 +49,8 @@ def resolve_model(arguments: ModelArguments) -> ModelFolders:
 
 def load_encoder(folders: ModelFolders, arguments: ModelArguments) -> VLM2Vec:
     """Loads the encoder, in the precision of its files, on the GPU if there is one."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
     return VLM2Vec.from_pretrained(
         folders.base,
         adapter=folders.adapter,
@@ -57,10 +61,15 @@ def load_encoder(folders: ModelFolders, arguments: ModelArguments) -> VLM2Vec:
     )
 
 
-def describe_model(folders: ModelFolders, arguments: ModelArguments) -> dict[str, Any]:
-    """The model's identity for `scores.json`: the options that decide its vectors, and a hash of its files."""
+def describe_model(encoder: VLM2Vec, folders: ModelFolders, arguments: ModelArguments) -> dict[str, Any]:
+    """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
-    return {**asdict(arguments), "fingerprint": fingerprint(parts)}
+    return {
+        **asdict(arguments),
+        "num_crops": encoder.processor.num_crops,
+        "dtype": str(encoder.base.dtype).removeprefix("torch."),
+        "fingerprint": fingerprint(parts),
+    }
 
 
 def fingerprint(folders: Sequence[Path]) -> str:

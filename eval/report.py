@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from eval.arguments import OneLineErrors
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     labels = name_runs(arguments.runs, arguments.names)
     table = build_table([Run(label, read_scores(path)) for label, path in zip(labels, arguments.runs, strict=True)])
-    Console().print(to_terminal(table))
+    console = Console(highlight=False)
+    console.print(to_terminal(table), *table.notes, sep="\n", markup=False)
     report = arguments.runs[-1] / REPORT_FILE
     write_text(report, to_markdown(table))
     print(f"report: {report}")
@@ -55,14 +57,14 @@ def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
 
 def to_terminal(table: ScoreTable) -> Table:
     """The table for a terminal."""
-    view = Table(title=table.title, title_justify="left", caption="\n".join(table.notes), caption_justify="left")
+    view = Table(title=escape(table.title), title_justify="left")
     view.add_column("dataset", overflow="fold")
     view.add_column("")
     for column in table.columns:
-        view.add_column(column, justify="right")
+        view.add_column(escape(column), justify="right")
     for section in table.sections:
         for row in section:
-            view.add_row(row.label, row.distribution, *_cells(row), style="bold" if row.is_mean else None)
+            view.add_row(escape(row.label), row.distribution, *_cells(row), style="bold" if row.is_mean else None)
         view.add_section()
     return view
 

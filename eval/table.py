@@ -116,8 +116,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 def _describe(run: Run) -> str:
     model = run.summary["model"]
     adapter = f" with adapter {model['checkpoint_path']}" if model["checkpoint_path"] else ""
-    crops = f", {model['num_crops']} crops" if model["num_crops"] else ""
+    crops = f"{model['num_crops']} crops"
     return (
-        f"{run.label}: {model['model_name']}{adapter} (fingerprint {model['fingerprint']}{crops}), "
+        f"{run.label}: {model['model_name']}{adapter} (fingerprint {model['fingerprint']}, {crops}), "
         f"{run.summary['num_rows']:,} rows, {run.summary['num_items']:,} unique items."
     )

@@ -93,7 +93,7 @@ def test_ties_are_noted():
 
 
 def test_terminal_and_file_show_the_same_table():
-    table = build_table([Run("a|b", scores_of({"GQA": 0.512, "own": 0.25}, MMEB))])
+    table = build_table([Run("a|b [c]", scores_of({"GQA": 0.512, "own": 0.25}, MMEB))])
     markdown = to_markdown(table)
     assert "| GQA | OOD | 0.1 | 51.2 | - |" in markdown
     assert "| **vqa (mean of 1 of 10)** |  | **0.1** | **51.2** |" in markdown
@@ -102,6 +102,7 @@ def test_terminal_and_file_show_the_same_table():
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(to_terminal(table))
     shown = console.export_text()
+    assert "a|b [c]" in shown
     for row in (row for section in table.sections for row in section):
         line = next(line for line in shown.splitlines() if f" {row.label} " in line)
         assert all(f" {cell:.1f} " in line for cell in row.cells if cell is not None)
