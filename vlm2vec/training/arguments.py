@@ -123,7 +123,7 @@ class RunArguments:
         }
 
 
-class _Parser(HfArgumentParser):  # type: ignore[misc]
+class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help lists all flags)")
 
@@ -138,7 +138,12 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
     known = {action.dest for action in parser._actions} - {"help", "config"}
     recipe = _recipe_flags(_config_path(argv), known)
-    model, data, training, _ = parser.parse_args_into_dataclasses([*recipe, *argv])
+    *groups, rest = parser.parse_args_into_dataclasses(
+        [*recipe, *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        raise InputError(f"unknown flag {rest[0]} (--help lists all flags)")
+    model, data, training = groups[:3]
     arguments = RunArguments(model, data, training)
     _check(arguments)
     return arguments

@@ -1,0 +1,51 @@
+"""Chunks under a token budget, and of fixed counts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
+
+
+@pytest.fixture
+def items() -> list[PackedItem]:
+    chance = random.Random(0)
+    return [
+        PackedItem(chance.randint(1, 40) + 60 * image, image, chance.random() < 0.5)
+        for image in (chance.random() < 0.3 for _ in range(97))
+    ]
+
+
+@pytest.mark.parametrize("budget", [1, 64, 200, 1000, 10**6])
+def test_every_item_once_within_the_budget_and_pictures_apart(items: list[PackedItem], budget: int) -> None:
+    chunks = TokenBudget(budget).pack(items)
+    assert sorted(index for chunk in chunks for index in chunk) == list(range(97))
+    for chunk in chunks:
+        longest = max(items[index].num_tokens for index in chunk)
+        assert len(chunk) == 1 or len(chunk) * longest <= budget
+        assert len({items[index].has_image for index in chunk}) == 1
+    with_pictures = [items[chunk[0]].has_image for chunk in chunks]
+    assert with_pictures == sorted(with_pictures, reverse=True)
+
+
+def test_padding_is_small(items: list[PackedItem]) -> None:
+    chunks = TokenBudget(400).pack(items)
+    padded = sum(len(chunk) * max(items[index].num_tokens for index in chunk) for chunk in chunks)
+    assert padded < 1.1 * sum(item.num_tokens for item in items)
+
+
+def test_fixed_counts_mean_queries_and_targets_a_chunk(items: list[PackedItem]) -> None:
+    chunks = FixedCounts(query_chunk_size=4, positive_chunk_size=7).pack(items)
+    assert sorted(index for chunk in chunks for index in chunk) == list(range(97))
+    queries = [chunk for chunk in chunks if items[chunk[0]].is_query]
+    targets = [chunk for chunk in chunks if not items[chunk[0]].is_query]
+    assert all(len(chunk) == 4 for chunk in queries[:-1])
+    assert all(len(chunk) == 7 for chunk in targets[:-1])
+    assert all(items[index].is_query for chunk in queries for index in chunk)
+
+
+def test_nothing_packs_to_nothing() -> None:
+    assert TokenBudget(10).pack([]) == []
+    assert FixedCounts(1, 1).pack([]) == []
