@@ -86,7 +86,7 @@ class Digits:
     """The handwritten digits of one split, by label."""
 
     def __init__(self, split: str) -> None:
-        scans, labels = sklearn.datasets.load_digits(return_X_y=True)
+        scans, labels = _scans_and_labels()
         _, first_of_kind = np.unique(scans, axis=0, return_index=True)  # a scan that occurs twice must not be in both
         self._scans = scans.reshape(-1, 8, 8) / 16.0
         self._coverage: dict[int, npt.NDArray[np.float32]] = {}  # share of ink in each pixel of a tile
@@ -109,6 +109,12 @@ class Digits:
         colour = INKS[ink] if ink else PLAIN_INK
         contrast = np.subtract(colour, GROUND, dtype=np.float32)
         return (GROUND + contrast * self._coverage[index]).round().astype(np.uint8)
+
+
+@cache
+def _scans_and_labels() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    scans, labels = sklearn.datasets.load_digits(return_X_y=True)
+    return scans, labels
 
 
 def in_grid(tiles: Sequence[Picture], columns: int) -> Picture:
