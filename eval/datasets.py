@@ -124,7 +124,7 @@ def read_dataset(name: str, parts: Sequence[Path], items: ItemTable) -> EvalRows
 
 
 def check_images(items: ItemTable, image_dir: Path) -> None:
-    """Checks that every image path stays inside `image_dir` and is a file, before any model is loaded.
+    """Checks that every image path is a file inside `image_dir` (links followed), before any model is loaded.
 
     Raises:
         InputError: names the first bad path, the row that uses it, and how many are missing in all.
@@ -134,11 +134,12 @@ def check_images(items: ItemTable, image_dir: Path) -> None:
         if image:
             first_uses.setdefault(image, use)
     missing = []
+    root = image_dir.resolve()
     for image, use in first_uses.items():
-        path = PurePosixPath(image)
-        if path.is_absolute() or ".." in path.parts or "\0" in image:
-            raise InputError(f"{use}: image path {image!r} leads out of --image_dir")
-        if not (image_dir / path).is_file():
+        parts = PurePosixPath(image).parts
+        if "\0" in image or ".." in parts or not (image_dir / image).resolve().is_relative_to(root):
+            raise InputError(f"{use}: image path {image!r} leads out of --image_dir {image_dir}")
+        if not (image_dir / image).is_file():
             missing.append(image)
     if missing:
         count = f" (and {len(missing) - 1} more of {len(first_uses)})" if len(missing) > 1 else ""

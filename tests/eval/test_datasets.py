@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.datasets import ItemTable, check_images, find_datasets, read_dataset
+from eval import datasets
+from eval.datasets import ItemTable, check_images, find_datasets, read_dataset, resolve_datasets
 from tests.eval.conftest import row
 from vlm2vec.errors import InputError
 
@@ -82,6 +83,29 @@ def test_only_folders_with_the_split_are_datasets(tmp_path: Path, write_dataset)
         find_datasets(tmp_path / "data", "dev")
 
 
+def test_a_name_on_the_hub_is_downloaded_for_the_split_only(tmp_path: Path, monkeypatch, write_dataset):
+    write_dataset("A", [row("q", ["x"])])
+    asked = {}
+
+    def snapshot_download(name: str, **options: str) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path / "data")
+
+    monkeypatch.setattr(datasets, "snapshot_download", snapshot_download)
+    assert resolve_datasets("TIGER-Lab/MMEB-eval", "test") == tmp_path / "data"
+    assert asked == {"name": "TIGER-Lab/MMEB-eval", "repo_type": "dataset", "allow_patterns": "*/test-*.parquet"}
+    assert resolve_datasets(str(tmp_path), "test") == tmp_path
+
+
+def test_a_name_that_the_hub_does_not_have_is_refused(monkeypatch):
+    def snapshot_download(name: str, **options: str) -> str:
+        raise OSError("offline,\nno cache")
+
+    monkeypatch.setattr(datasets, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=r"--dataset_name no/such: .*offline, no cache"):
+        resolve_datasets("no/such", "test")
+
+
 def test_a_missing_part_is_refused(tmp_path: Path, write_dataset):
     write_dataset("A", [row("q", ["x"])]).rename(tmp_path / "data" / "A" / "test-00001-of-00002.parquet")
     with pytest.raises(InputError, match="parts of split test"):
@@ -129,11 +153,22 @@ def test_images_are_checked_before_anything_is_loaded(tmp_path: Path, write_data
         check_images(items, tmp_path / "images")
 
 
-@pytest.mark.parametrize("image", ["/etc/hostname", "../secret.png", "a/../../secret.png", "nul\0.png"])
+@pytest.mark.parametrize("image", ["/etc/hostname", "../secret.png", "a/../../secret.png", "nul\0.png", "link.png"])
 def test_images_outside_the_folder_are_refused(tmp_path: Path, write_dataset, write_image, image):
     write_image("../secret.png")
+    (tmp_path / "images").mkdir(exist_ok=True)
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     path = write_dataset("A", [row("q", ["x"], query_image=image)])
     items = ItemTable()
     read_dataset("A", [path], items)
     with pytest.raises(InputError, match="leads out of --image_dir"):
         check_images(items, tmp_path / "images")
+
+
+def test_links_inside_the_folder_are_followed(tmp_path: Path, write_dataset, write_image):
+    write_image("a.png")
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "images" / "a.png")
+    path = write_dataset("A", [row("q", ["x"], query_image="link.png")])
+    items = ItemTable()
+    read_dataset("A", [path], items)
+    check_images(items, tmp_path / "images")

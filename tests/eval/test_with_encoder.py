@@ -1,0 +1,146 @@
+"""The programs with a real, tiny encoder: what the other tests do with chosen vectors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from eval import mmeb, report
+from eval.arguments import parse_arguments
+from eval.model import load_encoder, resolve_model
+from tests.eval.conftest import row
+from vlm2vec import VLM2Vec
+from vlm2vec.errors import EXIT_BAD_INPUT, run_program
+
+PROMPT = "<|image_1|>\nRepresent the given image.\n"
+COLOURS = ("red", "lime", "blue", "white", "black", "orange")
+SAME = [f"{colour}.png" for colour in COLOURS]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Plain pictures: each finds itself among others (certain), its name among names (anything)."""
+    folder = tmp_path_factory.mktemp("mmeb")
+    (folder / "images").mkdir()
+    for number, colour in enumerate(COLOURS):
+        Image.new("RGB", (40 + 9 * number, 30), colour).save(folder / "images" / f"{colour}.png")
+    Image.fromarray(np.arange(90 * 40 * 3, dtype=np.uint8).reshape(40, 90, 3)).save(folder / "images" / "wide.png")
+    same = [row(PROMPT, [PROMPT] * 6, name, [name, *(other for other in SAME if other != name)]) for name in SAME]
+    names = [row(PROMPT, [colour, *(set(COLOURS) - {colour})], f"{colour}.png") for colour in COLOURS]
+    for dataset, rows in (("same", same), ("names", names)):
+        (folder / "eval" / dataset).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / "eval" / dataset / "test-00000-of-00001.parquet")
+    (folder / "train" / "Colours").mkdir(parents=True)
+    texts = [{"qry": PROMPT, "qry_image_path": "", "pos_text": f"it is {c}", "pos_image_path": ""} for c in COLOURS]
+    pq.write_table(pa.Table.from_pylist(texts), folder / "train" / "Colours" / "original-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(data: Path) -> Path:
+    command = [sys.executable, "-m", "data_prep.mini_model", "--dataset_name", data / "train"]
+    subprocess.run([*command, "--output_dir", data / "model"], check=True, timeout=120, capture_output=True)
+    return data / "model"
+
+
+@pytest.fixture(scope="module")
+def adapter(data: Path, model: Path) -> Path:
+    """An adapter that changes the vectors: fresh ones are the identity."""
+    encoder = VLM2Vec.from_pretrained(model)
+    encoder.add_lora()
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0.0, 0.5)
+    encoder.save_pretrained(data / "adapter")
+    return data / "adapter"
+
+
+def options(data: Path, model: Path, output: str, *more: str) -> list[str]:
+    return [
+        *("--model_name", str(model), "--dataset_name", str(data / "eval"), "--image_dir", str(data / "images")),
+        *("--encode_output_path", str(data / output), *more),
+    ]
+
+
+def scores(data: Path, output: str) -> dict:
+    return json.loads((data / output / "scores.json").read_text())
+
+
+def test_a_picture_finds_itself_and_the_report_shows_it(data: Path, model: Path, capsys):
+    mmeb.main(options(data, model, "full", "--normalize", "True", "--pooling", "last"))
+    full = scores(data, "full")
+    assert full["datasets"]["same"]["acc"] == 1.0
+    assert full["datasets"]["same"]["chance"] == pytest.approx(1 / 6)
+    assert full["num_items"] == 12
+    assert full["model"]["num_crops"] == 2
+    predictions = (data / "full" / "same_pred.txt").read_text().splitlines()
+    assert predictions == [repr((PROMPT, name)) for name in SAME]
+    report.main([str(data / "full")])
+    assert "| same |  | 16.7 | 100.0 |" in (data / "full" / "report.md").read_text()
+    capsys.readouterr()
+
+
+def test_the_chosen_names_are_those_of_the_encoder(data: Path, model: Path):
+    mmeb.main(options(data, model, "names", "--subset_name", "names"))
+    encoder = VLM2Vec.from_pretrained(model)
+    pictures = encoder.encode(texts=[PROMPT] * 6, images=[str(data / "images" / name) for name in SAME])
+    best = np.asarray(VLM2Vec.similarity(pictures, encoder.encode(texts=list(COLOURS)))).argmax(axis=1)
+    predictions = (data / "names" / "names_pred.txt").read_text().splitlines()
+    assert predictions == [repr((COLOURS[index], "")) for index in best]
+
+
+def test_the_batch_size_changes_no_score(data: Path, model: Path):
+    mmeb.main(options(data, model, "packed"))
+    mmeb.main(options(data, model, "ones", "--per_device_eval_batch_size", "1"))
+    assert scores(data, "packed") == scores(data, "ones")
+
+
+def test_an_adapter_is_scored_with_and_without_naming_its_base(data: Path, model: Path, adapter: Path):
+    mmeb.main(options(data, model, "full"))
+    mmeb.main(options(data, model, "lora", "--lora", "--checkpoint_path", str(adapter)))
+    mmeb.main(options(data, adapter, "lora_alone", "--lora"))
+    full, lora, alone = (scores(data, output) for output in ("full", "lora", "lora_alone"))
+    assert lora["datasets"] == alone["datasets"]
+    assert lora["model"]["fingerprint"] == alone["model"]["fingerprint"] != full["model"]["fingerprint"]
+
+
+def test_the_options_reach_the_encoder(data: Path, model: Path, adapter: Path):
+    def vectors(*more: str) -> np.ndarray:
+        arguments, _ = parse_arguments(options(data, model, "unused", *more))
+        encoder = load_encoder(resolve_model(arguments), arguments)
+        long = "a long text of many words " * 4
+        return np.asarray(encoder.encode(texts=[PROMPT, long], images=[str(data / "images" / "wide.png"), None]))
+
+    plain = vectors()
+    picture_differs, text_differs = 0, 1
+    assert not np.allclose(vectors("--num_crops", "1")[picture_differs], plain[picture_differs], atol=1e-4)
+    assert not np.allclose(vectors("--max_len", "8")[text_differs], plain[text_differs], atol=1e-4)
+    assert not np.allclose(vectors("--lora", "--checkpoint_path", str(adapter)), plain, atol=1e-3)
+    raw = vectors("--normalize", "False")
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    assert np.abs(lengths - 1).min() > 0.1
+    np.testing.assert_allclose(raw / lengths, plain, atol=1e-5)
+
+
+def test_an_unreadable_picture_is_named_with_its_row(data: Path, model: Path, capfd):
+    bad = row(PROMPT, ["x", "y"], "broken.png")
+    (data / "bad" / "own").mkdir(parents=True)
+    pq.write_table(
+        pa.Table.from_pylist([row("q", ["x", "y"]), bad]), data / "bad" / "own" / "test-00000-of-00001.parquet"
+    )
+    (data / "images" / "broken.png").write_bytes((data / "images" / "red.png").read_bytes()[:60])
+    command = [*options(data, model, "bad_out"), "--dataset_name", str(data / "bad")]
+    assert run_program(lambda: mmeb.main(command)) == EXIT_BAD_INPUT
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "test-00000-of-00001.parquet row 1: " in lines[0]
+    assert "broken.png" in lines[0]
+    assert list((data / "bad_out").iterdir()) == []
