@@ -110,7 +110,9 @@ def test_no_candidate_shows_the_same_as_the_truth(dataset: EvalDataset, mini_mme
     for row in eval_rows(mini_mmeb_dir, dataset.name):
         paths = row["tgt_img_path"]
         texts = row["tgt_text"] if isinstance(row["tgt_text"], list) else [row["tgt_text"]] * len(paths)
-        contents = [(text, (images / path).read_bytes() if path else b"") for text, path in zip(texts, paths)]
+        contents = [
+            (text, (images / path).read_bytes() if path else b"") for text, path in zip(texts, paths, strict=True)
+        ]
         assert contents[0] not in contents[1:]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm2vec.errors import InputError
 from vlm2vec.shards.files import committed
-from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME
+from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME, shard_name
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Manifest:
         try:
             manifest = Manifest(
                 options=dict(content["options"]),
-                subsets={_checked_name(name): _subset(record) for name, record in content["subsets"].items()},
+                subsets={name: _subset(name, record) for name, record in content["subsets"].items()},
             )
             fingerprint = content["fingerprint"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -143,21 +143,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _subset(record: Mapping[str, Any]) -> SubsetRecord:
+def _subset(name: str, record: Mapping[str, Any]) -> SubsetRecord:
+    """Names become paths, so they are checked: none may lead out of the folder."""
+    if not SUBSET_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a subset's name")
     return SubsetRecord(
         sources=tuple(SourceRecord(**source) for source in record["sources"]),
-        shards=tuple(_shard(shard) for shard in record["shards"]),
+        shards=tuple(_shard(shard_name(name, number), shard) for number, shard in enumerate(record["shards"])),
     )
 
 
-def _shard(record: Mapping[str, Any]) -> ShardRecord:
+def _shard(name: str, record: Mapping[str, Any]) -> ShardRecord:
+    if record["name"] != name:
+        raise ValueError(f"shard {record['name']!r} in the place of {name}")
     first, end = record["rows"]
-    _checked_name(record["name"])
     return ShardRecord(**{**record, "rows": (int(first), int(end))})
-
-
-def _checked_name(name: str) -> str:
-    """Names become file names: none may lead out of the folder."""
-    if not SUBSET_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a valid name")
-    return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -124,7 +125,9 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with suppress(OSError):  # after an error nothing is left to lose; after commit both are closed already
+            self._tar.close()
+            self._stream.close()
         self._temporary.unlink(missing_ok=True)
 
 

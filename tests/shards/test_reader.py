@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from vlm2vec.errors import InputError
+from vlm2vec.images import read_header
+from vlm2vec.mmeb import MINI_MMEB
+from vlm2vec.shards import Item, Sample, ShardSet, content_hash, reader
+from vlm2vec.shards.schema import INDEX_SCHEMA
+
+NAMES = [subset.name for subset in MINI_MMEB.train_subsets]
+
+
+@pytest.fixture
+def own_shards(mini_shards_dir: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(mini_shards_dir, tmp_path / "shards"))
+
+
+def expected_item(root: Path, text: str, path: str) -> Item:
+    return Item(text, (root / path).read_bytes() if path else None)
+
+
+@pytest.mark.parametrize("subset", NAMES)
+def test_samples_are_the_source_rows_to_the_byte(subset: str, mini_mmeb_dir: Path, mini_shards_dir: Path) -> None:
+    train = mini_mmeb_dir / "MMEB-train"
+    rows = pq.read_table(train / subset / "original-00000-of-00001.parquet").to_pylist()
+    shards = ShardSet.open(mini_shards_dir)
+    assert shards.num_samples[subset] == len(rows)
+    for position, row in enumerate(rows):
+        negative = expected_item(train, row["neg_text"], row["neg_image_path"]) if "neg_text" in row else None
+        assert shards.read(subset, position) == Sample(
+            key=f"{subset}/{position:08d}",
+            subset=subset,
+            row=position,
+            query=expected_item(train, row["qry"], row["qry_image_path"]),
+            positive=expected_item(train, row["pos_text"], row["pos_image_path"]),
+            negative=negative,
+        )
+
+
+@pytest.mark.parametrize("subset", NAMES)
+def test_index_describes_the_samples(subset: str, mini_shards_dir: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir)
+    columns = shards.columns(subset)
+    assert list(columns) == INDEX_SCHEMA.names
+    for position in range(shards.num_samples[subset]):
+        sample = shards.read(subset, position)
+        sides = {"query": sample.query, "positive": sample.positive, "negative": sample.negative}
+        for side, item in sides.items():
+            described = [
+                int(columns[f"{side}_{name}"][position]) for name in ("text_length", "width", "height", "hash")
+            ]
+            if item is None:
+                assert described == [0, 0, 0, 0]
+                continue
+            header = read_header(item.image, sample.key) if item.image else None
+            size = [header.width, header.height] if header else [0, 0]
+            assert described == [len(item.text), *size, content_hash(item.text, item.image)]
+        assert bool(columns["has_negative"][position]) == (sample.negative is not None)
+        assert int(columns["row"][position]) == sample.row
+    with pytest.raises(ValueError, match="read-only"):
+        columns["row"][0] = 1
+
+
+def test_subsets_can_be_chosen(mini_shards_dir: Path) -> None:
+    whole = ShardSet.open(mini_shards_dir)
+    part = ShardSet.open(str(mini_shards_dir), ["WebDigits", "Photos"])
+    assert set(whole.subsets) == set(NAMES)
+    assert part.subsets == ("WebDigits", "Photos")
+    assert part.num_samples == {name: whole.num_samples[name] for name in ("WebDigits", "Photos")}
+    assert part.fingerprint == whole.fingerprint
+    with pytest.raises(InputError, match="no subset Digits; there are"):
+        ShardSet.open(mini_shards_dir, ["Digits"])
+    with pytest.raises(InputError, match="Photos is asked for twice"):
+        ShardSet.open(mini_shards_dir, ["Photos", "Photos"])
+
+
+def test_positions_out_of_range(mini_shards_dir: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir)
+    for position in (-1, shards.num_samples["Photos"]):
+        with pytest.raises(IndexError, match="Photos has"):
+            shards.read("Photos", position)
+
+
+def test_few_files_stay_open(mini_shards_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_OPEN_TARS", 3)
+    shards = ShardSet.open(mini_shards_dir)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for name in shards.subsets:
+            for position in (0, shards.num_samples[name] - 1):
+                shards.read(name, position)
+                assert len(os.listdir("/proc/self/fd")) <= before + 3
+    del shards
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _read_all(shards: ShardSet, queue: multiprocessing.Queue[list[Sample]]) -> None:
+    queue.put([shards.read(name, position) for name in shards.subsets for position in range(4)])
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_a_worker_process_reads_the_same(method: str, mini_shards_dir: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir, ["PairVQA", "Photos"])
+    here = [shards.read(name, position) for name in shards.subsets for position in range(4)]
+    context = multiprocessing.get_context(method)
+    queue: multiprocessing.Queue[list[Sample]] = context.Queue()
+    worker = context.Process(target=_read_all, args=(shards, queue))
+    worker.start()
+    assert queue.get(timeout=60) == here
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
+
+
+def test_a_pickle_holds_no_sample_data(mini_shards_dir: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir)
+    shards.read("Photos", 0)
+    pickled = pickle.dumps(shards)
+    assert len(pickled) < 20_000
+    assert pickle.loads(pickled).read("Photos", 5) == shards.read("Photos", 5)
+
+
+def test_a_damaged_span_is_named_and_its_neighbours_still_read(own_shards: Path) -> None:
+    shards = ShardSet.open(own_shards)
+    columns = shards.columns("Photos")
+    path = own_shards / "Photos" / "Photos-00000.tar"
+    for place in (0, 512, int(columns["size"][3]) - 600):  # tar header, JSON, picture
+        content = bytearray(path.read_bytes())
+        content[int(columns["offset"][3]) + place] ^= 1
+        path.write_bytes(content)
+        fresh = ShardSet.open(own_shards)
+        with pytest.raises(InputError, match=r"Photos-00000\.tar: sample Photos/00000003 is damaged"):
+            fresh.read("Photos", 3)
+        fresh.read("Photos", 2)
+        fresh.read("Photos", 4)
+        content[int(columns["offset"][3]) + place] ^= 1
+        path.write_bytes(content)
+
+
+def test_an_index_of_another_tar_is_found_even_if_checksums_agree(own_shards: Path) -> None:
+    index = own_shards / "Photos" / "Photos-00000.parquet"
+    table = pq.read_table(index)
+    rows = np.asarray(table.column("row")).copy()
+    rows[[0, 1]] = rows[[1, 0]]
+    pq.write_table(table.set_column(0, INDEX_SCHEMA.field(0), [rows]), index)
+    with pytest.raises(InputError, match="sample Photos/00000001 does not fit"):
+        ShardSet.open(own_shards).read("Photos", 0)
+
+
+def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
+    shards = ShardSet.open(own_shards)
+    (own_shards / "Photos" / "Photos-00000.tar").unlink()
+    with pytest.raises(InputError, match=r"Photos-00000\.tar: cannot read sample Photos/00000000"):
+        shards.read("Photos", 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "manifest.json").unlink(), "manifest.json: no manifest"),
+        (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: cannot read"),
+        (lambda root: (root / "manifest.json").write_text("[]"), "manifest.json: not a manifest"),
+        (lambda root: (root / "Photos/Photos-00001.tar").unlink(), "Photos-00001.tar: missing shard"),
+        (lambda root: os.truncate(root / "Photos/Photos-00001.tar", 4096), "Photos-00001.tar: 4096 bytes"),
+        (lambda root: (root / "Photos/Photos-00001.parquet").unlink(), "Photos-00001.parquet: cannot read"),
+        (lambda root: os.truncate(root / "Photos/Photos-00001.parquet", 99), "Photos-00001.parquet: cannot read"),
+        (
+            lambda root: shutil.copy(root / "Photos/Photos-00000.parquet", root / "Photos/Photos-00001.parquet"),
+            "Photos-00001.parquet: 16 samples, the manifest says 12",
+        ),
+        (
+            lambda root: pq.write_table(
+                pq.read_table(root / "Photos/Photos-00000.parquet").drop_columns("crc32"),
+                root / "Photos/Photos-00000.parquet",
+            ),
+            "Photos-00000.parquet: not this version's index",
+        ),
+    ],
+)
+def test_incomplete_or_damaged_folders_are_refused_when_opened(damage, message: str, own_shards: Path) -> None:
+    damage(own_shards)
+    with pytest.raises(InputError, match=message) as caught:
+        ShardSet.open(own_shards)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda content: content.update(schema_version=2), "schema version 2, this code reads 1"),
+        (lambda content: content.pop("subsets"), "damaged manifest"),
+        (lambda content: content["subsets"].update({"../evil": content["subsets"]["Photos"]}), "not a subset's name"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(name="../x"), "in the place of"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(surprise=1), "damaged manifest"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1), "does not fit the finger"),
+    ],
+)
+def test_edited_manifests_are_refused(edit, message: str, own_shards: Path) -> None:
+    path = own_shards / "manifest.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        ShardSet.open(own_shards)
+
+
+def test_crc32_is_that_of_the_span_on_disk(mini_shards_dir: Path) -> None:
+    columns = ShardSet.open(mini_shards_dir).columns("WebDigits")
+    tar = (mini_shards_dir / "WebDigits" / "WebDigits-00000.tar").read_bytes()
+    for position in range(16):
+        offset, size = int(columns["offset"][position]), int(columns["size"][position])
+        assert zlib.crc32(tar[offset : offset + size]) == int(columns["crc32"][position])
+        assert offset % 512 == size % 512 == 0
