@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import json
 import os
-import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vlm2vec.errors import InputError
 from vlm2vec.shards.index import Columns, read_index
@@ -31,6 +32,7 @@ from vlm2vec.shards.schema import (
 
 # A thousand shards must not exhaust a worker's file descriptors (often 1,024 a process).
 MAX_OPEN_TARS = 64
+BLOCK_BYTES = 512  # a tar's unit
 
 
 class ShardSet:
@@ -49,7 +51,7 @@ class ShardSet:
         self.subsets = subsets
         self.num_samples = {name: manifest.subsets[name].num_samples for name in subsets}
         self.fingerprint = manifest.fingerprint
-        self._columns: dict[str, Columns] = {}
+        self._loaded: dict[str, _Subset] = {}
         self._open_tar = _tar_cache()
 
     @staticmethod
@@ -71,21 +73,12 @@ class ShardSet:
         shard_set = ShardSet(root, manifest, names)
         for name in names:
             shard_set._check_tars(name)
-            shard_set.columns(name)
+            shard_set._subset(name)
         return shard_set
 
     def columns(self, subset: str) -> Columns:
         """The index columns (`schema.INDEX_SCHEMA`) of a subset, by position; read-only."""
-        if subset not in self._columns:
-            parts = [
-                read_index(self._root / subset / f"{shard.name}.parquet", shard.num_samples)
-                for shard in self._manifest.subsets[subset].shards
-            ]
-            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            for column in columns.values():
-                column.setflags(write=False)
-            self._columns[subset] = MappingProxyType(columns)
-        return self._columns[subset]
+        return self._subset(subset).columns
 
     def read(self, subset: str, position: int) -> Sample:
         """Reads the sample at a position of a subset.
@@ -96,29 +89,35 @@ class ShardSet:
         """
         if not 0 <= position < self.num_samples[subset]:
             raise IndexError(f"{subset} has {self.num_samples[subset]} samples, no position {position}")
-        columns = self.columns(subset)
-        offset, size, row = (int(columns[name][position]) for name in ("offset", "size", "row"))
+        loaded = self._subset(subset)
+        offset, size, crc32, row = (int(loaded.columns[name][position]) for name in ("offset", "size", "crc32", "row"))
         key = sample_key(subset, row)
-        path = self._tar_path(subset, position)
+        path = loaded.tars[bisect.bisect_right(loaded.ends, position)]
         try:
             span = os.pread(self._open_tar(path).descriptor, size, offset)
         except OSError as error:
             raise InputError(f"{path}: cannot read sample {key} ({error.strerror})") from error
-        if len(span) != size or zlib.crc32(span) != int(columns["crc32"][position]):
+        if len(span) != size or zlib.crc32(span) != crc32:
             raise InputError(f"{path}: sample {key} is damaged (checksum); convert the shard again")
         try:
             return _parse_sample(span, key, subset, row)
-        except (tarfile.TarError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: sample {key} does not fit the shard's index; convert again") from error
 
-    def _tar_path(self, subset: str, position: int) -> Path:
-        shards = self._manifest.subsets[subset].shards
-        ends = self._shard_ends(subset)
-        return self._root / subset / f"{shards[int(np.searchsorted(ends, position, side='right'))].name}.tar"
-
-    def _shard_ends(self, subset: str) -> npt.NDArray[np.int64]:
-        """For each shard, the position after its last sample."""
-        return np.cumsum([shard.num_samples for shard in self._manifest.subsets[subset].shards])
+    def _subset(self, name: str) -> _Subset:
+        """A subset's index, loaded at first use: a copy in a worker loads what it reads."""
+        if name not in self._loaded:
+            folder, shards = self._root / name, self._manifest.subsets[name].shards
+            parts = [read_index(folder / f"{shard.name}.parquet", shard.num_samples) for shard in shards]
+            columns = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+            for column in columns.values():
+                column.setflags(write=False)
+            self._loaded[name] = _Subset(
+                columns=MappingProxyType(columns),
+                tars=tuple(str(folder / f"{shard.name}.tar") for shard in shards),
+                ends=tuple(itertools.accumulate(shard.num_samples for shard in shards)),
+            )
+        return self._loaded[name]
 
     def _check_tars(self, subset: str) -> None:
         for shard in self._manifest.subsets[subset].shards:
@@ -137,10 +136,19 @@ class ShardSet:
         self.__init__(state["root"], state["manifest"], state["subsets"])  # type: ignore[misc]
 
 
+@dataclass(frozen=True)
+class _Subset:
+    """A subset's index columns, its tars, and for each tar the position after its last sample."""
+
+    columns: Columns
+    tars: tuple[str, ...]
+    ends: tuple[int, ...]
+
+
 class _OpenTar:
     """A descriptor that closes when the last user lets go, so that no read can hit a closed or reused one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -148,7 +156,7 @@ class _OpenTar:
             os.close(self.descriptor)
 
 
-def _tar_cache() -> Callable[[Path], _OpenTar]:
+def _tar_cache() -> Callable[[str], _OpenTar]:
     return functools.lru_cache(maxsize=MAX_OPEN_TARS)(_OpenTar)
 
 
@@ -165,15 +173,19 @@ def _parse_sample(span: bytes, key: str, subset: str, row: int) -> Sample:
 
 
 def _members(span: bytes, key: str) -> dict[str, bytes]:
-    """The members of one sample, by what follows the key: "json", "qry.jpg", ..."""
+    """The members of one sample, by what follows the key: "json", "qry.jpg", ...
+
+    Two fields of each USTAR header are all it takes, the checksum having vouched for the bytes: `tarfile` parses all
+    sixteen and costs more than the read, the checksum and the JSON together.
+    """
     members: dict[str, bytes] = {}
     offset = 0
     while offset < len(span):
-        header = tarfile.TarInfo.frombuf(span[offset : offset + tarfile.BLOCKSIZE], "utf-8", "strict")
-        start = offset + tarfile.BLOCKSIZE
-        prefix, _, suffix = header.name.partition(".")
+        prefix, _, suffix = span[offset : offset + 100].rstrip(b"\0").decode("ascii").partition(".")
         if prefix != key:
             raise ValueError(f"{prefix} instead of {key}")
-        members[suffix] = span[start : start + header.size]
-        offset = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        size = int(span[offset + 124 : offset + 135], 8)
+        start = offset + BLOCK_BYTES
+        members[suffix] = span[start : start + size]
+        offset = start + -(-size // BLOCK_BYTES) * BLOCK_BYTES
     return members
