@@ -1,14 +1,18 @@
 """Package definition: ranges that users may install; constraints.txt holds the exact versions that CI tests."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vlm2vec" / "__init__.py").read_text(encoding="utf-8"))
+
 setup(
     name="vlm2vec-deepspeed",
-    version="0.1.0",
+    version=VERSION[1],
     description="VLM2Vec training on DeepSpeed: exact cached contrastive steps under ZeRO-1/2/3",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm2vec.encoder import VLM2Vec
 
-__all__ = ["VLM2Vec"]
+__version__ = "0.1.0"
+__all__ = ["VLM2Vec", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

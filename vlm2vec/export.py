@@ -26,8 +26,6 @@ from vlm2vec.training.engine import prepare_environment
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # How the trained module's parameters are called inside `VLM2Vec`.
 _BACKBONE = "backbone."
-# PEFT puts the adapter's name into its parameters' names, but not into its files.
-_ADAPTER_NAME = ".default"
 
 
 def main() -> None:
@@ -105,13 +103,19 @@ def _trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def _write_model(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
+    # Clones: the weights are slices of ZeRO's flat buffers, and safetensors refuses to guess what a slice shares.
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in weights.items()}
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
 
 
 def _write_adapter(weights: dict[str, torch.Tensor], folder: Path) -> None:
-    tensors = {name.replace(_ADAPTER_NAME, ""): tensor.contiguous() for name, tensor in weights.items()}
+    tensors = {_name_in_adapter_file(name): tensor.clone() for name, tensor in weights.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _name_in_adapter_file(name: str) -> str:
+    """PEFT's name for a parameter in files: without the adapter's own name; DoRA's vectors without `.weight`."""
+    return name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(".default.", ".")
 
 
 def _write_merged(weights: dict[str, torch.Tensor], folder: Path, record: RunRecord, dtype: torch.dtype) -> None:

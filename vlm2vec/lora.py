@@ -20,6 +20,8 @@ from vlm2vec.phi3_v.checkpoint import tensor_shapes
 DEFAULT_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj")
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# CLIP's last layer is never run: an adapter there would be saved without ever having been trained.
+_UNUSED_LAYER = r".*\.vision_model\.encoder\.layers\.{last}\..*"
 # Both draw A at random and set B to zero: normal with standard deviation 1 / r, or PEFT's own uniform default.
 _INITS: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
 
@@ -61,13 +63,14 @@ def add_adapter(backbone: Phi3VModel, settings: LoraSettings) -> PeftModel:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules),
+        exclude_modules=_UNUSED_LAYER.format(last=backbone.config.vision_config.num_hidden_layers - 1),
         use_dora=settings.use_dora,
         init_lora_weights=_INITS[settings.init],
     )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         adapted = get_peft_model(backbone, config)
-    freeze_unused(backbone)
+    backbone.freeze_unused()
     return adapted
 
 
@@ -96,14 +99,8 @@ def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) ->
             f"(file {found.get(odd[0])}, model {expected.get(odd[0])})"
         )
     set_peft_model_state_dict(adapted, _load_tensors(file))
-    freeze_unused(backbone)
+    backbone.freeze_unused()
     return adapted
-
-
-def freeze_unused(backbone: Phi3VModel) -> None:
-    """Adapters on layers that never run would never get a gradient."""
-    for module in backbone.model.vision_embed_tokens.img_processor.unused_modules():
-        module.requires_grad_(False)
 
 
 def _load_tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 
+from vlm2vec import __version__
 from vlm2vec.batches import (
     BatchReader,
     FixedCounts,
@@ -95,6 +97,7 @@ def run(arguments: RunArguments, device: torch.device) -> None:
 def build_encoder(arguments: RunArguments) -> VLM2Vec:
     """The encoder that the arguments ask for, the same on every rank."""
     model = arguments.model
+    transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
     # Full fine-tuning loads float32, so that ZeRO's master weights are not rounded first.
     dtype = torch.bfloat16 if model.bf16 and model.lora else torch.float32
     encoder = VLM2Vec.from_pretrained(
@@ -148,11 +151,11 @@ def _global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> 
 
 
 def _schedule(arguments: RunArguments, optimizer: Any) -> Any:
-    from transformers import get_scheduler
-
     training = arguments.training
     try:
-        return get_scheduler(training.lr_scheduler_type, optimizer, training.warmup_steps, training.max_steps)
+        return transformers.get_scheduler(
+            training.lr_scheduler_type, optimizer, training.warmup_steps, training.max_steps
+        )
     except ValueError as error:
         raise InputError(f"--lr_scheduler_type {training.lr_scheduler_type}: {error}") from error
 
@@ -163,7 +166,7 @@ def _record(step: int, arguments: RunArguments, engine: Any, shards: ShardSet, o
         num_ranks=dist.get_world_size(),
         zero_stage=int(engine.zero_optimization_stage()),
         arguments=arguments.as_dict(),
-        versions={"vlm2vec": version("vlm2vec-deepspeed"), **{name: version(name) for name in RECORDED_PACKAGES}},
+        versions={"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}},
         data={"shards": shards.fingerprint, "order": order.digest},
     )
 

@@ -118,8 +118,6 @@ class ImageEmbedding(nn.Module):
         self.img_projection = nn.Sequential(
             nn.Linear(width, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
         )
-        for module in self.img_processor.unused_modules():
-            module.requires_grad_(False)
 
     def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
         """Image tokens of all pictures, one after another.
@@ -235,6 +233,7 @@ class Phi3VModel(Phi3PreTrainedModel):
         super().__init__(config)
         self.model = Phi3VBackbone(config)
         self.post_init()
+        self.freeze_unused()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **kwargs: Any) -> Phi3VModel:
@@ -261,6 +260,7 @@ class Phi3VModel(Phi3PreTrainedModel):
         )
         if info["missing_keys"]:  # would be random numbers
             raise InputError(f"{folder}: tensors were not loaded: {sorted(info['missing_keys'])[:3]}")
+        model.freeze_unused()  # loading put new parameters in the place of the frozen ones
         model.config.name_or_path = model.name_or_path = str(path)
         result: Phi3VModel = model
         return result
@@ -308,6 +308,11 @@ class Phi3VModel(Phi3PreTrainedModel):
         lengths = attention_mask.sum(dim=1) if rope_by_row and attention_mask is not None else None
         hidden: torch.Tensor = self.model(embeddings, lengths)
         return hidden
+
+    def freeze_unused(self) -> None:
+        """Stops training what never runs, adapters on it included: it would wait for gradients that never come."""
+        for module in self.model.vision_embed_tokens.img_processor.unused_modules():
+            module.requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

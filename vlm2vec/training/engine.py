@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -60,6 +61,8 @@ def initialize_ranks(timeout_seconds: int) -> torch.device:
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
 
+    # torch 2.13 renames two collectives and warns at every call of the old names, which older versions need.
+    warnings.filterwarnings("ignore", message=r".*_tensor` is deprecated", category=FutureWarning)
     if on_cpu():
         # An operator for inference only, which DeepSpeed would compile here: a minute, and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
