@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.convert import convert
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb
+from tests.golden import write_model_folder
 
 MINI_SCALE = 0.02
 ROWS_PER_SHARD = 16
@@ -29,3 +30,9 @@ def mini_shards_dir(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactor
     train = mini_mmeb_dir / TRAIN_FOLDER
     convert(train, train, shards, ["all"], rows_per_shard=ROWS_PER_SHARD)
     return shards
+
+
+@pytest.fixture(scope="session")
+def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference model of tests/data/golden as a complete checkpoint folder; do not write to it."""
+    return write_model_folder(tmp_path_factory.mktemp("golden") / "model")
