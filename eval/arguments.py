@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +41,18 @@ class ModelArguments:
         default=None,
         metadata={"help": "with --lora: the adapter; without it --model_name is the adapter and names its base"},
     )
-    pooling: str = field(default="eos", metadata={"help": "eos or last: the last token's hidden state"})
-    normalize: bool = field(default=True, metadata={"help": "unit vectors, so that scores are cosine similarities"})
+    pooling: str = field(
+        default="eos",
+        metadata={"help": "eos or last, two names for one thing: the last token's hidden state; default: eos"},
+    )
+    normalize: bool = field(
+        default=True,
+        metadata={"help": "whether vectors are scaled to length 1, so that scores are cosines; default: True"},
+    )
     num_crops: int | None = field(
         default=None, metadata={"help": "most crops a picture; default: what the model's processor says"}
     )
-    max_len: int = field(default=256, metadata={"help": "most tokens of an item without a picture"})
+    max_len: int = field(default=256, metadata={"help": "most tokens of an item without a picture; default: 256"})
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -70,9 +77,11 @@ class DataArguments:
     encode_output_path: str = field(metadata={"help": "folder for scores.json and the two files of each dataset"})
     subset_name: list[str] = field(
         default_factory=lambda: ["all"],
-        metadata={"help": "datasets by name, or all, IND, OOD, classification, vqa, retrieval, grounding"},
+        metadata={
+            "help": "datasets by name, or all, IND, OOD, classification, vqa, retrieval, grounding; default: all"
+        },
     )
-    dataset_split: str = field(default="test", metadata={"help": "the split to read"})
+    dataset_split: str = field(default="test", metadata={"help": "the split to read; default: test"})
     per_device_eval_batch_size: int | None = field(
         default=None,
         metadata={"help": "most items in one batch; default: the encoder packs its batches by tokens"},
@@ -95,6 +104,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
         prog="python -m eval.mmeb",
         description="Scores a model on datasets in MMEB-eval's layout: Precision@1, one folder of results.",
         allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,  # HfArgumentParser's own would print "(default: None)" everywhere
     )
     model, data, unknown = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False

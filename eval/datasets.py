@@ -67,6 +67,8 @@ def resolve_datasets(name: str, split: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"--dataset_name {name}: no such folder")
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=f"*/{split}-*.parquet"))
     except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each

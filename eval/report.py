@@ -13,7 +13,7 @@ from rich.table import Table
 
 from eval.arguments import OneLineErrors
 from eval.results import read_scores, write_text
-from eval.table import Row, Run, ScoreTable, build_table
+from eval.table import Row, Run, ScoreTable, notes, paper_table, score_table
 from vlm2vec.errors import InputError, run_program
 
 REPORT_FILE = "report.md"
@@ -31,11 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
     arguments = parser.parse_args(argv)
     labels = name_runs(arguments.runs, arguments.names)
-    table = build_table([Run(label, read_scores(path)) for label, path in zip(labels, arguments.runs, strict=True)])
+    runs = [Run(label, read_scores(path)) for label, path in zip(labels, arguments.runs, strict=True)]
+    tables = [table for table in (score_table(runs), paper_table(runs)) if table]
     console = Console(highlight=False)
-    console.print(to_terminal(table), *table.notes, sep="\n", markup=False)
+    for table in tables:
+        console.print(to_terminal(table))
+    console.print(*notes(runs), sep="\n", markup=False)
     report = arguments.runs[-1] / REPORT_FILE
-    write_text(report, to_markdown(table))
+    write_text(report, to_markdown(tables, notes(runs)))
     print(f"report: {report}")
 
 
@@ -56,36 +59,35 @@ def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
 
 
 def to_terminal(table: ScoreTable) -> Table:
-    """The table for a terminal."""
+    """A table for a terminal."""
     view = Table(title=escape(table.title), title_justify="left")
-    view.add_column("dataset", overflow="fold")
-    view.add_column("")
-    for column in table.columns:
-        view.add_column(escape(column), justify="right")
+    for heading, is_text in zip(table.headings, _text_columns(table), strict=True):
+        view.add_column(escape(heading), justify="left" if is_text else "right", overflow="fold")
     for section in table.sections:
         for row in section:
-            view.add_row(escape(row.label), row.distribution, *_cells(row), style="bold" if row.is_mean else None)
+            view.add_row(*(escape(cell) for cell in _texts(row)), style="bold" if row.is_mean else None)
         view.add_section()
     return view
 
 
-def to_markdown(table: ScoreTable) -> str:
-    """The same table for a file."""
-    lines = [
-        f"# {table.title}",
-        "",
-        _line(("dataset", "", *table.columns)),
-        _line(("---", "---", *["---:"] * len(table.columns))),
-    ]
-    for section in table.sections:
-        for row in section:
-            cells = (row.label, row.distribution, *_cells(row))
-            lines.append(_line([f"**{cell}**" if row.is_mean and cell else cell for cell in cells]))
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes), ""])
+def to_markdown(tables: Sequence[ScoreTable], lines: Sequence[str]) -> str:
+    """The same tables for a file, with the notes below."""
+    text: list[str] = []
+    for number, table in enumerate(tables):
+        text += [f"{'##' if number else '#'} {table.title}", "", _line(table.headings)]
+        text += [_line(["---" if is_text else "---:" for is_text in _text_columns(table)])]
+        for row in (row for section in table.sections for row in section):
+            text.append(_line([f"**{cell}**" if row.is_mean and cell else cell for cell in _texts(row)]))
+        text.append("")
+    return "\n".join([*text, *(f"- {line}" for line in lines), ""])
 
 
-def _cells(row: Row) -> list[str]:
-    return [_NOT_SCORED if cell is None else f"{cell:.1f}" for cell in row.cells]
+def _text_columns(table: ScoreTable) -> list[bool]:
+    return [isinstance(cell, str) for cell in table.sections[0][0].cells]
+
+
+def _texts(row: Row) -> list[str]:
+    return [cell if isinstance(cell, str) else _NOT_SCORED if cell is None else f"{cell:.1f}" for cell in row.cells]
 
 
 def _line(cells: Sequence[str]) -> str:

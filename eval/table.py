@@ -1,4 +1,4 @@
-"""The score table of one or more runs, as data: what the terminal and `report.md` both show."""
+"""The tables of one or more runs, as data: what the terminal and `report.md` both show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.summary import BENCHMARKS, DISTRIBUTIONS, OVERALL, TASKS, in_order
-from vlm2vec.mmeb import MMEB, PUBLISHED_SCORES, Benchmark
+from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
+
+# The groups of the paper's main table under its own headings, so that all columns fit a terminal.
+_PAPER_HEADINGS = {
+    **dict(zip(META_TASKS, ("Cls", "VQA", "Ret", "VG"), strict=True)),
+    **dict(zip((*DISTRIBUTIONS, OVERALL), ("IND", "OOD", "all"), strict=True)),
+}
 
 
 @dataclass(frozen=True)
@@ -36,81 +42,102 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a dataset or a mean. `cells` are in percent, one for each column, None = not scored."""
+    """One line: texts, then figures in percent, None = not scored. A mean stands out from the datasets above it."""
 
-    label: str
-    distribution: str
-    is_mean: bool
-    cells: tuple[float | None, ...]
+    cells: tuple[str | float | None, ...]
+    is_mean: bool = False
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The table: `columns` name the cells of each row; `sections` are its meta-tasks, then the overall means."""
+    """A table: one heading for each cell of a row; a rule between sections."""
 
     title: str
-    columns: tuple[str, ...]
+    headings: tuple[str, ...]
     sections: tuple[tuple[Row, ...], ...]
-    notes: tuple[str, ...]
 
 
-def build_table(runs: Sequence[Run]) -> ScoreTable:
-    """Puts runs side by side, chance first, the paper's figures last where MMEB itself was scored."""
-    published = list(PUBLISHED_SCORES) if any(run.benchmark is MMEB for run in runs) else []
-    names = {name: dataset for run in runs for name, dataset in run.datasets.items()}
-    ordered = in_order(names, next((run.benchmark for run in runs if run.benchmark), None))
+def score_table(runs: Sequence[Run]) -> ScoreTable:
+    """Runs side by side, chance first: each dataset under its meta-task, the meta-task's mean, IND, OOD, overall."""
+    datasets = {name: dataset for run in runs for name, dataset in run.datasets.items()}
+    ordered = in_order(datasets, next((run.benchmark for run in runs if run.benchmark), None))
     sections = []
     for task in TASKS:
-        rows = [_dataset_row(name, runs, len(published)) for name in ordered if names[name]["meta_task"] == task]
+        rows = [_dataset_row(name, runs) for name in ordered if datasets[name]["meta_task"] == task]
         if rows:
-            sections.append((*rows, _mean_row(task, runs, published)))
+            sections.append((*rows, _mean_row(task, runs)))
     means = [group for group in (*DISTRIBUTIONS, OVERALL) if any(run.group(group) for run in runs)]
-    sections.append(tuple(_mean_row(group, runs, published) for group in means))
+    sections.append(tuple(_mean_row(group, runs) for group in means))
     benchmarks = sorted({str(run.summary["benchmark"] or "own datasets") for run in runs})
     return ScoreTable(
         title=f"Precision@1 in %, {' and '.join(benchmarks)}",
-        columns=("chance", *(run.label for run in runs), *(f"paper: {name}" for name in published)),
+        headings=("dataset", "", "chance", *(run.label for run in runs)),
         sections=tuple(sections),
-        notes=tuple(_notes(runs)),
     )
 
 
-def _dataset_row(name: str, runs: Sequence[Run], num_published: int) -> Row:
-    scores = [run.datasets.get(name) for run in runs]
-    first = next(score for score in scores if score)
-    cells = (first["chance"], *(score["acc"] if score else None for score in scores), *[None] * num_published)
-    return Row(name, first["distribution"] or "", False, _percent(cells))
+def paper_table(runs: Sequence[Run]) -> ScoreTable | None:
+    """The runs in the form of the paper's main table, above its figures; None if no run scored a whole group of MMEB.
+
+    The paper's means are over all datasets of a group, so a mean over some of them is left out.
+    """
+    ours = [
+        (run.label, *(_complete_mean(run, group) for group in _PAPER_HEADINGS)) for run in runs if run.benchmark is MMEB
+    ]
+    ours = [cells for cells in ours if any(cell is not None for cell in cells[1:])]
+    if not ours:
+        return None
+    papers = [
+        (name, *(float(getattr(scores, group.lower())) for group in _PAPER_HEADINGS))
+        for name, scores in PUBLISHED_SCORES.items()
+    ]
+    return ScoreTable(
+        title="MMEB: the runs above the paper's models",
+        headings=("model", *_PAPER_HEADINGS.values()),
+        sections=(tuple(Row(cells, is_mean=True) for cells in ours), tuple(Row(cells) for cells in papers)),
+    )
 
 
-def _mean_row(group: str, runs: Sequence[Run], published: Sequence[str]) -> Row:
-    means = [run.group(group) for run in runs]
-    first = next(mean for mean in means if mean)
-    count, size = first["num_datasets"], first["num_datasets_of_benchmark"]
-    covered = f"{count} of {size}" if size > count else str(count)
-    ours = _percent((first["chance"], *(mean["acc"] if mean else None for mean in means)))
-    # The paper's mean is over all datasets of a group: beside a mean over some of them it would mislead.
-    papers = [getattr(PUBLISHED_SCORES[name], group.lower(), None) if count == size else None for name in published]
-    return Row(f"{group} (mean of {covered})", "", True, (*ours, *papers))
-
-
-def _percent(cells: Sequence[float | None]) -> tuple[float | None, ...]:
-    return tuple(None if cell is None else 100.0 * cell for cell in cells)
-
-
-def _notes(runs: Sequence[Run]) -> list[str]:
-    notes = [_describe(run) for run in runs]
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader of the tables must know: the models, and whatever makes columns incomparable."""
+    lines = [_describe(run) for run in runs]
     if len({frozenset(run.datasets) for run in runs}) > 1:
-        notes.append("The runs cover different datasets: their means are not over the same ones.")
+        lines.append("The runs cover different datasets: their means are not over the same ones.")
     facts: dict[str, set[tuple[int, float]]] = {}
     for run in runs:
         for name, score in run.datasets.items():
             facts.setdefault(name, set()).add((score["num_pred"], score["chance"]))
     differing = [name for name, values in facts.items() if len(values) > 1]
     if differing:
-        notes.append(f"The runs were scored on different rows of {', '.join(differing)}.")
+        lines.append(f"The runs were scored on different rows of {', '.join(differing)}.")
     tied = {run.label: sum(score["num_tied"] for score in run.datasets.values()) for run in runs}
-    notes += [f"{label}: {count} rows are lost by a tie with the truth." for label, count in tied.items() if count]
-    return notes
+    return lines + [
+        f"{label}: {count} rows are lost by a tie with the truth." for label, count in tied.items() if count
+    ]
+
+
+def _dataset_row(name: str, runs: Sequence[Run]) -> Row:
+    scores = [run.datasets.get(name) for run in runs]
+    first = next(score for score in scores if score)
+    return Row((name, first["distribution"] or "", *_figures(first, scores)))
+
+
+def _mean_row(group: str, runs: Sequence[Run]) -> Row:
+    means = [run.group(group) for run in runs]
+    first = next(mean for mean in means if mean)
+    count, size = first["num_datasets"], first["num_datasets_of_benchmark"]
+    covered = f"{count} of {size}" if size > count else str(count)
+    return Row((f"{group} (mean of {covered})", "", *_figures(first, means)), is_mean=True)
+
+
+def _figures(first: Mapping[str, Any], scores: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
+    return [100.0 * first["chance"], *(100.0 * score["acc"] if score else None for score in scores)]
+
+
+def _complete_mean(run: Run, group: str) -> float | None:
+    mean = run.group(group)
+    complete = mean is not None and mean["num_datasets"] == mean["num_datasets_of_benchmark"]
+    return 100.0 * mean["acc"] if mean is not None and complete else None
 
 
 def _describe(run: Run) -> str:

@@ -78,6 +78,15 @@ def test_a_run_replaces_an_earlier_one_in_the_same_folder(tmp_path: Path, option
     assert list(summary["datasets"]) == ["own"]
 
 
+def test_a_run_that_cannot_be_written_leaves_no_earlier_scores_behind(tmp_path: Path, options, encoder):
+    run(encoder, options)
+    (tmp_path / "out" / "own_pred.txt").unlink()
+    (tmp_path / "out" / "own_pred.txt").mkdir()
+    assert run_program(lambda: run(encoder, options) and None) == EXIT_BAD_INPUT
+    assert not (tmp_path / "out" / "scores.json").exists()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_a_refused_model_leaves_no_files(tmp_path: Path, options, encoder):
     collapsed = TableEncoder(dict.fromkeys(encoder.vectors, EAST))
     assert run_program(lambda: run(collapsed, options) and None) == EXIT_BAD_INPUT

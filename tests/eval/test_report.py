@@ -13,7 +13,7 @@ from eval.report import name_runs, to_markdown, to_terminal
 from eval.results import read_scores
 from eval.scoring import DatasetScore
 from eval.summary import summarise
-from eval.table import Run, ScoreTable, build_table
+from eval.table import Run, ScoreTable, notes, paper_table, score_table
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
 
@@ -26,15 +26,17 @@ def scores_of(accs: dict[str, float], benchmark: Benchmark | None = MMEB, num_ti
 
 
 def lines_of(table: ScoreTable) -> dict[str, tuple[float | None, ...]]:
-    return {row.label: row.cells for section in table.sections for row in section}
+    """Figures by the line's first cell."""
+    rows = [row for section in table.sections for row in section]
+    return {row.cells[0]: tuple(cell for cell in row.cells[1:] if not isinstance(cell, str)) for row in rows}
 
 
 def test_runs_stand_side_by_side_in_the_benchmarks_order():
     mini = ["MosaicGround", "Digits-10", "Photos", "Digits-Tilted"]
     before = Run("untrained", scores_of(dict.fromkeys(mini, 0.1), MINI_MMEB))
     after = Run("trained", scores_of(dict(zip(mini, (0.5, 0.6, 0.7, 0.8), strict=True)), MINI_MMEB))
-    table = build_table([before, after])
-    assert table.columns == ("chance", "untrained", "trained")
+    table = score_table([before, after])
+    assert table.headings == ("dataset", "", "chance", "untrained", "trained")
     assert list(lines_of(table)) == [
         *("Digits-10", "Photos", "Digits-Tilted", "classification (mean of 3 of 5)"),
         *("MosaicGround", "grounding (mean of 1 of 2)"),
@@ -44,68 +46,65 @@ def test_runs_stand_side_by_side_in_the_benchmarks_order():
     assert lines_of(table)["Photos"] == pytest.approx((0.1, 10, 70))
     assert lines_of(table)["classification (mean of 3 of 5)"] == pytest.approx((0.1, 10, 70))
     assert lines_of(table)["overall (mean of 4 of 18)"] == pytest.approx((0.1, 10, 65))
-    assert [row.distribution for row in table.sections[0]] == ["IND", "IND", "OOD", ""]
+    assert [row.cells[1] for row in table.sections[0]] == ["IND", "IND", "OOD", ""]
+    assert paper_table([before, after]) is None
 
 
-def test_the_papers_figures_stand_beside_complete_groups_only():
+def test_the_papers_models_stand_below_the_whole_benchmark():
+    table = paper_table([Run("mine", scores_of({dataset.name: 0.5 for dataset in MMEB.eval_datasets}))])
+    assert table.headings == ("model", "Cls", "VQA", "Ret", "VG", "IND", "OOD", "all")
+    lines = lines_of(table)
+    assert lines["mine"] == pytest.approx((50,) * 7)
+    assert lines["VLM2Vec full fine-tuning"] == (52.8, 50.3, 57.8, 72.3, 62.8, 47.4, 55.9)
+    assert len(lines) == 1 + len(PUBLISHED_SCORES)
+
+
+def test_only_complete_groups_are_compared_with_the_paper():
     vqa = [dataset.name for dataset in MMEB.eval_datasets if dataset.meta_task == "vqa"]
-    table = build_table([Run("mine", scores_of(dict.fromkeys([*vqa, "CIRR"], 0.5)))])
-    assert table.columns == ("chance", "mine", *(f"paper: {name}" for name in PUBLISHED_SCORES))
-    lines = lines_of(table)
-    assert lines["vqa (mean of 10)"][2:] == (50.3, 54.9, 16.2, 19.7, 9.1)
-    assert lines["retrieval (mean of 1 of 12)"][2:] == (None,) * 5
-    assert lines["overall (mean of 11 of 36)"][2:] == (None,) * 5
+    table = paper_table([Run("mine", scores_of(dict.fromkeys([*vqa, "CIRR"], 0.5)))])
+    assert lines_of(table)["mine"] == (None, pytest.approx(50), None, None, None, None, None)
+    assert paper_table([Run("mine", scores_of({"CIRR": 0.5}))]) is None
 
 
-def test_the_papers_overall_figures_stand_beside_the_whole_benchmark():
-    table = build_table([Run("mine", scores_of({dataset.name: 0.5 for dataset in MMEB.eval_datasets}))])
-    lines = lines_of(table)
-    assert [lines[f"{group}"][2:4] for group in ("IND (mean of 20)", "OOD (mean of 16)", "overall (mean of 36)")] == [
-        (62.8, 66.5),
-        (47.4, 52.0),
-        (55.9, 60.1),
-    ]
-
-
-def test_datasets_of_ones_own_beside_the_benchmark_withhold_the_papers_overall_figure():
+def test_datasets_of_ones_own_beside_the_benchmark_withhold_the_overall_comparison():
     accs = {dataset.name: 0.5 for dataset in MMEB.eval_datasets}
-    lines = lines_of(build_table([Run("mine", scores_of({**accs, "own": 1.0}))]))
-    assert lines["IND (mean of 20)"][2] == 62.8
-    assert lines["overall (mean of 37)"][2] is None
+    table = paper_table([Run("mine", scores_of({**accs, "own": 1.0}))])
+    assert lines_of(table)["mine"] == (*[pytest.approx(50)] * 6, None)
 
 
 def test_runs_over_different_datasets_or_rows_are_noted():
     first = scores_of({"GQA": 0.5, "CIRR": 0.5})
     second = scores_of({"GQA": 0.6})
     second["datasets"]["GQA"]["num_pred"] = 999
-    table = build_table([Run("a", first), Run("b", second)])
-    assert lines_of(table)["CIRR"][1:3] == (50.0, None)
-    notes = "\n".join(table.notes)
-    assert "cover different datasets" in notes
-    assert "different rows of GQA" in notes
+    runs = [Run("a", first), Run("b", second)]
+    assert lines_of(score_table(runs))["CIRR"] == pytest.approx((0.1, 50.0, None))
+    lines = "\n".join(notes(runs))
+    assert "cover different datasets" in lines
+    assert "different rows of GQA" in lines
 
 
 def test_ties_are_noted():
-    assert (
-        "mine: 3 rows are lost by a tie with the truth."
-        in build_table([Run("mine", scores_of({"own": 0.5}, None, 3))]).notes
-    )
+    run = Run("mine", scores_of({"own": 0.5}, None, num_tied=3))
+    assert "mine: 3 rows are lost by a tie with the truth." in notes([run])
 
 
-def test_terminal_and_file_show_the_same_table():
-    table = build_table([Run("a|b [c]", scores_of({"GQA": 0.512, "own": 0.25}, MMEB))])
-    markdown = to_markdown(table)
-    assert "| GQA | OOD | 0.1 | 51.2 | - |" in markdown
-    assert "| **vqa (mean of 1 of 10)** |  | **0.1** | **51.2** |" in markdown
-    assert "a\\|b" in markdown.splitlines()[2]
-    assert len({line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(to_terminal(table))
-    shown = console.export_text()
-    assert "a|b [c]" in shown
-    for row in (row for section in table.sections for row in section):
-        line = next(line for line in shown.splitlines() if f" {row.label} " in line)
-        assert all(f" {cell:.1f} " in line for cell in row.cells if cell is not None)
+def test_terminal_and_file_show_the_same_tables():
+    vqa = {dataset.name: 0.512 for dataset in MMEB.eval_datasets if dataset.meta_task == "vqa"}
+    runs = [Run("a|b [c]", scores_of({**vqa, "own": 0.25}))]
+    tables = [score_table(runs), paper_table(runs)]
+    markdown = to_markdown(tables, notes(runs))
+    assert "| GQA | OOD | 0.1 | 51.2 |" in markdown
+    assert "| **vqa (mean of 10)** |  | **0.1** | **51.2** |" in markdown
+    assert "| **a\\|b [c]** | **-** | **51.2** | **-** |" in markdown
+    assert "fingerprint 0123456789abcdef, 4 crops" in markdown
+    for table in tables:
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(to_terminal(table))
+        shown = console.export_text()
+        assert "a|b [c]" in shown
+        for row in (row for section in table.sections for row in section):
+            line = next(line for line in shown.splitlines() if f" {row.cells[0]} " in line)
+            assert all(f" {cell:.1f} " in line for cell in row.cells if isinstance(cell, float))
 
 
 def test_names_default_to_folders_and_to_paths_where_these_are_equal():

@@ -80,7 +80,7 @@ def test_a_picture_finds_itself_and_the_report_shows_it(data: Path, model: Path,
     assert full["datasets"]["same"]["acc"] == 1.0
     assert full["datasets"]["same"]["chance"] == pytest.approx(1 / 6)
     assert full["num_items"] == 12
-    assert full["model"]["num_crops"] == 2
+    assert full["model"]["num_crops"] == json.loads((model / "preprocessor_config.json").read_text())["num_crops"]
     predictions = (data / "full" / "same_pred.txt").read_text().splitlines()
     assert predictions == [repr((PROMPT, name)) for name in SAME]
     report.main([str(data / "full")])
