@@ -81,20 +81,21 @@ def paper_table(runs: Sequence[Run]) -> ScoreTable | None:
 
     The paper's means are over all datasets of a group, so a mean over some of them is left out.
     """
-    ours = [
-        (run.label, *(_complete_mean(run, group) for group in _PAPER_HEADINGS)) for run in runs if run.benchmark is MMEB
-    ]
-    ours = [cells for cells in ours if any(cell is not None for cell in cells[1:])]
+    ours: list[Row] = []
+    for run in runs:
+        means = [_complete_mean(run, group) for group in _PAPER_HEADINGS]
+        if run.benchmark is MMEB and any(mean is not None for mean in means):
+            ours.append(Row((run.label, *means), is_mean=True))
     if not ours:
         return None
     papers = [
-        (name, *(float(getattr(scores, group.lower())) for group in _PAPER_HEADINGS))
+        Row((name, *(float(getattr(scores, group.lower())) for group in _PAPER_HEADINGS)))
         for name, scores in PUBLISHED_SCORES.items()
     ]
     return ScoreTable(
         title="MMEB: the runs above the paper's models",
         headings=("model", *_PAPER_HEADINGS.values()),
-        sections=(tuple(Row(cells, is_mean=True) for cells in ours), tuple(Row(cells) for cells in papers)),
+        sections=(tuple(ours), tuple(papers)),
     )
 
 
