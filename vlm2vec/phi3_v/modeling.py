@@ -6,187 +6,19 @@ embedding cannot see is not computed: no `lm_head`, no zero crops, no last CLIP 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers import initialization as init
 from transformers.models.phi3.modeling_phi3 import Phi3Model, Phi3PreTrainedModel
 
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config, resolve_folder
 from vlm2vec.phi3_v.configuration import Phi3VConfig
-
-
-class LongRope(nn.Module):
-    """Rotary embedding with LongRoPE factors (https://arxiv.org/abs/2402.13753), always computed in float32.
-
-    There are no buffers: a cast of the module (`.to(torch.bfloat16)`, DeepSpeed's bf16 engine) would round inverse
-    frequencies to 8 bits, which moves the embedding's cosine to float32 from 0.998 to 0.93. Plain tensors, kept per
-    device, cannot be cast.
-    """
-
-    def __init__(self, config: Phi3VConfig) -> None:
-        super().__init__()
-        rope = config.rope_parameters
-        self.theta = float(rope["rope_theta"])
-        self.half_head_dim = config.hidden_size // config.num_attention_heads // 2
-        self.switch_length = config.original_max_position_embeddings
-        self.factors: tuple[Sequence[float], Sequence[float]] = ([1.0] * self.half_head_dim, [1.0] * self.half_head_dim)
-        self.scaling = 1.0
-        if rope["rope_type"] == "longrope":
-            self.factors = (rope["short_factor"], rope["long_factor"])
-            extension = config.max_position_embeddings / self.switch_length
-            if extension > 1:
-                self.scaling = math.sqrt(1 + math.log(extension) / math.log(self.switch_length))
-        self._on_device: dict[torch.device, torch.Tensor] = {}
-
-    def frequencies(self, device: torch.device) -> torch.Tensor:
-        """Inverse frequencies (2, head_dim / 2): with short factors, with long factors.
-
-        Made at the first call and not in `__init__`, where a meta device or DeepSpeed's `zero.Init`, which casts what
-        tensor constructors return, may be in force. Always computed on the CPU, so that every device has the same bits.
-        """
-        if device not in self._on_device:
-            steps = torch.arange(0, 2 * self.half_head_dim, 2, dtype=torch.int64, device="cpu").float()
-            base = self.theta ** (steps / (2 * self.half_head_dim))
-            factors = torch.tensor(self.factors, dtype=torch.float32, device="cpu")
-            self._on_device[device] = (1.0 / (factors * base)).to(device)
-        return self._on_device[device]
-
-    def forward(self, hidden: torch.Tensor, lengths: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for positions 0 to L - 1.
-
-        Args:
-            hidden: (n, L, hidden), for its length, device and dtype.
-            lengths: real tokens of each row (n,): every row then chooses short or long factors by its own length.
-                None: the padded length L decides for all rows, as in the original.
-
-        Returns:
-            cos and sin, each (1 or n, L, head_dim) in the dtype of `hidden`.
-        """
-        device, width = hidden.device, hidden.shape[1]
-        short, long = self.frequencies(device)
-        if width <= self.switch_length:
-            frequencies = short[None]
-        elif lengths is None:
-            frequencies = long[None]
-        else:
-            frequencies = torch.where((lengths > self.switch_length)[:, None], long, short)
-        positions = torch.arange(width, device=device, dtype=torch.float32)
-        angles = positions[None, :, None] * frequencies[:, None, :]
-        angles = torch.cat([angles, angles], dim=-1)
-        return (angles.cos() * self.scaling).to(hidden.dtype), (angles.sin() * self.scaling).to(hidden.dtype)
-
-
-class VisionTower(nn.Module):
-    """CLIP up to the input of its last layer; a module of its own for the checkpoint's name `img_processor.`."""
-
-    def __init__(self, config: CLIPVisionConfig) -> None:
-        super().__init__()
-        self.vision_model = CLIPVisionModel(config)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Patch features without the class token: (crops, 3, S, S) to (crops, patches, width)."""
-        tower = self.vision_model
-        hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixel_values))
-        for layer in tower.encoder.layers[:-1]:
-            hidden = layer(hidden, None)
-        return hidden[:, 1:]
-
-    def unused_modules(self) -> tuple[nn.Module, ...]:
-        """The parts of the checkpoint that no embedding depends on: the last layer and the norm behind it."""
-        return self.vision_model.encoder.layers[-1], self.vision_model.post_layernorm
-
-
-class ImageEmbedding(nn.Module):
-    """Crops to image tokens: CLIP features, 2 x 2 neighbours joined, separators, a two-layer projection."""
-
-    def __init__(self, config: Phi3VConfig) -> None:
-        super().__init__()
-        vision = config.vision_config
-        width = 4 * vision.hidden_size
-        self.grid = config.view_grid
-        self.crop_size = vision.image_size
-        self.img_processor = VisionTower(vision)
-        self.glb_GN = nn.Parameter(torch.zeros(1, 1, width))
-        self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, width))
-        self.img_projection = nn.Sequential(
-            nn.Linear(width, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
-        )
-
-    def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
-        """Image tokens of all pictures, one after another.
-
-        Args:
-            pixel_values: (real crops, 3, S, S), per picture the global view, then the local crops row by row.
-            image_sizes: int (pictures, 2), padded (height, width), on the CPU. None: the crops are no pictures (the
-                dummy of a rank without pictures) and come out in any order, separators included.
-
-        Returns:
-            (image tokens, hidden).
-        """
-        features = self._views(pixel_values)
-        rows = len(features) * self.grid
-        if image_sizes is None:
-            num_pictures, order = 1, None
-        else:
-            num_pictures = len(image_sizes)
-            sizes = (image_sizes // self.crop_size).tolist()
-            rows, index = _sequence_order(sizes, self.grid)
-            order = index.to(features.device, non_blocking=True)
-        width = features.shape[-1]
-        # Every entry is used exactly once, so that the gather's backward has no colliding (unordered) additions.
-        table = torch.cat(
-            [
-                features.reshape(-1, width),
-                self.sub_GN.reshape(1, width).expand(rows, width),
-                self.glb_GN.reshape(1, width).expand(num_pictures, width),
-            ]
-        )
-        result: torch.Tensor = self.img_projection(table if order is None else table.index_select(0, order))
-        return result
-
-    def _views(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """CLIP's features, 2 x 2 neighbours joined into one: (crops, grid * grid, 4 width)."""
-        hidden = self.img_processor(pixel_values)
-        crops, _, width = hidden.shape
-        patches: torch.Tensor = hidden.reshape(crops, self.grid, 2, self.grid, 2, width)
-        return patches.permute(0, 1, 3, 2, 4, 5).reshape(crops, self.grid * self.grid, 4 * width)
-
-
-def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, torch.Tensor]:
-    """Where each image token of the sequence stands in the table [features, line separators, view separators].
-
-    Per picture: the token rows of the assembled local crops, each ended by a separator; one view separator; the token
-    rows of the global view, each ended by a separator.
-
-    Args:
-        sizes: per picture (rows, columns) of local crops.
-        grid: tokens along one side of a view.
-
-    Returns:
-        The number of line separators, and int64 indices (image tokens,), a permutation of the table.
-    """
-    num_views = sum(1 + rows * columns for rows, columns in sizes)
-    num_lines = sum((1 + rows) * grid for rows, columns in sizes)
-    table = torch.arange(num_views * grid * grid).view(num_views, grid, grid)
-    lines_of = [count for rows, _ in sizes for count in (rows * grid, grid)]
-    lines = iter(torch.split(torch.arange(num_lines) + table.numel(), lines_of))
-    parts: list[torch.Tensor] = []
-    view = 0
-    for picture, (rows, columns) in enumerate(sizes):
-        local = table[view + 1 : view + 1 + rows * columns].view(rows, columns, grid, grid)
-        local = local.permute(0, 2, 1, 3).reshape(rows * grid, columns * grid)
-        parts.append(torch.cat([local, next(lines)[:, None]], dim=1).flatten())
-        parts.append(torch.tensor([table.numel() + num_lines + picture]))
-        parts.append(torch.cat([table[view], next(lines)[:, None]], dim=1).flatten())
-        view += 1 + rows * columns
-    return num_lines, torch.cat(parts)
+from vlm2vec.phi3_v.rope import LongRope
+from vlm2vec.phi3_v.vision import ImageEmbedding
 
 
 class Phi3VBackbone(Phi3Model):
@@ -297,7 +129,7 @@ class Phi3VModel(Phi3PreTrainedModel):
         image_positions = (input_ids < 0)[..., None]
         embeddings = self.model.embed_tokens(input_ids.clamp(min=0))
         if pixel_values is not None and image_sizes is not None:
-            pixel_values = pixel_values if pixel_values.dim() == 4 else _real_crops(pixel_values, image_sizes, images)
+            pixel_values = pixel_values if pixel_values.dim() == 4 else images.real_crops(pixel_values, image_sizes)
             features = images(pixel_values.to(embeddings.dtype), image_sizes)
             if input_ids.device.type == "cpu" and int(image_positions.sum()) != len(features):
                 raise ValueError(f"{int(image_positions.sum())} image ids but {len(features)} image tokens")
@@ -319,9 +151,3 @@ class Phi3VModel(Phi3PreTrainedModel):
         if isinstance(module, ImageEmbedding):
             init.zeros_(module.glb_GN)
             init.zeros_(module.sub_GN)
-
-
-def _real_crops(pixel_values: torch.Tensor, image_sizes: torch.Tensor, images: ImageEmbedding) -> torch.Tensor:
-    """(pictures, crops, 3, S, S) without the zero crops: (real crops, 3, S, S)."""
-    counts = [1 + rows * columns for rows, columns in (image_sizes // images.crop_size).tolist()]
-    return torch.cat([crops[:count] for crops, count in zip(pixel_values, counts, strict=True)])

@@ -1,0 +1,185 @@
+"""Adapters: new ones, the original's, saved ones, and those that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from tests import golden
+from vlm2vec import VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.lora import LoraSettings
+
+ADAPTER = golden.PHI3V / "lora"
+CASES = golden.read("lora/cases.json")
+
+
+def load(path: Path, **options: object) -> VLM2Vec:
+    return VLM2Vec.from_pretrained(path, **{"num_crops": 1, "dtype": torch.float32, **options})
+
+
+def encode_side(encoder: VLM2Vec, side: str) -> torch.Tensor:
+    images = [golden.PHI3V / name if name else None for name in CASES[side]["images"]]
+    return encoder.encode(CASES[side]["texts"], images)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_originals_adapter(golden_model_dir: Path, merge: bool) -> None:
+    encoder = load(golden_model_dir, adapter=ADAPTER)
+    if merge:
+        encoder.merge_lora()
+        assert not isinstance(encoder.backbone, PeftModel)
+    expected = golden.tensors("lora/expected.safetensors")
+    for side in ("query", "target"):
+        name = f"{side}_embeddings" if merge else f"{side}_embeddings_unmerged"
+        assert (encode_side(encoder, side) - expected[name]).abs().max() < golden.EMBEDDING_LIMIT
+
+
+def adapter_copy(tmp_path: Path, base: Path) -> Path:
+    folder = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    return folder
+
+
+def test_an_adapter_folder_alone_finds_its_base(golden_model_dir: Path, tmp_path: Path) -> None:
+    folder = adapter_copy(tmp_path, golden_model_dir)
+    expected = golden.tensors("lora/expected.safetensors")["query_embeddings_unmerged"]
+    assert (encode_side(load(folder), "query") - expected).abs().max() < golden.EMBEDDING_LIMIT
+
+
+def test_the_published_layout_is_a_pickle(golden_model_dir: Path, tmp_path: Path) -> None:
+    folder = adapter_copy(tmp_path, golden_model_dir)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({name: tensor.bfloat16() for name, tensor in tensors.items()}, folder / "adapter_model.bin")
+    encoder = load(golden_model_dir, adapter=folder)
+    adapter = [parameter for name, parameter in encoder.named_parameters() if "lora_" in name]
+    assert len(adapter) == len(tensors)
+    assert {parameter.dtype for parameter in adapter} == {torch.float32}
+    expected = golden.tensors("lora/expected.safetensors")["query_embeddings_unmerged"]
+    assert torch.nn.functional.cosine_similarity(encode_side(encoder, "query"), expected).min() > 0.999
+
+
+@pytest.mark.parametrize("change", ["half", "extra", "shape"])
+def test_an_adapter_that_does_not_fit_is_refused(golden_model_dir: Path, tmp_path: Path, change: str) -> None:
+    folder = adapter_copy(tmp_path, golden_model_dir)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    if change == "half":  # PEFT itself would warn and run without the vision tower's adapter
+        tensors = {name: tensor for name, tensor in tensors.items() if "vision_model" not in name}
+    elif change == "extra":
+        tensors["base_model.model.model.layers.9.self_attn.o_proj.lora_A.weight"] = torch.zeros(4, 64)
+    else:
+        name = next(name for name in tensors if name.endswith("lora_A.weight"))
+        tensors[name] = tensors[name][:, :-1].clone()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="does not fit the model"):
+        load(golden_model_dir, adapter=folder)
+
+
+def test_folders_without_an_adapter(golden_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no adapter weights"):
+        load(golden_model_dir, adapter=tmp_path)
+    folder = adapter_copy(tmp_path, golden_model_dir)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="names no base model"):
+        load(folder)
+    with pytest.raises(InputError, match="not a usable adapter"):
+        load(golden_model_dir, adapter=folder)
+
+
+def test_defaults_are_the_originals(golden_model_dir: Path) -> None:
+    encoder = load(golden_model_dir)
+    encoder.add_lora()
+    config = encoder.backbone.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_dora) == (16, 64, 0.1, True)
+    assert config.init_lora_weights == "gaussian"
+    reference = json.loads((ADAPTER / "adapter_config.json").read_text())
+    assert config.target_modules == set(reference["target_modules"])
+    trainable = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    # Two decoder linears' worth of three tensors, and the tower's attention without its last, unused layer.
+    assert len(trainable) == 3 * (3 * 4 + 2 * 4)
+
+
+def adapter_of(folder: Path, **settings: object) -> dict[str, torch.Tensor]:
+    encoder = load(folder, dtype=torch.bfloat16)
+    encoder.add_lora(LoraSettings(r=4, **settings))
+    return {name: p.detach().clone() for name, p in encoder.named_parameters() if "lora_" in name}
+
+
+def test_the_seed_decides_the_adapter(golden_model_dir: Path) -> None:
+    torch.manual_seed(1)
+    first = adapter_of(golden_model_dir, seed=7)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second, other = adapter_of(golden_model_dir, seed=7), adapter_of(golden_model_dir, seed=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert {tensor.dtype for tensor in first.values()} == {torch.float32}  # on a bf16 backbone
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_fresh_adapter_changes_nothing(golden_model_dir: Path, use_dora: bool) -> None:
+    encoder = load(golden_model_dir)
+    before = encode_side(encoder, "query")
+    encoder.add_lora(LoraSettings(r=2, use_dora=use_dora, init="kaiming"))
+    assert any("magnitude" in name for name, _ in encoder.named_parameters()) is use_dora
+    torch.testing.assert_close(encode_side(encoder, "query"), before, rtol=0, atol=1e-5)
+
+
+def test_wrong_settings(golden_model_dir: Path) -> None:
+    encoder = load(golden_model_dir)
+    for settings, message in (
+        ({"target_modules": ["qkv_proj", "nothing"]}, "nothing: no such linear layer"),
+        ({"target_modules": []}, "none given"),
+        ({"r": 0}, "r >= 1"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"init": "magic"}, "unknown LoRA init"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder.add_lora(LoraSettings(**settings))
+    encoder.add_lora(LoraSettings(r=2))
+    with pytest.raises(InputError, match="merge it first"):
+        encoder.add_lora()
+
+
+def test_save_and_load_an_adapter(golden_model_dir: Path, tmp_path: Path) -> None:
+    encoder = load(golden_model_dir, num_crops=2)
+    encoder.add_lora(LoraSettings(r=2))
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02, generator=torch.Generator().manual_seed(3))
+    encoder.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    again = VLM2Vec.from_pretrained(tmp_path / "adapter")
+    assert again.processor.num_crops == 2
+    assert torch.equal(encode_side(again, "query"), encode_side(encoder, "query"))
+    encoder.merge_lora()
+    encoder.save_pretrained(tmp_path / "merged")
+    merged = VLM2Vec.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(encode_side(merged, "query"), encode_side(again, "query"), rtol=0, atol=5e-6)
+
+
+def test_freezing(golden_model_dir: Path) -> None:
+    encoder = load(golden_model_dir)
+    encoder.freeze(vision_tower=True)
+    trainable = {name for name, parameter in encoder.base.named_parameters() if parameter.requires_grad}
+    assert not any("img_processor" in name for name in trainable)
+    assert any("img_projection" in name for name in trainable)
+    encoder.freeze(projector=True)
+    trainable = {name for name, parameter in encoder.base.named_parameters() if parameter.requires_grad}
+    assert not any("vision_embed_tokens" in name for name in trainable)
+    adapted = load(golden_model_dir)
+    adapted.add_lora(LoraSettings(r=2))
+    adapted.freeze(vision_tower=True)
+    assert not any(p.requires_grad for name, p in adapted.named_parameters() if "vision_model" in name)

@@ -1,0 +1,122 @@
+"""Phi-3-V's image embedding: the CLIP tower, the layout of its views as a token sequence, the projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from vlm2vec.phi3_v.configuration import Phi3VConfig
+
+
+class VisionTower(nn.Module):
+    """CLIP up to the input of its last layer; a module of its own for the checkpoint's name `img_processor.`."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__()
+        self.vision_model = CLIPVisionModel(config)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Patch features without the class token: (crops, 3, S, S) to (crops, patches, width)."""
+        tower = self.vision_model
+        hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixel_values))
+        for layer in tower.encoder.layers[:-1]:
+            hidden = layer(hidden, None)
+        return hidden[:, 1:]
+
+    def unused_modules(self) -> tuple[nn.Module, ...]:
+        """The parts of the checkpoint that no embedding depends on: the last layer and the norm behind it."""
+        return self.vision_model.encoder.layers[-1], self.vision_model.post_layernorm
+
+
+class ImageEmbedding(nn.Module):
+    """Crops to image tokens: CLIP features, 2 x 2 neighbours joined, separators, a two-layer projection."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        vision = config.vision_config
+        width = 4 * vision.hidden_size
+        self.grid = config.view_grid
+        self.crop_size = vision.image_size
+        self.img_processor = VisionTower(vision)
+        self.glb_GN = nn.Parameter(torch.zeros(1, 1, width))
+        self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.img_projection = nn.Sequential(
+            nn.Linear(width, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
+        )
+
+    def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
+        """Image tokens of all pictures, one after another.
+
+        Args:
+            pixel_values: (real crops, 3, S, S), per picture the global view, then the local crops row by row.
+            image_sizes: int (pictures, 2), padded (height, width), on the CPU. None: the crops are no pictures (the
+                dummy of a rank without pictures) and come out in any order, separators included.
+
+        Returns:
+            (image tokens, hidden).
+        """
+        features = self._views(pixel_values)
+        rows = len(features) * self.grid
+        if image_sizes is None:
+            num_pictures, order = 1, None
+        else:
+            num_pictures = len(image_sizes)
+            sizes = (image_sizes // self.crop_size).tolist()
+            rows, index = _sequence_order(sizes, self.grid)
+            order = index.to(features.device, non_blocking=True)
+        width = features.shape[-1]
+        # Every entry is used exactly once, so that the gather's backward has no colliding (unordered) additions.
+        table = torch.cat(
+            [
+                features.reshape(-1, width),
+                self.sub_GN.reshape(1, width).expand(rows, width),
+                self.glb_GN.reshape(1, width).expand(num_pictures, width),
+            ]
+        )
+        result: torch.Tensor = self.img_projection(table if order is None else table.index_select(0, order))
+        return result
+
+    def real_crops(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+        """Pixels (pictures, crops, 3, S, S) without the zero crops that pad a picture: (real crops, 3, S, S)."""
+        counts = [1 + rows * columns for rows, columns in (image_sizes // self.crop_size).tolist()]
+        return torch.cat([crops[:count] for crops, count in zip(pixel_values, counts, strict=True)])
+
+    def _views(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """CLIP's features, 2 x 2 neighbours joined into one: (crops, grid * grid, 4 width)."""
+        hidden = self.img_processor(pixel_values)
+        crops, _, width = hidden.shape
+        patches: torch.Tensor = hidden.reshape(crops, self.grid, 2, self.grid, 2, width)
+        return patches.permute(0, 1, 3, 2, 4, 5).reshape(crops, self.grid * self.grid, 4 * width)
+
+
+def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, torch.Tensor]:
+    """Where each image token of the sequence stands in the table [features, line separators, view separators].
+
+    Per picture: the token rows of the assembled local crops, each ended by a separator; one view separator; the token
+    rows of the global view, each ended by a separator.
+
+    Args:
+        sizes: per picture (rows, columns) of local crops.
+        grid: tokens along one side of a view.
+
+    Returns:
+        The number of line separators, and int64 indices (image tokens,), a permutation of the table.
+    """
+    num_views = sum(1 + rows * columns for rows, columns in sizes)
+    num_lines = sum((1 + rows) * grid for rows, columns in sizes)
+    table = torch.arange(num_views * grid * grid).view(num_views, grid, grid)
+    lines_of = [count for rows, _ in sizes for count in (rows * grid, grid)]
+    lines = iter(torch.split(torch.arange(num_lines) + table.numel(), lines_of))
+    parts: list[torch.Tensor] = []
+    view = 0
+    for picture, (rows, columns) in enumerate(sizes):
+        local = table[view + 1 : view + 1 + rows * columns].view(rows, columns, grid, grid)
+        local = local.permute(0, 2, 1, 3).reshape(rows * grid, columns * grid)
+        parts.append(torch.cat([local, next(lines)[:, None]], dim=1).flatten())
+        parts.append(torch.tensor([table.numel() + num_lines + picture]))
+        parts.append(torch.cat([table[view], next(lines)[:, None]], dim=1).flatten())
+        view += 1 + rows * columns
+    return num_lines, torch.cat(parts)
