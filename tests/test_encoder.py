@@ -103,9 +103,9 @@ def test_pictures_of_other_kinds(encoder: VLM2Vec) -> None:
 def mixed_items() -> tuple[list[str], list[Image.Image | None]]:
     """Texts of 2 to 4,300 tokens and pictures, in no order."""
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, size)) for size in (1, 90, 3, 40, 2500, 7, 12)]
+    texts = [" ".join(rng.choice(WORDS, size)) for size in (1, 3, 2500, 7)]
     images: list[Image.Image | None] = [None] * len(texts)
-    for place, name in ((2, "images/rgba.png"), (5, "images/square.png")):
+    for place, name in ((1, "images/rgba.png"), (3, "images/square.png")):
         texts[place], images[place] = "<|image_1|> " + texts[place], golden.image(name)
     return texts, images
 

@@ -1,0 +1,65 @@
+"""Encodes a picture and two captions and prints their similarities in both directions.
+
+    python examples/encode.py --model_name DIR [--image PICTURE] [--captions "A cat and a dog" "A cat and a tiger"]
+
+DIR is a checkpoint folder, an adapter folder, or a Hugging Face repository such as TIGER-Lab/VLM2Vec-Full. Without
+--image a small picture of a coloured digit is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from PIL import Image, ImageDraw
+
+from vlm2vec import VLM2Vec
+from vlm2vec.errors import run_program
+
+IMAGE_QUERY = "<|image_1|> Represent the given image with the following question: What is in the image"
+TEXT_QUERY = "Find me an everyday image that matches the given caption: {caption}."
+IMAGE_TARGET = "<|image_1|> Represent the given image."
+
+
+def drawn_picture() -> Image.Image:
+    """A red "7" on a dark ground, 32 x 32 pixels, as in the miniature."""
+    picture = Image.new("RGB", (32, 32), (16, 16, 16))
+    ImageDraw.Draw(picture).line([(8, 7), (23, 7), (13, 25)], fill=(235, 45, 45), width=3)
+    return picture
+
+
+def main() -> None:
+    """Parses the command line, encodes, prints."""
+    parser = argparse.ArgumentParser(prog="examples/encode.py", description="Similarities of a picture and captions.")
+    parser.add_argument("--model_name", required=True, help="checkpoint folder, adapter folder or repository")
+    parser.add_argument("--image", help="a picture file")
+    parser.add_argument("--captions", nargs="+", default=["A cat and a dog", "A cat and a tiger"])
+    parser.add_argument("--num_crops", type=int, help="local crops a picture (default: the checkpoint's)")
+    arguments = parser.parse_args()
+
+    on_gpu = torch.cuda.is_available()
+    encoder = VLM2Vec.from_pretrained(
+        arguments.model_name,
+        num_crops=arguments.num_crops,
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        device="cuda" if on_gpu else "cpu",
+    )
+    picture = arguments.image or drawn_picture()
+
+    print("image -> text")
+    query = encoder.encode(texts=[IMAGE_QUERY], images=[picture])
+    for caption, score in zip(
+        arguments.captions, encoder.similarity(query, encoder.encode(texts=arguments.captions))[0], strict=True
+    ):
+        print(f"  {score:.4f}  {caption}")
+
+    print("text -> image")
+    target = encoder.encode(texts=[IMAGE_TARGET], images=[picture])
+    queries = encoder.encode(texts=[TEXT_QUERY.format(caption=caption) for caption in arguments.captions])
+    for caption, score in zip(arguments.captions, encoder.similarity(queries, target)[:, 0], strict=True):
+        print(f"  {score:.4f}  {caption}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
