@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.convert import convert
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb
+from data_prep.mini_model import build_mini_model
 from tests.golden import write_model_folder
 
 MINI_SCALE = 0.02
@@ -36,3 +37,11 @@ def mini_shards_dir(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactor
 def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference model of tests/data/golden as a complete checkpoint folder; do not write to it."""
     return write_model_folder(tmp_path_factory.mktemp("golden") / "model")
+
+
+@pytest.fixture(scope="session")
+def mini_model_dir(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature's untrained model as a checkpoint folder; do not write to it."""
+    folder = tmp_path_factory.mktemp("mini_model") / "untrained"
+    build_mini_model(mini_mmeb_dir / TRAIN_FOLDER, folder, seed=0)
+    return folder

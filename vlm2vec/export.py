@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.phi3_v import Phi3VModel
+from vlm2vec.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord, find_checkpoint
 from vlm2vec.training.engine import prepare_environment
 
@@ -67,7 +69,7 @@ def export(checkpoint: Path, output: Path, dtype: torch.dtype | None = None, mer
     dtype = dtype or (torch.bfloat16 if record.arguments["bf16"] else torch.float32)
     with _appearing(output) as folder:
         shutil.copytree(checkpoint / ENCODER_FOLDER, folder, dirs_exist_ok=True)
-        weights = _trained_weights(checkpoint)
+        weights = _saved_weights(checkpoint, record)
         if not is_adapter:
             _write_model(weights, folder, dtype)
         elif merge_lora:
@@ -76,8 +78,8 @@ def export(checkpoint: Path, output: Path, dtype: torch.dtype | None = None, mer
             _write_adapter(weights, folder)
 
 
-def _trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """float32 master weights by the backbone's own names.
+def _saved_weights(checkpoint: Path, record: RunRecord) -> dict[str, torch.Tensor]:
+    """The checkpoint's weights by the backbone's own names; trained ones are the float32 master copies.
 
     DeepSpeed's files are pickles; only the types named here may appear in them, so that a file from a stranger cannot
     run code.
@@ -96,6 +98,9 @@ def _trained_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     ):
         try:
             weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
+            if record.zero_stage == 1:  # its converter leaves frozen weights out
+                file = checkpoint / ENGINE_TAG / "mp_rank_00_model_states.pt"
+                weights = torch.load(file, map_location="cpu", weights_only=True)["module"] | weights
         except Exception as error:  # missing, torn or foreign files surface as any type
             reason = " ".join(str(error).split())
             raise InputError(f"{checkpoint / ENGINE_TAG}: cannot be read as ZeRO state ({reason})") from error
@@ -106,6 +111,8 @@ def _write_model(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dt
     # Clones: the weights are slices of ZeRO's flat buffers, and safetensors refuses to guess what a slice shares.
     tensors = {name: tensor.to(dtype, copy=True) for name, tensor in weights.items()}
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+    found = checkpoint_shapes(folder)
+    check_tensors(folder, found, Phi3VModel.tensor_shapes(load_config(folder, found)))
 
 
 def _write_adapter(weights: dict[str, torch.Tensor], folder: Path) -> None:

@@ -21,7 +21,7 @@ from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collective_timeout
 
-TEMPERATURE = 0.02
+TEMPERATURE = 0.05
 BATCH = 10
 
 # Which pairs have pictures on the query side, and which rank encodes an item (of 2 * BATCH: queries, then targets).
@@ -51,7 +51,7 @@ class _Processor:
 def build_encoder(kind: str) -> VLM2Vec:
     encoder = VLM2Vec(tiny_model(), processor=None, max_len=None)  # type: ignore[arg-type]
     if kind != "full":
-        encoder.add_lora(LoraSettings(r=4, dropout=0.0, use_dora=kind == "dora"))
+        encoder.add_lora(LoraSettings(r=4, alpha=4, dropout=0.0, use_dora=kind == "dora"))
         with torch.no_grad():  # B starts at zero, which would hide half of the gradient
             for name, parameter in encoder.named_parameters():
                 if "lora_B" in name:
@@ -68,7 +68,9 @@ def global_items(has_image: Callable[[int], bool]) -> tuple[list[ProcessedItem],
     return items, query, positive
 
 
-def plain_gradient(encoder: VLM2Vec, inputs: ItemEncoderInputs, has_image: Callable[[int], bool]) -> dict[str, torch.Tensor]:  # fmt: skip
+def plain_gradient(
+    encoder: VLM2Vec, inputs: ItemEncoderInputs, has_image: Callable[[int], bool]
+) -> dict[str, torch.Tensor]:
     """One process, one graph, the textbook loss."""
     items, query, positive = global_items(has_image)
     encoder.zero_grad()
@@ -82,7 +84,10 @@ def plain_gradient(encoder: VLM2Vec, inputs: ItemEncoderInputs, has_image: Calla
     }
 
 
-def layout_of(rank: int, ranks: int, owner: Callable[[int, int], int], has_image: Callable[[int], bool]) -> tuple[list[ProcessedItem], list[bool], StepLayout]:  # fmt: skip
+def layout_of(
+    rank: int, ranks: int, owner: Callable[[int, int], int], has_image: Callable[[int], bool]
+) -> tuple[list[ProcessedItem], list[bool], StepLayout]:
+    """This rank's items, which of them are queries, and where they belong."""
     items, query, positive = global_items(has_image)
     owners = [owner(item, ranks) for item in range(len(items))]
     order = sorted(range(len(items)), key=lambda item: owners[item])

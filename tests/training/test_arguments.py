@@ -92,5 +92,5 @@ def test_bad_recipes_name_the_file(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_recipe_names_the_file() -> None:
-    with pytest.raises(InputError, match="absent.yaml"):
+    with pytest.raises(InputError, match=r"absent\.yaml"):
         parse_arguments(["--config", "absent.yaml", *NEEDED, *BATCH])

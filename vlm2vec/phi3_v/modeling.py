@@ -68,6 +68,12 @@ class Phi3VModel(Phi3PreTrainedModel):
         self.freeze_unused()
 
     @classmethod
+    def tensor_shapes(cls, config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of a checkpoint's tensors, found without allocating them."""
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+
+    @classmethod
     def from_pretrained(cls, path: str | Path, **kwargs: Any) -> Phi3VModel:
         """Loads a checkpoint and makes sure that every tensor found its place.
 
@@ -84,9 +90,7 @@ class Phi3VModel(Phi3PreTrainedModel):
         folder = resolve_folder(path)
         found = checkpoint_shapes(folder)
         config = kwargs.pop("config", None) or load_config(folder, found)
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
-        renaming = check_tensors(folder, found, expected)
+        renaming = check_tensors(folder, found, cls.tensor_shapes(config))
         model, info = super().from_pretrained(
             str(folder), config=config, key_mapping=renaming or None, output_loading_info=True, **kwargs
         )

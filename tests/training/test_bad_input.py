@@ -1,0 +1,105 @@
+"""What a user gets wrong: one line that names the file, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launcher import REPOSITORY, environment
+from vlm2vec import export as export_program
+from vlm2vec.errors import InputError
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.checkpoint import find_checkpoint
+from vlm2vec.training.engine import engine_config
+
+ZERO2 = str(REPOSITORY / "ds_configs/zero2.json")
+
+
+def run_train(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vlm2vec.train", *flags],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_shards_without_manifest(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    done = run_train(
+        *("--model_name", "absent", "--dataset_name", str(tmp_path / "shards"), "--output_dir", str(tmp_path / "run")),
+        *("--deepspeed", ZERO2, "--max_steps", "1", "--global_batch_size", "4"),
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert str(tmp_path / "shards" / "manifest.json") in errors[0]
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        ("{", "Expecting"),
+        ({"zero_optimization": {"stage": 0}}, "must be 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 2}, "train_batch_size": 8}, "remove 'train_batch_size'"),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {}}, "remove 'optimizer'"),
+    ],
+)
+def test_engine_configurations(tmp_path: Path, content: object, reason: str) -> None:
+    path = tmp_path / "ds.json"
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    arguments = parse_arguments(
+        [
+            *("--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--max_steps", "1"),
+            *("--deepspeed", str(path), "--global_batch_size", "4"),
+        ]
+    )
+    with pytest.raises(InputError, match=reason) as refused:
+        engine_config(path, arguments, 1)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("case", ["absent", "empty folder", "latest names nothing", "foreign record", "torn engine"])
+def test_checkpoints_that_are_none(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    if case != "absent":
+        folder.mkdir()
+    if case == "latest names nothing":
+        (folder / "latest").write_text("checkpoint-7\n")
+    if case == "foreign record":
+        (folder / "run.json").write_text('{"schema_version": 1, "hello": 2}')
+    if case == "torn engine":
+        (folder / "encoder").mkdir()
+        (folder / "engine").mkdir()
+        record = {"step": 1, "num_ranks": 1, "zero_stage": 2, "versions": {}, "data": {}}
+        arguments = {"lora": False, "bf16": False}
+        (folder / "run.json").write_text(json.dumps({"schema_version": 1, "arguments": arguments, **record}))
+    monkeypatch.setattr(sys, "argv", ["export", str(folder), str(tmp_path / "out")])
+    assert export_program.run_program(export_program.main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(folder) in error
+    assert error.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"run"}
+
+
+def test_the_latest_pointer_stays_inside_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "run.json").write_text("{}")
+    (tmp_path / "run" / "latest").write_text("../elsewhere\n")
+    with pytest.raises(InputError, match="not a checkpoint here"):
+        find_checkpoint(tmp_path / "run")
