@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--stage", type=int, required=True)
     parser.add_argument("--kind", choices=("full", "lora", "dora"), required=True)
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     initialize_ranks(60)
@@ -129,7 +130,8 @@ def main() -> None:
     )
     set_collective_timeout(60)
     results = {}
-    for scenario, (has_image, owner) in SCENARIOS.items():
+    for scenario in options.scenarios:
+        has_image, owner = SCENARIOS[scenario]
         inputs = ItemEncoderInputs(_Processor(), None, TokenBudget(1))  # type: ignore[arg-type]
         expected = plain_gradient(reference, inputs, has_image)
         for packing_name, packing in PACKINGS.items():
