@@ -100,7 +100,7 @@ def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_sha
     events.Reload()
     tags = events.Tags()
     promised = {"loss", "hit@1", "learning_rate", "gradient_norm", "pairs_per_second"}
-    assert {f"train/{name}" for name in promised} <= set(tags["scalars"])
+    assert {f"run/{name}" for name in promised} <= set(tags["scalars"])
     assert "arguments/text_summary" in tags["tensors"]
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([line["loss"] for line in log])
+    assert [event.value for event in events.Scalars("run/loss")] == pytest.approx([line["loss"] for line in log])

@@ -63,7 +63,7 @@ class StepMeter:
         """The window's figures over all ranks (a collective); then starts a new window.
 
         Returns:
-            Means a row, rates a second of wall time, and `hit@1/<subset>` for each subset seen.
+            Means a row, rates a second of wall time, and `subset_hit@1/<subset>` for each subset seen.
         """
         sums = torch.cat([self._sums, self._subset_rows.flatten()])
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -87,6 +87,6 @@ class StepMeter:
         subset_hits, subset_rows = figures[len(_FIELDS) :][: len(self._subsets)], figures[-len(self._subsets) :]
         for name, hit, count in zip(self._subsets, subset_hits, subset_rows, strict=True):
             if count:
-                report[f"hit@1/{name}"] = hit / count
+                report[f"subset_hit@1/{name}"] = hit / count
         self._reset()
         return report

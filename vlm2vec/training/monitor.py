@@ -82,7 +82,7 @@ class RunMonitor:
     def figures(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one window everywhere."""
         for name, value in values.items():
-            self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            self._writer.add_scalar(name if "/" in name else f"run/{name}", value, step)
         self._writer.flush()
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
