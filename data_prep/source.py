@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
-from vlm2vec.shards.files import sha256_of
+from vlm2vec.files import sha256_of
 from vlm2vec.shards.schema import SUBSET_NAME
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")

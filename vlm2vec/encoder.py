@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vlm2vec.errors import InputError
+from vlm2vec.files import apply_umask
 from vlm2vec.items import EncodeItem, Picture, make_items, plan_batches
 from vlm2vec.lora import ADAPTER_CONFIG, LoraSettings, add_adapter, load_adapter, read_base_name
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
@@ -276,6 +277,7 @@ class VLM2Vec(nn.Module):
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             self.backbone.save_pretrained(temporary)
             self.processor.save_pretrained(temporary)
+            apply_umask(Path(temporary))
             for file in sorted(Path(temporary).iterdir()):
                 os.replace(file, folder / file.name)
 

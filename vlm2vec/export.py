@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.files import apply_umask
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord, find_checkpoint
@@ -144,6 +145,7 @@ def _appearing(output: Path) -> Iterator[Path]:
     folder.chmod(0o755)
     try:
         yield folder
+        apply_umask(folder)
         if output.exists():
             output.rmdir()
         os.replace(folder, output)

@@ -52,7 +52,9 @@ def main() -> None:
 def run(arguments: RunArguments, device: torch.device) -> None:
     """Builds everything and trains; all ranks call it."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    output_dir = _new_run_folder(Path(arguments.training.output_dir), rank)
+    output_dir = Path(arguments.training.output_dir)
+    if any(output_dir.glob("checkpoint-*")):
+        raise InputError(f"--output_dir {output_dir}: holds another run's checkpoints; remove it or choose another")
     shards = ShardSet.open(arguments.data.dataset_name, _subsets(arguments))
     order = _global_order(arguments, shards, num_ranks)
     encoder = build_encoder(arguments)
@@ -71,6 +73,7 @@ def run(arguments: RunArguments, device: torch.device) -> None:
         inputs.padding_chunk(),
         compute_dtype=torch.bfloat16 if arguments.model.bf16 else None,
     )
+    output_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
         output_dir,
         encoder.save_configuration,
@@ -118,18 +121,10 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
                 seed=arguments.training.seed,
             )
         )
+    encoder.freeze(vision_tower=model.freeze_vision_tower, projector=model.freeze_projector)
     if model.gradient_checkpointing:
         encoder.gradient_checkpointing_enable()
     return encoder.train()
-
-
-def _new_run_folder(folder: Path, rank: int) -> Path:
-    if any(folder.glob("checkpoint-*")):
-        raise InputError(f"--output_dir {folder}: holds the checkpoints of another run; remove it or choose another")
-    if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    return folder
 
 
 def _subsets(arguments: RunArguments) -> list[str] | None:

@@ -45,5 +45,6 @@ def test_exported_weights_are_the_live_ones(
     exported = VLM2Vec.from_pretrained(tmp_path / "exported").encode(texts=TEXTS)
     torch.testing.assert_close(exported, live, rtol=0, atol=1e-6)
     assert (tmp_path / "exported" / "adapter_config.json").exists() == bool(flags and not merge)
+    assert all(file.stat().st_mode & 0o044 for file in (tmp_path / "exported").iterdir())  # others can read it
     assert not list(tmp_path.glob(".tmp-*"))
     assert not list(tmp_path.glob(".adapter-*"))

@@ -64,6 +64,7 @@ def test_batch_size_a_device() -> None:
         (["--gc_q_chunk_size", "0", "--gc_p_chunk_size", "4"], "at least 1"),
         (["--gc_q_chunk_size", "4", "--gc_p_chunk_size", "4", "--chunk_tokens", "9"], "exclude each other"),
         (["--lora_r", "4"], "without --lora"),
+        (["--lora", "--freeze_projector"], "no effect with --lora"),
         (["--max_steps", "0"], "at least 1"),
         (["--warmup_steps", "10"], "more than --max_steps"),
         (["--temperature", "0"], "positive"),

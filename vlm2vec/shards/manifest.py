@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import InputError
-from vlm2vec.shards.files import committed
+from vlm2vec.files import committed
 from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME, shard_name
 
 

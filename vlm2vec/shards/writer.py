@@ -13,8 +13,8 @@ from typing import Any
 
 import webdataset
 
+from vlm2vec.files import committed, publish, sha256_of, temporary_for
 from vlm2vec.images import ImageHeader
-from vlm2vec.shards.files import committed, publish, sha256_of, temporary_for
 from vlm2vec.shards.index import index_entry, write_index
 from vlm2vec.shards.manifest import ShardRecord, write_json
 from vlm2vec.shards.schema import IMAGE_MEMBER_PREFIX, JSON_MEMBER, SIDES, Item, content_hash, sample_key

@@ -33,6 +33,8 @@ class ModelArguments:
         None, "sdpa, eager or flash_attention_2; the best installed if not given."
     )
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: slower, less memory.")
+    freeze_vision_tower: bool = _option(False, "Do not train CLIP, nor an adapter in it.")
+    freeze_projector: bool = _option(False, "Do not train the image projection and the separators.")
     bf16: bool = _option(False, "Compute in bfloat16; master weights, moments and the loss stay in float32.")
     lora: bool = _option(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = _option(16, "Rank of the adapter.")
@@ -207,6 +209,10 @@ def _check(arguments: RunArguments) -> None:
         (
             training.chunk_tokens is not None and fixed != (None, None),
             "--chunk_tokens and --gc_q_chunk_size/--gc_p_chunk_size exclude each other: give one kind",
+        ),
+        (
+            model.lora and model.freeze_projector,
+            "--freeze_projector: no effect with --lora, which trains adapters only and has none there",
         ),
         (not model.lora and bool(lora_options), f"{', '.join(lora_options)}: no effect without --lora"),
         (training.temperature <= 0, f"--temperature {training.temperature}: must be positive"),

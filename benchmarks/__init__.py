@@ -1,0 +1,1 @@
+"""Programs that measure: each prints figures beside a baseline of the same run."""
