@@ -17,19 +17,20 @@ import transformers
 from vlm2vec import __version__
 from vlm2vec.batches import (
     BatchReader,
+    ChunkSizes,
     FixedCounts,
     GlobalOrder,
     ItemEncoderInputs,
     PlanSource,
     TokenBudget,
-    training_batches,
+    TrainingBatches,
 )
-from vlm2vec.contrastive import CachedStep, ContrastiveLoss
+from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.lora import LoraSettings
 from vlm2vec.shards import ShardSet
-from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, RunArguments, parse_arguments
+from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments, parse_arguments
 from vlm2vec.training.checkpoint import Checkpoints, RunRecord
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
 from vlm2vec.training.loop import train
@@ -61,8 +62,10 @@ def run(arguments: RunArguments, device: torch.device) -> None:
     engine = build_engine(encoder, arguments, lambda optimizer: _schedule(arguments, optimizer), num_ranks)
     torch.manual_seed(arguments.training.seed * num_ranks + rank + 1)  # dropout differs from rank to rank
 
-    inputs = ItemEncoderInputs(encoder.processor, arguments.model.max_len, _packing(arguments))
-    source = PlanSource(order, BatchReader(shards, inputs, rank), num_ranks, 0, arguments.training.max_steps)
+    compute_dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
+    inputs = ItemEncoderInputs(encoder.processor, arguments.model.max_len, compute_dtype)
+    reader = BatchReader(shards, inputs, _chunk_sizes(arguments, encoder), rank)
+    source = PlanSource(order, reader, num_ranks, 0, arguments.training.max_steps, arguments.training.hard_negatives)
     cached_step = CachedStep(
         engine,
         ContrastiveLoss(
@@ -71,7 +74,8 @@ def run(arguments: RunArguments, device: torch.device) -> None:
             arguments.training.loss_block_rows,
         ),
         inputs.padding_chunk(),
-        compute_dtype=torch.bfloat16 if arguments.model.bf16 else None,
+        # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
+        autocast_dtype=compute_dtype if arguments.model.lora and arguments.model.bf16 else None,
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
@@ -87,7 +91,7 @@ def run(arguments: RunArguments, device: torch.device) -> None:
         train(
             engine,
             cached_step,
-            training_batches(source, arguments.data.dataloader_num_workers),
+            TrainingBatches(source, arguments.data.dataloader_num_workers, pin_memory=device.type != "cpu"),
             StepMeter(shards.subsets, device),
             monitor,
             checkpoints,
@@ -132,11 +136,24 @@ def _subsets(arguments: RunArguments) -> list[str] | None:
     return None if names == ["all"] else names
 
 
-def _packing(arguments: RunArguments) -> TokenBudget | FixedCounts:
+def _chunk_sizes(arguments: RunArguments, encoder: VLM2Vec) -> ChunkSizes:
+    """How items become chunks; `auto` and absent values are decided here."""
     training = arguments.training
+    # One graph costs no memory: pass 2 holds one anyway.
+    keep_graphs = 1 if training.keep_graphs == "auto" else int(training.keep_graphs)
     if training.gc_q_chunk_size and training.gc_p_chunk_size:
-        return FixedCounts(training.gc_q_chunk_size, training.gc_p_chunk_size)
-    return TokenBudget(training.chunk_tokens or DEFAULT_CHUNK_TOKENS)
+        return ChunkSizes(FixedCounts(training.gc_q_chunk_size, training.gc_p_chunk_size), None, keep_graphs)
+    chunk_tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
+    if not has_dropout(encoder):
+        no_grad_tokens = training.no_grad_chunk_tokens or NO_GRAD_FACTOR * chunk_tokens
+    elif training.no_grad_chunk_tokens is None:
+        no_grad_tokens = None
+    else:
+        raise InputError(
+            f"--no_grad_chunk_tokens {training.no_grad_chunk_tokens}: with dropout, pass 1 must run the chunks of pass "
+            "2, whose masks it shares; leave it out, or set --lora_dropout 0"
+        )
+    return ChunkSizes(TokenBudget(chunk_tokens), no_grad_tokens, keep_graphs)
 
 
 def _global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:

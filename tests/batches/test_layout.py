@@ -21,9 +21,11 @@ class FakeIndex:
         return {
             "query_hash": query,
             "positive_hash": positive,
-            **{f"{side}_text_length": np.full(size, 40) for side in ("query", "positive")},
-            **{f"{side}_width": np.arange(size) % 2 * 30 for side in ("query", "positive")},
-            **{f"{side}_height": np.arange(size) % 2 * 30 for side in ("query", "positive")},
+            "negative_hash": np.array([300, 0, 100, 0, 0, 3]),
+            "has_negative": np.array([True, False, True, False, False, True]),
+            **{f"{side}_text_length": np.full(size, 40) for side in ("query", "positive", "negative")},
+            **{f"{side}_width": np.arange(size) % 2 * 30 for side in ("query", "positive", "negative")},
+            **{f"{side}_height": np.arange(size) % 2 * 30 for side in ("query", "positive", "negative")},
         }
 
 
@@ -55,6 +57,19 @@ def test_the_rows_are_the_same_for_any_number_of_ranks(ranks: int) -> None:
     assert len(layout.counts) == ranks
     assert [item for rank in range(ranks) for item in layout.of_rank(rank)] == list(layout.items)
     assert [row for rank in range(ranks) for row in layout.rows_of_rank(rank)] == list(range(5))
+
+
+def test_hard_negatives_take_part_where_rows_have_one() -> None:
+    without = lay_out(BATCH, FakeIndex(), cost, 2)
+    assert without.negative is None
+    layout = lay_out(BATCH, FakeIndex(), cost, 2, hard_negatives=True)
+    assert rows(layout) == rows(without)
+    assert layout.negative is not None
+    negatives = [content(layout.items[item]) if item >= 0 else None for item in layout.negative]
+    # Row 4's is the same item as its own target, and row 2's the same as row 0's: encoded once.
+    assert negatives == [300, None, 300, None, 3]
+    assert len(layout.items) == len(without.items) + 1
+    assert layout.digest != without.digest
 
 
 def test_the_digest_tells_batches_apart() -> None:

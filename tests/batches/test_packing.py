@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
+from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget, merge
 
 
 @pytest.fixture
@@ -44,6 +44,19 @@ def test_fixed_counts_mean_queries_and_targets_a_chunk(items: list[PackedItem]) 
     assert all(len(chunk) == 4 for chunk in queries[:-1])
     assert all(len(chunk) == 7 for chunk in targets[:-1])
     assert all(items[index].is_query for chunk in queries for index in chunk)
+    with_pictures = [items[chunk[0]].has_image for chunk in chunks]
+    assert with_pictures == sorted(with_pictures, reverse=True)
+
+
+def test_merged_chunks_hold_the_same_items_in_the_same_order(items: list[PackedItem]) -> None:
+    chunks = TokenBudget(200).pack(items)
+    merged = merge(chunks, items, 800)
+    assert [index for chunk in merged for index in chunk] == [index for chunk in chunks for index in chunk]
+    assert len(merged) < len(chunks) / 2
+    for chunk in merged:
+        assert len(chunk) * max(items[index].num_tokens for index in chunk) <= 800
+        assert len({items[index].has_image for index in chunk}) == 1
+    assert merge(chunks, items, 1) == chunks
 
 
 def test_nothing_packs_to_nothing() -> None:

@@ -11,7 +11,7 @@ IMAGE_TOKENS = 13  # one local crop and the global view, 4 tokens each, with sep
 VOCABULARY = 96
 
 
-def tiny_model(seed: int = 0) -> Phi3VModel:
+def tiny_model(seed: int = 0, dropout: float = 0.0) -> Phi3VModel:
     torch.manual_seed(seed)
     config = Phi3VConfig(
         vocab_size=VOCABULARY,
@@ -24,6 +24,8 @@ def tiny_model(seed: int = 0) -> Phi3VModel:
         bos_token_id=1,
         eos_token_id=2,
         initializer_range=0.05,
+        resid_pdrop=dropout,
+        attention_dropout=dropout,
         vision_config={
             "hidden_size": 16,
             "intermediate_size": 32,
@@ -31,6 +33,7 @@ def tiny_model(seed: int = 0) -> Phi3VModel:
             "num_attention_heads": 2,
             "image_size": CROP,
             "patch_size": 7,
+            "attention_dropout": dropout,
         },
     )
     return Phi3VModel(config)

@@ -65,6 +65,8 @@ def test_batch_size_a_device() -> None:
         (["--gc_q_chunk_size", "4", "--gc_p_chunk_size", "4", "--chunk_tokens", "9"], "exclude each other"),
         (["--lora_r", "4"], "without --lora"),
         (["--lora", "--freeze_projector"], "no effect with --lora"),
+        (["--keep_graphs", "many"], "'auto' or a number"),
+        (["--no_grad_chunk_tokens", "100"], "at least --chunk_tokens"),
         (["--max_steps", "0"], "at least 1"),
         (["--warmup_steps", "10"], "more than --max_steps"),
         (["--temperature", "0"], "positive"),

@@ -1,21 +1,23 @@
 """The global order, dealing it to ranks, packing chunks, loading."""
 
-from vlm2vec.batches.collate import BatchReader, ItemEncoderInputs, TrainingBatch
+from vlm2vec.batches.collate import BatchReader, ChunkSizes, ItemEncoderInputs, StepHeader
 from vlm2vec.batches.layout import BatchLayout, lay_out
-from vlm2vec.batches.loader import PlanSource, training_batches
+from vlm2vec.batches.loader import PlanSource, TrainingBatch, TrainingBatches
 from vlm2vec.batches.order import GlobalBatch, GlobalOrder
 from vlm2vec.batches.packing import FixedCounts, TokenBudget
 
 __all__ = [
     "BatchLayout",
     "BatchReader",
+    "ChunkSizes",
     "FixedCounts",
     "GlobalBatch",
     "GlobalOrder",
     "ItemEncoderInputs",
     "PlanSource",
+    "StepHeader",
     "TokenBudget",
     "TrainingBatch",
+    "TrainingBatches",
     "lay_out",
-    "training_batches",
 ]

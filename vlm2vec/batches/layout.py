@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vlm2vec.batches.order import GlobalBatch
 
-SIDES = ("query", "positive")
+QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"
 
 
 class SampleIndex(Protocol):
@@ -25,6 +25,10 @@ class SampleIndex(Protocol):
 
     def columns(self, subset: str) -> Mapping[str, NDArray[np.generic]]:
         """The subset's index columns, one entry a sample."""
+
+
+# Estimated tokens of an item from (characters of text, image width, image height); width 0 means no image.
+ItemCost = Callable[[int, int, int], int]
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class BatchLayout:
         counts: The number of items of each rank.
         query: Number of each row's query item, shape (batch,), int64.
         positive: Number of each row's target item, shape (batch,), int64.
+        negative: Number of each row's hard negative, -1 where a row has none, shape (batch,), int64; None if hard
+            negatives do not take part.
         digest: A hash of step, items and numbering, positive and below 2^63.
     """
 
@@ -54,6 +60,7 @@ class BatchLayout:
     counts: tuple[int, ...]
     query: NDArray[np.int64]
     positive: NDArray[np.int64]
+    negative: NDArray[np.int64] | None
     digest: int
 
     def of_rank(self, rank: int) -> tuple[ItemReference, ...]:
@@ -68,34 +75,39 @@ class BatchLayout:
 
 
 def lay_out(
-    batch: GlobalBatch, index: SampleIndex, item_cost: Callable[[int, int, int], int], num_ranks: int
+    batch: GlobalBatch, index: SampleIndex, item_cost: ItemCost, num_ranks: int, hard_negatives: bool = False
 ) -> BatchLayout:
     """Finds the distinct items of a global batch and deals them to the ranks.
 
     Args:
         batch: The samples.
         index: Their index columns.
-        item_cost: Estimated tokens of an item from (characters of text, image width, image height); width 0 means no
-            image.
+        item_cost: Estimates an item's tokens.
         num_ranks: Ranks to deal to.
+        hard_negatives: Whether the samples' hard negatives take part.
     """
-    references, hashes, costs = _items(batch, index, item_cost)
-    _, first, item_of_side = np.unique(hashes, return_index=True, return_inverse=True)
+    sides = (QUERY, POSITIVE, NEGATIVE) if hard_negatives else (QUERY, POSITIVE)
+    entries = [entry for side in sides for entry in _entries(batch, index, item_cost, side)]
+    hashes = np.array([entry.content_hash for entry in entries], dtype=np.int64)
+    costs = np.array([entry.cost for entry in entries], dtype=np.int64)
+    _, first, item_of_entry = np.unique(hashes, return_index=True, return_inverse=True)
     # np.unique sorts by hash; order by first appearance keeps the numbering readable and independent of hash values.
     appearance = np.argsort(first, kind="stable")
     rank_items = deal(costs[first[appearance]], num_ranks)
     numbering = np.empty(len(first), dtype=np.int64)
     numbering[appearance[np.concatenate(rank_items)]] = np.arange(len(first))
-    number_of_side = numbering[item_of_side].reshape(len(SIDES), -1)
-    items = tuple(references[first[appearance[item]]] for own in rank_items for item in own)
+    number_of = {side: np.full(len(batch.positions), -1, dtype=np.int64) for side in sides}
+    for entry, item in zip(entries, item_of_entry, strict=True):
+        number_of[entry.reference.side][entry.row] = numbering[item]
     digest = hashlib.blake2b(digest_size=8)
-    for part in (np.int64(batch.step), hashes, number_of_side):
+    for part in (np.int64(batch.step), hashes, *number_of.values()):
         digest.update(np.ascontiguousarray(part).tobytes())
     return BatchLayout(
-        items=items,
+        items=tuple(entries[first[appearance[item]]].reference for own in rank_items for item in own),
         counts=tuple(len(own) for own in rank_items),
-        query=number_of_side[0],
-        positive=number_of_side[1],
+        query=number_of[QUERY],
+        positive=number_of[POSITIVE],
+        negative=number_of.get(NEGATIVE),
         digest=int.from_bytes(digest.digest(), "little") >> 1,
     )
 
@@ -117,22 +129,27 @@ def deal(costs: NDArray[np.int64], num_ranks: int) -> list[NDArray[np.int64]]:
     return [np.array(hand, dtype=np.int64) for hand in hands]
 
 
-def _items(
-    batch: GlobalBatch, index: SampleIndex, item_cost: Callable[[int, int, int], int]
-) -> tuple[Sequence[ItemReference], NDArray[np.int64], NDArray[np.int64]]:
-    """All sides of all samples, queries first: where they are, their content hashes and their costs."""
-    references: list[ItemReference] = []
-    hashes = np.empty((len(SIDES), len(batch.positions)), dtype=np.int64)
-    costs = np.empty_like(hashes)
+@dataclass(frozen=True)
+class _Entry:
+    """One side of one row: where it is, what it is, what it costs."""
+
+    row: int
+    reference: ItemReference
+    content_hash: int
+    cost: int
+
+
+def _entries(batch: GlobalBatch, index: SampleIndex, item_cost: ItemCost, side: str) -> Iterator[_Entry]:
+    """A side of all rows of a batch; rows without a hard negative are left out there."""
     columns = {subset: index.columns(index.subsets[subset]) for subset in np.unique(batch.subsets)}
-    for side_number, side in enumerate(SIDES):
-        for row, (subset, position) in enumerate(zip(batch.subsets, batch.positions, strict=True)):
-            column = columns[subset]
-            references.append(ItemReference(index.subsets[subset], int(position), side))
-            hashes[side_number, row] = column[f"{side}_hash"][position]
-            costs[side_number, row] = item_cost(
-                int(column[f"{side}_text_length"][position]),
-                int(column[f"{side}_width"][position]),
-                int(column[f"{side}_height"][position]),
-            )
-    return references, hashes.reshape(-1), costs.reshape(-1)
+    for row, (subset, position) in enumerate(zip(batch.subsets, batch.positions, strict=True)):
+        column = columns[subset]
+        if side == NEGATIVE and not column["has_negative"][position]:
+            continue
+        length, width, height = (int(column[f"{side}_{name}"][position]) for name in ("text_length", "width", "height"))
+        yield _Entry(
+            row=row,
+            reference=ItemReference(index.subsets[subset], int(position), side),
+            content_hash=int(column[f"{side}_hash"][position]),
+            cost=item_cost(length, width, height),
+        )

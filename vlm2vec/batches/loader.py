@@ -1,24 +1,41 @@
-"""The loader: the global order as a `webdataset` pipeline, read ahead by worker processes."""
+"""The loader: the global order as a `webdataset` pipeline, read ahead by worker processes, chunk by chunk."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch.utils.data
 import webdataset
 
-from vlm2vec.batches.collate import BatchReader, TrainingBatch
-from vlm2vec.batches.layout import BatchLayout, lay_out
-from vlm2vec.batches.order import GlobalBatch, GlobalOrder
+from vlm2vec.batches.collate import BatchReader, StepHeader, StepPlan
+from vlm2vec.batches.layout import lay_out
+from vlm2vec.batches.order import GlobalOrder
+from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.errors import InputError
+
+# A step travels as messages: its header, then its chunks in the order in which they run.
+Task = tuple[StepPlan, int] | InputError
+Message = StepHeader | Chunk | InputError
+_HEADER = -1
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One rank's part of a global batch, ready for the cached step. The chunks arrive while the step runs."""
+
+    header: StepHeader
+    chunks: StepChunks
 
 
 @dataclass(frozen=True)
 class PlanSource:
-    """Yields the plan of every step; with workers, worker w of n yields steps first + w, first + w + n, ...
+    """Yields what there is to make for every step; with n workers, worker w yields every n-th task from the w-th on.
 
-    The loader takes from its workers in turn, so steps come in order however many there are.
+    The loader takes from its workers in turn, so messages come in order however many workers there are. Every worker
+    plans every step: reading and tokenising costs little beside decoding, which is shared.
     """
 
     order: GlobalOrder
@@ -26,42 +43,89 @@ class PlanSource:
     num_ranks: int
     first_step: int
     last_step: int
+    hard_negatives: bool = False
 
-    def __call__(self) -> Iterator[tuple[GlobalBatch, BatchLayout]]:
-        """The plans of this process's steps."""
+    def __call__(self) -> Iterator[Task]:
+        """The tasks of this process."""
         worker = torch.utils.data.get_worker_info()
-        start, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self.first_step + start, self.last_step, stride):
+        return islice(self._tasks(), worker.id, None, worker.num_workers) if worker else self._tasks()
+
+    def _tasks(self) -> Iterator[Task]:
+        reader = self.reader
+        for step in range(self.first_step, self.last_step):
             batch = self.order.batch(step)
-            yield batch, lay_out(batch, self.reader.shards, self.reader.inputs.cost, self.num_ranks)
+            layout = lay_out(batch, reader.shards, reader.inputs.cost, self.num_ranks, self.hard_negatives)
+            try:
+                plan = reader.plan(batch, layout)
+            except InputError as error:  # as a value: a worker would bury it in a traceback
+                yield error
+                return
+            yield plan, _HEADER
+            yield from ((plan, number) for number in range(len(plan.chunks)))
 
 
 @dataclass(frozen=True)
 class ReadStage:
-    """The stage that reads a planned step; bad input travels as a value: a worker would bury it in a traceback."""
+    """The stage that turns a task into a message; bad input travels as a value."""
 
     reader: BatchReader
 
-    def __call__(self, plan: tuple[GlobalBatch, BatchLayout]) -> TrainingBatch | InputError:
-        """One rank's part of the step, or what is wrong with it."""
+    def __call__(self, task: Task) -> Message:
+        """A header, a chunk, or what is wrong with it."""
+        if isinstance(task, InputError):
+            return task
+        plan, number = task
         try:
-            return self.reader.read(*plan)
+            return plan.header if number == _HEADER else self.reader.chunk(plan, number)
         except InputError as error:
             return error
 
 
-def training_batches(source: PlanSource, num_workers: int) -> Iterator[TrainingBatch]:
+class TrainingBatches:
     """This rank's part of every step from `source.first_step` on, in order.
+
+    Each batch's chunks must have run before the next batch is asked for: they come out of the same stream.
 
     Args:
         source: The plan.
         num_workers: Processes that read, decode and crop ahead; 0 does it in this process.
+        pin_memory: Put chunks into page-locked memory, for an accelerator.
 
-    Raises:
-        InputError: A sample cannot be read; the message names it.
+    Attributes:
+        seconds_waiting: How long this process has waited for data so far.
     """
-    pipeline = webdataset.DataPipeline(source, webdataset.map(ReadStage(source.reader)))
-    for batch in webdataset.WebLoader(pipeline, batch_size=None, num_workers=num_workers):
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+
+    def __init__(self, source: PlanSource, num_workers: int, pin_memory: bool = False) -> None:
+        pipeline = webdataset.DataPipeline(source, webdataset.map(ReadStage(source.reader)))
+        self._loader = webdataset.WebLoader(pipeline, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+        self.seconds_waiting = 0.0
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        """Yields the steps.
+
+        Raises:
+            InputError: A sample cannot be read; the message names it.
+        """
+        messages = self._messages()
+        for header in messages:
+            assert isinstance(header, StepHeader), "a step's chunks must run before the next step is asked for"
+            phases = [Phase(self._chunks(messages, count), count, images) for count, images in header.phases]
+            yield TrainingBatch(header, StepChunks(*phases))
+
+    def _messages(self) -> Iterator[StepHeader | Chunk]:
+        loader = iter(self._loader)
+        while True:
+            start = time.perf_counter()
+            message: Message | None = next(loader, None)
+            self.seconds_waiting += time.perf_counter() - start
+            if message is None:
+                return
+            if isinstance(message, InputError):
+                raise message
+            yield message
+
+    @staticmethod
+    def _chunks(messages: Iterator[StepHeader | Chunk], count: int) -> Iterator[Chunk]:
+        for message in islice(messages, count):
+            assert isinstance(message, Chunk)
+            yield message

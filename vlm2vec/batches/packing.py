@@ -53,7 +53,10 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class FixedCounts:
-    """So many queries, or so many targets, a chunk, as the original's `--gc_q_chunk_size` and `--gc_p_chunk_size`."""
+    """So many queries, or so many targets, a chunk, as the original's `--gc_q_chunk_size` and `--gc_p_chunk_size`.
+
+    Chunks with images come first, as ranks have to agree on them.
+    """
 
     query_chunk_size: int
     positive_chunk_size: int
@@ -64,10 +67,27 @@ class FixedCounts:
         for is_query, size in ((True, self.query_chunk_size), (False, self.positive_chunk_size)):
             side = _longest_first(items, [index for index, item in enumerate(items) if item.is_query == is_query])
             chunks.extend(side[start : start + size] for start in range(0, len(side), size))
-        return chunks
+        return sorted(chunks, key=lambda chunk: not items[chunk[0]].has_image)
 
 
 Packing = TokenBudget | FixedCounts
+
+
+def merge(chunks: Sequence[list[int]], items: Sequence[PackedItem], budget: int) -> list[list[int]]:
+    """Joins neighbouring chunks of one kind as long as the padded result stays within a larger budget.
+
+    For the pass without a graph, which needs a fraction of the memory. The order of the items stays.
+    """
+    merged: list[list[int]] = []
+    for chunk in chunks:
+        together = [*merged[-1], *chunk] if merged else chunk
+        longest = max(items[index].num_tokens for index in together)
+        same_kind = len({items[index].has_image for index in together}) == 1
+        if merged and same_kind and len(together) * longest <= budget:
+            merged[-1] = together
+        else:
+            merged.append(list(chunk))
+    return merged
 
 
 def _longest_first(items: Sequence[PackedItem], indices: Sequence[int]) -> list[int]:

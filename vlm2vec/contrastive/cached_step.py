@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vlm2vec.contrastive.chunk import Chunk, SlotPlan, agree_on_slots, images_first
+from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.gradcache import GradCache, RandContext
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
+from vlm2vec.contrastive.reduction import gradient_reduction
+from vlm2vec.contrastive.slots import Slots, agree_on_slots
+
+_NAMES_IN_ERRORS = 8
+# Where transformers' attention modules keep the rate that they hand to the attention kernel.
+_DROPOUT_RATES = ("dropout", "attention_dropout")
+
+
+class ChunkError(RuntimeError):
+    """The encoder failed on a chunk; the message names rank, pass, chunk and items."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number; raised before anything is updated."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,34 @@ class StepOutput:
     statistics: RowStatistics
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One engine call: its arguments, how many of its rows are real, and what to say when it fails."""
+
+    arguments: dict[str, Any]
+    num_items: int
+    place: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Pass 1: representations of each slot, and the random states of those that run again."""
+
+    encoded: list[Tensor]
+    kept: list[Tensor]
+    random_states: list[RandContext]
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether two forward passes of a module in training mode may differ."""
+    return any(
+        isinstance(rate, float) and rate > 0
+        for each in module.modules()
+        for rate in ([each.p] if isinstance(each, nn.Dropout) else [getattr(each, name, 0) for name in _DROPOUT_RATES])
+    )
+
+
 class CachedStep(GradCache):
     """One contrastive step over a global batch that need not fit into memory.
 
@@ -59,14 +101,32 @@ class CachedStep(GradCache):
 
     The methods carry GradCache's names (`forward_no_grad`, `build_cache`, `forward_backward`), its `RandContext`
     replays dropout in pass 2. What is added: any number of ranks (negatives are gathered with gradient), slots that
-    the ranks agree on (so that ZeRO-3 never hangs), and one gradient reduction a step.
+    the ranks agree on (so that ZeRO-3 never hangs), kept graphs, and one gradient reduction a step.
+
+    Example, for any encoder on a DeepSpeed engine; `tokens` is this rank's (2 n, length) batch, queries then targets:
+
+        >>> def train_step(engine, cached_step, tokens, step):
+        ...     rank, ranks, n = dist.get_rank(), dist.get_world_size(), len(tokens) // 2
+        ...     chunks = [Chunk({"tokens": part}, len(part)) for part in tokens.split(8)]
+        ...     first = torch.arange(ranks).repeat_interleave(n) * 2 * n + torch.arange(n).repeat(ranks)
+        ...     layout = StepLayout(
+        ...         counts=(2 * n,) * ranks,
+        ...         local_order=torch.arange(2 * n),
+        ...         pairs=Pairs(query=first, positive=first + n),
+        ...         rows=range(rank * n, (rank + 1) * n),
+        ...         digest=step,
+        ...     )
+        ...     output = cached_step(StepChunks.of(chunks, keep_graphs=1), layout)
+        ...     engine.step()
+        ...     return output.loss
+        >>> cached_step = CachedStep(engine, ContrastiveLoss(0.02), Chunk({"tokens": padding}, 1))  # doctest: +SKIP
 
     Args:
         engine: A DeepSpeed engine around an encoder `(**inputs) -> (items, dimension)` unit rows, ZeRO-1, 2 or 3,
             `gradient_accumulation_steps` 1.
         loss_fn: The loss of a range of rows.
         padding_chunk: A minimal chunk without images; run with weight zero where another rank has more chunks.
-        compute_dtype: Run the encoder under `torch.autocast` in this dtype (float32 adapters on a bf16 base).
+        autocast_dtype: Run the encoder under `torch.autocast` in this dtype (float32 adapters on a bf16 base).
         group: The process group of the ranks; the default group if None.
     """
 
@@ -75,7 +135,7 @@ class CachedStep(GradCache):
         engine: Any,
         loss_fn: ContrastiveLoss,
         padding_chunk: Chunk,
-        compute_dtype: torch.dtype | None = None,
+        autocast_dtype: torch.dtype | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(models=[engine], chunk_sizes=1, loss_fn=loss_fn)
@@ -86,147 +146,138 @@ class CachedStep(GradCache):
             )
         self.engine = engine
         self.padding_chunk = padding_chunk
-        self.compute_dtype = compute_dtype
+        self.autocast_dtype = autocast_dtype
         self.group = group
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
-        self._reduce_gradients_once = _gradient_reduction(engine)
+        self._has_dropout = has_dropout(engine.module)
+        self._reduce_gradients_once = gradient_reduction(engine)
 
-    def cache_step(self, chunks: Sequence[Chunk], layout: StepLayout) -> StepOutput:
+    def cache_step(self, chunks: StepChunks, layout: StepLayout) -> StepOutput:
         """Leaves the global batch's gradient in the engine; the caller runs `engine.step()`.
 
         Args:
-            chunks: This rank's items, in any order.
+            chunks: This rank's items.
             layout: Where they belong in the global batch.
 
         Raises:
+            ChunkError: The encoder failed; the other ranks then wait until they are ended.
+            NonFiniteLossError: A representation is not finite.
+            ValueError: With dropout, pass 1 and pass 2 have different chunks.
             RuntimeError: The ranks are not about to run the same global batch.
         """
-        plan = agree_on_slots(chunks, layout.digest, self.engine.device, self.group)
-        slots = _Slots(chunks, plan, self.padding_chunk)
-        representations, random_states = self.forward_no_grad(self.engine, slots)
-        cache, output = self.build_cache(representations, slots, layout)
-        self.forward_backward(self.engine, slots, cache, random_states)
+        if chunks.encode.num_chunks != chunks.repeat.num_chunks and self._has_dropout:
+            raise ValueError(
+                "with dropout, pass 1 must run the chunks of pass 2: masks are replayed call by call "
+                f"(got {chunks.encode.num_chunks} and {chunks.repeat.num_chunks} chunks)"
+            )
+        encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group)
+        first_pass = self.forward_no_grad(self.engine, chunks, (encode, keep))
+        cache, output = self.build_cache(first_pass, chunks, layout)
+        self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass)
         return output
 
     def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
         """One engine call: representations (items, dimension)."""
         device = self.engine.device.type
-        with torch.autocast(device, self.compute_dtype) if self.compute_dtype else nullcontext():
+        with torch.autocast(device, self.autocast_dtype) if self.autocast_dtype else nullcontext():
             representations: Tensor = model(**model_input)
         return representations
 
-    def forward_no_grad(self, model: nn.Module, model_inputs: _Slots) -> tuple[list[Tensor], list[RandContext]]:
-        """Pass 1: representations and random states of every slot, without a graph."""
-        representations: list[Tensor] = []
+    def forward_no_grad(self, model: nn.Module, chunks: StepChunks, slots: tuple[Slots, Slots]) -> _Encoded:
+        """Pass 1: without a graph, but for the chunks whose graph is kept."""
+        encoded: list[Tensor] = []
         random_states: list[RandContext] = []
         with torch.no_grad():
-            for arguments in model_inputs.arguments(self.engine.device):
-                random_states.append(RandContext(*self.get_input_tensors(arguments)))
-                representations.append(self.model_call(model, arguments))
-        return representations, random_states
+            for call in self._calls(chunks.encode, slots[0], "pass 1"):
+                random_states.append(RandContext(*self.get_input_tensors(call.arguments)))
+                encoded.append(self._encode(model, call))
+        kept = [self._encode(model, call) for call in self._calls(chunks.keep, slots[1], "pass 1 with graph")]
+        return _Encoded(encoded, kept, random_states)
 
     def build_cache(
-        self, representations: list[Tensor], slots: _Slots, layout: StepLayout
-    ) -> tuple[list[Tensor], StepOutput]:
-        """The loss over all ranks' representations, and its gradient for each slot's (items, dimension)."""
-        local = torch.cat(slots.in_chunk_order(representations)).detach().requires_grad_()
+        self, first_pass: _Encoded, chunks: StepChunks, layout: StepLayout
+    ) -> tuple[tuple[Tensor, list[Tensor]], StepOutput]:
+        """The loss over all ranks' representations.
+
+        Returns:
+            Its gradient for the items that run again, end to end, and for each kept slot; and the step's output.
+
+        Raises:
+            NonFiniteLossError: Checked here, before anything is updated: the one look at the device in a step.
+        """
+        own = first_pass.encoded[: chunks.encode.num_chunks] + first_pass.kept[: chunks.keep.num_chunks]
+        nothing = (first_pass.encoded + first_pass.kept)[0][:0]
+        local = torch.cat([nothing, *own]).detach().requires_grad_()
         ordered = local.index_select(0, layout.local_order.to(local.device, non_blocking=True))
         everything = gather_rows(ordered, layout.counts, self.group)
         loss, statistics = self.loss_fn(everything, layout.pairs.to(local.device), layout.rows)
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteLossError(
+                f"rank {self._rank()}: the loss of its rows is {float(loss.detach())}; nothing was updated. Lower the "
+                "learning rate or raise the warm-up; with bf16, check the temperature"
+            )
         loss.backward()
         assert local.grad is not None
-        cache = slots.in_slot_order(local.grad, representations)
-        return cache, StepOutput(loss.detach(), statistics)
+        kept_sizes = [each.shape[0] for each in first_pass.kept[: chunks.keep.num_chunks]]
+        repeated, *kept = torch.split(local.grad, [local.shape[0] - sum(kept_sizes), *kept_sizes])
+        return (repeated, kept), StepOutput(loss.detach(), statistics)
 
     def forward_backward(
-        self, model: nn.Module, model_inputs: _Slots, cached_gradients: list[Tensor], random_states: list[RandContext]
+        self,
+        model: nn.Module,
+        repeat: tuple[Phase, Slots],
+        cached_gradients: tuple[Tensor, list[Tensor]],
+        first_pass: _Encoded,
     ) -> None:
-        """Pass 2: every slot with a graph, its cached gradient sent through it, one reduction over the ranks."""
-        with self._reduce_gradients_once(model, len(model_inputs)) as before_backward:
-            for arguments, gradient, random_state in zip(
-                model_inputs.arguments(self.engine.device), cached_gradients, random_states, strict=True
-            ):
-                with random_state:
-                    representations = self.model_call(model, arguments)
-                # The engine averages gradients over the ranks; each rank holds its share of a sum.
-                surrogate = torch.dot(representations.flatten(), gradient.flatten()) * self.world_size
+        """Pass 2: backward through kept graphs, then every other slot with a graph; one reduction over the ranks."""
+        repeated, kept = cached_gradients
+        phase, slots = repeat
+        with self._reduce_gradients_once(model, len(first_pass.kept) + slots.count) as before_backward:
+            # The last graph first: it is the one whose parameters ZeRO-3 still has at hand.
+            while first_pass.kept:
+                representations = first_pass.kept.pop()
+                gradient = kept[len(first_pass.kept)] if len(first_pass.kept) < len(kept) else None
                 before_backward()
-                self.engine.backward(surrogate, scale_wrt_gas=False)
+                self._backward(representations, gradient)
+            start = 0
+            states = first_pass.random_states
+            for slot, call in enumerate(self._calls(phase, slots, "pass 2")):
+                with states[slot] if slot < len(states) else nullcontext():
+                    representations = self._encode(model, call)
+                gradient = repeated[start : start + call.num_items] if call.num_items else None
+                start += call.num_items
+                before_backward()
+                self._backward(representations, gradient)
 
+    def _backward(self, representations: Tensor, gradient: Tensor | None) -> None:
+        """One surrogate backward; None is a padding chunk's gradient: zero, but through the whole graph."""
+        # The engine averages gradients over the ranks; each rank holds its share of a sum.
+        if gradient is None:
+            surrogate = representations.sum() * 0.0
+        else:
+            surrogate = torch.dot(representations.flatten(), gradient.flatten()) * self.world_size
+        self.engine.backward(surrogate, scale_wrt_gas=False)
 
-class _Slots:
-    """This rank's chunks laid into the slots that all ranks run."""
+    def _calls(self, phase: Phase, slots: Slots, what: str) -> Iterator[_Call]:
+        """The engine calls of a phase; a chunk is on the device only while it runs."""
+        for slot, (chunk, is_own, with_images) in enumerate(slots.fill(phase, self.padding_chunk)):
+            yield _Call(
+                arguments=chunk.arguments(self.engine.device, dummy_image=with_images),
+                num_items=chunk.num_items if is_own else 0,
+                place=f"{what}, chunk {slot + 1} of {slots.count}",
+                names=chunk.names,
+            )
 
-    def __init__(self, chunks: Sequence[Chunk], plan: SlotPlan, padding_chunk: Chunk) -> None:
-        self._order = images_first(chunks)
-        padding = [padding_chunk] * (plan.num_slots - len(chunks))
-        self._chunks = [chunks[index] for index in self._order] + padding
-        self._num_image_slots = plan.num_image_slots
+    def _encode(self, model: nn.Module, call: _Call) -> Tensor:
+        """`model_call`, whose failure is told with its chunk and items."""
+        try:
+            return self.model_call(model, call.arguments)
+        except Exception as error:
+            rest = len(call.names) - _NAMES_IN_ERRORS
+            items = ", ".join(call.names[:_NAMES_IN_ERRORS]) + (f" and {rest} more" if rest > 0 else "")
+            raise ChunkError(
+                f"rank {self._rank()}, {call.place} ({items or 'unnamed'}): {type(error).__name__}: {error}"
+            ) from error
 
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def arguments(self, device: torch.device) -> Iterator[dict[str, Any]]:
-        """The encoder's keyword arguments slot by slot; a chunk is on the device only while it runs."""
-        for slot, chunk in enumerate(self._chunks):
-            yield chunk.arguments(device, dummy_image=slot < self._num_image_slots)
-
-    def in_chunk_order(self, by_slot: list[Tensor]) -> list[Tensor]:
-        """Drops padding and returns one tensor a chunk, in the order in which the caller gave the chunks."""
-        by_chunk: list[Tensor] = [by_slot[0][:0]] * len(self._order)
-        for slot, index in enumerate(self._order):
-            by_chunk[index] = by_slot[slot]
-        return by_chunk or [by_slot[0][:0]]
-
-    def in_slot_order(self, rows: Tensor, by_slot: list[Tensor]) -> list[Tensor]:
-        """Splits rows in chunk order and returns one tensor a slot, zeros for padding."""
-        sizes = [0] * len(self._order)
-        for slot, index in enumerate(self._order):
-            sizes[index] = by_slot[slot].shape[0]
-        split = torch.split(rows, sizes) if sizes else ()
-        padding = [torch.zeros_like(tensor) for tensor in by_slot[len(self._order) :]]
-        return [split[index] for index in self._order] + padding
-
-
-BeforeBackward = Callable[[], None]
-
-
-def _gradient_reduction(engine: Any) -> Callable[[Any, int], Any]:
-    """The way to reduce gradients over the ranks once a step that is exact for this engine.
-
-    Coalescing sums the chunks' gradients in the parameters' own dtype. In fp32 that is exact and needs one reduction;
-    in bf16 it loses bits with every chunk, so there the engine's own accumulation (fp32, `grad_accum_dtype`) is used,
-    at the price of a reduction a chunk under ZeRO-2/3.
-    """
-    trainable = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ValueError("the encoder has no trainable parameter")
-    if all(parameter.dtype == torch.float32 for parameter in trainable):
-        return _coalesced
-    return _at_last_chunk
-
-
-@contextmanager
-def _coalesced(engine: Any, num_chunks: int) -> Iterator[BeforeBackward]:
-    """One reduction when the block ends."""
-    with engine.coalesce_grad_reduction():
-        yield lambda: None
-        if engine.zero_optimization_stage() < 3:
-            # A parameter without gradient on some ranks would shift the others' gradients to wrong places in the
-            # reduction's buckets (equal sizes: silently). ZeRO-3 partitions gradients and needs no filling.
-            for parameter in engine.module.parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-
-
-@contextmanager
-def _at_last_chunk(engine: Any, num_chunks: int) -> Iterator[BeforeBackward]:
-    """The engine accumulates by itself; the last chunk is the boundary."""
-    done = 0
-
-    def before_backward() -> None:
-        nonlocal done
-        done += 1
-        engine.set_gradient_accumulation_boundary(done == num_chunks)
-
-    yield before_backward
+    def _rank(self) -> int:
+        return dist.get_rank(self.group) if dist.is_initialized() else 0

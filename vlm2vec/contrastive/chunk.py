@@ -1,16 +1,13 @@
-"""Chunks of a rank's items, and what the ranks have to agree on before they run them."""
+"""Chunks of a rank's items, and the phases of a step in which they run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-
-from vlm2vec.contrastive.gather import is_distributed
 
 DUMMY_IMAGE = "dummy_image"
 
@@ -24,12 +21,14 @@ class Chunk:
         num_items: How many rows the encoder returns for it.
         has_image: Whether the call runs the vision tower.
         host_inputs: Keyword arguments that stay on the host (layouts that Python code reads).
+        names: What the items are called in error messages.
     """
 
     inputs: Mapping[str, Any]
     num_items: int
     has_image: bool = False
     host_inputs: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     def arguments(self, device: torch.device, dummy_image: bool) -> dict[str, Any]:
         """The encoder's keyword arguments on `device`; with `dummy_image` a chunk without images runs a dummy one."""
@@ -42,48 +41,67 @@ class Chunk:
             arguments[DUMMY_IMAGE] = True
         return arguments
 
+    def pin_memory(self) -> Chunk:
+        """The chunk in page-locked memory, from which copies to an accelerator do not block (called by DataLoader)."""
+        inputs = {
+            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs)
+
 
 @dataclass(frozen=True)
-class SlotPlan:
-    """What all ranks run in one pass: `num_slots` engine calls, the first `num_image_slots` of them with images.
+class Phase:
+    """Chunks that run one after another.
 
-    Under ZeRO-3 a rank that makes one call less, or leaves the vision tower out of a call in which another rank uses
-    it, leaves that rank waiting for ever; under ZeRO-1/2 gradients land in the wrong bucket without an error.
+    Attributes:
+        chunks: Gone through once; those with images come first, so that one number says which slots have images. May
+            be produced while the step runs, so that only a few chunks' pictures are in memory.
+        num_chunks: How many there are.
+        num_image_chunks: How many of them, the first ones, have images.
     """
 
-    num_slots: int
-    num_image_slots: int
+    chunks: Iterable[Chunk]
+    num_chunks: int
+    num_image_chunks: int
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Phase:
+        """A phase of chunks that are all in memory.
+
+        Raises:
+            ValueError: A chunk with images comes after one without.
+        """
+        has_image = [chunk.has_image for chunk in chunks]
+        if has_image != sorted(has_image, reverse=True):
+            raise ValueError("chunks with images must come before chunks without")
+        return cls(chunks, len(chunks), sum(has_image))
 
 
-def images_first(chunks: Sequence[Chunk]) -> list[int]:
-    """Order of execution: chunks with images first, so that one number says which slots have images."""
-    return sorted(range(len(chunks)), key=lambda index: not chunks[index].has_image)
+@dataclass(frozen=True)
+class StepChunks:
+    """A rank's items in the three phases of a cached step.
 
+    The items of `encode`, put end to end, are those of `repeat` in the same order; those of `keep` follow them.
 
-def agree_on_slots(
-    chunks: Sequence[Chunk], digest: int, device: torch.device, group: dist.ProcessGroup | None = None
-) -> SlotPlan:
-    """Compares what the ranks are about to run; one small collective and the only host sync of a step.
-
-    Args:
-        chunks: This rank's chunks.
-        digest: A number that must be equal on all ranks: a hash of the step and its items.
-        device: Where the collective runs.
-        group: The process group; the default group if None.
-
-    Raises:
-        RuntimeError: The ranks are not about to run the same global batch.
+    Attributes:
+        encode: Pass 1 without a graph. Chunks may be larger than in `repeat`, unless there is dropout: its masks are
+            replayed call by call.
+        keep: Pass 1 with a graph that stays in memory, so that these chunks run only once.
+        repeat: Pass 2, with a graph, chunk by chunk.
     """
-    own = [len(chunks), sum(chunk.has_image for chunk in chunks), digest]
-    if not is_distributed(group):
-        return SlotPlan(own[0], own[1])
-    gathered = torch.empty((dist.get_world_size(group), len(own)), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(gathered.view(-1), torch.tensor(own, dtype=torch.int64, device=device), group=group)
-    plans = gathered.tolist()
-    strangers = [rank for rank, plan in enumerate(plans) if plan[2] != plans[0][2]]
-    if strangers:
-        raise RuntimeError(
-            f"ranks {strangers} are about to run another global batch than rank 0: the shards, the mixture, the seed "
-            "and the step must be the same on all ranks"
-        )
-    return SlotPlan(max(plan[0] for plan in plans), max(plan[1] for plan in plans))
+
+    encode: Phase
+    keep: Phase
+    repeat: Phase
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], keep_graphs: int = 0) -> StepChunks:
+        """The phases for chunks that are all in memory; the last `keep_graphs` of them run only once."""
+        first_kept = max(0, len(chunks) - keep_graphs)
+        repeated, kept = Phase.of(chunks[:first_kept]), Phase.of(chunks[first_kept:])
+        return cls(encode=repeated, keep=kept, repeat=repeated)
+
+    @property
+    def phases(self) -> tuple[Phase, Phase, Phase]:
+        """In the order in which they run."""
+        return self.encode, self.keep, self.repeat

@@ -14,6 +14,8 @@ from transformers import HfArgumentParser
 from vlm2vec.errors import InputError
 
 DEFAULT_CHUNK_TOKENS = 8192
+# Without a graph a chunk needs a fraction of the memory.
+NO_GRAD_FACTOR = 4
 
 
 def _option(default: Any, text: str) -> Any:
@@ -78,9 +80,14 @@ class TrainingArguments:
     chunk_tokens: int | None = _option(
         None, f"Token budget of a chunk, padding counted; {DEFAULT_CHUNK_TOKENS} if not given."
     )
+    no_grad_chunk_tokens: int | None = _option(
+        None, f"Token budget of the pass without a graph; {NO_GRAD_FACTOR} times the other, with dropout equal to it."
+    )
+    keep_graphs: str = _option("auto", "So many chunks keep their graph from pass 1 and do not run twice; auto = 1.")
     gc_q_chunk_size: int | None = _option(None, "Queries a chunk, instead of a token budget.")
     gc_p_chunk_size: int | None = _option(None, "Targets a chunk, instead of a token budget.")
     temperature: float = _option(0.02, "Temperature of the loss.")
+    hard_negatives: bool = _option(False, "Let the data's hard negatives take part; the original never uses them.")
     mask_false_negatives: bool = _option(False, "Leave out negatives that are the same item as the row's target.")
     loss_block_rows: int = _option(1024, "Rows of the similarity matrix in memory at a time.")
     learning_rate: float = _option(2e-5, "Peak learning rate of AdamW.")
@@ -205,6 +212,19 @@ def _check(arguments: RunArguments) -> None:
         (
             training.chunk_tokens is not None and training.chunk_tokens < 1,
             f"--chunk_tokens {training.chunk_tokens}: must be at least 1",
+        ),
+        (
+            training.keep_graphs != "auto" and not training.keep_graphs.isdecimal(),
+            f"--keep_graphs {training.keep_graphs}: must be 'auto' or a number",
+        ),
+        (
+            training.no_grad_chunk_tokens is not None and fixed != (None, None),
+            "--no_grad_chunk_tokens: no effect with --gc_q_chunk_size, which fixes the chunks of both passes",
+        ),
+        (
+            training.no_grad_chunk_tokens is not None
+            and training.no_grad_chunk_tokens < (training.chunk_tokens or DEFAULT_CHUNK_TOKENS),
+            f"--no_grad_chunk_tokens {training.no_grad_chunk_tokens}: must be at least --chunk_tokens",
         ),
         (
             training.chunk_tokens is not None and fixed != (None, None),

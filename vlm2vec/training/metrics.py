@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from vlm2vec.batches import TrainingBatch
+from vlm2vec.batches import StepHeader
 from vlm2vec.contrastive import StepOutput
 
 _FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked", "tokens", "items")
@@ -18,13 +18,14 @@ class StepMeter:
     """Collects steps; `report` reduces them over the ranks and starts a new window.
 
     Args:
-        subsets: Names, in the order of `TrainingBatch.row_subsets`.
+        subsets: Names, in the order of `StepHeader.row_subsets`.
         device: Where the sums live.
     """
 
     def __init__(self, subsets: Sequence[str], device: torch.device) -> None:
         self._subsets = tuple(subsets)
         self._device = device
+        self._seconds_waiting = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -32,10 +33,9 @@ class StepMeter:
         self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=self._device)
         self._subset_rows = torch.zeros((2, len(self._subsets)), dtype=torch.float64, device=self._device)
         self._steps = 0
-        self._seconds_waiting = 0.0
         self._start = time.perf_counter()
 
-    def add(self, batch: TrainingBatch, output: StepOutput, seconds_waiting: float) -> None:
+    def add(self, header: StepHeader, output: StepOutput) -> None:
         """Adds one step of this rank, without waiting for the device."""
         rows = output.statistics
         hits = rows.hit.double()
@@ -49,18 +49,20 @@ class StepMeter:
                 rows.positive_similarity.double().sum(),
                 hardest.sum(),
                 rows.masked.double().sum(),
-                hits.new_tensor(batch.num_tokens),
-                hits.new_tensor(batch.num_items),
+                hits.new_tensor(header.num_tokens),
+                hits.new_tensor(header.num_items),
             ]
         )
-        subsets = batch.row_subsets.to(self._device, non_blocking=True)
+        subsets = header.row_subsets.to(self._device, non_blocking=True)
         self._subset_rows[0].index_add_(0, subsets, hits)
         self._subset_rows[1].index_add_(0, subsets, torch.ones_like(hits))
         self._steps += 1
-        self._seconds_waiting += seconds_waiting
 
-    def report(self) -> dict[str, float]:
+    def report(self, seconds_waiting: float) -> dict[str, float]:
         """The window's figures over all ranks (a collective); then starts a new window.
+
+        Args:
+            seconds_waiting: How long this rank has waited for data since the run began.
 
         Returns:
             Means a row, rates a second of wall time, and `subset_hit@1/<subset>` for each subset seen.
@@ -82,11 +84,12 @@ class StepMeter:
             "tokens_per_second": total["tokens"] / seconds,
             "items_per_second": total["items"] / seconds,
             "milliseconds_per_step": 1000 * seconds / max(self._steps, 1),
-            "data_wait_share": self._seconds_waiting / seconds,
+            "data_wait_share": (seconds_waiting - self._seconds_waiting) / seconds,
         }
         subset_hits, subset_rows = figures[len(_FIELDS) :][: len(self._subsets)], figures[-len(self._subsets) :]
         for name, hit, count in zip(self._subsets, subset_hits, subset_rows, strict=True):
             if count:
                 report[f"subset_hit@1/{name}"] = hit / count
+        self._seconds_waiting = seconds_waiting
         self._reset()
         return report

@@ -1,0 +1,285 @@
+"""The exactness grid: cached steps on ranks against one plain graph over the same global batch.
+
+As a program this is one rank: `python -m tests.distributed.exactness --cells CELLS.json --output ERRORS.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.distributed.tiny import tiny_item, tiny_model
+from vlm2vec.batches.collate import ChunkSizes, ItemEncoderInputs, _positions
+from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
+from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
+from vlm2vec.contrastive.gather import gather_rows
+from vlm2vec.contrastive.slots import agree_on_slots
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.lora import LoraSettings
+from vlm2vec.phi3_v import ProcessedItem
+from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collective_timeout
+
+TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm
+TEMPERATURE = 0.05
+PAIRS = 10
+DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A kind of global batch: which rows' queries have pictures, and which rank encodes an item.
+
+    Items are numbered queries, targets, hard negatives.
+    """
+
+    query_has_image: Callable[[int], bool]
+    owner: Callable[[int, int], int]
+    hard_negatives: bool = False
+
+
+BATCHES = {
+    "mixed": Batch(lambda row: row % 2 == 0, lambda item, ranks: item % ranks),
+    "text only on some ranks": Batch(lambda row: True, lambda item, ranks: 0 if item < PAIRS else item % ranks),
+    "images on one rank only": Batch(lambda row: row % 2 == 0, lambda item, ranks: 0 if item < PAIRS else ranks - 1),
+    "duplicates across ranks": Batch(lambda row: row % 3 == 0, lambda item, ranks: (item * 7) % ranks),
+    "hard negatives": Batch(lambda row: row % 2 == 1, lambda item, ranks: (item // 3) % ranks, hard_negatives=True),
+    "one item on a rank": Batch(lambda row: row % 3 == 0, lambda item, ranks: 0 if item else ranks - 1),
+    "a rank without items": Batch(lambda row: True, lambda item, ranks: 0),
+}
+# The pass without a graph merges chunks only where there is no dropout.
+CHUNKS = {
+    "one item": ChunkSizes(FixedCounts(1, 1)),
+    "ragged": ChunkSizes(TokenBudget(70), no_grad_tokens=200, keep_graphs=1),
+    "whole batch": ChunkSizes(TokenBudget(10**6), keep_graphs=2),
+}
+KINDS = ("full", "lora", "dora")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid, for a given number of ranks."""
+
+    stage: int
+    kind: str
+    dropout: float
+    batch: str
+    chunks: str
+
+
+def full_grid() -> list[Cell]:
+    """Every combination."""
+    return [Cell(*each) for each in itertools.product((1, 2, 3), KINDS, (0.0, DROPOUT), BATCHES, CHUNKS)]
+
+
+class _PadTokenOnly:
+    """What packing needs of a processor."""
+
+    pad_token_id = 0
+
+
+def build_encoder(kind: str, dropout: float) -> VLM2Vec:
+    """A tiny encoder; adapters get a B that is not zero, which would hide half of the gradient.
+
+    The adapter's scale is moderate: with the default of 16 the plain graph itself is 4e-6 away from float64.
+    """
+    full = kind == "full"
+    encoder = VLM2Vec(tiny_model(dropout=dropout if full else 0.0), processor=None, max_len=None)  # type: ignore[arg-type]
+    if not full:
+        encoder.add_lora(LoraSettings(r=4, alpha=4, dropout=dropout, use_dora=kind == "dora"))
+        with torch.no_grad():
+            for name, parameter in encoder.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    return encoder.train()
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """A global batch as one rank sees it."""
+
+    chunks: StepChunks
+    layout: StepLayout
+
+
+def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int) -> RankBatch:
+    """Lays a batch out; the last row shares the first row's target, and three rows have a hard negative."""
+    items = [tiny_item(row, batch.query_has_image(row)) for row in range(PAIRS)]
+    items += [tiny_item(100 + row, row % 5 == 4 and batch.query_has_image(row)) for row in range(PAIRS)]
+    positive = [*range(PAIRS, 2 * PAIRS - 1), PAIRS]
+    negative = [-1] * PAIRS
+    if batch.hard_negatives:
+        items += [tiny_item(200 + row, row == 1) for row in range(3)]
+        negative[2], negative[5], negative[9] = (2 * PAIRS + row for row in range(3))
+    owners = [batch.owner(item, ranks) for item in range(len(items))]
+    order = sorted(range(len(items)), key=lambda item: owners[item])
+    number = {item: place for place, item in enumerate(order)} | {-1: -1}
+    own = [item for item in order if owners[item] == rank]
+    packed = [PackedItem(len(items[i].input_ids), items[i].pixel_values is not None, i < PAIRS) for i in own]
+    encode, keep, repeat = sizes.phases(packed)
+    inputs = ItemEncoderInputs(_PadTokenOnly(), None)  # type: ignore[arg-type]
+
+    def made(phase: Sequence[Sequence[int]]) -> list[Chunk]:
+        return [inputs.chunk([items[own[index]] for index in chunk]) for chunk in phase]
+
+    layout = StepLayout(
+        counts=tuple(owners.count(each) for each in range(ranks)),
+        local_order=_positions([*encode, *keep]),
+        pairs=Pairs(
+            torch.tensor([number[item] for item in range(PAIRS)]),
+            torch.tensor([number[item] for item in positive]),
+            torch.tensor([number[item] for item in negative]) if batch.hard_negatives else None,
+        ),
+        rows=range(rank * PAIRS // ranks, (rank + 1) * PAIRS // ranks),
+        digest=7,
+    )
+    return RankBatch(StepChunks(*(Phase.of(made(phase)) for phase in (encode, keep, repeat))), layout)
+
+
+def padding_chunk() -> Chunk:
+    """One token."""
+    return ItemEncoderInputs(_PadTokenOnly(), None).chunk([ProcessedItem(torch.tensor([1]))])  # type: ignore[arg-type]
+
+
+def plain_gradient(encoder: VLM2Vec, batch: RankBatch, seed: int) -> dict[str, Tensor]:
+    """The gradient without a cache: every rank's chunks in one graph, one loss, one backward, one sum over ranks.
+
+    With one rank and one chunk this is the textbook step. Calls run in the order of pass 1, so that the same seed
+    gives the same dropout masks.
+    """
+    encoder.zero_grad()
+    torch.manual_seed(seed)
+    slots = agree_on_slots(batch.chunks, 0, torch.device("cpu"))
+    rows = []
+    for phase, phase_slots in zip(batch.chunks.phases[:2], slots[:2], strict=True):
+        for chunk, is_own, with_images in phase_slots.fill(phase, padding_chunk()):
+            representations = encoder(**chunk.arguments(torch.device("cpu"), with_images))
+            if is_own:
+                rows.append(representations)
+    local = torch.cat([representations[:0], *rows])[batch.layout.local_order]
+    everything = gather_rows(local, batch.layout.counts)
+    pairs = batch.layout.pairs
+    scores = everything[pairs.query] @ everything[pairs.positive].T
+    if pairs.negative is not None:
+        scores = torch.cat([scores, everything[pairs.query] @ everything[pairs.negative[pairs.negative >= 0]].T], 1)
+    own = list(batch.layout.rows)
+    loss = F.cross_entropy(scores[own] / TEMPERATURE, torch.tensor(own), reduction="sum") / PAIRS
+    loss.backward()
+    gradients = {}
+    for name, each in encoder.named_parameters():
+        if each.requires_grad:
+            gradients[name] = torch.zeros_like(each) if each.grad is None else each.grad.clone()
+            dist.all_reduce(gradients[name])
+    return gradients
+
+
+class RecordingStep(CachedStep):
+    """Remembers every engine call's result, to compare the passes bit for bit."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.results: list[Tensor] = []
+        self.second_pass = 0
+
+    def forward_backward(self, *arguments: Any) -> None:
+        self.second_pass = len(self.results)
+        super().forward_backward(*arguments)
+
+    def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
+        result = super().model_call(model, model_input)
+        self.results.append(result.detach().clone())
+        return result
+
+    def passes_differ(self, batch: RankBatch) -> bool:
+        """Whether pass 2 gave other representations than pass 1; both run the same chunks with dropout."""
+        count = batch.chunks.repeat.num_chunks
+        first, second = self.results[:count], self.results[self.second_pass : self.second_pass + count]
+        return not all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def build_engine(encoder: VLM2Vec, stage: int) -> Any:
+    """An engine whose optimizer leaves the weights alone."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=encoder,
+        model_parameters=[each for each in encoder.parameters() if each.requires_grad],
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
+            "zero_optimization": {"stage": stage},
+            "steps_per_print": 10**9,
+        },
+    )
+    set_collective_timeout(60)
+    return engine
+
+
+def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
+    """Of the gradient that the engine is about to step with."""
+    from deepspeed.utils import safe_get_full_grad
+
+    error = norm = torch.zeros(())
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            error = error + (safe_get_full_grad(parameter) - expected[name]).square().sum()
+            norm = norm + expected[name].square().sum()
+    return float((error / norm).sqrt())
+
+
+def run_cells(cells: Sequence[Cell]) -> Iterator[float]:
+    """The relative error of every cell; infinite where dropout was not replayed bit for bit."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    seed = 100 + rank
+    for (stage, kind, dropout), group in itertools.groupby(cells, lambda cell: (cell.stage, cell.kind, cell.dropout)):
+        encoder = build_encoder(kind, dropout)
+        reference = copy.deepcopy(encoder)
+        engine = build_engine(encoder, stage)
+        for cell in group:
+            sizes = CHUNKS[cell.chunks]
+            if dropout:
+                sizes = ChunkSizes(sizes.packing, None, sizes.keep_graphs)
+            batch = rank_batch(BATCHES[cell.batch], sizes, rank, ranks)
+            expected = plain_gradient(reference, batch, seed)
+            torch.manual_seed(seed)
+            step = RecordingStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk())
+            step.cache_step(batch.chunks, batch.layout)
+            error = relative_error(engine, expected)
+            engine.step()
+            differs = torch.tensor(float(step.passes_differ(batch)) if dropout else 0.0)
+            dist.all_reduce(differs)
+            yield float("inf") if differs else error
+        engine.destroy()
+
+
+def main() -> None:
+    """One rank."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cells", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    initialize_ranks(60)
+    cells = [Cell(**each) for each in json.loads(options.cells.read_text())]
+    errors = []
+    for cell, error in zip(cells, run_cells(cells), strict=True):
+        errors.append({**asdict(cell), "error": error})
+        if dist.get_rank() == 0:
+            print(json.dumps(errors[-1]), flush=True)
+    if dist.get_rank() == 0:
+        options.output.write_text(json.dumps(errors))
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()
