@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,60 +16,61 @@ from tests.distributed.launcher import REPOSITORY, environment, free_port, run_r
 from vlm2vec.export import export
 from vlm2vec.training.checkpoint import find_checkpoint
 
+REFERENCE = "zero2"
+# By the number of ranks, which train them in one start: the ZeRO stage and what else differs from run to run.
+RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
+    1: {REFERENCE: (2, ["--chunk_tokens", "512"])},
+    2: {
+        "zero2": (2, ["--chunk_tokens", "300", "--dataloader_num_workers", "1"]),
+        "zero1": (1, ["--gc_q_chunk_size", "5", "--gc_p_chunk_size", "7"]),
+    },
+    3: {"zero3": (3, ["--chunk_tokens", "512"])},
+}
+
 
 def flags(model: Path, shards: Path, output: Path, stage: int, *extra: str) -> list[str]:
     return [
         *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),
         *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json")),
-        *("--global_batch_size", "64", "--max_steps", "5", "--logging_steps", "1", "--chunk_tokens", "512"),
+        *("--global_batch_size", "64", "--max_steps", "5", "--logging_steps", "1"),
         *("--learning_rate", "1e-4", "--temperature", "0.05", "--max_len", "64", "--dataloader_num_workers", "0"),
         *extra,
     ]
 
 
-def exported(run: Path) -> Path:
-    export(find_checkpoint(run), run / "exported")
-    return run / "exported"
-
-
 @pytest.fixture(scope="module")
-def one_rank(mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("one_rank")
-    run_ranks(1, ["-m", "vlm2vec.train", *flags(mini_model_dir, mini_shards_dir, run, 2)], run)
-    exported(run)
-    return run
+def trained(
+    mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """Trains and exports the runs of so many ranks, once; gives the folder that holds each by its name."""
+
+    @cache
+    def train(ranks: int) -> Path:
+        root = tmp_path_factory.mktemp(f"ranks{ranks}")
+        runs = [
+            flags(mini_model_dir, mini_shards_dir, root / name, stage, *extra)
+            for name, (stage, extra) in RUNS[ranks].items()
+        ]
+        (root / "runs.json").write_text(json.dumps(runs))
+        run_ranks(ranks, ["-m", "tests.distributed.training_worker", str(root / "runs.json")], root)
+        for name in RUNS[ranks]:
+            export(find_checkpoint(root / name), root / name / "exported")
+        return root
+
+    return train
 
 
-@pytest.mark.parametrize(
-    ("ranks", "stage", "extra"),
-    [
-        (2, 2, ["--chunk_tokens", "300", "--dataloader_num_workers", "1"]),
-        (3, 3, []),
-        (2, 1, ["--gc_q_chunk_size", "5", "--gc_p_chunk_size", "7"]),
-    ],
-)
+@pytest.mark.parametrize(("ranks", "name"), [(2, "zero2"), (2, "zero1"), (3, "zero3")])
 def test_five_steps_end_at_the_same_parameters(
-    ranks: int,
-    stage: int,
-    extra: list[str],
-    one_rank: Path,
-    mini_model_dir: Path,
-    mini_shards_dir: Path,
-    tmp_path: Path,
+    ranks: int, name: str, trained: Callable[[int], Path], mini_model_dir: Path
 ) -> None:
-    arguments = flags(mini_model_dir, mini_shards_dir, tmp_path, stage)
-    if "--gc_q_chunk_size" in extra:
-        place = arguments.index("--chunk_tokens")
-        del arguments[place : place + 2]
-    run_ranks(ranks, ["-m", "vlm2vec.train", *arguments, *extra], tmp_path)
+    reference, run = trained(1) / REFERENCE, trained(ranks) / name
     start = load_file(mini_model_dir / "model.safetensors")
-    expected = load_file(one_rank / "exported" / "model.safetensors")
-    got = load_file(exported(tmp_path) / "model.safetensors")
-    assert max(float((expected[name] - start[name]).abs().max()) for name in start) > 3e-4
-    assert max(float((expected[name] - got[name]).abs().max()) for name in expected) < 1e-5
-    lines = [
-        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one_rank, tmp_path)
-    ]
+    expected = load_file(reference / "exported" / "model.safetensors")
+    got = load_file(run / "exported" / "model.safetensors")
+    assert max(float((expected[weight] - start[weight]).abs().max()) for weight in start) > 3e-4
+    assert max(float((expected[weight] - got[weight]).abs().max()) for weight in expected) < 1e-5
+    lines = [[json.loads(line) for line in (each / "log.jsonl").read_text().splitlines()] for each in (reference, run)]
     for ours, theirs in zip(*lines, strict=True):
         assert ours["step"] == theirs["step"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
@@ -81,7 +84,8 @@ def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_sha
         [
             *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())),
             *("--module", "vlm2vec.train"),
-            *flags(mini_model_dir, mini_shards_dir, tmp_path, 2, "--lora", "--lora_r", "4", "--max_steps", "2"),
+            *flags(mini_model_dir, mini_shards_dir, tmp_path, 2, "--chunk_tokens", "512", "--max_steps", "2"),
+            *("--lora", "--lora_r", "4"),
         ],
         cwd=REPOSITORY,
         env=environment(),

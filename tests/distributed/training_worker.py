@@ -1,0 +1,24 @@
+"""One rank of several training runs, one after another: the training program without its start."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from vlm2vec.train import run
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+
+def main(runs: Path) -> None:
+    """Trains with each of a JSON file's lists of flags."""
+    device = initialize_ranks(60)
+    for flags in json.loads(runs.read_text()):
+        print(*flags, flush=True)
+        run(parse_arguments(flags), device)
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
