@@ -1,0 +1,21 @@
+"""One rank that trains as the flags say and prints its peak resident memory in MiB."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from vlm2vec.train import run
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+
+def main() -> None:
+    arguments = parse_arguments(sys.argv[1:])
+    run(arguments, initialize_ranks(60))
+    print("peak MiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Peak memory of a rank does not grow with the global batch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from data_prep import mini_model
+from data_prep.convert import convert
+from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
+from tests.distributed.launcher import REPOSITORY, run_ranks
+
+# One picture is 1 MB of crops: all pictures of the large batch at once would double the process.
+CROP_SIZE = 128
+GROWTH = 1.10
+
+
+def peak_mib(model: Path, shards: Path, work: Path, global_batch_size: int) -> float:
+    work.mkdir()
+    (output,) = run_ranks(
+        1,
+        [
+            *("-m", "tests.distributed.memory_worker", "--model_name", str(model), "--dataset_name", str(shards)),
+            *("--output_dir", str(work / "run"), "--deepspeed", str(REPOSITORY / "ds_configs/zero2.json")),
+            *("--global_batch_size", str(global_batch_size), "--max_steps", "1", "--chunk_tokens", "512"),
+            *("--no_grad_chunk_tokens", "512", "--dataloader_num_workers", "0", "--temperature", "0.05"),
+        ],
+        work,
+    )
+    found = re.search(r"peak MiB ([\d.]+)", output)
+    assert found is not None, output
+    return float(found[1])
+
+
+def test_peak_memory_is_flat_from_64_to_1024_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_mini_mmeb(tmp_path / "mini", seed=0, scale=0.04)
+    train = tmp_path / "mini" / TRAIN_FOLDER
+    convert(train, train, tmp_path / "shards", ["all"])
+    monkeypatch.setitem(mini_model.VISION, "image_size", CROP_SIZE)
+    monkeypatch.setitem(mini_model.VISION, "patch_size", CROP_SIZE // 2)
+    mini_model.build_mini_model(train, tmp_path / "model")
+    # Freed crops go back to the system at once, so that the peak shows what is alive and not the allocator's leftovers.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    small = peak_mib(tmp_path / "model", tmp_path / "shards", tmp_path / "small", 32)
+    large = peak_mib(tmp_path / "model", tmp_path / "shards", tmp_path / "large", 512)
+    assert large < GROWTH * small, f"{small:.0f} MiB at 64 items, {large:.0f} MiB at 1,024"
