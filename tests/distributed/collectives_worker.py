@@ -1,0 +1,139 @@
+"""One rank of cached steps whose collectives are written down, with the part of the step that ran them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.distributed.exactness import BATCHES, TEMPERATURE, build_encoder, padding_chunk, rank_batch
+from vlm2vec.batches.collate import ChunkSizes
+from vlm2vec.batches.packing import FixedCounts
+from vlm2vec.contrastive import CachedStep, ContrastiveLoss
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+AGREE, PASS_1, LOSS, PASS_2, UPDATE = "agree", "pass 1", "gather and loss", "pass 2", "update"
+STAGES = (1, 2, 3)
+# Rank 0 has most items and nearly all pictures; the name says how many chunks it makes of them.
+BATCH = BATCHES["text only on some ranks"]
+CHUNKS = {
+    "3": ChunkSizes(FixedCounts(10, 3)),
+    "10": ChunkSizes(FixedCounts(2, 1)),
+    "10, 2 kept": ChunkSizes(FixedCounts(2, 1), keep_graphs=2),
+}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One step on one rank; `collectives` are (part of the step, operator, bytes), `phases` its chunks."""
+
+    stage: int
+    chunks: str
+    phases: list[tuple[int, int]]
+    counts: list[int]
+    collectives: list[tuple[str, str, int]]
+
+
+class Collectives(TorchDispatchMode):
+    """Writes down every collective: all of them are operators of torch's dispatcher, whoever calls them.
+
+    The bytes are those of the largest tensor: all that is reduced, gathered or scattered, whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = AGREE
+        self.seen: list[tuple[str, str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            largest = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
+            self.seen.append((self.part, func._opname, largest))
+        return func(*args, **(kwargs or {}))
+
+
+class StepInParts(CachedStep):
+    """Says which part of the step runs."""
+
+    def __init__(self, collectives: Collectives, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._collectives = collectives
+
+    def _during(self, part: str, method: Callable[..., Any], *arguments: Any) -> Any:
+        self._collectives.part = part
+        result = method(*arguments)
+        self._collectives.part = UPDATE
+        return result
+
+    def forward_no_grad(self, *arguments: Any) -> Any:
+        return self._during(PASS_1, super().forward_no_grad, *arguments)
+
+    def build_cache(self, *arguments: Any) -> Any:
+        return self._during(LOSS, super().build_cache, *arguments)
+
+    def forward_backward(self, *arguments: Any) -> None:
+        self._during(PASS_2, super().forward_backward, *arguments)
+
+
+def build_engine(encoder: VLM2Vec, stage: int) -> Any:
+    """ZeRO-3 fetches every parameter when it is used and frees it at once: its traffic then follows from the calls.
+
+    By default small parameters stay, and how many are fetched ahead depends on the steps before.
+    """
+    import deepspeed
+
+    fetch_when_used = {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=encoder,
+        model_parameters=[each for each in encoder.parameters() if each.requires_grad],
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+            "zero_optimization": {"stage": stage, **(fetch_when_used if stage == 3 else {})},
+            "steps_per_print": 10**9,
+        },
+    )
+    return engine
+
+
+def record(engine: Any, stage: int, chunks: str) -> Recorded:
+    batch = rank_batch(BATCH, CHUNKS[chunks], dist.get_rank(), dist.get_world_size())
+    with Collectives() as collectives:
+        step = StepInParts(collectives, engine, ContrastiveLoss(TEMPERATURE), padding_chunk())
+        step(batch.chunks, batch.layout)
+        engine.step()
+    phases = [(phase.num_chunks, phase.num_image_chunks) for phase in batch.chunks.phases]
+    return Recorded(stage, chunks, phases, list(batch.layout.counts), collectives.seen)
+
+
+def main(folder: Path) -> None:
+    """Writes what this rank saw of every step."""
+    initialize_ranks(60)
+    recorded = []
+    for stage in STAGES:
+        engine = build_engine(build_encoder("full", dropout=0.0), stage)
+        recorded += [record(engine, stage, chunks) for chunks in CHUNKS]
+        engine.destroy()
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps([asdict(each) for each in recorded]))
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
