@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from tests import golden
-from vlm2vec.train import build_encoder
 from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoint import Checkpoints, RunRecord
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
 

@@ -65,6 +65,7 @@ def test_batch_size_a_device() -> None:
         (["--gc_q_chunk_size", "4", "--gc_p_chunk_size", "4", "--chunk_tokens", "9"], "exclude each other"),
         (["--lora_r", "4"], "without --lora"),
         (["--lora", "--freeze_projector"], "no effect with --lora"),
+        (["--temperature_learning_rate", "0.1"], "without --learn_temperature"),
         (["--keep_graphs", "many"], "'auto' or a number"),
         (["--no_grad_chunk_tokens", "100"], "at least --chunk_tokens"),
         (["--max_steps", "0"], "at least 1"),

@@ -11,12 +11,14 @@ from vlm2vec.contrastive.cached_step import (
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
+from vlm2vec.contrastive.temperature import LearnedTemperature
 
 __all__ = [
     "CachedStep",
     "Chunk",
     "ChunkError",
     "ContrastiveLoss",
+    "LearnedTemperature",
     "NonFiniteLossError",
     "Pairs",
     "Phase",

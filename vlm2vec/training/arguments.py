@@ -87,6 +87,13 @@ class TrainingArguments:
     gc_q_chunk_size: int | None = _option(None, "Queries a chunk, instead of a token budget.")
     gc_p_chunk_size: int | None = _option(None, "Targets a chunk, instead of a token budget.")
     temperature: float = _option(0.02, "Temperature of the loss.")
+    learn_temperature: bool = _option(False, "Train the temperature, starting at --temperature.")
+    temperature_learning_rate: float = _option(1e-3, "Learning rate of the temperature's logarithm.")
+    bidirectional: bool = _option(False, "Also from targets to queries; the original goes from queries to targets.")
+    matryoshka_dims: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Leading dimensions to train as embeddings of their own, such as 3072 1024 256."},
+    )
     hard_negatives: bool = _option(False, "Let the data's hard negatives take part; the original never uses them.")
     mask_false_negatives: bool = _option(False, "Leave out negatives that are the same item as the row's target.")
     loss_block_rows: int = _option(1024, "Rows of the similarity matrix in memory at a time.")
@@ -236,6 +243,10 @@ def _check(arguments: RunArguments) -> None:
         ),
         (not model.lora and bool(lora_options), f"{', '.join(lora_options)}: no effect without --lora"),
         (training.temperature <= 0, f"--temperature {training.temperature}: must be positive"),
+        (
+            training.temperature_learning_rate != 1e-3 and not training.learn_temperature,
+            "--temperature_learning_rate: no effect without --learn_temperature",
+        ),
         (training.save_steps is not None and training.save_steps < 1, "--save_steps: must be at least 1"),
         (
             training.warmup_steps > training.max_steps,

@@ -32,6 +32,7 @@ class RunRecord:
         arguments: The resolved arguments.
         versions: Of the packages that matter.
         data: Fingerprint of the shards and digest of the order.
+        temperature: State of a learned temperature.
     """
 
     step: int
@@ -40,6 +41,7 @@ class RunRecord:
     arguments: Mapping[str, Any]
     versions: Mapping[str, str]
     data: Mapping[str, str]
+    temperature: Mapping[str, float] | None = None
 
     def write(self, path: Path) -> None:
         """Writes the record as JSON."""

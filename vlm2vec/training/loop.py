@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm2vec.batches import TrainingBatches
-from vlm2vec.contrastive import CachedStep
+from vlm2vec.contrastive import CachedStep, LearnedTemperature
 from vlm2vec.training.arguments import TrainingArguments
 from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.metrics import StepMeter
@@ -20,6 +20,7 @@ def train(
     monitor: Monitor,
     checkpoints: Checkpoints,
     arguments: TrainingArguments,
+    temperature: LearnedTemperature | None = None,
 ) -> None:
     """Runs all steps that `batches` yields, writes figures and checkpoints.
 
@@ -32,6 +33,8 @@ def train(
         output = cached_step.cache_step(batch.chunks, header.layout)
         learning_rate = engine.get_lr()[0]
         engine.step()
+        if temperature is not None:
+            temperature.step(arguments.temperature_learning_rate)
         meter.add(header, output)
         monitor.advance()
         done = header.step + 1
@@ -42,6 +45,7 @@ def train(
                 "learning_rate": learning_rate,
                 "gradient_norm": float(engine.get_global_grad_norm()),
                 "epoch": float(header.epoch),
+                "temperature": float(temperature.value) if temperature is not None else arguments.temperature,
             }
             monitor.figures(done, figures)
         if is_last or (arguments.save_steps and done % arguments.save_steps == 0):

@@ -1,0 +1,159 @@
+"""From a run's arguments to its parts: what is `auto`, absent or dependent is decided here."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+
+from vlm2vec import __version__
+from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, TokenBudget
+from vlm2vec.contrastive import ContrastiveLoss, LearnedTemperature, has_dropout
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.lora import LoraSettings
+from vlm2vec.shards import ShardSet
+from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
+from vlm2vec.training.checkpoint import RunRecord
+
+RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
+
+
+def build_encoder(arguments: RunArguments) -> VLM2Vec:
+    """The encoder that the arguments ask for, the same on every rank."""
+    model = arguments.model
+    transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
+    # Full fine-tuning loads float32, so that ZeRO's master weights are not rounded first.
+    dtype = torch.bfloat16 if model.bf16 and model.lora else torch.float32
+    encoder = VLM2Vec.from_pretrained(
+        model.model_name,
+        num_crops=model.num_crops,
+        max_len=model.max_len,
+        dtype=dtype,
+        attn_implementation=model.attn_implementation,
+    )
+    if model.lora:
+        encoder.add_lora(
+            LoraSettings(
+                r=model.lora_r,
+                alpha=model.lora_alpha,
+                dropout=model.lora_dropout,
+                target_modules=tuple(model.lora_target_modules.split(",")),
+                use_dora=model.lora_use_dora,
+                seed=arguments.training.seed,
+            )
+        )
+    encoder.freeze(vision_tower=model.freeze_vision_tower, projector=model.freeze_projector)
+    if model.gradient_checkpointing:
+        encoder.gradient_checkpointing_enable()
+    return encoder.train()
+
+
+def chosen_subsets(arguments: RunArguments) -> list[str] | None:
+    """The subsets to open; None for all."""
+    names = arguments.data.subset_name
+    return None if names == ["all"] else names
+
+
+def chunk_sizes(arguments: RunArguments, encoder: VLM2Vec) -> ChunkSizes:
+    """How items become chunks; `auto` and absent values are decided here."""
+    training = arguments.training
+    # One graph costs no memory: pass 2 holds one anyway.
+    keep_graphs = 1 if training.keep_graphs == "auto" else int(training.keep_graphs)
+    if training.gc_q_chunk_size and training.gc_p_chunk_size:
+        return ChunkSizes(FixedCounts(training.gc_q_chunk_size, training.gc_p_chunk_size), None, keep_graphs)
+    chunk_tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
+    if not has_dropout(encoder):
+        no_grad_tokens = training.no_grad_chunk_tokens or NO_GRAD_FACTOR * chunk_tokens
+    elif training.no_grad_chunk_tokens is None:
+        no_grad_tokens = None
+    else:
+        raise InputError(
+            f"--no_grad_chunk_tokens {training.no_grad_chunk_tokens}: with dropout, pass 1 must run the chunks of pass "
+            "2, whose masks it shares; leave it out, or set --lora_dropout 0"
+        )
+    return ChunkSizes(TokenBudget(chunk_tokens), no_grad_tokens, keep_graphs)
+
+
+def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:
+    """The order in which the shards' samples come."""
+    most = arguments.data.num_sample_per_subset
+    sizes = {name: min(size, most) if most else size for name, size in shards.num_samples.items()}
+    return GlobalOrder(sizes, arguments.global_batch_size(num_ranks), arguments.training.seed)
+
+
+def schedule(arguments: RunArguments, optimizer: Any) -> Any:
+    """The learning-rate schedule of an optimizer, by transformers' names."""
+    training = arguments.training
+    try:
+        return transformers.get_scheduler(
+            training.lr_scheduler_type, optimizer, training.warmup_steps, training.max_steps
+        )
+    except ValueError as error:
+        raise InputError(f"--lr_scheduler_type {training.lr_scheduler_type}: {error}") from error
+
+
+def learned_temperature(arguments: RunArguments, device: torch.device) -> LearnedTemperature | None:
+    """A temperature to train, or None if it is fixed."""
+    training = arguments.training
+    if not training.learn_temperature:
+        return None
+    try:
+        return LearnedTemperature(training.temperature, betas=(training.adam_beta1, training.adam_beta2), device=device)
+    except ValueError as error:
+        raise InputError(f"--temperature {training.temperature} with --learn_temperature: {error}") from error
+
+
+def contrastive_loss(arguments: RunArguments, temperature: LearnedTemperature | None, width: int) -> ContrastiveLoss:
+    """The loss; `width` is that of the embeddings."""
+    training = arguments.training
+    too_wide = [dimension for dimension in training.matryoshka_dims if dimension > width]
+    if too_wide:
+        raise InputError(f"--matryoshka_dims {too_wide[0]}: the model's embeddings have {width} dimensions")
+    try:
+        return ContrastiveLoss(
+            temperature or training.temperature,
+            training.mask_false_negatives,
+            training.loss_block_rows,
+            bidirectional=training.bidirectional,
+            matryoshka_dims=training.matryoshka_dims,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def run_record(
+    step: int,
+    arguments: RunArguments,
+    engine: Any,
+    shards: ShardSet,
+    order: GlobalOrder,
+    temperature: LearnedTemperature | None,
+) -> RunRecord:
+    """What the checkpoint after `step` steps says of its run."""
+    return RunRecord(
+        step=step,
+        num_ranks=dist.get_world_size(),
+        zero_stage=int(engine.zero_optimization_stage()),
+        arguments=arguments.as_dict(),
+        versions={"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}},
+        data={"shards": shards.fingerprint, "order": order.digest},
+        temperature=temperature.state_dict() if temperature is not None else None,
+    )
+
+
+def summary(
+    arguments: RunArguments, encoder: VLM2Vec, shards: ShardSet, order: GlobalOrder, engine: Any, num_ranks: int
+) -> str:
+    """What is about to run, in one line."""
+    # Under ZeRO-3 a parameter here is empty and carries its size as ds_numel.
+    sizes = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in encoder.parameters()]
+    total, trainable = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+    return (
+        f"{num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, {trainable:,} "
+        f"trainable | {sum(order.sizes):,} pairs of {len(shards.subsets)} subsets | global batch "
+        f"{order.global_batch_size}, {order.steps_per_epoch} steps an epoch, {arguments.training.max_steps} steps"
+    )
