@@ -1,0 +1,87 @@
+"""One rank that trains as the example in CachedStep's docstring does, and once more with one graph."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+PAIRS, FEATURES, TEMPERATURE = 11, 5, 0.02  # 22 items: the example's chunks of 8 end with a ragged one
+
+
+class Encoder(nn.Module):
+    """Any encoder: its argument is called as in the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(FEATURES, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.normalize(self.linear(tokens), dim=-1)
+
+
+def run_example(engine: Any, tokens: Tensor) -> tuple[Tensor, int]:
+    """Executes every statement of the docstring, then its `train_step`: the loss, and how many chunks there were."""
+    padding = torch.zeros(1, FEATURES)
+    seen: list[int] = []
+
+    class CountingChunks(StepChunks):
+        @classmethod
+        def of(cls, chunks: Any, keep_graphs: int = 0) -> StepChunks:
+            seen.append(len(chunks))
+            return StepChunks.of(chunks, keep_graphs)
+
+    names: dict[str, Any] = {
+        **{"torch": torch, "dist": dist, "engine": engine, "padding": padding, "Chunk": Chunk, "Pairs": Pairs},
+        **{"CachedStep": CachedStep, "ContrastiveLoss": ContrastiveLoss, "StepLayout": StepLayout},
+        "StepChunks": CountingChunks,
+    }
+    for example in doctest.DocTestParser().get_examples(CachedStep.__doc__ or ""):
+        exec(example.source, names)
+    return names["train_step"](engine, names["cached_step"], tokens, 0), *seen
+
+
+def main() -> None:
+    """Prints how far the example's loss and weights are from those of a plain step."""
+    initialize_ranks(60)
+    import deepspeed
+
+    tokens = torch.randn(2 * PAIRS, FEATURES, generator=torch.Generator().manual_seed(1))
+    plain = Encoder()
+    rows = plain(tokens)
+    expected = F.cross_entropy(rows[:PAIRS] @ rows[PAIRS:].T / TEMPERATURE, torch.arange(PAIRS))
+    expected.backward()
+    torch.optim.SGD(plain.parameters(), lr=1.0).step()
+
+    encoder = Encoder()
+    start = [parameter.detach().clone() for parameter in encoder.parameters()]
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "SGD", "params": {"lr": 1.0}},  # weights move by their gradient
+        "zero_optimization": {"stage": 2},
+        "gradient_clipping": 0.0,  # DeepSpeed clips to 1 by default
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(model=encoder, model_parameters=list(encoder.parameters()), config=config)
+    loss, num_chunks = run_example(engine, tokens)
+    error = moved = 0.0
+    for before, got, wanted in zip(start, encoder.parameters(), plain.parameters(), strict=True):
+        error = max(error, float((got - wanted).abs().max()))
+        moved = max(moved, float((wanted - before).abs().max()))
+    result = {"chunks": num_chunks, "loss error": abs(float(loss - expected)), "error": error, "moved": moved}
+    print("result", json.dumps(result))
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()

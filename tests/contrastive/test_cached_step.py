@@ -1,0 +1,68 @@
+"""The cached step as its docstring shows it, and what its parts refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.launcher import run_ranks
+from vlm2vec.contrastive import Chunk, Phase, StepChunks
+from vlm2vec.contrastive.slots import Slots, agree_on_slots
+
+PADDING = Chunk({}, 1, names=("padding",))
+
+
+def chunk(has_image: bool = False) -> Chunk:
+    return Chunk({"tokens": torch.zeros(2, 3)}, 2, has_image)
+
+
+def test_the_docstrings_example_steps_as_one_graph_does(tmp_path: Path) -> None:
+    """As written, on an engine around a linear encoder; plain SGD with rate 1 moves the weights by the gradient."""
+    (output,) = run_ranks(1, ["-m", "tests.contrastive.example_worker"], tmp_path)
+    (line,) = [line for line in output.splitlines() if line.startswith("result ")]
+    result = json.loads(line.removeprefix("result "))
+    assert result["chunks"] == 3
+    assert result["moved"] > 0.1
+    assert result["error"] < 1e-6 * result["moved"]
+    assert result["loss error"] < 1e-6
+
+
+def test_a_phase_counts_its_chunks() -> None:
+    phase = Phase.of([chunk(True), chunk(True), chunk()])
+    assert (phase.num_chunks, phase.num_image_chunks) == (3, 2)
+
+
+def test_a_phase_refuses_images_after_text() -> None:
+    with pytest.raises(ValueError, match="chunks with images must come before chunks without"):
+        Phase.of([chunk(True), chunk(), chunk(True)])
+
+
+@pytest.mark.parametrize(("keep_graphs", "repeated", "kept"), [(0, 3, 0), (1, 2, 1), (3, 0, 3), (5, 0, 3)])
+def test_the_last_chunks_keep_their_graphs(keep_graphs: int, repeated: int, kept: int) -> None:
+    chunks = [chunk(True), chunk(), chunk()]
+    step = StepChunks.of(chunks, keep_graphs)
+    assert list(step.encode.chunks) == list(step.repeat.chunks) == chunks[:repeated]
+    assert list(step.keep.chunks) == chunks[repeated:]
+    assert [phase.num_chunks for phase in step.phases] == [repeated, kept, repeated]
+
+
+def test_slots_are_filled_with_own_chunks_and_then_padding() -> None:
+    own = chunk(True)
+    filled = list(Slots(count=3, with_images=2).fill(Phase.of([own]), PADDING))
+    assert filled == [(own, True, True), (PADDING, False, True), (PADDING, False, False)]
+
+
+@pytest.mark.parametrize(("announced", "brought"), [(2, 1), (1, 2), (0, 1), (1, 0)])
+def test_a_phase_that_brings_another_number_is_refused(announced: int, brought: int) -> None:
+    """Chunks may be produced while the step runs, so nobody knows before."""
+    phase = Phase((chunk() for _ in range(brought)), announced, 0)
+    with pytest.raises(RuntimeError, match=f"announced {announced} chunks and brought another number"):
+        list(Slots(count=2, with_images=0).fill(phase, PADDING))
+
+
+def test_one_process_agrees_with_itself() -> None:
+    chunks = StepChunks.of([chunk(True), chunk(), chunk()], keep_graphs=1)
+    assert agree_on_slots(chunks, digest=3, device=torch.device("cpu")) == (Slots(2, 1), Slots(1, 0), Slots(2, 1))
