@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test exactness check format clean
 
 install: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+exactness: $(STAMP)
+	$(BIN)/python -m tests.distributed.exactness_report
 
 check: $(STAMP)
 	$(BIN)/ruff check .

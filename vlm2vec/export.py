@@ -113,7 +113,10 @@ def _write_model(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dt
     tensors = {name: tensor.to(dtype, copy=True) for name, tensor in weights.items()}
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
     found = checkpoint_shapes(folder)
-    check_tensors(folder, found, Phi3VModel.tensor_shapes(load_config(folder, found)))
+    config = load_config(folder, found)
+    check_tensors(folder, found, Phi3VModel.tensor_shapes(config))
+    config.dtype = dtype  # the checkpoint's configuration says what the run loaded, not what is written here
+    config.save_pretrained(folder)
 
 
 def _write_adapter(weights: dict[str, torch.Tensor], folder: Path) -> None:

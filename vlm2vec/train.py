@@ -58,7 +58,7 @@ def run(arguments: RunArguments, device: torch.device) -> None:
 
     compute_dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
     inputs = ItemEncoderInputs(encoder.processor, arguments.model.max_len, compute_dtype)
-    reader = BatchReader(shards, inputs, chunk_sizes(arguments, encoder), rank)
+    reader = BatchReader(shards, inputs, chunk_sizes(arguments, encoder, engine), rank)
     source = PlanSource(order, reader, num_ranks, 0, arguments.training.max_steps, arguments.training.hard_negatives)
     temperature = learned_temperature(arguments, device)
     cached_step = CachedStep(

@@ -57,6 +57,7 @@ BATCHES = {
     "one item on a rank": Batch(lambda row: row % 3 == 0, lambda item, ranks: 0 if item else ranks - 1),
     "a rank without items": Batch(lambda row: True, lambda item, ranks: 0),
 }
+EXTREMES = ("one item on a rank", "a rank without items")
 # The pass without a graph merges chunks only where there is no dropout.
 CHUNKS = {
     "one item": ChunkSizes(FixedCounts(1, 1)),
@@ -78,8 +79,9 @@ class Cell:
 
 
 def full_grid() -> list[Cell]:
-    """Every combination."""
-    return [Cell(*each) for each in itertools.product((1, 2, 3), KINDS, (0.0, DROPOUT), BATCHES, CHUNKS)]
+    """Every combination but for the two extreme batches, which the test suite runs."""
+    batches = [name for name in BATCHES if name not in EXTREMES]
+    return [Cell(*each) for each in itertools.product((1, 2, 3), KINDS, (0.0, DROPOUT), batches, CHUNKS)]
 
 
 class _PadTokenOnly:

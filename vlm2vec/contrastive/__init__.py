@@ -11,6 +11,7 @@ from vlm2vec.contrastive.cached_step import (
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
+from vlm2vec.contrastive.reduction import can_keep_graphs
 from vlm2vec.contrastive.temperature import LearnedTemperature
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "StepChunks",
     "StepLayout",
     "StepOutput",
+    "can_keep_graphs",
     "gather_rows",
     "has_dropout",
 ]

@@ -15,7 +15,7 @@ from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.gradcache import GradCache, RandContext
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
-from vlm2vec.contrastive.reduction import gradient_reduction
+from vlm2vec.contrastive.reduction import can_keep_graphs, gradient_reduction
 from vlm2vec.contrastive.slots import Slots, agree_on_slots
 
 _NAMES_IN_ERRORS = 8
@@ -151,6 +151,7 @@ class CachedStep(GradCache):
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         self._has_dropout = has_dropout(engine.module)
         self._reduce_gradients_once = gradient_reduction(engine)
+        self._can_keep_graphs = can_keep_graphs(engine)
 
     def cache_step(self, chunks: StepChunks, layout: StepLayout) -> StepOutput:
         """Leaves the global batch's gradient in the engine; the caller runs `engine.step()`.
@@ -162,7 +163,7 @@ class CachedStep(GradCache):
         Raises:
             ChunkError: The encoder failed; the other ranks then wait until they are ended.
             NonFiniteLossError: A representation is not finite.
-            ValueError: With dropout, pass 1 and pass 2 have different chunks.
+            ValueError: With dropout, pass 1 and pass 2 have different chunks; or graphs are kept where they cannot be.
             RuntimeError: The ranks are not about to run the same global batch.
         """
         if chunks.encode.num_chunks != chunks.repeat.num_chunks and self._has_dropout:
@@ -170,6 +171,8 @@ class CachedStep(GradCache):
                 "with dropout, pass 1 must run the chunks of pass 2: masks are replayed call by call "
                 f"(got {chunks.encode.num_chunks} and {chunks.repeat.num_chunks} chunks)"
             )
+        if chunks.keep.num_chunks and not self._can_keep_graphs:
+            raise ValueError("ZeRO-3 with bfloat16 parameters loses gradients of kept graphs: set keep_graphs to 0")
         encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group)
         first_pass = self.forward_no_grad(self.engine, chunks, (encode, keep))
         cache, output = self.build_cache(first_pass, chunks, layout)

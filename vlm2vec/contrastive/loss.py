@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from vlm2vec.contrastive.temperature import LearnedTemperature
+
+NO_ITEM = -1
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -19,19 +28,43 @@ class Pairs:
     Attributes:
         query: Row of the representation matrix that holds each pair's query, shape (batch,), int64.
         positive: The same for each pair's target, shape (batch,), int64.
+        negative: The same for each pair's hard negative, shape (batch,), int64, -1 for a pair without; None if no pair
+            has one.
+
+    Raises:
+        ValueError: The shapes differ.
     """
 
     query: Tensor
     positive: Tensor
+    negative: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(side.shape) for side in (self.query, self.positive, self.negative) if side is not None}
+        if len(shapes) > 1:
+            raise ValueError(f"queries, targets and hard negatives of pairs must be equally many, not {sorted(shapes)}")
 
     def to(self, device: torch.device) -> Pairs:
         """The same pairs on `device`."""
-        return Pairs(self.query.to(device, non_blocking=True), self.positive.to(device, non_blocking=True))
+        return Pairs(
+            self.query.to(device, non_blocking=True),
+            self.positive.to(device, non_blocking=True),
+            None if self.negative is None else self.negative.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What is worth watching of each local row; detached, shape (local rows,) each."""
+    """What is worth watching of each local row, query to target; detached, shape (local rows,) each.
+
+    Attributes:
+        loss: Cross-entropy of the row, float32.
+        hit: Whether the target is strictly more similar to the query than every other item, bool.
+        positive_similarity: Cosine of query and target, float32.
+        hardest_negative_similarity: Largest cosine of the query and another item than the target, hard negatives
+            included, float32; minus infinity if there is none.
+        masked: Columns left out because they are the same item as the target, int64.
+    """
 
     loss: Tensor
     hit: Tensor
@@ -43,90 +76,174 @@ class RowStatistics:
 class ContrastiveLoss:
     r"""Cross-entropy of every query over the targets of the whole global batch (InfoNCE).
 
-    $$ L = -\frac{1}{B} \sum_i \log \frac{e^{s(q_i, t_i) / \tau}}{\sum_j e^{s(q_i, t_j) / \tau}} $$
+    $$ L = -\frac{1}{B} \sum_i \log \frac{e^{s(q_i, t_i) / \tau}}{\sum_{c \in C} e^{s(q_i, c) / \tau}} $$
 
-    with cosine similarity s on unit rows, B the global batch, tau the temperature (VLM2Vec, arXiv 2410.05160, eq. 1;
-    one direction and labels on the diagonal, as in the original). Computed in fp32 whatever the inputs' dtype.
+    with cosine similarity s on unit rows, B the global batch, tau the temperature, C the targets of all rows
+    (VLM2Vec, arXiv 2410.05160, eq. 1; one direction and labels on the diagonal, as in the original) and, where pairs
+    bring them, the hard negatives of all rows. Computed in fp32 whatever the inputs' dtype.
 
     Each rank computes the rows it was dealt and divides by the *global* batch, so the ranks' losses add up to the
     loss, and the sum of their gradients is its gradient, whoever holds which row.
 
+    When to use what: the defaults are the original's. Mask false negatives where many rows share a target (class
+    names, short answers). Train in both directions if targets will be used to search for queries too. Give Matryoshka
+    dimensions if shortened embeddings are to be stored.
+
     Args:
-        temperature: tau; the original's value is 0.02.
-        mask_false_negatives: Leave out columns whose target is the same item (text and picture) as the row's own
-            target. The original keeps them.
-        block_rows: Rows per block. Peak memory is one block of (block_rows, batch) scores; blocks are recomputed in
-            the backward pass.
+        temperature: tau, fixed (the original's value is 0.02) or learned.
+        mask_false_negatives: Leave out columns that are the same item (text and picture) as the row's own target, hard
+            negatives included. The original keeps them.
+        block_rows: Rows per block. Peak memory is one block of (block_rows, columns) scores; where there is more than
+            one block, blocks are recomputed in the backward pass.
+        bidirectional: The mean of the loss above and of its mirror image, the cross-entropy of every target over all
+            queries (CLIP, arXiv 2103.00020, figure 3), in which hard negatives take no part. Masked there are queries
+            that are the same item as the row's own, and queries of rows with the same target: they match it too.
+        matryoshka_dims: The mean of the loss over these leading dimensions of the embeddings, each scaled to unit
+            length again (Matryoshka representations, arXiv 2205.13147); the full width only if it is among them.
+            Statistics are those of the largest. Empty: the full width.
+
+    Raises:
+        ValueError: A value without meaning; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from vlm2vec.contrastive import ContrastiveLoss, Pairs
+        >>> representations = torch.nn.functional.normalize(torch.randn(5, 8), dim=-1).requires_grad_()
+        >>> pairs = Pairs(  # two rows: items 0 and 1 ask, items 2 and 3 answer, item 4 is row 0's hard negative
+        ...     query=torch.tensor([0, 1]), positive=torch.tensor([2, 3]), negative=torch.tensor([4, -1])
+        ... )
+        >>> loss_fn = ContrastiveLoss(temperature=0.05, mask_false_negatives=True, matryoshka_dims=(4, 8))
+        >>> loss, statistics = loss_fn(representations, pairs, rows=range(2))  # the rows that this rank computes
+        >>> loss.backward()
+        >>> representations.grad.shape, statistics.hit.shape
+        (torch.Size([5, 8]), torch.Size([2]))
     """
 
-    def __init__(self, temperature: float = 0.02, mask_false_negatives: bool = False, block_rows: int = 1024) -> None:
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
+    def __init__(
+        self,
+        temperature: float | LearnedTemperature = 0.02,
+        mask_false_negatives: bool = False,
+        block_rows: int = 1024,
+        *,
+        bidirectional: bool = False,
+        matryoshka_dims: Sequence[int] = (),
+    ) -> None:
+        if not isinstance(temperature, LearnedTemperature) and not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, not {temperature}")
         if block_rows < 1:
             raise ValueError(f"block_rows must be at least 1, not {block_rows}")
+        for dim in matryoshka_dims:
+            if dim < 1 or list(matryoshka_dims).count(dim) > 1:
+                raise ValueError(f"matryoshka_dims must be positive and different, not {dim} in {(*matryoshka_dims,)}")
         self.temperature = temperature
         self.mask_false_negatives = mask_false_negatives
         self.block_rows = block_rows
+        self.bidirectional = bidirectional
+        self.matryoshka_dims = tuple(sorted(matryoshka_dims))
 
     def __call__(self, representations: Tensor, pairs: Pairs, rows: range) -> tuple[Tensor, RowStatistics]:
         """The loss of some rows of the global batch.
 
         Args:
             representations: All items' embeddings, unit rows, shape (items, dimension).
-            pairs: The rows of the global batch, as indices into `representations`.
+            pairs: The rows of the global batch, as indices into `representations`, on the same device.
             rows: The rows to compute: a contiguous range in [0, batch).
 
         Returns:
             The sum over `rows` divided by the global batch (a scalar with gradient), and the rows' statistics.
+
+        Raises:
+            ValueError: A Matryoshka dimension is larger than the embeddings.
         """
+        width = representations.shape[1]
+        dims = self.matryoshka_dims or (width,)
+        if dims[-1] > width:
+            raise ValueError(f"matryoshka_dims: {dims[-1]} is more than the embeddings' {width} dimensions")
+        total = representations.new_zeros((), dtype=torch.float32)
         with torch.autocast(representations.device.type, enabled=False):
-            return self._rows(representations, pairs, rows)
+            temperature = self._current_temperature()
+            for dim in dims:
+                unit = representations.float()  # at full width
+                unit = unit if dim == width else F.normalize(unit[:, :dim], dim=-1)
+                loss, statistics = self._at_width(unit, pairs, rows, temperature)
+                total = total + loss
+        return total / len(dims), statistics
 
-    def _rows(self, representations: Tensor, pairs: Pairs, rows: range) -> tuple[Tensor, RowStatistics]:
-        batch = pairs.query.shape[0]
-        columns = representations.float().index_select(0, pairs.positive)
-        total = columns[:0].sum()  # zero with a graph: a rank without rows still takes part in the backward collective
+    def _current_temperature(self) -> float | Tensor:
+        if isinstance(self.temperature, LearnedTemperature):
+            return self.temperature.log_temperature.exp()
+        return self.temperature
+
+    def _at_width(
+        self, representations: Tensor, pairs: Pairs, rows: range, temperature: float | Tensor
+    ) -> tuple[Tensor, RowStatistics]:
+        """The rows' share of the loss and their statistics, on float32 unit rows of one width."""
+        column_items = pairs.positive if pairs.negative is None else torch.cat([pairs.positive, pairs.negative])
+        # A pair without hard negative keeps its column, filled with any item and left out: dropping it would make the
+        # number of columns depend on data on the device, and the host wait for it.
+        columns = representations.index_select(0, column_items.clamp(min=0))
+        all_queries = representations.index_select(0, pairs.query) if self.bidirectional else None
+        recompute = len(rows) > self.block_rows or self.bidirectional or len(self.matryoshka_dims) > 1
+        total = representations.new_zeros(())
         statistics: list[RowStatistics] = []
-        for start in range(rows.start, rows.stop, self.block_rows):
-            block = range(start, min(start + self.block_rows, rows.stop))
-            queries = representations.float().index_select(0, pairs.query[block.start : block.stop])
-            if len(rows) <= self.block_rows:
-                losses, block_statistics = self._block(queries, columns, pairs.positive, block)
-            else:
-                losses, block_statistics = checkpoint(
-                    self._block, queries, columns, pairs.positive, block, use_reentrant=False, preserve_rng_state=False
-                )
+        # At least one block: a rank without rows still takes part in the backward pass's collectives.
+        for start in range(rows.start, max(rows.stop, rows.start + 1), self.block_rows):
+            block = slice(start, min(start + self.block_rows, rows.stop))
+            own = torch.arange(block.start, block.stop, device=representations.device)
+            queries = representations.index_select(0, pairs.query[block])
+            losses, figures = _run(recompute, self._query_to_target, queries, columns, column_items, own, temperature)
+            statistics.append(figures)
+            if all_queries is not None:
+                reverse = _run(recompute, self._target_to_query, columns[block], all_queries, pairs, own, temperature)
+                losses = (losses + reverse) / 2
             total = total + losses.sum()
-            statistics.append(block_statistics)
-        return total / batch, _concatenate(statistics, columns)
+        return total / len(pairs.query), _concatenate(statistics)
 
-    def _block(self, queries: Tensor, columns: Tensor, positive: Tensor, rows: range) -> tuple[Tensor, RowStatistics]:
-        """Losses (rows,) and statistics of one block of rows."""
+    def _query_to_target(
+        self, queries: Tensor, columns: Tensor, column_items: Tensor, own: Tensor, temperature: float | Tensor
+    ) -> tuple[Tensor, RowStatistics]:
+        """Losses (rows,) and statistics of one block of rows, whose targets are the columns `own`."""
         similarity = queries @ columns.T
-        own_column = torch.arange(rows.start, rows.stop, device=queries.device)
-        same_target = positive[rows.start : rows.stop, None] == positive[None, :]
-        others_with_same_target = same_target.scatter(1, own_column[:, None], False)
-        logits = similarity / self.temperature
+        absent = column_items == NO_ITEM
+        same_item = column_items[own, None] == column_items
+        left_out = absent.expand_as(same_item)
+        masked = torch.zeros_like(own)
         if self.mask_false_negatives:
-            logits = logits.masked_fill(others_with_same_target, float("-inf"))
-        losses = F.cross_entropy(logits, own_column, reduction="none")
+            others = same_item.scatter(1, own[:, None], False)
+            masked = others.sum(dim=1)
+            left_out = others | absent
+        losses = _cross_entropy(similarity / temperature, left_out, own)
         with torch.no_grad():
-            own = similarity.gather(1, own_column[:, None]).squeeze(1)
-            hardest = similarity.masked_fill(same_target, float("-inf")).amax(dim=1)
-            masked = others_with_same_target.sum(dim=1) if self.mask_false_negatives else torch.zeros_like(own_column)
+            positive = similarity.gather(1, own[:, None]).squeeze(1)
+            hardest = similarity.masked_fill(same_item | absent, -math.inf).amax(dim=1)
             # A tie is no hit: a collapsed encoder, for which all similarities are equal, must not look perfect.
-            statistics = RowStatistics(losses.detach(), own > hardest, own, hardest, masked)
-        return losses, statistics
+            return losses, RowStatistics(losses.detach(), positive > hardest, positive.detach(), hardest, masked)
+
+    def _target_to_query(
+        self, targets: Tensor, queries: Tensor, pairs: Pairs, own: Tensor, temperature: float | Tensor
+    ) -> Tensor:
+        """Losses (rows,) of one block of rows, whose queries are the columns `own`."""
+        logits = targets @ queries.T / temperature
+        if not self.mask_false_negatives:
+            return F.cross_entropy(logits, own, reduction="none")
+        same_query = pairs.query[own, None] == pairs.query
+        same_target = pairs.positive[own, None] == pairs.positive
+        return _cross_entropy(logits, (same_query | same_target).scatter(1, own[:, None], False), own)
 
 
-def _concatenate(blocks: list[RowStatistics], like: Tensor) -> RowStatistics:
-    if not blocks:
-        empty = like.new_zeros((0,))
-        return RowStatistics(empty, empty.bool(), empty, empty, empty.long())
+def _cross_entropy(logits: Tensor, left_out: Tensor, own: Tensor) -> Tensor:
+    return F.cross_entropy(logits.masked_fill(left_out, -math.inf), own, reduction="none")
+
+
+def _run(recompute: bool, function: Callable[..., Result], *arguments: object) -> Result:
+    """Calls; with `recompute`, the call is made again in the backward pass, and only its arguments are kept."""
+    if not recompute:
+        return function(*arguments)
+    result: Result = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _concatenate(blocks: Sequence[RowStatistics]) -> RowStatistics:
     return RowStatistics(
-        loss=torch.cat([block.loss for block in blocks]),
-        hit=torch.cat([block.hit for block in blocks]),
-        positive_similarity=torch.cat([block.positive_similarity for block in blocks]),
-        hardest_negative_similarity=torch.cat([block.hardest_negative_similarity for block in blocks]),
-        masked=torch.cat([block.masked for block in blocks]),
+        **{each.name: torch.cat([getattr(block, each.name) for block in blocks]) for each in fields(RowStatistics)}
     )

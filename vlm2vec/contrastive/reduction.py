@@ -25,12 +25,24 @@ def gradient_reduction(engine: Any) -> GradientReduction:
     Raises:
         ValueError: Nothing to train.
     """
+    return _coalesced if _trains_in_float32(engine) else _at_last_backward
+
+
+def can_keep_graphs(engine: Any) -> bool:
+    """Whether backwards may follow one another without a forward in between.
+
+    Not under ZeRO-3 with its own accumulation: it counts a backward at the next forward, and a second backward before
+    that overwrites the first one's gradient instead of adding to it, without an error (DeepSpeed 0.19.8, measured:
+    98 % of the gradient lost).
+    """
+    return engine.zero_optimization_stage() < 3 or _trains_in_float32(engine)
+
+
+def _trains_in_float32(engine: Any) -> bool:
     trainable = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("the encoder has no trainable parameter")
-    if all(parameter.dtype == torch.float32 for parameter in trainable):
-        return _coalesced
-    return _at_last_backward
+    return all(parameter.dtype == torch.float32 for parameter in trainable)
 
 
 @contextmanager

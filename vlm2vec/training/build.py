@@ -11,7 +11,7 @@ import transformers
 
 from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, TokenBudget
-from vlm2vec.contrastive import ContrastiveLoss, LearnedTemperature, has_dropout
+from vlm2vec.contrastive import ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
@@ -58,11 +58,16 @@ def chosen_subsets(arguments: RunArguments) -> list[str] | None:
     return None if names == ["all"] else names
 
 
-def chunk_sizes(arguments: RunArguments, encoder: VLM2Vec) -> ChunkSizes:
+def chunk_sizes(arguments: RunArguments, encoder: VLM2Vec, engine: Any) -> ChunkSizes:
     """How items become chunks; `auto` and absent values are decided here."""
     training = arguments.training
     # One graph costs no memory: pass 2 holds one anyway.
-    keep_graphs = 1 if training.keep_graphs == "auto" else int(training.keep_graphs)
+    most = 1 if can_keep_graphs(engine) else 0
+    keep_graphs = most if training.keep_graphs == "auto" else int(training.keep_graphs)
+    if keep_graphs and not most:
+        raise InputError(
+            f"--keep_graphs {keep_graphs}: ZeRO-3 with bfloat16 parameters loses gradients of kept graphs; leave it out"
+        )
     if training.gc_q_chunk_size and training.gc_p_chunk_size:
         return ChunkSizes(FixedCounts(training.gc_q_chunk_size, training.gc_p_chunk_size), None, keep_graphs)
     chunk_tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS

@@ -30,6 +30,13 @@ MANAGED_KEYS = {
     "fp16": "--bf16 (the loss over a large batch needs bfloat16's range)",
 }
 
+# Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
+BF16_ENGINE: dict[str, Any] = {
+    "bf16": {"enabled": True},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
+}
+
 
 def on_cpu() -> bool:
     """Whether there is no accelerator, so that ranks run on the CPU with gloo."""
@@ -112,12 +119,7 @@ def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[s
         "steps_per_print": 2**31,
     }
     if arguments.model.bf16 and not arguments.model.lora:
-        # Master weights, moments, gradient sums and their reduction in fp32; only compute in bf16.
-        config |= {
-            "bf16": {"enabled": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
-        }
+        config |= BF16_ENGINE
         config["zero_optimization"] = config["zero_optimization"] | {"memory_efficient_linear": False}
     return config
 

@@ -1,0 +1,75 @@
+"""One rank: the bf16 gradient of a cached step in many chunks, and of a plain step, against float32."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import torch.distributed as dist
+
+from tests.distributed.exactness import (
+    BATCHES,
+    CHUNKS,
+    TEMPERATURE,
+    build_encoder,
+    padding_chunk,
+    plain_gradient,
+    rank_batch,
+    relative_error,
+)
+from vlm2vec.batches import ChunkSizes, TokenBudget
+from vlm2vec.contrastive import CachedStep, ContrastiveLoss
+from vlm2vec.training.engine import BF16_ENGINE, close_ranks, initialize_ranks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    initialize_ranks(60)
+    import deepspeed
+
+    errors: dict[str, float | str] = {}
+    for stage in (1, 2, 3):
+        encoder = build_encoder("full", 0.0)
+        for parameter in encoder.parameters():  # so that both start from the same weights
+            parameter.data.copy_(parameter.data.bfloat16())
+        reference = copy.deepcopy(encoder)
+        engine, *_ = deepspeed.initialize(
+            model=encoder,
+            model_parameters=[each for each in encoder.parameters() if each.requires_grad],
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
+                "zero_optimization": {"stage": stage, "memory_efficient_linear": False},
+                "steps_per_print": 10**9,
+                **BF16_ENGINE,
+            },
+        )
+        for chunks in CHUNKS:
+            sizes = ChunkSizes(CHUNKS[chunks].packing)
+            batch = rank_batch(BATCHES["mixed"], sizes, dist.get_rank(), dist.get_world_size())
+            expected = plain_gradient(reference, batch, seed=0)
+            step = CachedStep(engine, ContrastiveLoss(TEMPERATURE), padding_chunk())
+            step.cache_step(batch.chunks, batch.layout)
+            errors[f"ZeRO-{stage}, {chunks}"] = relative_error(engine, expected)
+            engine.step()
+        kept = rank_batch(
+            BATCHES["mixed"], ChunkSizes(TokenBudget(70), None, 2), dist.get_rank(), dist.get_world_size()
+        )
+        try:
+            CachedStep(engine, ContrastiveLoss(TEMPERATURE), padding_chunk()).cache_step(kept.chunks, kept.layout)
+            errors[f"ZeRO-{stage}, kept graphs"] = relative_error(engine, expected)
+        except ValueError as refusal:
+            errors[f"ZeRO-{stage}, kept graphs"] = str(refusal)
+        engine.destroy()
+    if dist.get_rank() == 0:
+        options.output.write_text(json.dumps(errors))
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The temperature of the contrastive loss as a parameter that is trained with the encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vlm2vec.contrastive.gather import is_distributed
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+
+
+class LearnedTemperature:
+    r"""A temperature tau = exp(theta), with theta trained by AdamW (CLIP, arXiv 2103.00020, section 2.5).
+
+    The loss's backward pass adds this rank's share of the gradient to theta's; `step` sums the shares over the ranks
+    and updates, so that all ranks, which start from the same value, keep the same value. Theta has an optimizer of
+    its own, without weight decay: ZeRO partitions the engine's parameters, and the loss is not part of the engine. It
+    takes no part in the clipping of the gradient's norm.
+
+    After an update tau is set back into [minimum, maximum]. The default minimum is CLIP's (a scale of at most 100);
+    clamping the parameter instead of its use keeps the gradient alive at the boundary, so that tau can leave it again.
+
+    When to use it: for a new mixture of data, to find the temperature that suits it. VLM2Vec trains with a fixed 0.02.
+
+    Args:
+        initial: tau at the start.
+        minimum: Smallest tau.
+        maximum: Largest tau.
+        betas: AdamW's decay of the moments.
+        device: Where the loss runs.
+        group: The process group of the ranks; the default group if None.
+
+    Raises:
+        ValueError: Not 0 < minimum <= initial <= maximum < infinity.
+
+    Example:
+        >>> import torch
+        >>> from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs
+        >>> temperature = LearnedTemperature(initial=0.5)
+        >>> loss_fn = ContrastiveLoss(temperature)
+        >>> pairs = Pairs(query=torch.tensor([0, 1]), positive=torch.tensor([2, 3]))
+        >>> loss, _ = loss_fn(torch.eye(2).repeat(2, 1), pairs, range(2))  # every query equals its target
+        >>> loss.backward()
+        >>> temperature.step(learning_rate=0.1)
+        >>> round(temperature.value.item(), 4)  # sharper is better here: one step of 0.1 on a log scale
+        0.4524
+    """
+
+    def __init__(
+        self,
+        initial: float = 0.02,
+        minimum: float = 0.01,
+        maximum: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        device: torch.device | str = "cpu",
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if not 0 < minimum <= initial <= maximum < math.inf:
+            raise ValueError(f"the temperature must start within its range, not at {initial} in [{minimum}, {maximum}]")
+        self._log_range = (math.log(minimum), math.log(maximum))
+        self._group = group
+        self.log_temperature = torch.tensor(math.log(initial), dtype=torch.float32, device=device, requires_grad=True)
+        # Present before the first backward pass: a rank without rows has nothing to add, but joins the sum.
+        self.log_temperature.grad = torch.zeros_like(self.log_temperature)
+        self._optimizer = torch.optim.AdamW([self.log_temperature], lr=0.0, betas=betas, weight_decay=0.0)
+
+    @property
+    def value(self) -> Tensor:
+        """tau, detached: a float32 scalar on the device, so that reading it does not wait."""
+        return self.log_temperature.detach().exp()
+
+    def step(self, learning_rate: float) -> None:
+        """Updates with the gradient of all ranks, and clears it; a collective of one number that all ranks call.
+
+        Args:
+            learning_rate: Of the logarithm of tau: a step of 0.001 changes tau by about 0.1 %.
+        """
+        gradient = self.log_temperature.grad
+        assert gradient is not None
+        if is_distributed(self._group):
+            dist.all_reduce(gradient, op=dist.ReduceOp.SUM, group=self._group)
+        for parameter_group in self._optimizer.param_groups:
+            parameter_group["lr"] = learning_rate
+        self._optimizer.step()
+        with torch.no_grad():
+            self.log_temperature.clamp_(*self._log_range)
+        gradient.zero_()
+
+    def state_dict(self) -> dict[str, float]:
+        """Value and AdamW's moments as plain numbers that survive JSON bit for bit; waits for the device."""
+        moments = self._optimizer.state.get(self.log_temperature, {})
+        return {
+            "log_temperature": self.log_temperature.item(),
+            **{name: float(moments.get(name, 0.0)) for name in _MOMENTS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continues from what `state_dict` returned; betas and range stay this object's.
+
+        Raises:
+            KeyError: A number is missing.
+        """
+        moments = {name: torch.tensor(state[name], dtype=torch.float32) for name in _MOMENTS}
+        with torch.no_grad():
+            self.log_temperature.fill_(state["log_temperature"])
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {0: moments}})
