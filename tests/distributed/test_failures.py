@@ -60,10 +60,11 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     """By the pass in which the encoder fails."""
     return {
         "pass 1": launch(tmp_path_factory.mktemp("pass1"), "--stage", "2"),
+        "pass 2": launch(tmp_path_factory.mktemp("pass2"), "--stage", "3", "--fails_with_graph"),
     }
 
 
-@pytest.mark.parametrize("where", ["pass 1"])
+@pytest.mark.parametrize("where", ["pass 1", "pass 2"])
 def test_a_rank_that_fails_ends_the_job_and_names_the_item(where: str, jobs: dict[str, Job]) -> None:
     job = jobs[where]
     place = f"rank {FAILING_RANK}, {where}, chunk {FAILING_ITEM + 1} of {2 * PAIRS}"
@@ -73,18 +74,20 @@ def test_a_rank_that_fails_ends_the_job_and_names_the_item(where: str, jobs: dic
     assert job.seconds < SECONDS_TO_END
 
 
-@pytest.mark.parametrize("where", ["pass 1"])
+@pytest.mark.parametrize("where", ["pass 1", "pass 2"])
 def test_a_representation_that_is_no_number_updates_nothing(where: str, jobs: dict[str, Job]) -> None:
     """All ranks refuse the step, whichever rank's item it was, and can go on."""
     for rank, caught in enumerate(jobs[where].caught):
-        assert str(caught["not finite"]).startswith(f"rank {rank}: the loss of its rows is nan; nothing was updated")
+        message = str(caught["not finite"])
+        assert message.startswith(f"rank {rank}: 1 of {4 * PAIRS} representations are not finite")
+        assert "the loss of its rows is nan; nothing was updated" in message
         assert caught["gradients"] == [False, False]
         assert caught["after"] == caught["before"]
         assert caught["trained"] != caught["before"]
     assert jobs[where].caught[0]["trained"] == jobs[where].caught[1]["trained"]
 
 
-@pytest.mark.parametrize("where", ["pass 1"])
+@pytest.mark.parametrize("where", ["pass 1", "pass 2"])
 def test_ranks_with_different_batches_are_refused(where: str, jobs: dict[str, Job]) -> None:
     for caught in jobs[where].caught:
         assert str(caught["another batch"]).startswith("ranks [1] are about to run another global batch than rank 0")

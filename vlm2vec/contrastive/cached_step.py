@@ -214,10 +214,12 @@ class CachedStep(GradCache):
         ordered = local.index_select(0, layout.local_order.to(local.device, non_blocking=True))
         everything = gather_rows(ordered, layout.counts, self.group)
         loss, statistics = self.loss_fn(everything, layout.pairs.to(local.device), layout.rows)
-        if not bool(torch.isfinite(loss)):
+        # All representations and not only this rank's rows: then all ranks stop, and none waits for another.
+        if not bool(torch.isfinite(everything).all() & torch.isfinite(loss)):
             raise NonFiniteLossError(
-                f"rank {self._rank()}: the loss of its rows is {float(loss.detach())}; nothing was updated. Lower the "
-                "learning rate or raise the warm-up; with bf16, check the temperature"
+                f"rank {self._rank()}: {int((~torch.isfinite(everything)).any(dim=1).sum())} of {len(everything)} "
+                f"representations are not finite, the loss of its rows is {float(loss.detach())}; nothing was updated. "
+                "Lower the learning rate or raise the warm-up"
             )
         loss.backward()
         assert local.grad is not None

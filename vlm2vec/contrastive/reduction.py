@@ -49,7 +49,14 @@ def _trains_in_float32(engine: Any) -> bool:
 def _coalesced(engine: Any, num_backwards: int) -> Iterator[BeforeBackward]:
     """One reduction when the block ends."""
     with engine.coalesce_grad_reduction():
-        yield lambda: None
+        try:
+            yield lambda: None
+        except BaseException:
+            # Leaving the block reduces what there is, failure or not: a rank that failed would wait there for ranks
+            # that are elsewhere, and its error would never be told. Without gradients there is nothing to reduce.
+            for parameter in engine.module.parameters():
+                parameter.grad = None
+            raise
         if engine.zero_optimization_stage() < 3:
             # A parameter without gradient on some ranks would shift the others' gradients to wrong places in the
             # reduction's buckets (equal sizes: silently). ZeRO-3 partitions gradients and needs no filling.

@@ -88,7 +88,7 @@ class TrainingArguments:
     gc_p_chunk_size: int | None = _option(None, "Targets a chunk, instead of a token budget.")
     temperature: float = _option(0.02, "Temperature of the loss.")
     learn_temperature: bool = _option(False, "Train the temperature, starting at --temperature.")
-    temperature_learning_rate: float = _option(1e-3, "Learning rate of the temperature's logarithm.")
+    temperature_learning_rate: float = _option(1e-3, "Peak learning rate of the temperature's logarithm.")
     bidirectional: bool = _option(False, "Also from targets to queries; the original goes from queries to targets.")
     matryoshka_dims: list[int] = field(
         default_factory=list,

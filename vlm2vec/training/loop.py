@@ -34,7 +34,8 @@ def train(
         learning_rate = engine.get_lr()[0]
         engine.step()
         if temperature is not None:
-            temperature.step(arguments.temperature_learning_rate)
+            # On the schedule of the other parameters.
+            temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
         meter.add(header, output)
         monitor.advance()
         done = header.step + 1
