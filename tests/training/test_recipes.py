@@ -1,0 +1,49 @@
+"""Recipes and engine settings that ship: every one parses and becomes a configuration that DeepSpeed accepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launcher import REPOSITORY
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.engine import engine_config
+
+RECIPES = sorted((REPOSITORY / "launch/recipes").glob("*.yaml"))
+ENGINES = sorted((REPOSITORY / "ds_configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_with_every_engine(recipe: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = parse_arguments(
+        [
+            *("--config", str(recipe), "--deepspeed", str(engine)),
+            *("--model_name", "m", "--dataset_name", "d", "--output_dir", "o"),
+        ]
+    )
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = engine_config(engine, arguments, num_ranks=1)
+    accepted = DeepSpeedConfig(config)
+    assert accepted.zero_optimization_stage == int(engine.stem[4])
+    assert accepted.gradient_clipping == arguments.training.max_grad_norm
+    assert accepted.train_batch_size == arguments.global_batch_size(num_ranks=1)
+
+
+def test_something_ships() -> None:
+    assert [path.stem for path in RECIPES] == ["full_2048", "lora_1024", "mini"]
+    assert [path.stem for path in ENGINES] == ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+
+
+def test_the_papers_settings() -> None:
+    recipe = REPOSITORY / "launch/recipes/lora_1024.yaml"
+    needed = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", str(ENGINES[0])]
+    arguments = parse_arguments(["--config", str(recipe), *needed]).as_dict()
+    expected = {
+        **{"global_batch_size": 1024, "temperature": 0.02, "learning_rate": 2e-5, "max_steps": 2000},
+        **{"num_crops": 4, "max_len": 256, "lora_r": 8, "lora_alpha": 64, "bf16": True, "num_sample_per_subset": 50000},
+    }
+    assert {name: arguments[name] for name in expected} == expected
