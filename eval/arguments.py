@@ -6,23 +6,12 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from transformers import HfArgumentParser
 
-from vlm2vec.errors import InputError
+from vlm2vec.errors import InputError, OneLineErrors
 
 POOLINGS = ("eos", "last")
-
-
-class OneLineErrors:
-    """For an argument parser: a bad command line is reported as all bad input, one line, without the usage block."""
-
-    prog: str
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise InputError(f"{message}; {self.prog} --help lists the options")
 
 
 class _Parser(OneLineErrors, HfArgumentParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_BAD_INPUT = 2
 
@@ -14,6 +15,16 @@ class InputError(Exception):
     The message is one line, names the file (and the row, where there is one) and, where it helps, the remedy.
     Programs print it without a traceback and end with exit code 2.
     """
+
+
+class OneLineErrors:
+    """For an argument parser: a bad command line is reported as all bad input, one line, without the usage block."""
+
+    prog: str
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise InputError(f"{message}; {self.prog} --help lists the options")
 
 
 def run_program(main: Callable[[], int | None]) -> int:

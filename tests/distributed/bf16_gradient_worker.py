@@ -14,6 +14,7 @@ from tests.distributed.exactness import (
     CHUNKS,
     TEMPERATURE,
     build_encoder,
+    build_engine,
     padding_chunk,
     plain_gradient,
     rank_batch,
@@ -29,7 +30,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     initialize_ranks(60)
-    import deepspeed
 
     errors: dict[str, float | str] = {}
     for stage in (1, 2, 3):
@@ -37,18 +37,7 @@ def main() -> None:
         for parameter in encoder.parameters():  # so that both start from the same weights
             parameter.data.copy_(parameter.data.bfloat16())
         reference = copy.deepcopy(encoder)
-        engine, *_ = deepspeed.initialize(
-            model=encoder,
-            model_parameters=[each for each in encoder.parameters() if each.requires_grad],
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
-                "zero_optimization": {"stage": stage, "memory_efficient_linear": False},
-                "steps_per_print": 10**9,
-                **BF16_ENGINE,
-            },
-        )
+        engine = build_engine(encoder, stage, **BF16_ENGINE)
         for chunks in CHUNKS:
             sizes = ChunkSizes(CHUNKS[chunks].packing)
             batch = rank_batch(BATCHES["mixed"], sizes, dist.get_rank(), dist.get_world_size())

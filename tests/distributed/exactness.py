@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.distributed.tiny import tiny_item, tiny_model
-from vlm2vec.batches.collate import ChunkSizes, ItemEncoderInputs, _positions
+from vlm2vec.batches.collate import ChunkSizes, ItemEncoderInputs, end_to_end_positions
 from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.contrastive.gather import gather_rows
@@ -136,7 +136,7 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int) -> RankBa
 
     layout = StepLayout(
         counts=tuple(owners.count(each) for each in range(ranks)),
-        local_order=_positions([*encode, *keep]),
+        local_order=end_to_end_positions([*encode, *keep]),
         pairs=Pairs(
             torch.tensor([number[item] for item in range(PAIRS)]),
             torch.tensor([number[item] for item in positive]),
@@ -209,8 +209,8 @@ class RecordingStep(CachedStep):
         return not all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
-def build_engine(encoder: VLM2Vec, stage: int) -> Any:
-    """An engine whose optimizer leaves the weights alone."""
+def build_engine(encoder: VLM2Vec, stage: int, **more: Any) -> Any:
+    """An engine whose optimizer leaves the weights alone; `more` are further entries of its configuration."""
     import deepspeed
 
     engine, *_ = deepspeed.initialize(
@@ -222,6 +222,7 @@ def build_engine(encoder: VLM2Vec, stage: int) -> Any:
             "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
             "zero_optimization": {"stage": stage},
             "steps_per_print": 10**9,
+            **more,
         },
     )
     set_collective_timeout(60)

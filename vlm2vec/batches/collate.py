@@ -197,7 +197,7 @@ class BatchReader:
             epoch=batch.epoch,
             layout=StepLayout(
                 counts=layout.counts,
-                local_order=_positions([*encode, *keep]),
+                local_order=end_to_end_positions([*encode, *keep]),
                 pairs=Pairs(torch.from_numpy(layout.query), torch.from_numpy(layout.positive), negative),
                 rows=rows,
                 digest=layout.digest,
@@ -228,7 +228,7 @@ class BatchReader:
         return NamedItem(item, f"{sample.key} ({reference.side})")
 
 
-def _positions(chunks: Sequence[Sequence[int]]) -> Tensor:
+def end_to_end_positions(chunks: Sequence[Sequence[int]]) -> Tensor:
     """For each item its position in the chunks put end to end, shape (items,), int64."""
     end_to_end = torch.tensor([index for chunk in chunks for index in chunk], dtype=torch.int64)
     position = torch.empty_like(end_to_end)

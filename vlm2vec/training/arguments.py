@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
-from vlm2vec.errors import InputError
+from vlm2vec.errors import InputError, OneLineErrors
 
 DEFAULT_CHUNK_TOKENS = 8192
 # Without a graph a chunk needs a fraction of the memory.
@@ -139,9 +139,8 @@ class RunArguments:
         }
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists all flags)")
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
 
 
 def parse_arguments(argv: Sequence[str]) -> RunArguments:

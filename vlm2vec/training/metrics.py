@@ -11,7 +11,7 @@ import torch.distributed as dist
 from vlm2vec.batches import StepHeader
 from vlm2vec.contrastive import StepOutput
 
-_FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked", "tokens", "items")
+_FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked")
 
 
 class StepMeter:
@@ -32,7 +32,7 @@ class StepMeter:
         # float64: tokens of a long window exceed float32's exact integers.
         self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=self._device)
         self._subset_rows = torch.zeros((2, len(self._subsets)), dtype=torch.float64, device=self._device)
-        self._steps = 0
+        self._steps = self._tokens = self._items = 0
         self._start = time.perf_counter()
 
     def add(self, header: StepHeader, output: StepOutput) -> None:
@@ -49,14 +49,14 @@ class StepMeter:
                 rows.positive_similarity.double().sum(),
                 hardest.sum(),
                 rows.masked.double().sum(),
-                hits.new_tensor(header.num_tokens),
-                hits.new_tensor(header.num_items),
             ]
         )
         subsets = header.row_subsets.to(self._device, non_blocking=True)
         self._subset_rows[0].index_add_(0, subsets, hits)
         self._subset_rows[1].index_add_(0, subsets, torch.ones_like(hits))
         self._steps += 1
+        self._tokens += header.num_tokens
+        self._items += header.num_items
 
     def report(self, seconds_waiting: float) -> dict[str, float]:
         """The window's figures over all ranks (a collective); then starts a new window.
@@ -67,10 +67,11 @@ class StepMeter:
         Returns:
             Means a row, rates a second of wall time, and `subset_hit@1/<subset>` for each subset seen.
         """
-        sums = torch.cat([self._sums, self._subset_rows.flatten()])
+        known = self._sums.new_tensor([self._tokens, self._items])
+        sums = torch.cat([known, self._sums, self._subset_rows.flatten()])
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
-        figures = sums.tolist()
+        tokens, items, *figures = sums.tolist()
         total = dict(zip(_FIELDS, figures[: len(_FIELDS)], strict=True))
         seconds = time.perf_counter() - self._start
         rows = max(total["rows"], 1.0)
@@ -81,8 +82,8 @@ class StepMeter:
             "similarity/hardest_negative": total["hardest_negative_similarity"] / rows,
             "masked_pairs": total["masked"] / max(self._steps, 1),
             "pairs_per_second": total["rows"] / seconds,
-            "tokens_per_second": total["tokens"] / seconds,
-            "items_per_second": total["items"] / seconds,
+            "tokens_per_second": tokens / seconds,
+            "items_per_second": items / seconds,
             "milliseconds_per_step": 1000 * seconds / max(self._steps, 1),
             "data_wait_share": (seconds_waiting - self._seconds_waiting) / seconds,
         }
