@@ -38,6 +38,12 @@ setup(
     extras_require={
         # The miniature benchmark's pictures: handwritten digits and sample photographs that ship inside these wheels.
         "demo": ["scikit-learn>=1.6", "scikit-image>=0.25"],
+        # Shards behind http; other stores bring their own fsspec package, such as s3fs.
+        "remote": ["fsspec[http]>=2024.6"],
+        # The evaluation's figures.
+        "report": ["matplotlib>=3.9"],
+        # Loading an exported model through that library's interface.
+        "sentence-transformers": ["sentence-transformers>=5.0"],
         "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tqdm"],
     },
 )
