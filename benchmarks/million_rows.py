@@ -1,0 +1,108 @@
+"""A synthetic data set of MMEB-train's layout and proportions, as many rows as asked for (a million by default).
+
+    python -m benchmarks.million_rows OUT [--rows 1000000]
+
+writes OUT/MMEB-train: the 20 subsets' tables and a few hundred tiny pictures a subset, which the rows share. It is made
+of nothing but noise; what it measures is everything that grows with the number of rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.mmeb import MMEB, TrainSubset
+
+ROWS = 1_000_000
+PICTURES_PER_SUBSET = 256
+PICTURE_SIZE = 12  # pixels a side: half a kilobyte as PNG
+ROW_GROUP_ROWS = 10_000
+_WORDS = "a the red small dog cat house street two three what where which is are on under beside left right".split()
+
+
+def write_source(root: Path, rows: int = ROWS, pictures: int = PICTURES_PER_SUBSET) -> dict[str, int]:
+    """Writes the data set; the same arguments give the same bytes.
+
+    Args:
+        root: must not exist yet; serves as --dataset_name and as --image_dir.
+        rows: in all subsets together, shared out as in MMEB-train; every subset gets at least one.
+        pictures: of each subset; every one is used as long as there are rows enough.
+
+    Returns:
+        Rows by subset.
+
+    Raises:
+        InputError: `root` exists.
+    """
+    if root.exists():
+        raise InputError(f"{root}: exists already; remove it or choose another folder")
+    ends = np.cumsum([subset.rows for subset in MMEB.train_subsets], dtype=np.float64)
+    counts = np.diff(np.rint(ends / ends[-1] * rows).astype(np.int64), prepend=0).clip(min=1)
+    for subset, count in zip(MMEB.train_subsets, counts, strict=True):
+        paths = _write_pictures(root, subset.name, pictures)
+        (root / subset.name).mkdir()
+        table = _table(subset, int(count), paths)
+        pq.write_table(table, root / subset.name / "original-00000-of-00001.parquet", row_group_size=ROW_GROUP_ROWS)
+    return {subset.name: int(count) for subset, count in zip(MMEB.train_subsets, counts, strict=True)}
+
+
+def _write_pictures(root: Path, subset: str, count: int) -> list[str]:
+    generator = np.random.default_rng(zlib.crc32(subset.encode()))
+    (root / "images" / subset / "Train").mkdir(parents=True)
+    paths = [f"images/{subset}/Train/{number:05d}.png" for number in range(count)]
+    for path in paths:
+        buffer = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (PICTURE_SIZE, PICTURE_SIZE, 3), dtype=np.uint8)).save(buffer, "PNG")
+        (root / path).write_bytes(buffer.getvalue())
+    return paths
+
+
+def _table(subset: TrainSubset, count: int, paths: list[str]) -> pa.Table:
+    generator = np.random.default_rng([zlib.crc32(subset.name.encode()), 1])
+    has_picture = {"qry": "I" in subset.query_modality, "pos": "I" in subset.target_modality}
+    tag = "<|image_1|>\n" if has_picture["qry"] else ""
+    columns: dict[str, list[str]] = {
+        "qry": [f"{tag}Answer the question. {text}?\n" for text in _texts(generator, count)],
+        "pos_text": ["" if subset.target_modality == "I" else text for text in _texts(generator, count)],
+    }
+    for side, shown in has_picture.items():
+        chosen = np.arange(count) % len(paths) if side == "qry" else generator.integers(0, len(paths), count)
+        columns[f"{side}_image_path"] = [paths[number] if shown else "" for number in chosen.tolist()]
+    return pa.table({name: columns[name] for name in ("qry", "qry_image_path", "pos_text", "pos_image_path")})
+
+
+def _texts(generator: np.random.Generator, count: int) -> list[str]:
+    """One to twelve words each, with a number so that most are different."""
+    words = generator.integers(0, len(_WORDS), (count, 11)).tolist()
+    lengths = generator.integers(0, 12, count).tolist()
+    return [
+        " ".join((str(number), *(_WORDS[word] for word in row[:length])))
+        for number, (row, length) in enumerate(zip(words, lengths, strict=True))
+    ]
+
+
+class _Parser(OneLineErrors, argparse.ArgumentParser):
+    pass
+
+
+def main() -> None:
+    """Parses the command line and writes the source."""
+    parser = _Parser(prog="python -m benchmarks.million_rows", description="Write a large synthetic MMEB-train.")
+    parser.add_argument("output_dir", type=Path, help="gets the folder MMEB-train")
+    parser.add_argument("--rows", type=int, default=ROWS, help="in all subsets together (default %(default)s)")
+    arguments = parser.parse_args()
+    rows = write_source(arguments.output_dir / "MMEB-train", arguments.rows)
+    print(f"{arguments.output_dir / 'MMEB-train'}: {sum(rows.values())} rows in {len(rows)} subsets")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
