@@ -26,7 +26,7 @@ ROWS = 1_000_000
 PICTURES_PER_SUBSET = 256
 PICTURE_SIZE = 12  # pixels a side: half a kilobyte as PNG
 ROW_GROUP_ROWS = 10_000
-_WORDS = "a the red small dog cat house street two three what where which is are on under beside left right".split()
+_WORDS = ("a", "the", "red", "small", "dog", "cat", "house", "street", "two", "what", "where", "on", "left", "right")
 
 
 def write_source(root: Path, rows: int = ROWS, pictures: int = PICTURES_PER_SUBSET) -> dict[str, int]:
