@@ -25,6 +25,7 @@ from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord, find_checkpoint
 from vlm2vec.training.engine import prepare_environment
+from vlm2vec.training.state_files import safe_state_files
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # How the trained module's parameters are called inside `VLM2Vec`.
@@ -80,20 +81,12 @@ def export(checkpoint: Path, output: Path, dtype: torch.dtype | None = None, mer
 
 
 def _saved_weights(checkpoint: Path, record: RunRecord) -> dict[str, torch.Tensor]:
-    """The checkpoint's weights by the backbone's own names; trained ones are the float32 master copies.
-
-    DeepSpeed's files are pickles; only the types named here may appear in them, so that a file from a stranger cannot
-    run code.
-    """
+    """The checkpoint's weights by the backbone's own names; trained ones are the float32 master copies."""
     prepare_environment()
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with (
-        torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]),
-        _environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"),
+        safe_state_files(),
         open(os.devnull, "w") as silence,
         redirect_stdout(silence),  # it prints a line for every parameter it finds
     ):
@@ -154,20 +147,6 @@ def _appearing(output: Path) -> Iterator[Path]:
         os.replace(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 if __name__ == "__main__":

@@ -29,12 +29,13 @@ def temporary_for(path: Path) -> Path:
 
 def publish(temporary: Path, path: Path) -> None:
     """Renames a finished file to its final name, once its bytes are on disk."""
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,41 @@
+"""DeepSpeed's state files are pickles; they are opened so that a file from a stranger cannot run code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def safe_state_files() -> Iterator[None]:
+    """Within it, every `torch.load`, also inside DeepSpeed, takes tensors, plain values and three of its types only.
+
+    DeepSpeed 0.19.8 loads with `weights_only=False` everywhere; torch's environment variable overrules it.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with (
+        torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]),
+        environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"),
+    ):
+        yield
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Sets environment variables and puts back what was there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
