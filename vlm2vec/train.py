@@ -54,12 +54,8 @@ def run(arguments: RunArguments, device: torch.device) -> None:
     order = global_order(arguments, shards, num_ranks)
     encoder = build_encoder(arguments)
     engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks)
-    torch.manual_seed(arguments.training.seed * num_ranks + rank + 1)  # dropout differs from rank to rank
-
     compute_dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
     inputs = ItemEncoderInputs(encoder.processor, arguments.model.max_len, compute_dtype)
-    reader = BatchReader(shards, inputs, chunk_sizes(arguments, encoder, engine), rank)
-    source = PlanSource(order, reader, num_ranks, 0, arguments.training.max_steps, arguments.training.hard_negatives)
     temperature = learned_temperature(arguments, device)
     cached_step = CachedStep(
         engine,
@@ -68,6 +64,10 @@ def run(arguments: RunArguments, device: torch.device) -> None:
         # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
         autocast_dtype=compute_dtype if arguments.model.lora and arguments.model.bf16 else None,
     )
+    sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs)
+    torch.manual_seed(arguments.training.seed * num_ranks + rank + 1)  # dropout differs from rank to rank
+    reader = BatchReader(shards, inputs, sizes, rank)
+    source = PlanSource(order, reader, num_ranks, 0, arguments.training.max_steps, arguments.training.hard_negatives)
     output_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
         output_dir,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +12,20 @@ from tests.distributed.launcher import run_ranks
 # A chunk's gradient is rounded to bf16 once before it is added up in float32. Single items, whose gradients cancel in
 # the sum, therefore add a little (measured 1.11); summing chunks in bf16 would multiply the error.
 ADDED = {"one item": 1.15, "ragged": 1.03}
+# Backwards of a step, over the rank with most chunks. ZeRO-2 and 3 add every one up in float32 after its reduction.
+BACKWARDS = {"one item": 10, "ragged": 4, "whole batch": 2}
 
 
-def test_chunks_add_up_in_float32(tmp_path: Path) -> None:
-    run_ranks(2, ["-m", "tests.distributed.bf16_gradient_worker", "--output", str(tmp_path / "errors.json")], tmp_path)
-    errors = json.loads((tmp_path / "errors.json").read_text())
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("bf16")
+    run_ranks(2, ["-m", "tests.distributed.bf16_gradient_worker", "--output", str(folder / "measured.json")], folder)
+    values: dict[str, Any] = json.loads((folder / "measured.json").read_text())
+    return values
+
+
+def test_chunks_add_up_in_float32(measured: dict[str, Any]) -> None:
+    errors = measured["errors"]
     for stage in (1, 2, 3):
         plain = errors[f"ZeRO-{stage}, whole batch"]
         assert 0 < plain < 0.02
@@ -26,3 +35,18 @@ def test_chunks_add_up_in_float32(tmp_path: Path) -> None:
             assert errors[f"ZeRO-{stage}, kept graphs"] == pytest.approx(plain, rel=0.03)
     # DeepSpeed would lose most of the gradient there without a word.
     assert "keep_graphs" in errors["ZeRO-3, kept graphs"]
+
+
+@pytest.mark.parametrize(("stage", "a_backward"), [(1, False), (2, True), (3, True)])
+def test_the_last_backward_is_the_boundary(stage: int, a_backward: bool, measured: dict[str, Any]) -> None:
+    """ZeRO-1 reduces at the boundary only; a boundary at every chunk would reduce as often as there are chunks."""
+    for chunks, backwards in BACKWARDS.items():
+        assert measured["reductions"][f"ZeRO-{stage}, {chunks}"] == (backwards if a_backward else 1)
+
+
+def test_the_graphs_that_fit(measured: dict[str, Any]) -> None:
+    """Rank 1 has 7 GB free: 2 stay free, 2 are for a backward, a little is for gradients; 2 graphs of 1 GB fit.
+
+    The third costs nothing, as it is that of pass 2. Rank 0 could hold two more, but ranks run in step.
+    """
+    assert measured["graphs"] == {"ZeRO-1": 3, "ZeRO-2": 3, "ZeRO-3": 3}

@@ -83,7 +83,9 @@ class TrainingArguments:
     no_grad_chunk_tokens: int | None = _option(
         None, f"Token budget of the pass without a graph; {NO_GRAD_FACTOR} times the other, with dropout equal to it."
     )
-    keep_graphs: str = _option("auto", "So many chunks keep their graph from pass 1 and do not run twice; auto = 1.")
+    keep_graphs: str = _option(
+        "auto", "So many chunks keep their graph from pass 1 and do not run twice; auto = as many as fit, 1 on a CPU."
+    )
     gc_q_chunk_size: int | None = _option(None, "Queries a chunk, instead of a token budget.")
     gc_p_chunk_size: int | None = _option(None, "Targets a chunk, instead of a token budget.")
     temperature: float = _option(0.02, "Temperature of the loss.")

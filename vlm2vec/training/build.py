@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import transformers
+from torch import Tensor
 
 from vlm2vec import __version__
-from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, TokenBudget
+from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
+from vlm2vec.batches.packing import Packing
 from vlm2vec.contrastive import ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
@@ -18,6 +21,7 @@ from vlm2vec.lora import LoraSettings
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.checkpoint import RunRecord
+from vlm2vec.training.graph_memory import graphs_that_fit, largest_chunk
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
 
@@ -58,20 +62,38 @@ def chosen_subsets(arguments: RunArguments) -> list[str] | None:
     return None if names == ["all"] else names
 
 
-def chunk_sizes(arguments: RunArguments, encoder: VLM2Vec, engine: Any) -> ChunkSizes:
-    """How items become chunks; `auto` and absent values are decided here."""
+def chunk_sizes(
+    arguments: RunArguments, engine: Any, encode: Callable[[Any, dict[str, Any]], Tensor], inputs: ItemEncoderInputs
+) -> ChunkSizes:
+    """How items become chunks; `auto` and absent values are decided here, by a look at the device's memory.
+
+    Args:
+        arguments: The run's arguments.
+        engine: The DeepSpeed engine.
+        encode: One engine call, `CachedStep.model_call`.
+        inputs: Makes the chunk that is measured.
+    """
     training = arguments.training
-    # One graph costs no memory: pass 2 holds one anyway.
-    most = 1 if can_keep_graphs(engine) else 0
-    keep_graphs = most if training.keep_graphs == "auto" else int(training.keep_graphs)
-    if keep_graphs and not most:
-        raise InputError(
-            f"--keep_graphs {keep_graphs}: ZeRO-3 with bfloat16 parameters loses gradients of kept graphs; leave it out"
-        )
-    if training.gc_q_chunk_size and training.gc_p_chunk_size:
-        return ChunkSizes(FixedCounts(training.gc_q_chunk_size, training.gc_p_chunk_size), None, keep_graphs)
     chunk_tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
-    if not has_dropout(encoder):
+    packing: Packing = TokenBudget(chunk_tokens)
+    if training.gc_q_chunk_size and training.gc_p_chunk_size:
+        packing = FixedCounts(training.gc_q_chunk_size, training.gc_p_chunk_size)
+    if training.keep_graphs != "auto":
+        keep_graphs = int(training.keep_graphs)
+        if keep_graphs and not can_keep_graphs(engine):
+            raise InputError(
+                f"--keep_graphs {keep_graphs}: ZeRO-3 with bfloat16 parameters loses gradients of kept graphs; leave "
+                "it out"
+            )
+    elif not can_keep_graphs(engine):
+        keep_graphs = 0
+    elif engine.device.type == "cpu":
+        keep_graphs = 1  # a process's memory on the host says nothing about its tensors
+    else:
+        keep_graphs = graphs_that_fit(engine, encode, largest_chunk(inputs, packing))
+    if isinstance(packing, FixedCounts):
+        return ChunkSizes(packing, None, keep_graphs)
+    if not has_dropout(engine.module):
         no_grad_tokens = training.no_grad_chunk_tokens or NO_GRAD_FACTOR * chunk_tokens
     elif training.no_grad_chunk_tokens is None:
         no_grad_tokens = None
@@ -80,7 +102,7 @@ def chunk_sizes(arguments: RunArguments, encoder: VLM2Vec, engine: Any) -> Chunk
             f"--no_grad_chunk_tokens {training.no_grad_chunk_tokens}: with dropout, pass 1 must run the chunks of pass "
             "2, whose masks it shares; leave it out, or set --lora_dropout 0"
         )
-    return ChunkSizes(TokenBudget(chunk_tokens), no_grad_tokens, keep_graphs)
+    return ChunkSizes(packing, no_grad_tokens, keep_graphs)
 
 
 def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:

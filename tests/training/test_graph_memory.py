@@ -1,0 +1,28 @@
+"""The chunk that the memory of a graph is measured with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlm2vec.batches import FixedCounts, ItemEncoderInputs, TokenBudget
+from vlm2vec.phi3_v import Phi3VProcessor
+from vlm2vec.training.graph_memory import largest_chunk
+
+
+@pytest.mark.parametrize("num_crops", [1, 4, 5])
+def test_pictures_with_all_crops_fill_the_budget(mini_model_dir: Path, num_crops: int) -> None:
+    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir, num_crops), max_len=None)
+    chunk = largest_chunk(inputs, TokenBudget(400))
+    rows, width = chunk.inputs["input_ids"].shape
+    assert rows == chunk.num_items
+    assert rows * width <= 400 < (rows + 1) * width
+    # The global view comes on top of the local crops.
+    assert len(chunk.inputs["pixel_values"]) == rows * (num_crops + 1)
+
+
+def test_fixed_counts_and_budgets_below_one_item(mini_model_dir: Path) -> None:
+    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir, 1), max_len=None)
+    assert largest_chunk(inputs, FixedCounts(3, 5)).num_items == 5
+    assert largest_chunk(inputs, TokenBudget(1)).num_items == 1

@@ -1,0 +1,100 @@
+"""How many chunks may keep their graph from pass 1: measured once, before the first step."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from vlm2vec.batches import ItemEncoderInputs
+from vlm2vec.batches.collate import NamedItem
+from vlm2vec.batches.packing import FixedCounts, Packing
+from vlm2vec.contrastive import Chunk
+from vlm2vec.items import IMAGE_ONLY_TEXT
+from vlm2vec.shards import Item
+
+# A backward pass holds more than its graph: the layer that runs backward, recomputed activations, their gradients.
+_GRAPHS_A_BACKWARD_TAKES = 2
+# Of the device's memory; what fragments, what libraries take for themselves, and items longer than the budget.
+_LEFT_FREE = 0.1
+_BYTES_OF_A_GRADIENT = 4
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """A device's memory in bytes, read from counters on the host.
+
+    Attributes:
+        allocated: In tensors.
+        free: What tensors could still get.
+        total: All there is.
+    """
+
+    allocated: int
+    free: int
+    total: int
+
+    @classmethod
+    def now(cls) -> DeviceMemory:
+        """This rank's accelerator."""
+        from deepspeed.accelerator import get_accelerator
+
+        accelerator = get_accelerator()
+        allocated = int(accelerator.memory_allocated())
+        cached = int(accelerator.memory_reserved()) - allocated
+        return cls(allocated, int(accelerator.available_memory()) + cached, int(accelerator.total_memory()))
+
+
+def graphs_that_fit(
+    engine: Any,
+    encode: Callable[[Any, dict[str, Any]], Tensor],
+    chunk: Chunk,
+    memory: Callable[[], DeviceMemory] = DeviceMemory.now,
+) -> int:
+    """How many graphs of `chunk` the ranks can hold at a time; the same number on every rank, at least 1.
+
+    One graph costs nothing, as pass 2 holds one anyway. More of them save a forward pass each and change nothing else.
+    Draws random numbers where the encoder has dropout: seed afterwards.
+
+    Args:
+        engine: The DeepSpeed engine; nothing is sent backward, so it holds no gradient afterwards.
+        encode: One engine call, `CachedStep.model_call`.
+        chunk: The largest chunk of a step, see `largest_chunk`.
+        memory: Reads the device's memory.
+    """
+    arguments = chunk.arguments(engine.device, dummy_image=True)
+    before = memory()
+    representations = encode(engine, arguments)
+    after = memory()
+    del representations
+    graph = max(1, after.allocated - before.allocated)
+    trainable = sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        for parameter in engine.module.parameters()
+        if parameter.requires_grad
+    )
+    reserve = _GRAPHS_A_BACKWARD_TAKES * graph + _BYTES_OF_A_GRADIENT * trainable + math.ceil(_LEFT_FREE * after.total)
+    fitting = torch.tensor([1 + max(0, (after.free - reserve) // graph)], device=engine.device)
+    dist.all_reduce(fitting, op=dist.ReduceOp.MIN)
+    return int(fitting)
+
+
+def largest_chunk(inputs: ItemEncoderInputs, packing: Packing) -> Chunk:
+    """A chunk as large as packing makes them: pictures with all their crops, as many as the budget holds."""
+    crop, crops = inputs.processor.image_processor.crop_size, inputs.processor.num_crops
+    picture = io.BytesIO()
+    # As many crops wide as a picture may have: the layout then keeps all of them.
+    Image.new("RGB", (crop * crops, crop)).save(picture, "PNG")
+    item = inputs.process(NamedItem(Item(IMAGE_ONLY_TEXT, picture.getvalue()), "the largest chunk"))
+    if isinstance(packing, FixedCounts):
+        count = max(packing.query_chunk_size, packing.positive_chunk_size)
+    else:
+        count = max(1, packing.chunk_tokens // len(item.input_ids))
+    return inputs.chunk([item] * count)
