@@ -34,6 +34,8 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
         "rich>=13.0",
+        "xxhash>=3.0",
+        "huggingface_hub>=1.0",
     ],
     extras_require={
         # The miniature benchmark's pictures: handwritten digits and sample photographs that ship inside these wheels.

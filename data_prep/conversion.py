@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from data_prep.pictures import CheckedPictures, PictureSource, UnusableImageError
 from data_prep.source import SourceTable
-from vlm2vec.errors import InputError
-from vlm2vec.image_folder import ImageFolder
-from vlm2vec.images import ImageHeader, open_image, read_header
+from vlm2vec.files import sha256_of
 from vlm2vec.shards.manifest import ShardRecord
-from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, Item, shard_name
-from vlm2vec.shards.writer import ShardWriter, StoredItem
+from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, shard_name
+from vlm2vec.shards.writer import UNUSABLE_IMAGES, ShardWriter, StoredItem
 
 # The columns of each side: text, path of the picture.
 SIDE_COLUMNS = {
@@ -26,92 +25,124 @@ SIDE_COLUMNS = {
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write: a fixed range of rows (first, end) of one table, whatever happens to its rows."""
+    """One shard to write: a fixed range of rows (first, end) of one table, whatever happens to its rows.
+
+    Attributes:
+        subset: its name.
+        number: of the shard in its subset.
+        table: the source.
+        rows: first row and end of the range.
+        image_dir: what the table's picture paths are relative to.
+        output_dir: the data set's folder.
+        check_images: a key of `pictures.CHECKS`.
+    """
 
     subset: str
     number: int
     table: SourceTable
     rows: tuple[int, int]
+    image_dir: Path
+    output_dir: Path
+    check_images: str
+
+    @property
+    def stem(self) -> Path:
+        """The shard's path without a suffix."""
+        return self.output_dir / self.subset / shard_name(self.subset, self.number)
 
 
-def plan_shards(
-    subset: str, tables: list[SourceTable], rows_per_shard: int, max_rows: int | None = None
-) -> list[ShardTask]:
-    """Cuts a subset's tables into ranges of `rows_per_shard` rows; `max_rows` keeps the first rows, as the original."""
-    end_of_use = sum(table.num_rows for table in tables) if max_rows is None else max_rows
-    tasks: list[ShardTask] = []
-    for table in tables:
-        end = min(table.first_row + table.num_rows, end_of_use)
-        for first in range(table.first_row, end, rows_per_shard):
-            tasks.append(ShardTask(subset, len(tasks), table, (first, min(first + rows_per_shard, end))))
-    return tasks
+@dataclass(frozen=True)
+class ShardResult:
+    """A committed shard.
+
+    Attributes:
+        record: what the manifest says about it.
+        unusable_images: each picture that rows were left out for: its path, the problem, the reason, the first row.
+    """
+
+    record: ShardRecord
+    unusable_images: tuple[dict[str, Any], ...]
 
 
-def write_shard(
-    task: ShardTask, image_dir: Path, output_dir: Path, progress: Callable[[int], object] = lambda rows: None
-) -> ShardRecord:
-    """Writes one shard under `output_dir`/<subset>; it appears complete or not at all.
+def make_shard(task: ShardTask) -> ShardResult:
+    """The shard, as an earlier run committed it or written now."""
+    return _committed_shard(task) or write_shard(task)
 
-    Args:
-        task: what to write.
-        image_dir: the folder that the table's picture paths are relative to.
-        output_dir: the data set's folder.
-        progress: is called with the number of rows done since the last call.
+
+def write_shard(task: ShardTask) -> ShardResult:
+    """Writes one shard; it appears complete or not at all. A row with a picture that cannot be used is left out.
 
     Raises:
-        InputError: a picture is missing, unreadable or outside its folder; the message names table, row and picture.
+        InputError: the table is damaged.
     """
-    pictures = _CheckedPictures(ImageFolder(image_dir))
+    pictures = CheckedPictures(PictureSource(task.image_dir, task.subset), task.check_images)
     skipped: Counter[str] = Counter()
-    with ShardWriter(output_dir / task.subset, shard_name(task.subset, task.number), task.subset) as shard:
+    unusable: dict[str, dict[str, Any]] = {}
+    with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
         for row, record in task.table.rows(*task.rows):
-            reason = _reason_to_skip(record)
-            if reason:
-                skipped[reason] += 1
-            else:
-                shard.add(row, _sides(record, pictures, f"{task.table.path}: row {row - task.table.first_row}"))
-            progress(1)
-        return shard.commit(task.rows, skipped)
+            empty = _empty_side(record)
+            if empty:
+                skipped[f"empty {empty}"] += 1
+                continue
+            try:
+                shard.add(row, _sides(record, pictures))
+            except UnusableImageError as error:
+                skipped[error.problem] += 1
+                unusable.setdefault(
+                    error.path, {"path": error.path, "problem": error.problem, "reason": str(error), "row": row}
+                )
+        return ShardResult(shard.commit(task.rows, skipped, list(unusable.values())), tuple(unusable.values()))
 
 
-def _reason_to_skip(record: dict[str, str]) -> str | None:
+def _committed_shard(task: ShardTask) -> ShardResult | None:
+    """The shard as an earlier run committed it; None if it must be written (again).
+
+    It must if rows were left out for a picture, which may be there by now, and if a picture has changed since. (A
+    changed table or zip is refused before, by the plan.)
+    """
+    sidecar_path = task.stem.with_suffix(".json")
+    try:
+        committed_ns = sidecar_path.stat().st_mtime_ns
+        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+        unusable = sidecar.pop(UNUSABLE_IMAGES)
+        record = ShardRecord(**{**sidecar, "rows": tuple(sidecar["rows"])})
+        same_size = task.stem.with_suffix(".tar").stat().st_size == record.bytes
+        same_index = sha256_of(task.stem.with_suffix(".parquet")) == record.index_sha256
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if (record.name, record.rows) != (task.stem.name, task.rows) or unusable or not (same_size and same_index):
+        return None
+    if any(_changed_since(committed_ns, task.image_dir / path) for path in _image_paths(task)):
+        return None
+    return ShardResult(record, ())
+
+
+def _image_paths(task: ShardTask) -> set[str]:
+    columns = [path for _, path in SIDE_COLUMNS.values()]
+    return {record[name] for _, record in task.table.rows(*task.rows) for name in columns if record.get(name)}
+
+
+def _changed_since(time_ns: int, path: Path) -> bool:
+    """Whether the file was written, replaced or renamed after that time, whatever time it claims for itself."""
+    try:
+        return path.stat().st_ctime_ns >= time_ns
+    except (OSError, ValueError):  # in the zip, or its row was left out
+        return False
+
+
+def _empty_side(record: dict[str, str]) -> str | None:
     """Rows without a query or without a target cannot be trained on (the original puts a dummy text in their place)."""
     for side in (QUERY, POSITIVE):
         text, path = (record[column] for column in SIDE_COLUMNS[side])
         if not text.strip() and not path:
-            return f"empty {side}"
+            return side
     return None
 
 
-def _sides(record: dict[str, str], pictures: _CheckedPictures, where: str) -> dict[str, StoredItem]:
+def _sides(record: dict[str, str], pictures: CheckedPictures) -> dict[str, StoredItem]:
     sides: dict[str, StoredItem] = {}
     for side, columns in SIDE_COLUMNS.items():
         text, path = (record.get(column, "") for column in columns)
-        if side == NEGATIVE and not text.strip() and not path:
-            continue
-        try:
-            sides[side] = pictures.stored_item(text, path)
-        except InputError as error:
-            raise InputError(f"{where}, {side}: {error}") from error
+        if side != NEGATIVE or text.strip() or path:
+            sides[side] = StoredItem(text, pictures.load(path) if path else None)
     return sides
-
-
-class _CheckedPictures:
-    """Reads pictures and decodes each once, because only decoding finds a truncated JPEG.
-
-    Several rows often share a picture (four in DocVQA), so what was decoded before is remembered by its bytes.
-    """
-
-    def __init__(self, folder: ImageFolder) -> None:
-        self._folder = folder
-        self._headers: dict[bytes, ImageHeader] = {}
-
-    def stored_item(self, text: str, path: str) -> StoredItem:
-        if not path:
-            return StoredItem(Item(text, None))
-        data = self._folder.read(path)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        if digest not in self._headers:
-            open_image(data, path)
-            self._headers[digest] = read_header(data, path)
-        return StoredItem(Item(text, data), self._headers[digest], path)

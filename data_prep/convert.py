@@ -1,28 +1,52 @@
-"""Converts MMEB-train (parquet tables and loose pictures) into shards that training reads by random access.
+"""Converts MMEB-train (tables and pictures, unpacked or zipped) into shards that training reads by random access.
 
-    python -m data_prep.convert --dataset_name MMEB-train --image_dir MMEB-train \\
-        --subset_name all --split_name original --num_sample_per_subset 50000 --output_dir SHARDS
+    python -m data_prep.convert --dataset_name MMEB-train --subset_name all --split_name original \\
+        --num_sample_per_subset 50000 --output_dir SHARDS
 
-Pictures are copied as they are, and decoded once to make sure that they can be. The same input gives the same bytes.
+Pictures are copied as they are, and decoded once to make sure that they can be. The same input gives the same bytes,
+for any number of workers. Killed at any moment, the same command continues where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import fcntl
+import os
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
 from tqdm import tqdm
 
-from data_prep.conversion import ShardTask, plan_shards, write_shard
-from data_prep.source import ALL_SUBSETS, SourceTable, source_tables, subset_names
+from data_prep.arguments import EXIT_INCOMPLETE, LOG_WIDTH, Parser, not_negative, positive
+from data_prep.conversion import ShardResult, make_shard
+from data_prep.download import download
+from data_prep.pictures import CHECKS
+from data_prep.plan import PLAN_NAME, Options, Plan, make_plan, write_plan
+from data_prep.processes import available_cores, run_tasks
+from data_prep.report import Report, make_report
+from data_prep.source import ALL_SUBSETS
 from vlm2vec.errors import InputError, run_program
-from vlm2vec.image_folder import ImageFolder
-from vlm2vec.shards.manifest import Manifest, ShardRecord, SourceRecord, SubsetRecord
+from vlm2vec.files import TEMPORARY_PREFIX
+from vlm2vec.shards.manifest import Manifest, SubsetRecord
+from vlm2vec.shards.schema import MANIFEST_NAME
 
 # 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB.
 DEFAULT_ROWS_PER_SHARD = 2048
+# Workers of a killed run end within moments; another run does not.
+_LOCK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What came of it; without a manifest (too much is missing) the shards cannot be used yet."""
+
+    report: Report
+    manifest: Manifest | None
 
 
 def convert(
@@ -33,132 +57,175 @@ def convert(
     split: str = "original",
     max_rows: int | None = None,
     rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
-) -> Manifest:
-    """Converts subsets of one split.
+    check_images: str = "decode",
+    max_missing: int = 0,
+    num_workers: int = 0,
+) -> Conversion:
+    """Converts subsets of one split, or continues a conversion of the same.
 
     Args:
         dataset_dir: MMEB-train's folder.
-        image_dir: what the tables' picture paths are relative to.
-        output_dir: is created; must be empty if it exists. After an error it is as it was before.
+        image_dir: what the tables' picture paths are relative to; what is not unpacked there is read from its
+            images_zip/<Subset>.zip.
+        output_dir: is created; an earlier run of the same conversion may have begun to fill it.
         subsets: their names, or ["all"].
         split: "original", "diverse_instruction", or another file prefix.
         max_rows: at most so many rows of each subset, the first ones (the original's --num_sample_per_subset).
         rows_per_shard: source rows per shard.
+        check_images: "decode", "header" or "none".
+        max_missing: up to so many missing or unreadable pictures, the rows that name them are left out; with more,
+            no manifest is written, and once they are there, the same call completes the shards.
+        num_workers: processes; 0 converts in this one.
 
     Raises:
-        InputError: anything wrong with these or with what they name; the message says file and row.
+        InputError: anything wrong with these or with what they name, another conversion's folder, no usable row, no
+            space left; the message says file and row.
     """
-    names = subset_names(dataset_dir, subsets, split)
-    tables = {name: source_tables(dataset_dir, name, split) for name in names}
-    plans = {name: plan_shards(name, tables[name], rows_per_shard, max_rows) for name in names}
-    ImageFolder(image_dir)
-    existed = _prepared_output(output_dir)
-    try:
-        shards = _write_shards([task for plan in plans.values() for task in plan], image_dir, output_dir)
-        manifest = Manifest(
-            options={"split": split, "num_sample_per_subset": max_rows, "rows_per_shard": rows_per_shard},
-            subsets={name: SubsetRecord(_sources(dataset_dir, tables[name]), tuple(shards[name])) for name in names},
-        )
-        for name, subset in manifest.subsets.items():
-            if subset.num_samples == 0:
-                raise InputError(f"{dataset_dir / name}: no usable row (skipped: {subset.skipped or 'none'})")
-        manifest.write(output_dir)
-    except BaseException:
-        _remove_written(output_dir, names, existed)
-        raise
-    return manifest
+    options = Options(split, max_rows, rows_per_shard, check_images)
+    plan = make_plan(dataset_dir, image_dir, output_dir, subsets, options)
+    with _locked(output_dir):
+        _prepare(output_dir, plan)
+        try:
+            shards = _make_shards(plan, num_workers)
+            report = make_report(output_dir, shards)
+            report.write(output_dir)
+            for name, subset in report.subsets.items():
+                if subset.samples == 0 and not subset.unusable_images:
+                    raise InputError(f"{dataset_dir / name}: no usable row (skipped: {subset.skipped or 'none'})")
+            if report.total.unusable_images > max_missing:
+                return Conversion(report, None)
+            manifest = _manifest(plan, shards)
+            manifest.write(output_dir)
+        except OSError as error:
+            raise InputError(f"{error.filename or output_dir}: {error.strerror}; the same command continues") from error
+    return Conversion(report, manifest)
 
 
-def _prepared_output(output_dir: Path) -> bool:
-    """Creates the output folder; whether it existed before, which it may if it is empty."""
-    existed = output_dir.exists()
+@contextmanager
+def _locked(output_dir: Path) -> Iterator[None]:
+    """Creates the folder and keeps other conversions out of it until this one and all its workers have ended."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        if any(output_dir.iterdir()):
-            raise InputError(f"{output_dir}: not an empty folder; remove it or choose another")
+        descriptor = os.open(output_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise InputError(f"{output_dir}: cannot create the folder ({error.strerror})") from error
-    return existed
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise InputError(f"{output_dir}: another conversion is writing here") from error
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _write_shards(tasks: list[ShardTask], image_dir: Path, output_dir: Path) -> dict[str, list[ShardRecord]]:
-    shards: dict[str, list[ShardRecord]] = {task.subset: [] for task in tasks}
+def _prepare(output_dir: Path, plan: Plan) -> None:
+    """Makes the folder this plan's: an empty one gets the plan, a begun one must have the same.
+
+    A manifest would vouch for shards that may be about to change, so it goes first and comes back last.
+    """
+    if (output_dir / PLAN_NAME).exists():
+        plan.refuse_unless_same(output_dir / PLAN_NAME)
+        for folder in (output_dir, *(output_dir / name for name in plan.tasks)):
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                leftover.unlink()
+    else:
+        leftovers = list(output_dir.glob(f"{TEMPORARY_PREFIX}*-{PLAN_NAME}"))
+        if set(output_dir.iterdir()) - set(leftovers):
+            raise InputError(f"{output_dir}: not an empty folder, and no conversion's; choose another")
+        for leftover in leftovers:
+            leftover.unlink()
+        write_plan(plan, output_dir)
+    (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
+
+
+def _make_shards(plan: Plan, num_workers: int) -> dict[str, list[ShardResult]]:
+    tasks = [task for subset in plan.tasks.values() for task in subset]
+    results: dict[tuple[str, int], ShardResult] = {}
     total = sum(task.rows[1] - task.rows[0] for task in tasks)
-    with tqdm(total=total, unit=" rows", disable=None) as bar:  # None: only on a terminal
-        for task in tasks:
-            bar.set_description(task.subset)
-            shards[task.subset].append(write_shard(task, image_dir, output_dir, bar.update))
-    return shards
+    with tqdm(total=total, unit=" rows", unit_scale=True, disable=None) as bar:  # None: only on a terminal
+        for task, result in run_tasks(make_shard, tasks, num_workers):
+            results[task.subset, task.number] = result
+            bar.set_description(task.subset, refresh=False)
+            bar.update(task.rows[1] - task.rows[0])
+    return {name: [results[name, task.number] for task in subset] for name, subset in plan.tasks.items()}
 
 
-def _sources(dataset_dir: Path, tables: list[SourceTable]) -> tuple[SourceRecord, ...]:
-    return tuple(
-        SourceRecord(
-            file=str(table.path.relative_to(dataset_dir)),
-            sha256=table.sha256(),
-            bytes=table.path.stat().st_size,
-            rows=table.num_rows,
-        )
-        for table in tables
-    )
+def _manifest(plan: Plan, shards: Mapping[str, Sequence[ShardResult]]) -> Manifest:
+    subsets = {
+        name: SubsetRecord(plan.sources[name], tuple(result.record for result in results))
+        for name, results in shards.items()
+    }
+    return Manifest(options=asdict(plan.options), subsets=subsets)
 
 
-def _remove_written(output_dir: Path, names: list[str], existed: bool) -> None:
-    for name in names:
-        shutil.rmtree(output_dir / name, ignore_errors=True)
-    if not existed:
-        output_dir.rmdir()
-
-
-def report(manifest: Manifest) -> str:
-    """A table of what was converted: samples, skipped rows by reason, shards, size, pictures stored more than once."""
-    width = max(len(name) for name in (*manifest.subsets, "subset"))
-    lines = [f"{'subset':<{width}}  samples  skipped  shards        MB  repeated images  reasons"]
-    for name, subset in manifest.subsets.items():
-        size = sum(shard.bytes for shard in subset.shards)
-        repeated = sum(shard.duplicate_image_bytes for shard in subset.shards)
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in subset.skipped.items())
-        lines.append(
-            f"{name:<{width}}  {subset.num_samples:>7}  {sum(subset.skipped.values()):>7}  {len(subset.shards):>6}"
-            f"  {size / 1e6:>8.1f}  {repeated / size:>15.1%}  {reasons}".rstrip()
-        )
-    total = sum(subset.num_samples for subset in manifest.subsets.values())
-    lines.append(f"{total} samples in {len(manifest.subsets)} subsets, fingerprint {manifest.fingerprint}")
-    return "\n".join(lines)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def main() -> None:
-    """Parses the command line, converts, prints the report."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description="Convert MMEB-train to shards.")
-    parser.add_argument("--dataset_name", type=Path, required=True, help="MMEB-train's folder")
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m data_prep.convert", description="Convert MMEB-train to shards.")
+    parser.add_argument("--dataset_name", required=True, help="MMEB-train's folder, or its name on the hub")
     parser.add_argument(
         "--subset_name", nargs="+", required=True, help=f"subsets, or '{ALL_SUBSETS}' for every one of this split"
     )
     parser.add_argument("--split_name", default="original", help="original (default) or diverse_instruction")
     parser.add_argument(
-        "--num_sample_per_subset", type=_positive, help="convert only so many rows of each subset, the first ones"
+        "--num_sample_per_subset", type=positive, help="convert only so many rows of each subset, the first ones"
     )
-    parser.add_argument("--image_dir", type=Path, required=True, help="what the tables' picture paths are relative to")
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets the shards; must be empty or new")
-    parser.add_argument("--rows_per_shard", type=_positive, default=DEFAULT_ROWS_PER_SHARD, help="default: %(default)s")
-    arguments = parser.parse_args()
-    manifest = convert(
-        arguments.dataset_name,
-        arguments.image_dir,
+    parser.add_argument(
+        "--image_dir",
+        type=Path,
+        help="what the tables' picture paths are relative to, unpacked or as images_zip/<Subset>.zip "
+        "(default: the data set's folder)",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets the shards; new, empty, or begun before")
+    parser.add_argument("--rows_per_shard", type=positive, default=DEFAULT_ROWS_PER_SHARD, help="default: %(default)s")
+    parser.add_argument(
+        "--check_images",
+        choices=list(CHECKS),
+        default="decode",
+        help="decode every picture (default: finds half ones), open it, or only take its size from its first bytes",
+    )
+    parser.add_argument(
+        "--max_missing", type=not_negative, default=0, help="so many missing or unreadable pictures pass (default 0)"
+    )
+    parser.add_argument(
+        "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
+    )
+    return parser
+
+
+def main() -> int:
+    """Parses the command line, converts, prints the report."""
+    arguments = _parser().parse_args()
+    dataset_dir = download(arguments.dataset_name, arguments.subset_name, arguments.split_name)
+    conversion = convert(
+        dataset_dir,
+        arguments.image_dir or dataset_dir,
         arguments.output_dir,
         arguments.subset_name,
         arguments.split_name,
         arguments.num_sample_per_subset,
         arguments.rows_per_shard,
+        arguments.check_images,
+        arguments.max_missing,
+        arguments.num_workers,
     )
-    print(report(manifest))
+    console = Console()
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    conversion.report.show(console)
+    if conversion.manifest is None:
+        print(
+            f"{arguments.output_dir}: not complete: {conversion.report.total.unusable_images} missing or unreadable "
+            f"images, more than --max_missing {arguments.max_missing}; once they are there, the same command "
+            "completes the shards"
+        )
+        return EXIT_INCOMPLETE
+    print(f"{arguments.output_dir}: complete, fingerprint {conversion.manifest.fingerprint}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,8 +20,8 @@ REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # in some subsets only
 ALL_SUBSETS = "all"
 
-_BATCH_ROWS = 1024
-_DOWNLOAD_HINT = "download the data set first and give its folder"
+_BATCH_ROWS = 4096
+DOWNLOAD_HINT = "download the data set first (data_prep.download) and give its folder"
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,63 @@ class SourceTable:
         Raises:
             InputError: the file is damaged there.
         """
-        number = self.first_row
+        first = self.first_row
         try:
-            with pq.ParquetFile(self.path) as file:
-                for group in range(file.num_row_groups):
-                    group_end = number + file.metadata.row_group(group).num_rows
-                    if number < end and start < group_end:
-                        yield from self._rows_of_group(file, group, number, start, end)
-                    number = group_end
-        except (OSError, pa.ArrowException) as error:
+            stamp = file_stamp(self.path)
+            for group, num_rows in enumerate(_row_groups(self.path, stamp)):
+                lower, upper = max(start, first), min(end, first + num_rows)
+                if lower < upper:
+                    table = _row_group(self.path, stamp, group, self.columns)
+                    if table.num_rows != num_rows:
+                        raise ValueError(f"row group {group} has {table.num_rows} rows, not {num_rows}")
+                    records = table.slice(lower - first, upper - lower).to_pylist()
+                    for number, record in enumerate(records, start=lower):
+                        yield number, {name: value or "" for name, value in record.items()}
+                first += num_rows
+        except UNREADABLE_TABLE as error:
             raise _unreadable(self.path, error) from error
 
-    def _rows_of_group(
-        self, file: pq.ParquetFile, group: int, number: int, start: int, end: int
-    ) -> Iterator[tuple[int, dict[str, str]]]:
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(self.columns)):
-            for record in batch.to_pylist():
-                if start <= number < end:
-                    yield number, {name: value or "" for name, value in record.items()}
-                number += 1
+    def image_paths(self) -> Iterator[str]:
+        """Every different picture that the table names, in order of first use.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        names = [name for name in self.columns if name.endswith("_image_path")]
+        seen = {""}
+        try:
+            with pq.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
+                    for path in chain.from_iterable(zip(*(column.to_pylist() for column in batch), strict=True)):
+                        if path and path not in seen:
+                            seen.add(path)
+                            yield path
+        except UNREADABLE_TABLE as error:
+            raise _unreadable(self.path, error) from error
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Changes when the file does: what was cached of it is then read again."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+# What pyarrow raises for damaged files; ValueError: text that is not UTF-8.
+UNREADABLE_TABLE = (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError)
+
+
+@lru_cache(maxsize=64)
+def _row_groups(path: Path, stamp: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows of each of a table's row groups."""
+    with pq.ParquetFile(path) as file:
+        return tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+
+
+# A file may be one group of 100,000 rows, which many shards take their ranges from.
+@lru_cache(maxsize=1)
+def _row_group(path: Path, stamp: tuple[int, ...], group: int, columns: tuple[str, ...]) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=list(columns), use_threads=False)
 
 
 def subset_names(root: Path, asked_for: list[str], split: str) -> list[str]:
@@ -76,7 +116,7 @@ def subset_names(root: Path, asked_for: list[str], split: str) -> list[str]:
         InputError: no such folder, a name that cannot be a folder's, a subset given twice, nothing of this split.
     """
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; {_DOWNLOAD_HINT}")
+        raise InputError(f"{root}: no such folder; {DOWNLOAD_HINT}")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     if asked_for == [ALL_SUBSETS]:
         names = [name for name in folders if SUBSET_NAME.fullmatch(name) and _split_files(root / name, split)]
@@ -123,7 +163,7 @@ def _opened(path: Path, first_row: int) -> SourceTable:
     try:
         with pq.ParquetFile(path) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE_TABLE as error:
         raise _unreadable(path, error) from error
     missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
     if missing:

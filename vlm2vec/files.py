@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
+TEMPORARY_PREFIX = ".tmp-"
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def committed(path: Path) -> Iterator[Path]:
 
 def temporary_for(path: Path) -> Path:
     """The hidden name, in the same folder and of this process alone, under which `path` is being written."""
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
 
 
 def publish(temporary: Path, path: Path) -> None:

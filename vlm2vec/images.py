@@ -13,6 +13,8 @@ from vlm2vec.errors import InputError
 # Pillow's own limit (a quarter of a gigabyte as RGB). Pillow merely warns above it and refuses at twice the number;
 # here it is a hard limit, kept even if a program lifts Pillow's.
 MAX_IMAGE_PIXELS = 89_478_485
+# Twice what so many pixels take uncompressed: a larger file is no picture, and is not read into memory.
+MAX_IMAGE_BYTES = 1 << 29
 
 _EXTENSIONS = {
     "JPEG": "jpg",
@@ -68,15 +70,31 @@ def open_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
         name = name or str(source)
         data = _read_file(source, name)
     with _open(data, name) as image:
-        if image.mode.startswith(("I", "F")):
-            raise InputError(f"{name}: {image.mode} pixels (more than 8 bits of grey); convert the picture to 8 bits")
-        try:
-            pixels: Image.Image = image.convert("RGB")
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
-            raise InputError(f"{name}: damaged or truncated picture ({_one_line(error)}); {_REMEDY}") from error
-    return pixels
+        return _decoded(image, name)
+
+
+def check_image(data: bytes, name: str) -> ImageHeader:
+    """Decodes a picture completely to see that `open_image` can; only that finds a truncated JPEG.
+
+    Raises:
+        InputError: as `open_image`.
+    """
+    with _open(data, name) as image:
+        header = ImageHeader(_EXTENSIONS[str(image.format)], image.width, image.height)
+        _decoded(image, name)
+    return header
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{name}: {image.mode} pixels (more than 8 bits of grey); convert the picture to 8 bits")
+    try:
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
+        raise InputError(f"{name}: damaged or truncated picture ({_one_line(error)}); {_REMEDY}") from error
 
 
 def _read_file(path: str | Path, name: str) -> bytes:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from vlm2vec.errors import InputError
 from vlm2vec.images import read_header
 from vlm2vec.mmeb import MINI_MMEB
 from vlm2vec.shards import Item, Sample, ShardSet, content_hash, reader
-from vlm2vec.shards.schema import INDEX_SCHEMA
+from vlm2vec.shards.manifest import Manifest
+from vlm2vec.shards.schema import INDEX_SCHEMA, READING_COLUMNS
 
 NAMES = [subset.name for subset in MINI_MMEB.train_subsets]
 
@@ -25,6 +28,15 @@ NAMES = [subset.name for subset in MINI_MMEB.train_subsets]
 def own_shards(mini_shards_dir: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(mini_shards_dir, tmp_path / "shards"))
+
+
+def reseal(root: Path) -> None:
+    """Lets the manifest vouch for the first Photos index as it is now, as a faulty writer would."""
+    manifest = Manifest.read(root)
+    photos = manifest.subsets["Photos"]
+    digest = hashlib.sha256((root / "Photos/Photos-00000.parquet").read_bytes()).hexdigest()
+    shards = (replace(photos.shards[0], index_sha256=digest), *photos.shards[1:])
+    Manifest(manifest.options, {**manifest.subsets, "Photos": replace(photos, shards=shards)}).write(root)
 
 
 def expected_item(root: Path, text: str, path: str) -> Item:
@@ -53,7 +65,7 @@ def test_samples_are_the_source_rows_to_the_byte(subset: str, mini_mmeb_dir: Pat
 def test_index_describes_the_samples(subset: str, mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir)
     columns = shards.columns(subset)
-    assert list(columns) == INDEX_SCHEMA.names
+    assert tuple(columns) == READING_COLUMNS
     for position in range(shards.num_samples[subset]):
         sample = shards.read(subset, position)
         sides = {"query": sample.query, "positive": sample.positive, "negative": sample.negative}
@@ -154,6 +166,9 @@ def test_an_index_of_another_tar_is_found_even_if_checksums_agree(own_shards: Pa
     rows = np.asarray(table.column("row")).copy()
     rows[[0, 1]] = rows[[1, 0]]
     pq.write_table(table.set_column(0, INDEX_SCHEMA.field(0), [rows]), index)
+    with pytest.raises(InputError, match=r"Photos-00000\.parquet: not the index that the manifest names"):
+        ShardSet.open(own_shards)
+    reseal(own_shards)
     with pytest.raises(InputError, match="sample Photos/00000001 does not fit"):
         ShardSet.open(own_shards).read("Photos", 0)
 
@@ -174,16 +189,30 @@ def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
         (lambda root: (root / "Photos/Photos-00001.tar").unlink(), "Photos-00001.tar: missing shard"),
         (lambda root: os.truncate(root / "Photos/Photos-00001.tar", 4096), "Photos-00001.tar: 4096 bytes"),
         (lambda root: (root / "Photos/Photos-00001.parquet").unlink(), "Photos-00001.parquet: cannot read"),
-        (lambda root: os.truncate(root / "Photos/Photos-00001.parquet", 99), "Photos-00001.parquet: cannot read"),
+        (lambda root: os.truncate(root / "Photos/Photos-00001.parquet", 99), "Photos-00001.parquet: not the index"),
         (
             lambda root: shutil.copy(root / "Photos/Photos-00000.parquet", root / "Photos/Photos-00001.parquet"),
-            "Photos-00001.parquet: 16 samples, the manifest says 12",
+            "Photos-00001.parquet: not the index",
         ),
         (
-            lambda root: pq.write_table(
-                pq.read_table(root / "Photos/Photos-00000.parquet").drop_columns("crc32"),
-                root / "Photos/Photos-00000.parquet",
-            ),
+            lambda root: [os.truncate(root / "Photos/Photos-00000.parquet", 99), reseal(root)],
+            "Photos-00000.parquet: cannot read",
+        ),
+        (
+            lambda root: [
+                shutil.copy(root / "Photos/Photos-00001.parquet", root / "Photos/Photos-00000.parquet"),
+                reseal(root),
+            ],
+            "Photos-00000.parquet: 12 samples, the manifest says 16",
+        ),
+        (
+            lambda root: [
+                pq.write_table(
+                    pq.read_table(root / "Photos/Photos-00000.parquet").drop_columns("crc32"),
+                    root / "Photos/Photos-00000.parquet",
+                ),
+                reseal(root),
+            ],
             "Photos-00000.parquet: not this version's index",
         ),
     ],

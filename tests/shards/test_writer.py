@@ -9,7 +9,6 @@ import pytest
 import webdataset
 
 from vlm2vec.images import read_header
-from vlm2vec.shards import Item
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.writer import ShardWriter, StoredItem
 
@@ -66,12 +65,12 @@ def test_records_describe_the_files(mini_shards_dir: Path) -> None:
 
 
 def stored(text: str) -> dict[str, StoredItem]:
-    return {"query": StoredItem(Item(text, None)), "positive": StoredItem(Item("answer", None))}
+    return {"query": StoredItem(text), "positive": StoredItem("answer")}
 
 
 def test_an_error_before_the_commit_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError), ShardWriter(tmp_path, "A-00000", "A") as shard:
-        shard.add(0, {"query": StoredItem(Item(b"bytes", None))})  # type: ignore[arg-type]
+        shard.add(0, {"query": StoredItem(b"bytes")})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 

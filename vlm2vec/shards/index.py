@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,40 +13,63 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
-from vlm2vec.images import ImageHeader
-from vlm2vec.shards.schema import INDEX_SCHEMA, NEGATIVE, SIDES, Item, content_hash
+from vlm2vec.files import committed
+from vlm2vec.shards.schema import INDEX_SCHEMA, READING_COLUMNS
 
 Columns = Mapping[str, npt.NDArray[Any]]
+IndexRow = tuple[int | bool, ...]  # in the order of INDEX_SCHEMA
 
 
-def index_entry(
-    row: int, items: Mapping[str, Item], headers: Mapping[str, ImageHeader], offset: int, size: int, crc32: int
-) -> dict[str, int | bool]:
-    """One sample's index row; `items` by side, `headers` for the sides that have a picture."""
-    entry: dict[str, int | bool] = {"row": row, "offset": offset, "size": size, "crc32": crc32}
-    for side in SIDES:
-        item, header = items.get(side), headers.get(side)
-        entry[f"{side}_text_length"] = len(item.text) if item else 0
-        entry[f"{side}_width"] = header.width if header else 0
-        entry[f"{side}_height"] = header.height if header else 0
-        entry[f"{side}_hash"] = content_hash(item.text, item.image) if item else 0
-    entry["has_negative"] = NEGATIVE in items
-    return entry
+def write_index(path: Path, rows: Sequence[IndexRow]) -> str:
+    """Writes the rows as parquet, complete or not at all; the same rows give the same bytes.
+
+    Returns:
+        The file's sha256.
+    """
+    columns = zip(*rows, strict=True) if rows else ([] for _ in INDEX_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA), buffer)
+    content = buffer.getvalue()
+    with committed(path) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def write_index(path: Path, entries: Sequence[Mapping[str, int | bool]]) -> None:
-    """Writes the entries as parquet; the same entries give the same bytes."""
-    pq.write_table(pa.Table.from_pylist(list(entries), schema=INDEX_SCHEMA), path)
-
-
-def read_index(path: Path, num_samples: int) -> dict[str, npt.NDArray[Any]]:
-    """Reads an index as numpy columns.
+def read_index(
+    path: Path, num_samples: int, sha256: str, names: Sequence[str] = READING_COLUMNS
+) -> dict[str, npt.NDArray[Any]]:
+    """Reads columns of an index file as numpy arrays; see `parse_index`.
 
     Raises:
-        InputError: missing, damaged, other columns than expected, or another number of samples than `num_samples`.
+        InputError: missing, or as `parse_index`.
     """
     try:
-        table = pq.read_table(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the shard's index ({error.strerror}); convert again") from error
+    return parse_index(content, str(path), num_samples, sha256, names)
+
+
+def parse_index(
+    content: bytes, path: str, num_samples: int, sha256: str, names: Sequence[str] = READING_COLUMNS
+) -> dict[str, npt.NDArray[Any]]:
+    """Reads columns of an index as numpy arrays.
+
+    Args:
+        content: the whole file.
+        path: what messages call it.
+        num_samples: what the manifest says it holds.
+        sha256: what the manifest says it is. Nothing else would find a wrong size or hash in it.
+        names: the columns.
+
+    Raises:
+        InputError: not what the manifest says, damaged, or with other columns than expected.
+    """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{path}: not the index that the manifest names (sha256); copy it again or convert again")
+    try:
+        table = pq.read_table(pa.BufferReader(content), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot read the shard's index ({reason}); convert again") from error
@@ -53,4 +77,4 @@ def read_index(path: Path, num_samples: int) -> dict[str, npt.NDArray[Any]]:
         raise InputError(f"{path}: not this version's index columns; convert again")
     if table.num_rows != num_samples:
         raise InputError(f"{path}: {table.num_rows} samples, the manifest says {num_samples}; convert again")
-    return {name: np.asarray(table.column(name).to_numpy()) for name in INDEX_SCHEMA.names}
+    return {name: np.asarray(table.column(name).to_numpy()) for name in names}

@@ -22,26 +22,30 @@ class ShardRecord:
         name: stem of the tar, its index and its sidecar, which lie in the subset's folder.
         bytes: size of the tar.
         sha256: of the tar.
+        index_sha256: of the index.
         num_samples: samples in it.
         rows: first row and end of the range of source rows that it covers, counted over the subset's tables.
         skipped: rows of the range that are not in it, by reason.
         unique_images: different pictures among its samples.
+        image_bytes: bytes of all its pictures.
         duplicate_image_bytes: bytes that pictures take which an earlier sample of the shard holds already.
     """
 
     name: str
     bytes: int
     sha256: str
+    index_sha256: str
     num_samples: int
     rows: tuple[int, int]
     skipped: dict[str, int]
     unique_images: int
+    image_bytes: int
     duplicate_image_bytes: int
 
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One source table: rows in use of those it has, size and checksum."""
+    """One source table: size, checksum, rows."""
 
     file: str
     sha256: str
@@ -118,7 +122,7 @@ class Manifest:
                 subsets={name: _subset(name, record) for name, record in content["subsets"].items()},
             )
             fingerprint = content["fingerprint"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{path}: damaged manifest ({type(error).__name__}: {error}); convert again") from error
         if manifest.fingerprint != fingerprint:
             raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged")
@@ -136,7 +140,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no manifest; is the conversion (data_prep.convert) complete?") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot read the manifest ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a manifest")

@@ -108,7 +108,9 @@ class ShardSet:
         """A subset's index, loaded at first use: a copy in a worker loads what it reads."""
         if name not in self._loaded:
             folder, shards = self._root / name, self._manifest.subsets[name].shards
-            parts = [read_index(folder / f"{shard.name}.parquet", shard.num_samples) for shard in shards]
+            parts = [
+                read_index(folder / f"{shard.name}.parquet", shard.num_samples, shard.index_sha256) for shard in shards
+            ]
             columns = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
             for column in columns.values():
                 column.setflags(write=False)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import pyarrow as pa
+import xxhash
 
 # Raised when a reader of the old version would misread new files.
 SCHEMA_VERSION = 1
@@ -41,8 +42,13 @@ class Sample:
     negative: Item | None
 
 
-def content_hash(text: str, image: bytes | None) -> int:
-    """Signed 64 bits that tell whether two items are the same: same text and same picture bytes <=> same hash.
+def image_hash(image: bytes) -> int:
+    """Signed 64 bits that tell whether two pictures are the same to the byte."""
+    return int.from_bytes(xxhash.xxh3_64_digest(image), "little", signed=True)
+
+
+def item_hash(text: str, picture: int | None) -> int:
+    """Signed 64 bits that tell whether two items are the same; `picture` is the picture's `image_hash`, None = none.
 
     With a million different items, the chance that any two collide is 3e-8.
     """
@@ -50,10 +56,14 @@ def content_hash(text: str, image: bytes | None) -> int:
     encoded = text.encode()
     digest.update(len(encoded).to_bytes(8, "little"))  # so that text and picture cannot trade bytes
     digest.update(encoded)
-    if image is not None:
-        digest.update(b"\x01")  # a picture of no bytes is not the same as no picture
-        digest.update(image)
+    if picture is not None:  # a picture of no bytes is not the same as no picture
+        digest.update(picture.to_bytes(8, "little", signed=True))
     return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def content_hash(text: str, image: bytes | None) -> int:
+    """Signed 64 bits: same text and same picture bytes <=> same hash."""
+    return item_hash(text, None if image is None else image_hash(image))
 
 
 def sample_key(subset: str, row: int) -> str:
@@ -67,7 +77,8 @@ def shard_name(subset: str, number: int) -> str:
 
 
 # offset and size span a whole sample in the tar, headers and padding included; crc32 is that of the span. Text lengths
-# are in characters, widths and heights in pixels (0 = no picture). A missing negative has zeros throughout.
+# are in characters, widths and heights in pixels (0 = no picture), hash is the item's content_hash, image_hash the
+# picture's alone (0 = no picture). A missing negative has zeros throughout.
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -82,8 +93,12 @@ INDEX_SCHEMA = pa.schema(
                 ("width", pa.int32()),
                 ("height", pa.int32()),
                 ("hash", pa.int64()),
+                ("image_hash", pa.int64()),
             )
         ),
         pa.field("has_negative", pa.bool_(), nullable=False),
     ]
 )
+
+# What reading and planning need: a training process does not hold the pictures' hashes, which serve statistics.
+READING_COLUMNS = tuple(name for name in INDEX_SCHEMA.names if not name.endswith("_image_hash"))

@@ -1,0 +1,36 @@
+"""What the programs' command lines have in common."""
+
+from __future__ import annotations
+
+import argparse
+
+from vlm2vec.errors import OneLineErrors
+
+# What a program returns when the data are not whole, as told on screen; bad input is 2.
+EXIT_INCOMPLETE = 3
+# Characters a line where the output is no terminal, so that tables in logs are not cut to 80.
+LOG_WIDTH = 120
+
+
+class Parser(OneLineErrors, argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for `type=`."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """An integer of at least 0, for `type=`."""
+    return _at_least(0, text)
+
+
+def _at_least(minimum: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number") from error
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"must be at least {minimum}")
+    return value

@@ -1,0 +1,107 @@
+"""Downloads MMEB-train's tables and zips from the hub, and checks that every picture which the tables name is there.
+
+    python -m data_prep.download --dataset_name TIGER-Lab/MMEB-train --subset_name all --output_dir MMEB-train
+
+Stopped at any moment, the same command continues. Of a folder that is there already it only checks the pictures.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from tqdm import tqdm
+
+from data_prep.archive import ARCHIVE_FOLDER
+from data_prep.arguments import EXIT_INCOMPLETE, Parser
+from data_prep.pictures import PictureSource, UnusableImageError
+from data_prep.report import FIRST_NAMES
+from data_prep.source import ALL_SUBSETS, DOWNLOAD_HINT, source_tables, subset_names
+from vlm2vec.errors import InputError, run_program
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def download(name: str, subsets: list[str], split: str, output_dir: Path | None = None) -> Path:
+    """A data set's folder; downloads it if `name` is one of the hub's.
+
+    Args:
+        name: a folder, or "owner/name" on the hub.
+        subsets: their names, or ["all"].
+        split: prefix of the tables.
+        output_dir: where to put it; by default the hub's cache.
+
+    Returns:
+        The folder with the tables and images_zip.
+
+    Raises:
+        InputError: neither a folder nor a data set that can be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(f"{name}: no such folder; {DOWNLOAD_HINT}")
+    chosen = ["*"] if subsets == [ALL_SUBSETS] else subsets
+    patterns = [f"{subset}/{split}-*.parquet" for subset in chosen]
+    patterns += [f"{ARCHIVE_FOLDER}/{subset}.zip" for subset in chosen]
+    try:
+        folder = snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_dir=output_dir)
+    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: no such folder, nor can it be downloaded ({reason}); try again") from error
+    return Path(folder)
+
+
+def missing_images(dataset_dir: Path, image_dir: Path, subsets: list[str], split: str) -> dict[str, list[str]]:
+    """By subset, the pictures that its tables name and that are not there, with the reason.
+
+    Raises:
+        InputError: anything wrong with the folders, the subsets, the tables or the zips.
+    """
+    missing: dict[str, list[str]] = {}
+    for name in tqdm(subset_names(dataset_dir, subsets, split), unit=" subsets", disable=None):
+        tables = source_tables(dataset_dir, name, split)
+        source = PictureSource(image_dir, name)
+        missing[name] = []
+        for path in dict.fromkeys(path for table in tables for path in table.image_paths()):
+            try:
+                source.check(path)
+            except UnusableImageError as error:
+                missing[name].append(str(error))
+    return missing
+
+
+def _show(missing: Mapping[str, list[str]]) -> None:
+    for subset, reasons in missing.items():
+        print(f"{subset}: {len(reasons)} images missing" if reasons else f"{subset}: all images are there")
+        for reason in reasons[:FIRST_NAMES]:
+            print(f"  {reason}")
+        if len(reasons) > FIRST_NAMES:
+            print(f"  and {len(reasons) - FIRST_NAMES} more")
+
+
+def main() -> int:
+    """Parses the command line, downloads, checks."""
+    parser = Parser(prog="python -m data_prep.download", description="Download MMEB-train and check it.")
+    parser.add_argument("--dataset_name", required=True, help="its name on the hub, or a folder to check")
+    parser.add_argument(
+        "--subset_name", nargs="+", default=[ALL_SUBSETS], help=f"subsets, or '{ALL_SUBSETS}' (default)"
+    )
+    parser.add_argument("--split_name", default="original", help="original (default) or diverse_instruction")
+    parser.add_argument("--output_dir", type=Path, help="gets the files (default: the hub's cache)")
+    parser.add_argument("--image_dir", type=Path, help="where the pictures are (default: the data set's folder)")
+    arguments = parser.parse_args()
+    if arguments.output_dir and Path(arguments.dataset_name).is_dir():
+        raise InputError(f"{arguments.dataset_name}: is a folder already; --output_dir would have no effect")
+    folder = download(arguments.dataset_name, arguments.subset_name, arguments.split_name, arguments.output_dir)
+    missing = missing_images(folder, arguments.image_dir or folder, arguments.subset_name, arguments.split_name)
+    _show(missing)
+    print(folder)
+    return EXIT_INCOMPLETE if any(missing.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,150 @@
+"""What a conversion will do, fixed before it begins and written down, so that a later run continues the same one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data_prep.archive import ImageArchive
+from data_prep.conversion import ShardTask
+from data_prep.pictures import MISSING, PictureSource, UnusableImageError, archive_path
+from data_prep.source import SourceTable, source_tables, subset_names
+from vlm2vec.errors import InputError
+from vlm2vec.shards.manifest import SourceRecord, write_json
+
+PLAN_NAME = "plan.json"
+PLAN_VERSION = 1
+# Of each subset so many pictures are looked for before anything is written.
+_PROBED_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes the shards' content: the flags of the same names."""
+
+    split_name: str
+    num_sample_per_subset: int | None
+    rows_per_shard: int
+    check_images: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards to write, and the sources that they are written from."""
+
+    options: Options
+    tasks: Mapping[str, Sequence[ShardTask]]
+    sources: Mapping[str, tuple[SourceRecord, ...]]
+
+    def content(self) -> dict[str, Any]:
+        """What the plan's file holds; paths are relative, so that it is the same wherever the data lie."""
+        return {
+            "plan_version": PLAN_VERSION,
+            "options": asdict(self.options),
+            "sources": {name: [asdict(source) for source in sources] for name, sources in self.sources.items()},
+        }
+
+    def refuse_unless_same(self, path: Path) -> None:
+        """Compares with the plan that an earlier run wrote to `path`.
+
+        Raises:
+            InputError: damaged, or another option or source; the message says which.
+        """
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            changes = _changes(earlier, self.content())
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: damaged; remove the folder and convert again") from error
+        if changes:
+            raise InputError(
+                f"{path.parent}: was begun with {changes}; give the same again, or remove the folder, or choose another"
+            )
+
+
+def make_plan(dataset_dir: Path, image_dir: Path, output_dir: Path, subsets: list[str], options: Options) -> Plan:
+    """Cuts the subsets' tables into ranges of rows and identifies the sources by their checksums.
+
+    Raises:
+        InputError: anything wrong with the folders, the subsets or the tables; a zip that is not complete; pictures
+            of which the first ones are all missing.
+    """
+    names = subset_names(dataset_dir, subsets, options.split_name)
+    tasks, sources = {}, {}
+    for name in names:
+        tables = source_tables(dataset_dir, name, options.split_name)
+        _probe(PictureSource(image_dir, name), tables, image_dir)
+        tasks[name] = _cut(name, tables, image_dir, output_dir, options)
+        sources[name] = (*(_table_record(table, dataset_dir) for table in tables), *_archive_records(image_dir, name))
+    return Plan(options, tasks, sources)
+
+
+def _cut(
+    subset: str, tables: list[SourceTable], image_dir: Path, output_dir: Path, options: Options
+) -> list[ShardTask]:
+    """Ranges of rows; a limit keeps the first rows, as the original does."""
+    limit, step = options.num_sample_per_subset, options.rows_per_shard
+    tasks: list[ShardTask] = []
+    for table in tables:
+        end = table.first_row + table.num_rows
+        end = end if limit is None else min(end, limit)
+        for first in range(table.first_row, end, step):
+            rows = (first, min(first + step, end))
+            tasks.append(ShardTask(subset, len(tasks), table, rows, image_dir, output_dir, options.check_images))
+    return tasks
+
+
+def _probe(pictures: PictureSource, tables: list[SourceTable], image_dir: Path) -> None:
+    """A wrong image folder is an error at once, not a million missing pictures later."""
+    reason = None
+    for table in tables:
+        for path in islice(table.image_paths(), _PROBED_IMAGES):
+            try:
+                pictures.check(path)
+                return
+            except UnusableImageError as error:
+                if error.problem != MISSING:
+                    return
+                reason = reason or str(error)
+    if reason:
+        raise InputError(f"{tables[0].path}: its first pictures are all missing below {image_dir}: {reason}")
+
+
+def _table_record(table: SourceTable, dataset_dir: Path) -> SourceRecord:
+    file = str(table.path.relative_to(dataset_dir))
+    return SourceRecord(file, table.sha256(), table.path.stat().st_size, table.num_rows)
+
+
+def _archive_records(image_dir: Path, subset: str) -> list[SourceRecord]:
+    """The subset's zip, by the checksum of its directory, which holds every member's checksum."""
+    path = archive_path(image_dir, subset)
+    if not path.exists():
+        return []
+    return [SourceRecord(str(path.relative_to(image_dir)), ImageArchive(path).digest(), path.stat().st_size, 0)]
+
+
+def write_plan(plan: Plan, output_dir: Path) -> None:
+    """Writes the plan's file."""
+    write_json(output_dir / PLAN_NAME, plan.content())
+
+
+def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+    """Names what differs, "" if nothing does."""
+    if earlier["plan_version"] != now["plan_version"]:
+        return f"another version of this program ({earlier['plan_version']}, not {now['plan_version']})"
+    changes = [
+        f"--{name} {earlier['options'][name]} (now {value})"
+        for name, value in now["options"].items()
+        if earlier["options"][name] != value
+    ]
+    if list(earlier["sources"]) != list(now["sources"]):
+        changes.append(f"--subset_name {' '.join(earlier['sources'])} (now {' '.join(now['sources'])})")
+    for name, sources in now["sources"].items():
+        before = earlier["sources"].get(name, sources)
+        changed = [source["file"] for source in sources if source not in before]
+        changed += [source["file"] for source in before if source["file"] not in {s["file"] for s in sources}]
+        changes += [f"another {file}" for file in changed]
+    return ", ".join(changes)

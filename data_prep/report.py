@@ -1,0 +1,196 @@
+"""What a conversion found: rows, pictures, repeats, and what is missing or cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data_prep.conversion import ShardResult
+from data_prep.pictures import MISSING
+from vlm2vec.shards.index import read_index
+from vlm2vec.shards.manifest import write_json
+from vlm2vec.shards.schema import POSITIVE, QUERY, SIDES
+
+REPORT_NAME = "report.json"
+# Names of bad pictures that a subset's report gives; the shards' sidecars have them all.
+FIRST_NAMES = 10
+
+
+@dataclass(frozen=True)
+class SubsetReport:
+    """One subset, or all of them.
+
+    Attributes:
+        rows: source rows in use.
+        samples: of them in the shards.
+        skipped: the others, by reason.
+        shards: number of tars.
+        bytes: of the tars.
+        images: pictures in the samples.
+        image_bytes: their bytes.
+        distinct_images: different pictures among them, by their bytes.
+        distinct_pairs: different (query, positive), by text and picture bytes.
+        missing_images: different paths at which there is no picture.
+        unreadable_images: different paths at which there is one that cannot be used (damaged, or not allowed).
+        first_missing, first_unreadable: the first of these with the reason.
+    """
+
+    rows: int
+    samples: int
+    skipped: dict[str, int]
+    shards: int
+    bytes: int
+    images: int
+    image_bytes: int
+    distinct_images: int
+    distinct_pairs: int
+    missing_images: int
+    unreadable_images: int
+    first_missing: list[str]
+    first_unreadable: list[str]
+
+    @property
+    def unusable_images(self) -> int:
+        """What --max_missing limits."""
+        return self.missing_images + self.unreadable_images
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole conversion: every subset, and the sum, in which pictures that subsets share count as one."""
+
+    subsets: Mapping[str, SubsetReport]
+    total: SubsetReport
+
+    def write(self, output_dir: Path) -> None:
+        """Writes report.json; the same conversion gives the same bytes."""
+        subsets = {name: asdict(subset) for name, subset in self.subsets.items()}
+        write_json(output_dir / REPORT_NAME, {"total": asdict(self.total), "subsets": subsets})
+
+    def show(self, console: Console) -> None:
+        """Prints a table, and below it what is missing or unreadable."""
+        console.print(_table(self))
+        for name, subset in self.subsets.items():
+            for reason, count in subset.skipped.items():
+                console.print(f"{name}: {count} rows left out: {reason}", markup=False, highlight=False)
+            _show_names(console, name, "missing", subset.missing_images, subset.first_missing)
+            _show_names(console, name, "unreadable", subset.unreadable_images, subset.first_unreadable)
+
+
+def make_report(output_dir: Path, shards: Mapping[str, Sequence[ShardResult]]) -> Report:
+    """Collects the report from what the shards' writers noted and from the indexes."""
+    hashes = {name: _hashes(output_dir / name, results) for name, results in shards.items()}
+    subsets = {name: _subset_report(results, *hashes[name]) for name, results in shards.items()}
+    images = np.concatenate([images for images, _ in hashes.values()])
+    pairs = np.concatenate([pairs for _, pairs in hashes.values()])
+    return Report(subsets, _total(list(subsets.values()), images, pairs))
+
+
+def _subset_report(
+    results: Sequence[ShardResult], images: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64]
+) -> SubsetReport:
+    records = [result.record for result in results]
+    skipped: dict[str, int] = {}
+    for record in records:
+        for reason, count in record.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    unusable = {image["path"]: image for result in reversed(results) for image in reversed(result.unusable_images)}
+    ordered = sorted(unusable.values(), key=lambda image: image["row"])
+    missing = [image["path"] for image in ordered if image["problem"] == MISSING]
+    unreadable = [f"{image['problem']}: {image['reason']}" for image in ordered if image["problem"] != MISSING]
+    return SubsetReport(
+        rows=sum(end - first for first, end in (record.rows for record in records)),
+        samples=len(pairs),
+        skipped=dict(sorted(skipped.items())),
+        shards=len(records),
+        bytes=sum(record.bytes for record in records),
+        images=len(images),
+        image_bytes=sum(record.image_bytes for record in records),
+        distinct_images=len(np.unique(images)),
+        distinct_pairs=len(np.unique(pairs)),
+        missing_images=len(missing),
+        unreadable_images=len(unreadable),
+        first_missing=missing[:FIRST_NAMES],
+        first_unreadable=unreadable[:FIRST_NAMES],
+    )
+
+
+def _hashes(folder: Path, results: Sequence[ShardResult]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The hash of every picture in use, and of every pair of query and positive."""
+    names = [f"{QUERY}_hash", f"{POSITIVE}_hash"]
+    names += [f"{side}_{column}" for side in SIDES for column in ("image_hash", "width")]
+    images, pairs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for record in (result.record for result in results):
+        path = folder / f"{record.name}.parquet"
+        columns = read_index(path, record.num_samples, record.index_sha256, names)
+        images += [columns[f"{side}_image_hash"][columns[f"{side}_width"] > 0] for side in SIDES]
+        # An odd factor keeps (a, b) and (b, a) apart; sums wrap around, which numpy does silently for arrays.
+        pairs.append(columns[f"{QUERY}_hash"] * np.int64(0x5851F42D4C957F2D) + columns[f"{POSITIVE}_hash"])
+    return np.concatenate(images), np.concatenate(pairs)
+
+
+def _total(
+    subsets: Sequence[SubsetReport], images: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64]
+) -> SubsetReport:
+    skipped: dict[str, int] = {}
+    for subset in subsets:
+        for reason, count in subset.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    sums = ("rows", "samples", "shards", "bytes", "images", "image_bytes", "missing_images", "unreadable_images")
+    return SubsetReport(
+        **{name: sum(getattr(subset, name) for subset in subsets) for name in sums},
+        skipped=dict(sorted(skipped.items())),
+        distinct_images=len(np.unique(images)),
+        distinct_pairs=len(np.unique(pairs)),
+        first_missing=[name for subset in subsets for name in subset.first_missing][:FIRST_NAMES],
+        first_unreadable=[name for subset in subsets for name in subset.first_unreadable][:FIRST_NAMES],
+    )
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs", "missing", "unreadable")
+    table.add_column("subset", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, subset in report.subsets.items():
+        table.add_row(escape(name), *_cells(subset))
+    table.add_section()
+    table.add_row(f"all {len(report.subsets)}", *_cells(report.total))
+    return table
+
+
+def _cells(subset: SubsetReport) -> list[str]:
+    return [
+        f"{subset.rows:,}",
+        f"{subset.rows - subset.samples:,}",
+        f"{subset.shards:,}",
+        f"{subset.bytes / 1e6:,.1f}",
+        f"{subset.images:,}",
+        f"{subset.distinct_images:,}",
+        f"{subset.samples - subset.distinct_pairs:,}",
+        _alarming(subset.missing_images),
+        _alarming(subset.unreadable_images),
+    ]
+
+
+def _alarming(count: int) -> str:
+    return f"[bold red]{count:,}[/]" if count else "0"
+
+
+def _show_names(console: Console, subset: str, kind: str, count: int, names: Sequence[str]) -> None:
+    if not count:
+        return
+    console.print(f"{subset}: {count:,} {kind} images:", markup=False, highlight=False)
+    for name in names:
+        console.print(f"  {name}", markup=False, highlight=False, soft_wrap=True)
+    if count > len(names):
+        console.print(f"  and {count - len(names):,} more", markup=False, highlight=False)

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.data_prep.hand_made import make_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A hand-made MMEB-train with one subset A of ten rows and three pictures."""
+    return make_dataset(tmp_path / "MMEB-train")

@@ -1,0 +1,71 @@
+"""A hand-made MMEB-train of one subset, A, and what tests do with it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_prep import convert as program
+from data_prep.convert import convert
+from vlm2vec.errors import run_program
+from vlm2vec.shards.manifest import Manifest
+
+Row = dict[str, str]
+
+TABLE = "A/original-00000-of-00001.parquet"
+
+
+def picture(shade: int, format_name: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((9, 7, 3), shade, np.uint8)).save(buffer, format_name)
+    return buffer.getvalue()
+
+
+def row(number: int, **changes: str) -> Row:
+    plain = {
+        "qry": f"<|image_1|>\nquestion {number}\n",
+        "qry_image_path": f"images/A/Train/{number % 3}.png",
+        "pos_text": f"answer {number}",
+        "pos_image_path": "",
+    }
+    return {**plain, **changes}
+
+
+def write_rows(root: Path, rows: Sequence[Row], name: str = TABLE) -> None:
+    (root / name).parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), root / name, row_group_size=4)
+
+
+def make_dataset(root: Path) -> Path:
+    """Ten rows, three pictures."""
+    (root / "images" / "A" / "Train").mkdir(parents=True)
+    for shade in range(3):
+        (root / "images" / "A" / "Train" / f"{shade}.png").write_bytes(picture(shade))
+    write_rows(root, [row(number) for number in range(10)])
+    return root
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def converted(dataset: Path, output: Path, subsets: Sequence[str] = ("A",), **options: Any) -> Manifest:
+    manifest = convert(dataset, dataset, output, list(subsets), **options).manifest
+    assert manifest is not None
+    return manifest
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, dataset: Path, output: Path, *options: str) -> int:
+    """The program in this process, without workers."""
+    arguments = ["--dataset_name", dataset, "--image_dir", dataset, "--output_dir", output, "--subset_name", "A"]
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments), "--num_workers", "0", *options])
+    return run_program(program.main)
