@@ -18,11 +18,12 @@ from vlm2vec.training.checkpoint import find_checkpoint
 # The ZeRO stage and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
 # of the process.
 RUNS: dict[str, tuple[int, list[str]]] = {
-    "zero1": (1, []),
+    "zero1": (1, ["--freeze_vision_tower"]),
+    "zero1-bf16": (1, ["--bf16"]),
     "zero2": (2, []),
     "zero2-bf16": (2, ["--bf16"]),
     "zero2-lora": (2, ["--lora"]),
-    "zero3": (3, []),
+    "zero3": (3, ["--freeze_projector"]),
     "zero3-lora": (3, ["--lora", "--lora_r", "4"]),
 }
 MERGED = "zero2-lora"

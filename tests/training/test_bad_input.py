@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launcher import REPOSITORY, environment
-from vlm2vec import export as export_program
 from vlm2vec.errors import InputError
+from vlm2vec.export import __main__ as export_program
 from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.checkpoint import find_checkpoint
 from vlm2vec.training.engine import engine_config
@@ -85,7 +85,7 @@ def test_checkpoints_that_are_none(
         (folder / "encoder").mkdir()
         (folder / "engine").mkdir()
         record = {"step": 1, "num_ranks": 1, "zero_stage": 2, "versions": {}, "data": {}}
-        arguments = {"lora": False, "bf16": False}
+        arguments = {"lora": False, "bf16": False, "model_name": "absent"}
         (folder / "run.json").write_text(json.dumps({"schema_version": 1, "arguments": arguments, **record}))
     monkeypatch.setattr(sys, "argv", ["export", str(folder), str(tmp_path / "out")])
     assert export_program.run_program(export_program.main) == 2

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.utils.serialization import config as serialization
 
 
 @contextmanager
-def safe_state_files() -> Iterator[None]:
+def safe_state_files(mapped: bool = False) -> Iterator[None]:
     """Within it, every `torch.load`, also inside DeepSpeed, takes tensors, plain values and three of its types only.
 
     DeepSpeed 0.19.8 loads with `weights_only=False` everywhere; torch's environment variable overrules it.
+
+    Args:
+        mapped: Map the files into memory: a tensor's bytes are read when they are used.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -22,6 +26,7 @@ def safe_state_files() -> Iterator[None]:
     with (
         torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]),
         environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"),
+        serialization.patch("load.mmap", mapped),  # type: ignore[attr-defined]
     ):
         yield
 

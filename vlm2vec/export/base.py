@@ -1,0 +1,120 @@
+"""The base model of a run: where it is, what of it goes into the exported folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from vlm2vec.errors import InputError
+from vlm2vec.export.lazy import LazyTensor, folder_weights
+from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.phi3_v.checkpoint import Shape, check_tensors, checkpoint_shapes, load_config, resolve_folder
+from vlm2vec.phi3_v.processor import read_json
+
+LM_HEAD = "lm_head.weight"
+# Files that may name Python code beside them: programs such as vLLM read the model through it.
+_NAMES_CODE = ("config.json", "processor_config.json", "preprocessor_config.json")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that is at hand.
+
+    Attributes:
+        name: As the run names it: a folder, or a Hugging Face repository.
+        folder: Where its files are.
+    """
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def config(self) -> Phi3VConfig:
+        """Its configuration, checked against its weights.
+
+        Raises:
+            InputError: They do not fit together.
+        """
+        found = checkpoint_shapes(self.folder)
+        config = load_config(self.folder, found)
+        check_tensors(self.folder, found, Phi3VModel.tensor_shapes(config))
+        return config
+
+    @cached_property
+    def weights(self) -> dict[str, LazyTensor]:
+        """Its tensors."""
+        return folder_weights(self.folder)
+
+    def lm_head(self, expected: Mapping[str, Shape]) -> dict[str, LazyTensor]:
+        """The output head, which training never touches: one tensor, or none if this base has none that fits.
+
+        Args:
+            expected: The model's tensors, of which the token embedding has the head's shape.
+        """
+        head = self.weights.get(LM_HEAD)
+        fits = head is not None and head.shape == expected["model.embed_tokens.weight"]
+        return {LM_HEAD: head} if head is not None and fits else {}
+
+
+def find_base(recorded: str, given: str | None) -> BaseModel | None:
+    """The base model of a run.
+
+    Args:
+        recorded: What the run was told as `--model_name`.
+        given: What this program was told as `--base_model`; downloaded if it has to be.
+
+    Returns:
+        None if the recorded one is neither a folder nor in the Hugging Face cache; it is not downloaded.
+
+    Raises:
+        InputError: The given one cannot be had.
+    """
+    if given is not None:
+        return BaseModel(given, resolve_folder(given))
+    if Path(recorded).is_dir():
+        return BaseModel(recorded, Path(recorded))
+    try:
+        cached = snapshot_download(recorded, local_files_only=True, allow_patterns=["*.json", "*.safetensors", "*.bin"])
+    except Exception:  # not in the cache, or not even the form of a repository's name: each has its type
+        return None
+    return BaseModel(recorded, Path(cached))
+
+
+def carry_code_references(base: BaseModel, folder: Path) -> None:
+    """Lets the exported folder name the same Python code as its base does, for programs that load a model through it.
+
+    Code of a local base is copied; code of a repository is named with the repository. Nothing of it is run here.
+    """
+    is_local = Path(base.name).is_dir()
+    if is_local:
+        for file in base.folder.glob("*.py"):
+            shutil.copyfile(file, folder / file.name)
+    for name in _NAMES_CODE:
+        source = read_json(base.folder / name) if (base.folder / name).is_file() else {}
+        references = source.get("auto_map")
+        if not isinstance(references, dict) or not references:
+            continue
+        if not is_local:
+            references = {
+                key: value if "--" in str(value) else f"{base.name}--{value}" for key, value in references.items()
+            }
+        target = folder / name
+        written = read_json(target) if target.is_file() else {"processor_class": source.get("processor_class")}
+        target.write_text(json.dumps(written | {"auto_map": references}, indent=2) + "\n", encoding="utf-8")
+
+
+def require_base(base: BaseModel | None, recorded: str) -> BaseModel:
+    """For what cannot be done without the base model.
+
+    Raises:
+        InputError: It is not at hand.
+    """
+    if base is None:
+        raise InputError(f"{recorded}: the run's base model is not at hand; say where it is with --base_model")
+    return base

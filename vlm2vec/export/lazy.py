@@ -1,0 +1,56 @@
+"""Tensors that are read when they are asked for, and the weights of a Hugging Face folder as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from vlm2vec.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, Shape, weight_files
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor's shape, and how to get its values.
+
+    Attributes:
+        shape: Its shape.
+        read: Gives the tensor, on the CPU. It may be a view of a mapped file: copy it before it is changed or kept.
+    """
+
+    shape: Shape
+    read: Callable[[], torch.Tensor]
+
+
+def folder_weights(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of a checkpoint folder (safetensors, or pickles opened with `weights_only=True`) by name.
+
+    A second name of the token embedding is dropped, or put right where it is the only one.
+
+    Raises:
+        InputError: No weights, or a shard is missing.
+    """
+    weights: dict[str, LazyTensor] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            content: Any = safe_open(file, framework="pt")
+            for name in content.keys():  # noqa: SIM118 - not a dict
+                shape = tuple(content.get_slice(name).get_shape())
+                weights[name] = LazyTensor(shape, partial(content.get_tensor, name))
+        else:
+            tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            weights |= {name: at_hand(tensor) for name, tensor in tensors.items()}
+    alias = weights.pop(EMBEDDINGS_ALIAS, None)
+    if alias is not None:
+        weights.setdefault(EMBEDDINGS, alias)
+    return weights
+
+
+def at_hand(tensor: torch.Tensor) -> LazyTensor:
+    """A tensor that is there already, in memory or as a mapped file's."""
+    return LazyTensor(tuple(tensor.shape), lambda: tensor)
