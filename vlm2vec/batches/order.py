@@ -2,55 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm2vec.batches.distinct import count_duplicates, separate
+from vlm2vec.batches.mixture import BLOCK, Mixture
+from vlm2vec.batches.passes import Passes
+from vlm2vec.batches.permutation import permute
+from vlm2vec.batches.replacement import GlobalBatch, replace_damaged
 from vlm2vec.errors import InputError
 
+# Part of the digest: a run is not resumed on another order under the same name.
+_ORDER_VERSION = 2
+# The loader reads ahead, so a run alternates between two epochs at most.
+_EPOCHS_IN_MEMORY = 2
 
-@dataclass(frozen=True)
-class GlobalBatch:
-    """The samples of one step.
-
-    Attributes:
-        step: Counted from 0.
-        epoch: Counted from 0.
-        subsets: Index of each sample's subset in `GlobalOrder.subsets`, shape (batch,), int64.
-        positions: Each sample's position in its subset, shape (batch,), int64.
-    """
-
-    step: int
-    epoch: int
-    subsets: NDArray[np.int64]
-    positions: NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 class GlobalOrder:
     """A canonical sequence of slots that every cluster walks alike.
 
-    A slot is `unit` consecutive samples of one subset in that subset's permuted order: 1 mixes freely, a larger unit
-    gives homogeneous sub-batches. An epoch holds as many slots of a subset as it has whole units, in one seeded
-    shuffle, so it covers every sample at most once; what is left over (fewer than `unit` samples of a subset, and
-    fewer than one global batch of slots) differs from epoch to epoch. Nothing is replayed to reach step t, and
-    neither ranks, loader workers nor a resume enter the function.
+    A slot is `mixture.unit` consecutive samples of one subset: 1 mixes freely, a larger unit gives homogeneous
+    sub-batches. An epoch holds each subset's quota of slots in one seeded shuffle; the c-th slot of a subset, counted
+    over all epochs, reads the c-th unit of that subset's passes, each of which has its own permutation. With the
+    subsets' own sizes as quotas, an epoch covers every sample at most once; what it leaves out (`remainder`) differs
+    from epoch to epoch. Nothing is replayed to reach step t, and neither ranks, loader workers nor a resume enter.
 
     Args:
         sizes: Number of samples of each subset, in a fixed order.
         global_batch_size: Samples a step.
         seed: Of all permutations.
-        unit: Consecutive samples of one subset.
+        mixture: Everything else that decides.
+        target_hashes: A number for each sample of a subset, equal where the targets are the same; needed for
+            `mixture.distinct_positives`.
+
+    Attributes:
+        steps_per_epoch: Whole batches in an epoch.
+        remainder: Samples that an epoch leaves out: tails shorter than a unit, and slots short of a whole batch.
 
     Raises:
-        InputError: The batch is not a whole number of units, or larger than an epoch.
+        InputError: The batch is not a whole number of units or larger than an epoch, or the mixture does not fit.
     """
 
-    def __init__(self, sizes: Mapping[str, int], global_batch_size: int, seed: int, unit: int = 1) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        global_batch_size: int,
+        seed: int,
+        mixture: Mixture | None = None,
+        target_hashes: Callable[[str], NDArray[np.int64]] | None = None,
+    ) -> None:
+        self.mixture = mixture or Mixture()
+        unit = self.mixture.unit
         if global_batch_size < 1 or unit < 1:
             raise InputError(f"global batch size ({global_batch_size}) and unit ({unit}) must be at least 1")
         if global_batch_size % unit:
@@ -58,63 +67,124 @@ class GlobalOrder:
                 f"a global batch of {global_batch_size} is not a whole number of units of {unit}: change one of them"
             )
         self.subsets = tuple(sizes)
-        self.sizes = tuple(sizes.values())
+        self.sizes = tuple(self.mixture.used_samples(size) for size in sizes.values())
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.unit = unit
-        self._slots_a_subset = tuple(size // unit for size in self.sizes)
-        self._slots_a_step = global_batch_size // unit
-        self.steps_per_epoch = sum(self._slots_a_subset) // self._slots_a_step
+        self._all_sizes = tuple(sizes.values())
+        self.passes = Passes(self.subsets, self.sizes, self._all_sizes, seed, self.mixture)
+        units = {name: size // unit for name, size in zip(sizes, self.sizes, strict=True)}
+        for name, count in units.items():
+            if count == 0:
+                raise InputError(
+                    f"subset {name} has {sizes[name]} samples, fewer than a unit of {unit}: leave it out with "
+                    "--subset_name, or use a smaller --homogeneous_batch_size"
+                )
+        self._units_a_pass = np.array(list(units.values()))
+        used = dict(zip(sizes, self.sizes, strict=True))
+        self._quotas = np.array(self.mixture.quotas(units, used))
+        self._slot_ends = np.cumsum(self._quotas)
+        self.slots_per_epoch = int(self._slot_ends[-1])
+        self.steps_per_epoch = self.slots_per_epoch * unit // global_batch_size
         if self.steps_per_epoch == 0:
             raise InputError(
                 f"a global batch of {global_batch_size} is larger than an epoch: the shards hold {sum(self.sizes)} "
                 f"samples in units of {unit}; use a smaller batch or more data"
             )
+        self.remainder = sum(self.sizes) - self.steps_per_epoch * global_batch_size
+        if self.mixture.distinct_positives and target_hashes is None:
+            raise ValueError("distinct positives need the targets' hashes")
+        self._targets = self._number_targets(target_hashes) if target_hashes is not None else None
+        self._whole_epochs: dict[int, tuple[Indices, Indices]] = {}
 
     @property
     def digest(self) -> str:
-        """A hash of everything that the order depends on."""
-        return hashlib.sha256(
-            json.dumps([self.subsets, self.sizes, self.global_batch_size, self.seed, self.unit]).encode()
-        ).hexdigest()
+        """A hash of everything that the order depends on; the targets' hashes come with the shards' fingerprint."""
+        mixture = dataclasses.asdict(self.mixture)
+        parts = [_ORDER_VERSION, self.subsets, self._all_sizes, self.global_batch_size, self.seed, mixture]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def batch(self, step: int) -> GlobalBatch:
-        """The global batch of a step, counted from 0."""
+    def batch(self, step: int, damaged: Set[tuple[str, int]] = frozenset()) -> GlobalBatch:
+        """The global batch of a step.
+
+        Args:
+            step: Counted from 0.
+            damaged: Samples (subset, position) that cannot be read. Each is replaced by another sample of its subset,
+                a function of the seed, the step and its place in the batch.
+
+        Raises:
+            InputError: A subset has no readable sample left to put in a damaged one's place.
+        """
         if step < 0:
             raise ValueError(f"steps are counted from 0, not {step}")
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        slot_subsets, slot_numbers = _epoch_slots(self._slots_a_subset, self.seed, epoch)
-        chosen = slice(step_in_epoch * self._slots_a_step, (step_in_epoch + 1) * self._slots_a_step)
-        subsets = np.repeat(slot_subsets[chosen], self.unit)
-        offsets = np.repeat(slot_numbers[chosen] * self.unit, self.unit) + np.tile(
-            np.arange(self.unit), self._slots_a_step
-        )
+        chosen = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
+        if self.mixture.distinct_positives or self.mixture.order == BLOCK:
+            subsets, positions = (column[chosen] for column in self._whole_epoch(epoch))
+        else:
+            subsets, numbers = self._slots(epoch, np.arange(chosen.start, chosen.stop) // self.mixture.unit)
+            positions = self._positions(epoch, subsets, numbers, np.arange(chosen.start, chosen.stop))
+        batch = GlobalBatch(step, epoch, subsets, positions)
+        return replace_damaged(batch, damaged, self.passes) if damaged else batch
+
+    def duplicate_targets(self, epoch: int) -> int:
+        """For how many rows of an epoch the target stands in the same batch before them."""
+        assert self._targets is not None
+        subsets, positions = self._whole_epoch(epoch)
+        return count_duplicates(self._targets_of(subsets, positions), self.global_batch_size)
+
+    def _slots(self, epoch: int, slots: Indices) -> tuple[Indices, Indices]:
+        """The subset of each slot of an epoch, and which of its subset's slots it is."""
+        shuffled = permute(slots, self.slots_per_epoch, "slots", self.seed, epoch)
+        subsets = np.searchsorted(self._slot_ends, shuffled, side="right")
+        return subsets, shuffled - (self._slot_ends - self._quotas)[subsets]
+
+    def _positions(self, epoch: int, subsets: Indices, numbers: Indices, places: Indices) -> Indices:
+        """The sample at each place of an epoch, from its slot's subset and number in it."""
+        passes, units = np.divmod(epoch * self._quotas[subsets] + numbers, self._units_a_pass[subsets])
+        offsets = units * self.mixture.unit + places % self.mixture.unit
         positions = np.empty_like(offsets)
         for subset in np.unique(subsets):
+            for number in np.unique(passes[subsets == subset]):
+                members = (subsets == subset) & (passes == number)
+                positions[members] = self.passes.positions(int(subset), int(number), offsets[members])
+        return positions
+
+    def _whole_epoch(self, epoch: int) -> tuple[Indices, Indices]:
+        """Subset and position at every place of an epoch's whole batches, for what one batch alone cannot tell."""
+        if epoch not in self._whole_epochs:
+            unit = self.mixture.unit
+            subsets, numbers = self._slots(epoch, np.arange(self.slots_per_epoch))
+            if self.mixture.order == BLOCK:
+                numbers = _ranks(subsets)  # a subset's slots come in the order of its pass
+            places = np.arange(self.steps_per_epoch * self.global_batch_size)
+            subsets, numbers = subsets[places // unit], numbers[places // unit]
+            positions = self._positions(epoch, subsets, numbers, places)
+            if self.mixture.distinct_positives:
+                targets = self._targets_of(subsets, positions)
+                rows, _ = separate(targets, subsets, self.global_batch_size, self.seed, epoch)
+                positions = positions[rows]
+            self._whole_epochs = dict([*self._whole_epochs.items()][1 - _EPOCHS_IN_MEMORY :])
+            self._whole_epochs[epoch] = subsets, positions
+        return self._whole_epochs[epoch]
+
+    def _number_targets(self, target_hashes: Callable[[str], NDArray[np.int64]]) -> tuple[Indices, ...]:
+        hashes = [target_hashes(name) for name in self.subsets]
+        _, numbers = np.unique(np.concatenate(hashes), return_inverse=True)
+        return tuple(np.split(numbers, np.cumsum(self._all_sizes)[:-1]))
+
+    def _targets_of(self, subsets: Indices, positions: Indices) -> Indices:
+        assert self._targets is not None
+        targets = np.empty_like(positions)
+        for subset in np.unique(subsets):
             members = subsets == subset
-            name, size = self.subsets[subset], self.sizes[subset]
-            positions[members] = _permutation(size, "samples", self.seed, name, epoch)[offsets[members]]
-        return GlobalBatch(step, epoch, subsets, positions)
+            targets[members] = self._targets[subset][positions[members]]
+        return np.unique(targets, return_inverse=True)[1]  # numbers below the number of rows
 
 
-# One epoch's slot order and one permutation a subset are all that consecutive steps need; a run alternates between at
-# most two epochs (the loader reads ahead).
-@lru_cache(maxsize=4)
-def _epoch_slots(slots_a_subset: tuple[int, ...], seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The subset of each slot of an epoch, and the slot's number within its subset, shape (slots,) each."""
-    subset_of_slot = np.repeat(np.arange(len(slots_a_subset)), slots_a_subset)
-    number_in_subset = np.concatenate([np.arange(count) for count in slots_a_subset])
-    order = _permutation(len(subset_of_slot), "slots", seed, "", epoch)
-    return subset_of_slot[order], number_in_subset[order]
-
-
-@lru_cache(maxsize=128)
-def _permutation(size: int, purpose: str, seed: int, name: str, epoch: int) -> NDArray[np.int64]:
-    """A permutation of `size` that depends on its arguments only.
-
-    Raw Philox words and a stable sort: numpy guarantees the words, while the streams of `Generator.permutation` may
-    change between versions, and a resumed run would see other data.
-    """
-    key = hashlib.blake2b(json.dumps([purpose, seed, name, epoch]).encode(), digest_size=16).digest()
-    words = np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)).random_raw(size)
-    return np.argsort(words, kind="stable")
+def _ranks(groups: Indices) -> Indices:
+    """For each element how many of its group come before it."""
+    order = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups)
+    ranks = np.empty_like(groups)
+    ranks[order] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return ranks

@@ -1,0 +1,87 @@
+"""How subsets mix: exact quotas an epoch, and which samples of a subset take part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlm2vec.errors import InputError
+
+RANDOM, BLOCK = "random", "block"
+# Block order: so many consecutive samples are read together (10 MB of photographs), and the samples of so many such
+# blocks, drawn from the whole subset, are shuffled among each other.
+BLOCK_SAMPLES = 64
+WINDOW_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What decides the order besides the data, the batch size and the seed.
+
+    Attributes:
+        unit: So many consecutive samples of a batch come from one subset.
+        weights: Each subset's share of an epoch, relative to the others; None = its number of samples.
+        temperature: T: shares proportional to (number of samples)^(1/T) instead.
+        max_samples: Use at most so many samples of a subset.
+        first_samples: Those are its first ones, as in the original; otherwise a sample drawn with the seed.
+        order: "random" over the whole subset, or "block": in blocks that can be read in one piece.
+        distinct_positives: Keep rows with the same target out of each other's batch where that is possible.
+    """
+
+    unit: int = 1
+    weights: Mapping[str, float] | None = None
+    temperature: float | None = None
+    max_samples: int | None = None
+    first_samples: bool = False
+    order: str = RANDOM
+    distinct_positives: bool = False
+
+    def used_samples(self, size: int) -> int:
+        """How many samples of a subset of `size` take part."""
+        return size if self.max_samples is None else min(size, self.max_samples)
+
+    def quotas(self, units: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Units of each subset in an epoch; an epoch is as long as one pass over everything.
+
+        Args:
+            units: Whole units of each subset in one pass over it.
+            sizes: Its samples.
+
+        Raises:
+            InputError: A subset without weight, a weight without subset, or one that is too small for a single unit.
+        """
+        if self.weights is None and self.temperature is None:
+            return tuple(units.values())
+        quotas = largest_remainder(sum(units.values()), self._shares(sizes))
+        for name, quota in zip(sizes, quotas, strict=True):
+            if quota == 0:
+                raise InputError(
+                    f"subset {name}: its share of the mixture is less than one unit an epoch; raise its weight, or "
+                    "leave it out with --subset_name"
+                )
+        return quotas
+
+    def _shares(self, sizes: Mapping[str, int]) -> list[float]:
+        if self.weights is None:
+            assert self.temperature is not None
+            return [size ** (1 / self.temperature) for size in sizes.values()]
+        for name, weight in self.weights.items():
+            if name not in sizes:
+                raise InputError(f"--mixture_weights {name}: no such subset here; there are {', '.join(sizes)}")
+            if not 0 < weight < float("inf"):
+                raise InputError(f"--mixture_weights {name}={weight}: must be positive; --subset_name leaves one out")
+        missing = [name for name in sizes if name not in self.weights]
+        if missing:
+            raise InputError(f"--mixture_weights: no weight for {', '.join(missing)}; every subset needs one")
+        return [self.weights[name] for name in sizes]
+
+
+def largest_remainder(total: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Whole numbers that sum to `total` and differ from exact proportion to `shares` by less than one."""
+    whole = sum(shares)
+    exact = [total * share / whole for share in shares]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda index: (counts[index] - exact[index], index))
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return tuple(counts)

@@ -1,0 +1,59 @@
+"""One step's samples, and readable ones in the place of those that are damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm2vec.batches.passes import Indices, Passes
+from vlm2vec.batches.permutation import permute
+from vlm2vec.errors import InputError
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The samples of one step.
+
+    Attributes:
+        step: Counted from 0.
+        epoch: Counted from 0.
+        subsets: Index of each sample's subset in `GlobalOrder.subsets`, shape (batch,), int64.
+        positions: Each sample's position in its subset, shape (batch,), int64.
+    """
+
+    step: int
+    epoch: int
+    subsets: Indices
+    positions: Indices
+
+
+def replace_damaged(batch: GlobalBatch, damaged: Set[tuple[str, int]], passes: Passes) -> GlobalBatch:
+    """A batch whose damaged samples (subset, position) gave way to others of their subsets.
+
+    The substitute is the first readable sample, not in the batch yet, of a permutation that depends on the seed, the
+    step and the place in the batch: no rank has to be asked, and every rank finds the same.
+
+    Raises:
+        InputError: A subset has no such sample left.
+    """
+    positions = batch.positions.copy()
+    names = [passes.subsets[subset] for subset in batch.subsets.tolist()]
+    taken = set(zip(names, positions.tolist(), strict=True))
+    for place, (name, position) in enumerate(zip(names, batch.positions.tolist(), strict=True)):
+        if (name, position) not in damaged:
+            continue
+        subset = int(batch.subsets[place])
+        size = passes.sizes[subset]
+        for attempt in range(size):
+            number = permute(np.array([attempt]), size, "replacement", passes.seed, name, batch.step, place)
+            substitute = (name, int(passes.chosen(subset, number)[0]))
+            if substitute not in damaged and substitute not in taken:
+                break
+        else:
+            raise InputError(f"subset {name}: no readable sample is left to replace {position} in step {batch.step}")
+        positions[place] = substitute[1]
+        taken.add(substitute)
+    return dataclasses.replace(batch, positions=positions)
