@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm2vec.batches.layout import BatchLayout, ItemReference, deal, lay_out
-from vlm2vec.batches.order import GlobalBatch
+from vlm2vec.batches.replacement import GlobalBatch
 
 
 class FakeIndex:

@@ -45,5 +45,6 @@ def test_the_papers_settings() -> None:
     expected = {
         **{"global_batch_size": 1024, "temperature": 0.02, "learning_rate": 2e-5, "max_steps": 2000},
         **{"num_crops": 4, "max_len": 256, "lora_r": 8, "lora_alpha": 64, "bf16": True, "num_sample_per_subset": 50000},
+        **{"first_n": True},
     }
     assert {name: arguments[name] for name in expected} == expected

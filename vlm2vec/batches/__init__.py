@@ -3,8 +3,10 @@
 from vlm2vec.batches.collate import BatchReader, ChunkSizes, ItemEncoderInputs, StepHeader
 from vlm2vec.batches.layout import BatchLayout, lay_out
 from vlm2vec.batches.loader import PlanSource, TrainingBatch, TrainingBatches
-from vlm2vec.batches.order import GlobalBatch, GlobalOrder
+from vlm2vec.batches.mixture import Mixture
+from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.batches.packing import FixedCounts, TokenBudget
+from vlm2vec.batches.replacement import GlobalBatch
 
 __all__ = [
     "BatchLayout",
@@ -14,6 +16,7 @@ __all__ = [
     "GlobalBatch",
     "GlobalOrder",
     "ItemEncoderInputs",
+    "Mixture",
     "PlanSource",
     "StepHeader",
     "TokenBudget",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
-from vlm2vec.batches.order import GlobalBatch
 from vlm2vec.batches.packing import PackedItem, Packing, merge
+from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
 from vlm2vec.images import open_image, read_header

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm2vec.batches.order import GlobalBatch
+from vlm2vec.batches.replacement import GlobalBatch
 
 QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"
 

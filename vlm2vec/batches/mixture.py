@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vlm2vec.errors import InputError
 
-RANDOM, BLOCK = "random", "block"
+RANDOM, BLOCK = ORDERS = ("random", "block")
 # Block order: so many consecutive samples are read together (10 MB of photographs), and the samples of so many such
 # blocks, drawn from the whole subset, are shuffled among each other.
 BLOCK_SAMPLES = 64

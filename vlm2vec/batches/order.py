@@ -44,7 +44,8 @@ class GlobalOrder:
 
     Attributes:
         steps_per_epoch: Whole batches in an epoch.
-        remainder: Samples that an epoch leaves out: tails shorter than a unit, and slots short of a whole batch.
+        covers_each_sample_once: Whether an epoch repeats nothing: the quotas are the subsets' own sizes.
+        remainder: Samples that such an epoch leaves out: tails shorter than a unit, and slots short of a whole batch.
 
     Raises:
         InputError: The batch is not a whole number of units or larger than an epoch, or the mixture does not fit.
@@ -90,6 +91,7 @@ class GlobalOrder:
                 f"a global batch of {global_batch_size} is larger than an epoch: the shards hold {sum(self.sizes)} "
                 f"samples in units of {unit}; use a smaller batch or more data"
             )
+        self.covers_each_sample_once = tuple(self._quotas) == tuple(self._units_a_pass)
         self.remainder = sum(self.sizes) - self.steps_per_epoch * global_batch_size
         if self.mixture.distinct_positives and target_hashes is None:
             raise ValueError("distinct positives need the targets' hashes")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 # Few rounds show in small domains; twelve cost microseconds a thousand indices.
 _ROUNDS = 12
-# The domain has at least 2^6 elements: with halves of one or two bits only few permutations exist.
-_LEAST_HALF_BITS = 3
+# The domain has at least 2^4 elements: with halves of one bit only few permutations exist.
+_LEAST_HALF_BITS = 2
 
 
 def permute(indices: NDArray[np.int64], size: int, *key: str | int) -> NDArray[np.int64]:
@@ -40,7 +40,8 @@ def permute(indices: NDArray[np.int64], size: int, *key: str | int) -> NDArray[n
 
 def words(count: int, *key: str | int) -> NDArray[np.uint64]:
     """So many random 64-bit words, a function of the key only, shape (count,)."""
-    return _mixed(_mixed(np.arange(count, dtype=np.uint64)) + _round_keys(json.dumps(key))[0])
+    numbers: NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
+    return _mixed(_mixed(numbers) + _round_keys(json.dumps(key))[0])
 
 
 @lru_cache(maxsize=256)
@@ -62,4 +63,5 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Every output bit depends on every input bit (the finaliser of splitmix64; Steele, Lea and Flood, 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    mixed: NDArray[np.uint64] = words ^ (words >> np.uint64(31))
+    return mixed

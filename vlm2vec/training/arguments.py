@@ -12,14 +12,12 @@ import yaml
 from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
+from vlm2vec.training.data_arguments import DataArguments, data_refusals
+from vlm2vec.training.options import option
 
 DEFAULT_CHUNK_TOKENS = 8192
 # Without a graph a chunk needs a fraction of the memory.
 NO_GRAD_FACTOR = 4
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -27,41 +25,23 @@ class ModelArguments:
     """The encoder."""
 
     model_name: str = field(metadata={"help": "Hugging Face folder of the base model."})
-    pooling: str = _option("eos", "Pooling: 'eos', the last token's hidden state (the only one that VLM2Vec has).")
-    normalize: bool = _option(True, "Scale embeddings to length 1; the loss compares cosines, so False is refused.")
-    max_len: int = _option(256, "Longest text-only item in tokens; items with pictures are never cut.")
-    num_crops: int | None = _option(None, "Crops a picture at most; the base model's processor says if not given.")
-    attn_implementation: str | None = _option(
-        None, "sdpa, eager or flash_attention_2; the best installed if not given."
-    )
-    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: slower, less memory.")
-    freeze_vision_tower: bool = _option(False, "Do not train CLIP, nor an adapter in it.")
-    freeze_projector: bool = _option(False, "Do not train the image projection and the separators.")
-    bf16: bool = _option(False, "Compute in bfloat16; master weights, moments and the loss stay in float32.")
-    lora: bool = _option(False, "Train a LoRA adapter instead of all weights.")
-    lora_r: int = _option(16, "Rank of the adapter.")
-    lora_alpha: int = _option(64, "Scale of the adapter.")
-    lora_dropout: float = _option(0.1, "Dropout before the adapter.")
-    lora_use_dora: bool = _option(True, "Weight-decomposed LoRA (DoRA), as the original trains.")
-    lora_target_modules: str = _option(
+    pooling: str = option("eos", "Pooling: 'eos', the last token's hidden state (the only one that VLM2Vec has).")
+    normalize: bool = option(True, "Scale embeddings to length 1; the loss compares cosines, so False is refused.")
+    max_len: int = option(256, "Longest text-only item in tokens; items with pictures are never cut.")
+    num_crops: int | None = option(None, "Crops a picture at most; the base model's processor says if not given.")
+    attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; the best installed if not given.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.")
+    freeze_vision_tower: bool = option(False, "Do not train CLIP, nor an adapter in it.")
+    freeze_projector: bool = option(False, "Do not train the image projection and the separators.")
+    bf16: bool = option(False, "Compute in bfloat16; master weights, moments and the loss stay in float32.")
+    lora: bool = option(False, "Train a LoRA adapter instead of all weights.")
+    lora_r: int = option(16, "Rank of the adapter.")
+    lora_alpha: int = option(64, "Scale of the adapter.")
+    lora_dropout: float = option(0.1, "Dropout before the adapter.")
+    lora_use_dora: bool = option(True, "Weight-decomposed LoRA (DoRA), as the original trains.")
+    lora_target_modules: str = option(
         "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,v_proj",
         "Linear layers with an adapter, by the last part of their name, separated by commas.",
-    )
-
-
-@dataclass
-class DataArguments:
-    """The shards."""
-
-    dataset_name: str = field(metadata={"help": "Folder of shards, as data_prep.convert writes it."})
-    subset_name: list[str] = field(
-        default_factory=lambda: ["all"],
-        metadata={"help": "Subsets to train on; 'all' takes every subset of the shards."},
-    )
-    num_sample_per_subset: int | None = _option(None, "Use at most so many samples of a subset, the first ones.")
-    image_dir: str | None = _option(None, "Refused: shards carry their pictures. Give it to data_prep.convert.")
-    dataloader_num_workers: int = _option(
-        2, "Processes a rank that read, decode and crop ahead; 0 = in the rank itself."
     )
 
 
@@ -72,48 +52,46 @@ class TrainingArguments:
     output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, log, TensorBoard."})
     deepspeed: str = field(metadata={"help": "DeepSpeed configuration, such as ds_configs/zero2.json."})
     max_steps: int = field(metadata={"help": "Steps to train."})
-    global_batch_size: int | None = _option(None, "Pairs a step over all ranks.")
-    per_device_train_batch_size: int | None = _option(
+    global_batch_size: int | None = option(None, "Pairs a step over all ranks.")
+    per_device_train_batch_size: int | None = option(
         None, "Pairs a step and rank; the global batch then depends on the cluster. Or give --global_batch_size."
     )
-    grad_cache: bool = _option(True, "Cached step; False is refused: a large --chunk_tokens runs one chunk.")
-    chunk_tokens: int | None = _option(
+    grad_cache: bool = option(True, "Cached step; False is refused: a large --chunk_tokens runs one chunk.")
+    chunk_tokens: int | None = option(
         None, f"Token budget of a chunk, padding counted; {DEFAULT_CHUNK_TOKENS} if not given."
     )
-    no_grad_chunk_tokens: int | None = _option(
+    no_grad_chunk_tokens: int | None = option(
         None, f"Token budget of the pass without a graph; {NO_GRAD_FACTOR} times the other, with dropout equal to it."
     )
-    keep_graphs: str = _option(
+    keep_graphs: str = option(
         "auto", "So many chunks keep their graph from pass 1 and do not run twice; auto = as many as fit, 1 on a CPU."
     )
-    gc_q_chunk_size: int | None = _option(None, "Queries a chunk, instead of a token budget.")
-    gc_p_chunk_size: int | None = _option(None, "Targets a chunk, instead of a token budget.")
-    temperature: float = _option(0.02, "Temperature of the loss.")
-    learn_temperature: bool = _option(False, "Train the temperature, starting at --temperature.")
-    temperature_learning_rate: float = _option(1e-3, "Peak learning rate of the temperature's logarithm.")
-    bidirectional: bool = _option(False, "Also from targets to queries; the original goes from queries to targets.")
+    gc_q_chunk_size: int | None = option(None, "Queries a chunk, instead of a token budget.")
+    gc_p_chunk_size: int | None = option(None, "Targets a chunk, instead of a token budget.")
+    temperature: float = option(0.02, "Temperature of the loss.")
+    learn_temperature: bool = option(False, "Train the temperature, starting at --temperature.")
+    temperature_learning_rate: float = option(1e-3, "Peak learning rate of the temperature's logarithm.")
+    bidirectional: bool = option(False, "Also from targets to queries; the original goes from queries to targets.")
     matryoshka_dims: list[int] = field(
         default_factory=list,
         metadata={"help": "Leading dimensions to train as embeddings of their own, such as 3072 1024 256."},
     )
-    hard_negatives: bool = _option(False, "Let the data's hard negatives take part; the original never uses them.")
-    mask_false_negatives: bool = _option(False, "Leave out negatives that are the same item as the row's target.")
-    loss_block_rows: int = _option(1024, "Rows of the similarity matrix in memory at a time.")
-    learning_rate: float = _option(2e-5, "Peak learning rate of AdamW.")
-    lr_scheduler_type: str = _option("linear", "Schedule after the warm-up, by transformers' names.")
-    warmup_steps: int = _option(0, "Steps over which the learning rate rises from 0.")
-    weight_decay: float = _option(0.0, "Weight decay of AdamW.")
-    adam_beta1: float = _option(0.9, "First moment's decay.")
-    adam_beta2: float = _option(0.999, "Second moment's decay.")
-    adam_epsilon: float = _option(1e-8, "AdamW's epsilon.")
-    max_grad_norm: float = _option(1.0, "Clip the gradient's norm to this; 0 does not clip.")
-    seed: int = _option(42, "Seed of the order, the initial adapter and dropout.")
-    logging_steps: int = _option(10, "Write a line every so many steps.")
-    save_steps: int | None = _option(None, "Write a checkpoint every so many steps; one is always written at the end.")
-    collective_timeout: int = _option(
-        1800, "Seconds after which a collective that some rank does not join is an error."
-    )
-    local_rank: int = _option(-1, "Set by the launcher.")
+    hard_negatives: bool = option(False, "Let the data's hard negatives take part; the original never uses them.")
+    mask_false_negatives: bool = option(False, "Leave out negatives that are the same item as the row's target.")
+    loss_block_rows: int = option(1024, "Rows of the similarity matrix in memory at a time.")
+    learning_rate: float = option(2e-5, "Peak learning rate of AdamW.")
+    lr_scheduler_type: str = option("linear", "Schedule after the warm-up, by transformers' names.")
+    warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
+    weight_decay: float = option(0.0, "Weight decay of AdamW.")
+    adam_beta1: float = option(0.9, "First moment's decay.")
+    adam_beta2: float = option(0.999, "Second moment's decay.")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
+    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.")
+    seed: int = option(42, "Seed of the order, the initial adapter and dropout.")
+    logging_steps: int = option(10, "Write a line every so many steps.")
+    save_steps: int | None = option(None, "Write a checkpoint every so many steps; one is always written at the end.")
+    collective_timeout: int = option(1800, "Seconds after which a collective that some rank does not join is an error.")
+    local_rank: int = option(-1, "Set by the launcher.")
 
 
 @dataclass(frozen=True)
@@ -199,15 +177,16 @@ def _check(arguments: RunArguments) -> None:
     """Refuses what cannot work or would be ignored, with the remedy."""
     model, data, training = arguments.model, arguments.data, arguments.training
     lora_options = [
-        f"--{option.name}"
-        for option in dataclasses.fields(model)
-        if option.name.startswith("lora_") and getattr(model, option.name) != option.default
+        f"--{each.name}"
+        for each in dataclasses.fields(model)
+        if each.name.startswith("lora_") and getattr(model, each.name) != each.default
     ]
     fixed = (training.gc_q_chunk_size, training.gc_p_chunk_size)
     refusals = [
         (model.pooling not in ("eos", "last"), f"--pooling {model.pooling}: VLM2Vec pools the last token; use eos"),
         (not model.normalize, "--normalize False: the loss compares cosines; leave it True"),
         (not training.grad_cache, "--grad_cache False: every step is cached; a large --chunk_tokens runs one chunk"),
+        *data_refusals(data),
         (data.image_dir is not None, "--image_dir: shards carry their pictures; give it to data_prep.convert"),
         (
             (training.global_batch_size is None) == (training.per_device_train_batch_size is None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from vlm2vec import __version__
-from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
+from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, Mixture, TokenBudget
 from vlm2vec.batches.packing import Packing
 from vlm2vec.contrastive import ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
 from vlm2vec.encoder import VLM2Vec
@@ -107,9 +107,37 @@ def chunk_sizes(
 
 def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:
     """The order in which the shards' samples come."""
-    most = arguments.data.num_sample_per_subset
-    sizes = {name: min(size, most) if most else size for name, size in shards.num_samples.items()}
-    return GlobalOrder(sizes, arguments.global_batch_size(num_ranks), arguments.training.seed)
+    data = arguments.data
+    mixture = Mixture(
+        unit=data.homogeneous_batch_size,
+        weights=_weights(data.mixture_weights) if data.mixture_weights else None,
+        temperature=data.mixture_temperature,
+        max_samples=data.num_sample_per_subset,
+        first_samples=data.first_n,
+        order=data.order,
+        distinct_positives=data.no_duplicate_positives,
+    )
+    return GlobalOrder(
+        shards.num_samples,
+        arguments.global_batch_size(num_ranks),
+        arguments.training.seed,
+        mixture,
+        (lambda name: shards.columns(name)["positive_hash"]) if mixture.distinct_positives else None,
+    )
+
+
+def _weights(words: Sequence[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            raise InputError(f"--mixture_weights {word}: expected SUBSET=WEIGHT, such as NIGHTS=2") from None
+        if name in weights:
+            raise InputError(f"--mixture_weights {name}: given twice")
+        weights[name] = weight
+    return weights
 
 
 def schedule(arguments: RunArguments, optimizer: Any) -> Any:
@@ -183,4 +211,15 @@ def summary(
         f"{num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, {trainable:,} "
         f"trainable | {sum(order.sizes):,} pairs of {len(shards.subsets)} subsets | global batch "
         f"{order.global_batch_size}, {order.steps_per_epoch} steps an epoch, {arguments.training.max_steps} steps"
+        f"{_order_remarks(order)}"
     )
+
+
+def _order_remarks(order: GlobalOrder) -> str:
+    """What an epoch does not deliver."""
+    remarks = []
+    if order.covers_each_sample_once and order.remainder:
+        remarks.append(f"an epoch leaves out {order.remainder:,} pairs, other ones each time")
+    if order.mixture.distinct_positives:
+        remarks.append(f"{order.duplicate_targets(0):,} pairs of epoch 0 share a target with one of their batch")
+    return "".join(f" | {remark}" for remark in remarks)

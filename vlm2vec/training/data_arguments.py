@@ -1,0 +1,62 @@
+"""The flags that say which data a run sees, and in what order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlm2vec.batches.mixture import BLOCK, ORDERS
+from vlm2vec.training.options import option
+
+
+@dataclass
+class DataArguments:
+    """The shards."""
+
+    dataset_name: str = field(metadata={"help": "Folder of shards, as data_prep.convert writes it."})
+    subset_name: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "Subsets to train on; 'all' takes every subset of the shards."},
+    )
+    num_sample_per_subset: int | None = option(
+        None, "Use at most so many samples of a subset, drawn with --seed (--first_n: the first ones)."
+    )
+    first_n: bool = option(False, "--num_sample_per_subset takes a subset's first samples, as the original does.")
+    mixture_weights: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Each subset's share of the batches, such as VisDial=2 NIGHTS=1; by size if not given."},
+    )
+    mixture_temperature: float | None = option(
+        None, "T: shares by (number of samples)^(1/T) instead; 1 = by size, larger = more even."
+    )
+    homogeneous_batch_size: int = option(1, "So many consecutive rows of a batch come from one subset; 1 mixes freely.")
+    no_duplicate_positives: bool = option(
+        False, "Keep rows with the same target out of each other's batch as far as the data allows."
+    )
+    order: str = option(
+        "random", "'random' over each subset, or 'block': in blocks read in one piece, for shards behind http or S3."
+    )
+    image_dir: str | None = option(None, "Refused: shards carry their pictures. Give it to data_prep.convert.")
+    dataloader_num_workers: int = option(
+        2, "Processes a rank that read, decode and crop ahead; 0 = in the rank itself."
+    )
+
+
+def data_refusals(data: DataArguments) -> list[tuple[bool, str]]:
+    """What cannot work or would be ignored, each with whether it is so and the remedy."""
+    most, temperature = data.num_sample_per_subset, data.mixture_temperature
+    return [
+        (most is not None and most < 1, f"--num_sample_per_subset {most}: must be at least 1"),
+        (data.first_n and most is None, "--first_n: no effect without --num_sample_per_subset"),
+        (temperature is not None and temperature <= 0, f"--mixture_temperature {temperature}: must be positive"),
+        (
+            temperature is not None and bool(data.mixture_weights),
+            "--mixture_weights and --mixture_temperature exclude each other: give one",
+        ),
+        (data.homogeneous_batch_size < 1, "--homogeneous_batch_size: must be at least 1"),
+        (data.order not in ORDERS, f"--order {data.order}: must be one of {', '.join(ORDERS)}"),
+        (
+            data.order == BLOCK and most is not None and not data.first_n,
+            "--order block with --num_sample_per_subset: a drawn sample has no neighbours to read in one piece; add "
+            "--first_n",
+        ),
+    ]
