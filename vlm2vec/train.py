@@ -20,6 +20,7 @@ from vlm2vec.training.build import (
     build_encoder,
     chosen_subsets,
     chunk_sizes,
+    compare_data,
     contrastive_loss,
     global_order,
     learned_temperature,
@@ -52,6 +53,7 @@ def run(arguments: RunArguments, device: torch.device) -> None:
         raise InputError(f"--output_dir {output_dir}: holds another run's checkpoints; remove it or choose another")
     shards = ShardSet.open(arguments.data.dataset_name, chosen_subsets(arguments))
     order = global_order(arguments, shards, num_ranks)
+    compare_data(shards, order, device)
     encoder = build_encoder(arguments)
     engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks)
     compute_dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32

@@ -41,7 +41,8 @@ def permute(indices: NDArray[np.int64], size: int, *key: str | int) -> NDArray[n
 def words(count: int, *key: str | int) -> NDArray[np.uint64]:
     """So many random 64-bit words, a function of the key only, shape (count,)."""
     numbers: NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
-    return _mixed(_mixed(numbers) + _round_keys(json.dumps(key))[0])
+    keyed: NDArray[np.uint64] = _mixed(numbers) + _round_keys(json.dumps(key))[0]
+    return _mixed(keyed)
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -138,6 +139,24 @@ def _weights(words: Sequence[str]) -> dict[str, float]:
             raise InputError(f"--mixture_weights {name}: given twice")
         weights[name] = weight
     return weights
+
+
+def compare_data(shards: ShardSet, order: GlobalOrder, device: torch.device) -> None:
+    """Stops all ranks, before anything runs, if they do not hold the same data in the same order (a collective).
+
+    Raises:
+        InputError: The manifest or the order of a rank differs; the message names the rank.
+    """
+    digest = hashlib.sha256(f"{shards.fingerprint} {order.digest}".encode()).digest()
+    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device)
+    everyone = own.new_empty((dist.get_world_size(), len(own)))
+    dist.all_gather_into_tensor(everyone.view(-1), own)
+    strangers = (everyone != everyone[0]).any(dim=1).nonzero().flatten().tolist()
+    if strangers:
+        raise InputError(
+            f"rank(s) {', '.join(map(str, strangers))} and rank 0 hold different shards or flags: --dataset_name must "
+            "have the same manifest.json on every node, and every rank the same flags"
+        )
 
 
 def schedule(arguments: RunArguments, optimizer: Any) -> Any:
