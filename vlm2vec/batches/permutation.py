@@ -41,8 +41,7 @@ def permute(indices: NDArray[np.int64], size: int, *key: str | int) -> NDArray[n
 def words(count: int, *key: str | int) -> NDArray[np.uint64]:
     """So many random 64-bit words, a function of the key only, shape (count,)."""
     numbers: NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
-    keyed: NDArray[np.uint64] = _mixed(numbers) + _round_keys(json.dumps(key))[0]
-    return _mixed(keyed)
+    return _mixed(_mixed(numbers) + _round_keys(json.dumps(key))[0])
 
 
 @lru_cache(maxsize=256)
@@ -57,7 +56,8 @@ def _encrypt(values: NDArray[np.uint64], half_bits: int, round_keys: tuple[np.ui
     left, right = values >> bits, values & mask
     for key in round_keys:
         left, right = right, left ^ (_mixed(right + key) & mask)
-    return (left << bits) | right
+    joined: NDArray[np.uint64] = (left << bits) | right
+    return joined
 
 
 def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
