@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
+from vlm2vec.evaluation.summary import AUTO, BENCHMARK_NAMES
 
 POOLINGS = ("eos", "last")
 
@@ -63,7 +64,9 @@ class DataArguments:
 
     dataset_name: str = field(metadata={"help": "folder or Hugging Face name of a dataset in MMEB-eval's layout"})
     image_dir: str = field(metadata={"help": "folder that the image paths of the rows start from"})
-    encode_output_path: str = field(metadata={"help": "folder for scores.json and the two files of each dataset"})
+    encode_output_path: str = field(
+        metadata={"help": "folder for the run's files and its embeddings; ranks on several machines must share it"}
+    )
     subset_name: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={
@@ -73,11 +76,34 @@ class DataArguments:
     dataset_split: str = field(default="test", metadata={"help": "the split to read; default: test"})
     per_device_eval_batch_size: int | None = field(
         default=None,
-        metadata={"help": "most items in one batch; default: the encoder packs its batches by tokens"},
+        metadata={"help": "most items in one batch; default: batches are packed by tokens alone"},
     )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "most tokens in one batch, padding counted; default: 16,384, on a CPU 4,096"},
+    )
+    dataloader_num_workers: int = field(
+        default=2, metadata={"help": "processes a rank that decode pictures ahead; 0 = in the rank itself; default: 2"}
+    )
+    benchmark: str = field(
+        default=AUTO,
+        metadata={
+            "help": "the benchmark that gives datasets their meta-tasks: "
+            f"{', '.join(BENCHMARK_NAMES)}; auto goes by the datasets' names, folder takes all as one's own"
+        },
+    )
+    strict_original: bool = field(
+        default=False, metadata={"help": "count as the original's argmax does: ties with the truth are right"}
+    )
+    local_rank: int = field(default=-1, metadata={"help": "set by the launcher"})
 
     def __post_init__(self) -> None:
         _at_least_one("per_device_eval_batch_size", self.per_device_eval_batch_size)
+        _at_least_one("batch_tokens", self.batch_tokens)
+        if self.dataloader_num_workers < 0:
+            raise InputError(f"--dataloader_num_workers {self.dataloader_num_workers}: must be 0 or more")
+        if self.benchmark not in BENCHMARK_NAMES:
+            raise InputError(f"--benchmark {self.benchmark}: use one of {', '.join(BENCHMARK_NAMES)}")
         if not Path(self.image_dir).is_dir():
             raise InputError(f"--image_dir {self.image_dir}: no such folder")
 

@@ -1,95 +1,203 @@
-"""`python -m eval.mmeb`: scores a model on the datasets of MMEB-eval, or of any folder in its layout."""
+"""`python -m eval.mmeb`: scores a model on the datasets of MMEB-eval, or of any folder in its layout.
+
+One process, or as many ranks as `deepspeed --module eval.mmeb` or `torchrun -m eval.mmeb` start: the same files.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.arguments import DataArguments, parse_arguments
-from eval.datasets import EvalRows, ItemTable, check_images, find_datasets, read_dataset, resolve_datasets
-from eval.encoding import Encoder, encode_items
-from eval.model import describe_model, load_encoder, resolve_model
-from eval.progress import progress_bar
+import torch
+
+from eval.arguments import DataArguments, ModelArguments, parse_arguments
+from eval.model import ModelFolders, describe_model, device_of_rank, load_encoder, resolve_model
 from eval.results import prepare_output, write_run
-from eval.scoring import score_rows
-from eval.summary import recognise, select, summarise
-from vlm2vec.errors import run_program
+from vlm2vec import __version__
+from vlm2vec.batches.collate import ItemEncoderInputs
+from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU, load_processor
+from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
+from vlm2vec.evaluation.datasets import EvalData, read_data
+from vlm2vec.evaluation.encoding import BatchSource, collapse, encode_blocks
+from vlm2vec.evaluation.guards import dataset_warnings
+from vlm2vec.evaluation.pictures import scan_pictures
+from vlm2vec.evaluation.plan import EncodePlan, plan_encoding
+from vlm2vec.evaluation.progress import progress_bar
+from vlm2vec.evaluation.ranks import Ranks
+from vlm2vec.evaluation.scoring import predictions_table, score_rows
+from vlm2vec.evaluation.store import EvalStore
+from vlm2vec.image_folder import ImageFolder
 from vlm2vec.mmeb import Benchmark
+
+EMBEDDINGS_FOLDER = "embeddings"
 
 
 @dataclass(frozen=True)
-class EvalData:
-    """What a run scores: the datasets, their unique items, and the benchmark they belong to (None: none known)."""
+class Setup:
+    """What rank 0 has found out and all ranks work from.
 
-    datasets: tuple[EvalRows, ...]
-    items: ItemTable
+    Attributes:
+        store: the folder that it has filled.
+        folders, model: the model's files and identity.
+        names: the datasets.
+        benchmark: they belong to.
+        num_items: distinct items over all of them.
+        blocks: those still to be encoded.
+        warnings: on the data.
+    """
+
+    store: Path
+    folders: ModelFolders
+    model: Mapping[str, Any]
+    names: tuple[str, ...]
     benchmark: Benchmark | None
+    num_items: int
+    blocks: tuple[int, ...]
+    warnings: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, read, load, evaluate; whatever is wrong with the data shows before the model is loaded."""
+    """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
     model_arguments, data_arguments = parse_arguments(argv)
-    folders = resolve_model(model_arguments)
-    data = read_data(data_arguments)
-    prepare_output(Path(data_arguments.encode_output_path))
-    num_rows = sum(len(rows) for rows in data.datasets)
-    print(f"{len(data.datasets)} datasets, {num_rows:,} rows, {len(data.items):,} unique items to encode", flush=True)
-    encoder = load_encoder(folders, model_arguments)
-    summary = evaluate(encoder, describe_model(encoder, folders, model_arguments), data, data_arguments)
-    _print_scores(summary, data_arguments.encode_output_path)
+    device = device_of_rank()
+    ranks = Ranks.join()
+    try:
+        setup = ranks.on_first(lambda: prepare(model_arguments, data_arguments, device))
+        store = EvalStore(setup.store)
+        encode(ranks, setup, store, model_arguments, data_arguments, device)
+        rank_datasets(ranks, setup, store, data_arguments.strict_original)
+        ranks.on_first(lambda: finish(setup, store, data_arguments))
+    finally:
+        ranks.leave()
 
 
-def read_data(arguments: DataArguments) -> EvalData:
-    """Reads the selected datasets and checks that their pictures exist.
+def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, device: torch.device) -> Setup:
+    """Reads the datasets and pictures and plans the encoding; on rank 0.
 
     Raises:
-        InputError: see `eval.datasets` and `eval.summary.select`.
+        InputError: see `read_data`, `scan_pictures` and `plan_encoding`.
     """
-    found = find_datasets(resolve_datasets(arguments.dataset_name, arguments.dataset_split), arguments.dataset_split)
-    benchmark = recognise(found)
-    names, absent = select(arguments.subset_name, found, benchmark)
+    folders = resolve_model(model_arguments)
+    name = data_arguments.dataset_name
+    data, absent = read_data(name, data_arguments.subset_name, data_arguments.dataset_split, data_arguments.benchmark)
+    warnings = []
     if absent:
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        print(f"note: {arguments.dataset_name} lacks {len(absent)} of the selected datasets: {some}", flush=True)
-    items = ItemTable()
-    datasets = []
-    with progress_bar(len(names), "read", "dataset") as progress:
-        for name in names:
-            datasets.append(read_dataset(name, found[name], items))
+        warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
+    pictures = scan_pictures(data.items, ImageFolder(data_arguments.image_dir))
+    output = Path(data_arguments.encode_output_path)
+    prepare_output(output)
+    processor = load_processor(folders.base, folders.adapter, model_arguments.num_crops)
+    default = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
+    plan = plan_encoding(
+        data.items,
+        pictures,
+        processor,
+        model_arguments.max_len,
+        data_arguments.batch_tokens or default,
+        data_arguments.per_device_eval_batch_size,
+    )
+    model = describe_model(model_arguments, folders, processor)
+    store = EvalStore(output / EMBEDDINGS_FOLDER / store_key(model, data, plan, device))
+    store.write_data(data, plan)
+    warnings += [line for rows in data.datasets for line in dataset_warnings(rows, plan.position, data.benchmark)]
+    blocks = tuple(store.missing_blocks(plan))
+    _announce(data, plan, blocks, warnings)
+    names = tuple(rows.name for rows in data.datasets)
+    return Setup(store.folder, folders, model, names, data.benchmark, len(plan.order), blocks, tuple(warnings))
+
+
+def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodePlan, device: torch.device) -> str:
+    """Hash of all that decides vectors and ranks: weights, processor settings, items and rows; not of any name."""
+    digest = hashlib.sha256(plan.digest.encode())
+    settings = [model[name] for name in ("fingerprint", "num_crops", "max_len", "normalize")]
+    digest.update(repr([__version__, device.type, *settings]).encode())
+    for rows in data.datasets:
+        for part in (plan.position[rows.queries], plan.position[rows.candidates], rows.offsets):
+            digest.update(part.tobytes())
+        digest.update(rows.name.encode())
+    # Paths are not part of an item, but of the predictions.
+    for column in ("text", "image"):
+        digest.update("\0".join(data.items.columns[column].to_pylist()).encode())
+    return digest.hexdigest()[:16]
+
+
+def encode(
+    ranks: Ranks,
+    setup: Setup,
+    store: EvalStore,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    device: torch.device,
+) -> None:
+    """Encodes the missing blocks, dealt to the ranks by their tokens, and joins all of them."""
+    failure = None
+    if setup.blocks:
+        try:
+            encoder = load_encoder(setup.folders, model_arguments, device)
+            plan = store.plan()
+            inputs = ItemEncoderInputs(encoder.processor, model_arguments.max_len, encoder.base.dtype)
+            source = BatchSource(store.items(), plan, ImageFolder(data_arguments.image_dir), inputs)
+            own = plan.deal_blocks(setup.blocks, ranks.size)[ranks.rank]
+            encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)
+        except InputError as error:
+            failure = error
+    ranks.agree(failure)
+    ranks.on_first(lambda: store.assemble(store.plan()))
+
+
+def rank_datasets(ranks: Ranks, setup: Setup, store: EvalStore, strict_original: bool) -> None:
+    """Ranks the candidates of every dataset; the ranks share the datasets."""
+    missing = ranks.on_first(lambda: store.missing_predictions(len(setup.names), strict_original))
+    own = missing[ranks.rank :: ranks.size]
+    vectors, position, items = store.vectors(), store.plan().position, store.items()
+    with progress_bar(len(own), "score", "dataset") as progress:
+        for number in own:
+            rows = store.rows(number)
+            scores = score_rows(vectors, position, rows, strict_original)
+            store.write_predictions(number, strict_original, predictions_table(rows, scores, items))
             progress.update()
-    check_images(items, Path(arguments.image_dir))
-    return EvalData(tuple(datasets), items, benchmark)
+    ranks.agree(None)
 
 
-def evaluate(encoder: Encoder, model: Mapping[str, Any], data: EvalData, arguments: DataArguments) -> dict[str, Any]:
-    """Encodes all items once, scores every dataset and writes the run's files.
-
-    Nothing is written before everything is scored; `scores.json` comes last.
-
-    Args:
-        encoder: `VLM2Vec`, or anything with its `encode`.
-        model: the model's identity, recorded as it is.
-
-    Returns:
-        The content of `scores.json`.
-    """
-    vectors = encode_items(encoder, data.items, Path(arguments.image_dir), arguments.per_device_eval_batch_size)
-    scored = {}
-    with progress_bar(len(data.datasets), "score", "dataset") as progress:
-        for rows in data.datasets:
-            scored[rows.name] = score_rows(vectors, rows)
-            progress.update()
-    summary = {
-        "model": dict(model),
+def finish(setup: Setup, store: EvalStore, arguments: DataArguments) -> None:
+    """Writes the run's files and prints its scores; on rank 0."""
+    warnings = list(setup.warnings)
+    collapsed = collapse(store.vectors())
+    if collapsed:
+        warnings.append(collapsed)
+        print(f"warning: {collapsed}", flush=True)
+    parts = {name: store.predictions_file(number, arguments.strict_original) for number, name in enumerate(setup.names)}
+    about = {
+        "model": dict(setup.model),
         "dataset_split": arguments.dataset_split,
-        "num_items": len(data.items),
-        **summarise({name: score for name, (score, _) in scored.items()}, data.benchmark),
+        "strict_original": arguments.strict_original,
+        "num_items": setup.num_items,
+        "warnings": warnings,
     }
-    write_run(Path(arguments.encode_output_path), scored, data.items, summary)
-    return summary
+    summary = write_run(Path(arguments.encode_output_path), parts, about, setup.benchmark)
+    for other in store.folder.parent.iterdir():  # another model's or selection's: never used again
+        if other != store.folder:
+            shutil.rmtree(other)
+    _print_scores(summary, arguments.encode_output_path)
+
+
+def _announce(data: EvalData, plan: EncodePlan, blocks: Sequence[int], warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    num_rows = sum(len(rows) for rows in data.datasets)
+    left = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
+    print(
+        f"{len(data.datasets)} datasets, {num_rows:,} rows, {len(plan.order):,} unique items, "
+        f"{left:,} of them to encode",
+        flush=True,
+    )
 
 
 def _print_scores(summary: Mapping[str, Any], output: str) -> None:
@@ -97,10 +205,24 @@ def _print_scores(summary: Mapping[str, Any], output: str) -> None:
         counts = f"{score['num_correct']} of {score['num_pred']}"
         print(f"{name}: {100 * score['acc']:.1f} % ({counts}, chance {100 * score['chance']:.1f} %)")
     overall = summary["overall"]
+    low, high = (100 * bound for bound in overall["acc_interval"])
     print(
-        f"overall: {100 * overall['acc']:.1f} % over {overall['num_datasets']} datasets; files in {output}", flush=True
+        f"overall: {100 * overall['acc']:.1f} % (95 % interval {low:.1f} to {high:.1f}) over "
+        f"{overall['num_datasets']} datasets; files in {output}",
+        flush=True,
     )
 
 
+def _exit_code() -> int:
+    """Every rank parses the same command line; one of them says what is wrong with it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        return run_program(main)
+    try:
+        main()
+    except InputError:
+        return EXIT_BAD_INPUT
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(_exit_code())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from eval.arguments import ModelArguments
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import ADAPTER_CONFIG, read_base_name
+from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.phi3_v.processor import read_json
 
@@ -47,8 +49,15 @@ def resolve_model(arguments: ModelArguments) -> ModelFolders:
     return ModelFolders(base, None)
 
 
-def load_encoder(folders: ModelFolders, arguments: ModelArguments) -> VLM2Vec:
-    """Loads the encoder, in the precision of its files, on the GPU if there is one."""
+def device_of_rank() -> torch.device:
+    """This rank's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch.device) -> VLM2Vec:
+    """Loads the encoder, in the precision of its files."""
     if not sys.stderr.isatty():
         disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
     return VLM2Vec.from_pretrained(
@@ -56,26 +65,22 @@ def load_encoder(folders: ModelFolders, arguments: ModelArguments) -> VLM2Vec:
         adapter=folders.adapter,
         num_crops=arguments.num_crops,
         max_len=arguments.max_len,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=device,
         normalize=arguments.normalize,
     )
 
 
-def describe_model(encoder: VLM2Vec, folders: ModelFolders, arguments: ModelArguments) -> dict[str, Any]:
+def describe_model(arguments: ModelArguments, folders: ModelFolders, processor: Phi3VProcessor) -> dict[str, Any]:
     """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
-    return {
-        **asdict(arguments),
-        "num_crops": encoder.processor.num_crops,
-        "dtype": str(encoder.base.dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(parts),
-    }
+    return {**asdict(arguments), "num_crops": processor.num_crops, "fingerprint": fingerprint(parts)}
 
 
 def fingerprint(folders: Sequence[Path]) -> str:
     """Hash of every file that decides a model's vectors, as 16 hexadecimal digits.
 
-    Recorded with the scores, so that a table tells checkpoints of the same name apart.
+    Recorded with the scores, so that a table tells checkpoints of the same name apart, and part of the name under which
+    embeddings are kept, so that those of another checkpoint are never taken for this one's.
     """
     digest = hashlib.sha256()
     for folder in folders:

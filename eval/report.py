@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.arguments import OneLineErrors
 from eval.results import read_scores, write_text
 from eval.table import Row, Run, ScoreTable, notes, paper_table, score_table
-from vlm2vec.errors import InputError, run_program
+from vlm2vec.errors import InputError, OneLineErrors, run_program
 
 REPORT_FILE = "report.md"
 _NOT_SCORED = "-"

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from eval.datasets import ItemTable
-from eval.scoring import DatasetScore
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.metrics import METRICS, DatasetScore
+from vlm2vec.evaluation.scoring import score_of_table
+from vlm2vec.evaluation.summary import summarise
+from vlm2vec.files import committed
+from vlm2vec.mmeb import Benchmark
 
 SCORES_FILE = "scores.json"
-_RUN_KEYS = ("model", "benchmark", "num_rows", "num_items", "datasets", "meta_tasks", "overall")
+PREDICTIONS_FILE = "predictions.parquet"
+_RUN_KEYS = ("model", "warnings", "benchmark", "num_rows", "num_items", "datasets", "meta_tasks", "overall")
 _MODEL_KEYS = ("model_name", "checkpoint_path", "num_crops", "fingerprint")
-_DATASET_KEYS = ("meta_task", "distribution", *(field.name for field in fields(DatasetScore)))
-_MEAN_KEYS = ("acc", "chance", "num_datasets", "num_datasets_of_benchmark")
+_DATASET_KEYS = ("meta_task", "distribution", "acc_interval", *(field.name for field in fields(DatasetScore)))
+_MEAN_KEYS = ("acc", "acc_interval", "chance", *METRICS, "num_datasets", "num_datasets_of_benchmark")
 
 
 def prepare_output(folder: Path) -> None:
@@ -38,28 +43,55 @@ def prepare_output(folder: Path) -> None:
 
 
 def write_run(
-    folder: Path,
-    scored: Mapping[str, tuple[DatasetScore, npt.NDArray[np.int64]]],
-    items: ItemTable,
-    summary: Mapping[str, Any],
-) -> None:
+    folder: Path, parts: Mapping[str, Path], about: Mapping[str, Any], benchmark: Benchmark | None
+) -> dict[str, Any]:
     """Writes all files of a run.
 
     An earlier run's `scores.json` is removed first and the new one comes last: it stands for a finished run, never
     for a mixture of two.
 
     Args:
-        scored: for each dataset its score and the chosen items, as `score_rows` returns them.
-        summary: the content of `scores.json`.
+        folder: of the run.
+        parts: for each dataset the file of its ranked rows, as `predictions_table` makes them.
+        about: the run's part of `scores.json`.
+        benchmark: the datasets belong to.
+
+    Returns:
+        The content of `scores.json`.
 
     Raises:
         InputError: a file cannot be written.
     """
     prepare_output(folder)
     (folder / SCORES_FILE).unlink(missing_ok=True)
-    for name, (score, chosen) in scored.items():
-        _write_dataset_files(folder, name, score, chosen, items)
+    scores: dict[str, DatasetScore] = {}
+    try:
+        with committed(folder / PREDICTIONS_FILE) as path, ExitStack() as stack:
+            writer: pq.ParquetWriter | None = None
+            for name, part in parts.items():
+                table = pq.read_table(part)
+                writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
+                writer.write_table(table)
+                scores[name] = score_of_table(table)
+                _write_dataset_files(folder, name, scores[name], table)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror})") from error
+    summary = {**about, **summarise(scores, benchmark)}
     write_text(folder / SCORES_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def read_predictions(folder: Path, name: str) -> pa.Table:
+    """A dataset's part of a run's `predictions.parquet`.
+
+    Raises:
+        InputError: no such file, or one that `eval.mmeb` did not write.
+    """
+    path = folder / PREDICTIONS_FILE
+    try:
+        return pq.read_table(path, filters=[("dataset", "=", name)])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read it ({' '.join(str(error).split())})") from error
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
@@ -93,15 +125,14 @@ def write_text(path: Path, text: str) -> None:
         raise InputError(f"{path}: cannot write it ({error.strerror})") from error
 
 
-def _write_dataset_files(
-    folder: Path, name: str, score: DatasetScore, chosen: npt.NDArray[np.int64], items: ItemTable
-) -> None:
+def _write_dataset_files(folder: Path, name: str, score: DatasetScore, table: pa.Table) -> None:
     """Writes `<name>_score.json` and `<name>_pred.txt` in the original's shape.
 
     A line of the predictions is the chosen (text, image path) of one row, as Python prints the pair: a line break in
     a text stays escaped.
     """
-    lines = [f"{(items.texts[index], items.images[index])}\n" for index in chosen]
+    chosen = (table[column].to_pylist() for column in ("top_text", "top_image"))
+    lines = [f"{(texts[0], images[0])}\n" for texts, images in zip(*chosen, strict=True)]
     write_text(folder / f"{name}_pred.txt", "".join(lines))
     shape = {"acc": score.acc, "num_correct": score.num_correct, "num_pred": score.num_pred}
     write_text(folder / f"{name}_score.json", json.dumps(shape, indent=4) + "\n")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.summary import BENCHMARKS, DISTRIBUTIONS, OVERALL, TASKS, in_order
+from vlm2vec.evaluation.summary import BENCHMARKS, DISTRIBUTIONS, OVERALL, TASKS, in_order
 from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
 
 # The groups of the paper's main table under its own headings, so that all columns fit a terminal.

@@ -96,13 +96,10 @@ class VLM2Vec(nn.Module):
             adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
             folder = resolve_folder(path)
         backbone = Phi3VModel.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
-        processor_folder = folder
-        if adapter is not None:
-            adapter_folder = resolve_folder(adapter)
+        adapter_folder = resolve_folder(adapter) if adapter is not None else None
+        if adapter_folder is not None:
             backbone = load_adapter(backbone, adapter_folder)
-            if (adapter_folder / "tokenizer.json").is_file():
-                processor_folder = adapter_folder
-        processor = Phi3VProcessor.from_pretrained(processor_folder, num_crops)
+        processor = load_processor(folder, adapter_folder, num_crops)
         encoder = cls(backbone, processor, max_len, normalize)
         return encoder.to(device).eval() if device is not None else encoder.eval()
 
@@ -290,3 +287,14 @@ class VLM2Vec(nn.Module):
         else:
             self.backbone.config.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+
+
+def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Phi3VProcessor:
+    """The processor of a model: the adapter's where it brings one, else its base's.
+
+    Args:
+        base, adapter: folders.
+        num_crops: see `Phi3VProcessor.from_pretrained`.
+    """
+    has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
+    return Phi3VProcessor.from_pretrained(adapter if adapter is not None and has_own else base, num_crops)

@@ -19,6 +19,9 @@ SELECT_ALL = "all"
 SELECT_IND = "IND"
 SELECT_OOD = "OOD"
 
+# Queries in each of MMEB-eval's datasets.
+MMEB_EVAL_ROWS = 1_000
+
 
 @dataclass(frozen=True)
 class TrainSubset:

@@ -11,18 +11,21 @@ from rich.console import Console
 from eval import report
 from eval.report import name_runs, to_markdown, to_terminal
 from eval.results import read_scores
-from eval.scoring import DatasetScore
-from eval.summary import summarise
 from eval.table import Run, ScoreTable, notes, paper_table, score_table
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
+from vlm2vec.evaluation.metrics import DatasetScore
+from vlm2vec.evaluation.summary import summarise
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
 
 MODEL = {"model_name": "models/x", "checkpoint_path": None, "num_crops": 4, "fingerprint": "0123456789abcdef"}
 
 
 def scores_of(accs: dict[str, float], benchmark: Benchmark | None = MMEB, num_tied: int = 0) -> dict[str, Any]:
-    scores = {name: DatasetScore(acc, round(acc * 1000), 1000, 0.001, num_tied, 0) for name, acc in accs.items()}
-    return {"model": MODEL, "dataset_split": "test", "num_items": 5000, **summarise(scores, benchmark)}
+    scores = {
+        name: DatasetScore(acc, round(acc * 1000), 1000, 0.001, num_tied, 0, acc, acc, acc, acc)
+        for name, acc in accs.items()
+    }
+    return {"model": MODEL, "dataset_split": "test", "num_items": 5000, "warnings": [], **summarise(scores, benchmark)}
 
 
 def lines_of(table: ScoreTable) -> dict[str, tuple[float | None, ...]]:

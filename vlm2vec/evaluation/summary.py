@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eval.scoring import DatasetScore
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.metrics import METRICS, DatasetScore, bootstrap_interval
 from vlm2vec.mmeb import META_TASKS, MINI_MMEB, MMEB, SELECT_ALL, SELECT_IND, SELECT_OOD, Benchmark
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (MMEB, MINI_MMEB)}
@@ -18,16 +18,41 @@ DISTRIBUTIONS = (SELECT_IND, SELECT_OOD)
 OVERALL = "overall"
 
 
+# `--benchmark`: by the folder's names, or none: all datasets are one's own.
+AUTO, FOLDER = "auto", "folder"
+BENCHMARK_NAMES = (AUTO, FOLDER, *BENCHMARKS)
+
+
+def benchmark_of(name: str, found: Collection[str]) -> Benchmark | None:
+    """The benchmark that a folder's datasets belong to.
+
+    Args:
+        name: "auto" recognises it by the datasets' names, "folder" knows none (meta-tasks are then "other"), or the
+            benchmark's own name (one of `BENCHMARK_NAMES`).
+        found: the datasets in the folder.
+
+    Raises:
+        InputError: a benchmark that lists none of the folder's datasets.
+    """
+    if name == AUTO:
+        return recognise(found)
+    if name == FOLDER:
+        return None
+    if not set(found) & listed(BENCHMARKS[name]):
+        raise InputError(f"--benchmark {name}: it lists none of the folder's datasets ({', '.join(sorted(found)[:3])})")
+    return BENCHMARKS[name]
+
+
 def recognise(names: Collection[str]) -> Benchmark | None:
     """The benchmark that lists most of a folder's datasets; None if none of them lists any."""
-    shared = {name: len(set(names) & _listed(benchmark)) for name, benchmark in BENCHMARKS.items()}
+    shared = {name: len(set(names) & listed(benchmark)) for name, benchmark in BENCHMARKS.items()}
     best = max(shared, key=lambda name: shared[name])
     return BENCHMARKS[best] if shared[best] else None
 
 
 def groups_of(name: str, benchmark: Benchmark | None) -> tuple[str, str | None]:
     """A dataset's meta-task, and "IND" or "OOD" (None for one that the benchmark does not list)."""
-    if benchmark is None or name not in _listed(benchmark):
+    if benchmark is None or name not in listed(benchmark):
         return OTHER, None
     dataset = benchmark.dataset(name)
     return dataset.meta_task, SELECT_IND if dataset.in_distribution else SELECT_OOD
@@ -75,13 +100,18 @@ def summarise(scores: Mapping[str, DatasetScore], benchmark: Benchmark | None) -
     the benchmark lists for it, so that a partial mean is never taken for the benchmark's figure.
     """
     datasets: dict[str, Any] = {}
-    members: dict[str, list[DatasetScore]] = {}
+    members: dict[str, dict[str, DatasetScore]] = {}
     for name, score in scores.items():
         meta_task, distribution = groups_of(name, benchmark)
-        datasets[name] = {"meta_task": meta_task, "distribution": distribution, **asdict(score)}
+        datasets[name] = {
+            "meta_task": meta_task,
+            "distribution": distribution,
+            **asdict(score),
+            "acc_interval": bootstrap_interval({name: score}),
+        }
         for group in (meta_task, distribution, OVERALL):
             if group is not None:
-                members.setdefault(group, []).append(score)
+                members.setdefault(group, {})[name] = score
     means = {
         group: _mean(group, members[group], benchmark)
         for group in (*TASKS, *DISTRIBUTIONS, OVERALL)
@@ -96,15 +126,19 @@ def summarise(scores: Mapping[str, DatasetScore], benchmark: Benchmark | None) -
     }
 
 
-def _mean(group: str, scores: Sequence[DatasetScore], benchmark: Benchmark | None) -> dict[str, Any]:
-    groups = [(*groups_of(name, benchmark), OVERALL) for name in (_listed(benchmark) if benchmark else ())]
+def _mean(group: str, scores: Mapping[str, DatasetScore], benchmark: Benchmark | None) -> dict[str, Any]:
+    groups = [(*groups_of(name, benchmark), OVERALL) for name in (listed(benchmark) if benchmark else ())]
     return {
-        "acc": sum(score.acc for score in scores) / len(scores),
-        "chance": sum(score.chance for score in scores) / len(scores),
+        **{
+            figure: sum(getattr(score, figure) for score in scores.values()) / len(scores)
+            for figure in ("acc", "chance", *METRICS)
+        },
+        "acc_interval": bootstrap_interval(scores),
         "num_datasets": len(scores),
         "num_datasets_of_benchmark": sum(group in names for names in groups),
     }
 
 
-def _listed(benchmark: Benchmark) -> set[str]:
+def listed(benchmark: Benchmark) -> set[str]:
+    """Names of a benchmark's evaluation datasets."""
     return {dataset.name for dataset in benchmark.eval_datasets}

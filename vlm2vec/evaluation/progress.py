@@ -1,4 +1,4 @@
-"""The progress bar of the evaluation programs."""
+"""The progress bar of evaluations."""
 
 from __future__ import annotations
 

@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from eval.scoring import DatasetScore
-from eval.summary import groups_of, recognise, select, summarise
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.metrics import DatasetScore
+from vlm2vec.evaluation.summary import groups_of, recognise, select, summarise
 from vlm2vec.mmeb import MINI_MMEB, MMEB
 
 ALL_MMEB = [dataset.name for dataset in MMEB.eval_datasets]
 
 
 def score(acc: float, chance: float = 0.1) -> DatasetScore:
-    return DatasetScore(acc, int(acc * 10), 10, chance, 0, 0)
+    return DatasetScore(acc, int(acc * 10), 10, chance, 0, 0, acc, acc, acc, acc)
 
 
 def test_a_folder_is_recognised_by_its_datasets():

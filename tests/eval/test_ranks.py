@@ -1,0 +1,108 @@
+"""The scoring program on any number of ranks, and after a kill: the same files, bit for bit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.mini_mmeb import EVAL_FOLDER
+from eval import mmeb
+from tests.distributed.launcher import REPOSITORY, environment, free_port, start_ranks
+from vlm2vec.evaluation.store import EvalStore
+
+SIGKILL_EXIT = -9
+
+
+@pytest.fixture(scope="module")
+def options(mini_mmeb_dir: Path, mini_model_dir: Path) -> list[str]:
+    data = mini_mmeb_dir / EVAL_FOLDER
+    return [
+        *("--model_name", str(mini_model_dir), "--dataset_name", str(data), "--image_dir", str(data / "images")),
+        *("--subset_name", "IND", "--batch_tokens", "128", "--dataloader_num_workers", "0"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_rank(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one_rank") / "scores"
+    mmeb.main([*options, "--encode_output_path", str(folder)])
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def to_encode(output: str) -> tuple[int, int]:
+    """Distinct items, and those still to be encoded."""
+    found = re.search(r"([\d,]+) unique items, ([\d,]+) of them to encode", output)
+    assert found
+    return int(found[1].replace(",", "")), int(found[2].replace(",", ""))
+
+
+def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
+    options: list[str], one_rank: Path, mini_mmeb_dir: Path, tmp_path: Path
+):
+    """Two ranks score once, meet a damaged picture, are killed after 2 blocks each; four ranks take that run up."""
+    images = tmp_path / "images"
+    shutil.copytree(mini_mmeb_dir / EVAL_FOLDER / "images", images)
+    damaged = sorted((images / "Photos").glob("*.jpg"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    worker = ["-m", "tests.eval.dying_worker", str(tmp_path), str(images), *options]
+    done = start_ranks(2, worker, tmp_path, 120)
+    assert [rank.exit_code for rank in done] == [SIGKILL_EXIT] * 2, done[0].output
+    assert files_of(tmp_path / "whole") == files_of(one_rank)
+    assert re.search(rf"refused: .* row \d+: .*{damaged.name}: damaged or truncated", done[0].output)
+    assert "left with 2" in done[1].output
+    assert not (tmp_path / "broken/scores.json").exists()
+    torn = tmp_path / "torn"
+    assert not (torn / "scores.json").exists()
+    assert len([name for name in files_of(torn) if re.search(r"blocks/block-\d+\.npy$", name)]) == 4
+    resumed = subprocess.run(
+        [
+            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "4", "--master_port", str(free_port())),
+            *("--module", "eval.mmeb", *options, "--encode_output_path", str(torn)),
+        ],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    items, left = to_encode(resumed.stdout)
+    assert 0 < left < items
+    assert files_of(torn) == files_of(one_rank)
+
+
+@pytest.mark.parametrize("place", ["write_block", "assemble", "write_predictions"])
+def test_whatever_is_finished_survives(place: str, options: list[str], one_rank: Path, tmp_path: Path, monkeypatch):
+    """The run ends at the third call of each step that writes; what was written before is not made again."""
+    torn = tmp_path / "torn"
+    command = [*options, "--encode_output_path", str(torn)]
+    original, calls = getattr(EvalStore, place), 0
+
+    def end(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == (1 if place == "assemble" else 3):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(EvalStore, place, end)
+    with pytest.raises(KeyboardInterrupt):
+        mmeb.main(command)
+    assert not (torn / "scores.json").exists()
+    made: list[int] = []
+    monkeypatch.setattr(EvalStore, place, original)
+    if place != "assemble":
+        monkeypatch.setattr(EvalStore, place, lambda *arguments: (made.append(arguments[1]), original(*arguments)))
+    mmeb.main(command)
+    assert made[:1] == ([] if place == "assemble" else [2])
+    assert files_of(torn) == files_of(one_rank)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.evaluation.hand import pairs, read, row, write_dataset
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation import datasets
+from vlm2vec.evaluation.datasets import find_datasets, read_data, read_dataset, resolve_datasets
+from vlm2vec.evaluation.items import ItemTableBuilder
+
+
+def test_equal_items_share_an_index_within_and_across_datasets(tmp_path: Path):
+    first = write_dataset(tmp_path, "A", [row("q", ["x", "y"]), row("q", ["y", "x"])])
+    second = write_dataset(tmp_path, "B", [row("y", ["q", "z"])])
+    (rows_a, rows_b), items = read(first, second)
+    assert pairs(items, range(len(items))) == [("q", ""), ("x", ""), ("y", ""), ("z", "")]
+    assert rows_a.queries.tolist() == [0, 0]
+    assert [rows_a.of_row(each).tolist() for each in range(2)] == [[1, 2], [2, 1]]
+    assert rows_b.queries.tolist() == [2]
+    assert rows_b.of_row(0).tolist() == [0, 3]
+    assert items.use(3) == f"{second} row 0"
+
+
+def test_the_same_text_with_another_image_is_another_item(tmp_path: Path):
+    path = write_dataset(tmp_path, "A", [row("", ["t", "t", ""], "a.jpg", ["a.jpg", "", "a.jpg"])])
+    (rows,), items = read(path)
+    assert pairs(items, rows.queries) == [("", "a.jpg")]
+    assert pairs(items, rows.of_row(0)) == [("t", "a.jpg"), ("t", ""), ("", "a.jpg")]
+
+
+@pytest.mark.parametrize("text", ["", "one text", None])
+def test_a_text_that_is_no_list_stands_for_all_images(tmp_path: Path, text):
+    path = tmp_path / "test-00000-of-00001.parquet"
+    table = {"qry_text": ["q"], "qry_img_path": [""], "tgt_text": pa.array([text], pa.string())}
+    pq.write_table(pa.table({**table, "tgt_img_path": [["a.jpg", "b.jpg"]]}), path)
+    (rows,), items = read(path)
+    assert pairs(items, rows.of_row(0)) == [(text or "", "a.jpg"), (text or "", "b.jpg")]
+
+
+def test_absent_images_may_be_null_or_an_empty_string(tmp_path: Path):
+    path = tmp_path / "test-00000-of-00001.parquet"
+    table = {"qry_text": ["q"], "qry_img_path": pa.array([None], pa.string()), "tgt_text": [["x", "y"]]}
+    for absent in (pa.array([[None, None]], pa.list_(pa.string())), pa.array([""]), pa.array([None], pa.string())):
+        pq.write_table(pa.table({**table, "tgt_img_path": absent}), path)
+        (rows,), items = read(path)
+        assert pairs(items, rows.of_row(0)) == [("x", ""), ("y", "")]
+
+
+def test_a_column_of_nulls_has_any_type(tmp_path: Path):
+    path = tmp_path / "test-00000-of-00001.parquet"
+    table = {"qry_text": ["q"], "qry_img_path": pa.nulls(1), "tgt_text": [["x"]], "tgt_img_path": pa.nulls(1)}
+    pq.write_table(pa.table(table), path)
+    (rows,), items = read(path)
+    assert pairs(items, [rows.queries[0], *rows.of_row(0)]) == [("q", ""), ("x", "")]
+
+
+def test_parts_are_read_in_order_and_rows_count_within_their_file(tmp_path: Path):
+    folder = tmp_path / "A"
+    folder.mkdir()
+    for part, query in enumerate(["first", "second"]):
+        pq.write_table(pa.Table.from_pylist([row(query, ["x"])]), folder / f"test-0000{part}-of-00002.parquet")
+    found = find_datasets(tmp_path, "test")
+    builder = ItemTableBuilder()
+    rows = read_dataset("A", found["A"], builder)
+    items = builder.build()
+    assert pairs(items, rows.queries) == [("first", ""), ("second", "")]
+    assert items.use(rows.queries[1]) == f"{found['A'][1]} row 0"
+
+
+def test_long_datasets_with_lists_of_all_lengths(tmp_path: Path):
+    """Read in pieces, each row's candidates must stay its own, whatever the piece."""
+    generator = np.random.default_rng(0)
+    lists = [[f"t{text}" for text in generator.integers(0, 50, size=generator.integers(1, 9))] for _ in range(200)]
+    path = write_dataset(tmp_path, "A", [row(f"q{number}", texts) for number, texts in enumerate(lists)])
+    (rows,), items = read(path)
+    assert [items.text(query) for query in rows.queries] == [f"q{number}" for number in range(200)]
+    assert [[items.text(each) for each in rows.of_row(number)] for number in range(200)] == lists
+    assert items.use(rows.queries[130]) == f"{path} row 130"
+    assert len(items) == 200 + len({text for texts in lists for text in texts})
+
+
+def test_only_folders_with_the_split_are_datasets(tmp_path: Path):
+    write_dataset(tmp_path, "A", [row("q", ["x"])])
+    write_dataset(tmp_path, "B", [row("q", ["x"])], split="train")
+    (tmp_path / "images").mkdir()
+    assert list(find_datasets(tmp_path, "test")) == ["A"]
+    with pytest.raises(InputError, match=r"no dataset with a dev-\*\.parquet"):
+        find_datasets(tmp_path, "dev")
+
+
+def test_a_name_on_the_hub_is_downloaded_for_the_split_only(tmp_path: Path, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name: str, **options: str) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(datasets, "snapshot_download", snapshot_download)
+    assert resolve_datasets("TIGER-Lab/MMEB-eval", "test") == tmp_path
+    assert asked == {"name": "TIGER-Lab/MMEB-eval", "repo_type": "dataset", "allow_patterns": "*/test-*.parquet"}
+    assert resolve_datasets(str(tmp_path), "test") == tmp_path
+
+
+def test_a_name_that_the_hub_does_not_have_is_refused(monkeypatch):
+    def snapshot_download(name: str, **options: str) -> str:
+        raise OSError("offline,\nno cache")
+
+    monkeypatch.setattr(datasets, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=r"--dataset_name no/such: .*offline, no cache"):
+        resolve_datasets("no/such", "test")
+
+
+def test_a_missing_part_is_refused(tmp_path: Path):
+    write_dataset(tmp_path, "A", [row("q", ["x"])]).rename(tmp_path / "A" / "test-00001-of-00002.parquet")
+    with pytest.raises(InputError, match="parts of split test"):
+        find_datasets(tmp_path, "test")
+
+
+def test_a_folder_of_ones_own_needs_no_code(tmp_path: Path):
+    for name in ("mine", "GQA"):
+        write_dataset(tmp_path, name, [row("q", ["x"])])
+    data, absent = read_data(str(tmp_path), ["all"], benchmark_name="folder")
+    assert [rows.name for rows in data.datasets] == ["GQA", "mine"]
+    assert (data.benchmark, absent) == (None, [])
+    assert read_data(str(tmp_path), ["all"])[0].benchmark.name == "MMEB"
+    with pytest.raises(InputError, match="--benchmark mini-MMEB: it lists none"):
+        read_data(str(tmp_path), ["all"], benchmark_name="mini-MMEB")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tgt_text": []}, "row 1: 0 entries in tgt_text but 2"),
+        ({"tgt_text": [], "tgt_img_path": []}, "row 1: no candidates"),
+        ({"tgt_img_path": ["a.jpg"]}, "row 1: 2 entries in tgt_text but 1"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, change, message):
+    path = write_dataset(tmp_path, "A", [row("q", ["x", "y"]), {**row("q", ["x", "y"]), **change}])
+    with pytest.raises(InputError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tgt_img_path": "a.jpg"}, "row 0: 2 entries in tgt_text but 1"),
+        ({"qry_text": 3}, "row 0: 3 is not text"),
+        ({"tgt_text": [1, 2]}, "row 0: 1 is not text"),
+    ],
+)
+def test_columns_of_another_type_are_named(tmp_path: Path, change, message):
+    with pytest.raises(InputError, match=message):
+        read(write_dataset(tmp_path, "A", [{**row("q", ["x", "y"]), **change}]))
+
+
+def test_bad_files_are_named(tmp_path: Path):
+    bad = row("q", ["x"])
+    del bad["tgt_img_path"]
+    path = write_dataset(tmp_path, "A", [bad])
+    with pytest.raises(InputError, match="no column tgt_img_path"):
+        read(path)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="cannot read it as parquet"):
+        read(path)
+    pq.write_table(pa.Table.from_pylist([row("q", ["x"])])[:0], path)
+    with pytest.raises(InputError, match="no rows"):
+        read(path)

@@ -1,0 +1,154 @@
+"""Pictures on disk, distinct items, batches."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.evaluation.hand import read, row, write_dataset, write_image
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.guards import dataset_warnings
+from vlm2vec.evaluation.pictures import scan_pictures
+from vlm2vec.evaluation.plan import plan_encoding
+from vlm2vec.image_folder import ImageFolder
+from vlm2vec.items import IMAGE_ONLY_TEXT
+from vlm2vec.mmeb import MMEB
+from vlm2vec.phi3_v import Phi3VProcessor
+
+TAG = "<|image_1|> what?"
+
+
+@pytest.fixture(scope="module")
+def processor(mini_model_dir: Path) -> Phi3VProcessor:
+    return Phi3VProcessor.from_pretrained(mini_model_dir)
+
+
+def plan_of(folder: Path, items, processor, batch_tokens: int = 64, max_items: int | None = None):
+    return plan_encoding(
+        items, scan_pictures(items, ImageFolder(folder)), processor, 256, batch_tokens, max_items=max_items
+    )
+
+
+def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, processor):
+    write_image(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "copy.png")
+    write_image(tmp_path / "b.png", (0, 0, 255))
+    images = ["a.png", "copy.png", "b.png", "a.png"]
+    path = write_dataset(tmp_path, "A", [row("q", [TAG, TAG, TAG, ""], images=images)])
+    (rows,), items = read(path)
+    plan = plan_of(tmp_path, items, processor)
+    place = plan.position[rows.of_row(0)]
+    assert place[0] == place[1]
+    assert len(set(place.tolist())) == 3
+    assert len(plan.order) == 4
+    assert sorted(plan.position[plan.order].tolist()) == [0, 1, 2, 3]
+
+
+def test_a_lone_picture_is_the_picture_under_the_benchmarks_prompt(tmp_path: Path, processor):
+    write_image(tmp_path / "a.png")
+    path = write_dataset(tmp_path, "A", [row("q", ["", IMAGE_ONLY_TEXT], images=["a.png", "a.png"])])
+    (rows,), items = read(path)
+    place = plan_of(tmp_path, items, processor).position[rows.of_row(0)]
+    assert place[0] == place[1]
+
+
+def test_batches_hold_like_items_within_the_budget(tmp_path: Path, processor):
+    for number in range(5):
+        write_image(tmp_path / f"{number}.png", (number, 0, 0), size=(40 + 30 * number, 40))
+    texts = [f"word {'of many ' * (number % 7)}{number}" for number in range(60)]
+    images = [f"{number}.png" for number in range(5)]
+    path = write_dataset(tmp_path, "A", [row("q", texts), row("q", [TAG] * 5, images=images)])
+    _, items = read(path)
+    plan = plan_of(tmp_path, items, processor, batch_tokens=64)
+    lengths = []
+    for batch in range(plan.num_batches):
+        own = [int(plan.order[each]) for each in plan.rows(batch)]
+        has_image = {bool(items.image(index)) for index in own}
+        assert has_image == {batch < plan.num_image_batches}
+        assert len(own) == 1 or plan.costs[batch] <= 64
+        lengths.append(plan.costs[batch] / len(own))
+    images_first = lengths[: plan.num_image_batches]
+    assert images_first == sorted(images_first, reverse=True)
+    assert lengths[plan.num_image_batches :] == sorted(lengths[plan.num_image_batches :], reverse=True)
+    most = plan_of(tmp_path, items, processor, batch_tokens=10_000, max_items=4)
+    assert max(len(most.rows(batch)) for batch in range(most.num_batches)) == 4
+
+
+def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, processor):
+    path = write_dataset(tmp_path, "A", [row("q", [f"text {number}" for number in range(40)])])
+    _, items = read(path)
+    plan = plan_of(tmp_path, items, processor, max_items=2)
+    left = list(range(3, len(plan.blocks())))
+    hands = plan.deal_blocks(left, 3)
+    assert sorted(number for hand in hands for number in hand) == left
+    loads = [sum(plan.costs[number] for number in hand) for hand in hands]
+    assert max(loads) - min(loads) <= plan.costs.max()
+
+
+def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, processor):
+    write_image(tmp_path / "a.png")
+    path = write_dataset(tmp_path, "A", [row("q", ["x", TAG], images=["", "a.png"])])
+    _, items = read(path)
+    digests = [plan_of(tmp_path, items, processor).digest, plan_of(tmp_path, items, processor).digest]
+    assert digests[0] == digests[1]
+    digests.append(plan_of(tmp_path, items, processor, max_items=1).digest)
+    write_image(tmp_path / "a.png", (1, 2, 3))
+    digests.append(plan_of(tmp_path, items, processor).digest)
+    write_dataset(tmp_path, "A", [row("q", ["y", TAG], images=["", "a.png"])])
+    digests.append(plan_of(tmp_path, read(path)[1], processor).digest)
+    assert len(set(digests)) == 4
+
+
+def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, processor):
+    write_image(tmp_path / "a.png")
+    path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("what?", ["x"], "a.png")])
+    with pytest.raises(InputError, match=r"row 1: an item with 1 picture\(s\) has no image tag"):
+        plan_of(tmp_path, read(path)[1], processor)
+
+
+def test_missing_pictures_are_counted_before_anything_is_loaded(tmp_path: Path):
+    write_image(tmp_path / "here.png")
+    path = write_dataset(tmp_path, "A", [row("q", ["", "", ""], images=["here.png", "gone.png", "lost.png"])])
+    message = r"row 0: .*gone\.png: no such picture .* \(and 1 more of 3 pictures\); check --image_dir"
+    with pytest.raises(InputError, match=message):
+        scan_pictures(read(path)[1], ImageFolder(tmp_path))
+
+
+@pytest.mark.parametrize("image", ["/etc/hostname", "../secret.png", "a/../../secret.png", "nul\0.png", "link.png"])
+def test_pictures_outside_the_folder_are_refused(tmp_path: Path, image):
+    write_image(tmp_path / "secret.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+    path = write_dataset(tmp_path, "A", [row("q", ["x"], query_image=image)])
+    with pytest.raises(InputError, match=r"row 0: .*(relative and without|leads out of|NUL)"):
+        scan_pictures(read(path)[1], ImageFolder(tmp_path / "images"))
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    path = write_dataset(tmp_path, "A", [row(TAG, ["x"], query_image="a.png")])
+    with pytest.raises(InputError, match=r"row 0: .*a\.png: not a JPEG"):
+        scan_pictures(read(path)[1], ImageFolder(tmp_path))
+
+
+def warnings_of(tmp_path: Path, name: str, rows: list, benchmark=None) -> list[str]:
+    (read_rows,), items = read(write_dataset(tmp_path, name, rows))
+    return dataset_warnings(read_rows, np.arange(len(items), dtype=np.int32), benchmark)
+
+
+def test_what_bends_a_datasets_figures_is_told(tmp_path: Path):
+    fine = [row("q", ["x", "y"]), row("r", ["y", "x"])]
+    assert warnings_of(tmp_path, "mine", fine) == []
+    assert warnings_of(tmp_path, "GQA", fine, MMEB) == [
+        "GQA: 2 rows, where MMEB has 1,000",
+        "GQA: 2 rows do not have 1,000 candidates, as MMEB has",
+    ]
+    same = [row("q", ["x", "y"]), row("r", ["x", "y"])]
+    assert "all rows have the same first candidate" in warnings_of(tmp_path, "mine", same)[0]
+    single = [row("q", ["x"]), row("r", ["y", "x"])]
+    assert "1 rows have the truth as their only candidate" in warnings_of(tmp_path, "mine", single)[0]
+    twice = [row("q", ["x", "y", "x"]), row("r", ["y", "x"])]
+    assert "1 rows have the truth more than once" in warnings_of(tmp_path, "mine", twice)[0]

@@ -1,0 +1,1 @@
+"""Scoring a model on datasets in MMEB-eval's layout: read, plan, encode, rank, sum up."""

@@ -1,0 +1,233 @@
+"""Reads datasets in MMEB-eval's layout into one table of unique items and, per dataset, indices into it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from huggingface_hub import snapshot_download
+
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.items import Indices, ItemTable, ItemTableBuilder
+from vlm2vec.evaluation.progress import progress_bar
+from vlm2vec.evaluation.summary import benchmark_of, select
+from vlm2vec.mmeb import Benchmark
+
+COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+# Rows in memory at a time: a thousand candidates each would otherwise fill it.
+_READ_ROWS = 64
+
+
+@dataclass(frozen=True)
+class EvalRows:
+    """One dataset: for each row the query's item and its candidates' items, the truth first.
+
+    Attributes:
+        name: of the dataset.
+        queries: int32 (rows,).
+        candidates: all rows' candidates end to end, int32 (entries,).
+        offsets: row r has `candidates[offsets[r]:offsets[r + 1]]`, int64 (rows + 1,).
+    """
+
+    name: str
+    queries: Indices
+    candidates: Indices
+    offsets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def of_row(self, row: int) -> Indices:
+        """The candidates of a row."""
+        return self.candidates[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """What is scored: the datasets, their unique items, and the benchmark they belong to (None: none known)."""
+
+    datasets: tuple[EvalRows, ...]
+    items: ItemTable
+    benchmark: Benchmark | None
+
+
+def read_data(
+    dataset_name: str, selections: Sequence[str], split: str = "test", benchmark_name: str = "auto"
+) -> tuple[EvalData, list[str]]:
+    """Reads the selected datasets of a folder or Hugging Face repository.
+
+    Args:
+        dataset_name: a folder in MMEB-eval's layout, or the repository's name.
+        selections: see `select`.
+        split: the files' split.
+        benchmark_name: see `benchmark_of`.
+
+    Returns:
+        The data, and those datasets that the benchmark lists for a chosen group but the folder lacks.
+
+    Raises:
+        InputError: see `find_datasets`, `select` and `read_dataset`.
+    """
+    found = find_datasets(resolve_datasets(dataset_name, split), split)
+    benchmark = benchmark_of(benchmark_name, found)
+    names, absent = select(selections, found, benchmark)
+    builder = ItemTableBuilder()
+    datasets = []
+    with progress_bar(len(names), "read", "dataset") as progress:
+        for name in names:
+            datasets.append(read_dataset(name, found[name], builder))
+            progress.update()
+    return EvalData(tuple(datasets), builder.build(), benchmark), absent
+
+
+def resolve_datasets(name: str, split: str) -> Path:
+    """A local folder as it is; otherwise a Hugging Face dataset, of which the split's parquet files are downloaded.
+
+    Raises:
+        InputError: neither a folder nor a dataset that can be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"--dataset_name {name}: no such folder")
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=f"*/{split}-*.parquet"))
+    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+        reason = " ".join(str(error).split())
+        raise InputError(f"--dataset_name {name}: no such folder, nor a dataset on the hub ({reason})") from error
+
+
+def find_datasets(folder: Path, split: str) -> dict[str, list[Path]]:
+    """Names and parquet parts of the datasets in `folder`: every sub-folder with `<split>-<i>-of-<n>.parquet`.
+
+    Raises:
+        InputError: no dataset at all, or one of which parts are missing (a partial download).
+    """
+    pattern = re.compile(rf"{re.escape(split)}-\d+-of-\d+\.parquet")
+    found: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir():
+            continue
+        parts = sorted(path for path in entry.iterdir() if pattern.fullmatch(path.name))
+        if not parts:
+            continue
+        total = int(parts[0].stem.rsplit("-", 1)[1])
+        if [path.stem for path in parts] != [f"{split}-{part:05d}-of-{total:05d}" for part in range(total)]:
+            raise InputError(
+                f"{entry}: the parts of split {split} are not 0 to {total - 1} of {total}; download the rest"
+            )
+        found[entry.name] = parts
+    if not found:
+        raise InputError(f"{folder}: no dataset with a {split}-*.parquet file; is it a folder in MMEB-eval's layout?")
+    return found
+
+
+def read_dataset(name: str, parts: Sequence[Path], items: ItemTableBuilder) -> EvalRows:
+    """Reads one dataset and adds its items to `items`.
+
+    `tgt_text` is a list aligned with `tgt_img_path`, or one string that stands for all of its images (some datasets
+    of MMEB-eval); null means absent, as "" does.
+
+    Raises:
+        InputError: a file that is not parquet, a missing column, no row, a row without candidates, lists of
+            different lengths, an entry that is not text.
+    """
+    queries: list[Indices] = []
+    candidates: list[Indices] = []
+    counts: list[npt.NDArray[np.int64]] = []
+    for path in parts:
+        items.start_file(str(path))
+        first_row = 0
+        for batch in _read_batches(path):
+            rows = np.arange(first_row, first_row + batch.num_rows)
+            first_row += batch.num_rows
+            query_text, query_image = (_strings(batch.column(column), path, rows) for column in COLUMNS[:2])
+            queries.append(items.add(query_text, query_image, rows))
+            texts, images, lengths = _candidates(batch, path, rows)
+            candidates.append(items.add(texts, images, np.repeat(rows, lengths)))
+            counts.append(lengths)
+    if not queries:
+        raise InputError(f"{parts[0]}: no rows")
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+    return EvalRows(name, np.concatenate(queries), np.concatenate(candidates), offsets)
+
+
+def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path) as file:
+            absent = [column for column in COLUMNS if column not in file.schema_arrow.names]
+            if absent:
+                raise InputError(f"{path}: no column {absent[0]}; an eval file has {', '.join(COLUMNS)}")
+            for batch in file.iter_batches(batch_size=_READ_ROWS, columns=list(COLUMNS)):
+                if batch.num_rows:
+                    batch.validate(full=True)
+                    yield batch.select(list(COLUMNS))
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+        raise InputError(f"{path}: cannot read it as parquet ({' '.join(str(error).split())})") from error
+
+
+def _candidates(
+    batch: pa.RecordBatch, path: Path, rows: npt.NDArray[np.int64]
+) -> tuple[pa.Array, pa.Array, npt.NDArray[np.int64]]:
+    """All rows' candidates end to end, texts and images, and how many each row has."""
+    columns = batch.column("tgt_text"), batch.column("tgt_img_path")
+    if all(pa.types.is_list(column.type) or pa.types.is_large_list(column.type) for column in columns):
+        lengths = [pc.list_value_length(column) for column in columns]
+        if not any(length.null_count for length in lengths) and lengths[0].equals(lengths[1]):
+            counts = lengths[0].to_numpy().astype(np.int64)
+            if counts.min() > 0:
+                of_entry = np.repeat(rows, counts)
+                texts, images = (_strings(column.flatten(), path, of_entry) for column in columns)
+                return texts, images, counts
+    pairs: list[tuple[Any, Any]] = []
+    counts = np.zeros(batch.num_rows, dtype=np.int64)
+    for position, (text, image) in enumerate(zip(*(column.to_pylist() for column in columns), strict=True)):
+        of_row = _pairs(text, image, f"{path} row {rows[position]}")
+        counts[position] = len(of_row)
+        pairs += of_row
+    texts, images = (
+        [_text(pair[side], f"{path} row {row}") for pair, row in zip(pairs, np.repeat(rows, counts), strict=True)]
+        for side in (0, 1)
+    )
+    return pa.array(texts, pa.large_string()), pa.array(images, pa.large_string()), counts
+
+
+def _pairs(texts: Any, images: Any, use: str) -> list[tuple[Any, Any]]:
+    """One row's candidates where the two columns are not simply two lists of one length."""
+    if isinstance(texts, list) and images in (None, ""):
+        images = [""] * len(texts)
+    if not isinstance(images, list):
+        images = [images]
+    if not isinstance(texts, list):
+        texts = [texts] * len(images)
+    if len(texts) != len(images):
+        raise InputError(f"{use}: {len(texts)} entries in tgt_text but {len(images)} in tgt_img_path")
+    if not texts:
+        raise InputError(f"{use}: no candidates")
+    return list(zip(texts, images, strict=True))
+
+
+def _strings(column: pa.Array, path: Path, rows: npt.NDArray[np.int64]) -> pa.Array:
+    """A column of text, null as ""."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        for value, row in zip(column.to_pylist(), rows, strict=True):
+            _text(value, f"{path} row {row}")
+    return pc.fill_null(column.cast(pa.large_string()), "")
+
+
+def _text(value: Any, use: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{use}: {value!r} is not text")
+    return value

@@ -1,0 +1,165 @@
+"""Encodes the batches of a plan: pictures are decoded in worker processes, every batch is one call of the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.utils.data
+
+from vlm2vec.batches.collate import ItemEncoderInputs, NamedItem
+from vlm2vec.contrastive import Chunk
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.items import ItemTable
+from vlm2vec.evaluation.plan import EncodePlan, item_text
+from vlm2vec.evaluation.progress import progress_bar
+from vlm2vec.evaluation.store import EvalStore
+from vlm2vec.image_folder import ImageFolder
+from vlm2vec.shards import Item
+
+# Vectors that differ in no number by more than this part of the largest number are the same vector in float32.
+_EQUAL_TOLERANCE = 1e-6
+# Mean cosine of different items above which a model has nearly collapsed: its ranks are decided by rounding.
+NEARLY_EQUAL_COSINE = 0.9999
+_SAMPLED_ITEMS = 1000
+
+# One call of the encoder: its keyword arguments to float32 (items, hidden).
+Encode = Callable[..., torch.Tensor]
+
+
+class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
+    """The plan's batches, made on demand; what is wrong with one travels as a value, a worker would bury it.
+
+    Args:
+        items: the table.
+        plan: its batches.
+        folder: of the pictures.
+        inputs: makes the encoder's inputs.
+    """
+
+    def __init__(self, items: ItemTable, plan: EncodePlan, folder: ImageFolder, inputs: ItemEncoderInputs) -> None:
+        self.items = items
+        self.plan = plan
+        self.folder = folder
+        self.inputs = inputs
+
+    def __getitem__(self, batch: int) -> Chunk | InputError:
+        try:
+            indices = [int(self.plan.order[row]) for row in self.plan.rows(batch)]
+            named = [self._read(index) for index in indices]
+            return self.inputs.chunk([self.inputs.process(each) for each in named], [each.name for each in named])
+        except InputError as error:
+            return error
+
+    def chunks(self, batches: Sequence[int], num_workers: int) -> Iterator[Chunk]:
+        """The batches in this order, made ahead by worker processes (0: in this process).
+
+        Raises:
+            InputError: a picture that cannot be decoded; the message names its row.
+        """
+        loader = torch.utils.data.DataLoader(
+            self,
+            batch_size=None,
+            sampler=list(batches),
+            num_workers=min(num_workers, len(batches)),
+            # A generator of its own: the loader draws a seed, which would move the random state of a training run.
+            generator=torch.Generator(),
+        )
+        for chunk in loader:
+            if isinstance(chunk, InputError):
+                raise chunk
+            yield chunk
+
+    def _read(self, index: int) -> NamedItem:
+        use, image = self.items.use(index), self.items.image(index)
+        if not image:
+            return NamedItem(Item(item_text(self.items, index), None), use)
+        try:
+            data = self.folder.read(image)
+        except InputError as error:  # there when the run began
+            raise InputError(f"{use}: {error}") from error
+        return NamedItem(Item(item_text(self.items, index), data), f"{use}: {self.folder.root / image}")
+
+
+def encode_blocks(
+    encode: Encode,
+    source: BatchSource,
+    store: EvalStore,
+    numbers: Sequence[int],
+    device: torch.device,
+    num_workers: int,
+) -> None:
+    """Encodes blocks of the plan, one after another, and keeps each when it is done.
+
+    Args:
+        encode: the encoder, in evaluation mode.
+        source: its inputs.
+        store: where vectors go.
+        numbers: the blocks.
+        device: the encoder's.
+        num_workers: processes that decode pictures ahead.
+
+    Raises:
+        InputError: an item that cannot be encoded, or a vector that cannot be ranked.
+    """
+    blocks = source.plan.blocks()
+    chunks = source.chunks([batch for number in numbers for batch in blocks[number]], num_workers)
+    num_items = sum(len(source.plan.rows(batch)) for number in numbers for batch in blocks[number])
+    with progress_bar(num_items, "encode", "item") as progress:
+        for number in numbers:
+            vectors = []
+            for chunk in islice(chunks, len(blocks[number])):
+                vectors.append(encode_chunk(encode, chunk, device))
+                progress.update(chunk.num_items)
+            store.write_block(number, np.concatenate(vectors))
+
+
+def encode_chunk(encode: Encode, chunk: Chunk, device: torch.device) -> npt.NDArray[np.float32]:
+    """Vectors of one batch, float32 (items, hidden).
+
+    Raises:
+        InputError: NaN or infinity in a vector: argmax would score it as right.
+    """
+    with torch.no_grad():
+        vectors: npt.NDArray[np.float32] = encode(**chunk.arguments(device, dummy_image=False)).float().cpu().numpy()
+    check_finite(vectors, chunk.names)
+    return vectors
+
+
+def check_finite(vectors: npt.NDArray[np.float32], names: Sequence[str]) -> None:
+    """Refuses vectors that cannot be ranked.
+
+    Raises:
+        InputError: NaN or infinity.
+    """
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise InputError(
+            f"the model gives NaN or infinity for {len(broken)} of {len(vectors)} items of a batch, first for "
+            f"{names[broken[0]]}; no score is possible, check the checkpoint and its precision"
+        )
+
+
+def collapse(vectors: npt.NDArray[np.float32]) -> str | None:
+    """What is wrong with a model whose vectors are all equal or nearly so; None if they differ.
+
+    Args:
+        vectors: float32 (distinct items, hidden); about a thousand of them, evenly spaced, are looked at.
+    """
+    some = np.asarray(vectors[:: max(1, len(vectors) // _SAMPLED_ITEMS)], dtype=np.float64)
+    if len(some) < 2:
+        return None
+    if np.ptp(some, axis=0).max() <= _EQUAL_TOLERANCE * np.abs(some).max():
+        return "the model gives the same vector for all items: it has collapsed, and every row is lost by a tie"
+    unit = some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    count = len(unit)
+    mean_cosine = float((np.square(unit.sum(axis=0)).sum() - count) / (count * (count - 1)))
+    if mean_cosine > NEARLY_EQUAL_COSINE:
+        return (
+            f"the model gives nearly the same vector for all items (mean cosine {mean_cosine:.6f}): "
+            "ranks hang on rounding"
+        )
+    return None

@@ -1,0 +1,42 @@
+"""What a reader of the scores must know of the data: nothing that stops a run, everything that bends its figures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlm2vec.evaluation.datasets import EvalRows
+from vlm2vec.evaluation.items import Indices
+from vlm2vec.evaluation.summary import listed
+from vlm2vec.mmeb import MMEB, MMEB_EVAL_ROWS, Benchmark
+
+
+def dataset_warnings(rows: EvalRows, position: Indices, benchmark: Benchmark | None) -> list[str]:
+    """Warnings on one dataset, one line each, beginning with its name.
+
+    Args:
+        rows: the dataset.
+        position: the number of the distinct item (same text, same picture bytes) for every item of the table.
+        benchmark: what it is scored as part of.
+    """
+    warnings = []
+    counts = np.diff(rows.offsets)
+    if benchmark is not None and rows.name in listed(benchmark):
+        if benchmark is MMEB and len(rows) != MMEB_EVAL_ROWS:
+            warnings.append(f"{len(rows):,} rows, where {benchmark.name} has {MMEB_EVAL_ROWS:,}")
+        expected = benchmark.dataset(rows.name).num_candidates
+        other = int((counts != expected).sum())
+        if other:
+            warnings.append(f"{other:,} rows do not have {expected:,} candidates, as {benchmark.name} has")
+    truths = position[rows.candidates[rows.offsets[:-1]]]
+    queries = position[rows.queries]
+    if counts.max() > 1 and len(np.unique(truths)) == 1 and len(np.unique(queries)) > 1:
+        warnings.append("all rows have the same first candidate, but the truth must stand first; is it somewhere else?")
+    single = int((counts == 1).sum())
+    if single:
+        warnings.append(f"{single:,} rows have the truth as their only candidate and cannot be lost")
+    duplicates = sum(
+        int((position[rows.of_row(row)] == truth).sum() > 1) for row, truth in enumerate(truths) if counts[row] > 1
+    )
+    if duplicates:
+        warnings.append(f"{duplicates:,} rows have the truth more than once among their candidates; each counts as it")
+    return [f"{rows.name}: {warning}" for warning in warnings]

@@ -1,0 +1,106 @@
+"""The unique items (text, image path) over all datasets of a run, in Arrow columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Indices = npt.NDArray[np.int32]
+
+
+class ItemTable:
+    """Items in the order of first use. An image path is relative to the image folder; "" = no image.
+
+    Columns lie in Arrow memory: a few bytes an item beside its text, and worker processes that fork share them (Python
+    strings would be copied page by page as their reference counts move).
+
+    Args:
+        columns: text and image (string), file (int32, index into `files`), row (int32, counted within its file).
+        files: the files that items come from.
+    """
+
+    def __init__(self, columns: pa.Table, files: Sequence[str]) -> None:
+        self.columns = columns.combine_chunks()
+        self.files = tuple(files)
+        self._text, self._image, self._file, self._row = (_only_chunk(column) for column in self.columns.columns)
+
+    def __len__(self) -> int:
+        return int(self.columns.num_rows)
+
+    def text(self, index: int) -> str:
+        """The item's text, "" if it has none."""
+        return str(self._text[int(index)].as_py())
+
+    def image(self, index: int) -> str:
+        """The item's image path, "" if it has none."""
+        return str(self._image[int(index)].as_py())
+
+    def use(self, index: int) -> str:
+        """Where the item first stands, "<file> row <n>": what error messages name."""
+        return f"{self.files[self._file[int(index)].as_py()]} row {self._row[int(index)].as_py()}"
+
+    def take(self, indices: npt.NDArray[np.integer]) -> tuple[pa.Array, pa.Array]:
+        """Texts and image paths of many items; index -1 gives null."""
+        wanted = pa.array(indices, mask=indices < 0)
+        return self._text.take(wanted), self._image.take(wanted)
+
+
+class ItemTableBuilder:
+    """Collects items; equal ones get the same index."""
+
+    def __init__(self) -> None:
+        self._indices: dict[tuple[str, str], int] = {}
+        self._file: list[int] = []
+        self._row: list[int] = []
+        self._files: list[str] = []
+
+    def start_file(self, path: str) -> None:
+        """Items that are added from now on come from this file."""
+        self._files.append(path)
+
+    def add(self, texts: pa.Array, images: pa.Array, rows: npt.NDArray[np.int64]) -> Indices:
+        """Adds entries of the current file.
+
+        Args:
+            texts, images: strings without nulls, one entry each.
+            rows: each entry's row in the file.
+
+        Returns:
+            Each entry's item, int32 (entries,).
+        """
+        text_codes, image_codes = texts.dictionary_encode(), images.dictionary_encode()
+        all_texts, all_images = text_codes.dictionary.to_pylist(), image_codes.dictionary.to_pylist()
+        # Only distinct pairs pass through Python: a thousand rows may share a pool of a thousand candidates.
+        codes = text_codes.indices.to_numpy().astype(np.int64) * max(1, len(all_images))
+        codes += image_codes.indices.to_numpy()
+        pairs, first, pair_of_entry = np.unique(codes, return_index=True, return_inverse=True)
+        item_of_pair = np.empty(len(pairs), dtype=np.int32)
+        for pair in np.argsort(first):
+            text, image = divmod(int(pairs[pair]), len(all_images))
+            item_of_pair[pair] = self._index(all_texts[text], all_images[image], int(rows[first[pair]]))
+        result: Indices = item_of_pair[pair_of_entry]
+        return result
+
+    def build(self) -> ItemTable:
+        """The table of all items added."""
+        columns = {
+            "text": pa.array((text for text, _ in self._indices), pa.large_string(), size=len(self._indices)),
+            "image": pa.array((image for _, image in self._indices), pa.large_string(), size=len(self._indices)),
+            "file": pa.array(self._file, pa.int32()),
+            "row": pa.array(self._row, pa.int32()),
+        }
+        return ItemTable(pa.table(columns), self._files)
+
+    def _index(self, text: str, image: str, row: int) -> int:
+        index = self._indices.setdefault((text, image), len(self._indices))
+        if index == len(self._file):
+            self._file.append(len(self._files) - 1)
+            self._row.append(row)
+        return index
+
+
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)

@@ -1,0 +1,69 @@
+"""What the pictures of a run are, before any is decoded: content and size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.items import ItemTable
+from vlm2vec.evaluation.progress import progress_bar
+from vlm2vec.image_folder import ImageFolder
+from vlm2vec.images import read_header
+
+# Reading, hashing and Pillow's header parser wait for the disk or work outside the interpreter's lock.
+_THREADS = 8
+_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file: 128-bit hash of its bytes, width and height in pixels."""
+
+    content: bytes
+    width: int
+    height: int
+
+
+def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture]:
+    """Reads every picture file of the items once, undecoded.
+
+    Returns:
+        By path.
+
+    Raises:
+        InputError: a path that leads out of the folder, a missing file, a file that is no picture; the message names
+            the first one, the row that uses it, and how many more are bad.
+    """
+    first_use: dict[str, int] = {}
+    for index, image in enumerate(items.columns["image"].to_pylist()):
+        if image:
+            first_use.setdefault(image, index)
+    paths = list(first_use)
+    found: dict[str, Picture] = {}
+    failures: list[tuple[str, InputError]] = []
+
+    def scan(path: str) -> Picture | InputError:
+        try:
+            data = folder.read(path)
+            header = read_header(data, str(folder.root / path))
+        except InputError as error:
+            return error
+        return Picture(hashlib.blake2b(data, digest_size=16).digest(), header.width, header.height)
+
+    with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(paths), "check", "picture") as progress:
+        for start in range(0, len(paths), _AT_A_TIME):
+            some = paths[start : start + _AT_A_TIME]
+            for path, result in zip(some, pool.map(scan, some), strict=True):
+                if isinstance(result, Picture):
+                    found[path] = result
+                else:
+                    failures.append((path, result))
+            progress.update(len(some))
+    if failures:
+        path, error = failures[0]
+        more = f" (and {len(failures) - 1} more of {len(paths)} pictures)" if len(failures) > 1 else ""
+        raise InputError(f"{items.use(first_use[path])}: {error}{more}; check --image_dir")
+    return found

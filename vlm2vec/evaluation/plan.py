@@ -1,0 +1,152 @@
+"""Which items run together: every distinct item once, in batches that depend on nothing but the items."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm2vec.batches.layout import deal
+from vlm2vec.batches.packing import PackedItem, TokenBudget
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.items import Indices, ItemTable
+from vlm2vec.evaluation.pictures import Picture
+from vlm2vec.items import IMAGE_ONLY_TEXT
+from vlm2vec.phi3_v import Phi3VProcessor
+
+# A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.
+_BLOCK_BATCHES = 16
+_LEAST_BLOCKS = 256
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """The order in which distinct items are encoded, and the batches they share.
+
+    Two items are the same where text and picture bytes are, whatever the picture's path. The plan depends on the items
+    and the processor only, never on ranks: a vector's last bits depend on its batch, so batches must not change.
+
+    Attributes:
+        order: the table's item for every store row, int32 (distinct items,); pictures first, then longest first.
+        position: the store row of every item of the table, int32 (items,).
+        bounds: batch b holds the store rows from `bounds[b]` to `bounds[b + 1]`, int64 (batches + 1,).
+        num_image_batches: batches with pictures, the first ones; the others have none.
+        costs: padded tokens of every batch, int64 (batches,).
+        digest: hash of the distinct items and their batches.
+    """
+
+    order: Indices
+    position: Indices
+    bounds: npt.NDArray[np.int64]
+    num_image_batches: int
+    costs: npt.NDArray[np.int64]
+    digest: str
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches there are."""
+        return len(self.bounds) - 1
+
+    def rows(self, batch: int) -> range:
+        """The store rows of a batch."""
+        return range(int(self.bounds[batch]), int(self.bounds[batch + 1]))
+
+    def blocks(self) -> list[range]:
+        """Runs of batches that are encoded and kept together."""
+        size = max(1, min(_BLOCK_BATCHES, self.num_batches // _LEAST_BLOCKS))
+        return [range(start, min(start + size, self.num_batches)) for start in range(0, self.num_batches, size)]
+
+    def deal_blocks(self, numbers: Sequence[int], num_ranks: int) -> list[list[int]]:
+        """Shares blocks out, so that every rank gets about the same number of tokens.
+
+        Returns:
+            For each rank its blocks, in the plan's order.
+        """
+        blocks = self.blocks()
+        costs = [int(self.costs[blocks[number].start : blocks[number].stop].sum()) for number in numbers]
+        hands = deal(np.asarray(costs, dtype=np.int64), num_ranks)
+        return [sorted(numbers[index] for index in hand) for hand in hands]
+
+
+def plan_encoding(
+    items: ItemTable,
+    pictures: Mapping[str, Picture],
+    processor: Phi3VProcessor,
+    max_len: int | None,
+    batch_tokens: int,
+    max_items: int | None = None,
+) -> EncodePlan:
+    """Finds the distinct items, counts their tokens and packs batches of like length.
+
+    Args:
+        items: the table.
+        pictures: of its images, by path.
+        processor: tokenises.
+        max_len: longest text-only item in tokens.
+        batch_tokens: most padded tokens of a batch.
+        max_items: most items of a batch; None: as many as fit.
+
+    Raises:
+        InputError: a text whose tags do not fit its picture; the message names the row.
+    """
+    if not len(items):
+        raise InputError("no items to encode")
+    numbers: dict[tuple[str, bytes], int] = {}
+    first: list[int] = []
+    packed: list[PackedItem] = []
+    distinct = np.empty(len(items), dtype=np.int32)
+    for index in range(len(items)):
+        image = items.image(index)
+        picture = pictures[image] if image else None
+        key = (item_text(items, index), picture.content if picture else b"")
+        number = distinct[index] = numbers.setdefault(key, len(first))
+        if number == len(first):
+            first.append(index)
+            tokens = _num_tokens(items, index, picture, processor, max_len)
+            packed.append(PackedItem(tokens, picture is not None, False))
+    batches = _split(TokenBudget(batch_tokens).pack(packed), max_items)
+    order = np.asarray([number for batch in batches for number in batch], dtype=np.int32)
+    row_of_number = np.empty(len(order), dtype=np.int32)
+    row_of_number[order] = np.arange(len(order), dtype=np.int32)
+    bounds = np.cumsum([0, *(len(batch) for batch in batches)]).astype(np.int64)
+    keys = list(numbers)
+    return EncodePlan(
+        order=np.asarray(first, dtype=np.int32)[order],
+        position=row_of_number[distinct],
+        bounds=bounds,
+        num_image_batches=sum(packed[batch[0]].has_image for batch in batches),
+        costs=np.asarray([len(batch) * packed[batch[0]].num_tokens for batch in batches], dtype=np.int64),
+        digest=_digest((keys[number] for number in order), bounds),
+    )
+
+
+def item_text(items: ItemTable, index: int) -> str:
+    """The text that is encoded: a picture alone gets the benchmark's prompt, as `VLM2Vec.encode` gives it."""
+    return items.text(index) or (IMAGE_ONLY_TEXT if items.image(index) else "")
+
+
+def _num_tokens(
+    items: ItemTable, index: int, picture: Picture | None, processor: Phi3VProcessor, max_len: int | None
+) -> int:
+    try:
+        image_tokens = [processor.num_image_tokens(picture.width, picture.height)] if picture else []
+        return len(processor.tokenize(item_text(items, index), image_tokens, max_len))
+    except InputError as error:
+        raise InputError(f"{items.use(index)}: {error}") from error
+
+
+def _split(batches: list[list[int]], max_items: int | None) -> list[list[int]]:
+    if max_items is None:
+        return batches
+    return [batch[start : start + max_items] for batch in batches for start in range(0, len(batch), max_items)]
+
+
+def _digest(keys: Iterable[tuple[str, bytes]], bounds: npt.NDArray[np.int64]) -> str:
+    digest = hashlib.sha256(bounds.tobytes())
+    for text, content in keys:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded + len(content).to_bytes(1, "little") + content)
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""The ranks of an evaluation: one process, or as many as a launcher started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from vlm2vec.errors import EXIT_BAD_INPUT, InputError
+
+Result = TypeVar("Result")
+# Ranks meet only between phases, and the first one may read for long while the others wait; the launcher sees a rank
+# that dies.
+_TIMEOUT = timedelta(days=1)
+
+
+class Ranks:
+    """This process among its ranks; on one process nothing waits for anything.
+
+    Attributes:
+        rank: this process, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.size = dist.get_world_size() if dist.is_initialized() else 1
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """Meets the others that `deepspeed` or `torchrun` started, by the environment that they set.
+
+        Only small messages travel, on the host: the backend is gloo on every device.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("gloo", timeout=_TIMEOUT)
+        return cls()
+
+    def leave(self) -> None:
+        """Ends the group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def on_first(self, work: Callable[[], Result]) -> Result:
+        """Rank 0 does the work, all get its result.
+
+        Raises:
+            InputError: on rank 0 what the work raised; the other ranks leave with its exit code and no word.
+        """
+        result: list[Result | None] = [None]
+        failure: InputError | None = None
+        if self.rank == 0:
+            try:
+                result[0] = work()
+            except InputError as error:
+                failure = error
+        self.agree(failure)
+        if self.size > 1:
+            dist.broadcast_object_list(result)
+        return result[0]  # type: ignore[return-value]
+
+    def agree(self, failure: InputError | None) -> None:
+        """All ranks go on, or none; waits for all of them.
+
+        Raises:
+            InputError: on rank 0 the first rank's failure; the other ranks leave with its exit code and no word.
+        """
+        failures = [str(failure) if failure else None]
+        if self.size > 1:
+            failures *= self.size
+            dist.all_gather_object(failures, str(failure) if failure else None)
+        first = next((each for each in failures if each), None)
+        if first is None:
+            return
+        if self.rank == 0:
+            raise InputError(first) from failure
+        sys.exit(EXIT_BAD_INPUT)

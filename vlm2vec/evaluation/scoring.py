@@ -1,0 +1,133 @@
+"""Ranks of the truth over embeddings, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlm2vec.evaluation.datasets import EvalRows
+from vlm2vec.evaluation.items import Indices, ItemTable
+from vlm2vec.evaluation.metrics import DatasetScore, score_of_ranks
+
+# Scores closer than this, relative to the vectors' lengths, are equal: about ten times what the order of a float32
+# sum changes. Texts that differ only behind `max_len` are such a case.
+TIE_TOLERANCE = 1e-6
+TOP = 5
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What ranking one dataset gives, row by row.
+
+    Attributes:
+        ranks: the truth's rank, 1 = best, int32 (rows,).
+        chances: share of a row's candidates that are the truth, float64 (rows,).
+        tied: another candidate ties with the truth and none beats it, bool (rows,).
+        duplicate_truth: the truth stands among the candidates more than once, bool (rows,).
+        truth_scores: the truth's score, float32 (rows,).
+        top: the best candidates as places in the row's list (0 = the truth), best first, int32 (rows, 5); -1 = none.
+        top_scores: their scores, float32 (rows, 5).
+    """
+
+    ranks: Indices
+    chances: npt.NDArray[np.float64]
+    tied: npt.NDArray[np.bool_]
+    duplicate_truth: npt.NDArray[np.bool_]
+    truth_scores: npt.NDArray[np.float32]
+    top: Indices
+    top_scores: npt.NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, rows: int) -> RowScores:
+        """To be filled row by row."""
+        return cls(
+            ranks=np.zeros(rows, dtype=np.int32),
+            chances=np.zeros(rows),
+            tied=np.zeros(rows, dtype=np.bool_),
+            duplicate_truth=np.zeros(rows, dtype=np.bool_),
+            truth_scores=np.zeros(rows, dtype=np.float32),
+            top=np.full((rows, TOP), -1, dtype=np.int32),
+            top_scores=np.full((rows, TOP), np.nan, dtype=np.float32),
+        )
+
+    def total(self) -> DatasetScore:
+        """The dataset's figures."""
+        return score_of_ranks(self.ranks, self.chances, self.tied, self.duplicate_truth)
+
+
+def score_rows(
+    vectors: npt.NDArray[np.float32], position: Indices, rows: EvalRows, strict_original: bool = False
+) -> RowScores:
+    """Ranks one dataset's candidates.
+
+    The truth's rank is 1 + the number of others that score as high or higher: a tie is lost. A candidate equal to the
+    truth (same text, same picture bytes) is the truth: it neither beats it nor ties with it.
+
+    Args:
+        vectors: float32 (encoded items, hidden), may be a memory map; the score is the dot product.
+        position: the row of `vectors` for every item of the table.
+        rows: the dataset.
+        strict_original: count as the original's argmax does: the truth wins ties, because it stands first.
+    """
+    result = RowScores.empty(len(rows))
+    for row in range(len(rows)):
+        places = position[rows.of_row(row)]
+        query = vectors[position[rows.queries[row]]]
+        scores = np.take(vectors, places, axis=0) @ query
+        is_truth = places == places[0]
+        truth = scores[0]
+        tolerance = np.float32(TIE_TOLERANCE) * np.linalg.norm(query) * np.linalg.norm(vectors[places[0]])
+        others = scores[~is_truth]
+        beaten_by = int((others > truth).sum() if strict_original else (others >= truth - tolerance).sum())
+        result.ranks[row] = 1 + beaten_by
+        result.chances[row] = is_truth.mean()
+        result.tied[row] = (others >= truth - tolerance).any() and not (others > truth + tolerance).any()
+        result.duplicate_truth[row] = is_truth.sum() > 1
+        result.truth_scores[row] = truth
+        # In a lost tie the other candidate stands before the truth, in the original's way behind it.
+        sort_by = np.where(is_truth, truth if strict_original else truth - tolerance, scores)
+        best = np.lexsort((~is_truth if strict_original else is_truth, -sort_by))[:TOP]
+        result.top[row, : len(best)] = best
+        result.top_scores[row, : len(best)] = np.where(is_truth[best], truth, scores[best])
+    return result
+
+
+def predictions_table(rows: EvalRows, scores: RowScores, items: ItemTable) -> pa.Table:
+    """A dataset's rows as `predictions.parquet` holds them: texts and image paths beside the ranks."""
+    num_rows = len(rows)
+    entries = rows.offsets[:-1, None] + np.maximum(scores.top, 0)
+    top = np.where(scores.top >= 0, rows.candidates[entries], -1).ravel()
+    query_text, query_image = items.take(rows.queries)
+    truth_text, truth_image = items.take(rows.candidates[rows.offsets[:-1]])
+    return pa.table(
+        {
+            "dataset": pa.repeat(pa.scalar(rows.name), num_rows),
+            "row": pa.array(np.arange(num_rows, dtype=np.int32)),
+            "rank": pa.array(scores.ranks),
+            "num_candidates": pa.array(np.diff(rows.offsets).astype(np.int32)),
+            "chance": pa.array(scores.chances),
+            "tied": pa.array(scores.tied),
+            "duplicate_truth": pa.array(scores.duplicate_truth),
+            "truth_score": pa.array(scores.truth_scores),
+            "query_text": query_text,
+            "query_image": query_image,
+            "truth_text": truth_text,
+            "truth_image": truth_image,
+            "top_index": _lists(pa.array(scores.top.ravel(), mask=scores.top.ravel() < 0)),
+            "top_score": _lists(pa.array(scores.top_scores.ravel(), mask=scores.top.ravel() < 0)),
+            **{name: _lists(column) for name, column in zip(("top_text", "top_image"), items.take(top), strict=True)},
+        }
+    )
+
+
+def score_of_table(table: pa.Table) -> DatasetScore:
+    """A dataset's figures from its part of the predictions."""
+    columns = (table[name].to_numpy() for name in ("rank", "chance", "tied", "duplicate_truth"))
+    return score_of_ranks(*columns)
+
+
+def _lists(values: pa.Array) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(values, TOP)
