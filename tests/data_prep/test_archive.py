@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.archive import ImageArchive
+from data_prep.convert import convert
+from tests.data_prep.hand_made import converted, picture, row, tree, write_rows
+from vlm2vec.errors import InputError
+from vlm2vec.image_folder import MissingImageError, UnsafePathError
+from vlm2vec.shards import ShardSet
+
+PICTURES = "images/A/Train"
+
+
+def pack(dataset: Path, prefix: str, compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    """Puts subset A's pictures into its zip, under names that begin with `prefix`, and removes the tree."""
+    path = dataset / "images_zip" / "A.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted((dataset / PICTURES).iterdir()):
+            archive.write(file, f"{prefix}{file.name}")
+            file.unlink()
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["images/A/Train/", "A/Train/", "Train/"])
+def test_a_zip_is_read_as_if_it_were_unpacked(prefix: str, dataset: Path, tmp_path: Path) -> None:
+    unpacked = converted(dataset, tmp_path / "unpacked", rows_per_shard=4).subsets["A"]
+    pack(dataset, prefix)
+    zipped = converted(dataset, tmp_path / "zipped", rows_per_shard=4, num_workers=2).subsets["A"]
+    assert zipped.shards == unpacked.shards
+    assert [source.file for source in zipped.sources] == ["A/original-00000-of-00001.parquet", "images_zip/A.zip"]
+    tars = {name: content for name, content in tree(tmp_path / "zipped").items() if name.startswith("A/")}
+    assert tars.items() <= tree(tmp_path / "unpacked").items()
+
+
+def test_what_is_unpacked_already_is_taken_from_there(dataset: Path, tmp_path: Path) -> None:
+    pack(dataset, "A/Train/")
+    (dataset / PICTURES / "1.png").write_bytes(picture(99))
+    converted(dataset, tmp_path / "o")
+    shards = ShardSet.open(tmp_path / "o")
+    assert [shards.read("A", n).query.image for n in range(3)] == [picture(0), picture(99), picture(2)]
+
+
+def test_another_zip_is_refused(dataset: Path, tmp_path: Path) -> None:
+    path = pack(dataset, "A/Train/")
+    converted(dataset, tmp_path / "o")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("A/Train/3.png", picture(3))
+    with pytest.raises(InputError, match=r"was begun with another images_zip/A\.zip"):
+        convert(dataset, dataset, tmp_path / "o", ["A"])
+
+
+def test_a_part_of_a_zip_is_refused_before_anything_is_written(dataset: Path, tmp_path: Path) -> None:
+    path = pack(dataset, "A/Train/")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"A\.zip: not a complete zip .*download it again"):
+        convert(dataset, dataset, tmp_path / "o", ["A"])
+    assert not (tmp_path / "o").exists()
+
+
+def flip(content: bytearray, place: int) -> None:
+    content[place] ^= 0xFF
+
+
+def lie_about_size(content: bytearray) -> None:
+    """The zip's directory says that its last picture unpacks to 3 GB."""
+    place = content.rindex(b"PK\1\2")
+    content[place + 24 : place + 28] = (3_000_000_000).to_bytes(4, "little")
+
+
+def encrypt(content: bytearray) -> None:
+    for begin, flags in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        content[content.rindex(begin) + flags] |= 1
+
+
+DAMAGE: dict[str, tuple[Callable[[bytearray], object], str]] = {
+    "data": (lambda content: flip(content, content.rindex(b"PK\3\4") + 60), "damaged in the zip"),
+    "size": (lie_about_size, "3000000000 bytes unpacked are too many"),
+    "encrypted": (encrypt, "encrypted"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_member_is_reported_by_name(case: str, dataset: Path, tmp_path: Path) -> None:
+    spoil, message = DAMAGE[case]
+    path = pack(dataset, "A/Train/")
+    content = bytearray(path.read_bytes())
+    spoil(content)
+    path.write_bytes(content)
+    report = convert(dataset, dataset, tmp_path / "o", ["A"], check_images="none").report.subsets["A"]
+    assert (report.samples, report.unreadable_images) == (7, 1)
+    assert f"{PICTURES}/2.png" in report.first_unreadable[0]
+    assert message in report.first_unreadable[0]
+
+
+def test_links_and_paths_that_lead_out_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "A.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("A/Train/link.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/hostname")
+        archive.writestr("../out.png", b"outside")
+        archive.writestr("/etc/out.png", b"outside")
+        archive.writestr("A/Train/folder/", b"")
+    opened = ImageArchive(path)
+    for name in (f"{PICTURES}/link.png", "../out.png", "images/../out.png", "/etc/out.png"):
+        for call in (opened.read, opened.check):
+            with pytest.raises(UnsafePathError):
+                call(name)
+    for name in (f"{PICTURES}/folder", f"{PICTURES}/folder/", f"{PICTURES}/none.png"):
+        with pytest.raises(MissingImageError):
+            opened.read(name)
+
+
+def test_missing_members_are_reported(dataset: Path, tmp_path: Path) -> None:
+    pack(dataset, "A/Train/")
+    write_rows(dataset, [row(0), row(1, qry_image_path=f"{PICTURES}/x.png")])
+    report = convert(dataset, dataset, tmp_path / "o", ["A"]).report.subsets["A"]
+    assert (report.missing_images, report.first_missing) == (1, [f"{PICTURES}/x.png"])
