@@ -1,0 +1,110 @@
+"""Checks converted shards: every file against the manifest, every byte of every tar against the index.
+
+    python -m data_prep.verify SHARDS [--decode] [--num_workers N]
+
+Names what is broken, one line each, and ends with exit code 3; with 0 if all is whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.arguments import EXIT_INCOMPLETE, Parser, not_negative
+from data_prep.processes import available_cores, run_tasks
+from data_prep.shard_check import ShardCheck, broken_parts
+from vlm2vec.errors import run_program
+from vlm2vec.shards.manifest import Manifest, ShardRecord
+
+# Of each shard so many problems are told; one damaged place often shows in many.
+_TOLD_PER_SHARD = 5
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and what is broken."""
+
+    shards: int
+    samples: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verification:
+    """Checks a converter's output folder.
+
+    Args:
+        root: the folder.
+        decode: also decode every picture.
+        num_workers: processes; 0 does it in this one.
+
+    Raises:
+        InputError: there is no readable manifest to check against.
+    """
+    manifest = Manifest.read(root)
+    problems: dict[tuple[str, int], list[str]] = {}
+    checks = []
+    for name, subset in manifest.subsets.items():
+        problems[name, -1] = [*_row_problems(name, subset.shards), *_strangers(root / name, subset.shards)]
+        checks += [ShardCheck(root, name, number, record, decode) for number, record in enumerate(subset.shards)]
+    total = sum(check.record.bytes for check in checks)
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
+        for check, found in run_tasks(broken_parts, checks, num_workers):
+            problems[check.subset, check.number] = found
+            bar.update(check.record.bytes)
+    order = list(manifest.subsets)
+    lines = [
+        line for key in sorted(problems, key=lambda key: (order.index(key[0]), key[1])) for line in _told(problems[key])
+    ]
+    return Verification(len(checks), sum(check.record.num_samples for check in checks), total, tuple(lines))
+
+
+def _row_problems(subset: str, shards: Sequence[ShardRecord]) -> list[str]:
+    """Shards must follow one another without a gap, and account for every source row."""
+    problems, expected = [], 0
+    for shard in shards:
+        first, end = shard.rows
+        if first != expected:
+            problems.append(f"manifest: {subset}/{shard.name} begins at row {first}, not at {expected}")
+        if end - first != shard.num_samples + sum(shard.skipped.values()):
+            problems.append(f"manifest: {subset}/{shard.name} does not account for each of its {end - first} rows")
+        expected = end
+    return problems
+
+
+def _strangers(folder: Path, shards: Sequence[ShardRecord]) -> list[str]:
+    """Tars that the manifest does not name: whoever reads all tars of a folder would read them too."""
+    known = {f"{shard.name}.tar" for shard in shards}
+    return [f"{path}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
+
+
+def _told(problems: Sequence[str]) -> list[str]:
+    told = list(problems[:_TOLD_PER_SHARD])
+    if len(problems) > len(told):
+        told.append(f"  and {len(problems) - len(told)} more in this shard")
+    return told
+
+
+def main() -> int:
+    """Parses the command line, verifies, prints what is broken."""
+    parser = Parser(prog="python -m data_prep.verify", description="Check converted shards.")
+    parser.add_argument("shards", type=Path, help="the converter's output folder")
+    parser.add_argument("--decode", action="store_true", help="also decode every picture")
+    parser.add_argument(
+        "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
+    )
+    arguments = parser.parse_args()
+    found = verify(arguments.shards, arguments.decode, arguments.num_workers)
+    for line in found.problems:
+        print(line)
+    verdict = f"{len(found.problems)} problems" if found.problems else "whole"
+    print(f"{arguments.shards}: {found.shards} shards, {found.samples} samples, {found.bytes / 1e6:.1f} MB: {verdict}")
+    return EXIT_INCOMPLETE if found.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
