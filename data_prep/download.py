@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from data_prep.archive import ARCHIVE_FOLDER
@@ -44,6 +43,8 @@ def download(name: str, subsets: list[str], split: str, output_dir: Path | None 
         return Path(name)
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; {DOWNLOAD_HINT}")
+    from huggingface_hub import snapshot_download  # takes half a second, and most conversions read a local folder
+
     chosen = ["*"] if subsets == [ALL_SUBSETS] else subsets
     patterns = [f"{subset}/{split}-*.parquet" for subset in chosen]
     patterns += [f"{ARCHIVE_FOLDER}/{subset}.zip" for subset in chosen]

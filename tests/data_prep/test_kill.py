@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.data_prep.kill_trials import run_trials
+
+TRIALS = 2  # four kills; `python -m tests.data_prep.kill_trials` runs more
+
+
+def test_killed_and_started_again_the_shards_are_the_same(mini_mmeb_dir: Path, tmp_path: Path) -> None:
+    results = run_trials(mini_mmeb_dir / "MMEB-train", tmp_path, TRIALS, seed=0)
+    assert all(trial.equal for trial in results)
+    assert sum(len(trial.shards_at_kill) for trial in results) == 4
+
+
+def test_workers_end_with_the_program(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from data_prep.processes import run_tasks\n"
+        "def work(path):\n"
+        "    import os, pathlib\n"
+        "    pathlib.Path(path, str(os.getpid())).touch()\n"
+        "    time.sleep(60)\n"
+        f"list(run_tasks(work, [{str(tmp_path)!r}] * 2, 2))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        workers = [int(path.name) for path in tmp_path.iterdir()]
+        process.kill()
+        process.wait(30)
+        wait_until(lambda: not any(map(is_running, workers)))
+    finally:
+        process.kill()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from data_prep.processes import run_tasks\n"
+        "from vlm2vec.errors import run_program\n"
+        f"def work(task): os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        "sys.exit(run_program(lambda: list(run_tasks(work, [1, 2, 3], 2)) and 0))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: a worker process died")
+    assert result.stderr.count("\n") == 1
