@@ -59,9 +59,9 @@ class SourceTable:
                     table = _row_group(self.path, stamp, group, self.columns)
                     if table.num_rows != num_rows:
                         raise ValueError(f"row group {group} has {table.num_rows} rows, not {num_rows}")
-                    records = table.slice(lower - first, upper - lower).to_pylist()
-                    for number, record in enumerate(records, start=lower):
-                        yield number, {name: value or "" for name, value in record.items()}
+                    columns = [column.to_pylist() for column in table.slice(lower - first, upper - lower).columns]
+                    for number, values in enumerate(zip(*columns, strict=True), start=lower):
+                        yield number, dict(zip(self.columns, (value or "" for value in values), strict=True))
                 first += num_rows
         except UNREADABLE_TABLE as error:
             raise _unreadable(self.path, error) from error

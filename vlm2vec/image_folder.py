@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vlm2vec.errors import InputError
 from vlm2vec.images import MAX_IMAGE_BYTES
@@ -27,7 +27,7 @@ def check_relative(path: str) -> None:
     """
     if "\0" in path or "\\" in path:
         raise UnsafePathError(f"{path!r}: backslash or NUL in a picture's path")
-    if path.startswith("/") or ".." in PurePosixPath(path).parts or os.path.isabs(path):
+    if path.startswith("/") or (".." in path and ".." in path.split("/")):
         raise UnsafePathError(f"{path}: a picture's path must be relative and without '..'")
 
 
@@ -59,7 +59,6 @@ class ImageFolder:
     def _opened(self, relative: str) -> _File:
         """Opens the file without following a link at its end, so that what was checked is what is read."""
         check_relative(relative)
-        name = os.path.join(self.root, relative)
         try:
             path = self._confined(relative)
             try:
@@ -70,17 +69,16 @@ class ImageFolder:
                 file = _File(self._inside(os.path.realpath(path), relative))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingImageError(
-                f"{name}: no such picture (is the image folder {self.root} the right one?)"
+                f"{self.root / relative}: no such picture (is the image folder {self.root} the right one?)"
             ) from error
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"{name}: cannot read the picture ({reason})") from error
+            raise InputError(f"{self.root / relative}: cannot read the picture ({reason})") from error
         regular, size = stat.S_ISREG(file.status.st_mode), file.status.st_size
         if not regular or size > MAX_IMAGE_BYTES:
             file.close()
-            raise InputError(
-                f"{name}: {f'{size} bytes are too many for a picture' if regular else 'not a regular file'}"
-            )
+            reason = f"{size} bytes are too many for a picture" if regular else "not a regular file"
+            raise InputError(f"{self.root / relative}: {reason}")
         return file
 
     def _confined(self, relative: str) -> str:
@@ -89,10 +87,12 @@ class ImageFolder:
         Raises:
             UnsafePathError: a folder on the way is a link that leads out.
         """
-        folder, name = os.path.split(relative)
-        if folder not in self._real_folders:
-            self._real_folders[folder] = self._inside(os.path.realpath(os.path.join(self.root, folder)), relative)
-        return os.path.join(self._real_folders[folder], name)
+        folder, _, name = relative.rpartition("/")
+        real = self._real_folders.get(folder)
+        if real is None:
+            real = self._inside(os.path.realpath(os.path.join(self.root, folder)), relative)
+            self._real_folders[folder] = real
+        return f"{real}/{name}"
 
     def _inside(self, real: str, relative: str) -> str:
         if os.path.commonpath([self._real_root, real]) != self._real_root:

@@ -22,6 +22,7 @@ from vlm2vec.shards.tar import end_of_archive, member
 # Where a sidecar lists the pictures that rows were left out for.
 UNUSABLE_IMAGES = "unusable_images"
 _BUFFER_BYTES = 1 << 20
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class ShardWriter:
         for side in SIDES:
             item = sides.get(side)
             record[side] = None if item is None else {"text": item.text, "image": _image_record(item.image)}
-        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+        return _ENCODER.encode(record).encode()
 
     def _count(self, image: StoredImage) -> None:
         self._image_bytes += len(image.data)

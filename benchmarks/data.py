@@ -1,0 +1,125 @@
+"""Speed of the converter beside `tar` over the same files on the same disk.
+
+    python -m benchmarks.data [--pictures 20000] [--rounds 5] [--work_dir DIR]
+
+Pictures of 53 KB (noise as JPEG) are written once. Then each round times, in turn, `tar` packing the
+folder and the converter packing the same pictures with --check_images none; both end with their bytes on disk (tar's
+by fsync of its archive, which the converter does for each of its files). The best round of each counts, because other
+programs can only slow a run down. Decoding every picture is timed once, for information.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data_prep.arguments import Parser, positive
+from data_prep.processes import available_cores
+from vlm2vec.errors import run_program
+
+SUBSET = "Photographs"
+PICTURE_PIXELS = (480, 360)
+JPEG_QUALITY = 60
+_DIFFERENT = 32  # encoding is slow: so many pictures are drawn, and told apart by a comment behind their end
+
+
+def write_source(root: Path, pictures: int) -> int:
+    """Writes one subset whose rows name two pictures each, every picture once; returns the pictures' bytes."""
+    folder = root / "images" / SUBSET / "Train"
+    folder.mkdir(parents=True)
+    drawn = [_jpeg(number) for number in range(min(_DIFFERENT, pictures))]
+    paths = []
+    size = 0
+    for number in range(pictures):
+        content = drawn[number % len(drawn)] + b"%08d" % number
+        paths.append(f"images/{SUBSET}/Train/{number:06d}.jpg")
+        (root / paths[-1]).write_bytes(content)
+        size += len(content)
+    rows = {"qry": [f"<|image_1|> {path}" for path in paths[::2]], "qry_image_path": paths[::2]}
+    rows |= {"pos_text": [""] * len(paths[::2]), "pos_image_path": paths[1::2]}
+    (root / SUBSET).mkdir()
+    pq.write_table(pa.table(rows), root / SUBSET / "original-00000-of-00001.parquet", row_group_size=1000)
+    return size
+
+
+def _jpeg(seed: int) -> bytes:
+    width, height = PICTURE_PIXELS
+    pixels = np.random.default_rng(seed).normal(128, 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def seconds_of(action: Callable[[Path], object], output: Path) -> float:
+    """Wall time of one run into a fresh folder; earlier writes are on disk before the clock starts."""
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
+    os.sync()
+    start = time.perf_counter()
+    action(output)
+    elapsed = time.perf_counter() - start
+    shutil.rmtree(output)
+    return elapsed
+
+
+def run_tar(source: Path, output: Path) -> None:
+    """`tar` over the pictures."""
+    archive = output / "pictures.tar"
+    subprocess.run(["tar", "-cf", archive, "-C", source, "images"], check=True)
+    descriptor = os.open(archive, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def run_converter(source: Path, output: Path, check: str, workers: int) -> None:
+    """The program, its start included."""
+    command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", str(source), "--subset_name", SUBSET]
+    command += ["--output_dir", str(output), "--check_images", check, "--num_workers", str(workers)]
+    subprocess.run([*command, "--rows_per_shard", "512"], check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    """Parses the command line, measures, prints each round and the ratio."""
+    parser = Parser(prog="python -m benchmarks.data", description="Converter against tar.")
+    parser.add_argument("--pictures", type=positive, default=20_000, help="of 53 KB each (default %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
+    parser.add_argument("--work_dir", type=Path, help="on the disk to measure (default: the system's temporary folder)")
+    parser.add_argument(
+        "--num_workers", type=positive, default=available_cores(), help="of the converter (default: cores, %(default)s)"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.work_dir) as folder:
+        _measure(Path(folder), arguments)
+
+
+def _measure(work: Path, arguments: argparse.Namespace) -> None:
+    source, output, workers = work / "MMEB-train", work / "out", arguments.num_workers
+    size = write_source(source, arguments.pictures)
+    print(f"{arguments.pictures} pictures, {size / 1e6:.0f} MB; converter with {workers} workers")
+    times: dict[str, list[float]] = {"tar": [], "none": []}
+    for number in range(arguments.rounds):
+        times["tar"].append(seconds_of(lambda folder: run_tar(source, folder), output))
+        times["none"].append(seconds_of(lambda folder: run_converter(source, folder, "none", workers), output))
+        print(f"round {number + 1}: tar {times['tar'][-1]:.2f} s, converter {times['none'][-1]:.2f} s", flush=True)
+    times["decode"] = [seconds_of(lambda folder: run_converter(source, folder, "decode", workers), output)]
+    best = {name: min(seconds) for name, seconds in times.items()}
+    for name, seconds in best.items():
+        label = "tar" if name == "tar" else f"converter, --check_images {name}"
+        print(f"{label:<32} {size / seconds / 1e6:7.0f} MB/s   {best['tar'] / seconds:.2f} of tar's speed")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
