@@ -42,8 +42,8 @@ setup(
         "demo": ["scikit-learn>=1.6", "scikit-image>=0.25"],
         # Shards behind http; other stores bring their own fsspec package, such as s3fs.
         "remote": ["fsspec[http]>=2024.6"],
-        # The evaluation's figures.
-        "report": ["matplotlib>=3.9"],
+        # eval.report: figures and the page that holds them.
+        "report": ["matplotlib>=3.9", "jinja2>=3.1"],
         # Loading an exported model through that library's interface.
         "sentence-transformers": ["sentence-transformers>=5.0"],
         "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tqdm"],

@@ -177,6 +177,7 @@ def finish(setup: Setup, store: EvalStore, arguments: DataArguments) -> None:
     about = {
         "model": dict(setup.model),
         "dataset_split": arguments.dataset_split,
+        "image_dir": str(Path(arguments.image_dir).resolve()),
         "strict_original": arguments.strict_original,
         "num_items": setup.num_items,
         "warnings": warnings,

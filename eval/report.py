@@ -1,4 +1,4 @@
-"""`python -m eval.report`: puts the scores of runs side by side, in the terminal and in report.md."""
+"""`python -m eval.report`: puts the scores of runs side by side, in the terminal, in report.md and in report.html."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.results import read_scores, write_text
-from eval.table import Row, Run, ScoreTable, notes, paper_table, score_table
+from eval.results import prepare_output, read_scores, write_text
+from eval.table import Run, ScoreTable, metrics_table, notes, paper_table, score_table, step_of
 from vlm2vec.errors import InputError, OneLineErrors, run_program
 
-REPORT_FILE = "report.md"
-_NOT_SCORED = "-"
+MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
 
 
 class _Parser(OneLineErrors, argparse.ArgumentParser):
@@ -28,17 +27,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="python -m eval.report", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that eval.mmeb wrote")
     parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
+    parser.add_argument(
+        "--steps", nargs="+", type=int, help="one training step a run; default: what a name like checkpoint-400 says"
+    )
+    parser.add_argument("--output_dir", type=Path, help="folder of the reports; default: the last run's")
+    parser.add_argument(
+        "--image_dir", type=Path, help="pictures of the last run; default: where they were when it was scored"
+    )
+    parser.add_argument("--misses", type=int, default=3, help="worst misses to show of each dataset; default: 3")
     arguments = parser.parse_args(argv)
-    labels = name_runs(arguments.runs, arguments.names)
-    runs = [Run(label, read_scores(path)) for label, path in zip(labels, arguments.runs, strict=True)]
-    tables = [table for table in (score_table(runs), paper_table(runs)) if table]
+    runs = read_runs(arguments.runs, arguments.names, arguments.steps)
+    tables = [table for table in (score_table(runs), paper_table(runs), metrics_table(runs)) if table]
     console = Console(highlight=False)
     for table in tables:
         console.print(to_terminal(table))
     console.print(*notes(runs), sep="\n", markup=False)
-    report = arguments.runs[-1] / REPORT_FILE
-    write_text(report, to_markdown(tables, notes(runs)))
-    print(f"report: {report}")
+    output = arguments.output_dir or arguments.runs[-1]
+    prepare_output(output)
+    write_text(output / MARKDOWN_FILE, to_markdown(tables, notes(runs)))
+    image_dir = arguments.image_dir or Path(runs[-1].summary.get("image_dir", ""))
+    write_text(output / PAGE_FILE, to_page(runs, arguments.runs[-1], image_dir, arguments.misses))
+    print(f"report: {output / MARKDOWN_FILE} and {output / PAGE_FILE}")
+
+
+def read_runs(folders: Sequence[Path], names: Sequence[str] | None, steps: Sequence[int] | None) -> list[Run]:
+    """The runs under their headings.
+
+    Raises:
+        InputError: see `name_runs` and `read_scores`; or not as many steps as runs.
+    """
+    if steps is not None and len(steps) != len(folders):
+        raise InputError(f"--steps has {len(steps)} numbers for {len(folders)} runs; give one for each")
+    runs = []
+    for number, (label, folder) in enumerate(zip(name_runs(folders, names), folders, strict=True)):
+        summary = read_scores(folder)
+        step = steps[number] if steps is not None else step_of(label, folder, summary)
+        runs.append(Run(label, summary, step))
+    return runs
+
+
+def to_page(runs: Sequence[Run], folder: Path, image_dir: Path, num_misses: int) -> str:
+    """`report.html`, with the misses of the last run, which lies in `folder`.
+
+    Raises:
+        InputError: its predictions are missing, or the report's packages.
+    """
+    try:
+        from eval.misses import Gallery, galleries
+        from eval.page import render
+    except ImportError as error:
+        raise InputError(f"{PAGE_FILE} needs {error.name}; install it with pip install '.[report]'") from error
+    gallery = Gallery(folder, image_dir)
+    misses = galleries(gallery, list(runs[-1].datasets), num_misses)
+    return render(runs, misses, gallery.num_missing)
 
 
 def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
@@ -64,7 +105,7 @@ def to_terminal(table: ScoreTable) -> Table:
         view.add_column(escape(heading), justify="left" if is_text else "right", overflow="fold")
     for section in table.sections:
         for row in section:
-            view.add_row(*(escape(cell) for cell in _texts(row)), style="bold" if row.is_mean else None)
+            view.add_row(*(escape(cell) for cell in row.texts()), style="bold" if row.is_mean else None)
         view.add_section()
     return view
 
@@ -76,17 +117,13 @@ def to_markdown(tables: Sequence[ScoreTable], lines: Sequence[str]) -> str:
         text += [f"{'##' if number else '#'} {table.title}", "", _line(table.headings)]
         text += [_line(["---" if is_text else "---:" for is_text in _text_columns(table)])]
         for row in (row for section in table.sections for row in section):
-            text.append(_line([f"**{cell}**" if row.is_mean and cell else cell for cell in _texts(row)]))
+            text.append(_line([f"**{cell}**" if row.is_mean and cell else cell for cell in row.texts()]))
         text.append("")
     return "\n".join([*text, *(f"- {line}" for line in lines), ""])
 
 
 def _text_columns(table: ScoreTable) -> list[bool]:
     return [isinstance(cell, str) for cell in table.sections[0][0].cells]
-
-
-def _texts(row: Row) -> list[str]:
-    return [cell if isinstance(cell, str) else _NOT_SCORED if cell is None else f"{cell:.1f}" for cell in row.cells]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from vlm2vec.evaluation.metrics import METRICS
 from vlm2vec.evaluation.summary import BENCHMARKS, DISTRIBUTIONS, OVERALL, TASKS, in_order
 from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
 
+NOT_SCORED = "-"
+# All groups that have a mean, in the order of the paper's table.
+MEAN_GROUPS = (*META_TASKS, *DISTRIBUTIONS, OVERALL)
 # The groups of the paper's main table under its own headings, so that all columns fit a terminal.
 _PAPER_HEADINGS = {
     **dict(zip(META_TASKS, ("Cls", "VQA", "Ret", "VG"), strict=True)),
@@ -16,12 +22,23 @@ _PAPER_HEADINGS = {
 }
 
 
+# How checkpoints of a training run are called, and what people call exported ones.
+_STEP = re.compile(r"(?:checkpoint|step)[-_]?(\d+)")
+
+
 @dataclass(frozen=True)
 class Run:
-    """A scored run: its column's heading and the content of its `scores.json`."""
+    """A scored run: its column's heading and the content of its `scores.json`.
+
+    Attributes:
+        label: the heading.
+        summary: the content.
+        step: the training step of its model; None: not known.
+    """
 
     label: str
     summary: Mapping[str, Any]
+    step: int | None = None
 
     @property
     def benchmark(self) -> Benchmark | None:
@@ -40,12 +57,26 @@ class Run:
         return group
 
 
+def step_of(label: str, folder: Path, summary: Mapping[str, Any]) -> int | None:
+    """The training step that a run's name, its folder or its model's path says ("checkpoint-400"); None: none does."""
+    model = summary["model"]
+    for name in (label, folder.name, str(model["checkpoint_path"] or ""), str(model["model_name"])):
+        found = _STEP.findall(name)
+        if found:
+            return int(found[-1])
+    return None
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line: texts, then figures in percent, None = not scored. A mean stands out from the datasets above it."""
+    """One line: texts, then figures, None = not scored. A mean stands out from the datasets above it."""
 
     cells: tuple[str | float | None, ...]
     is_mean: bool = False
+
+    def texts(self) -> list[str]:
+        """The cells as they are shown, figures with one decimal."""
+        return [cell if isinstance(cell, str) else NOT_SCORED if cell is None else f"{cell:.1f}" for cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -76,18 +107,41 @@ def score_table(runs: Sequence[Run]) -> ScoreTable:
     )
 
 
+def metrics_table(runs: Sequence[Run]) -> ScoreTable:
+    """Every run's overall figures: Precision@1 with its interval, and what looks beyond the first candidate."""
+    rows = []
+    for run in runs:
+        overall = run.group(OVERALL)
+        assert overall is not None
+        low, high = (100 * bound for bound in overall["acc_interval"])
+        figures = (100 * overall[name] for name in METRICS)
+        rows.append(Row((run.label, 100 * overall["acc"], f"{low:.1f} to {high:.1f}", *figures)))
+    return ScoreTable(
+        title="Overall figures in %, mean over datasets",
+        headings=("run", "P@1", "95 % interval", "hit@5", "hit@10", "MRR", "NDCG@10"),
+        sections=(tuple(rows),),
+    )
+
+
+def has_paper_figures(runs: Sequence[Run]) -> bool:
+    """Whether a run scored a whole group of the paper's benchmark."""
+    return any(
+        run.benchmark is MMEB and any(complete_mean(run, group) is not None for group in MEAN_GROUPS) for run in runs
+    )
+
+
 def paper_table(runs: Sequence[Run]) -> ScoreTable | None:
     """The runs in the form of the paper's main table, above its figures; None if no run scored a whole group of MMEB.
 
     The paper's means are over all datasets of a group, so a mean over some of them is left out.
     """
-    ours: list[Row] = []
-    for run in runs:
-        means = [_complete_mean(run, group) for group in _PAPER_HEADINGS]
-        if run.benchmark is MMEB and any(mean is not None for mean in means):
-            ours.append(Row((run.label, *means), is_mean=True))
-    if not ours:
+    if not has_paper_figures(runs):
         return None
+    ours = [
+        Row((run.label, *(complete_mean(run, group) for group in _PAPER_HEADINGS)), is_mean=True)
+        for run in runs
+        if has_paper_figures([run])
+    ]
     papers = [
         Row((name, *(float(getattr(scores, group.lower())) for group in _PAPER_HEADINGS)))
         for name, scores in PUBLISHED_SCORES.items()
@@ -97,6 +151,13 @@ def paper_table(runs: Sequence[Run]) -> ScoreTable | None:
         headings=("model", *_PAPER_HEADINGS.values()),
         sections=(tuple(ours), tuple(papers)),
     )
+
+
+def complete_mean(run: Run, group: str) -> float | None:
+    """A group's mean in percent, if all datasets that the benchmark lists for it were scored, and no others."""
+    mean = run.group(group)
+    complete = mean is not None and mean["num_datasets"] == mean["num_datasets_of_benchmark"]
+    return 100.0 * mean["acc"] if mean is not None and complete else None
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
@@ -111,10 +172,18 @@ def notes(runs: Sequence[Run]) -> list[str]:
     differing = [name for name, values in facts.items() if len(values) > 1]
     if differing:
         lines.append(f"The runs were scored on different rows of {', '.join(differing)}.")
-    tied = {run.label: sum(score["num_tied"] for score in run.datasets.values()) for run in runs}
-    return lines + [
-        f"{label}: {count} rows are lost by a tie with the truth." for label, count in tied.items() if count
-    ]
+    for run in runs:
+        tied = sum(score["num_tied"] for score in run.datasets.values())
+        if tied and not run.summary.get("strict_original"):
+            lines.append(f"{run.label}: {tied:,} rows are lost by a tie with the truth.")
+        if run.summary.get("strict_original"):
+            lines.append(f"{run.label}: counted as the original does; {tied:,} rows tie with the truth.")
+    warnings = {
+        line: [run.label for run in runs if line in run.summary["warnings"]]
+        for run in runs
+        for line in run.summary["warnings"]
+    }
+    return lines + [f"{', '.join(labels)}: {line}." for line, labels in warnings.items()]
 
 
 def _dataset_row(name: str, runs: Sequence[Run]) -> Row:
@@ -133,12 +202,6 @@ def _mean_row(group: str, runs: Sequence[Run]) -> Row:
 
 def _figures(first: Mapping[str, Any], scores: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
     return [100.0 * first["chance"], *(100.0 * score["acc"] if score else None for score in scores)]
-
-
-def _complete_mean(run: Run, group: str) -> float | None:
-    mean = run.group(group)
-    complete = mean is not None and mean["num_datasets"] == mean["num_datasets_of_benchmark"]
-    return 100.0 * mean["acc"] if mean is not None and complete else None
 
 
 def _describe(run: Run) -> str:

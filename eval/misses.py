@@ -1,0 +1,109 @@
+"""The worst misses of a run, with their pictures small enough to be part of a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from eval.results import read_predictions
+from vlm2vec.errors import InputError
+from vlm2vec.image_folder import ImageFolder
+from vlm2vec.images import open_image
+
+# Side of a thumbnail in pixels: sharp at 120 CSS pixels on a dense screen, about 8 kB each.
+_THUMBNAIL = 200
+_MAX_TEXT = 280
+
+
+@dataclass(frozen=True)
+class Side:
+    """A query or candidate of a miss: its text, and its picture as a data URI ("" = none)."""
+
+    title: str
+    text: str
+    picture: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A lost row: where the truth ranks among how many, and the three items that tell why."""
+
+    row: int
+    rank: int
+    num_candidates: int
+    tied: bool
+    sides: tuple[Side, ...]
+
+
+class Gallery:
+    """Finds misses of one run and makes their thumbnails.
+
+    Args:
+        folder: of the run.
+        image_dir: of the pictures; they are left out where there is no such folder.
+    """
+
+    def __init__(self, folder: Path, image_dir: Path) -> None:
+        self._folder = folder
+        self._images = ImageFolder(image_dir) if image_dir.is_dir() else None
+        self._thumbnails: dict[str, str] = {}
+        self.num_missing = 0
+
+    def worst(self, dataset: str, count: int) -> list[Miss]:
+        """The rows of a dataset whose truth ranks lowest, then by how far the chosen candidate is ahead.
+
+        Raises:
+            InputError: the run has no predictions.
+        """
+        table = read_predictions(self._folder, dataset)
+        ranks = table["rank"].to_numpy()
+        top_scores = np.asarray(table["top_score"].combine_chunks().flatten()).reshape(len(ranks), -1)
+        ahead = top_scores[:, 0] - table["truth_score"].to_numpy()
+        order = np.lexsort((np.arange(len(ranks)), -ahead, -ranks))
+        return [self._miss(table.slice(int(row), 1).to_pylist()[0]) for row in order[:count] if ranks[row] > 1]
+
+    def _miss(self, values: dict[str, Any]) -> Miss:
+        sides = (
+            self._side("query", values["query_text"], values["query_image"], None),
+            self._side("chosen", values["top_text"][0], values["top_image"][0], values["top_score"][0]),
+            self._side("truth", values["truth_text"], values["truth_image"], values["truth_score"]),
+        )
+        return Miss(values["row"], values["rank"], values["num_candidates"], values["tied"], sides)
+
+    def _side(self, title: str, text: str, image: str, score: float | None) -> Side:
+        text = " ".join(text.split())
+        shown = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+        return Side(title, shown, self._thumbnail(image) if image else "", score)
+
+    def _thumbnail(self, image: str) -> str:
+        if self._images is None:
+            self.num_missing += 1
+            return ""
+        if image not in self._thumbnails:
+            try:
+                self._thumbnails[image] = _data_uri(open_image(self._images.read(image), image))
+            except InputError:  # moved or changed since the run; the text still tells
+                self.num_missing += 1
+                return ""
+        return self._thumbnails[image]
+
+
+def _data_uri(picture: Image.Image) -> str:
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def galleries(gallery: Gallery, datasets: Sequence[str], count: int) -> dict[str, list[Miss]]:
+    """The worst misses of every dataset that has some."""
+    found = {name: gallery.worst(name, count) for name in datasets}
+    return {name: misses for name, misses in found.items() if misses}
