@@ -30,6 +30,8 @@ DEFAULT_BATCH_TOKENS_CPU = 4_096
 # `encode` shows its progress from this many items on.
 LONG_LIST = 256
 _PREPARED_AHEAD = 2
+# Holds what an exported folder's encoder is used with and no other file says: {"max_len": 256}.
+SETTINGS_FILE = "vlm2vec_config.json"
 
 
 class VLM2Vec(nn.Module):

@@ -1,0 +1,179 @@
+"""`VLM2Vec` as a module of the sentence-transformers library (6.x).
+
+Exported folders name `VLM2VecModule` in their modules.json, so that
+
+    SentenceTransformer(folder, trust_remote_code=True).encode(["a text", picture, {"text": ..., "image": picture}])
+
+gives the vectors that `VLM2Vec.encode` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from sentence_transformers.base.modality import is_image_url_or_path
+from sentence_transformers.base.modules import InputModule
+from transformers import PreTrainedTokenizerFast
+
+from vlm2vec.encoder import SETTINGS_FILE, VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.items import Picture, make_items
+from vlm2vec.phi3_v import collate_items
+from vlm2vec.phi3_v.processor import read_json
+
+# What `SentenceTransformer(..., model_kwargs=..., processor_kwargs=...)` may carry.
+_MODEL_OPTIONS = frozenset({"dtype", "torch_dtype", "attn_implementation"})
+_PROCESSOR_OPTIONS = frozenset({"num_crops"})
+_TAG = "<|image_"
+
+
+class VLM2VecModule(InputModule):
+    """The whole encoder as the first and only module: inputs, model, pooling, normalisation.
+
+    Inputs are texts, pictures (PIL images, paths) or dictionaries {"text": ..., "image": picture or pictures}, in any
+    mixture. A text beside one picture gets the tag `<|image_1|>` in front if it has no tag; a text beside several
+    pictures must hold their tags, as in `VLM2Vec.encode`. A picture alone gets the benchmark's prompt.
+
+    Args:
+        encoder: The encoder; its `max_len` is sentence-transformers' `max_seq_length`.
+    """
+
+    config_file_name = SETTINGS_FILE
+    config_keys = ["max_len"]  # noqa: RUF012 - as the base class has it
+
+    def __init__(self, encoder: VLM2Vec) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> VLM2VecModule:
+        """Called by sentence-transformers.
+
+        Args:
+            model_name_or_path, subfolder, token, cache_folder, revision, local_files_only: As it passes them.
+            model_kwargs: May hold dtype and attn_implementation.
+            processor_kwargs: May hold num_crops.
+
+        Raises:
+            InputError: Another option, or see `VLM2Vec.from_pretrained`.
+        """
+        folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
+        if folder is None:
+            raise InputError(f"{model_name_or_path}: no such folder, and not to be had from the Hugging Face hub")
+        options = _options("model_kwargs", model_kwargs, _MODEL_OPTIONS)
+        options |= _options("processor_kwargs", processor_kwargs, _PROCESSOR_OPTIONS)
+        dtype = options.pop("dtype", options.pop("torch_dtype", None))
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        settings = read_json(Path(folder) / SETTINGS_FILE)
+        return cls(VLM2Vec.from_pretrained(folder, max_len=settings["max_len"], dtype=dtype, **options))
+
+    @property
+    def modalities(self) -> list[Any]:
+        """Texts, pictures, both; "message" is the library's word for a mixture of them in one batch."""
+        return ["text", "image", ("image", "text"), "message"]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The encoder's."""
+        return self.encoder.processor.tokenizer
+
+    @property
+    def max_len(self) -> int | None:
+        """Texts without picture are cut to this many tokens."""
+        return self.encoder.max_len
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """sentence-transformers' name for `max_len`."""
+        return self.encoder.max_len
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        self.encoder.max_len = value
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the vectors."""
+        return self.encoder.hidden_size
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor]:
+        """The model's inputs.
+
+        Args:
+            inputs: See the class.
+            prompt: Put in front of every text.
+
+        Raises:
+            InputError: An input of another kind; the message names its place in the batch.
+        """
+        pairs = [_text_and_pictures(index, value, prompt or "") for index, value in enumerate(inputs)]
+        items = make_items([text for text, _ in pairs], [pictures for _, pictures in pairs])
+        processor = self.encoder.processor
+        batch = collate_items([item.process(processor, self.max_len) for item in items], processor.pad_token_id)
+        return {name: value for name, value in batch.items() if value is not None}
+
+    def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
+        """Adds `sentence_embedding`, float32 (n, hidden), rows of length 1."""
+        sizes = features.get("image_sizes")
+        vectors = self.encoder(
+            features["input_ids"],
+            features["attention_mask"],
+            features.get("pixel_values"),
+            sizes.cpu() if sizes is not None else None,  # the layout of pictures is computed on the host
+        )
+        return {**features, "sentence_embedding": vectors}
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Writes the encoder's folder; sentence-transformers adds its own files."""
+        self.encoder.save_pretrained(output_path)
+        self.save_config(output_path)
+
+
+def _options(name: str, given: dict[str, Any] | None, known: frozenset[str]) -> dict[str, Any]:
+    unknown = sorted((given or {}).keys() - known)
+    if unknown:
+        raise InputError(f"{name}: {', '.join(unknown)}: not an option of VLM2Vec; it has {', '.join(sorted(known))}")
+    return dict(given or {})
+
+
+def _text_and_pictures(index: int, value: Any, prompt: str) -> tuple[str, list[Picture] | None]:
+    """One input as text and pictures; None for no pictures."""
+    if isinstance(value, dict):
+        unknown = sorted(value.keys() - {"text", "image"})
+        if unknown or not value:
+            raise InputError(f"input {index}: expected {{'text': ..., 'image': ...}}, not the keys {sorted(value)}")
+        text, images = value.get("text") or "", value.get("image")
+    elif isinstance(value, str) and not is_image_url_or_path(value):
+        text, images = value, None
+    else:
+        text, images = "", value
+    if not isinstance(text, str):
+        raise InputError(f"input {index}: a text must be a string, not {type(text).__name__}")
+    if images is None:
+        return prompt + text, None
+    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+    for picture in pictures:
+        if not isinstance(picture, (Image.Image, str, Path, bytes)):
+            raise InputError(
+                f"input {index}: a picture must be a PIL image or a path, not {type(picture).__name__} "
+                "(PIL.Image.fromarray makes one of an array)"
+            )
+    text = prompt + text
+    if text and len(pictures) == 1 and _TAG not in text:
+        text = f"{_TAG}1|> {text}"
+    return text, pictures
