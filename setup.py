@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["vlm2vec", "vlm2vec.*"]),
-    package_data={"vlm2vec": ["py.typed"]},
+    package_data={"vlm2vec": ["py.typed", "export/card_template.md"]},
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.2",
@@ -36,6 +36,7 @@ setup(
         "rich>=13.0",
         "xxhash>=3.0",
         "huggingface_hub>=1.0",
+        "jinja2>=3.1",
     ],
     extras_require={
         # The miniature benchmark's pictures: handwritten digits and sample photographs that ship inside these wheels.
@@ -45,7 +46,7 @@ setup(
         # eval.report: figures and the page that holds them.
         "report": ["matplotlib>=3.9", "jinja2>=3.1"],
         # Loading an exported model through that library's interface.
-        "sentence-transformers": ["sentence-transformers>=5.0"],
+        "sentence-transformers": ["sentence-transformers>=6.0"],
         "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tqdm"],
     },
 )

@@ -9,6 +9,7 @@ import pytest
 from data_prep.convert import convert
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb
 from data_prep.mini_model import build_mini_model
+from tests.distributed.engine_runs import train_engines
 from tests.golden import write_model_folder
 
 MINI_SCALE = 0.02
@@ -45,3 +46,11 @@ def mini_model_dir(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("mini_model") / "untrained"
     build_mini_model(mini_mmeb_dir / TRAIN_FOLDER, folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def engine_runs_dir(mini_model_dir: Path, golden_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of short runs on 2 ranks, a folder for each of `engine_runs.RUNS`; do not write to it."""
+    root = tmp_path_factory.mktemp("engine_runs")
+    train_engines(mini_model_dir, golden_model_dir, root)
+    return root

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from vlm2vec.errors import OneLineErrors, run_program
 from vlm2vec.export.folder import DEFAULT_SHARD_SIZE, export
@@ -32,19 +34,30 @@ def main() -> None:
         help=f"largest weight file, {DEFAULT_SHARD_SIZE} if not given; memory stays below three times this",
     )
     parser.add_argument("--base_model", help="the run's base model, if it is not where the run had it")
+    parser.add_argument("--scores", type=Path, help="folder that eval.mmeb wrote; its scores go into the model card")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare what checkpoint and folder make of a few items; holds both models",
+    )
     options = parser.parse_args()
+    disable_progress_bar()  # of loading, during the check; the writing of files has one
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between transformers, PEFT and torch
+    warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path`")  # --base_model says so
     checkpoint = find_checkpoint(options.checkpoint)
-    done = export(
+    done, checked = export(
         checkpoint,
         options.output,
         DTYPES.get(options.dtype),
         options.merge_lora,
         max_shard_size=options.max_shard_size,
         base_model=options.base_model,
+        scores=options.scores,
+        check=options.check,
     )
-    kind = "adapter" if done.is_adapter else "model with lm_head" if done.has_lm_head else "model without lm_head"
-    size = f"{done.num_bytes / 1e9:.2f} GB, {str(done.dtype).removeprefix('torch.')}"
-    print(f"exported {checkpoint} to {options.output}: {kind}, {size}")
+    print(f"exported {checkpoint} to {options.output}: {done}")
+    if checked is not None:
+        print(checked)
 
 
 if __name__ == "__main__":

@@ -2,110 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from vlm2vec.errors import InputError
 from vlm2vec.export.exported import Exported
-from vlm2vec.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from vlm2vec.export.scores import Mean, Scores
 from vlm2vec.training.checkpoint import RunRecord
 
-SCORES_FILE = "scores.json"
-_ARXIV = "https://arxiv.org/abs/2410.05160"
-_PATHS = ("model_name", "dataset_name", "output_dir", "deepspeed", "image_dir")
+CARD = "README.md"
+_TEMPLATE = Path(__file__).with_name("card_template.md")
 _IN_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-
-_TEMPLATE = """# {title}
-
-{kind} for embeddings: one vector of length 1 for a text, a picture or both. Trained with
-VLM2Vec on DeepSpeed after [VLM2Vec]({arxiv}).
-
-## Use
-
-The code is in the package `vlm2vec-deepspeed`, which must be installed for all of these.
-
-```python
-from vlm2vec import VLM2Vec
-
-encoder = VLM2Vec.from_pretrained("{folder}")
-queries = encoder.encode(
-    texts=["<|image_1|> Represent the given image with the following question: What is in the image"],
-    images=["picture.jpg"],
-)
-targets = encoder.encode(texts=["A cat and a dog", "A cat and a tiger"])
-print(encoder.similarity(queries, targets))
-```
-
-With [sentence-transformers](https://sbert.net) 6 (`trust_remote_code` runs `vlm2vec_module.py`, which imports that
-package and says so if it is missing):
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("{folder}", trust_remote_code=True)
-model.encode(["A cat and a dog", {{"image": "picture.jpg", "text": "Represent the given image."}}])
-```
-
-{more_use}
-## Training
-
-| | |
-| --- | --- |
-| base model | {base} |
-| data | {data} |
-| steps | {steps} |
-| engine | {engine} |
-| versions | {versions} |
-
-{arguments}
-{scores}## Files
-
-{files}
-"""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation wrote; accuracies between 0 and 1.
-
-    Attributes:
-        benchmark: Its name, or None.
-        groups: For each meta-task, and "overall": accuracy, chance, datasets scored, datasets of the benchmark.
-    """
-
-    benchmark: str | None
-    groups: Mapping[str, tuple[float, float, int, int]]
-
-
-def read_scores(folder: Path) -> Scores:
-    """Reads the scores that `python -m eval.mmeb` wrote to a folder.
-
-    Raises:
-        InputError: No such file, or another program's.
-    """
-    file = folder / SCORES_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        means = {**content["meta_tasks"], **{name: content[name] for name in ("IND", "OOD", "overall") if name in content}}
-        keys = ("acc", "chance", "num_datasets", "num_datasets_of_benchmark")
-        groups = {name: tuple(mean[key] for key in keys) for name, mean in means.items()}
-        groups["overall"]  # noqa: B018 - must be there
-    except FileNotFoundError:
-        raise InputError(f"--scores {folder}: no {SCORES_FILE} in it; write it with python -m eval.mmeb") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--scores {file}: not as python -m eval.mmeb writes it ({error!r})") from error
-    return Scores(content.get("benchmark"), groups)  # type: ignore[arg-type]
+# Arguments that say where things were on the machine that trained.
+_PATHS = ("model_name", "dataset_name", "deepspeed", "resume")
+_PRIVATE = ("output_dir", "config")
 
 
 def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, scores: Scores | None) -> None:
-    """Writes README.md with the Hub's metadata at its head.
+    """Writes the model card, with the Hub's metadata at its head.
 
     Args:
         folder: Where to.
@@ -115,30 +32,71 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
         scores: Of an evaluation, if there is one.
     """
     arguments = dict(record.arguments)
-    base = str(arguments["model_name"])
-    data = ModelCardData(
-        base_model=base if _in_hub(base) else None,
-        base_model_relation=("adapter" if exported.is_adapter else "finetune") if _in_hub(base) else None,
+    base = public_name(str(arguments["model_name"]))
+    in_hub = _IN_HUB.fullmatch(base) is not None
+    metadata = ModelCardData(
+        base_model=base if in_hub else None,
+        base_model_relation=("adapter" if exported.is_adapter else "finetune") if in_hub else None,
         library_name="peft" if exported.is_adapter else "sentence-transformers",
         pipeline_tag="feature-extraction",
         tags=["sentence-transformers", "feature-extraction", "multimodal-embedding", "phi3_v", "vlm2vec"],
         model_name=name,
-        eval_results=_eval_results(scores) if scores else None,
+        eval_results=_eval_results(scores) if scores is not None else None,
     )
-    text = _TEMPLATE.format(
-        title=name,
-        kind="An adapter" if exported.is_adapter else "A model",
-        arxiv=_ARXIV,
-        folder=name,
-        more_use=_more_use(exported, name, base),
-        base=_public(base),
-        data=f"{_public(str(arguments['dataset_name']))}, subsets {' '.join(arguments['subset_name'])}; shards "
-        f"{record.data.get('shards', 'unknown')}",
-        steps=f"{record.step:,}, global batch {_global_batch(record):,}",
-        engine=f"DeepSpeed ZeRO-{record.zero_stage}, {record.num_ranks} ranks",
-        versions=", ".join(f"{package} {version}" for package, version in record.versions.items()) or "unknown",
-        arguments=_arguments_table(arguments),
-        scores=_scores_section(scores) if scores else "",
-        files=_files_section(exported),
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(_TEMPLATE),
+        name=name,
+        base=base,
+        is_adapter=exported.is_adapter,
+        has_lm_head=exported.has_lm_head,
+        base_at_hand=exported.base_at_hand,
+        precision=exported.dtype_name,
+        record=record,
+        global_batch=_global_batch(record),
+        dataset=public_name(str(arguments.get("dataset_name"))),
+        subsets=" ".join(arguments.get("subset_name") or ["all"]),
+        arguments=_as_recipe(arguments),
+        benchmark=scores.benchmark if scores is not None else None,
+        scored_model=public_name(scores.model) if scores is not None else None,
+        fingerprint=scores.fingerprint if scores is not None else None,
+        rows=[_row(group, mean) for group, mean in scores.means.items()] if scores is not None else [],
     )
-    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    card.save(folder / CARD)
+
+
+def public_name(name: str) -> str:
+    """A repository's name as it is; of a path its last part, as cards are published."""
+    return name if _IN_HUB.fullmatch(name) and not Path(name).exists() else Path(name).name
+
+
+def _global_batch(record: RunRecord) -> int:
+    whole = record.arguments.get("global_batch_size")
+    return int(whole or record.arguments["per_device_train_batch_size"] * record.num_ranks)
+
+
+def _as_recipe(arguments: dict[str, Any]) -> str:
+    """The arguments as a recipe's YAML; what was not given and where things lay on the machine is left out."""
+    shown = {name: value for name, value in arguments.items() if value not in (None, []) and name not in _PRIVATE}
+    shown |= {name: public_name(str(shown[name])) for name in _PATHS if name in shown}
+    return yaml.safe_dump(shown, sort_keys=True, allow_unicode=True).rstrip()
+
+
+def _row(group: str, mean: Mean) -> str:
+    of = f"{mean.num_datasets} of {mean.num_datasets_of_benchmark}"
+    return f"| {group} | {of} | {100 * mean.acc:.1f} | {100 * mean.chance:.1f} |"
+
+
+def _eval_results(scores: Scores) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="feature-extraction",
+            dataset_type=scores.benchmark.lower(),
+            dataset_name=scores.benchmark,
+            dataset_config=group,
+            metric_type="precision_at_1",
+            metric_name=f"Precision@1, mean of {mean.num_datasets} datasets",
+            metric_value=round(100 * mean.acc, 2),
+        )
+        for group, mean in scores.means.items()
+    ]

@@ -9,7 +9,7 @@ from vlm2vec.encoder import SETTINGS_FILE
 
 MODULE_FILE = "vlm2vec_module.py"
 # Run by sentence-transformers when it is told trust_remote_code=True.
-_MODULE_CODE = '''"""Lets sentence-transformers load this folder; the code itself is in the package vlm2vec-deepspeed."""
+_MODULE_CODE = '''"""Lets sentence-transformers load this folder; the code is in the package vlm2vec-deepspeed."""
 
 try:
     from vlm2vec.sentence_transformer import VLM2VecModule

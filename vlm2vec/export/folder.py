@@ -9,45 +9,30 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vlm2vec.errors import InputError
-from vlm2vec.export.base import LM_HEAD, BaseModel, carry_code_references, find_base, require_base
+from vlm2vec.export.base import BaseModel, carry_code_references, find_base, require_base
+from vlm2vec.export.card import write_card
+from vlm2vec.export.check import CheckResult, check_export
+from vlm2vec.export.companions import write_companions
+from vlm2vec.export.exported import Exported
 from vlm2vec.export.lazy import LazyTensor
 from vlm2vec.export.merging import merged_weights
-from vlm2vec.export.shards import write_file, write_shards
-from vlm2vec.export.zero_state import zero_weights
+from vlm2vec.export.scores import read_scores
+from vlm2vec.export.shards import parse_size, write_file, write_shards
+from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
 from vlm2vec.lora import ADAPTER_CONFIG
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
-from vlm2vec.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config
+from vlm2vec.phi3_v import Phi3VModel
+from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
 from vlm2vec.phi3_v.processor import read_json
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DEFAULT_SHARD_SIZE = "5GB"
-# How the trained module's parameters are called inside `VLM2Vec`.
-_BACKBONE = "backbone."
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written.
-
-    Attributes:
-        num_bytes: Of the tensors.
-        dtype: Of the tensors.
-        is_adapter: An adapter, not a whole model.
-        has_lm_head: The base's output head is in it.
-    """
-
-    num_bytes: int
-    dtype: torch.dtype
-    is_adapter: bool
-    has_lm_head: bool
 
 
 def export(
@@ -58,7 +43,9 @@ def export(
     *,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     base_model: str | None = None,
-) -> Exported:
+    scores: Path | None = None,
+    check: bool = False,
+) -> tuple[Exported, CheckResult | None]:
     """Writes the Hugging Face folder of a checkpoint.
 
     A run with `--lora` gives an adapter folder that names its base model, or with `merge_lora` a whole model. Weights
@@ -71,11 +58,44 @@ def export(
         merge_lora: Add the adapter to the base model's weights.
         max_shard_size: Bytes of a weight file, or as in "5GB". At no time more than one file's tensors are in memory.
         base_model: The base model, if it is not where the run had it.
+        scores: Folder of an evaluation, whose scores go into the model card.
+        check: Compare the folder with the checkpoint before it appears; see `check_export`.
+
+    Returns:
+        What was written, and how it compares if `check`.
 
     Raises:
-        InputError: Not a complete checkpoint, an output that exists, or an option without effect.
+        InputError: Not a complete checkpoint, an output that exists, an option without effect, or a failed check.
     """
     record = RunRecord.read(checkpoint / RECORD)
+    _refuse(checkpoint, output, record, dtype, merge_lora)
+    size = parse_size(max_shard_size)
+    card_scores = read_scores(scores) if scores is not None else None
+    recorded_base = str(record.arguments["model_name"])
+    base = find_base(recorded_base, base_model)
+    with _appearing(output) as folder:
+        shutil.copytree(checkpoint / ENCODER_FOLDER, folder, dirs_exist_ok=True)
+        weights = {name.removeprefix(BACKBONE): each for name, each in zero_weights(checkpoint / ENGINE_TAG).items()}
+        if record.arguments["lora"] and not merge_lora:
+            exported = _write_adapter(weights, folder, base, base_model)
+        else:
+            if merge_lora:
+                base = require_base(base, recorded_base)
+                weights = merged_weights(base.weights, weights, base.config, folder)
+                (folder / ADAPTER_CONFIG).unlink()
+                base.config.save_pretrained(folder)
+            dtype = dtype or (torch.bfloat16 if record.arguments["bf16"] else torch.float32)
+            exported = _write_model(checkpoint, weights, folder, base, dtype, size)
+        write_companions(folder, record.arguments["max_len"])
+        write_card(folder, output.resolve().name, record, exported, card_scores)
+        return exported, check_export(checkpoint, record, folder, exported, base) if check else None
+
+
+def _refuse(checkpoint: Path, output: Path, record: RunRecord, dtype: torch.dtype | None, merge_lora: bool) -> None:
+    """What cannot be done or would have no effect, before anything is read or written."""
+    missing = sorted({"lora", "bf16", "model_name", "max_len"} - record.arguments.keys())
+    if missing:
+        raise InputError(f"{checkpoint / RECORD}: the run's arguments lack {', '.join(missing)}")
     is_adapter = bool(record.arguments["lora"])
     if merge_lora and not is_adapter:
         raise InputError(f"--merge_lora: {checkpoint} is of a run without --lora; there is nothing to merge")
@@ -83,36 +103,20 @@ def export(
         raise InputError("--dtype: adapters are written in float32; use it with --merge_lora")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; choose another folder or remove it")
-    dtype = dtype or (torch.bfloat16 if record.arguments["bf16"] else torch.float32)
-    base = find_base(str(record.arguments["model_name"]), base_model)
-    with _appearing(output) as folder:
-        shutil.copytree(checkpoint / ENCODER_FOLDER, folder, dirs_exist_ok=True)
-        weights = {
-            name.removeprefix(_BACKBONE): tensor for name, tensor in zero_weights(checkpoint / ENGINE_TAG).items()
-        }
-        if is_adapter and not merge_lora:
-            return _write_adapter(weights, folder, base_model)
-        if is_adapter:
-            base = require_base(base, str(record.arguments["model_name"]))
-            weights = merged_weights(base.weights, weights, base.config, folder)
-            (folder / ADAPTER_CONFIG).unlink()
-            config = base.config
-        else:
-            found = {name: tensor.shape for name, tensor in weights.items()}
-            config = load_config(folder, found)
-            check_tensors(checkpoint, found, Phi3VModel.tensor_shapes(config))
-        return _write_model(weights, folder, config, base, dtype, max_shard_size)
 
 
 def _write_model(
+    checkpoint: Path,
     weights: Mapping[str, LazyTensor],
     folder: Path,
-    config: Phi3VConfig,
     base: BaseModel | None,
     dtype: torch.dtype,
-    max_shard_size: int | str,
+    max_shard_size: int,
 ) -> Exported:
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    config = load_config(folder, found)
     expected = Phi3VModel.tensor_shapes(config)
+    check_tensors(checkpoint, found, expected)
     head = base.lm_head(expected) if base is not None else {}
     tensors = {name: weights[name] for name in expected} | head
     num_bytes = write_shards(tensors, folder, dtype, max_shard_size)
@@ -121,12 +125,12 @@ def _write_model(
     config.save_pretrained(folder)
     if base is not None:
         carry_code_references(base, folder)
-    if checkpoint_shapes(folder) != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise InputError(f"{folder}: the files do not hold what was written to them; is the disk sound?")
-    return Exported(num_bytes, dtype, is_adapter=False, has_lm_head=LM_HEAD in head)
+    return Exported(num_bytes, dtype, is_adapter=False, has_lm_head=bool(head), base_at_hand=base is not None)
 
 
-def _write_adapter(weights: Mapping[str, LazyTensor], folder: Path, base_model: str | None) -> Exported:
+def _write_adapter(
+    weights: Mapping[str, LazyTensor], folder: Path, base: BaseModel | None, base_model: str | None
+) -> Exported:
     tensors = {_name_in_adapter_file(name): tensor for name, tensor in weights.items()}
     write_file(tensors, folder / ADAPTER_WEIGHTS, torch.float32)
     if base_model is not None:
@@ -134,7 +138,7 @@ def _write_adapter(weights: Mapping[str, LazyTensor], folder: Path, base_model: 
         settings = read_json(file) | {"base_model_name_or_path": base_model}
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     num_bytes = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
-    return Exported(num_bytes, torch.float32, is_adapter=True, has_lm_head=False)
+    return Exported(num_bytes, torch.float32, is_adapter=True, has_lm_head=False, base_at_hand=base is not None)
 
 
 def _name_in_adapter_file(name: str) -> str:

@@ -32,25 +32,24 @@ def parse_size(size: int | str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def write_shards(tensors: Mapping[str, LazyTensor], folder: Path, dtype: torch.dtype, max_shard_size: int | str) -> int:
+def write_shards(tensors: Mapping[str, LazyTensor], folder: Path, dtype: torch.dtype, max_shard_size: int) -> int:
     """Writes model.safetensors, or shards and their index when the tensors exceed `max_shard_size`.
 
     Args:
         tensors: In the order in which they are to be written.
         folder: Where to.
         dtype: Of what is written.
-        max_shard_size: Bytes, or as in "5GB". A larger tensor gets a file of its own.
+        max_shard_size: Bytes of a file. A larger tensor gets a file of its own.
 
     Returns:
         Bytes of all tensors.
 
     Raises:
-        InputError: A file cannot be written, or a size that is none.
+        InputError: A file cannot be written.
     """
-    size = parse_size(max_shard_size)
     planned = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in tensors.items()}
     plan = split_torch_state_dict_into_shards(
-        planned, filename_pattern="model{suffix}.safetensors", max_shard_size=size
+        planned, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for name, names in tqdm(plan.filename_to_tensors.items(), desc="writing", unit="file", disable=None):
         write_file({each: tensors[each] for each in names}, folder / name, dtype)

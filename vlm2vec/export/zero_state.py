@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +19,8 @@ from vlm2vec.phi3_v.checkpoint import Shape
 from vlm2vec.training.engine import prepare_environment
 from vlm2vec.training.state_files import safe_state_files
 
+# How the trained module's parameters are called inside `VLM2Vec`.
+BACKBONE = "backbone."
 _ZERO3_MASTERS = "fp32_flat_groups"
 _ZERO12_MASTERS = "single_partition_of_fp32_groups"
 
@@ -47,8 +51,40 @@ def zero_weights(folder: Path) -> dict[str, LazyTensor]:
             return _of_zero3(models, optimizers)
         return _of_zero1_and_2(models[0], optimizers)
     except Exception as error:  # missing, torn or foreign files surface as any type
-        reason = " ".join(str(error).split())
-        raise InputError(f"{folder}: cannot be read as ZeRO state ({reason[:300] or type(error).__name__})") from error
+        raise _unreadable(folder, error) from error
+
+
+def module_state(folder: Path) -> dict[str, torch.Tensor]:
+    """The module's weights by a way of their own, for a comparison: not from the masters where there is another source.
+
+    Under ZeRO-1/2 the module's own state, in the run's compute dtype; under ZeRO-3 what DeepSpeed's converter gives.
+
+    Raises:
+        InputError: As `zero_weights`.
+    """
+    prepare_environment()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint, get_model_state_files
+
+    try:
+        with (
+            safe_state_files(mapped=True),
+            open(os.devnull, "w") as silence,
+            redirect_stdout(silence),  # it prints a line for every parameter it finds
+            redirect_stderr(silence),  # and shows bars
+        ):
+            files = get_model_state_files(str(folder))
+            if "zero_pp_rank" in Path(files[0]).name:
+                weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+            else:
+                weights = torch.load(files[0], map_location="cpu")["module"]
+    except Exception as error:  # as above
+        raise _unreadable(folder, error) from error
+    return dict(weights)
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"{folder}: cannot be read as ZeRO state ({reason[:300] or type(error).__name__})")
 
 
 def _check_ranks(optimizers: Sequence[Mapping[str, Any]]) -> None:

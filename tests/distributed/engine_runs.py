@@ -1,0 +1,37 @@
+"""Short runs of real engines, whose checkpoints several tests read (fixture `engine_runs_dir`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.distributed.launcher import REPOSITORY, run_ranks
+
+# The ZeRO stage and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
+# of the process.
+RUNS: dict[str, tuple[int, list[str]]] = {
+    "zero1": (1, ["--freeze_vision_tower"]),
+    "zero1-bf16": (1, ["--bf16"]),
+    "zero2": (2, []),
+    "zero2-bf16": (2, ["--bf16"]),
+    "zero2-lora": (2, ["--lora"]),
+    "zero3": (3, ["--freeze_projector"]),
+    "zero3-lora": (3, ["--lora", "--lora_r", "4"]),
+}
+REFERENCE = "reference-bf16"
+
+
+def flags(model: Path, output: Path, stage: int, *extra: str) -> list[str]:
+    return [
+        *("--model_name", str(model), "--dataset_name", "unused", "--output_dir", str(output)),
+        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json"), "--max_steps", "2"),
+        *("--global_batch_size", "2", "--learning_rate", "1e-2", *extra),
+    ]
+
+
+def train_engines(model: Path, reference_model: Path, root: Path) -> None:
+    """Fills a folder for each of RUNS, and one for the reference model, on 2 ranks."""
+    jobs = [("encode reference", flags(reference_model, root / REFERENCE, 2, "--bf16"))]
+    jobs += [("train and save", flags(model, root / name, stage, *extra)) for name, (stage, extra) in RUNS.items()]
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    run_ranks(2, ["-m", "tests.distributed.engine_worker", str(root / "jobs.json")], root, timeout=240)

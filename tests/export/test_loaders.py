@@ -1,0 +1,126 @@
+"""Other libraries load what is exported, offline, and get the same vectors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlm2vec import VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.export import export
+from vlm2vec.export.companions import MODULE_FILE
+from vlm2vec.phi3_v import Phi3VModel, collate_items
+from vlm2vec.training.checkpoint import find_checkpoint
+
+
+@pytest.fixture(scope="module")
+def exported(engine_runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full model and an adapter."""
+    root = tmp_path_factory.mktemp("exported")
+    export(find_checkpoint(engine_runs_dir / "zero3"), root / "full")
+    export(find_checkpoint(engine_runs_dir / "zero2-lora"), root / "adapter")
+    return root
+
+
+@pytest.fixture
+def sentence_transformer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The class, with a cache of its own for the modules that it copies out of folders."""
+    from sentence_transformers import SentenceTransformer
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return lambda path, **options: SentenceTransformer(str(path), trust_remote_code=True, device="cpu", **options)
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_sentence_transformers(kind: str, exported: Path, sentence_transformer: Any, tmp_path: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(exported / kind)
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture.save(tmp_path / "picture.png")
+    question = "Represent the given image with the following question: what is it"
+    inputs = [
+        "coffee",
+        "",
+        picture,
+        str(tmp_path / "picture.png"),
+        {"image": picture, "text": question},
+        {"image": [picture, picture], "text": "<|image_1|> and <|image_2|>"},
+        {"text": "coffee"},
+    ]
+    expected = encoder.encode(
+        texts=["coffee", "", None, None, f"<|image_1|> {question}", "<|image_1|> and <|image_2|>", "coffee"],
+        images=[None, None, picture, picture, picture, [picture, picture], None],
+    )
+    model = sentence_transformer(exported / kind)
+    assert model.get_embedding_dimension() == encoder.hidden_size
+    assert model.max_seq_length == 256
+    np.testing.assert_allclose(model.encode(inputs), expected.numpy(), rtol=0, atol=1e-6)
+    # One kind at a time, a single input, a prompt, small batches.
+    np.testing.assert_allclose(model.encode(inputs[:2]), expected[:2].numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.encode(picture), expected[2].numpy(), rtol=0, atol=1e-6)
+    prompted = model.encode([{"image": picture, "text": "what is it"}], prompt=question.removesuffix("what is it"))
+    np.testing.assert_allclose(prompted[0], expected[4].numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.encode(inputs, batch_size=2), expected.numpy(), rtol=0, atol=1e-6)
+    assert model.similarity(model.encode("coffee"), model.encode("coffee")).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_sentence_transformers_saves_what_it_loads(exported: Path, sentence_transformer: Any, tmp_path: Path) -> None:
+    model = sentence_transformer(
+        exported / "full", processor_kwargs={"num_crops": 1}, model_kwargs={"dtype": "bfloat16"}
+    )
+    assert model.dtype == torch.bfloat16
+    model.max_seq_length = 3
+    model.save(str(tmp_path / "saved"))
+    again = sentence_transformer(tmp_path / "saved")
+    assert (again.max_seq_length, again[0].encoder.processor.num_crops, again.dtype) == (3, 1, torch.bfloat16)
+    text = "a text of more than three tokens"
+    assert np.array_equal(again.encode(text), model.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(np.zeros((4, 4, 3), np.uint8), "PIL image"), ({"audio": "x"}, "'audio'"), ({"image": "x", "text": 3}, "string")],
+)
+def test_inputs_that_sentence_transformers_cannot_pass(
+    value: object, reason: str, exported: Path, sentence_transformer: Any
+) -> None:
+    model = sentence_transformer(exported / "full")
+    with pytest.raises((InputError, ValueError), match=reason):
+        model.encode(["a text", value])
+
+
+def test_options_that_sentence_transformers_cannot_pass(exported: Path, sentence_transformer: Any) -> None:
+    with pytest.raises(InputError, match="model_kwargs: depth"):
+        sentence_transformer(exported / "full", model_kwargs={"depth": 3})
+
+
+def test_the_folder_says_which_package_it_needs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vlm2vec.sentence_transformer", None)  # as if it were not installed
+    code = (exported / "full" / MODULE_FILE).read_text()
+    with pytest.raises(ImportError, match="vlm2vec-deepspeed"):
+        exec(compile(code, MODULE_FILE, "exec"), {})
+
+
+def test_peft(exported: Path, mini_model_dir: Path) -> None:
+    from peft import PeftModel
+
+    encoder = VLM2Vec.from_pretrained(exported / "adapter")
+    text = "a three to the left of a seven"
+    adapted = PeftModel.from_pretrained(Phi3VModel.from_pretrained(mini_model_dir), str(exported / "adapter")).eval()
+    batch = collate_items([encoder.processor.process_item(text)], encoder.processor.pad_token_id)
+    with torch.no_grad():
+        last = adapted(input_ids=batch["input_ids"])[:, -1]
+        bare = adapted.get_base_model()
+        with adapted.disable_adapter():
+            without = bare(input_ids=batch["input_ids"])[:, -1]
+    found, plain = (torch.nn.functional.normalize(each, dim=-1) for each in (last, without))
+    torch.testing.assert_close(found, encoder.encode(texts=[text]), rtol=0, atol=1e-6)
+    assert (found - plain).abs().max() > 1e-3  # the adapter does something

@@ -1,0 +1,36 @@
+"""What an export was told and what it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        num_bytes: Of the tensors.
+        dtype: Of the tensors.
+        is_adapter: An adapter, not a whole model.
+        has_lm_head: The base's output head is in it.
+        base_at_hand: The base model could be read.
+    """
+
+    num_bytes: int
+    dtype: torch.dtype
+    is_adapter: bool
+    has_lm_head: bool
+    base_at_hand: bool
+
+    @property
+    def dtype_name(self) -> str:
+        """Such as "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        kind = "adapter" if self.is_adapter else f"model {'with' if self.has_lm_head else 'without'} lm_head"
+        size = f"{self.num_bytes / 1e9:.2f} GB" if self.num_bytes >= 1e8 else f"{self.num_bytes / 1e6:.2f} MB"
+        return f"{kind}, {self.dtype_name}, {size}"

@@ -1,0 +1,71 @@
+"""The scores of an evaluation, for the model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm2vec.errors import InputError
+
+SCORES_FILE = "scores.json"
+_FURTHER_GROUPS = ("IND", "OOD", "overall")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Precision@1 of a group of datasets, unweighted.
+
+    Attributes:
+        acc: The mean, 0 to 1.
+        chance: What guessing gives, 0 to 1.
+        num_datasets: How many datasets the mean has.
+        num_datasets_of_benchmark: How many the benchmark has in this group.
+    """
+
+    acc: float
+    chance: float
+    num_datasets: int
+    num_datasets_of_benchmark: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation wrote.
+
+    Attributes:
+        benchmark: Its name, "unknown" for a user's own datasets.
+        model: What was scored, as the evaluation was told.
+        fingerprint: A hash of that model's files.
+        means: By meta-task; then "IND", "OOD" where there are such, and "overall".
+    """
+
+    benchmark: str
+    model: str
+    fingerprint: str
+    means: Mapping[str, Mean]
+
+
+def read_scores(folder: Path) -> Scores:
+    """Reads what `python -m eval.mmeb` wrote to a folder.
+
+    Raises:
+        InputError: No such file, or another program's.
+    """
+    file = folder / SCORES_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        groups = content["meta_tasks"] | {name: content[name] for name in _FURTHER_GROUPS if name in content}
+        means = {
+            name: Mean(**{field: mean[field] for field in Mean.__dataclass_fields__}) for name, mean in groups.items()
+        }
+        if "overall" not in means:
+            raise KeyError("overall")
+        model = content["model"]
+        scored = str(model["checkpoint_path"] or model["model_name"])
+        return Scores(content["benchmark"] or "unknown", scored, str(model["fingerprint"]), means)
+    except FileNotFoundError:
+        raise InputError(f"--scores {folder}: no {SCORES_FILE} in it; write it with python -m eval.mmeb") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--scores {file}: not as python -m eval.mmeb writes it ({error!r})") from error
