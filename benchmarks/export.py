@@ -102,7 +102,8 @@ def write_checkpoint(folder: Path, stage: int, num_ranks: int, shapes: Shapes, a
                 {} if stage == 3 else {name: torch.zeros(size, dtype=torch.bfloat16) for name, size in sizes.items()}
             )
             torch.save({"module": module, "param_shapes": [sizes]}, engine / name)
-    RunRecord(1, num_ranks, stage, {"bf16": False, **arguments}, {}, {}).write(folder / RECORD)
+    arguments = {"bf16": False, "max_len": 256, "global_batch_size": 1, **arguments}
+    RunRecord(1, num_ranks, stage, arguments, {}, {}).write(folder / RECORD)
 
 
 def write_full(folder: Path, stage: int, num_ranks: int, num_layers: int) -> None:
