@@ -1,0 +1,306 @@
+"""Damages tars, indexes, manifests, sidecars, plans, tables and zips at random, and reads them.
+
+    python -m tests.shards.fuzz [--mutations 300] [--seed 0]
+
+Each damaged folder is read in a process of its own, under a limit of time and memory. Good outcomes are a clear error
+(`InputError`) and a correct read; a crash, a hang, a traceback and different data are failures. What is correct:
+of shards the undamaged samples, of a table what pyarrow itself makes of the damaged file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import traceback
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_prep.convert import convert
+from data_prep.verify import verify
+from tests.data_prep.hand_made import TABLE, make_dataset, row, tree, write_rows
+from vlm2vec.errors import InputError
+from vlm2vec.shards import Sample, ShardSet
+
+REFUSED, CORRECT = "refused", "read correctly"
+GOOD = {REFUSED, CORRECT, "reported as unreadable"}
+_LIMIT_SECONDS = 60.0
+_LIMIT_BYTES = 3 << 30  # on top of what the process holds already
+
+
+class DifferentDataError(Exception):
+    """Something was read that nobody wrote."""
+
+
+@dataclass(frozen=True)
+class World:
+    """An undamaged data set, unpacked and zipped, its shards, and the samples in them."""
+
+    dataset: Path
+    zipped: Path
+    shards: Path
+    samples: tuple[Sample, ...]
+
+
+def make_world(root: Path) -> World:
+    """Ten rows in three shards."""
+    dataset = make_dataset(root / "MMEB-train")
+    rows = [row(number) for number in range(10)]
+    write_rows(dataset, rows)
+    write_rows(dataset, rows[::-1], "B/original-00000-of-00001.parquet")
+    shards = root / "shards"
+    convert(dataset, dataset, shards, ["A", "B"], rows_per_shard=4)
+    zipped = Path(shutil.copytree(dataset, root / "zipped"))
+    (zipped / "images_zip").mkdir()
+    with zipfile.ZipFile(zipped / "images_zip/A.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted((zipped / "images/A/Train").iterdir()):
+            archive.write(file, f"A/Train/{file.name}")
+    shutil.rmtree(zipped / "images")
+    return World(dataset, zipped, shards, tuple(samples_of(shards)))
+
+
+def samples_of(shards: Path) -> list[Sample]:
+    """Every sample of every subset."""
+    opened = ShardSet.open(shards)
+    return [opened.read(name, number) for name in opened.subsets for number in range(opened.num_samples[name])]
+
+
+# --- what is done to a file ---
+
+
+def truncate(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    return bytes(content[: generator.randrange(len(content))])
+
+
+def flip(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    for _ in range(generator.choice((1, 1, 2, 8))):
+        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    return bytes(content)
+
+
+def zero(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """A tar's header block, or any other 512 bytes."""
+    start = generator.randrange(-(-len(content) // 512)) * 512
+    content[start : start + 512] = bytes(len(content[start : start + 512]))
+    return bytes(content)
+
+
+def cut_out(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    start = generator.randrange(len(content))
+    del content[start : start + generator.randrange(1, 600)]
+    return bytes(content)
+
+
+def append(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    return bytes(content) + generator.randbytes(generator.randrange(1, 2000))
+
+
+def swap(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """Another file of the same kind in its place."""
+    return other
+
+
+OPERATORS: dict[str, Callable[[bytearray, random.Random, bytes], bytes]] = {
+    "truncated": truncate,
+    "bits flipped": flip,
+    "block zeroed": zero,
+    "piece cut out": cut_out,
+    "junk appended": append,
+    "swapped": swap,
+}
+
+
+# --- what is then read ---
+
+
+def read_shards(world: World, folder: Path) -> str:
+    """Every sample is the undamaged one, or an error; the converter's own check sees every damage."""
+    changed = tree(folder) != tree(world.shards)
+    try:
+        whole = not verify(folder).problems
+    except InputError:
+        whole = False
+    try:
+        opened = ShardSet.open(folder)
+    except InputError:
+        return REFUSED
+    errors = 0
+    places = [(name, number) for name in opened.subsets for number in range(opened.num_samples[name])]
+    if len(places) != len(world.samples):
+        raise DifferentDataError(f"{len(places)} samples")
+    for place, expected in zip(places, world.samples, strict=True):
+        try:
+            if opened.read(*place) != expected:
+                raise DifferentDataError(expected.key)
+        except InputError:
+            errors += 1
+    if whole and (changed and errors):
+        raise DifferentDataError("verify calls it whole, but it cannot be read")
+    return REFUSED if errors else CORRECT
+
+
+def continue_conversion(world: World, folder: Path) -> str:
+    """The converter repairs what it can, to the same bytes, or refuses."""
+    try:
+        convert(world.dataset, world.dataset, folder, ["A", "B"], rows_per_shard=4)
+    except InputError:
+        return REFUSED
+    if tree(folder) != tree(world.shards):
+        raise DifferentDataError("the completed shards")
+    return CORRECT
+
+
+def convert_table(world: World, folder: Path) -> str:
+    """A damaged table is refused, or the shards hold what pyarrow reads in it."""
+    try:
+        conversion = convert(folder, folder, folder.with_name("out"), ["A"], rows_per_shard=4)
+    except InputError:
+        return REFUSED
+    rows = [
+        (record["qry"] or "", record["pos_text"] or "")
+        for record in pq.read_table(folder / TABLE).to_pylist()
+        if (record["qry"] or record["qry_image_path"]) and (record["pos_text"] or record["pos_image_path"])
+    ]
+    if conversion.manifest is None:
+        return "reported as unreadable"
+    samples = samples_of(folder.with_name("out"))
+    if [(sample.query.text, sample.positive.text) for sample in samples] != rows:
+        raise DifferentDataError("the shards' texts")
+    return CORRECT
+
+
+def convert_zip(world: World, folder: Path) -> str:
+    """A damaged zip is refused, its pictures are reported, or the shards are the undamaged ones."""
+    out = folder.with_name("out")
+    try:
+        conversion = convert(folder, folder, out, ["A"], rows_per_shard=4, check_images="none", max_missing=3)
+    except InputError:
+        return REFUSED
+    if conversion.manifest is not None and conversion.report.total.samples:
+        expected = {sample.key: sample for sample in world.samples}
+        if any(sample != expected[sample.key] for sample in samples_of(out)):
+            raise DifferentDataError("a picture")
+    return "reported as unreadable" if conversion.report.total.unusable_images else CORRECT
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file to damage: the folder it lies in, its name, a sibling to swap with, and who reads it."""
+
+    folder: Callable[[World], Path]
+    file: str
+    sibling: str
+    read: Callable[[World, Path], str]
+
+
+TARGETS: dict[str, Target] = {
+    "tar": Target(lambda world: world.shards, "A/A-00001.tar", "A/A-00000.tar", read_shards),
+    "index": Target(lambda world: world.shards, "A/A-00001.parquet", "A/A-00000.parquet", read_shards),
+    "manifest": Target(lambda world: world.shards, "manifest.json", "report.json", read_shards),
+    "table": Target(lambda world: world.dataset, TABLE, "B/original-00000-of-00001.parquet", convert_table),
+    "zip": Target(lambda world: world.zipped, "images_zip/A.zip", TABLE, convert_zip),
+    "sidecar": Target(lambda world: world.shards, "A/A-00001.json", "A/A-00000.json", continue_conversion),
+    "index at resume": Target(
+        lambda world: world.shards, "A/A-00001.parquet", "B/B-00001.parquet", continue_conversion
+    ),
+    "plan": Target(lambda world: world.shards, "plan.json", "manifest.json", continue_conversion),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one mutation; `detail` says more about a failure."""
+
+    target: str
+    operator: str
+    outcome: str
+    detail: str
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the user learns what is wrong, or nothing is."""
+        return self.outcome in GOOD
+
+
+def mutate(world: World, work: Path, number: int, seed: int) -> Outcome:
+    """Makes mutation `number`, reads the result in a process of its own."""
+    generator = random.Random(f"{seed}-{number}")
+    name = list(TARGETS)[number % len(TARGETS)]
+    operator = generator.choice(list(OPERATORS))
+    target = TARGETS[name]
+    folder = work / str(number) / "damaged"
+    shutil.copytree(target.folder(world), folder)
+    path = folder / target.file
+    path.write_bytes(
+        OPERATORS[operator](bytearray(path.read_bytes()), generator, (folder / target.sibling).read_bytes())
+    )
+    outcome, detail = in_own_process(partial(target.read, world, folder))
+    shutil.rmtree(work / str(number))
+    return Outcome(name, operator, outcome, detail)
+
+
+def in_own_process(action: Callable[[], str]) -> tuple[str, str]:
+    """Runs an action; (what it returned or how it failed, details)."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_act, args=(action, sender))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv() if receiver.poll(_LIMIT_SECONDS) else ("hang", "")
+    except EOFError:
+        process.join()
+        result = ("crash", f"exit code {process.exitcode}")
+    process.kill()
+    process.join()
+    return result
+
+
+def _act(action: Callable[[], str], sender: Connection) -> None:
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _LIMIT_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        sender.send((action(), ""))
+    except DifferentDataError as error:
+        sender.send(("different data", str(error)))
+    except BaseException:
+        sender.send(("traceback", traceback.format_exc()))
+
+
+def run(mutations: int, seed: int, work: Path) -> list[Outcome]:
+    """Makes a world below `work` and so many mutations of it."""
+    world = make_world(work / "world")
+    return [mutate(world, work, number, seed) for number in range(mutations)]
+
+
+def main() -> None:
+    """Parses the command line, runs, prints a table of outcomes and every failure."""
+    parser = argparse.ArgumentParser(prog="python -m tests.shards.fuzz")
+    parser.add_argument("--mutations", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run(arguments.mutations, arguments.seed, Path(folder))
+    for target in TARGETS:
+        counts = Counter(outcome.outcome for outcome in outcomes if outcome.target == target)
+        print(f"{target:<16}" + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    failures = [outcome for outcome in outcomes if not outcome.is_good]
+    for failure in failures:
+        print(f"{failure.target}, {failure.operator}: {failure.outcome}\n{failure.detail}")
+    print(f"{len(outcomes)} mutations, {len(failures)} failures")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
