@@ -1,17 +1,21 @@
-"""A synthetic data set of MMEB-train's layout and proportions, as many rows as asked for (a million by default).
+"""Converts and verifies a synthetic data set of MMEB-train's layout and proportions, a million rows by default.
 
-    python -m benchmarks.million_rows OUT [--rows 1000000]
+    python -m benchmarks.million_rows OUT [--rows 1000000] [--source_only]
 
 writes OUT/MMEB-train: the 20 subsets' tables and a few hundred tiny pictures a subset, which the rows share. It is made
-of nothing but noise; what it measures is everything that grows with the number of rows.
+of nothing but noise; what it measures is everything that grows with the number of rows. The shards go to OUT/shards.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
+import os
+import subprocess
 import sys
+import time
 import zlib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from data_prep.arguments import Parser, positive
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MMEB, TrainSubset
 
 ROWS = 1_000_000
@@ -90,18 +95,62 @@ def _texts(generator: np.random.Generator, count: int) -> list[str]:
     ]
 
 
-class _Parser(OneLineErrors, argparse.ArgumentParser):
-    pass
+def measure(command: Sequence[str]) -> tuple[float, float]:
+    """Runs a program; returns its wall time in seconds and the most memory that it and its workers held, in MB.
+
+    Memory is the sum of the processes' proportional shares (PSS), sampled ten times a second.
+
+    Raises:
+        InputError: the program failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(_proportional_megabytes(pid) for pid in _session(process.pid)))
+        time.sleep(0.1)
+    if process.returncode:
+        raise InputError(f"{' '.join(command)}: exit code {process.returncode}")
+    return time.perf_counter() - start, peak
+
+
+def _session(leader: int) -> list[int]:
+    """The processes that a session leader started, and itself."""
+    members = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            if os.getsid(int(folder.name)) == leader:
+                members.append(int(folder.name))
+    return members
+
+
+def _proportional_megabytes(pid: int) -> float:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def main() -> None:
-    """Parses the command line and writes the source."""
-    parser = _Parser(prog="python -m benchmarks.million_rows", description="Write a large synthetic MMEB-train.")
-    parser.add_argument("output_dir", type=Path, help="gets the folder MMEB-train")
-    parser.add_argument("--rows", type=int, default=ROWS, help="in all subsets together (default %(default)s)")
+    """Parses the command line, writes the source, measures."""
+    parser = Parser(prog="python -m benchmarks.million_rows", description="Convert and verify a large data set.")
+    parser.add_argument("output_dir", type=Path, help="gets the folders MMEB-train and shards")
+    parser.add_argument("--rows", type=positive, default=ROWS, help="in all subsets together (default %(default)s)")
+    parser.add_argument("--source_only", action="store_true", help="write MMEB-train, measure nothing")
     arguments = parser.parse_args()
-    rows = write_source(arguments.output_dir / "MMEB-train", arguments.rows)
-    print(f"{arguments.output_dir / 'MMEB-train'}: {sum(rows.values())} rows in {len(rows)} subsets")
+    source, shards = arguments.output_dir / "MMEB-train", arguments.output_dir / "shards"
+    rows = write_source(source, arguments.rows)
+    print(f"{source}: {sum(rows.values())} rows in {len(rows)} subsets")
+    if arguments.source_only:
+        return
+    convert = ["data_prep.convert", "--dataset_name", str(source), "--subset_name", "all", "--output_dir", str(shards)]
+    for name, program in (("convert", convert), ("verify", ["data_prep.verify", str(shards)])):
+        seconds, megabytes = measure([sys.executable, "-m", *program])
+        speed = sum(rows.values()) / seconds
+        print(f"{name:<8}{seconds:7.1f} s {speed:9,.0f} rows/s   peak {megabytes:.0f} MB", flush=True)
+    size = sum(path.stat().st_size for path in shards.rglob("*.tar"))
+    print(f"{len(list(shards.rglob('*.tar')))} tars of {size / 1e6:,.0f} MB, {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data_prep.sniff import sniff_header
 from vlm2vec.errors import InputError
-from vlm2vec.images import check_image, read_header
+from vlm2vec.images import check_image
 from vlm2vec.shards.index import Columns, read_index
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import (
@@ -96,8 +97,8 @@ def _tar_problems(check: ShardCheck, columns: Columns | None) -> Iterator[str]:
 
 def _sample_problems(check: ShardCheck, columns: Columns, file: BinaryIO, digest: Any) -> Iterator[str]:
     expected_offset = 0
-    for position in range(check.record.num_samples):
-        entry = {name: column[position].item() for name, column in columns.items()}
+    for values in zip(*(column.tolist() for column in columns.values()), strict=True):
+        entry = dict(zip(columns, values, strict=True))
         key = sample_key(check.subset, entry["row"])
         if entry["offset"] != expected_offset:
             yield f"{check.path('.parquet')}: sample {key} is said to begin at {entry['offset']}, not {expected_offset}"
@@ -152,7 +153,7 @@ def _described(members: Mapping[str, bytes], key: str, row: int, check: ShardChe
         text = "" if record[side] is None else record[side]["text"]
         header = None
         if image is not None:
-            header = (check_image if check.decode else read_header)(image, name)
+            header = (check_image if check.decode else sniff_header)(image, name)
             stated = record[side]["image"]
             if name != f"{prefix}{header.extension}" or stated["width"] != header.width:
                 raise ValueError(f"{name} is a {header.extension} of {header.width} x {header.height} pixels")

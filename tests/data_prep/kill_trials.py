@@ -58,7 +58,7 @@ def run_trial(source: Path, output: Path, seconds: float, number: int, generator
     """Kills once or three times within `seconds` of the plan, then lets the program finish.
 
     Returns:
-        The number of committed shards at each kill.
+        The number of committed shards at each kill that did not come too late.
     """
     committed = []
     for _ in range(1 if number % 3 else 3):
@@ -70,8 +70,8 @@ def run_trial(source: Path, output: Path, seconds: float, number: int, generator
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
-            process.wait(_LIMIT_SECONDS)
-            committed.append(len(list(output.rglob("*-*.json"))))
+            if process.wait(_LIMIT_SECONDS) == -signal.SIGKILL:  # else it had ended before
+                committed.append(len(list(output.rglob("*-*.json"))))
         finally:
             if number % 2:
                 end(process)
@@ -126,7 +126,7 @@ def main() -> None:
         shards = len(list((Path(folder) / "undisturbed").rglob("*.tar")))
     for number, trial in enumerate(results):
         what = "all processes" if trial.whole_group else "the program only"
-        moments = ", ".join(f"{count} of {shards} shards" for count in trial.shards_at_kill)
+        moments = ", ".join(f"{count} of {shards} shards" for count in trial.shards_at_kill) or "its end"
         print(f"trial {number:2}: killed {what} at {moments}: {'equal' if trial.equal else 'DIFFERENT'}")
     kills = sum(len(trial.shards_at_kill) for trial in results)
     equal = sum(trial.equal for trial in results)
