@@ -1,0 +1,100 @@
+"""Runs benchmark programs and writes what they print into docs/benchmarks.md.
+
+    make bench                          all suites but the long ones
+    make bench SUITES="step memory"     some; the other sections of the document stay
+
+Every program prints its figures in Markdown, beside a baseline of the same run. A section holds the command, the date,
+the machine and that output, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.suites import SUITES, Suite
+
+DOCUMENT = Path("docs/benchmarks.md")
+HEADER = """# Benchmarks
+
+Written by `make bench`; do not edit. Only figures that a command in this repository printed, each beside a baseline of
+the same run. Times on a shared machine are noisy; ratios within a run are what counts.
+"""
+_PACKAGES = ("torch", "deepspeed", "transformers")
+_SECTION = re.compile(r"<!-- suite: (\w+) -->\n(.*?)(?=<!-- suite: |\Z)", re.DOTALL)
+
+
+def machine() -> str:
+    """One line on what ran, and when."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
+        f"Python {platform.python_version()}, {packages}"
+    )
+
+
+def run(suite: Suite) -> str:
+    """Runs a suite's program; returns its section's text.
+
+    Raises:
+        SystemExit: the program failed, or took more than its limit.
+    """
+    command = f"python -m {suite.command}"
+    print(f"== {suite.title}: {command}", flush=True)
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(suite.command)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=suite.limit_seconds,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise SystemExit(f"{command}: {error}") from error
+    seconds = time.monotonic() - start
+    print(done.stdout, flush=True)
+    return f"`{command}` ({machine()}; {seconds:.0f} s)\n\n{suite.text}\n\n{done.stdout.strip()}\n"
+
+
+def sections(document: str) -> dict[str, str]:
+    """The document's sections by suite."""
+    return {name: body.partition("\n\n")[2].strip() + "\n" for name, body in _SECTION.findall(document)}
+
+
+def compose(found: dict[str, str]) -> str:
+    """The document with the sections that there are, in the suites' order."""
+    parts = [
+        f"<!-- suite: {name} -->\n## {suite.title}\n\n{found[name].strip()}\n"
+        for name, suite in SUITES.items()
+        if name in found
+    ]
+    return "\n".join([HEADER, *parts])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the suites and writes the document after each of them."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="default: all but the long ones")
+    options = parser.parse_args(argv)
+    names = options.suites or [name for name, suite in SUITES.items() if not suite.is_long]
+    start = time.monotonic()
+    found = sections(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.exists() else {}
+    for name in names:
+        found[name] = run(SUITES[name])
+        DOCUMENT.write_text(compose(found), encoding="utf-8")
+    print(f"{len(names)} suites in {(time.monotonic() - start) / 60:.0f} minutes; {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""This code's training step on a workload: distinct items once, sorted, packed by tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.workloads import Workload
+from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
+from vlm2vec.batches.collate import end_to_end_positions
+from vlm2vec.batches.packing import PackedItem
+from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.phi3_v import ProcessedItem
+
+
+class _PadTokenOnly:
+    pad_token_id = 0
+
+
+def build_engine(encoder: VLM2Vec, learning_rate: float) -> Any:
+    """An engine as a run has it, of one rank."""
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": learning_rate, "weight_decay": 0.0, "torch_adam": True}},
+        "zero_optimization": {"stage": 2},
+        "steps_per_print": 2**31,
+    }
+    trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=encoder, model_parameters=trainable, config=config)
+    return engine
+
+
+class CachedStepRun:
+    """A step as a run makes it; the chunks lie in memory."""
+
+    def __init__(self, workload: Workload, sizes: ChunkSizes, temperature: float, learning_rate: float) -> None:
+        self._engine = build_engine(copy.deepcopy(workload.encoder), learning_rate)
+        self._items = workload.items
+        self._inputs = ItemEncoderInputs(_PadTokenOnly(), None)  # type: ignore[arg-type]
+        self._sizes = sizes
+        padding = self._inputs.chunk([ProcessedItem(torch.tensor([1]))])
+        self._step = CachedStep(self._engine, ContrastiveLoss(temperature), padding)
+
+    def __call__(self, batch: Sequence[tuple[int, int]]) -> float:
+        """One step; returns its loss."""
+        numbers: dict[int, int] = {}
+        rows = [[numbers.setdefault(item, len(numbers)) for item in pair] for pair in batch]
+        items = [self._items[item] for item in numbers]
+        queries = {row[0] for row in rows}
+        packed = [
+            PackedItem(len(item.input_ids), item.pixel_values is not None, number in queries)
+            for number, item in enumerate(items)
+        ]
+        encode, keep, repeat = self._sizes.phases(packed)
+        layout = StepLayout(
+            counts=(len(items),),
+            local_order=end_to_end_positions([*encode, *keep]),
+            pairs=Pairs(torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])),
+            rows=range(len(rows)),
+            digest=0,
+        )
+
+        def made(phase: Sequence[Sequence[int]]) -> Phase:
+            chunks: list[Chunk] = [self._inputs.chunk([items[index] for index in chunk]) for chunk in phase]
+            return Phase(chunks, len(chunks), sum(chunk.has_image for chunk in chunks))
+
+        output = self._step(StepChunks(made(encode), made(keep), made(repeat)), layout)
+        self._engine.step()
+        return float(output.loss)

@@ -1,0 +1,80 @@
+"""Pairs a second of one training step: this code, the original's algorithm, and sentence-transformers' cached loss.
+
+    python -m benchmarks.step [--work FOLDER] [--rounds 5] [--pairs 128]
+
+One process, the same batches, the same weights at the start, AdamW on all parameters; pictures are decoded before. All
+three compute the same loss, which the program checks in the first round. The rounds alternate between the three, and
+the figure is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.cached_step import CachedStepRun
+from benchmarks.original_step import OriginalStep
+from benchmarks.sentence_transformers_step import SentenceTransformersStep
+from benchmarks.workloads import Workload, miniature, mmeb_mix
+from vlm2vec.batches import ChunkSizes, TokenBudget
+from vlm2vec.training.arguments import NO_GRAD_FACTOR
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+TEMPERATURE = 0.02
+LEARNING_RATE = 1e-4
+OURS = "this code"
+
+Step = Callable[[Sequence[tuple[int, int]]], float]
+
+
+def chunk_sizes(workload: Workload) -> ChunkSizes:
+    """As a run on a CPU has them: the budget, four times as much without a graph, one kept graph."""
+    return ChunkSizes(TokenBudget(workload.chunk_tokens), NO_GRAD_FACTOR * workload.chunk_tokens, keep_graphs=1)
+
+
+def compare(workload: Workload, rounds: int) -> None:
+    """Prints one row a way of stepping."""
+    steps: dict[str, Step] = {
+        OURS: CachedStepRun(workload, chunk_sizes(workload), TEMPERATURE, LEARNING_RATE),
+        "sentence-transformers": SentenceTransformersStep(workload, TEMPERATURE, LEARNING_RATE),
+        "the original's algorithm": OriginalStep(workload, TEMPERATURE, LEARNING_RATE),
+    }
+    losses = {name: step(workload.batches[0]) for name, step in steps.items()}  # also warms up
+    for name, loss in losses.items():
+        if abs(loss - losses[OURS]) > 1e-4 * abs(losses[OURS]):
+            raise SystemExit(f"{name} computes another loss: {loss} against {losses[OURS]}")
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        batch = workload.batches[(1 + number) % len(workload.batches)]
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            seconds[name].append(time.perf_counter() - start)
+    for name, times in seconds.items():
+        pairs = len(workload.batches[0]) / statistics.median(times)
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(times, seconds[OURS], strict=True))
+        print(f"| {workload.name} | {name} | {pairs:.1f} | {ratio:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Prints the table in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("--work", type=Path, help="Folder for the miniature; kept, and used again if it is there.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=128)
+    options = parser.parse_args()
+    initialize_ranks(600)
+    print("| batch | step | pairs/s | time, this code = 1 |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        compare(miniature(options.work or Path(folder), options.pairs, options.rounds + 1), options.rounds)
+    # A pair with a full-size picture costs a CPU a hundred times one of the miniature's.
+    compare(mmeb_mix(max(10, options.pairs // 4), 2), options.rounds)
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The suites of `make bench`: one program each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One section of docs/benchmarks.md.
+
+    Attributes:
+        title: Of the section.
+        command: What follows `python -m`.
+        text: What the figures mean.
+        limit_seconds: After so long it is ended.
+        is_long: Runs only when it is named.
+    """
+
+    title: str
+    command: str
+    text: str
+    limit_seconds: int = 600
+    is_long: bool = False
+
+
+SUITES = {
+    "flops": Suite(
+        "FLOPs of one item, full size",
+        "benchmarks.flops",
+        "Counted on the meta device. The original's way: CLIP on zero crops and through its last layer, `lm_head` at "
+        "every position.",
+    ),
+    "step": Suite(
+        "One training step against other ways of making it",
+        "benchmarks.step",
+        "One process, the same batches and weights, AdamW on all parameters, pictures decoded before; the three losses "
+        "are compared. The original's algorithm is written anew in benchmarks/original_step.py.",
+    ),
+    "overhead": Suite(
+        "The cached step against a plain one",
+        "benchmarks.overhead",
+        "A batch that fits into memory in one graph. Without kept graphs every forward runs twice: a backward costs "
+        "two forwards, so 4/3 is what that way can reach.",
+    ),
+    "memory": Suite(
+        "Peak memory over the global batch",
+        "benchmarks.memory",
+        "A training process at a fixed chunk budget; pictures are decoded while the step runs.",
+        limit_seconds=1200,
+    ),
+}

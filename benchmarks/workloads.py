@@ -1,0 +1,131 @@
+"""What the step's benchmarks train on: the miniature's batches, and batches with MMEB's mix of lengths."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlm2vec.batches import ItemEncoderInputs
+from vlm2vec.batches.collate import NamedItem
+from vlm2vec.batches.order import GlobalOrder
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, ProcessedItem
+from vlm2vec.shards import Item, ShardSet
+
+NUM_CROPS = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Global batches and the encoder that they go through.
+
+    Attributes:
+        name: What it is called in tables.
+        encoder: A small Phi-3-V, in training mode.
+        items: The distinct items of all batches.
+        batches: Each a list of pairs (query, target), as indices into `items`.
+        chunk_tokens: The token budget that a user would give for this size of model.
+    """
+
+    name: str
+    encoder: VLM2Vec
+    items: Sequence[ProcessedItem]
+    batches: Sequence[Sequence[tuple[int, int]]]
+    chunk_tokens: int
+
+
+def prepare_miniature(folder: Path) -> None:
+    """Builds the miniature, its model and its shards below `folder`, as `make demo` does; kept if they are there."""
+    if (folder / "shards" / "manifest.json").is_file():
+        return
+    train = folder / "mini" / "MMEB-train"
+    for module, *flags in (
+        ("data_prep.mini_mmeb", str(folder / "mini")),
+        ("data_prep.mini_model", "--dataset_name", str(train), "--output_dir", str(folder / "model")),
+        (
+            *("data_prep.convert", "--dataset_name", str(train), "--subset_name", "all", "--split_name", "original"),
+            *("--image_dir", str(train), "--output_dir", str(folder / "shards")),
+        ),
+    ):
+        subprocess.run([sys.executable, "-m", module, *flags], check=True, stdout=subprocess.DEVNULL, timeout=600)
+
+
+def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
+    """Real pictures and texts of the miniature, mixed freely over its subsets."""
+    prepare_miniature(folder)
+    encoder = VLM2Vec.from_pretrained(folder / "model", dtype=torch.float32).train()
+    shards = ShardSet.open(str(folder / "shards"))
+    order = GlobalOrder(shards.num_samples, pairs, seed=0)
+    inputs = ItemEncoderInputs(encoder.processor, max_len=256)
+    numbers: dict[Item, int] = {}
+    batches = []
+    for step in range(num_batches):
+        batch = order.batch(step)
+        samples = [shards.read(shards.subsets[s], int(p)) for s, p in zip(batch.subsets, batch.positions, strict=True)]
+        batches.append(
+            [tuple(numbers.setdefault(item, len(numbers)) for item in (each.query, each.positive)) for each in samples]
+        )
+    items = [inputs.process(NamedItem(item, "item")) for item in numbers]
+    return Workload(f"miniature, {pairs} pairs", encoder, items, batches, chunk_tokens=2048)
+
+
+def mmeb_mix(pairs: int, num_batches: int) -> Workload:
+    """Lengths as in MMEB-train with 4 crops: half of the items are short texts, pictures take 457 to 781 tokens.
+
+    Pictures have the full-size geometry (crops of 336 pixels, 577 patches), the widths of the model are small. One
+    row in ten shares its target with another, as HatefulMemes' or ImageNet's answers do.
+    """
+    torch.manual_seed(0)
+    config = Phi3VConfig(
+        vocab_size=2048,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        pad_token_id=0,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 336,
+            "patch_size": 14,
+        },
+    )
+    encoder = VLM2Vec(Phi3VModel(config), processor=None, max_len=None).train()  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    layouts = Phi3VImageProcessor(NUM_CROPS)
+    # Wide, square and upright pictures: 457 to 781 tokens.
+    sizes = [(640, 480), (500, 500), (1024, 500), (480, 640), (1200, 400)]
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    def item(with_picture: bool) -> ProcessedItem:
+        text = torch.randint(3, 2048, (draw(8, 40),), generator=generator)
+        if not with_picture:
+            return ProcessedItem(text)
+        size = sizes[draw(0, len(sizes))]
+        layout = layouts.layout(*size)
+        return ProcessedItem(
+            input_ids=torch.cat([torch.tensor([1]), torch.full((layout.num_tokens,), -1), text]),
+            pixel_values=torch.randn(layout.num_crops, 3, 336, 336, generator=generator),
+            image_sizes=torch.tensor([layouts.image_size(*size)]),
+        )
+
+    items: list[ProcessedItem] = []
+    batches = []
+    for _ in range(num_batches):
+        first = len(items)
+        # Of twenty subsets twelve ask about a picture, and eight of a query's targets are pictures.
+        items += [item(with_picture=row % 5 < 3) for row in range(pairs)]
+        items += [item(with_picture=row % 5 >= 3) for row in range(pairs)]
+        targets = [first + pairs + (row - 5 if row % 10 == 5 else row) for row in range(pairs)]
+        batches.append([(first + row, targets[row]) for row in range(pairs)])
+    return Workload(f"MMEB's lengths, {pairs} pairs", encoder, items, batches, chunk_tokens=8192)
