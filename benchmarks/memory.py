@@ -1,0 +1,96 @@
+"""Peak memory of a training process over the global batch, at a fixed chunk budget.
+
+    python -m benchmarks.memory [--batches 64 1024 16384]
+
+One rank trains one step on the miniature; every size is a process of its own. What has to grow is stated beside it: the
+embeddings of all items with their gradients, and the pairs' undecoded bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from data_prep import mini_model
+from data_prep.convert import convert
+from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
+from vlm2vec.batches import GlobalOrder
+from vlm2vec.shards import ShardSet
+
+SEED = 42
+MIB = 2**20
+# Gathered, in the order of the items, by chunks; and the gradients of these.
+EMBEDDING_COPIES = 6
+TRAIN_AND_TELL = """
+import resource, sys
+from vlm2vec.train import run
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+run(parse_arguments(sys.argv[1:]), initialize_ranks(600))
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+close_ranks()
+"""
+
+
+def peak_bytes(model: Path, shards: Path, run: Path, global_batch_size: int) -> int:
+    """Peak resident memory of a process that trains one step."""
+    flags = [
+        *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(run)),
+        *("--deepspeed", "ds_configs/zero2.json", "--global_batch_size", str(global_batch_size)),
+        *("--max_steps", "1", "--chunk_tokens", "512", "--no_grad_chunk_tokens", "512"),
+        *("--dataloader_num_workers", "0", "--seed", str(SEED)),
+    ]
+    # Freed crops go back to the system at once: the peak shows what is alive, not what the allocator holds back.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN_AND_TELL, *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=1200,
+    )
+    return int(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("peak")))
+
+
+def bytes_that_grow(shards: ShardSet, global_batch_size: int) -> int:
+    """Embeddings and undecoded samples of the batch that `peak_bytes` trains."""
+    batch = GlobalOrder(shards.num_samples, global_batch_size, SEED).batch(0)
+    items = set()
+    for subset, position in zip(batch.subsets, batch.positions, strict=True):
+        sample = shards.read(shards.subsets[subset], int(position))
+        items |= {sample.query, sample.positive}
+    undecoded = sum(len(item.text) + len(item.image or b"") for item in items)
+    width = mini_model.LANGUAGE["hidden_size"]
+    return undecoded + EMBEDDING_COPIES * 4 * width * len(items)
+
+
+def main() -> None:
+    """Prints the table in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1024, 16384], help="global batches in pairs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        # The miniature has 14,900 pairs.
+        build_mini_mmeb(work / "mini", seed=0, scale=max(0.1, 1.05 * max(options.batches) / 14_900))
+        train = work / "mini" / TRAIN_FOLDER
+        convert(train, train, work / "shards", ["all"])
+        mini_model.build_mini_model(train, work / "model")
+        shards = ShardSet.open(str(work / "shards"))
+        print("| global batch | peak, MiB | embeddings and undecoded pairs, MiB | the rest, first = 1 |")
+        print("| --- | --- | --- | --- |")
+        first = None
+        for size in options.batches:
+            peak = peak_bytes(work / "model", work / "shards", work / f"run-{size}", size)
+            grows = bytes_that_grow(shards, size)
+            first = first or peak - grows
+            print(f"| {size:,} | {peak / MIB:.0f} | {grows / MIB:.1f} | {(peak - grows) / first:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
