@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,26 @@ def test_equals_one_matrix_over_4096_pairs_in_ragged_blocks() -> None:
     assert error < 1e-6
     assert statistics.masked.sum() > 4096
     assert kept_elements <= representations.numel(), "a block of scores is kept for the backward pass"
+
+
+class _Recording(ContrastiveLoss):
+    """Remembers how many scores its blocks have."""
+
+    blocks: list[int]
+
+    def _query_to_target(self, queries: Tensor, columns: Tensor, *rest: Any) -> Any:
+        self.blocks.append(len(queries) * len(columns))
+        return super()._query_to_target(queries, columns, *rest)
+
+
+def test_blocks_have_a_bounded_number_of_scores_unless_rows_are_given() -> None:
+    representations, pairs = large_batch()
+    automatic, given = _Recording(0.05), _Recording(0.05, block_rows=1000)
+    automatic.blocks, given.blocks = [], []
+    values = [loss_fn(representations, pairs, range(4096))[0] for loss_fn in (automatic, given)]
+    torch.testing.assert_close(*values, rtol=1e-6, atol=0)
+    assert automatic.blocks == [loss.BLOCK_SCORES] * 32
+    assert max(given.blocks) == 1000 * 2 * 4096
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "matryoshka_dims": (2, 4)}])

@@ -76,7 +76,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Pass 1: representations of each slot, and the random states of those that run again."""
+    """Pass 1: representations of each slot and, with dropout, the random states of those that run again."""
 
     encoded: list[Tensor]
     kept: list[Tensor]
@@ -192,7 +192,8 @@ class CachedStep(GradCache):
         random_states: list[RandContext] = []
         with torch.no_grad():
             for call in self._calls(chunks.encode, slots[0], "pass 1"):
-                random_states.append(RandContext(*self.get_input_tensors(call.arguments)))
+                if self._has_dropout:  # a state takes 5 KB and a copy
+                    random_states.append(RandContext(*self.get_input_tensors(call.arguments)))
                 encoded.append(self._encode(model, call))
         kept = [self._encode(model, call) for call in self._calls(chunks.keep, slots[1], "pass 1 with graph")]
         return _Encoded(encoded, kept, random_states)

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from vlm2vec.contrastive.temperature import LearnedTemperature
 
 NO_ITEM = -1
+# Scores of a block unless rows are given: 4 MiB, however large the global batch. One block for 1,024 rows x 1,024.
+BLOCK_SCORES = 2**20
 
 Result = TypeVar("Result")
 
@@ -93,8 +95,9 @@ class ContrastiveLoss:
         temperature: tau, fixed (the original's value is 0.02) or learned.
         mask_false_negatives: Leave out columns that are the same item (text and picture) as the row's own target, hard
             negatives included. The original keeps them.
-        block_rows: Rows per block. Peak memory is one block of (block_rows, columns) scores; where there is more than
-            one block, blocks are recomputed in the backward pass.
+        block_rows: Rows per block; None: so many that a block has at most `BLOCK_SCORES` scores. Peak memory is one
+            block of (block_rows, columns); where there is more than one block, blocks are recomputed in the backward
+            pass.
         bidirectional: The mean of the loss above and of its mirror image, the cross-entropy of every target over all
             queries (CLIP, arXiv 2103.00020, figure 3), in which hard negatives take no part. Masked there are queries
             that are the same item as the row's own, and queries of rows with the same target: they match it too.
@@ -123,14 +126,14 @@ class ContrastiveLoss:
         self,
         temperature: float | LearnedTemperature = 0.02,
         mask_false_negatives: bool = False,
-        block_rows: int = 1024,
+        block_rows: int | None = None,
         *,
         bidirectional: bool = False,
         matryoshka_dims: Sequence[int] = (),
     ) -> None:
         if not isinstance(temperature, LearnedTemperature) and not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, not {temperature}")
-        if block_rows < 1:
+        if block_rows is not None and block_rows < 1:
             raise ValueError(f"block_rows must be at least 1, not {block_rows}")
         for dim in matryoshka_dims:
             if dim < 1 or list(matryoshka_dims).count(dim) > 1:
@@ -183,12 +186,13 @@ class ContrastiveLoss:
         # number of columns depend on data on the device, and the host wait for it.
         columns = representations.index_select(0, column_items.clamp(min=0))
         all_queries = representations.index_select(0, pairs.query) if self.bidirectional else None
-        recompute = len(rows) > self.block_rows or self.bidirectional or len(self.matryoshka_dims) > 1
+        block_rows = self.block_rows or max(1, BLOCK_SCORES // len(columns))
+        recompute = len(rows) > block_rows or self.bidirectional or len(self.matryoshka_dims) > 1
         total = representations.new_zeros(())
         statistics: list[RowStatistics] = []
         # At least one block: a rank without rows still takes part in the backward pass's collectives.
-        for start in range(rows.start, max(rows.stop, rows.start + 1), self.block_rows):
-            block = slice(start, min(start + self.block_rows, rows.stop))
+        for start in range(rows.start, max(rows.stop, rows.start + 1), block_rows):
+            block = slice(start, min(start + block_rows, rows.stop))
             own = torch.arange(block.start, block.stop, device=representations.device)
             queries = representations.index_select(0, pairs.query[block])
             losses, figures = _run(recompute, self._query_to_target, queries, columns, column_items, own, temperature)

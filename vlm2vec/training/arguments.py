@@ -78,7 +78,9 @@ class TrainingArguments:
     )
     hard_negatives: bool = option(False, "Let the data's hard negatives take part; the original never uses them.")
     mask_false_negatives: bool = option(False, "Leave out negatives that are the same item as the row's target.")
-    loss_block_rows: int = option(1024, "Rows of the similarity matrix in memory at a time.")
+    loss_block_rows: int | None = option(
+        None, "Rows of the similarity matrix in memory at a time; so many that they hold a million scores if not given."
+    )
     learning_rate: float = option(2e-5, "Peak learning rate of AdamW.")
     lr_scheduler_type: str = option("linear", "Schedule after the warm-up, by transformers' names.")
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
