@@ -30,6 +30,7 @@ from vlm2vec.training.build import (
 )
 from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
+from vlm2vec.training.evaluation import build_evaluation
 from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
@@ -90,6 +91,14 @@ def run(arguments: RunArguments, device: torch.device) -> None:
             checkpoints,
             arguments.training,
             temperature,
+            build_evaluation(
+                arguments.evaluation,
+                output_dir,
+                inputs,
+                cached_step.model_call,
+                arguments.data.dataloader_num_workers,
+                device,
+            ),
         )
     finally:
         monitor.close()

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.training.data_arguments import DataArguments, data_refusals
+from vlm2vec.training.evaluation_arguments import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.options import option
 
 DEFAULT_CHUNK_TOKENS = 8192
@@ -103,6 +104,7 @@ class RunArguments:
     model: ModelArguments
     data: DataArguments
     training: TrainingArguments
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
 
     def global_batch_size(self, num_ranks: int) -> int:
         """Pairs a step over all ranks."""
@@ -115,7 +117,7 @@ class RunArguments:
         """The resolved arguments by flag name, for the run's records."""
         return {
             name: value
-            for group in (self.model, self.data, self.training)
+            for group in (self.model, self.data, self.training, self.evaluation)
             for name, value in dataclasses.asdict(group).items()
             if name != "local_rank"
         }
@@ -131,7 +133,8 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     Raises:
         InputError: An unknown flag or key, a wrong type, a refused combination; the message names the remedy.
     """
-    parser = _Parser((ModelArguments, DataArguments, TrainingArguments), prog="vlm2vec.train", allow_abbrev=False)
+    groups_of_flags = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments)
+    parser = _Parser(groups_of_flags, prog="vlm2vec.train", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
     known = {action.dest for action in parser._actions} - {"help", "config"}
     recipe = _recipe_flags(_config_path(argv), known)
@@ -140,8 +143,7 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     )
     if rest:
         raise InputError(f"unknown flag {rest[0]} (--help lists all flags)")
-    model, data, training = groups[:3]
-    arguments = RunArguments(model, data, training)
+    arguments = RunArguments(*groups[:4])
     _check(arguments)
     return arguments
 
@@ -189,6 +191,7 @@ def _check(arguments: RunArguments) -> None:
         (not model.normalize, "--normalize False: the loss compares cosines; leave it True"),
         (not training.grad_cache, "--grad_cache False: every step is cached; a large --chunk_tokens runs one chunk"),
         *data_refusals(data),
+        *evaluation_refusals(arguments.evaluation),
         (data.image_dir is not None, "--image_dir: shards carry their pictures; give it to data_prep.convert"),
         (
             (training.global_batch_size is None) == (training.per_device_train_batch_size is None),

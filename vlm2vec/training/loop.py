@@ -8,6 +8,7 @@ from vlm2vec.batches import TrainingBatches
 from vlm2vec.contrastive import CachedStep, LearnedTemperature
 from vlm2vec.training.arguments import TrainingArguments
 from vlm2vec.training.checkpoint import Checkpoints
+from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor
 
@@ -21,6 +22,7 @@ def train(
     checkpoints: Checkpoints,
     arguments: TrainingArguments,
     temperature: LearnedTemperature | None = None,
+    evaluation: RunEvaluation | NoEvaluation | None = None,
 ) -> None:
     """Runs all steps that `batches` yields, writes figures and checkpoints.
 
@@ -28,6 +30,7 @@ def train(
         InputError: A sample cannot be read.
         NonFiniteLossError: The loss of a step is not a number; that step updates nothing.
     """
+    evaluation = evaluation or NoEvaluation()
     for batch in batches:
         header = batch.header
         output = cached_step.cache_step(batch.chunks, header.layout)
@@ -49,5 +52,9 @@ def train(
                 "temperature": float(temperature.value) if temperature is not None else arguments.temperature,
             }
             monitor.figures(done, figures)
-        if is_last or (arguments.save_steps and done % arguments.save_steps == 0):
-            monitor.message(f"checkpoint: {checkpoints.save(engine, done)}")
+        is_best = evaluation.after_step(engine, done, is_last, monitor)
+        if is_last or is_best or (arguments.save_steps and done % arguments.save_steps == 0):
+            checkpoint = checkpoints.save(engine, done)
+            monitor.message(f"checkpoint: {checkpoint}")
+            if is_best:
+                evaluation.keep(checkpoint)

@@ -24,6 +24,9 @@ class Monitor(Protocol):
     def figures(self, step: int, values: Mapping[str, float]) -> None:
         """A window's figures after `step` steps."""
 
+    def scores(self, step: int, summary: Mapping[str, Any]) -> None:
+        """An evaluation's scores after `step` steps, as `vlm2vec.evaluation.summary.summarise` gives them."""
+
     def message(self, text: str) -> None:
         """A line for whoever watches."""
 
@@ -41,6 +44,9 @@ class SilentMonitor:
         """Nothing."""
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def scores(self, step: int, summary: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def message(self, text: str) -> None:
@@ -94,6 +100,22 @@ class RunMonitor:
             f"{values['tokens_per_second']:.0f} tokens/s | data wait {values['data_wait_share']:.1%} | "
             f"ETA {timedelta(seconds=round(remaining))}"
         )
+
+    def scores(self, step: int, summary: Mapping[str, Any]) -> None:
+        """Writes Precision@1 of groups and datasets everywhere."""
+        groups = {name: mean for name, mean in summary.items() if isinstance(mean, dict) and "acc" in mean}
+        means = {name: mean["acc"] for name, mean in {**summary["meta_tasks"], **groups}.items()}
+        values = {f"eval/{name}": acc for name, acc in means.items()}
+        values |= {f"eval_dataset/{name}": score["acc"] for name, score in summary["datasets"].items()}
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.flush()
+        shown = ", ".join(f"{name} {acc:.1%}" for name, acc in means.items())
+        self.message(f"step {step}/{self._max_steps} | Precision@1: {shown}")
+        for warning in summary["warnings"]:
+            self.message(f"warning: {warning}")
 
     def message(self, text: str) -> None:
         """Prints a line above the progress bar."""

@@ -1,0 +1,104 @@
+"""Scores during training on real ranks: those of the exported weights, and a training that does not notice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.mini_mmeb import EVAL_FOLDER
+from eval import mmeb
+from tests.distributed.launcher import REPOSITORY, run_ranks
+from vlm2vec.export import export
+
+SUBSETS = ("Digits-10", "PairVQA", "Pairs_t2i", "Pairs_i2t")
+STEPS = 3
+# By name: the ZeRO stage and what else a pair of runs, with and without scores, shares. Dropout shows whether random
+# numbers were drawn in between.
+PAIRS = {"lora": (2, ["--lora", "--lora_r", "4", "--lora_dropout", "0.2"]), "full": (3, [])}
+
+
+@pytest.fixture(scope="module")
+def runs(mini_mmeb_dir: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory) -> Path:
+    """Both pairs, trained on two ranks in one start."""
+    root = tmp_path_factory.mktemp("live")
+    data = mini_mmeb_dir / EVAL_FOLDER
+    scored = ["--eval_steps", "2", "--eval_dataset_name", str(data), "--eval_image_dir", str(data / "images")]
+    scored += ["--eval_subsets", *SUBSETS, "--save_best"]
+    commands = []
+    for name, (stage, extra) in PAIRS.items():
+        for suffix, flags in (("plain", []), ("scored", scored)):
+            commands.append(
+                [
+                    *("--model_name", str(mini_model_dir), "--dataset_name", str(mini_shards_dir)),
+                    *("--output_dir", str(root / f"{name}_{suffix}")),
+                    *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json")),
+                    *("--global_batch_size", "32", "--max_steps", str(STEPS), "--logging_steps", "1"),
+                    *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64"),
+                    *("--dataloader_num_workers", "0", "--chunk_tokens", "512", *extra, *flags),
+                ]
+            )
+    (root / "runs.json").write_text(json.dumps(commands))
+    run_ranks(2, ["-m", "tests.distributed.training_worker", str(root / "runs.json")], root, timeout=200)
+    return root
+
+
+def log_of(run: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+    """Lines of steps, and of scores by step."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line for line in lines if "eval/overall" in line}
+    return [line for line in lines if "loss" in line], scores
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_training_does_not_notice(runs: Path, name: str):
+    plain, _ = log_of(runs / f"{name}_plain")
+    scored, _ = log_of(runs / f"{name}_scored")
+    assert len(plain) == STEPS
+    same = ("step", "loss", "gradient_norm", "hit@1", "similarity/positive")
+    assert [{key: line[key] for key in same} for line in plain] == [{key: line[key] for key in same} for line in scored]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_scores_are_those_of_the_exported_weights(runs: Path, name: str, mini_mmeb_dir: Path, tmp_path: Path):
+    _, scores = log_of(runs / f"{name}_scored")
+    assert sorted(scores) == [2, STEPS]  # every second step, and the end
+    export(runs / f"{name}_scored" / f"checkpoint-{STEPS}", tmp_path / "model")
+    data = mini_mmeb_dir / EVAL_FOLDER
+    mmeb.main(
+        [
+            *("--model_name", str(tmp_path / "model"), "--max_len", "64", "--subset_name", *SUBSETS),
+            *("--dataset_name", str(data), "--image_dir", str(data / "images")),
+            *("--encode_output_path", str(tmp_path / "scores"), "--dataloader_num_workers", "0"),
+        ]
+    )
+    expected = json.loads((tmp_path / "scores/scores.json").read_text())
+    for dataset in SUBSETS:
+        assert scores[STEPS][f"eval_dataset/{dataset}"] == expected["datasets"][dataset]["acc"]
+    assert scores[STEPS]["eval/overall"] == pytest.approx(expected["overall"]["acc"])
+    assert scores[STEPS]["eval/IND"] == pytest.approx(expected["IND"]["acc"])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_best_checkpoint_is_kept_and_named(runs: Path, name: str):
+    run = runs / f"{name}_scored"
+    _, scores = log_of(run)
+    best = json.loads((run / "best.json").read_text())
+    highest = max(line["eval/overall"] for line in scores.values())
+    first = min(step for step, line in scores.items() if line["eval/overall"] == highest)
+    assert best == {"checkpoint": f"checkpoint-{first}", "score": pytest.approx(highest)}
+    assert (run / best["checkpoint"] / "run.json").is_file()
+    # A step without a new best score and without --save_steps leaves no checkpoint.
+    assert not (runs / f"{name}_plain" / "checkpoint-2").exists()
+    assert (run / "checkpoint-2").exists()
+
+
+def test_tensorboard_has_the_scores(runs: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs / "lora_scored/tensorboard"))
+    events.Reload()
+    assert {"eval/overall", "eval/classification", "eval/IND", "eval_dataset/PairVQA"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("eval/overall")] == [2, STEPS]

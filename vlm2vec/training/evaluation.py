@@ -1,0 +1,130 @@
+"""Scores during training: when, on what, and which checkpoint is the best so far."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vlm2vec.batches import ItemEncoderInputs
+from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.datasets import read_data
+from vlm2vec.evaluation.encoding import BatchSource
+from vlm2vec.evaluation.live import LiveEvaluation, ModelCall
+from vlm2vec.evaluation.pictures import scan_pictures
+from vlm2vec.evaluation.plan import plan_encoding
+from vlm2vec.files import committed
+from vlm2vec.image_folder import ImageFolder
+from vlm2vec.training.evaluation_arguments import BEST, EvaluationArguments
+from vlm2vec.training.monitor import Monitor
+
+
+class NoEvaluation:
+    """For a run that is not scored."""
+
+    def after_step(self, engine: Any, done: int, is_last: bool, monitor: Monitor) -> bool:
+        """Never the best."""
+        return False
+
+    def keep(self, checkpoint: Path) -> None:
+        """Nothing."""
+
+
+class RunEvaluation:
+    """Scores a run every so many steps and remembers its best checkpoint, also over a resume.
+
+    Args:
+        live: scores the weights.
+        model_call: one engine call.
+        every: steps from one evaluation to the next.
+        output_dir: the run's folder; the best checkpoint's name and score stand in its best.json.
+        save_best: whether the best so far is to be kept.
+        device: where ranks agree on the score.
+    """
+
+    def __init__(
+        self,
+        live: LiveEvaluation,
+        model_call: ModelCall,
+        every: int,
+        output_dir: Path,
+        save_best: bool,
+        device: torch.device,
+    ) -> None:
+        self._live = live
+        self._model_call = model_call
+        self._every = every
+        self._output_dir = output_dir
+        self._save_best = save_best
+        self._device = device
+        best = read_best(output_dir)
+        self._best = float(best["score"]) if best else -math.inf
+        self._last = -math.inf
+
+    def after_step(self, engine: Any, done: int, is_last: bool, monitor: Monitor) -> bool:
+        """Scores after `done` steps, if it is time to; all ranks call it.
+
+        Returns:
+            Whether a checkpoint of these weights is to be written because they are the best so far.
+        """
+        if done % self._every and not is_last:
+            return False
+        summary = self._live(engine, self._model_call)
+        if summary is not None:
+            monitor.scores(done, summary)
+        elif dist.get_rank() == 0:
+            monitor.message(f"evaluation after {done} steps: NaN or infinity in the embeddings; no score")
+        score = torch.tensor(
+            [summary["overall"]["acc"] if summary is not None else -math.inf], dtype=torch.float64, device=self._device
+        )
+        dist.broadcast(score, 0)
+        self._last = float(score)
+        return self._save_best and self._last > self._best
+
+    def keep(self, checkpoint: Path) -> None:
+        """Notes that the checkpoint, just written, is the best so far; all ranks call it."""
+        self._best = self._last
+        if dist.get_rank() == 0:
+            with committed(self._output_dir / BEST) as path:
+                path.write_text(json.dumps({"checkpoint": checkpoint.name, "score": self._best}) + "\n")
+
+
+def read_best(output_dir: Path) -> dict[str, Any] | None:
+    """The name and score of a run's best checkpoint; None if there is none (any more)."""
+    try:
+        best: dict[str, Any] = json.loads((output_dir / BEST).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{output_dir / BEST}: cannot be read ({error}); remove it") from error
+    return best if (output_dir / Path(str(best["checkpoint"])).name).is_dir() else None
+
+
+def build_evaluation(
+    arguments: EvaluationArguments,
+    output_dir: Path,
+    inputs: ItemEncoderInputs,
+    model_call: ModelCall,
+    num_workers: int,
+    device: torch.device,
+) -> RunEvaluation | NoEvaluation:
+    """Reads and plans what a run is scored on, before it starts.
+
+    Raises:
+        InputError: a dataset or picture that cannot be used.
+    """
+    if arguments.eval_steps is None:
+        return NoEvaluation()
+    assert arguments.eval_dataset_name is not None
+    assert arguments.eval_image_dir is not None
+    data, _ = read_data(arguments.eval_dataset_name, arguments.eval_subsets)
+    folder = ImageFolder(arguments.eval_image_dir)
+    batch_tokens = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
+    plan = plan_encoding(data.items, scan_pictures(data.items, folder), inputs.processor, inputs.max_len, batch_tokens)
+    live = LiveEvaluation(data, BatchSource(data.items, plan, folder, inputs), inputs.padding_chunk(), num_workers)
+    return RunEvaluation(live, model_call, arguments.eval_steps, output_dir, arguments.save_best, device)
