@@ -72,6 +72,9 @@ def test_batch_size_a_device() -> None:
         (["--warmup_steps", "10"], "more than --max_steps"),
         (["--temperature", "0"], "positive"),
         (["--seed", "x"], "seed"),
+        (["--save_best", "--eval_subsets", "IND"], "--eval_subsets, --save_best: no effect without --eval_steps"),
+        (["--eval_steps", "5"], "needs --eval_dataset_name and --eval_image_dir"),
+        (["--eval_steps", "0", "--eval_dataset_name", "d", "--eval_image_dir", "i"], "at least 1"),
     ],
 )
 def test_refusals_name_the_remedy(extra: list[str], remedy: str) -> None:
