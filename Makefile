@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test exactness check format clean
+.PHONY: install demo test exactness bench check format clean
 
 install: $(STAMP)
 
@@ -25,6 +25,10 @@ test: $(STAMP)
 
 exactness: $(STAMP)
 	$(BIN)/python -m tests.distributed.exactness_report
+
+# The ranks and the programs that benchmarks start use one thread each, or they would wait for one another's.
+bench: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks $(SUITES)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

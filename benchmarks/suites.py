@@ -49,4 +49,9 @@ SUITES = {
         "A training process at a fixed chunk budget; pictures are decoded while the step runs.",
         limit_seconds=1200,
     ),
+    "communication": Suite(
+        "Bytes and calls a step",
+        "benchmarks.communication",
+        "float32 parameters. ZeRO-3's all-gathers are parameters: once a call without graph, twice a call with one.",
+    ),
 }

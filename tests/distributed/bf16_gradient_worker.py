@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from tests.distributed.collectives_worker import PASS_2, Collectives, StepInParts
+from benchmarks.collectives import Collectives
+from tests.distributed.collectives_worker import PASS_2, StepInParts
 from tests.distributed.exactness import (
     BATCHES,
     CHUNKS,

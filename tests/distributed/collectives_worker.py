@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.collectives import Collectives
 from tests.distributed.exactness import BATCHES, TEMPERATURE, build_encoder, padding_chunk, rank_batch
 from vlm2vec.batches.collate import ChunkSizes
 from vlm2vec.batches.packing import FixedCounts
@@ -21,7 +19,7 @@ from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.training.engine import close_ranks, initialize_ranks
 
-AGREE, PASS_1, LOSS, PASS_2, UPDATE = "agree", "pass 1", "gather and loss", "pass 2", "update"
+PASS_1, LOSS, PASS_2, UPDATE = "pass 1", "gather and loss", "pass 2", "update"
 STAGES = (1, 2, 3)
 # Rank 0 has most items and nearly all pictures; the name says how many chunks it makes of them.
 BATCH = BATCHES["text only on some ranks"]
@@ -41,27 +39,6 @@ class Recorded:
     phases: list[tuple[int, int]]
     counts: list[int]
     collectives: list[tuple[str, str, int]]
-
-
-class Collectives(TorchDispatchMode):
-    """Writes down every collective: all of them are operators of torch's dispatcher, whoever calls them.
-
-    The bytes are those of the largest tensor: all that is reduced, gathered or scattered, whole.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.part = AGREE
-        self.seen: list[tuple[str, str, int]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional"):
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            largest = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
-            self.seen.append((self.part, func._opname, largest))
-        return func(*args, **(kwargs or {}))
 
 
 class StepInParts(CachedStep):

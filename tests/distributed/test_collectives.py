@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from tests.distributed.collectives_worker import AGREE, CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
+from benchmarks.collectives import AGREE
+from tests.distributed.collectives_worker import CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
 from tests.distributed.exactness import build_encoder
 from tests.distributed.launcher import run_ranks
 

@@ -25,7 +25,7 @@ def gradient_reduction(engine: Any) -> GradientReduction:
     Raises:
         ValueError: Nothing to train.
     """
-    return _coalesced if _trains_in_float32(engine) else _at_last_backward
+    return _coalesced if _trains_in_float32(engine) else at_last_backward
 
 
 def can_keep_graphs(engine: Any) -> bool:
@@ -66,7 +66,7 @@ def _coalesced(engine: Any, num_backwards: int) -> Iterator[BeforeBackward]:
 
 
 @contextmanager
-def _at_last_backward(engine: Any, num_backwards: int) -> Iterator[BeforeBackward]:
+def at_last_backward(engine: Any, num_backwards: int) -> Iterator[BeforeBackward]:
     """The engine accumulates by itself; the last backward is the boundary."""
     done = 0
 

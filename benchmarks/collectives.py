@@ -1,0 +1,34 @@
+"""Writes down every collective that runs: which operator, how many bytes, in which part of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# The part of a step in which ranks compare what they are about to run; it comes first.
+AGREE = "agree"
+
+
+class Collectives(TorchDispatchMode):
+    """Writes down every collective: all of them are operators of torch's dispatcher, whoever calls them.
+
+    The bytes are those of the largest tensor: all that is reduced, gathered or scattered, whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = AGREE
+        self.seen: list[tuple[str, str, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            largest = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
+            self.seen.append((self.part, func._opname, largest))
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,134 @@
+"""Calls and bytes on the wire of one step, against one gradient reduction a chunk.
+
+    python -m benchmarks.communication [--chunks 8]
+
+Two ranks (gloo) train the model of benchmarks.overhead. The bytes are those of whole tensors: all that is reduced,
+gathered or scattered, counted once a call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.collectives import Collectives
+from benchmarks.overhead import LENGTH, PAIRS, texts
+from vlm2vec.batches import ItemEncoderInputs
+from vlm2vec.contrastive import CachedStep, ContrastiveLoss, Pairs, StepChunks, StepLayout
+from vlm2vec.contrastive.reduction import at_last_backward
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.phi3_v import ProcessedItem
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+RANKS = 2
+MIB = 2**20
+KINDS = {"allreduce_": "all-reduce", "_allgather_base_": "all-gather", "_reduce_scatter_base_": "reduce-scatter"}
+
+
+class _PadTokenOnly:
+    pad_token_id = 0
+
+
+class ReducedEveryChunk(CachedStep):
+    """The step as it would be without coalescing: ZeRO-2 and 3 reduce at every backward."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._reduce_gradients_once = at_last_backward
+
+
+def build_engine(encoder: VLM2Vec, stage: int) -> Any:
+    """ZeRO-3 fetches every parameter when it is used, so that its traffic follows from the calls alone."""
+    import deepspeed
+
+    fetch_when_used = {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    }
+    zero = {"stage": stage, **(fetch_when_used if stage == 3 else {})}
+    optimizer = {"type": "AdamW", "params": {"torch_adam": True}}
+    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": optimizer, "zero_optimization": zero}
+    trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=encoder, model_parameters=trainable, config={**config, "steps_per_print": 2**31}
+    )
+    return engine
+
+
+def measure(kind: type[CachedStep], stage: int, num_chunks: int) -> Counter[tuple[str, str]]:
+    """Calls ("calls", kind) and bytes ("bytes", kind) of one step of this rank."""
+    workload, rank = texts(), dist.get_rank()
+    engine = build_engine(workload.encoder, stage)
+    inputs = ItemEncoderInputs(_PadTokenOnly(), None)  # type: ignore[arg-type]
+    half = len(workload.items) // RANKS
+    own = workload.items[rank * half : (rank + 1) * half]
+    size = half // num_chunks
+    chunks = StepChunks.of([inputs.chunk(own[start : start + size]) for start in range(0, half, size)])
+    layout = StepLayout(
+        counts=(half,) * RANKS,
+        local_order=torch.arange(half),
+        pairs=Pairs(torch.arange(PAIRS), PAIRS + torch.arange(PAIRS)),
+        rows=range(rank * PAIRS // RANKS, (rank + 1) * PAIRS // RANKS),
+        digest=0,
+    )
+    step = kind(engine, ContrastiveLoss(0.05), inputs.chunk([ProcessedItem(torch.tensor([1]))]))
+    with Collectives() as collectives:
+        step(chunks, layout)
+        engine.step()
+    found: Counter[tuple[str, str]] = Counter()
+    for _, operator, size_bytes in collectives.seen:
+        if operator in KINDS:
+            found["calls", KINDS[operator]] += 1
+            found["bytes", KINDS[operator]] += size_bytes
+    engine.destroy()
+    return found
+
+
+def print_row(stage: int, name: str, found: Counter[tuple[str, str]]) -> None:
+    """One row of the table."""
+    cells = [f"{found['calls', kind]} x, {found['bytes', kind] / MIB:.1f} MiB" for kind in KINDS.values()]
+    total = sum(value for (what, _), value in found.items() if what == "bytes")
+    print(f"| {stage} | {name} | {' | '.join(cells)} | {total / MIB:.1f} MiB |", flush=True)
+
+
+def rank_main(num_chunks: int) -> None:
+    """One rank; the first prints the table in Markdown."""
+    initialize_ranks(120)
+    is_first = dist.get_rank() == 0
+    if is_first:
+        print(f"{2 * PAIRS} texts of {LENGTH} tokens on {RANKS} ranks, {num_chunks} chunks a rank, no graph kept\n")
+        print(
+            f"| ZeRO | gradients reduced | {' | '.join(KINDS.values())} | all |\n| --- | --- | --- | --- | --- | --- |"
+        )
+    for stage in (1, 2, 3):
+        for name, kind in (("once a step", CachedStep), ("once a chunk", ReducedEveryChunk)):
+            found = measure(kind, stage, num_chunks)
+            if is_first:
+                print_row(stage, name, found)
+    close_ranks()
+
+
+def main() -> None:
+    """Starts the ranks."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.communication", description=__doc__)
+    parser.add_argument("--chunks", type=int, default=8)
+    options = parser.parse_args()
+    if "RANK" in os.environ:
+        rank_main(options.chunks)
+        return
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
+    command = [*launcher, "-m", "benchmarks.communication", "--chunks", str(options.chunks)]
+    subprocess.run(command, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+if __name__ == "__main__":
+    main()
