@@ -9,7 +9,7 @@ from vlm2vec.errors import OneLineErrors
 # What a program returns when the data are not whole, as told on screen; bad input is 2.
 EXIT_INCOMPLETE = 3
 # Characters a line where the output is no terminal, so that tables in logs are not cut to 80.
-LOG_WIDTH = 120
+LOG_WIDTH = 140
 
 
 class Parser(OneLineErrors, argparse.ArgumentParser):

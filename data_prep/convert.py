@@ -37,6 +37,8 @@ from vlm2vec.shards.schema import MANIFEST_NAME
 
 # 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB.
 DEFAULT_ROWS_PER_SHARD = 2048
+# webdataset takes a path for a URL and expands braces.
+_MISREAD = frozenset("#?{}")
 # Workers of a killed run end within moments; another run does not.
 _LOCK_SECONDS = 5.0
 
@@ -81,6 +83,10 @@ def convert(
         InputError: anything wrong with these or with what they name, another conversion's folder, no usable row, no
             space left; the message says file and row.
     """
+    if _MISREAD.intersection(str(output_dir.absolute())):
+        raise InputError(
+            f"{output_dir}: webdataset cannot open tars below a path with any of {' '.join(sorted(_MISREAD))}"
+        )
     options = Options(split, max_rows, rows_per_shard, check_images)
     plan = make_plan(dataset_dir, image_dir, output_dir, subsets, options)
     with _locked(output_dir):

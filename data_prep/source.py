@@ -119,13 +119,14 @@ def subset_names(root: Path, asked_for: list[str], split: str) -> list[str]:
         raise InputError(f"{root}: no such folder; {DOWNLOAD_HINT}")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     if asked_for == [ALL_SUBSETS]:
-        names = [name for name in folders if SUBSET_NAME.fullmatch(name) and _split_files(root / name, split)]
-        if not names:
+        asked_for = [name for name in folders if _split_files(root / name, split)]
+        if not asked_for:
             raise InputError(f"{root}: no subset has {split}-00000-of-*.parquet; is it MMEB-train's folder?")
-        return names
     for name in asked_for:
         if not SUBSET_NAME.fullmatch(name):
-            raise InputError(f"{name}: not a subset's name")
+            raise InputError(
+                f"{name}: not a subset's name (up to 60 letters, digits, '-' and '_': it becomes part of tar members)"
+            )
         if name not in folders:
             raise InputError(f"{root}: no subset {name}; there are {', '.join(folders) or 'none'}")
         if asked_for.count(name) > 1:

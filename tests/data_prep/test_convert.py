@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 
 from data_prep.convert import convert
 from tests.data_prep.hand_made import converted, picture, row, run_main, tree, write_rows
+from vlm2vec.errors import InputError
 from vlm2vec.shards import Item, ShardSet
 
 
@@ -31,6 +34,31 @@ def test_all_means_the_splits_folders_and_nothing_legacy(dataset: Path, tmp_path
     }
     other = converted(dataset, tmp_path / "d", subsets=["all"], split="diverse_instruction")
     assert other.subsets["A"].num_samples == 7
+
+
+@pytest.mark.parametrize("name", ["A.b", "we#ird", "sch\u00f6n", "x" * 61, "a b"])
+def test_a_subset_whose_name_webdataset_would_misread_is_refused_and_not_left_out(
+    name: str, dataset: Path, tmp_path: Path
+) -> None:
+    write_rows(dataset, [row(0)], f"{name}/original-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="not a subset's name"):
+        convert(dataset, dataset, tmp_path / "o", ["all"])
+
+
+def test_any_picture_path_and_text_come_through_webdataset(dataset: Path, tmp_path: Path) -> None:
+    names = ["a.b.c.png", "sch\u00f6n.png", "sp ace.png", "ha#sh.png", "qu?ery.png", "no_extension", "UPPER.PNG"]
+    for shade, name in enumerate(names):
+        (dataset / "images/A/Train" / name).write_bytes(picture(shade))
+    texts = ["\u202e reversed", "line\u2028separator", "nul \0", "\U0001f600", "</json>", "a.b", "\t"]
+    rows = [row(0, qry=text, qry_image_path=f"images/A/Train/{name}") for text, name in zip(texts, names, strict=True)]
+    write_rows(dataset, rows)
+    converted(dataset, tmp_path / "o")
+    samples = list(webdataset.WebDataset([str(tmp_path / "o/A/A-00000.tar")], shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"A/{number:08d}" for number in range(len(names))]
+    for shade, sample in enumerate(samples):
+        query = json.loads(sample["json"])["query"]
+        assert (query["text"], query["image"]["path"]) == (texts[shade], f"images/A/Train/{names[shade]}")
+        assert sample["qry.png"] == picture(shade)
 
 
 def test_shards_are_fixed_row_ranges_over_several_tables(dataset: Path, tmp_path: Path) -> None:
@@ -163,6 +191,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     [
         (["--subset_name", "A", "A"], "A: subset given twice"),
         (["--subset_name", "../A"], "../A: not a subset's name"),
+        (["--output_dir", "we#ird"], "we#ird: webdataset cannot open tars below a path with any of # ? { }"),
+        (["--output_dir", "o{0..9}"], "webdataset cannot open"),
+        (["--rows_per_shard", "0"], "argument --rows_per_shard: must be at least 1; python -m data_prep.convert --he"),
+        (["--num_workers", "two"], "two is not a whole number"),
+        (["--check_images", "maybe"], "invalid choice: 'maybe'"),
+        (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
         (["--subset_name", "all", "--split_name", "nothing"], "no subset has nothing-00000-of-*.parquet"),
         (["--split_name", "orig"], "no orig-00000-of-*.parquet; is the split's name right?"),
         (["--dataset_name", "nowhere"], "nowhere: no such folder; download the data set first"),

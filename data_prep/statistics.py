@@ -1,0 +1,193 @@
+"""What is in converted shards: numbers from their indexes, a few pairs from their tars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm2vec.errors import InputError
+from vlm2vec.shards import Sample, ShardSet
+from vlm2vec.shards.index import Columns
+from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, SIDES, Item
+
+# Counting a subset's tokens reads its tars, so of a large one it takes rows spread evenly over it.
+MAX_TOKENIZED_ROWS = 2000
+
+_LINEAR_BINS = 12
+
+CountTokens = Callable[[list[str]], list[int]]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of whole numbers in bins: of equal width if the values lie close together, else doubling.
+
+    Attributes:
+        starts: first value of each bin, and behind the last bin the value that no longer belongs to it.
+        counts: of each bin; none if there are no values.
+        median: of the values, 0 if there are none.
+        largest: of the values, 0 if there are none.
+    """
+
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    median: int
+    largest: int
+
+    @staticmethod
+    def of(values: npt.NDArray[np.int64]) -> Histogram:
+        """Counts values of at least 1."""
+        if not len(values):
+            return Histogram((0,), (), 0, 0)
+        starts = _bin_starts(int(values.min()), int(values.max()))
+        places = np.searchsorted(starts, values, side="right") - 1
+        counts = np.bincount(places, minlength=len(starts) - 1)
+        return Histogram(tuple(starts), tuple(counts.tolist()), int(np.median(values)), int(values.max()))
+
+    def label(self, number: int) -> str:
+        """A bin's values, e.g. "4-7"."""
+        first, last = self.starts[number], self.starts[number + 1] - 1
+        return str(first) if first == last else f"{first:,}\N{EN DASH}{last:,}"
+
+
+def _bin_starts(smallest: int, largest: int) -> list[int]:
+    """At most 12 bins of a round width, or bins that double where the largest value is far from the smallest."""
+    if largest >= 8 * smallest and largest >= _LINEAR_BINS:
+        first = smallest.bit_length() - 1
+        return [2**power for power in range(first, largest.bit_length() + 1)]
+    width = next(width for width in _round_widths() if largest // width - smallest // width < _LINEAR_BINS)
+    return list(range(smallest // width * width, largest + width + 1, width))[
+        : largest // width - smallest // width + 2
+    ]
+
+
+def _round_widths() -> Iterator[int]:
+    for power in count():
+        yield from (10**power, 2 * 10**power, 5 * 10**power)
+
+
+@dataclass(frozen=True)
+class SideStatistics:
+    """One side of a subset's pairs.
+
+    Attributes:
+        modalities: items by what they have: "T", "I", "I+T".
+        text_lengths: of items with text, in the unit that `SubsetStatistics` names.
+        image_sizes: longer side of the pictures, in pixels.
+    """
+
+    modalities: dict[str, int]
+    text_lengths: Histogram
+    image_sizes: Histogram
+
+
+@dataclass(frozen=True)
+class SubsetStatistics:
+    """One subset.
+
+    Attributes:
+        name: its name.
+        rows: samples.
+        skipped: source rows left out, by reason.
+        bytes: of its tars.
+        length_unit: what text lengths count: "characters", "tokens", or "tokens of 2,000 rows".
+        sides: "query", "positive" and, if any row has one, "negative".
+        examples: a few pairs, spread evenly; an error's message in the place of one that cannot be read.
+    """
+
+    name: str
+    rows: int
+    skipped: dict[str, int]
+    bytes: int
+    length_unit: str
+    sides: dict[str, SideStatistics]
+    examples: tuple[Sample | str, ...]
+
+
+def subset_statistics(
+    shards: ShardSet,
+    name: str,
+    skipped: dict[str, int],
+    num_bytes: int,
+    examples: int,
+    count_tokens: CountTokens | None,
+) -> SubsetStatistics:
+    """Collects a subset's numbers and examples.
+
+    Args:
+        shards: the data.
+        name: the subset.
+        skipped: what the manifest says was left out.
+        num_bytes: of its tars.
+        examples: how many pairs to read.
+        count_tokens: the number of tokens of each text; None: lengths in characters.
+
+    Raises:
+        InputError: tokens are to be counted, and a sample cannot be read.
+    """
+    columns, rows = shards.columns(name), shards.num_samples[name]
+    lengths = {side: columns[f"{side}_text_length"].astype(np.int64) for side in SIDES}
+    unit = "characters"
+    if count_tokens is not None:
+        positions = _spread(rows, MAX_TOKENIZED_ROWS)
+        lengths = _token_lengths([shards.read(name, position) for position in positions], count_tokens)
+        unit = "tokens" if len(positions) == rows else f"tokens of {len(positions):,} rows"
+    sides = {side: _side(columns, side, lengths[side]) for side in SIDES}
+    if not columns["has_negative"].any():
+        del sides[NEGATIVE]
+    pairs = tuple(_example(shards, name, position) for position in _spread(rows, examples))
+    return SubsetStatistics(name, rows, skipped, num_bytes, unit, sides, pairs)
+
+
+def _side(columns: Columns, side: str, lengths: npt.NDArray[np.int64]) -> SideStatistics:
+    has_text, has_image = columns[f"{side}_text_length"] > 0, columns[f"{side}_width"] > 0
+    counts = {"T": has_text & ~has_image, "I": has_image & ~has_text, "I+T": has_image & has_text}
+    longer = np.maximum(columns[f"{side}_width"], columns[f"{side}_height"]).astype(np.int64)
+    return SideStatistics(
+        modalities={name: int(mask.sum()) for name, mask in counts.items() if mask.any()},
+        text_lengths=Histogram.of(lengths[lengths > 0]),
+        image_sizes=Histogram.of(longer[has_image]),
+    )
+
+
+def _token_lengths(samples: list[Sample], count_tokens: CountTokens) -> dict[str, npt.NDArray[np.int64]]:
+    items: dict[str, list[Item | None]] = {
+        QUERY: [sample.query for sample in samples],
+        POSITIVE: [sample.positive for sample in samples],
+        NEGATIVE: [sample.negative for sample in samples],
+    }
+    texts = {side: [item.text for item in members if item is not None] for side, members in items.items()}
+    return {side: np.array(count_tokens(members), np.int64) for side, members in texts.items()}
+
+
+def _example(shards: ShardSet, name: str, position: int) -> Sample | str:
+    try:
+        return shards.read(name, position)
+    except InputError as error:
+        return str(error)
+
+
+def _spread(rows: int, wanted: int) -> list[int]:
+    """At most so many positions, evenly over all of them, the first one included."""
+    number_of = min(rows, wanted)
+    return [number * rows // number_of for number in range(number_of)]
+
+
+def token_counter(folder: Path) -> CountTokens:
+    """Counts text tokens by a checkpoint's tokenizer; pictures, which depend on the crops, are not counted.
+
+    Raises:
+        InputError: no tokenizer.json in the folder, or none that can be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library has no type of its own
+        raise InputError(f"{folder / 'tokenizer.json'}: cannot read the tokenizer ({error})") from error
+    return lambda texts: [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import inspect as program
+from data_prep.statistics import Histogram
+from tests.data_prep.hand_made import converted, row, write_rows
+from vlm2vec.errors import run_program
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> \u202e & "quotes" \'single\''
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
+    return run_program(program.main)
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_stands_alone_and_shows_every_subset(
+    mini_shards_dir: Path,
+    mini_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "page.html"
+    assert run(monkeypatch, mini_shards_dir, "--html", path, "--tokenizer", mini_model_dir, "--examples", 2) == 0
+    page = Elements(path.read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in page.elements]
+    assert "script" not in tags
+    assert "link" not in tags
+    sources = [attributes["src"] or "" for tag, attributes in page.elements if tag == "img"]
+    assert all(re.match(r"data:image/(png|jpeg);base64,", source) for source in sources)
+    assert len(sources) > 20
+    sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+    assert sections == [folder.name for folder in sorted(mini_shards_dir.iterdir()) if folder.is_dir()]
+    assert page.text.count("query: text, tokens") == len(sections)
+    table = capsys.readouterr().out
+    assert all(name in table for name in sections if name)
+    assert "Text lengths in tokens" in table
+
+
+def test_what_data_say_stays_text(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(0, qry=HOSTILE, pos_text=""), row(1, pos_text=HOSTILE, neg_text=HOSTILE, neg_image_path="")]
+    rows[0] |= {"pos_image_path": "images/A/Train/1.png", "neg_text": "", "neg_image_path": ""}
+    write_rows(dataset, rows)
+    converted(dataset, tmp_path / "o")
+    assert run(monkeypatch, tmp_path / "o", "--html", tmp_path / "page.html") == 0
+    page = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "script" not in [tag for tag, _ in page.elements]
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert page.text.count(HOSTILE.replace("\u202e", "\\u202e")) == 3
+    assert "\u202e" not in page.text
+
+
+def test_a_pair_that_cannot_be_read_is_named_and_the_others_are_shown(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted(dataset, tmp_path / "o")
+    tar = tmp_path / "o/A/A-00000.tar"
+    content = bytearray(tar.read_bytes())
+    content[600] ^= 1
+    tar.write_bytes(content)
+    assert run(monkeypatch, tmp_path / "o", "--html", tmp_path / "page.html") == 0
+    page = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "sample A/00000000 is damaged" in page.text
+    assert "answer 5" in page.text
+
+
+def test_bad_input_is_one_line(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    converted(dataset, tmp_path / "o")
+    for arguments, message in (
+        ((dataset,), "no manifest"),
+        ((tmp_path / "o", "--tokenizer", dataset), "tokenizer.json: cannot read the tokenizer"),
+        ((tmp_path / "o", "--html", tmp_path / "none" / "page.html"), "page.html: cannot write the page"),
+        ((tmp_path / "o", "--examples", "-1"), "must be at least 0"),
+    ):
+        assert run(monkeypatch, *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "starts", "counts"),
+    [
+        ([], [0], []),
+        ([7], [7, 8], [1]),
+        ([3, 4, 4, 6], [3, 4, 5, 6, 7], [1, 2, 0, 1]),
+        ([31, 36, 50], list(range(30, 53, 2)), [1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]),
+        ([1, 2, 3, 100], [1, 2, 4, 8, 16, 32, 64, 128], [1, 2, 0, 0, 0, 0, 1]),
+        ([640, 640, 1000, 3000], [500, 1000, 1500, 2000, 2500, 3000, 3500], [2, 1, 0, 0, 0, 1]),
+    ],
+)
+def test_histograms(values: list[int], starts: list[int], counts: list[int]) -> None:
+    histogram = Histogram.of(np.array(values, np.int64))
+    assert list(histogram.starts) == starts
+    assert list(histogram.counts) == counts
+
+
+def test_bins_are_labelled_by_their_values() -> None:
+    histogram = Histogram.of(np.array([1, 2, 3, 100], np.int64))
+    assert [histogram.label(number).replace("\N{EN DASH}", "-") for number in (0, 1, 6)] == ["1", "2-3", "64-127"]
