@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test exactness bench check format clean
+.PHONY: install demo test exactness chaos bench check format clean
 
 install: $(STAMP)
 
@@ -25,6 +25,9 @@ test: $(STAMP)
 
 exactness: $(STAMP)
 	$(BIN)/python -m tests.distributed.exactness_report
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.distributed.chaos --trials 50
 
 # The ranks and the programs that benchmarks start use one thread each, or they would wait for one another's.
 bench: $(STAMP)

@@ -6,6 +6,8 @@ deepspeed --module vlm2vec.train --deepspeed ds_configs/zero2.json --config laun
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ import torch.distributed as dist
 
 from vlm2vec.batches import BatchReader, ItemEncoderInputs, PlanSource, TrainingBatches
 from vlm2vec.contrastive import CachedStep
-from vlm2vec.errors import InputError, run_program
+from vlm2vec.errors import run_program
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.build import (
@@ -22,6 +24,7 @@ from vlm2vec.training.build import (
     chunk_sizes,
     compare_data,
     contrastive_loss,
+    fingerprints,
     global_order,
     learned_temperature,
     run_record,
@@ -29,34 +32,49 @@ from vlm2vec.training.build import (
     summary,
 )
 from vlm2vec.training.checkpoint import Checkpoints
-from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
-from vlm2vec.training.evaluation import build_evaluation
+from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
+from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
+from vlm2vec.training.restore import start_of_run
+from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
+from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
 
 
-def main() -> None:
+def main() -> int:
     """Runs one training from the command line."""
     arguments = parse_arguments(sys.argv[1:])
     device = initialize_ranks(arguments.training.collective_timeout)
     try:
-        run(arguments, device)
+        return run(arguments, device)
     finally:
         close_ranks()
 
 
-def run(arguments: RunArguments, device: torch.device) -> None:
-    """Builds everything and trains; all ranks call it."""
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    output_dir = Path(arguments.training.output_dir)
-    if any(output_dir.glob("checkpoint-*")):
-        raise InputError(f"--output_dir {output_dir}: holds another run's checkpoints; remove it or choose another")
+def run(arguments: RunArguments, device: torch.device) -> int:
+    """Builds everything and trains; all ranks call it.
+
+    Returns:
+        The exit code: 0, or `EXIT_STOPPED` if a signal stopped the run before its end.
+    """
+    num_ranks, training = dist.get_world_size(), arguments.training
+    output_dir = Path(training.output_dir)
     shards = ShardSet.open(arguments.data.dataset_name, chosen_subsets(arguments))
     order = global_order(arguments, shards, num_ranks)
     compare_data(shards, order, device)
+    cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))
+    point = agree_on_resume(arguments, cluster, fingerprints(shards, order))
+    if point and point.record.step >= training.max_steps:
+        return nothing_left(point)
     encoder = build_encoder(arguments)
-    engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks)
+    engine = build_engine(
+        encoder,
+        arguments,
+        lambda optimizer: schedule(arguments, optimizer),
+        num_ranks,
+        loads_universal=point is not None and point.is_elastic,
+    )
     compute_dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
     inputs = ItemEncoderInputs(encoder.processor, arguments.model.max_len, compute_dtype)
     temperature = learned_temperature(arguments, device)
@@ -68,38 +86,51 @@ def run(arguments: RunArguments, device: torch.device) -> None:
         autocast_dtype=compute_dtype if arguments.model.lora and arguments.model.bf16 else None,
     )
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs)
-    torch.manual_seed(arguments.training.seed * num_ranks + rank + 1)  # dropout differs from rank to rank
-    reader = BatchReader(shards, inputs, sizes, rank)
-    source = PlanSource(order, reader, num_ranks, 0, arguments.training.max_steps, arguments.training.hard_negatives)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    meter = StepMeter(shards.subsets, device)
+    # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
+    first_step = start_of_run(point, arguments, engine, temperature, meter)
+    reader = BatchReader(shards, inputs, sizes, dist.get_rank())
+    source = PlanSource(order, reader, num_ranks, first_step, training.max_steps, training.hard_negatives)
+    batches = TrainingBatches(source, arguments.data.dataloader_num_workers, pin_memory=device.type != "cpu")
     checkpoints = Checkpoints(
         output_dir,
         encoder.save_configuration,
         lambda step: run_record(step, arguments, engine, shards, order, temperature),
         exclude_frozen=arguments.model.lora,
+        total_limit=training.save_total_limit,
+        last_step=first_step,
+        best=lambda: best_checkpoint(output_dir),
     )
-    monitor: Monitor = RunMonitor(output_dir, arguments.training.max_steps) if rank == 0 else SilentMonitor()
-    monitor.configuration(arguments.as_dict())
-    monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
-    try:
-        train(
-            engine,
-            cached_step,
-            TrainingBatches(source, arguments.data.dataloader_num_workers, pin_memory=device.type != "cpu"),
-            StepMeter(shards.subsets, device),
-            monitor,
-            checkpoints,
-            arguments.training,
-            temperature,
-            build_evaluation(
-                arguments.evaluation,
-                output_dir,
-                inputs,
-                cached_step.model_call,
-                arguments.data.dataloader_num_workers,
-                device,
-            ),
+    num_workers = arguments.data.dataloader_num_workers
+    evaluation = build_evaluation(arguments.evaluation, output_dir, inputs, cached_step.model_call, num_workers, device)
+    with run_monitor(arguments, first_step) as monitor, StopRequest() as stop:
+        monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
+        if point:
+            monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")
+        is_done = train(
+            engine, cached_step, batches, meter, monitor, checkpoints, training, stop, temperature, evaluation
         )
+    return 0 if is_done else EXIT_STOPPED
+
+
+def nothing_left(point: ResumePoint) -> int:
+    """For a run that is done already, so that a loop of restarts ends."""
+    if dist.get_rank() == 0:
+        print(f"{point.checkpoint}: all {point.record.step} steps are done")
+    return 0
+
+
+@contextmanager
+def run_monitor(arguments: RunArguments, first_step: int) -> Iterator[Monitor]:
+    """What takes the run's figures on the first rank; the others' are the same."""
+    monitor: Monitor = SilentMonitor()
+    if dist.get_rank() == 0:
+        output_dir = Path(arguments.training.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        monitor = RunMonitor(output_dir, arguments.training.max_steps, first_step)
+    try:
+        monitor.configuration(arguments.as_dict())
+        yield monitor
     finally:
         monitor.close()
 

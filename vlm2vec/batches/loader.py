@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 import torch.utils.data
 import webdataset
 
@@ -97,7 +99,15 @@ class TrainingBatches:
 
     def __init__(self, source: PlanSource, num_workers: int, pin_memory: bool = False) -> None:
         pipeline = webdataset.DataPipeline(source, webdataset.map(ReadStage(source.reader)))
-        self._loader = webdataset.WebLoader(pipeline, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+        self._loader = webdataset.WebLoader(
+            pipeline,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_outlive_signals,
+            # Its own, so that starting to load draws nothing from the random state that a checkpoint restores.
+            generator=torch.Generator(),
+        )
         self.seconds_waiting = 0.0
 
     def __iter__(self) -> Iterator[TrainingBatch]:
@@ -129,3 +139,9 @@ class TrainingBatches:
         for message in islice(messages, count):
             assert isinstance(message, Chunk)
             yield message
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal to the whole process group asks the ranks to save; a worker that ended by it would end its rank."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -12,6 +12,7 @@ from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
 from vlm2vec.contrastive.reduction import can_keep_graphs
+from vlm2vec.contrastive.slots import StepStoppedError
 from vlm2vec.contrastive.temperature import LearnedTemperature
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "StepChunks",
     "StepLayout",
     "StepOutput",
+    "StepStoppedError",
     "can_keep_graphs",
     "gather_rows",
     "has_dropout",

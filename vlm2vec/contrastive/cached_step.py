@@ -153,14 +153,16 @@ class CachedStep(GradCache):
         self._reduce_gradients_once = gradient_reduction(engine)
         self._can_keep_graphs = can_keep_graphs(engine)
 
-    def cache_step(self, chunks: StepChunks, layout: StepLayout) -> StepOutput:
+    def cache_step(self, chunks: StepChunks, layout: StepLayout, stop: bool = False) -> StepOutput:
         """Leaves the global batch's gradient in the engine; the caller runs `engine.step()`.
 
         Args:
             chunks: This rank's items.
             layout: Where they belong in the global batch.
+            stop: Whether this rank asks all ranks not to run the step; told along with the chunks, at no cost.
 
         Raises:
+            StepStoppedError: A rank asked for it; nothing has run, no random number was drawn.
             ChunkError: The encoder failed; the other ranks then wait until they are ended.
             NonFiniteLossError: A representation is not finite.
             ValueError: With dropout, pass 1 and pass 2 have different chunks; or graphs are kept where they cannot be.
@@ -173,7 +175,7 @@ class CachedStep(GradCache):
             )
         if chunks.keep.num_chunks and not self._can_keep_graphs:
             raise ValueError("ZeRO-3 with bfloat16 parameters loses gradients of kept graphs: set keep_graphs to 0")
-        encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group)
+        encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group, stop)
         first_pass = self.forward_no_grad(self.engine, chunks, (encode, keep))
         cache, output = self.build_cache(first_pass, chunks, layout)
         self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass)

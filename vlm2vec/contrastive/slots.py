@@ -13,6 +13,10 @@ from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import is_distributed
 
 
+class StepStoppedError(RuntimeError):
+    """A rank asked not to run the step; nothing of it has run on any rank."""
+
+
 @dataclass(frozen=True)
 class Slots:
     """What all ranks run in one phase: `count` engine calls, the first `with_images` of them with the vision tower.
@@ -38,7 +42,11 @@ class Slots:
 
 
 def agree_on_slots(
-    chunks: StepChunks, digest: int, device: torch.device, group: dist.ProcessGroup | None = None
+    chunks: StepChunks,
+    digest: int,
+    device: torch.device,
+    group: dist.ProcessGroup | None = None,
+    stop: bool = False,
 ) -> tuple[Slots, Slots, Slots]:
     """Compares what the ranks are about to run; one small collective.
 
@@ -47,14 +55,17 @@ def agree_on_slots(
         digest: A number that must be equal on all ranks: a hash of the step and its items.
         device: Where the collective runs.
         group: The process group; the default group if None.
+        stop: Whether this rank asks not to run the step.
 
     Returns:
         The slots of the three phases: for each as many as the rank with most chunks needs.
 
     Raises:
+        StepStoppedError: On all ranks, if one of them asked for it.
         RuntimeError: The ranks are not about to run the same global batch.
     """
-    own = [number for phase in chunks.phases for number in (phase.num_chunks, phase.num_image_chunks)] + [digest]
+    own = [number for phase in chunks.phases for number in (phase.num_chunks, phase.num_image_chunks)]
+    own += [int(stop), digest]
     plans = [own]
     if is_distributed(group):
         gathered = torch.empty((dist.get_world_size(group), len(own)), dtype=torch.int64, device=device)
@@ -66,5 +77,7 @@ def agree_on_slots(
             f"ranks {strangers} are about to run another global batch than rank 0: the shards, the mixture, the seed "
             "and the step must be the same on all ranks"
         )
+    if any(plan[-2] for plan in plans):
+        raise StepStoppedError("a rank asked not to run the step")
     most = [max(numbers) for numbers in zip(*plans, strict=True)]
     return Slots(most[0], most[1]), Slots(most[2], most[3]), Slots(most[4], most[5])

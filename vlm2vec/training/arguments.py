@@ -93,6 +93,14 @@ class TrainingArguments:
     seed: int = option(42, "Seed of the order, the initial adapter and dropout.")
     logging_steps: int = option(10, "Write a line every so many steps.")
     save_steps: int | None = option(None, "Write a checkpoint every so many steps; one is always written at the end.")
+    save_total_limit: int | None = option(None, "Keep so many checkpoints, the newest; all if not given.")
+    resume: str = option(
+        "none", "'auto' goes on from the newest whole checkpoint of --output_dir, if there is one; or a checkpoint."
+    )
+    allow_changed: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Arguments that may change the result and yet differ from the checkpoint's, with --resume."},
+    )
     collective_timeout: int = option(1800, "Seconds after which a collective that some rank does not join is an error.")
     local_rank: int = option(-1, "Set by the launcher.")
 
@@ -121,6 +129,11 @@ class RunArguments:
             for name, value in dataclasses.asdict(group).items()
             if name != "local_rank"
         }
+
+
+def argument_defaults() -> dict[str, Any]:
+    """All arguments by flag name with their defaults; those without one are empty."""
+    return RunArguments(ModelArguments(""), DataArguments(""), TrainingArguments("", "", 0)).as_dict()
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
@@ -233,6 +246,11 @@ def _check(arguments: RunArguments) -> None:
             "--temperature_learning_rate: no effect without --learn_temperature",
         ),
         (training.save_steps is not None and training.save_steps < 1, "--save_steps: must be at least 1"),
+        (
+            training.save_total_limit is not None and training.save_total_limit < 1,
+            f"--save_total_limit {training.save_total_limit}: must be at least 1",
+        ),
+        (bool(training.allow_changed) and training.resume == "none", "--allow_changed: no effect without --resume"),
         (
             training.warmup_steps > training.max_steps,
             f"--warmup_steps {training.warmup_steps} is more than --max_steps {training.max_steps}",

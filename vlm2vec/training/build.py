@@ -21,8 +21,8 @@ from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
-from vlm2vec.training.checkpoint import RunRecord
 from vlm2vec.training.graph_memory import graphs_that_fit, largest_chunk
+from vlm2vec.training.record import RunRecord
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
 
@@ -199,6 +199,11 @@ def contrastive_loss(arguments: RunArguments, temperature: LearnedTemperature | 
         raise InputError(str(error)) from error
 
 
+def fingerprints(shards: ShardSet, order: GlobalOrder) -> dict[str, str]:
+    """What the data of a run are: the same values are the same samples in the same order."""
+    return {"shards": shards.fingerprint, "order": order.digest}
+
+
 def run_record(
     step: int,
     arguments: RunArguments,
@@ -214,7 +219,7 @@ def run_record(
         zero_stage=int(engine.zero_optimization_stage()),
         arguments=arguments.as_dict(),
         versions={"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}},
-        data={"shards": shards.fingerprint, "order": order.digest},
+        data=fingerprints(shards, order),
         temperature=temperature.state_dict() if temperature is not None else None,
     )
 

@@ -2,86 +2,103 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from vlm2vec.errors import InputError
+from vlm2vec.files import publish, sync
+from vlm2vec.training.record import (
+    CHECKPOINT_PREFIX,
+    ENCODER_FOLDER,
+    ENGINE_TAG,
+    LATEST,
+    RANKS_FOLDER,
+    RECORD,
+    RunRecord,
+    checkpoints_of,
+    find_checkpoint,
+)
 
-ENGINE_TAG = "engine"
-ENCODER_FOLDER = "encoder"
-RECORD = "run.json"
-LATEST = "latest"
-SCHEMA_VERSION = 1
+__all__ = ["ENCODER_FOLDER", "ENGINE_TAG", "RECORD", "CheckpointError", "Checkpoints", "RunRecord", "find_checkpoint"]
+
+TEMPORARY_PREFIX = ".tmp-"
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a checkpoint says of its run.
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the ones before it are as they were."""
 
-    Attributes:
-        step: Steps done.
-        num_ranks: Ranks that wrote it.
-        zero_stage: Their ZeRO stage.
-        arguments: The resolved arguments.
-        versions: Of the packages that matter.
-        data: Fingerprint of the shards and digest of the order.
-        temperature: State of a learned temperature.
+
+@dataclass
+class _Written:
+    """What one rank wrote: sizes by path in the checkpoint, and why it failed."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    failure: str | None = None
+
+
+class _FileWriter:
+    """Stands before DeepSpeed's own writer: a file that cannot be written becomes a value instead of an exception.
+
+    A rank that left `save_checkpoint` with an exception would leave the others in its collectives.
     """
 
-    step: int
-    num_ranks: int
-    zero_stage: int
-    arguments: Mapping[str, Any]
-    versions: Mapping[str, str]
-    data: Mapping[str, str]
-    temperature: Mapping[str, float] | None = None
+    def __init__(self, folder: Path, inner: Any) -> None:
+        self._folder = folder
+        self._inner = inner
+        self.written = _Written()
 
-    def write(self, path: Path) -> None:
-        """Writes the record as JSON."""
-        path.write_text(
-            json.dumps({"schema_version": SCHEMA_VERSION, **self.__dict__}, indent=2, sort_keys=True) + "\n",
-            encoding="utf-8",
-        )
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
-    @classmethod
-    def read(cls, path: Path) -> RunRecord:
-        """Reads a record.
+    def save(self, state_dict: Mapping[str, Any], path: str) -> None:
+        """Writes one file and waits until it is on disk."""
+        with self.noting_failure():
+            torch.save(state_dict, path)
+            sync(Path(path))
+            self.written.files[str(Path(path).relative_to(self._folder))] = os.path.getsize(path)
 
-        Raises:
-            InputError: No record, or one of another program or version.
-        """
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Makes a folder."""
+        with self.noting_failure():
+            os.makedirs(path, exist_ok=exist_ok)
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Keeps the first failure as text."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            version = values.pop("schema_version")
-            record = cls(**values)
-        except FileNotFoundError:
-            raise InputError(f"{path.parent}: not a checkpoint of this program (no {path.name} in it)") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: not the record of a checkpoint ({error})") from error
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{path}: written in format {version}, this program reads {SCHEMA_VERSION}")
-        return record
+            yield
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+            first_line = (str(error).splitlines() or [""])[0]
+            self.written.failure = self.written.failure or f"{type(error).__name__}: {first_line}"
 
 
 class Checkpoints:
     """Writes the checkpoints of one run.
 
-    A checkpoint is written under a temporary name, renamed when every rank is done, and only then named in `latest`;
-    a run killed at any moment leaves whole checkpoints and at most one temporary folder.
+    A checkpoint is written under a temporary name, flushed to disk, renamed when every rank is done, and only then
+    named in `latest`; a run killed at any moment leaves whole checkpoints and at most one temporary folder.
 
     Args:
-        output_dir: The run's folder.
+        output_dir: The run's folder, the same on all ranks (a shared file system where they run on several machines).
         write_encoder: Writes the encoder's small files (configuration, processor, adapter configuration) to a folder;
             called on the first rank.
         record: Makes the record for a step.
         exclude_frozen: Leave out weights that are not trained: with LoRA, the base model.
+        total_limit: So many checkpoints are kept, the newest; None keeps all.
+        last_step: The step of the checkpoint that the run went on from; 0 for none.
+        best: Names a checkpoint that is kept besides.
+
+    Attributes:
+        last_step: The step of the last checkpoint.
     """
 
     def __init__(
@@ -90,54 +107,129 @@ class Checkpoints:
         write_encoder: Callable[[Path], None],
         record: Callable[[int], RunRecord],
         exclude_frozen: bool,
+        total_limit: int | None = None,
+        last_step: int = 0,
+        best: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._output_dir = output_dir
         self._write_encoder = write_encoder
         self._record = record
         self._exclude_frozen = exclude_frozen
+        self._total_limit = total_limit
+        self._best = best
+        self.last_step = last_step
 
-    def save(self, engine: Any, step: int) -> Path:
+    def save(self, engine: Any, step: int, rank_state: Mapping[str, Any] | None = None) -> Path:
         """Writes the checkpoint after `step` steps; all ranks call it.
+
+        Args:
+            engine: The DeepSpeed engine.
+            step: Steps done.
+            rank_state: What this rank alone knows: tensors, numbers and text.
 
         Returns:
             Its folder.
+
+        Raises:
+            CheckpointError: On every rank, if one of them could not write. The checkpoints before are untouched.
         """
-        name = f"checkpoint-{step}"
-        final, temporary = self._output_dir / name, self._output_dir / f".tmp-{name}"
-        is_first = dist.get_rank() == 0
-        if is_first:
+        final = self._output_dir / f"{CHECKPOINT_PREFIX}{step}"
+        temporary = self._output_dir / f"{TEMPORARY_PREFIX}{final.name}"
+        writer = _FileWriter(temporary, engine.checkpoint_engine)
+        if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
+            writer.makedirs(str(temporary / RANKS_FOLDER))
         dist.barrier()
-        engine.save_checkpoint(
-            str(temporary), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=self._exclude_frozen
-        )
-        dist.barrier()
-        if is_first:
-            self._write_encoder(temporary / ENCODER_FOLDER)
-            self._record(step).write(temporary / RECORD)
-            os.replace(temporary, final)
-            pointer = self._output_dir / f".tmp-{LATEST}"
-            pointer.write_text(name + "\n", encoding="utf-8")
-            os.replace(pointer, self._output_dir / LATEST)
-        dist.barrier()
+        self._write_engine(engine, writer, temporary)
+        writer.save(rank_state or {}, str(temporary / rank_file(dist.get_rank())))
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, writer.written)
+        outcome = [self._finish(step, temporary, final, everyone) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(outcome)
+        if outcome[0] is not None:
+            raise CheckpointError(f"{final} could not be written: {outcome[0]}")
+        self.last_step = step
         return final
 
+    def _write_engine(self, engine: Any, writer: _FileWriter, folder: Path) -> None:
+        replaced = {"checkpoint_engine": writer, "_copy_recovery_script": lambda _path: None}  # export is our recovery
+        before = {name: getattr(engine, name) for name in replaced}
+        try:
+            for name, value in replaced.items():
+                setattr(engine, name, value)
+            engine.save_checkpoint(
+                str(folder), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=self._exclude_frozen
+            )
+        finally:
+            for name, value in before.items():
+                setattr(engine, name, value)
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the latest one of a run's folder.
+    def _finish(self, step: int, temporary: Path, final: Path, everyone: list[_Written]) -> str | None:
+        """On the first rank: the small files, the record, the rename; returns what went wrong."""
+        failures = [f"rank {rank}: {each.failure}" for rank, each in enumerate(everyone) if each.failure]
+        if not failures:
+            try:
+                self._publish(step, temporary, final, everyone)
+            except OSError as error:
+                failures = [f"rank 0: {type(error).__name__}: {error}"]
+        if failures:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return "; ".join(failures)
+        try:
+            self._remove_old(final)
+        except (OSError, InputError) as error:
+            print(f"warning: older checkpoints stay: {error}", flush=True)
+        return None
 
-    Raises:
-        InputError: The path is neither.
-    """
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder; expected a checkpoint or a run's folder")
-    if (path / RECORD).is_file():
-        return path
-    try:
-        name = (path / LATEST).read_text(encoding="utf-8").strip()
-    except OSError:
-        raise InputError(f"{path}: neither a checkpoint (no {RECORD}) nor a run's folder (no {LATEST})") from None
-    checkpoint = path / Path(name).name
-    if not (checkpoint / RECORD).is_file():
-        raise InputError(f"{path / LATEST} names '{name}', which is not a checkpoint here")
-    return checkpoint
+    def _publish(self, step: int, temporary: Path, final: Path, everyone: list[_Written]) -> None:
+        for name, size in (item for each in everyone for item in each.files.items()):
+            if not (temporary / name).is_file() or (temporary / name).stat().st_size != size:
+                raise FileNotFoundError(f"{temporary / name} of another rank is not here: --output_dir must be shared")
+        self._write_encoder(temporary / ENCODER_FOLDER)
+        for file in (temporary / ENCODER_FOLDER).rglob("*"):
+            sync(file)
+        files = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
+        dataclasses.replace(self._record(step), files=files).write(temporary / RECORD)
+        sync(temporary / RECORD)
+        for folder in (*(each for each in temporary.rglob("*") if each.is_dir()), temporary):
+            sync(folder)
+        _remove(final)  # a torn one of that name, which the run was not continued from
+        os.replace(temporary, final)
+        pointer = self._output_dir / f"{TEMPORARY_PREFIX}{LATEST}"
+        pointer.write_text(final.name + "\n", encoding="utf-8")
+        publish(pointer, self._output_dir / LATEST)
+
+    def _remove_old(self, newest: Path) -> None:
+        if self._total_limit is None:
+            return
+        kept = {newest.name, self._best()}
+        others = [path for _, path in checkpoints_of(self._output_dir) if path.name not in kept]
+        for path in others[self._total_limit - 1 :]:
+            _remove(path)
+
+
+def rank_file(rank: int) -> str:
+    """The path, in a checkpoint, of what one rank alone knew."""
+    return f"{RANKS_FOLDER}/rank-{rank:05d}.pt"
+
+
+def remove_unfinished(output_dir: Path) -> None:
+    """Removes what a killed run was writing or removing."""
+    for path in output_dir.glob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renames first: a checkpoint half removed must not look like one."""
+    if checkpoint.exists():
+        doomed = checkpoint.with_name(f"{TEMPORARY_PREFIX}removed-{checkpoint.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(checkpoint, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

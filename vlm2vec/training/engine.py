@@ -124,7 +124,23 @@ def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[s
     return config
 
 
-def build_engine(encoder: nn.Module, arguments: RunArguments, schedule: Callable[[Any], Any], num_ranks: int) -> Any:
+def zero_stage(arguments: RunArguments, num_ranks: int) -> int:
+    """The ZeRO stage that a run will have.
+
+    Raises:
+        InputError: As `engine_config`.
+    """
+    config = engine_config(Path(arguments.training.deepspeed), arguments, num_ranks)
+    return int(config["zero_optimization"]["stage"])
+
+
+def build_engine(
+    encoder: nn.Module,
+    arguments: RunArguments,
+    schedule: Callable[[Any], Any],
+    num_ranks: int,
+    loads_universal: bool = False,
+) -> Any:
     """A DeepSpeed engine around the encoder.
 
     Args:
@@ -132,10 +148,13 @@ def build_engine(encoder: nn.Module, arguments: RunArguments, schedule: Callable
         arguments: The run's arguments.
         schedule: Makes the learning-rate schedule from the optimizer.
         num_ranks: Ranks in the run.
+        loads_universal: Whether it will load a checkpoint of other ranks or another ZeRO stage.
     """
     import deepspeed
 
     config = engine_config(Path(arguments.training.deepspeed), arguments, num_ranks)
+    if loads_universal:
+        config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
     trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=encoder, model_parameters=trainable, config=config, lr_scheduler=schedule)
     set_collective_timeout(arguments.training.collective_timeout)

@@ -105,6 +105,12 @@ def read_best(output_dir: Path) -> dict[str, Any] | None:
     return best if (output_dir / Path(str(best["checkpoint"])).name).is_dir() else None
 
 
+def best_checkpoint(output_dir: Path) -> str | None:
+    """The name of a run's best checkpoint, if it has one."""
+    best = read_best(output_dir)
+    return Path(str(best["checkpoint"])).name if best else None
+
+
 def build_evaluation(
     arguments: EvaluationArguments,
     output_dir: Path,

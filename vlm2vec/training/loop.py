@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vlm2vec.batches import TrainingBatches
-from vlm2vec.contrastive import CachedStep, LearnedTemperature
+from vlm2vec.contrastive import CachedStep, LearnedTemperature, StepStoppedError
 from vlm2vec.training.arguments import TrainingArguments
-from vlm2vec.training.checkpoint import Checkpoints
+from vlm2vec.training.checkpoint import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor
+from vlm2vec.training.rank_state import rank_state
+from vlm2vec.training.stop import StopRequest
 
 
 def train(
@@ -21,19 +24,29 @@ def train(
     monitor: Monitor,
     checkpoints: Checkpoints,
     arguments: TrainingArguments,
+    stop: StopRequest,
     temperature: LearnedTemperature | None = None,
     evaluation: RunEvaluation | NoEvaluation | None = None,
-) -> None:
+) -> bool:
     """Runs all steps that `batches` yields, writes figures and checkpoints.
+
+    Returns:
+        Whether all steps are done; False if a rank was asked to stop, with a checkpoint of the steps done by then.
 
     Raises:
         InputError: A sample cannot be read.
         NonFiniteLossError: The loss of a step is not a number; that step updates nothing.
+        CheckpointError: The last checkpoint could not be written.
     """
     evaluation = evaluation or NoEvaluation()
     for batch in batches:
         header = batch.header
-        output = cached_step.cache_step(batch.chunks, header.layout)
+        try:
+            output = cached_step.cache_step(batch.chunks, header.layout, stop.requested)
+        except StepStoppedError:
+            if checkpoints.last_step != header.step:
+                save(engine, header.step, meter, monitor, checkpoints, run_goes_on=False)
+            return False
         learning_rate = engine.get_lr()[0]
         engine.step()
         if temperature is not None:
@@ -54,7 +67,30 @@ def train(
             monitor.figures(done, figures)
         is_best = evaluation.after_step(engine, done, is_last, monitor)
         if is_last or is_best or (arguments.save_steps and done % arguments.save_steps == 0):
-            checkpoint = checkpoints.save(engine, done)
-            monitor.message(f"checkpoint: {checkpoint}")
-            if is_best:
+            checkpoint = save(engine, done, meter, monitor, checkpoints, run_goes_on=not is_last)
+            if is_best and checkpoint is not None:
                 evaluation.keep(checkpoint)
+    return True
+
+
+def save(
+    engine: Any, done: int, meter: StepMeter, monitor: Monitor, checkpoints: Checkpoints, run_goes_on: bool
+) -> Path | None:
+    """Writes a checkpoint; a failure stops the run only where it would lose the steps since the one before.
+
+    Returns:
+        Its folder; None if it could not be written and the run goes on.
+
+    Raises:
+        CheckpointError: It could not be written, and the run is about to end.
+    """
+    try:
+        checkpoint = checkpoints.save(engine, done, rank_state(engine.device, meter))
+    except CheckpointError as error:
+        if not run_goes_on:
+            raise
+        last = f"step {checkpoints.last_step}" if checkpoints.last_step else "none"
+        monitor.message(f"warning: {error}; the run goes on, the last valid checkpoint is still that of {last}")
+        return None
+    monitor.message(f"checkpoint: {checkpoint}")
+    return checkpoint

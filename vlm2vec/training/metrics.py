@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,26 @@ class StepMeter:
         self._subset_rows = torch.zeros((2, len(self._subsets)), dtype=torch.float64, device=self._device)
         self._steps = self._tokens = self._items = 0
         self._start = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's part of the window so far; waits for the device."""
+        return {
+            "sums": self._sums.cpu(),
+            "subset_rows": self._subset_rows.cpu(),
+            "counts": [self._steps, self._tokens, self._items],
+            "seconds": time.perf_counter() - self._start,
+        }
+
+    def load_state_dict(self, *parts: Mapping[str, Any]) -> None:
+        """Goes on with a window: this rank's part of it, or the parts of ranks that are no more."""
+        self._reset()
+        for part in parts:
+            self._sums += part["sums"].to(self._device)
+            self._subset_rows += part["subset_rows"].to(self._device)
+            self._steps, tokens, items = part["counts"]
+            self._tokens += tokens
+            self._items += items
+            self._start = time.perf_counter() - part["seconds"]
 
     def add(self, header: StepHeader, output: StepOutput) -> None:
         """Adds one step of this rank, without waiting for the device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
+
+from vlm2vec.files import committed
+
+LOG = "log.jsonl"
 
 
 class Monitor(Protocol):
@@ -70,8 +75,11 @@ class RunMonitor:
         from torch.utils.tensorboard import SummaryWriter
 
         self._max_steps = max_steps
-        self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
-        self._log = (output_dir / "log.jsonl").open("a", encoding="utf-8")
+        self._first_step = first_step
+        # What a killed run has written of later steps is written again: TensorBoard drops it, the log is cut.
+        self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
+        _cut_log(output_dir / LOG, first_step)
+        self._log = (output_dir / LOG).open("a", encoding="utf-8")
         self._bar = tqdm(
             total=max_steps, initial=first_step, unit="step", desc="train", disable=not sys.stderr.isatty()
         )
@@ -79,7 +87,7 @@ class RunMonitor:
     def configuration(self, values: Mapping[str, Any]) -> None:
         """Puts the resolved arguments on TensorBoard's text page."""
         table = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(values.items()))
-        self._writer.add_text("arguments", f"| argument | value |\n| --- | --- |\n{table}", 0)
+        self._writer.add_text("arguments", f"| argument | value |\n| --- | --- |\n{table}", self._first_step)
 
     def advance(self) -> None:
         """Moves the progress bar."""
@@ -127,3 +135,18 @@ class RunMonitor:
         self._bar.close()
         self._writer.close()
         self._log.close()
+
+
+def _cut_log(path: Path, last_step: int) -> None:
+    """Keeps the lines up to a step; a line that a kill has torn goes too."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with committed(path) as temporary:
+            temporary.write_text("".join(line for line in lines if _step_of(line) <= last_step), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,252 @@
+"""Kills training runs at random moments and lets them go on: `python -m tests.distributed.chaos --trials 50`.
+
+A trial starts ranks with `--resume auto`, kills one of them with SIGKILL and the others a moment later, and starts
+again until a run ends by itself. Half of the kills wait for a checkpoint's temporary folder to appear. The end is
+compared with a run that nobody disturbed and that wrote no checkpoint but its last: weights, moments, random states,
+log, and which samples went into the updates that the last state is made of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.distributed.launcher import REPOSITORY, environment, free_port
+from tests.distributed.states import differences
+
+RANKS, STEPS, BATCH = 2, 9, 8
+# The ZeRO stage and what else differs; loader workers run in all.
+RUNS: dict[str, tuple[int, list[str]]] = {
+    "zero1": (1, []),
+    "zero2": (2, []),
+    "zero3": (3, []),
+    "zero1-lora": (1, ["--lora"]),
+    "zero2-lora": (2, ["--lora"]),
+    "zero3-lora": (3, ["--lora"]),
+}
+SAMPLES = "samples.jsonl"
+_CLOCK = ("per_second", "milliseconds", "data_wait")
+
+
+@dataclass
+class Trial:
+    """What came of one trial."""
+
+    name: str
+    kills: int = 0
+    during_save: int = 0
+    repeated_steps: int = 0
+    unequal: list[str] = field(default_factory=list)
+    samples_lost: int = 0
+    samples_repeated: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing differs from the undisturbed run."""
+        return not (self.unequal or self.samples_lost or self.samples_repeated)
+
+
+class Chaos:
+    """Runs trials of one model on one set of shards.
+
+    Args:
+        model: The untrained model, with dropout.
+        shards: The data.
+        root: Where everything is written.
+        seed: Of the moments.
+    """
+
+    def __init__(self, model: Path, shards: Path, root: Path, seed: int) -> None:
+        self._model, self._shards, self._root = model, shards, root
+        self._random = random.Random(seed)
+        # Ranks are forked from a process that has imported everything: that is most of the time of a start.
+        os.environ.update(environment())
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.distributed.chaos_rank"])
+        self._seconds: dict[str, float] = {}
+
+    def trial(self, name: str, number: int, max_kills: int = 2) -> Trial:
+        """One run, disturbed until it ends."""
+        reference = self._reference(name)
+        output = self._root / f"{name}-{number}"
+        trial = Trial(name)
+        while trial.kills < max_kills:
+            ranks = self._start(name, output, "--save_steps", "2", "--resume", "auto", "--save_total_limit", "2")
+            in_save = self._random.random() < 0.5
+            if not self._kill(ranks, output, in_save, self._random.uniform(0.3, 1.0) * self._seconds[name]):
+                break
+            trial.kills += 1
+            trial.during_save += any(output.glob(".tmp-checkpoint-*"))
+        else:
+            _wait(self._start(name, output, "--save_steps", "2", "--resume", "auto", "--save_total_limit", "2"), output)
+        self._judge(trial, reference, output)
+        shutil.rmtree(output)
+        return trial
+
+    def _reference(self, name: str) -> Path:
+        output = self._root / name
+        if not output.exists():
+            begin = time.monotonic()
+            _wait(self._start(name, output), output)
+            self._seconds[name] = time.monotonic() - begin
+        return output
+
+    def _start(self, name: str, output: Path, *extra: str) -> list[Any]:
+        output.mkdir(exist_ok=True)
+        stage, own = RUNS[name]
+        flags = [
+            *("--model_name", str(self._model), "--dataset_name", str(self._shards), "--output_dir", str(output)),
+            *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json"), "--dataloader_num_workers", "1"),
+            *("--global_batch_size", str(BATCH), "--max_steps", str(STEPS), "--logging_steps", "1"),
+            *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "256"),
+            *("--subset_name", "ColorVQA", "Recolor", *own, *extra),
+        ]
+        from tests.distributed.chaos_rank import main
+
+        port = free_port()
+        ranks = [self._context.Process(target=main, args=(rank, RANKS, port, flags, output)) for rank in range(RANKS)]
+        for rank in ranks:
+            rank.start()
+        return ranks
+
+    def _kill(self, ranks: list[Any], output: Path, in_save: bool, after: float) -> bool:
+        """Waits for the moment and kills; False if the run ended before."""
+        begin = time.monotonic()
+        deadline = begin + after
+        while any(rank.is_alive() for rank in ranks):
+            moment_has_come = time.monotonic() >= deadline
+            if in_save and time.monotonic() > begin + after / 2:
+                moment_has_come = any(output.glob(".tmp-checkpoint-*"))
+            if moment_has_come:
+                time.sleep(self._random.uniform(0, 0.03) if in_save else 0)
+                if all(rank.exitcode == 0 for rank in ranks):
+                    break
+                _kill_all(ranks, self._random)
+                return True
+            time.sleep(0.001)
+        _wait(ranks, output)
+        return False
+
+    def _judge(self, trial: Trial, reference: Path, output: Path) -> None:
+        last = f"checkpoint-{STEPS}"
+        trial.unequal = differences(reference / last, output / last)
+        if _log(reference) != _log(output):
+            trial.unequal.append("log.jsonl")
+        expected, got = Counter(_samples(reference)[0]), Counter(_samples(output)[0])
+        trial.samples_lost = BATCH * sum((expected - got).values())
+        trial.samples_repeated = BATCH * sum((got - expected).values())
+        trial.repeated_steps = _samples(output)[1]
+
+
+def _kill_all(ranks: list[Any], moments: random.Random) -> None:
+    order = list(ranks)
+    moments.shuffle(order)
+    for rank in order:
+        try:
+            os.killpg(rank.pid, signal.SIGKILL)  # with its loader's workers
+        except ProcessLookupError:
+            rank.kill()  # it has not come to making a group, or has ended
+        time.sleep(moments.uniform(0, 0.05))
+    for rank in ranks:
+        rank.join()
+
+
+def _wait(ranks: list[Any], output: Path) -> None:
+    for rank in ranks:
+        rank.join(timeout=300)
+    if any(rank.exitcode != 0 for rank in ranks):
+        codes = [rank.exitcode for rank in ranks]
+        _kill_all(ranks, random.Random(0))
+        logs = [path.read_text(errors="replace")[-3000:] for path in sorted(output.glob("rank*.log"))]
+        raise AssertionError(f"ranks ended with {codes}:\n" + "\n".join(logs))
+
+
+def _log(output: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not any(word in key for word in _CLOCK)} for line in lines]
+
+
+def _samples(output: Path) -> tuple[list[str], int]:
+    """Digests of the batches in the last state, and how many steps ran in vain.
+
+    Every start of the ranks noted its first step and then the digest of each step that it ran; a start that resumes at
+    step k has thrown away what earlier ones did from k on.
+    """
+    kept: list[str] = []
+    num_run = 0
+    for line in (output / SAMPLES).read_text().splitlines():
+        note = json.loads(line)
+        if "first_step" in note:
+            kept = kept[: note["first_step"]]
+        else:
+            kept.append(note["digest"])
+            num_run += 1
+    return kept, num_run - len(kept)
+
+
+def build_inputs(root: Path) -> tuple[Path, Path]:
+    """The miniature's model, with dropout, and its shards."""
+    from data_prep.convert import convert
+    from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
+    from data_prep.mini_model import build_mini_model
+
+    build_mini_mmeb(root / "mini", seed=0, scale=0.02)
+    train = root / "mini" / TRAIN_FOLDER
+    convert(train, train, root / "shards", ["ColorVQA", "Recolor"], rows_per_shard=16)
+    build_mini_model(train, root / "model", seed=0)
+    add_dropout(root / "model")
+    return root / "model", root / "shards"
+
+
+def add_dropout(model: Path) -> None:
+    """Switches on dropout in a model's folder."""
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.1, "attention_dropout": 0.1}))
+
+
+def _report(trials: list[Trial]) -> Iterator[str]:
+    yield "| run | trials | kills | of them in a save | bit-equal | samples lost | samples repeated | steps run again |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    groups = [(name, [trial for trial in trials if trial.name == name]) for name in RUNS]
+    for name, group in [*groups, ("all", trials)]:
+        if group:
+            kills, saves, again = (
+                sum(getattr(trial, key) for trial in group) for key in ("kills", "during_save", "repeated_steps")
+            )
+            lost, repeated = (sum(getattr(trial, f"samples_{key}") for trial in group) for key in ("lost", "repeated"))
+            exact = sum(not trial.unequal for trial in group)
+            yield f"| {name} | {len(group)} | {kills} | {saves} | {exact} | {lost} | {repeated} | {again} |"
+
+
+def main() -> int:
+    """Runs the trials and prints a table; 1 if one of them was not exact."""
+    parser = argparse.ArgumentParser(prog="tests.distributed.chaos", description=__doc__)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    trials = []
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        chaos = Chaos(*build_inputs(Path(folder)), Path(folder), options.seed)
+        for number in range(options.trials):
+            trial = chaos.trial(list(RUNS)[number % len(RUNS)], number)
+            trials.append(trial)
+            print(f"{number + 1}/{options.trials}: {trial}", file=sys.stderr, flush=True)
+    print("\n".join(_report(trials)))
+    return int(not all(trial.is_exact for trial in trials))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

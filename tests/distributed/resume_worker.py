@@ -1,0 +1,89 @@
+"""One rank of several training runs, one after another; some of them are disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from vlm2vec import train
+from vlm2vec.batches import TrainingBatch, TrainingBatches
+from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.checkpoint import Checkpoints
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.training.stop import EXIT_STOPPED
+
+SIGNALLED_STEP, UNWRITABLE_STEP = 2, 2
+_MANY_BYTES, _FEW_BYTES = resource.RLIM_INFINITY, 20_000
+
+
+class SignallingBatches(TrainingBatches):
+    """The last rank gets SLURM's warning before a step; the other one learns of it from its peer."""
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        for batch in super().__iter__():
+            if batch.header.step == SIGNALLED_STEP and dist.get_rank() == dist.get_world_size() - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield batch
+
+
+class FullDisk(Checkpoints):
+    """The last rank cannot write more than a few bytes to a file of one of the checkpoints."""
+
+    def save(self, engine: Any, step: int, rank_state: Mapping[str, Any] | None = None) -> Path:
+        is_full = step == UNWRITABLE_STEP and dist.get_rank() == dist.get_world_size() - 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_FEW_BYTES if is_full else _MANY_BYTES, _MANY_BYTES))
+        try:
+            return super().save(engine, step, rank_state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (_MANY_BYTES, _MANY_BYTES))
+
+
+def plain(arguments: RunArguments, device: Any) -> None:
+    assert train.run(arguments, device) == 0
+
+
+@contextmanager
+def patched(name: str, value: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, name, value)
+        yield
+
+
+def signalled(arguments: RunArguments, device: Any) -> None:
+    with patched("TrainingBatches", SignallingBatches):
+        assert train.run(arguments, device) == EXIT_STOPPED
+
+
+def full_disk(arguments: RunArguments, device: Any) -> None:
+    with patched("Checkpoints", FullDisk):
+        assert train.run(arguments, device) == 0
+
+
+RUNS: dict[str, Callable[[RunArguments, Any], None]] = {
+    "plain": plain,
+    "signalled": signalled,
+    "full disk": full_disk,
+}
+
+
+def main(jobs: Path) -> None:
+    """Does what a JSON file says, in its order: pairs of a name in RUNS and the flags of a run."""
+    device = initialize_ranks(120)
+    for name, flags in json.loads(jobs.read_text()):
+        print(name, *flags, flush=True)
+        RUNS[name](parse_arguments(flags), device)
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,146 @@
+"""Four steps, and two steps, a checkpoint, two steps: the same bits on the same ranks, 1e-6 on others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.chaos import add_dropout
+from tests.distributed.launcher import REPOSITORY, run_ranks
+from tests.distributed.resume_worker import UNWRITABLE_STEP
+from tests.distributed.states import differences, state_of
+from vlm2vec.training.record import read_whole
+
+STEPS, SAVED = 4, 2
+LAST = f"checkpoint-{STEPS}"
+# The ZeRO stage and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
+# of the process.
+RUNS: dict[str, tuple[int, list[str]]] = {
+    "zero1": (1, ["--dataloader_num_workers", "2"]),
+    "zero2-lora": (2, ["--lora", "--learn_temperature", "--dataloader_num_workers", "1"]),
+    "zero2-bf16": (2, ["--bf16"]),
+    "zero3-lora-bf16": (3, ["--lora", "--bf16"]),
+    "zero3-bf16": (3, ["--bf16"]),
+}
+DISTURBED = "zero1"
+
+
+def flags(model: Path, shards: Path, output: Path, stage: int, *extra: str) -> list[str]:
+    return [
+        *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),
+        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json")),
+        *("--global_batch_size", "8", "--max_steps", str(STEPS), "--logging_steps", "3", "--save_steps", str(SAVED)),
+        *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "256"),
+        *("--subset_name", "ColorVQA", "Recolor", "--dataloader_num_workers", "0", *extra),
+    ]
+
+
+def run_jobs(ranks: int, jobs: Sequence[tuple[str, list[str]]], root: Path) -> list[str]:
+    """The output of each rank."""
+    root.mkdir(exist_ok=True)
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    return run_ranks(ranks, ["-m", "tests.distributed.resume_worker", str(root / "jobs.json")], root, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def dropout_model_dir(mini_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature's model, with dropout."""
+    folder = tmp_path_factory.mktemp("dropout") / "model"
+    folder.mkdir()
+    for file in mini_model_dir.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    add_dropout(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(dropout_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On 2 ranks: `straight/NAME`, and `resumed/NAME`, which goes on from the first one's checkpoint in the middle.
+
+    And `signalled` and `full disk`, disturbed runs like straight/zero1.
+    """
+    root = tmp_path_factory.mktemp("resume")
+
+    def job(kind: str, name: str, output: str, *extra: str) -> tuple[str, list[str]]:
+        stage, own = RUNS[name]
+        return kind, flags(dropout_model_dir, mini_shards_dir, root / output, stage, *own, *extra)
+
+    limited = ["--save_steps", "1", "--save_total_limit", "1"]
+    jobs = [
+        job("signalled", DISTURBED, "signalled"),
+        job("plain", DISTURBED, "signalled", "--resume", "auto"),
+        job("full disk", DISTURBED, "full disk", *limited, "--max_steps", str(UNWRITABLE_STEP + 1)),
+    ]
+    for name in RUNS:
+        point = str(root / "straight" / name / f"checkpoint-{SAVED}")
+        jobs += [
+            job("plain", name, f"straight/{name}"),
+            job("plain", name, f"resumed/{name}", "--resume", point),
+        ]
+    outputs = run_jobs(2, jobs, root)
+    (root / "output.txt").write_text(outputs[0])
+    return root
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """A run's log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    clock = ("per_second", "milliseconds", "data_wait")
+    return [{name: value for name, value in line.items() if not any(word in name for word in clock)} for line in lines]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_is_the_uninterrupted_one(name: str, runs: Path) -> None:
+    straight, resumed = runs / "straight" / name, runs / "resumed" / name
+    assert differences(straight / f"checkpoint-{SAVED}", straight / LAST)
+    assert differences(straight / LAST, resumed / LAST) == []
+    records = [json.loads((run / LAST / "run.json").read_text()) for run in (straight, resumed)]
+    assert records[0]["temperature"] == records[1]["temperature"]
+    # The window of the third step began before the checkpoint.
+    assert [line["step"] for line in log_of(straight)] == [3, 4]
+    assert log_of(resumed) == log_of(straight)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "--bf16" in RUNS[name][1] and "--lora" not in RUNS[name][1]])
+def test_bf16_runs_keep_float32_masters_and_moments(name: str, runs: Path) -> None:
+    """Small updates would be lost in masters that had been rounded to bf16."""
+    state = state_of(runs / "straight" / name / LAST)
+    kept = {
+        path: value
+        for path, value in state.items()
+        if isinstance(value, torch.Tensor)
+        and value.numel() > 1
+        and any(word in path for word in ("fp32", "exp_avg", "exp_avg_sq"))
+    }
+    assert {word for path in kept for word in ("fp32", "exp_avg_sq") if word in path} == {"fp32", "exp_avg_sq"}
+    for path, value in kept.items():
+        assert value.dtype == torch.float32, path
+        rounded = (value == value.bfloat16().float()).float().mean()
+        assert rounded < 0.9, f"{path}: {rounded:.0%} are bf16 values"
+
+
+def test_a_signal_to_one_rank_saves_and_stops_all(runs: Path) -> None:
+    """The run stopped at the boundary before the step, went on by --resume auto, and nothing differs."""
+    assert differences(runs / "signalled" / LAST, runs / "straight" / DISTURBED / LAST) == []
+    assert log_of(runs / "signalled") == log_of(runs / "straight" / DISTURBED)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on(runs: Path) -> None:
+    output = (runs / "output.txt").read_text()
+    [warning] = [line for line in output.splitlines() if line.startswith("warning:")]
+    assert f"checkpoint-{UNWRITABLE_STEP} could not be written: rank 1: " in warning
+    assert "still that of step 1" in warning
+    # The next one could be written, and only then the first one went.
+    run = runs / "full disk"
+    assert sorted(path.name for path in run.iterdir()) == [
+        f"checkpoint-{UNWRITABLE_STEP + 1}",
+        "latest",
+        "log.jsonl",
+        "tensorboard",
+    ]
+    assert read_whole(run / f"checkpoint-{UNWRITABLE_STEP + 1}").step == UNWRITABLE_STEP + 1

@@ -1,0 +1,121 @@
+"""What a checkpoint says of its run, and which checkpoints of a run's folder are whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import InputError
+
+ENGINE_TAG = "engine"
+ENCODER_FOLDER = "encoder"
+RANKS_FOLDER = "ranks"
+RECORD = "run.json"
+LATEST = "latest"
+CHECKPOINT_PREFIX = "checkpoint-"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint says of its run.
+
+    Attributes:
+        step: Steps done; with the order's digest, the position in the data.
+        num_ranks: Ranks that wrote it.
+        zero_stage: Their ZeRO stage.
+        arguments: The resolved arguments.
+        versions: Of the packages that matter.
+        data: Fingerprint of the shards and digest of the order.
+        temperature: State of a learned temperature.
+        files: Size in bytes of every other file of the checkpoint, by its path in it. The record is written last, so
+            a checkpoint that holds these files is whole.
+    """
+
+    step: int
+    num_ranks: int
+    zero_stage: int
+    arguments: Mapping[str, Any]
+    versions: Mapping[str, str]
+    data: Mapping[str, str]
+    temperature: Mapping[str, float] | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Writes the record as JSON."""
+        path.write_text(
+            json.dumps({"schema_version": SCHEMA_VERSION, **self.__dict__}, indent=2, sort_keys=True) + "\n",
+            encoding="utf-8",
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Reads a record.
+
+        Raises:
+            InputError: No record, or one of another program or version.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version = values.pop("schema_version")
+            record = cls(**values)
+        except FileNotFoundError:
+            raise InputError(f"{path.parent}: not a checkpoint of this program (no {path.name} in it)") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: not the record of a checkpoint ({error})") from error
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path}: written in format {version}, this program reads {SCHEMA_VERSION}")
+        return record
+
+
+def read_whole(checkpoint: Path) -> RunRecord:
+    """The record of a checkpoint of which nothing is missing.
+
+    Raises:
+        InputError: Not a checkpoint, or a torn one; the message names the file.
+    """
+    record = RunRecord.read(checkpoint / RECORD)
+    if not record.files:
+        raise InputError(f"{checkpoint / RECORD}: does not list the checkpoint's files, so it cannot be continued")
+    for name, size in record.files.items():
+        file = checkpoint / name
+        try:
+            found = file.stat().st_size
+        except OSError as error:
+            raise InputError(f"{file}: missing ({error.strerror}); the checkpoint is torn") from error
+        if found != size:
+            raise InputError(f"{file}: {found} bytes, {size} were written; the checkpoint is torn")
+    return record
+
+
+def checkpoints_of(output_dir: Path) -> Iterator[tuple[int, Path]]:
+    """Steps and folders of a run's checkpoints, whole or not, newest first."""
+    steps = [
+        (int(step), path)
+        for path in output_dir.glob(f"{CHECKPOINT_PREFIX}*")
+        if (step := path.name.removeprefix(CHECKPOINT_PREFIX)).isdecimal() and path.is_dir()
+    ]
+    yield from sorted(steps, reverse=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the latest one of a run's folder.
+
+    Raises:
+        InputError: The path is neither.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; expected a checkpoint or a run's folder")
+    if (path / RECORD).is_file():
+        return path
+    try:
+        name = (path / LATEST).read_text(encoding="utf-8").strip()
+    except OSError:
+        raise InputError(f"{path}: neither a checkpoint (no {RECORD}) nor a run's folder (no {LATEST})") from None
+    checkpoint = path / Path(name).name
+    if not (checkpoint / RECORD).is_file():
+        raise InputError(f"{path / LATEST} names '{name}', which is not a checkpoint here")
+    return checkpoint
