@@ -95,15 +95,15 @@ def _texts(generator: np.random.Generator, count: int) -> list[str]:
     ]
 
 
-def measure(command: Sequence[str]) -> tuple[float, float]:
-    """Runs a program; returns its wall time in seconds and the most memory that it and its workers held, in MB.
+def measure(command: Sequence[str]) -> tuple[float, float, float]:
+    """Runs a program; returns its wall time and its processor time in seconds, and the most memory it held in MB.
 
-    Memory is the sum of the processes' proportional shares (PSS), sampled ten times a second.
+    Workers count. Memory is the sum of the processes' proportional shares (PSS), sampled ten times a second.
 
     Raises:
         InputError: the program failed.
     """
-    start = time.perf_counter()
+    start, earlier = time.perf_counter(), os.times()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     peak = 0.0
     while process.poll() is None:
@@ -111,7 +111,9 @@ def measure(command: Sequence[str]) -> tuple[float, float]:
         time.sleep(0.1)
     if process.returncode:
         raise InputError(f"{' '.join(command)}: exit code {process.returncode}")
-    return time.perf_counter() - start, peak
+    used = os.times()
+    processor = used.children_user + used.children_system - earlier.children_user - earlier.children_system
+    return time.perf_counter() - start, processor, peak
 
 
 def _session(leader: int) -> list[int]:
@@ -146,11 +148,11 @@ def main() -> None:
         return
     convert = ["data_prep.convert", "--dataset_name", str(source), "--subset_name", "all", "--output_dir", str(shards)]
     for name, program in (("convert", convert), ("verify", ["data_prep.verify", str(shards)])):
-        seconds, megabytes = measure([sys.executable, "-m", *program])
-        speed = sum(rows.values()) / seconds
-        print(f"{name:<8}{seconds:7.1f} s {speed:9,.0f} rows/s   peak {megabytes:.0f} MB", flush=True)
+        seconds, processor, megabytes = measure([sys.executable, "-m", *program])
+        print(f"{name:<8}{seconds:7.1f} s, of processors {processor:.1f} s, peak {megabytes:.0f} MB", flush=True)
     size = sum(path.stat().st_size for path in shards.rglob("*.tar"))
-    print(f"{len(list(shards.rglob('*.tar')))} tars of {size / 1e6:,.0f} MB, {os.cpu_count()} cores")
+    load = os.getloadavg()[1]
+    print(f"{len(list(shards.rglob('*.tar')))} tars, {size / 1e6:,.0f} MB, {os.cpu_count()} cores, load {load:.1f}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python -m data_prep.download --dataset_name TIGER-Lab/MMEB-train --subset_name all --output_dir MMEB-train
 
-Stopped at any moment, the same command continues. Of a folder that is there already it only checks the pictures.
+Stopped at any moment, the same command continues: files that are complete are kept, the one under way begins again
+(huggingface_hub resumes inside a file only while the program runs). Of a folder that is there already it only checks
+the pictures.
 """
 
 from __future__ import annotations
