@@ -139,7 +139,7 @@ def measure(*requests: Request) -> list[Measured]:
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MEGABYTE)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     if done.returncode != 0:
@@ -214,7 +214,7 @@ def main() -> None:
         ]
         name = f"ZeRO-{stage}, {'DoRA merged into its base' if is_lora else 'full'}"
         ratio, process = f"{found.peak / found.largest_file:.2f}", f"{found.process / MEGABYTE:,.0f} MB"
-        print("| " + " | ".join(map(str, [name, num_ranks, *sizes, ratio, process, f"{found.seconds:.1f}"])) + " |")
+        print("| " + " | ".join(map(str, [name, num_ranks, *sizes, ratio, process, f"{found.seconds:.1f}"])) + " |", flush=True)
 
 
 if __name__ == "__main__":

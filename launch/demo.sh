@@ -40,7 +40,7 @@ deepspeed --num_gpus "$RANKS" --module vlm2vec.train --deepspeed ds_configs/zero
   --output_dir "$DEMO_DIR/run"
 
 say "6/7 Export the ZeRO checkpoint to a Hugging Face folder and score it"
-python -m vlm2vec.export "$DEMO_DIR/run" "$DEMO_DIR/trained"
+python -m vlm2vec.export "$DEMO_DIR/run" "$DEMO_DIR/trained" --check
 python -m eval.mmeb --model_name "$DEMO_DIR/trained" --dataset_name "$EVAL" --subset_name all \
   --image_dir "$EVAL/images" --encode_output_path "$DEMO_DIR/scores/trained"
 

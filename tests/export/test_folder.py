@@ -212,6 +212,21 @@ def test_what_is_there_is_left_alone(engine_runs_dir: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_no_room_there(engine_runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = find_checkpoint(engine_runs_dir / "zero2")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/out: cannot be written \(.*File exists"):
+        export(checkpoint, tmp_path / "file" / "out")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vlm2vec.export.shards.save_file", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        export(checkpoint, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_rank_is_missing(engine_runs_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(find_checkpoint(engine_runs_dir / "zero2"), tmp_path / "torn")
     next((tmp_path / "torn" / "engine").glob("*rank_1_*optim_states.pt")).unlink()

@@ -148,11 +148,16 @@ def _name_in_adapter_file(name: str) -> str:
 
 @contextmanager
 def _appearing(output: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when the block ends well, and vanishes when it does not."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".tmp-{output.name}-"))
-    folder.chmod(0o755)
+    """A folder to fill that gets its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: The disk is full, no permission, and the like.
+    """
+    folder = None
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".tmp-{output.name}-"))
+        folder.chmod(0o755)
         yield folder
         apply_umask(folder)
         for file in folder.iterdir():
@@ -161,5 +166,8 @@ def _appearing(output: Path) -> Iterator[Path]:
             output.rmdir()
         os.replace(folder, output)
         sync(output.parent)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error})") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
