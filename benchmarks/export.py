@@ -214,7 +214,10 @@ def main() -> None:
         ]
         name = f"ZeRO-{stage}, {'DoRA merged into its base' if is_lora else 'full'}"
         ratio, process = f"{found.peak / found.largest_file:.2f}", f"{found.process / MEGABYTE:,.0f} MB"
-        print("| " + " | ".join(map(str, [name, num_ranks, *sizes, ratio, process, f"{found.seconds:.1f}"])) + " |", flush=True)
+        print(
+            "| " + " | ".join(map(str, [name, num_ranks, *sizes, ratio, process, f"{found.seconds:.1f}"])) + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -54,4 +54,11 @@ SUITES = {
         "benchmarks.communication",
         "float32 parameters. ZeRO-3's all-gathers are parameters: once a call without graph, twice a call with one.",
     ),
+    "export": Suite(
+        "Memory of an export",
+        "benchmarks.export",
+        "Made-up checkpoints, files of at most 50 MB. `peak` is anonymous memory above what Python and the libraries "
+        "need before anything is read (`process` includes that); mapped files are not counted.",
+        limit_seconds=1200,
+    ),
 }
