@@ -36,6 +36,8 @@ from vlm2vec.image_folder import ImageFolder
 from vlm2vec.mmeb import Benchmark
 
 EMBEDDINGS_FOLDER = "embeddings"
+_KEY_DIGITS = 16
+_HASHED_ITEMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,9 @@ def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodePlan, device
             digest.update(part.tobytes())
         digest.update(rows.name.encode())
     # Paths are not part of an item, but of the predictions.
-    for column in ("text", "image"):
-        digest.update("\0".join(data.items.columns[column].to_pylist()).encode())
-    return digest.hexdigest()[:16]
+    for batch in data.items.columns.select(["text", "image"]).to_batches(max_chunksize=_HASHED_ITEMS):
+        digest.update(repr(batch.to_pydict()).encode())
+    return digest.hexdigest()[:_KEY_DIGITS]
 
 
 def encode(
@@ -183,8 +185,8 @@ def finish(setup: Setup, store: EvalStore, arguments: DataArguments) -> None:
         "warnings": warnings,
     }
     summary = write_run(Path(arguments.encode_output_path), parts, about, setup.benchmark)
-    for other in store.folder.parent.iterdir():  # another model's or selection's: never used again
-        if other != store.folder:
+    for other in store.folder.parent.glob("[0-9a-f]" * _KEY_DIGITS):
+        if other != store.folder:  # another model's or selection's, which these scores replace
             shutil.rmtree(other)
     _print_scores(summary, arguments.encode_output_path)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
-from tests.distributed.launcher import REPOSITORY, environment, free_port, start_ranks
+from tests.distributed.launcher import run_ranks, start_ranks
 from vlm2vec.evaluation.store import EvalStore
 
 SIGKILL_EXIT = -9
@@ -23,7 +21,7 @@ def options(mini_mmeb_dir: Path, mini_model_dir: Path) -> list[str]:
     data = mini_mmeb_dir / EVAL_FOLDER
     return [
         *("--model_name", str(mini_model_dir), "--dataset_name", str(data), "--image_dir", str(data / "images")),
-        *("--subset_name", "IND", "--batch_tokens", "128", "--dataloader_num_workers", "0"),
+        *("--subset_name", "Digits-10", "Photos", "PairVQA", "--batch_tokens", "64", "--dataloader_num_workers", "0"),
     ]
 
 
@@ -63,20 +61,10 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     torn = tmp_path / "torn"
     assert not (torn / "scores.json").exists()
     assert len([name for name in files_of(torn) if re.search(r"blocks/block-\d+\.npy$", name)]) == 4
-    resumed = subprocess.run(
-        [
-            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "4", "--master_port", str(free_port())),
-            *("--module", "eval.mmeb", *options, "--encode_output_path", str(torn)),
-        ],
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
-    items, left = to_encode(resumed.stdout)
+    # `--local_rank` as the deepspeed launcher gives it.
+    command = ["-m", "eval.mmeb", *options, "--encode_output_path", str(torn), "--local_rank", "0"]
+    resumed = run_ranks(4, command, tmp_path, timeout=200)
+    items, left = to_encode(resumed[0])
     assert 0 < left < items
     assert files_of(torn) == files_of(one_rank)
 

@@ -1,28 +1,19 @@
 from __future__ import annotations
 
-import base64
 import io
 import json
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from eval import report
 from eval.report import name_runs, to_markdown, to_terminal
 from eval.results import read_scores
-from eval.table import Run, ScoreTable, notes, paper_table, score_table, step_of
-from tests.evaluation.hand import read, row, write_dataset, write_image
+from eval.table import Run, ScoreTable, notes, paper_table, score_table
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.metrics import DatasetScore
-from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.summary import summarise
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
 
@@ -128,121 +119,6 @@ def test_names_default_to_folders_and_to_paths_where_these_are_equal():
         name_runs(runs, ["before"])
     with pytest.raises(InputError, match="the same name"):
         name_runs(runs, ["x", "x"])
-
-
-NASTY = "<script>alert('x')</script> $\\frac{ & --> \"_"
-
-
-@pytest.fixture
-def write_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a run's folder: scores as given, and for each dataset two rows, the first lost, with pictures."""
-
-    def write(name: str, accs: dict[str, float], benchmark: Benchmark | None = MMEB) -> Path:
-        folder = tmp_path / name
-        write_image(tmp_path / "images/red.png", (255, 0, 0), (300, 200))
-        write_image(tmp_path / "images/blue.png", (0, 0, 255))
-        summary = {**scores_of(accs, benchmark), "image_dir": str(tmp_path / "images")}
-        folder.mkdir()
-        (folder / "scores.json").write_text(json.dumps(summary))
-        tables = []
-        for dataset in accs:
-            path = write_dataset(
-                tmp_path / "data",
-                dataset,
-                [
-                    row(f"which? {NASTY}", ["truth", "chosen"], images=["red.png", "blue.png"]),
-                    row("won", ["truth", "other"], images=["gone.png", "gone.png"]),
-                ],
-            )
-            (rows,), items = read(path)
-            vectors = np.asarray([[1, 0]] * len(items), dtype=np.float32)
-            vectors[rows.of_row(0)[0]] = [0, 1]
-            vectors[rows.of_row(1)[1]] = [0, 1]
-            scores = score_rows(vectors, np.arange(len(items), dtype=np.int32), rows)
-            tables.append(predictions_table(rows, scores, items))
-        pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
-        return folder
-
-    return write
-
-
-def test_the_reports_lie_in_the_last_run(write_run, capsys):
-    one, two = write_run("one", {"GQA": 0.5}), write_run("two", {"GQA": 0.6})
-    report.main([str(one), str(two), "--names", "untrained", "trained"])
-    assert not (one / "report.md").exists()
-    assert "| dataset |  | chance | untrained | trained |" in (two / "report.md").read_text()
-    assert "trained" in (two / "report.html").read_text()
-    assert "GQA" in capsys.readouterr().out
-
-
-class Page(HTMLParser):
-    """Elements of a page by tag: their attributes; and all its text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: dict[str, list[dict[str, str | None]]] = {}
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.setdefault(tag, []).append(dict(attrs))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_the_page_holds_everything_and_needs_nothing_else(write_run, tmp_path: Path):
-    accs = {dataset.name: 0.4 for dataset in MMEB.eval_datasets}
-    folders = [write_run(f"checkpoint-{step}", accs) for step in (100, 200)]
-    report.main([*map(str, folders), "--output_dir", str(tmp_path / "report")])
-    page = Page((tmp_path / "report/report.html").read_text())
-    # A radar and the curve over steps; no script, style sheet or picture from elsewhere.
-    assert len(page.elements["svg"]) == 2
-    assert "training step" in (tmp_path / "report/report.html").read_text()
-    assert not {"script", "link", "iframe", "object"} & set(page.elements)
-    pictures = [element["src"] for element in page.elements["img"]]
-    assert len(pictures) == 2 * 36
-    assert all(source.startswith("data:image/jpeg;base64,") for source in pictures)
-    assert all(name in page.text for name in [*accs, *PUBLISHED_SCORES])
-    assert "the truth ranks 2 of 2" in page.text
-    thumbnail = Image.open(io.BytesIO(base64.b64decode(pictures[1].split(",")[1])))
-    assert thumbnail.size == (200, 133)
-    assert thumbnail.getpixel((50, 50))[0] > 250
-
-
-def test_whatever_data_says_stays_text(write_run, tmp_path: Path):
-    names = ("Digits-10", "PairVQA", "Recolor")
-    folder = write_run("nasty", dict.fromkeys(names, 0.3), MINI_MMEB)
-    summary = json.loads((folder / "scores.json").read_text())
-    summary["model"]["model_name"] = NASTY
-    summary["warnings"] = [NASTY]
-    (folder / "scores.json").write_text(json.dumps(summary))
-    report.main([str(folder), str(folder), "--names", NASTY, "_b", "--steps", "1", "2"])
-    page = Page((folder / "report.html").read_text())
-    assert "script" not in page.elements
-    assert page.text.count(f"which? {NASTY}") == len(names)
-    assert page.text.count(f": {NASTY}.") == 1
-
-
-def test_pictures_that_are_gone_are_left_out_and_counted(write_run, tmp_path: Path):
-    folder = write_run("run", {"GQA": 0.5})
-    (tmp_path / "images/red.png").unlink()
-    report.main([str(folder)])
-    page = Page((folder / "report.html").read_text())
-    assert len(page.elements["img"]) == 1
-    assert "1 pictures could not be read" in page.text
-    report.main([str(folder), "--image_dir", str(tmp_path / "none")])
-    assert "img" not in Page((folder / "report.html").read_text()).elements
-
-
-def test_steps_come_from_names_or_the_flag(write_run):
-    summary = scores_of({"GQA": 0.5})
-    assert step_of("checkpoint-400", Path("x"), summary) == 400
-    assert step_of("a", Path("runs/step_12"), summary) == 12
-    assert step_of("a", Path("b"), {"model": {**MODEL, "checkpoint_path": "run/checkpoint-7"}}) == 7
-    assert step_of("a", Path("b"), summary) is None
-    folder = write_run("run", {"GQA": 0.5})
-    assert run_program(lambda: report.main([str(folder), "--steps", "1", "2"])) == EXIT_BAD_INPUT
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model": {}, "datasets": {"A": {"acc": 1}}}'])

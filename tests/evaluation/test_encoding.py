@@ -88,3 +88,8 @@ def test_a_collapsed_model_is_told_from_a_narrow_one():
     assert "nearly the same vector" in str(collapse(nearly))
     same = (generator.normal(scale=1e-8, size=(5000, 8)) + 1).astype(np.float32)
     assert "it has collapsed" in str(collapse(same))
+
+
+def test_a_disk_that_refuses_is_told_in_one_line(tmp_path: Path):
+    with pytest.raises(InputError, match=r"gone: cannot write there \(No such file or directory\)"):
+        EvalStore(tmp_path / "gone").write_block(0, np.zeros((1, 2), dtype=np.float32))

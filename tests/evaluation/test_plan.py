@@ -144,11 +144,17 @@ def test_what_bends_a_datasets_figures_is_told(tmp_path: Path):
     assert warnings_of(tmp_path, "mine", fine) == []
     assert warnings_of(tmp_path, "GQA", fine, MMEB) == [
         "GQA: 2 rows, where MMEB has 1,000",
-        "GQA: 2 rows do not have 1,000 candidates, as MMEB has",
+        "GQA: not 1,000 candidates, as MMEB has, in 2 of 2 rows",
     ]
     same = [row("q", ["x", "y"]), row("r", ["x", "y"])]
     assert "all rows have the same first candidate" in warnings_of(tmp_path, "mine", same)[0]
     single = [row("q", ["x"]), row("r", ["y", "x"])]
-    assert "1 rows have the truth as their only candidate" in warnings_of(tmp_path, "mine", single)[0]
+    assert (
+        "the truth is the only candidate, so that the row cannot be lost, in 1 of 2 rows"
+        in warnings_of(tmp_path, "mine", single)[0]
+    )
     twice = [row("q", ["x", "y", "x"]), row("r", ["y", "x"])]
-    assert "1 rows have the truth more than once" in warnings_of(tmp_path, "mine", twice)[0]
+    assert (
+        "the truth stands more than once, and any of them counts, in 1 of 2 rows"
+        in warnings_of(tmp_path, "mine", twice)[0]
+    )

@@ -20,23 +20,24 @@ def dataset_warnings(rows: EvalRows, position: Indices, benchmark: Benchmark | N
     """
     warnings = []
     counts = np.diff(rows.offsets)
+    total = f"{len(rows):,} rows"
     if benchmark is not None and rows.name in listed(benchmark):
         if benchmark is MMEB and len(rows) != MMEB_EVAL_ROWS:
-            warnings.append(f"{len(rows):,} rows, where {benchmark.name} has {MMEB_EVAL_ROWS:,}")
+            warnings.append(f"{total}, where {benchmark.name} has {MMEB_EVAL_ROWS:,}")
         expected = benchmark.dataset(rows.name).num_candidates
         other = int((counts != expected).sum())
         if other:
-            warnings.append(f"{other:,} rows do not have {expected:,} candidates, as {benchmark.name} has")
+            warnings.append(f"not {expected:,} candidates, as {benchmark.name} has, in {other:,} of {total}")
     truths = position[rows.candidates[rows.offsets[:-1]]]
     queries = position[rows.queries]
     if counts.max() > 1 and len(np.unique(truths)) == 1 and len(np.unique(queries)) > 1:
         warnings.append("all rows have the same first candidate, but the truth must stand first; is it somewhere else?")
     single = int((counts == 1).sum())
     if single:
-        warnings.append(f"{single:,} rows have the truth as their only candidate and cannot be lost")
+        warnings.append(f"the truth is the only candidate, so that the row cannot be lost, in {single:,} of {total}")
     duplicates = sum(
         int((position[rows.of_row(row)] == truth).sum() > 1) for row, truth in enumerate(truths) if counts[row] > 1
     )
     if duplicates:
-        warnings.append(f"{duplicates:,} rows have the truth more than once among their candidates; each counts as it")
+        warnings.append(f"the truth stands more than once, and any of them counts, in {duplicates:,} of {total}")
     return [f"{rows.name}: {warning}" for warning in warnings]

@@ -19,7 +19,7 @@ from vlm2vec.phi3_v import Phi3VProcessor
 
 # A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.
 _BLOCK_BATCHES = 16
-_LEAST_BLOCKS = 256
+_LEAST_BLOCKS = 64
 
 
 @dataclass(frozen=True)

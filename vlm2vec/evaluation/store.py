@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ class EvalStore:
     ranked datasets are taken up again. Ranks may write different files at the same time; ranks on several machines need
     a folder that they share.
 
+    Everything that writes raises `InputError` where the disk refuses.
+
     Args:
         folder: of this key alone.
     """
@@ -37,12 +41,14 @@ class EvalStore:
         self.folder = folder
 
     def write_data(self, data: EvalData, plan: EncodePlan) -> None:
-        """Writes what is to be encoded and ranked.
-
-        Raises:
-            InputError: the folder cannot be written to.
-        """
-        try:
+        """Writes what is to be encoded and ranked."""
+        about = {
+            "datasets": [rows.name for rows in data.datasets],
+            "files": data.items.files,
+            "num_image_batches": plan.num_image_batches,
+            "digest": plan.digest,
+        }
+        with self._told():
             (self.folder / _BLOCKS).mkdir(parents=True, exist_ok=True)
             with committed(self.folder / _ITEMS) as path, pa.ipc.new_file(path, data.items.columns.schema) as file:
                 file.write_table(data.items.columns)
@@ -51,16 +57,8 @@ class EvalStore:
                     np.savez(file, queries=rows.queries, candidates=rows.candidates, offsets=rows.offsets)
             with committed(self.folder / _PLAN) as path, path.open("wb") as file:
                 np.savez(file, **{name: getattr(plan, name) for name in _PLAN_ARRAYS})
-            about = {
-                "datasets": [rows.name for rows in data.datasets],
-                "files": data.items.files,
-                "num_image_batches": plan.num_image_batches,
-                "digest": plan.digest,
-            }
             with committed(self.folder / _ABOUT) as path:
                 path.write_text(json.dumps(about) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot write there ({error.strerror})") from error
 
     def about(self) -> dict[str, Any]:
         """What `write_data` noted.
@@ -107,7 +105,7 @@ class EvalStore:
 
     def write_block(self, number: int, vectors: npt.NDArray[np.float32]) -> None:
         """Keeps the vectors of a block, float32 (items of the block, hidden)."""
-        with committed(self._block(number)) as path, path.open("wb") as file:
+        with self._told(), committed(self._block(number)) as path, path.open("wb") as file:
             np.save(file, vectors)
 
     def assemble(self, plan: EncodePlan) -> None:
@@ -116,7 +114,7 @@ class EvalStore:
             return
         blocks = plan.blocks()
         first = np.load(self._block(0), mmap_mode="r")
-        with committed(self.folder / _VECTORS) as path:
+        with self._told(), committed(self.folder / _VECTORS) as path:
             vectors = np.lib.format.open_memmap(path, "w+", np.float32, (len(plan.order), first.shape[1]))
             for number, batches in enumerate(blocks):
                 vectors[plan.bounds[batches.start] : plan.bounds[batches.stop]] = np.load(self._block(number))
@@ -141,8 +139,16 @@ class EvalStore:
 
     def write_predictions(self, number: int, strict_original: bool, table: pa.Table) -> None:
         """Keeps the ranked rows of a dataset."""
-        with committed(self.predictions_file(number, strict_original)) as path:
+        with self._told(), committed(self.predictions_file(number, strict_original)) as path:
             pq.write_table(table, path, compression="zstd")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the disk refuses, in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot write there ({error.strerror or error})") from error
 
     def _rows(self, number: int) -> Path:
         return self.folder / f"rows-{number:05d}.npz"
