@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +64,16 @@ def _jpeg(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def seconds_of(action: Callable[[Path], object], output: Path) -> float:
-    """Wall time of one run into a fresh folder; earlier writes are on disk before the clock starts."""
+def seconds_of(action: Callable[[Path], object], output: Path) -> tuple[float, float]:
+    """Wall and processor time of one run into a fresh folder; earlier writes are on disk before the clock starts."""
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     os.sync()
-    start = time.perf_counter()
+    start, earlier = time.perf_counter(), sum(os.times()[:4])
     action(output)
-    elapsed = time.perf_counter() - start
+    elapsed, processor = time.perf_counter() - start, sum(os.times()[:4]) - earlier
     shutil.rmtree(output)
-    return elapsed
+    return elapsed, processor
 
 
 def run_tar(source: Path, output: Path) -> None:
@@ -84,7 +85,7 @@ def run_tar(source: Path, output: Path) -> None:
     os.close(descriptor)
 
 
-def run_converter(source: Path, output: Path, check: str, workers: int) -> None:
+def run_converter(source: Path, output: Path, *, check: str, workers: int) -> None:
     """The program, its start included."""
     command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", str(source), "--subset_name", SUBSET]
     command += ["--output_dir", str(output), "--check_images", check, "--num_workers", str(workers)]
@@ -109,16 +110,20 @@ def _measure(work: Path, arguments: argparse.Namespace) -> None:
     source, output, workers = work / "MMEB-train", work / "out", arguments.num_workers
     size = write_source(source, arguments.pictures)
     print(f"{arguments.pictures} pictures, {size / 1e6:.0f} MB; converter with {workers} workers")
-    times: dict[str, list[float]] = {"tar": [], "none": []}
-    for number in range(arguments.rounds):
-        times["tar"].append(seconds_of(lambda folder: run_tar(source, folder), output))
-        times["none"].append(seconds_of(lambda folder: run_converter(source, folder, "none", workers), output))
-        print(f"round {number + 1}: tar {times['tar'][-1]:.2f} s, converter {times['none'][-1]:.2f} s", flush=True)
-    times["decode"] = [seconds_of(lambda folder: run_converter(source, folder, "decode", workers), output)]
-    best = {name: min(seconds) for name, seconds in times.items()}
-    for name, seconds in best.items():
+    rounds = [*(["tar", "none"] * arguments.rounds), "decode"]
+    times: dict[str, list[tuple[float, float]]] = {"tar": [], "none": [], "decode": []}
+    for name in rounds:
+        run = run_tar if name == "tar" else partial(run_converter, check=name, workers=workers)
+        times[name].append(seconds_of(partial(run, source), output))
+        print(f"{name:<7} {times[name][-1][0]:6.2f} s, of processors {times[name][-1][1]:6.2f} s", flush=True)
+    best = {name: tuple(min(column) for column in zip(*runs, strict=True)) for name, runs in times.items()}
+    for name, (seconds, processor) in best.items():
         label = "tar" if name == "tar" else f"converter, --check_images {name}"
-        print(f"{label:<32} {size / seconds / 1e6:7.0f} MB/s   {best['tar'] / seconds:.2f} of tar's speed")
+        print(
+            f"{label:<32} {size / seconds / 1e6:6.0f} MB/s, {best['tar'][0] / seconds:.2f} of tar's speed; "
+            f"processors {processor / size * 1e9:.2f} s/GB"
+        )
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":
