@@ -61,4 +61,21 @@ SUITES = {
         "need before anything is read (`process` includes that); mapped files are not counted.",
         limit_seconds=1200,
     ),
+    "evaluation": Suite(
+        "Scoring the miniature, beside the original's loop",
+        "benchmarks.evaluation",
+        "One process; CPU seconds count worker processes and do not see what else the machine does. The gain is the "
+        "items that are not encoded again: the original's own program leaves out repetitions within a dataset's "
+        "queries and candidates and does the work of the second line; against that, one process gains nothing on the "
+        "miniature.",
+        limit_seconds=1200,
+    ),
+    "evaluation_size": Suite(
+        "An evaluation of MMEB-eval's size",
+        "benchmarks.evaluation_size",
+        "36 datasets of 1,000 queries, 29.5 million candidates, 91,532 distinct items, 400 pictures under different "
+        "texts, the miniature's model.",
+        limit_seconds=2400,
+        is_long=True,
+    ),
 }

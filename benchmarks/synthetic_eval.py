@@ -36,7 +36,7 @@ def main() -> None:
     build(options.pictures, options.output, options.rows)
 
 
-def build(pictures: Path, output: Path, num_rows: int) -> None:
+def build(pictures: Path, output: Path, num_rows: int = MMEB_EVAL_ROWS) -> None:
     """Writes `<output>/<dataset>/test-00000-of-00001.parquet` and `<output>/images/`.
 
     Raises:

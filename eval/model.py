@@ -58,7 +58,7 @@ def device_of_rank() -> torch.device:
 
 def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch.device) -> VLM2Vec:
     """Loads the encoder, in the precision of its files."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
     return VLM2Vec.from_pretrained(
         folders.base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,7 +12,16 @@ from tqdm import tqdm
 def progress_bar(total: int, description: str, unit: str) -> tqdm[Any]:
     """A bar that a terminal sees move and that leaves a log file readable.
 
-    Work of less than a second draws none. Where stderr is no terminal a line comes every half a minute.
+    Work of less than a second draws none. Where stderr is no terminal a line comes every half a minute. Of several
+    ranks the first one shows its own part, which is about the same for all.
     """
     every = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, desc=description, unit=unit, delay=max(1.0, every), mininterval=every, leave=False)
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        delay=max(1.0, every),
+        mininterval=every,
+        leave=False,
+        disable=os.environ.get("RANK", "0") != "0",
+    )

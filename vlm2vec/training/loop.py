@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def train(
                 "temperature": float(temperature.value) if temperature is not None else arguments.temperature,
             }
             monitor.figures(done, figures)
+        start = time.perf_counter()
         is_best = evaluation.after_step(engine, done, is_last, monitor)
+        meter.leave_out(time.perf_counter() - start)
         if is_last or is_best or (arguments.save_steps and done % arguments.save_steps == 0):
             checkpoint = save(engine, done, meter, monitor, checkpoints, run_goes_on=not is_last)
             if is_best and checkpoint is not None:

@@ -79,6 +79,10 @@ class StepMeter:
         self._tokens += header.num_tokens
         self._items += header.num_items
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes time that is no training, such as an evaluation's, out of the window's rates."""
+        self._start += seconds
+
     def report(self, seconds_waiting: float) -> dict[str, float]:
         """The window's figures over all ranks (a collective); then starts a new window.
 
