@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vlm2vec.batches import ItemEncoderInputs
-from vlm2vec.batches.collate import NamedItem
+from vlm2vec.batches.inputs import NamedItem
 from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, ProcessedItem

@@ -18,20 +18,18 @@ from vlm2vec.contrastive import CachedStep
 from vlm2vec.errors import run_program
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
     build_encoder,
-    chosen_subsets,
     chunk_sizes,
-    compare_data,
     contrastive_loss,
-    fingerprints,
-    global_order,
     learned_temperature,
     run_record,
     schedule,
     summary,
 )
 from vlm2vec.training.checkpoint import Checkpoints
+from vlm2vec.training.data import chosen_subsets, compare_data, fingerprints, global_order
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.loop import train
@@ -90,12 +88,15 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
     first_step = start_of_run(point, arguments, engine, temperature, meter)
     reader = BatchReader(shards, inputs, sizes, dist.get_rank())
-    source = PlanSource(order, reader, num_ranks, first_step, training.max_steps, training.hard_negatives)
+    bad_samples = BadSamples(arguments.data.max_bad_samples, point.record.bad_samples if point else ())
+    source = PlanSource(
+        order, reader, num_ranks, first_step, training.max_steps, training.hard_negatives, bad_samples.places
+    )
     batches = TrainingBatches(source, arguments.data.dataloader_num_workers, pin_memory=device.type != "cpu")
     checkpoints = Checkpoints(
         output_dir,
         encoder.save_configuration,
-        lambda step: run_record(step, arguments, engine, shards, order, temperature),
+        lambda step: run_record(step, arguments, engine, shards, order, temperature, bad_samples),
         exclude_frozen=arguments.model.lora,
         total_limit=training.save_total_limit,
         last_step=first_step,
@@ -108,7 +109,17 @@ def run(arguments: RunArguments, device: torch.device) -> int:
         if point:
             monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")
         is_done = train(
-            engine, cached_step, batches, meter, monitor, checkpoints, training, stop, temperature, evaluation
+            engine,
+            cached_step,
+            batches,
+            meter,
+            monitor,
+            checkpoints,
+            training,
+            stop,
+            bad_samples,
+            temperature,
+            evaluation,
         )
     return 0 if is_done else EXIT_STOPPED
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.distributed.tiny import tiny_item, tiny_model
-from vlm2vec.batches.collate import ChunkSizes, ItemEncoderInputs, end_to_end_positions
+from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
+from vlm2vec.batches.collate import end_to_end_positions
 from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.contrastive.gather import gather_rows

@@ -8,7 +8,7 @@ import torch
 
 from tests.evaluation.hand import read, row, write_dataset, write_image
 from vlm2vec import VLM2Vec
-from vlm2vec.batches.collate import ItemEncoderInputs
+from vlm2vec.batches.inputs import ItemEncoderInputs
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.encoding import BatchSource, check_finite, collapse, encode_blocks
 from vlm2vec.evaluation.pictures import scan_pictures

@@ -1,6 +1,7 @@
 """The global order, dealing it to ranks, packing chunks, loading."""
 
-from vlm2vec.batches.collate import BatchReader, ChunkSizes, ItemEncoderInputs, StepHeader
+from vlm2vec.batches.collate import BatchReader, ChunkSizes, StepHeader
+from vlm2vec.batches.inputs import ItemEncoderInputs
 from vlm2vec.batches.layout import BatchLayout, lay_out
 from vlm2vec.batches.loader import PlanSource, TrainingBatch, TrainingBatches
 from vlm2vec.batches.mixture import Mixture

@@ -2,100 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlm2vec.batches.inputs import ItemEncoderInputs, NamedItem
 from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
 from vlm2vec.batches.packing import PackedItem, Packing, merge
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
-from vlm2vec.images import open_image, read_header
-from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem, collate_items
-from vlm2vec.shards import Item, Sample, ShardSet
-
-# English text has about four characters a token under the Phi-3 tokenizer. Only the ranks' balance depends on it.
-CHARACTERS_PER_TOKEN = 4
-
-
-@dataclass(frozen=True)
-class NamedItem:
-    """An item as it was read, its picture undecoded, with the name that messages use."""
-
-    item: Item
-    name: str
-
-
-class ItemEncoderInputs:
-    """Makes the encoder's inputs from items.
-
-    Args:
-        processor: Tokenises text and crops pictures.
-        max_len: Longest text-only item in tokens (`--max_len`).
-        pixel_dtype: Dtype in which crops wait for their turn; the compute dtype, so that bf16 halves their memory.
-    """
-
-    def __init__(
-        self, processor: Phi3VProcessor, max_len: int | None, pixel_dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.processor = processor
-        self.max_len = max_len
-        self.pixel_dtype = pixel_dtype
-
-    def cost(self, text_length: int, width: int, height: int) -> int:
-        """Estimated tokens of an item from its index entry; width 0 means no image."""
-        text = 1 + text_length // CHARACTERS_PER_TOKEN
-        if width:
-            return text + self.processor.num_image_tokens(width, height)
-        return min(text, self.max_len) if self.max_len else text
-
-    def num_tokens(self, named: NamedItem) -> int:
-        """Tokens of an item; its picture is not decoded.
-
-        Raises:
-            InputError: Text and picture do not fit together, or the picture is none; the message names the sample.
-        """
-        item = named.item
-        try:
-            image_tokens = []
-            if item.image is not None:
-                header = read_header(item.image, named.name)
-                image_tokens = [self.processor.num_image_tokens(header.width, header.height)]
-            return len(self.processor.tokenize(item.text, image_tokens, self.max_len))
-        except InputError as error:
-            raise _named(error, named.name) from error
-
-    def process(self, named: NamedItem) -> ProcessedItem:
-        """Decodes and tokenises one item.
-
-        Raises:
-            InputError: The picture or the text cannot be used; the message names the sample.
-        """
-        item = named.item
-        try:
-            images = [open_image(item.image, named.name)] if item.image is not None else []
-            return self.processor.process_item(item.text, images, self.max_len)
-        except InputError as error:
-            raise _named(error, named.name) from error
-
-    def chunk(self, items: Sequence[ProcessedItem], names: Sequence[str] = ()) -> Chunk:
-        """One engine call for some items."""
-        inputs: dict[str, Any] = collate_items(items, self.processor.pad_token_id)
-        # The vision layout is computed on the host: on the device every call would wait for it.
-        image_sizes = inputs.pop("image_sizes")
-        has_image = inputs["pixel_values"] is not None
-        if has_image:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.pixel_dtype)
-        return Chunk(inputs, len(items), has_image, {"image_sizes": image_sizes}, tuple(names))
-
-    def padding_chunk(self) -> Chunk:
-        """The smallest chunk: what a rank runs, with weight zero, where others have more chunks."""
-        return self.chunk([self.processor.process_item("", [], self.max_len)])
+from vlm2vec.phi3_v import ProcessedItem
+from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet
 
 
 @dataclass(frozen=True)
@@ -145,18 +67,47 @@ class StepHeader:
 
 
 @dataclass(frozen=True)
+class PlannedItem:
+    """An item of a step: its text, and where its picture is read.
+
+    Attributes:
+        reference: Where it is read.
+        name: What messages call it.
+        text: Its text.
+        has_image: Whether it has a picture.
+        damage: Why it cannot be read; None if it could.
+    """
+
+    reference: ItemReference
+    name: str
+    text: str
+    has_image: bool
+    damage: str | None = None
+
+
+@dataclass(frozen=True)
 class StepPlan:
-    """A step of one rank, read but not decoded.
+    """A step of one rank, tokenised and packed but not decoded; small, as it travels between processes.
 
     Attributes:
         header: What is known without decoding.
-        items: The rank's items.
         chunks: The items of every chunk, in the order in which the step runs them: all phases, one after another.
     """
 
     header: StepHeader
-    items: list[NamedItem]
-    chunks: list[list[int]]
+    chunks: list[list[PlannedItem]]
+
+
+class MadeChunk(NamedTuple):
+    """A chunk, and what could not be read of it.
+
+    Attributes:
+        chunk: Its damaged items are replaced by empty ones.
+        damage: Which samples those are, and why.
+    """
+
+    chunk: Chunk
+    damage: tuple[tuple[ItemReference, str], ...]
 
 
 class BatchReader:
@@ -176,18 +127,16 @@ class BatchReader:
         self.rank = rank
 
     def plan(self, batch: GlobalBatch, layout: BatchLayout) -> StepPlan:
-        """Reads this rank's items and packs them.
+        """Reads and tokenises the texts of this rank's items, and packs them.
 
         Raises:
-            InputError: A sample cannot be read; the message names it.
+            InputError: The shards cannot be reached, or a text and its picture do not fit together.
         """
         references = layout.of_rank(self.rank)
-        samples: dict[tuple[str, int], Sample] = {}
-        items = [self._item(reference, samples) for reference in references]
-        packed = [
-            PackedItem(self.inputs.num_tokens(named), named.item.image is not None, reference.side == QUERY)
-            for named, reference in zip(items, references, strict=True)
-        ]
+        places = [(reference.subset, reference.position) for reference in references]
+        samples = self.shards.read_many(dict.fromkeys(places))
+        items = [self._planned(reference, samples[place]) for reference, place in zip(references, places, strict=True)]
+        packed = [PackedItem(self._num_tokens(item), item.has_image, item.reference.side == QUERY) for item in items]
         phases = self.chunk_sizes.phases(packed)
         encode, keep, _ = phases
         rows = layout.rows_of_rank(self.rank)
@@ -207,25 +156,56 @@ class BatchReader:
             num_tokens=sum(item.num_tokens for item in packed),
             phases=tuple((len(phase), sum(packed[chunk[0]].has_image for chunk in phase)) for phase in phases),
         )
-        return StepPlan(header, items, [chunk for phase in phases for chunk in phase])
+        return StepPlan(header, [[items[index] for index in chunk] for phase in phases for chunk in phase])
 
-    def chunk(self, plan: StepPlan, number: int) -> Chunk:
-        """Decodes and crops the items of one of the plan's chunks.
+    def chunk(self, items: Sequence[PlannedItem]) -> MadeChunk:
+        """Reads, decodes and crops the pictures of a chunk.
 
         Raises:
-            InputError: A picture cannot be used; the message names the sample.
+            InputError: The shards cannot be reached.
         """
-        items = [plan.items[index] for index in plan.chunks[number]]
-        return self.inputs.chunk([self.inputs.process(named) for named in items], [named.name for named in items])
+        pictured = [item for item in items if item.has_image and item.damage is None]
+        samples = self.shards.read_many(
+            dict.fromkeys((item.reference.subset, item.reference.position) for item in pictured)
+        )
+        damage: dict[int, tuple[ItemReference, str]] = {}
+        processed = []
+        for index, item in enumerate(items):
+            try:
+                processed.append(self._processed(item, samples))
+            except InputError as error:
+                damage[index] = item.reference, str(error)
+                processed.append(self.inputs.process(NamedItem(Item("", None), item.name)))
+        chunk = self.inputs.chunk(processed, [item.name for item in items])
+        return MadeChunk(replace(chunk, damaged=tuple(damage)), tuple(damage.values()))
 
-    def _item(self, reference: ItemReference, samples: dict[tuple[str, int], Sample]) -> NamedItem:
-        place = (reference.subset, reference.position)
-        if place not in samples:
-            samples[place] = self.shards.read(*place)
-        sample = samples[place]
+    def _planned(self, reference: ItemReference, sample: Sample | DamagedSampleError) -> PlannedItem:
+        if isinstance(sample, DamagedSampleError):
+            name = f"{reference.subset} at {reference.position} ({reference.side})"
+            return PlannedItem(reference, name, "", False, str(sample))
         item: Item | None = getattr(sample, reference.side)
         assert item is not None  # the index says which rows have a negative
-        return NamedItem(item, f"{sample.key} ({reference.side})")
+        return PlannedItem(reference, f"{sample.key} ({reference.side})", item.text, item.image is not None)
+
+    def _num_tokens(self, item: PlannedItem) -> int:
+        size = None
+        if item.has_image:
+            columns = self.shards.columns(item.reference.subset)
+            width, height = (columns[f"{item.reference.side}_{name}"] for name in ("width", "height"))
+            size = int(width[item.reference.position]), int(height[item.reference.position])
+        return self.inputs.num_tokens(item.text, size, item.name)
+
+    def _processed(
+        self, item: PlannedItem, samples: Mapping[tuple[str, int], Sample | DamagedSampleError]
+    ) -> ProcessedItem:
+        if item.damage is not None:
+            raise InputError(item.damage)
+        if not item.has_image:
+            return self.inputs.process(NamedItem(Item(item.text, None), item.name))
+        sample = samples[item.reference.subset, item.reference.position]
+        if isinstance(sample, DamagedSampleError):
+            raise sample
+        return self.inputs.process(NamedItem(getattr(sample, item.reference.side), item.name))
 
 
 def end_to_end_positions(chunks: Sequence[Sequence[int]]) -> Tensor:
@@ -234,7 +214,3 @@ def end_to_end_positions(chunks: Sequence[Sequence[int]]) -> Tensor:
     position = torch.empty_like(end_to_end)
     position[end_to_end] = torch.arange(len(end_to_end))
     return position
-
-
-def _named(error: InputError, name: str) -> InputError:
-    return error if name in str(error) else InputError(f"{name}: {error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,24 +86,26 @@ def lay_out(
         num_ranks: Ranks to deal to.
         hard_negatives: Whether the samples' hard negatives take part.
     """
-    sides = (QUERY, POSITIVE, NEGATIVE) if hard_negatives else (QUERY, POSITIVE)
-    entries = [entry for side in sides for entry in _entries(batch, index, item_cost, side)]
-    hashes = np.array([entry.content_hash for entry in entries], dtype=np.int64)
-    costs = np.array([entry.cost for entry in entries], dtype=np.int64)
+    sides = [_side(batch, index, item_cost, QUERY), _side(batch, index, item_cost, POSITIVE)]
+    if hard_negatives:
+        sides.append(_side(batch, index, item_cost, NEGATIVE))
+    hashes, costs = (
+        np.concatenate(parts) for parts in zip(*((side.hashes, side.costs) for side in sides), strict=True)
+    )
     _, first, item_of_entry = np.unique(hashes, return_index=True, return_inverse=True)
     # np.unique sorts by hash; order by first appearance keeps the numbering readable and independent of hash values.
     appearance = np.argsort(first, kind="stable")
     rank_items = deal(costs[first[appearance]], num_ranks)
+    dealt = appearance[np.concatenate(rank_items)]
     numbering = np.empty(len(first), dtype=np.int64)
-    numbering[appearance[np.concatenate(rank_items)]] = np.arange(len(first))
-    number_of = {side: np.full(len(batch.positions), -1, dtype=np.int64) for side in sides}
-    for entry, item in zip(entries, item_of_entry, strict=True):
-        number_of[entry.reference.side][entry.row] = numbering[item]
+    numbering[dealt] = np.arange(len(first))
+    numbers = np.split(numbering[item_of_entry], np.cumsum([len(side.rows) for side in sides])[:-1])
+    number_of = {side.name: side.over_rows(own, len(batch.positions)) for side, own in zip(sides, numbers, strict=True)}
     digest = hashlib.blake2b(digest_size=8)
     for part in (np.int64(batch.step), hashes, *number_of.values()):
         digest.update(np.ascontiguousarray(part).tobytes())
     return BatchLayout(
-        items=tuple(entries[first[appearance[item]]].reference for own in rank_items for item in own),
+        items=tuple(_references(batch, index, sides, first[dealt])),
         counts=tuple(len(own) for own in rank_items),
         query=number_of[QUERY],
         positive=number_of[POSITIVE],
@@ -130,26 +132,45 @@ def deal(costs: NDArray[np.int64], num_ranks: int) -> list[NDArray[np.int64]]:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """One side of one row: where it is, what it is, what it costs."""
+class _Side:
+    """One side of the rows that have it: which rows, what their items are, what they cost; shape (entries,) each."""
 
-    row: int
-    reference: ItemReference
-    content_hash: int
-    cost: int
+    name: str
+    rows: NDArray[np.int64]
+    hashes: NDArray[np.int64]
+    costs: NDArray[np.int64]
+
+    def over_rows(self, numbers: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+        """The entries' item numbers by row, -1 for rows without this side."""
+        by_row = np.full(num_rows, -1, dtype=np.int64)
+        by_row[self.rows] = numbers
+        return by_row
 
 
-def _entries(batch: GlobalBatch, index: SampleIndex, item_cost: ItemCost, side: str) -> Iterator[_Entry]:
-    """A side of all rows of a batch; rows without a hard negative are left out there."""
-    columns = {subset: index.columns(index.subsets[subset]) for subset in np.unique(batch.subsets)}
-    for row, (subset, position) in enumerate(zip(batch.subsets, batch.positions, strict=True)):
-        column = columns[subset]
-        if side == NEGATIVE and not column["has_negative"][position]:
-            continue
-        length, width, height = (int(column[f"{side}_{name}"][position]) for name in ("text_length", "width", "height"))
-        yield _Entry(
-            row=row,
-            reference=ItemReference(index.subsets[subset], int(position), side),
-            content_hash=int(column[f"{side}_hash"][position]),
-            cost=item_cost(length, width, height),
-        )
+def _side(batch: GlobalBatch, index: SampleIndex, item_cost: ItemCost, side: str) -> _Side:
+    names = [f"{side}_{name}" for name in ("hash", "text_length", "width", "height")]
+    values = np.zeros((len(names), len(batch.positions)), dtype=np.int64)
+    present = np.ones(len(batch.positions), dtype=np.bool_)
+    for subset in np.unique(batch.subsets).tolist():
+        members = np.flatnonzero(batch.subsets == subset)
+        columns = index.columns(index.subsets[subset])
+        positions = batch.positions[members]
+        for value, name in zip(values, names, strict=True):
+            value[members] = columns[name][positions]
+        if side == NEGATIVE:
+            present[members] = columns["has_negative"][positions]
+    rows = np.flatnonzero(present)
+    hashes, *sizes = values[:, rows]
+    costs = [item_cost(*size) for size in zip(*(size.tolist() for size in sizes), strict=True)]
+    return _Side(side, rows, hashes, np.array(costs, dtype=np.int64))
+
+
+def _references(
+    batch: GlobalBatch, index: SampleIndex, sides: Sequence[_Side], entries: NDArray[np.int64]
+) -> Iterator[ItemReference]:
+    """Where some entries, counted over all sides, are read."""
+    rows = np.concatenate([side.rows for side in sides])[entries]
+    side_of_entry = np.repeat(np.arange(len(sides)), [len(side.rows) for side in sides])[entries]
+    columns = (batch.subsets[rows].tolist(), batch.positions[rows].tolist(), side_of_entry.tolist())
+    for subset, position, side in zip(*columns, strict=True):
+        yield ItemReference(index.subsets[subset], position, sides[side].name)

@@ -1,27 +1,28 @@
-"""The loader: the global order as a `webdataset` pipeline, read ahead by worker processes, chunk by chunk."""
+"""The loader: one process plans steps ahead, worker processes decode and crop their chunks."""
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any
 
 import torch
-import torch.utils.data
-import webdataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from vlm2vec.batches.collate import BatchReader, StepHeader, StepPlan
+from vlm2vec.batches.collate import BatchReader, MadeChunk, PlannedItem, StepHeader, StepPlan
 from vlm2vec.batches.layout import lay_out
 from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.errors import InputError
 
-# A step travels as messages: its header, then its chunks in the order in which they run.
-Task = tuple[StepPlan, int] | InputError
-Message = StepHeader | Chunk | InputError
-_HEADER = -1
+# What workers are asked for: a chunk, or (None) a mark that a step begins. What is wrong with a step travels the same
+# way, so that it comes out when its turn has come.
+Task = list[PlannedItem] | InputError | None
+Message = MadeChunk | InputError | None
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class TrainingBatch:
 
 
 @dataclass(frozen=True)
-class PlanSource:
-    """Yields what there is to make for every step; with n workers, worker w yields every n-th task from the w-th on.
+class PlanSource(IterableDataset[StepPlan | InputError]):
+    """Plans one rank's part of every step.
 
-    The loader takes from its workers in turn, so messages come in order however many workers there are. Every worker
-    plans every step: reading and tokenising costs little beside decoding, which is shared.
+    Attributes:
+        order: The global order.
+        reader: Reads for one of the ranks.
+        num_ranks: How many ranks share a step.
+        first_step: The first step planned.
+        last_step: The step after the last one.
+        hard_negatives: Whether the samples' hard negatives take part.
+        damaged: Samples (subset, position) known to be unreadable; others stand in their places.
     """
 
     order: GlobalOrder
@@ -46,39 +53,41 @@ class PlanSource:
     first_step: int
     last_step: int
     hard_negatives: bool = False
+    damaged: Set[tuple[str, int]] = frozenset()
 
-    def __call__(self) -> Iterator[Task]:
-        """The tasks of this process."""
-        worker = torch.utils.data.get_worker_info()
-        return islice(self._tasks(), worker.id, None, worker.num_workers) if worker else self._tasks()
-
-    def _tasks(self) -> Iterator[Task]:
-        reader = self.reader
+    def __iter__(self) -> Iterator[StepPlan | InputError]:
+        """The steps in order; the first error ends them, as a value: a worker would bury it in a traceback."""
         for step in range(self.first_step, self.last_step):
-            batch = self.order.batch(step)
-            layout = lay_out(batch, reader.shards, reader.inputs.cost, self.num_ranks, self.hard_negatives)
             try:
-                plan = reader.plan(batch, layout)
-            except InputError as error:  # as a value: a worker would bury it in a traceback
+                yield self.plan(step)
+            except InputError as error:
                 yield error
                 return
-            yield plan, _HEADER
-            yield from ((plan, number) for number in range(len(plan.chunks)))
+
+    def plan(self, step: int) -> StepPlan:
+        """One step.
+
+        Raises:
+            InputError: The shards cannot be reached, or what they hold cannot be used.
+        """
+        reader = self.reader
+        batch = self.order.batch(step, self.damaged)
+        layout = lay_out(batch, reader.shards, reader.inputs.cost, self.num_ranks, self.hard_negatives)
+        return reader.plan(batch, layout)
 
 
 @dataclass(frozen=True)
-class ReadStage:
-    """The stage that turns a task into a message; bad input travels as a value."""
+class ChunkMaker(Dataset[Message]):
+    """Makes a chunk of each task; bad input travels as a value."""
 
     reader: BatchReader
 
-    def __call__(self, task: Task) -> Message:
-        """A header, a chunk, or what is wrong with it."""
-        if isinstance(task, InputError):
+    def __getitem__(self, task: Task) -> Message:
+        """A chunk, or what is wrong."""
+        if task is None or isinstance(task, InputError):
             return task
-        plan, number = task
         try:
-            return plan.header if number == _HEADER else self.reader.chunk(plan, number)
+            return self.reader.chunk(task)
         except InputError as error:
             return error
 
@@ -86,59 +95,106 @@ class ReadStage:
 class TrainingBatches:
     """This rank's part of every step from `source.first_step` on, in order.
 
-    Each batch's chunks must have run before the next batch is asked for: they come out of the same stream.
+    Each batch's chunks must have run, or `replace` have been called, before the next batch is asked for: they come out
+    of the same stream.
 
     Args:
-        source: The plan.
-        num_workers: Processes that read, decode and crop ahead; 0 does it in this process.
+        source: Plans the steps.
+        num_workers: Processes that decode and crop ahead, and one more that plans ahead of them; 0 = all in this one.
         pin_memory: Put chunks into page-locked memory, for an accelerator.
 
     Attributes:
         seconds_waiting: How long this process has waited for data so far.
+        damage: Samples (subset, position) found unreadable on this rank in the current step, with the reason.
     """
 
     def __init__(self, source: PlanSource, num_workers: int, pin_memory: bool = False) -> None:
-        pipeline = webdataset.DataPipeline(source, webdataset.map(ReadStage(source.reader)))
-        self._loader = webdataset.WebLoader(
-            pipeline,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_outlive_signals,
-            # Its own, so that starting to load draws nothing from the random state that a checkpoint restores.
-            generator=torch.Generator(),
-        )
+        self._source = source
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._starts_again = False
         self.seconds_waiting = 0.0
+        self.damage: dict[tuple[str, int], str] = {}
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         """Yields the steps.
 
         Raises:
-            InputError: A sample cannot be read; the message names it.
+            InputError: The shards cannot be reached, or what they hold cannot be used; the message names the sample.
         """
-        messages = self._messages()
-        for header in messages:
-            assert isinstance(header, StepHeader), "a step's chunks must run before the next step is asked for"
-            phases = [Phase(self._chunks(messages, count), count, images) for count, images in header.phases]
-            yield TrainingBatch(header, StepChunks(*phases))
+        while self._source.first_step < self._source.last_step:
+            tasks = _Tasks(self._source, self._num_workers)
+            maker = ChunkMaker(self._source.reader)
+            messages = iter(_loader(maker, self._num_workers, sampler=tasks, pin_memory=self._pin_memory))
+            while not self._starts_again and self._source.first_step < self._source.last_step:
+                self.damage = {}
+                mark = next(self._received(messages, 1))
+                assert mark is None, "a step's chunks must run before the next step is asked for"
+                header = tasks.headers.popleft()
+                phases = [Phase(self._chunks(messages, count), count, images) for count, images in header.phases]
+                yield TrainingBatch(header, StepChunks(*phases))
+                if not self._starts_again:
+                    self._source = dataclasses.replace(self._source, first_step=header.step + 1)
+            self._starts_again = False
 
-    def _messages(self) -> Iterator[StepHeader | Chunk]:
-        loader = iter(self._loader)
-        while True:
+    def replace(self, damaged: Set[tuple[str, int]]) -> None:
+        """Yields the current step again, with other samples in the place of damaged ones, from here on always.
+
+        Args:
+            damaged: Samples (subset, position); every rank must give the same.
+        """
+        self._source = dataclasses.replace(self._source, damaged=self._source.damaged | damaged)
+        self._starts_again = True
+
+    def _chunks(self, messages: Iterator[Message], count: int) -> Iterator[Chunk]:
+        for message in self._received(messages, count):
+            assert message is not None
+            self.damage.update({(each.subset, each.position): reason for each, reason in message.damage})
+            yield message.chunk
+
+    def _received(self, messages: Iterator[Message], count: int) -> Iterator[MadeChunk | None]:
+        for _ in range(count):
             start = time.perf_counter()
-            message: Message | None = next(loader, None)
+            message = next(messages)
             self.seconds_waiting += time.perf_counter() - start
-            if message is None:
-                return
             if isinstance(message, InputError):
                 raise message
             yield message
 
-    @staticmethod
-    def _chunks(messages: Iterator[StepHeader | Chunk], count: int) -> Iterator[Chunk]:
-        for message in islice(messages, count):
-            assert isinstance(message, Chunk)
-            yield message
+
+class _Tasks:
+    """What there is to do for the workers; run in this process by their loader when one of them has room for more.
+
+    Attributes:
+        headers: Of the steps whose beginning has been handed out.
+    """
+
+    def __init__(self, source: PlanSource, num_workers: int) -> None:
+        self._source = source
+        self._num_workers = num_workers
+        self.headers: deque[StepHeader] = deque()
+
+    def __iter__(self) -> Iterator[Task]:
+        """A mark and the chunks of each step."""
+        for plan in _loader(self._source, min(self._num_workers, 1)):
+            if isinstance(plan, InputError):
+                yield plan
+                return
+            self.headers.append(plan.header)
+            yield None
+            yield from plan.chunks
+
+
+def _loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_outlive_signals,
+        # Its own, so that starting to load draws nothing from the random state that a checkpoint restores.
+        generator=torch.Generator(),
+        **options,
+    )
 
 
 def _outlive_signals(worker: int) -> None:

@@ -144,12 +144,7 @@ class GlobalOrder:
         """The sample at each place of an epoch, from its slot's subset and number in it."""
         passes, units = np.divmod(epoch * self._quotas[subsets] + numbers, self._units_a_pass[subsets])
         offsets = units * self.mixture.unit + places % self.mixture.unit
-        positions = np.empty_like(offsets)
-        for subset in np.unique(subsets):
-            for number in np.unique(passes[subsets == subset]):
-                members = (subsets == subset) & (passes == number)
-                positions[members] = self.passes.positions(int(subset), int(number), offsets[members])
-        return positions
+        return self.passes.positions(subsets, passes, offsets)
 
     def _whole_epoch(self, epoch: int) -> tuple[Indices, Indices]:
         """Subset and position at every place of an epoch's whole batches, for what one batch alone cannot tell."""

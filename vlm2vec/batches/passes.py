@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES, WINDOW_BLOCKS, Mixture
-from vlm2vec.batches.permutation import permute
+from vlm2vec.batches.permutation import permute, permute_groups
 
 Indices = NDArray[np.int64]
 
@@ -31,19 +31,30 @@ class Passes:
     seed: int
     mixture: Mixture
 
-    def positions(self, subset: int, number: int, offsets: Indices) -> Indices:
-        """The samples at some offsets of a subset's pass, passes counted from 0."""
-        name, size = self.subsets[subset], self.sizes[subset]
+    def positions(self, subsets: Indices, passes: Indices, offsets: Indices) -> Indices:
+        """The samples at some offsets of the subsets' passes, which are counted from 0; shape (n,) each."""
+        ends = int(passes.max()) + 1
+        which, groups = np.unique(subsets * ends + passes, return_inverse=True)
+        found = [(each // ends, each % ends) for each in which.tolist()]
         if self.mixture.order == BLOCK:
-            return _in_blocks(offsets, size, self.seed, name, number)
-        return self.chosen(subset, permute(offsets, size, "samples", self.seed, name, number))
+            positions = np.empty_like(offsets)
+            for group, (subset, number) in enumerate(found):
+                own = groups == group
+                name, size = self.subsets[subset], self.sizes[subset]
+                positions[own] = _in_blocks(offsets[own], size, self.seed, name, number)
+            return positions
+        keys = [("samples", self.seed, self.subsets[subset], number) for subset, number in found]
+        numbers = permute_groups(offsets, groups, [self.sizes[subset] for subset, _ in found], keys)
+        return self.chosen(subsets, numbers)
 
-    def chosen(self, subset: int, numbers: Indices) -> Indices:
+    def chosen(self, subsets: Indices, numbers: Indices) -> Indices:
         """Positions of the samples that take part, from their numbers in [0, sizes[subset])."""
-        size = self.all_sizes[subset]
-        if self.mixture.first_samples or self.sizes[subset] == size:
+        if self.mixture.first_samples or self.sizes == self.all_sizes:
             return numbers
-        return permute(numbers, size, "rows", self.seed, self.subsets[subset])
+        keys = [("rows", self.seed, name) for name in self.subsets]
+        drawn = permute_groups(numbers, subsets, self.all_sizes, keys)
+        whole = np.array(self.sizes) == np.array(self.all_sizes)
+        return np.where(whole[subsets], numbers, drawn)
 
 
 def _in_blocks(offsets: Indices, size: int, seed: int, name: str, number: int) -> Indices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,28 +14,47 @@ from numpy.typing import NDArray
 _ROUNDS = 12
 # The domain has at least 2^4 elements: with halves of one bit only few permutations exist.
 _LEAST_HALF_BITS = 2
+# Indices that go through together: a whole epoch at once would take 200 bytes each.
+_AT_ONCE = 1 << 16
+
+
+# A permutation is chosen by words and numbers; another key is another permutation.
+Key = tuple[str | int, ...]
 
 
 def permute(indices: NDArray[np.int64], size: int, *key: str | int) -> NDArray[np.int64]:
-    """Where a permutation of `range(size)`, chosen by `key`, sends some indices.
+    """Where the permutation of `range(size)` that `key` chooses sends some indices, shape (n,)."""
+    return permute_groups(indices, np.zeros(len(indices), dtype=np.int64), [size], [key])
 
-    A Feistel network on the smallest even number of bits that holds `size`; a result outside the range goes through it
-    again until it falls inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). So
+
+def permute_groups(
+    indices: NDArray[np.int64], groups: NDArray[np.int64], sizes: Sequence[int], keys: Sequence[Key]
+) -> NDArray[np.int64]:
+    """Where some permutations send some indices.
+
+    A Feistel network on the smallest even number of bits that holds the range; a result outside the range goes through
+    it again until it falls inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). So
     step t of an epoch of a million samples costs a batch's worth of work and no memory. Integer operations only: no
     library's random stream, which may change between versions, enters the result.
 
     Args:
-        indices: Each in [0, size), shape (n,).
-        size: Of the permuted range.
-        key: Any words and numbers; another key is another permutation.
+        indices: Each in the range of its permutation, shape (n,).
+        groups: Which permutation each goes through, shape (n,).
+        sizes: Size of each permutation's range.
+        keys: Key of each permutation.
     """
-    half_bits = max(_LEAST_HALF_BITS, ((size - 1).bit_length() + 1) // 2)
-    round_keys = _round_keys(json.dumps(key))
-    values = _encrypt(indices.astype(np.uint64), half_bits, round_keys)
-    outside = np.flatnonzero(values >= size)
+    if len(indices) > _AT_ONCE:
+        parts = [slice(start, start + _AT_ONCE) for start in range(0, len(indices), _AT_ONCE)]
+        return np.concatenate([permute_groups(indices[part], groups[part], sizes, keys) for part in parts])
+    half_bits = [max(_LEAST_HALF_BITS, ((size - 1).bit_length() + 1) // 2) for size in sizes]
+    bits = np.array(half_bits, dtype=np.uint64)[groups]
+    ends = np.array(sizes, dtype=np.uint64)[groups]
+    round_keys = np.stack([_round_keys(json.dumps(key)) for key in keys], axis=1)[:, groups]
+    values = _encrypt(indices.astype(np.uint64), bits, round_keys)
+    outside = np.flatnonzero(values >= ends)
     while outside.size:
-        values[outside] = _encrypt(values[outside], half_bits, round_keys)
-        outside = outside[values[outside] >= size]
+        values[outside] = _encrypt(values[outside], bits[outside], round_keys[:, outside])
+        outside = outside[values[outside] >= ends[outside]]
     return values.astype(np.int64)
 
 
@@ -45,14 +65,15 @@ def words(count: int, *key: str | int) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=256)
-def _round_keys(key: str) -> tuple[np.uint64, ...]:
-    words = np.frombuffer(hashlib.shake_128(key.encode()).digest(8 * _ROUNDS), dtype="<u8")
-    return tuple(np.uint64(word) for word in words)
+def _round_keys(key: str) -> NDArray[np.uint64]:
+    return np.frombuffer(hashlib.shake_128(key.encode()).digest(8 * _ROUNDS), dtype="<u8").astype(np.uint64)
 
 
-def _encrypt(values: NDArray[np.uint64], half_bits: int, round_keys: tuple[np.uint64, ...]) -> NDArray[np.uint64]:
-    """A permutation of [0, 4^half_bits)."""
-    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+def _encrypt(
+    values: NDArray[np.uint64], bits: NDArray[np.uint64], round_keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Permutations of [0, 4^bits)."""
+    mask = (np.uint64(1) << bits) - np.uint64(1)
     left, right = values >> bits, values & mask
     for key in round_keys:
         left, right = right, left ^ (_mixed(right + key) & mask)

@@ -49,7 +49,7 @@ def replace_damaged(batch: GlobalBatch, damaged: Set[tuple[str, int]], passes: P
         size = passes.sizes[subset]
         for attempt in range(size):
             number = permute(np.array([attempt]), size, "replacement", passes.seed, name, batch.step, place)
-            substitute = (name, int(passes.chosen(subset, number)[0]))
+            substitute = (name, int(passes.chosen(np.array([subset]), number)[0]))
             if substitute not in damaged and substitute not in taken:
                 break
         else:

@@ -3,6 +3,7 @@
 from vlm2vec.contrastive.cached_step import (
     CachedStep,
     ChunkError,
+    DamagedItemsError,
     NonFiniteLossError,
     StepLayout,
     StepOutput,
@@ -20,6 +21,7 @@ __all__ = [
     "Chunk",
     "ChunkError",
     "ContrastiveLoss",
+    "DamagedItemsError",
     "LearnedTemperature",
     "NonFiniteLossError",
     "Pairs",

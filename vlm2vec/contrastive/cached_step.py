@@ -27,6 +27,10 @@ class ChunkError(RuntimeError):
     """The encoder failed on a chunk; the message names rank, pass, chunk and items."""
 
 
+class DamagedItemsError(RuntimeError):
+    """Some rank could not read an item; raised on all ranks, before anything is updated: give the step other items."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss is not a number; raised before anything is updated."""
 
@@ -72,6 +76,7 @@ class _Call:
     num_items: int
     place: str
     names: tuple[str, ...]
+    damaged: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ class CachedStep(GradCache):
         Raises:
             StepStoppedError: A rank asked for it; nothing has run, no random number was drawn.
             ChunkError: The encoder failed; the other ranks then wait until they are ended.
+            DamagedItemsError: A rank could not read an item (`Chunk.damaged`).
             NonFiniteLossError: A representation is not finite.
             ValueError: With dropout, pass 1 and pass 2 have different chunks; or graphs are kept where they cannot be.
             RuntimeError: The ranks are not about to run the same global batch.
@@ -209,6 +215,7 @@ class CachedStep(GradCache):
             Its gradient for the items that run again, end to end, and for each kept slot; and the step's output.
 
         Raises:
+            DamagedItemsError: See `cache_step`.
             NonFiniteLossError: Checked here, before anything is updated: the one look at the device in a step.
         """
         own = first_pass.encoded[: chunks.encode.num_chunks] + first_pass.kept[: chunks.keep.num_chunks]
@@ -219,6 +226,8 @@ class CachedStep(GradCache):
         loss, statistics = self.loss_fn(everything, layout.pairs.to(local.device), layout.rows)
         # All representations and not only this rank's rows: then all ranks stop, and none waits for another.
         if not bool(torch.isfinite(everything).all() & torch.isfinite(loss)):
+            if bool(everything.isneginf().all(dim=1).any()):
+                raise DamagedItemsError("an item of the step cannot be read; nothing was updated")
             raise NonFiniteLossError(
                 f"rank {self._rank()}: {int((~torch.isfinite(everything)).any(dim=1).sum())} of {len(everything)} "
                 f"representations are not finite, the loss of its rows is {float(loss.detach())}; nothing was updated. "
@@ -250,6 +259,8 @@ class CachedStep(GradCache):
             start = 0
             states = first_pass.random_states
             for slot, call in enumerate(self._calls(phase, slots, "pass 2")):
+                if call.damaged:
+                    raise ChunkError(f"rank {self._rank()}, {call.place}: an item that pass 1 could read is unreadable")
                 with states[slot] if slot < len(states) else nullcontext():
                     representations = self._encode(model, call)
                 gradient = repeated[start : start + call.num_items] if call.num_items else None
@@ -274,12 +285,20 @@ class CachedStep(GradCache):
                 num_items=chunk.num_items if is_own else 0,
                 place=f"{what}, chunk {slot + 1} of {slots.count}",
                 names=chunk.names,
+                damaged=chunk.damaged if is_own else (),
             )
 
     def _encode(self, model: nn.Module, call: _Call) -> Tensor:
-        """`model_call`, whose failure is told with its chunk and items."""
+        """`model_call`, whose failure is told with its chunk and items.
+
+        A damaged item's representation is minus infinity, which no encoder yields: in the gather every rank sees it.
+        """
         try:
-            return self.model_call(model, call.arguments)
+            representations = self.model_call(model, call.arguments)
+            if call.damaged:
+                damaged = torch.tensor(call.damaged, device=representations.device)
+                representations = representations.index_fill(0, damaged, float("-inf"))
+            return representations
         except Exception as error:
             rest = len(call.names) - _NAMES_IN_ERRORS
             items = ", ".join(call.names[:_NAMES_IN_ERRORS]) + (f" and {rest} more" if rest > 0 else "")

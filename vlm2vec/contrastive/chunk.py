@@ -22,6 +22,8 @@ class Chunk:
         has_image: Whether the call runs the vision tower.
         host_inputs: Keyword arguments that stay on the host (layouts that Python code reads).
         names: What the items are called in error messages.
+        damaged: Numbers of the items that could not be made; something harmless stands in their place, and the step
+            ends before anything is updated (`DamagedItemsError`).
     """
 
     inputs: Mapping[str, Any]
@@ -29,6 +31,7 @@ class Chunk:
     has_image: bool = False
     host_inputs: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    damaged: tuple[int, ...] = ()
 
     def arguments(self, device: torch.device, dummy_image: bool) -> dict[str, Any]:
         """The encoder's keyword arguments on `device`; with `dummy_image` a chunk without images runs a dummy one."""

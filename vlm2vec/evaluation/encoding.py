@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.utils.data
 
-from vlm2vec.batches.collate import ItemEncoderInputs, NamedItem
+from vlm2vec.batches.inputs import ItemEncoderInputs, NamedItem
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import ItemTable

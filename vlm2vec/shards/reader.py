@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,10 @@ from vlm2vec.shards.schema import (
 # A thousand shards must not exhaust a worker's file descriptors (often 1,024 a process).
 MAX_OPEN_TARS = 64
 BLOCK_BYTES = 512  # a tar's unit
+
+
+class DamagedSampleError(InputError):
+    """A sample whose bytes are not what the index says; the samples around it can be read."""
 
 
 class ShardSet:
@@ -84,7 +88,7 @@ class ShardSet:
         """Reads the sample at a position of a subset.
 
         Raises:
-            InputError: the shard is damaged there; the message names the shard and the sample's key.
+            DamagedSampleError: the shard is damaged there; the message names the shard and the sample's key.
             IndexError: no such position.
         """
         if not 0 <= position < self.num_samples[subset]:
@@ -96,13 +100,23 @@ class ShardSet:
         try:
             span = os.pread(self._open_tar(path).descriptor, size, offset)
         except OSError as error:
-            raise InputError(f"{path}: cannot read sample {key} ({error.strerror})") from error
+            raise DamagedSampleError(f"{path}: cannot read sample {key} ({error.strerror})") from error
         if len(span) != size or zlib.crc32(span) != crc32:
-            raise InputError(f"{path}: sample {key} is damaged (checksum); convert the shard again")
+            raise DamagedSampleError(f"{path}: sample {key} is damaged (checksum); convert the shard again")
         try:
             return _parse_sample(span, key, subset, row)
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: sample {key} does not fit the shard's index; convert again") from error
+            raise DamagedSampleError(f"{path}: sample {key} does not fit the shard's index; convert again") from error
+
+    def read_many(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Sample | DamagedSampleError]:
+        """Reads samples by (subset, position); in the place of a damaged one stands what is wrong with it."""
+        samples: dict[tuple[str, int], Sample | DamagedSampleError] = {}
+        for place in places:
+            try:
+                samples[place] = self.read(*place)
+            except DamagedSampleError as error:
+                samples[place] = error
+        return samples
 
     def _subset(self, name: str) -> _Subset:
         """A subset's index, loaded at first use: a copy in a worker loads what it reads."""

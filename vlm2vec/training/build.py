@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from vlm2vec import __version__
-from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, Mixture, TokenBudget
+from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
 from vlm2vec.batches.packing import Packing
 from vlm2vec.contrastive import ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
 from vlm2vec.encoder import VLM2Vec
@@ -21,6 +20,8 @@ from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
+from vlm2vec.training.bad_samples import BadSamples
+from vlm2vec.training.data import fingerprints, order_remarks
 from vlm2vec.training.graph_memory import graphs_that_fit, largest_chunk
 from vlm2vec.training.record import RunRecord
 
@@ -55,12 +56,6 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
     if model.gradient_checkpointing:
         encoder.gradient_checkpointing_enable()
     return encoder.train()
-
-
-def chosen_subsets(arguments: RunArguments) -> list[str] | None:
-    """The subsets to open; None for all."""
-    names = arguments.data.subset_name
-    return None if names == ["all"] else names
 
 
 def chunk_sizes(
@@ -106,59 +101,6 @@ def chunk_sizes(
     return ChunkSizes(packing, no_grad_tokens, keep_graphs)
 
 
-def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:
-    """The order in which the shards' samples come."""
-    data = arguments.data
-    mixture = Mixture(
-        unit=data.homogeneous_batch_size,
-        weights=_weights(data.mixture_weights) if data.mixture_weights else None,
-        temperature=data.mixture_temperature,
-        max_samples=data.num_sample_per_subset,
-        first_samples=data.first_n,
-        order=data.order,
-        distinct_positives=data.no_duplicate_positives,
-    )
-    return GlobalOrder(
-        shards.num_samples,
-        arguments.global_batch_size(num_ranks),
-        arguments.training.seed,
-        mixture,
-        (lambda name: shards.columns(name)["positive_hash"]) if mixture.distinct_positives else None,
-    )
-
-
-def _weights(words: Sequence[str]) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for word in words:
-        name, _, number = word.partition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            raise InputError(f"--mixture_weights {word}: expected SUBSET=WEIGHT, such as NIGHTS=2") from None
-        if name in weights:
-            raise InputError(f"--mixture_weights {name}: given twice")
-        weights[name] = weight
-    return weights
-
-
-def compare_data(shards: ShardSet, order: GlobalOrder, device: torch.device) -> None:
-    """Stops all ranks, before anything runs, if they do not hold the same data in the same order (a collective).
-
-    Raises:
-        InputError: The manifest or the order of a rank differs; the message names the rank.
-    """
-    digest = hashlib.sha256(f"{shards.fingerprint} {order.digest}".encode()).digest()
-    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device)
-    everyone = own.new_empty((dist.get_world_size(), len(own)))
-    dist.all_gather_into_tensor(everyone.view(-1), own)
-    strangers = (everyone != everyone[0]).any(dim=1).nonzero().flatten().tolist()
-    if strangers:
-        raise InputError(
-            f"rank(s) {', '.join(map(str, strangers))} and rank 0 hold different shards or flags: --dataset_name must "
-            "have the same manifest.json on every node, and every rank the same flags"
-        )
-
-
 def schedule(arguments: RunArguments, optimizer: Any) -> Any:
     """The learning-rate schedule of an optimizer, by transformers' names."""
     training = arguments.training
@@ -199,11 +141,6 @@ def contrastive_loss(arguments: RunArguments, temperature: LearnedTemperature | 
         raise InputError(str(error)) from error
 
 
-def fingerprints(shards: ShardSet, order: GlobalOrder) -> dict[str, str]:
-    """What the data of a run are: the same values are the same samples in the same order."""
-    return {"shards": shards.fingerprint, "order": order.digest}
-
-
 def run_record(
     step: int,
     arguments: RunArguments,
@@ -211,6 +148,7 @@ def run_record(
     shards: ShardSet,
     order: GlobalOrder,
     temperature: LearnedTemperature | None,
+    bad_samples: BadSamples,
 ) -> RunRecord:
     """What the checkpoint after `step` steps says of its run."""
     return RunRecord(
@@ -221,6 +159,7 @@ def run_record(
         versions={"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}},
         data=fingerprints(shards, order),
         temperature=temperature.state_dict() if temperature is not None else None,
+        bad_samples=bad_samples.record,
     )
 
 
@@ -235,15 +174,5 @@ def summary(
         f"{num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, {trainable:,} "
         f"trainable | {sum(order.sizes):,} pairs of {len(shards.subsets)} subsets | global batch "
         f"{order.global_batch_size}, {order.steps_per_epoch} steps an epoch, {arguments.training.max_steps} steps"
-        f"{_order_remarks(order)}"
+        f"{order_remarks(order)}"
     )
-
-
-def _order_remarks(order: GlobalOrder) -> str:
-    """What an epoch does not deliver."""
-    remarks = []
-    if order.covers_each_sample_once and order.remainder:
-        remarks.append(f"an epoch leaves out {order.remainder:,} pairs, other ones each time")
-    if order.mixture.distinct_positives:
-        remarks.append(f"{order.duplicate_targets(0):,} pairs of epoch 0 share a target with one of their batch")
-    return "".join(f" | {remark}" for remark in remarks)

@@ -35,9 +35,12 @@ class DataArguments:
     order: str = option(
         "random", "'random' over each subset, or 'block': in blocks read in one piece, for shards behind http or S3."
     )
+    max_bad_samples: int = option(
+        10, "Samples found unreadable are replaced by others of their subset and reported; more than this end the run."
+    )
     image_dir: str | None = option(None, "Refused: shards carry their pictures. Give it to data_prep.convert.")
     dataloader_num_workers: int = option(
-        2, "Processes a rank that read, decode and crop ahead; 0 = in the rank itself."
+        2, "Processes a rank that decode and crop ahead, and one more that plans; 0 = in the rank itself."
     )
 
 
@@ -53,6 +56,7 @@ def data_refusals(data: DataArguments) -> list[tuple[bool, str]]:
             "--mixture_weights and --mixture_temperature exclude each other: give one",
         ),
         (data.homogeneous_batch_size < 1, "--homogeneous_batch_size: must be at least 1"),
+        (data.max_bad_samples < 0, f"--max_bad_samples {data.max_bad_samples}: must be at least 0"),
         (data.order not in ORDERS, f"--order {data.order}: must be one of {', '.join(ORDERS)}"),
         (
             data.order == BLOCK and most is not None and not data.first_n,

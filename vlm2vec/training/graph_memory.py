@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm2vec.batches import ItemEncoderInputs
-from vlm2vec.batches.collate import NamedItem
+from vlm2vec.batches.inputs import NamedItem
 from vlm2vec.batches.packing import FixedCounts, Packing
 from vlm2vec.contrastive import Chunk
 from vlm2vec.items import IMAGE_ONLY_TEXT

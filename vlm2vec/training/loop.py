@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.batches import TrainingBatches
-from vlm2vec.contrastive import CachedStep, LearnedTemperature, StepStoppedError
+from vlm2vec.contrastive import CachedStep, DamagedItemsError, LearnedTemperature, StepStoppedError
 from vlm2vec.training.arguments import TrainingArguments
+from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoint import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
 from vlm2vec.training.metrics import StepMeter
@@ -26,6 +27,7 @@ def train(
     checkpoints: Checkpoints,
     arguments: TrainingArguments,
     stop: StopRequest,
+    bad_samples: BadSamples,
     temperature: LearnedTemperature | None = None,
     evaluation: RunEvaluation | NoEvaluation | None = None,
 ) -> bool:
@@ -35,7 +37,7 @@ def train(
         Whether all steps are done; False if a rank was asked to stop, with a checkpoint of the steps done by then.
 
     Raises:
-        InputError: A sample cannot be read.
+        InputError: The shards cannot be reached, or more samples are unreadable than may be.
         NonFiniteLossError: The loss of a step is not a number; that step updates nothing.
         CheckpointError: The last checkpoint could not be written.
     """
@@ -48,6 +50,9 @@ def train(
             if checkpoints.last_step != header.step:
                 save(engine, header.step, meter, monitor, checkpoints, run_goes_on=False)
             return False
+        except DamagedItemsError:
+            bad_samples.replace(batches, monitor, header.step)
+            continue
         learning_rate = engine.get_lr()[0]
         engine.step()
         if temperature is not None:
@@ -63,6 +68,7 @@ def train(
                 "learning_rate": learning_rate,
                 "gradient_norm": float(engine.get_global_grad_norm()),
                 "epoch": float(header.epoch),
+                "bad_samples": float(len(bad_samples)),
                 "temperature": float(temperature.value) if temperature is not None else arguments.temperature,
             }
             monitor.figures(done, figures)

@@ -32,6 +32,9 @@ class Monitor(Protocol):
     def scores(self, step: int, summary: Mapping[str, Any]) -> None:
         """An evaluation's scores after `step` steps, as `vlm2vec.evaluation.summary.summarise` gives them."""
 
+    def bad_sample(self, step: int, reason: str) -> None:
+        """A sample of a step, counted from 0, that could not be read; another one stands in its place."""
+
     def message(self, text: str) -> None:
         """A line for whoever watches."""
 
@@ -52,6 +55,9 @@ class SilentMonitor:
         """Nothing."""
 
     def scores(self, step: int, summary: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def bad_sample(self, step: int, reason: str) -> None:
         """Nothing."""
 
     def message(self, text: str) -> None:
@@ -124,6 +130,13 @@ class RunMonitor:
         self.message(f"step {step}/{self._max_steps} | Precision@1: {shown}")
         for warning in summary["warnings"]:
             self.message(f"warning: {warning}")
+
+    def bad_sample(self, step: int, reason: str) -> None:
+        """Writes what is wrong with a sample everywhere."""
+        self._writer.add_text("bad_samples", reason, step)
+        self._log.write(json.dumps({"step": step + 1, "bad_sample": reason}) + "\n")
+        self._log.flush()
+        self.message(f"step {step + 1}: replaced an unreadable sample: {reason}")
 
     def message(self, text: str) -> None:
         """Prints a line above the progress bar."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class RunRecord:
         versions: Of the packages that matter.
         data: Fingerprint of the shards and digest of the order.
         temperature: State of a learned temperature.
+        bad_samples: Samples that were replaced so far, as `BadSamples.record` gives them.
         files: Size in bytes of every other file of the checkpoint, by its path in it. The record is written last, so
             a checkpoint that holds these files is whole.
     """
@@ -42,6 +43,7 @@ class RunRecord:
     versions: Mapping[str, str]
     data: Mapping[str, str]
     temperature: Mapping[str, float] | None = None
+    bad_samples: Sequence[Mapping[str, Any]] = ()
     files: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:

@@ -1,0 +1,221 @@
+"""The same items for any number of ranks and workers, and after any resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vlm2vec.batches import (
+    BatchReader,
+    ChunkSizes,
+    GlobalOrder,
+    ItemEncoderInputs,
+    Mixture,
+    PlanSource,
+    TokenBudget,
+    TrainingBatches,
+    lay_out,
+)
+from vlm2vec.batches.collate import MadeChunk, PlannedItem
+from vlm2vec.contrastive import Chunk
+from vlm2vec.errors import InputError
+from vlm2vec.phi3_v import Phi3VProcessor
+from vlm2vec.shards import ShardSet
+
+STEPS, BATCH = 200, 16
+MIXTURES = {
+    "by size": Mixture(),
+    "everything": Mixture(unit=4, temperature=2, distinct_positives=True, max_samples=20),
+}
+
+
+class NamesOnly(BatchReader):
+    """Makes chunks without decoding: what they hold is in their names."""
+
+    def chunk(self, items: Sequence[PlannedItem]) -> MadeChunk:
+        return MadeChunk(Chunk({}, len(items), names=tuple(item.name for item in items)), ())
+
+
+@pytest.fixture(scope="module")
+def shards(mini_shards_dir: Path) -> ShardSet:
+    return ShardSet.open(mini_shards_dir)
+
+
+@pytest.fixture(scope="module")
+def inputs(golden_model_dir: Path) -> ItemEncoderInputs:
+    return ItemEncoderInputs(Phi3VProcessor.from_pretrained(golden_model_dir), max_len=64)
+
+
+def source(
+    shards: ShardSet,
+    inputs: ItemEncoderInputs,
+    rank: int = 0,
+    num_ranks: int = 1,
+    mixture: str = "by size",
+    reader: type[BatchReader] = NamesOnly,
+) -> PlanSource:
+    order = GlobalOrder(
+        shards.num_samples, BATCH, 7, MIXTURES[mixture], lambda name: shards.columns(name)["positive_hash"]
+    )
+    sizes = ChunkSizes(TokenBudget(1000), no_grad_tokens=2000, keep_graphs=1)
+    return PlanSource(order, reader(shards, inputs, sizes, rank), num_ranks, 0, STEPS)
+
+
+def digest(lines: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(str, lines)).encode()).hexdigest()
+
+
+def pairs(shards: ShardSet, plans: PlanSource, steps: Iterable[int], num_ranks: int) -> list[str]:
+    """The rows of some steps by the keys of their items."""
+    lines = []
+    for step in steps:
+        layout = lay_out(plans.order.batch(step), shards, plans.reader.inputs.cost, num_ranks)
+        names = [
+            f"{item.subset}/{shards.columns(item.subset)['row'][item.position]} {item.side}" for item in layout.items
+        ]
+        lines += [f"{step} {names[q]} {names[p]}" for q, p in zip(layout.query, layout.positive, strict=True)]
+    return lines
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_200_steps_hold_the_same_pairs_on_any_number_of_ranks(
+    mixture: str, shards: ShardSet, inputs: ItemEncoderInputs
+) -> None:
+    digests = {
+        digest(pairs(shards, source(shards, inputs, mixture=mixture), range(STEPS), ranks)) for ranks in (1, 2, 4, 7)
+    }
+    assert len(digests) == 1
+    resumed = [
+        line
+        for start in (0, 1, 77, 130)
+        for line in pairs(
+            shards,
+            source(shards, inputs, mixture=mixture),
+            range(start, {0: 1, 1: 77, 77: 130, 130: STEPS}[start]),
+            {0: 2, 1: 1, 77: 7, 130: 4}[start],
+        )
+    ]
+    assert digest(resumed) in digests
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4, 7])
+def test_the_ranks_read_every_item_of_the_batch_once(
+    num_ranks: int, shards: ShardSet, inputs: ItemEncoderInputs
+) -> None:
+    alone = source(shards, inputs)
+    ranks = [source(shards, inputs, rank, num_ranks) for rank in range(num_ranks)]
+    for step in (0, 13, 199):
+        plans = [each.plan(step) for each in ranks]
+        read = [item.name for plan in plans for item in first_pass(plan)]
+        assert len(set(read)) == len(read)
+        assert set(read) == {item.name for item in first_pass(alone.plan(step))}
+        assert len({plan.header.layout.digest for plan in plans}) == 1
+
+
+def first_pass(plan) -> list[PlannedItem]:
+    """The items of the chunks of pass 1, each of which runs once."""
+    count = plan.header.phases[0][0] + plan.header.phases[1][0]
+    return [item for chunk in plan.chunks[:count] for item in chunk]
+
+
+def chunks_of(batches: TrainingBatches) -> Iterator[Chunk]:
+    """All chunks of all steps, in order."""
+    for batch in batches:
+        for phase in batch.chunks.phases:
+            yield from phase.chunks
+
+
+def names(batches: TrainingBatches) -> list[str]:
+    """What the chunks of all steps hold, in order."""
+    return [
+        f"{batch.header.step} {name}"
+        for batch in batches
+        for phase in batch.chunks.phases
+        for chunk in phase.chunks
+        for name in chunk.names
+    ]
+
+
+def test_200_steps_come_alike_from_any_number_of_workers_and_after_a_resume(
+    shards: ShardSet, inputs: ItemEncoderInputs
+) -> None:
+    plans = source(shards, inputs, rank=1, num_ranks=2)
+    alone = names(TrainingBatches(plans, num_workers=0))
+    assert len({line.partition(" ")[0] for line in alone}) == STEPS
+    for workers in (1, 3):
+        assert digest(names(TrainingBatches(plans, workers))) == digest(alone)
+    for start in (1, 120):
+        resumed = names(TrainingBatches(dataclasses.replace(plans, first_step=start), num_workers=2))
+        assert digest(resumed) == digest(line for line in alone if int(line.partition(" ")[0]) >= start)
+
+
+class Opened(BatchReader):
+    """Writes down in which process pictures are decoded."""
+
+    def chunk(self, items: Sequence[PlannedItem]) -> MadeChunk:
+        made = super().chunk(items)
+        return made._replace(chunk=dataclasses.replace(made.chunk, names=(str(os.getpid()),)))
+
+
+def test_nothing_is_decoded_in_the_training_process(
+    shards: ShardSet, inputs: ItemEncoderInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = dataclasses.replace(source(shards, inputs, reader=Opened), last_step=1)
+    alone = [
+        chunk.inputs for batch in TrainingBatches(plans, 0) for phase in batch.chunks.phases for chunk in phase.chunks
+    ]
+    here = os.getpid()
+    decode = Image.Image.load
+    monkeypatch.setattr(
+        Image.Image, "load", lambda image: decode(image) if os.getpid() != here else pytest.fail("decoded")
+    )
+    chunks = [chunk for batch in TrainingBatches(plans, 2) for phase in batch.chunks.phases for chunk in phase.chunks]
+    assert (str(here),) not in {chunk.names for chunk in chunks}
+    assert len({chunk.names for chunk in chunks}) == 2
+    for ours, theirs in zip((chunk.inputs for chunk in chunks), alone, strict=True):
+        torch.testing.assert_close(ours["input_ids"], theirs["input_ids"], rtol=0, atol=0)
+        torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=0)
+
+
+def test_what_is_wrong_comes_out_when_its_turn_has_come(shards: ShardSet, inputs: ItemEncoderInputs) -> None:
+    class Unreachable(NamesOnly):
+        def plan(self, batch, layout):
+            if batch.step == 3:
+                raise InputError("http://store/Photos-00000.tar: no answer")
+            return super().plan(batch, layout)
+
+    for workers in (0, 2):
+        seen = []
+        batches = iter(TrainingBatches(source(shards, inputs, reader=Unreachable), workers))
+        for batch in itertools.islice(batches, 3):
+            seen.append(batch.header.step)
+            [list(phase.chunks) for phase in batch.chunks.phases]
+        assert seen == [0, 1, 2]
+        with pytest.raises(InputError, match="no answer"):
+            next(batches)
+
+
+def test_a_step_comes_again_without_its_damaged_samples(shards: ShardSet, inputs: ItemEncoderInputs) -> None:
+    plans = source(shards, inputs)
+    for workers in (0, 1):
+        batches = TrainingBatches(dataclasses.replace(plans, last_step=6), workers)
+        seen = []
+        for batch in batches:
+            items = first_pass(plans.plan(batch.header.step))
+            damaged = {(items[0].reference.subset, items[0].reference.position)}
+            seen.append((batch.header.step, {name for chunk in batch.chunks.encode.chunks for name in chunk.names}))
+            if [step for step, _ in seen] in ([0, 1, 2], [0, 1, 2, 2, 3, 4]):
+                batches.replace(damaged)  # with chunks of the other phases still on their way
+                continue
+            [list(phase.chunks) for phase in (batch.chunks.keep, batch.chunks.repeat)]
+        assert [step for step, _ in seen] == [0, 1, 2, 2, 3, 4, 4, 5]
+        assert seen[2][1] != seen[3][1]
+        assert len(seen[2][1] & seen[3][1]) > 15

@@ -1,0 +1,56 @@
+"""One of two ranks that agree on their data and on what of it is bad; no engine takes part."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from vlm2vec.batches import GlobalOrder
+from vlm2vec.errors import InputError
+from vlm2vec.training.bad_samples import BadSamples
+from vlm2vec.training.data import compare_data
+from vlm2vec.training.monitor import SilentMonitor
+
+PLACES = [("A", 3), ("B", 0), ("A", 1)]
+
+
+class Batches(SimpleNamespace):
+    """Keeps what it is asked to replace."""
+
+    def replace(self, damaged) -> None:
+        self.replaced = set(damaged)
+
+
+def main(rank: int) -> None:
+    """Runs all checks; an assertion that fails ends the rank."""
+    order, cpu = GlobalOrder({"A": 10, "B": 10}, 4, seed=1), torch.device("cpu")
+    compare_data(SimpleNamespace(fingerprint="same"), order, cpu)
+    for shards, other in [
+        (SimpleNamespace(fingerprint=f"{rank}"), order),
+        (SimpleNamespace(fingerprint="same"), GlobalOrder({"A": 10, "B": 10}, 4, seed=rank)),
+    ]:
+        with pytest.raises(InputError, match=r"rank\(s\) 1 and rank 0 hold different shards"):
+            compare_data(shards, other, cpu)
+
+    bad = BadSamples(3, [{"subset": "B", "position": 9, "reason": "before"}])
+    damage = {PLACES[rank]: f"reason {rank}", **({PLACES[2]: "reason 2"} if rank else {})}
+    batches = Batches(damage=damage)
+    with pytest.raises(SystemExit if rank else InputError) as caught:
+        bad.replace(batches, SilentMonitor(), step=5)
+    listed = "4 unreadable sample(s), --max_bad_samples allows 3: before; reason 2; reason 0; reason 1."
+    assert caught.value.code == 2 if rank else listed in str(caught.value)
+    bad = BadSamples(3)
+    bad.replace(batches, SilentMonitor(), step=5)
+    assert batches.replaced == bad.places == set(PLACES)
+    assert [each["reason"] for each in bad.record] == ["reason 2", "reason 0", "reason 1"]
+    assert BadSamples(3, bad.record).record == bad.record
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    main(int(os.environ["RANK"]))
+    dist.destroy_process_group()

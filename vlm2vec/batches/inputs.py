@@ -1,0 +1,103 @@
+"""The encoder's inputs from items: tokenise, decode, crop, collate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlm2vec.contrastive import Chunk
+from vlm2vec.errors import InputError
+from vlm2vec.images import open_image
+from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem, collate_items
+from vlm2vec.shards import Item
+
+# English text has about four characters a token under the Phi-3 tokenizer. Only the ranks' balance depends on it.
+CHARACTERS_PER_TOKEN = 4
+# Every rank asks for the sizes of all pictures of a step; most come again within a data set.
+_SIZES_IN_MEMORY = 1 << 16
+
+
+@dataclass(frozen=True)
+class NamedItem:
+    """An item as it was read, its picture undecoded, with the name that messages use."""
+
+    item: Item
+    name: str
+
+
+class ItemEncoderInputs:
+    """Makes the encoder's inputs from items.
+
+    Args:
+        processor: Tokenises text and crops pictures.
+        max_len: Longest text-only item in tokens (`--max_len`).
+        pixel_dtype: Dtype in which crops wait for their turn; the compute dtype, so that bf16 halves their memory.
+    """
+
+    def __init__(
+        self, processor: Phi3VProcessor, max_len: int | None, pixel_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.processor = processor
+        self.max_len = max_len
+        self.pixel_dtype = pixel_dtype
+        self._tokens_of_size: dict[tuple[int, int], int] = {}
+
+    def cost(self, text_length: int, width: int, height: int) -> int:
+        """Estimated tokens of an item from its index entry; width 0 means no image."""
+        text = 1 + text_length // CHARACTERS_PER_TOKEN
+        if width:
+            return text + self._image_tokens((width, height))
+        return min(text, self.max_len) if self.max_len else text
+
+    def num_tokens(self, text: str, size: tuple[int, int] | None, name: str) -> int:
+        """Tokens of an item with a picture of this size (width, height), or without one.
+
+        Raises:
+            InputError: Text and picture do not fit together; the message names the sample.
+        """
+        image_tokens = [] if size is None else [self._image_tokens(size)]
+        try:
+            return len(self.processor.tokenize(text, image_tokens, self.max_len))
+        except InputError as error:
+            raise _named(error, name) from error
+
+    def _image_tokens(self, size: tuple[int, int]) -> int:
+        if len(self._tokens_of_size) == _SIZES_IN_MEMORY:
+            self._tokens_of_size.clear()
+        if size not in self._tokens_of_size:
+            self._tokens_of_size[size] = self.processor.num_image_tokens(*size)
+        return self._tokens_of_size[size]
+
+    def process(self, named: NamedItem) -> ProcessedItem:
+        """Decodes and tokenises one item.
+
+        Raises:
+            InputError: The picture or the text cannot be used; the message names the sample.
+        """
+        item = named.item
+        try:
+            images = [open_image(item.image, named.name)] if item.image is not None else []
+            return self.processor.process_item(item.text, images, self.max_len)
+        except InputError as error:
+            raise _named(error, named.name) from error
+
+    def chunk(self, items: Sequence[ProcessedItem], names: Sequence[str] = ()) -> Chunk:
+        """One engine call for some items."""
+        inputs: dict[str, Any] = collate_items(items, self.processor.pad_token_id)
+        # The vision layout is computed on the host: on the device every call would wait for it.
+        image_sizes = inputs.pop("image_sizes")
+        has_image = inputs["pixel_values"] is not None
+        if has_image:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.pixel_dtype)
+        return Chunk(inputs, len(items), has_image, {"image_sizes": image_sizes}, tuple(names))
+
+    def padding_chunk(self) -> Chunk:
+        """The smallest chunk: what a rank runs, with weight zero, where others have more chunks."""
+        return self.chunk([self.processor.process_item("", [], self.max_len)])
+
+
+def _named(error: InputError, name: str) -> InputError:
+    return error if name in str(error) else InputError(f"{name}: {error}")

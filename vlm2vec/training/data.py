@@ -1,0 +1,88 @@
+"""From a run's arguments to its data: which subsets, in what order, the same on every rank."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from vlm2vec.batches import GlobalOrder, Mixture
+from vlm2vec.errors import InputError
+from vlm2vec.shards import ShardSet
+from vlm2vec.training.arguments import RunArguments
+
+
+def chosen_subsets(arguments: RunArguments) -> list[str] | None:
+    """The subsets to open; None for all."""
+    names = arguments.data.subset_name
+    return None if names == ["all"] else names
+
+
+def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:
+    """The order in which the shards' samples come."""
+    data = arguments.data
+    mixture = Mixture(
+        unit=data.homogeneous_batch_size,
+        weights=_weights(data.mixture_weights) if data.mixture_weights else None,
+        temperature=data.mixture_temperature,
+        max_samples=data.num_sample_per_subset,
+        first_samples=data.first_n,
+        order=data.order,
+        distinct_positives=data.no_duplicate_positives,
+    )
+    return GlobalOrder(
+        shards.num_samples,
+        arguments.global_batch_size(num_ranks),
+        arguments.training.seed,
+        mixture,
+        (lambda name: shards.columns(name)["positive_hash"]) if mixture.distinct_positives else None,
+    )
+
+
+def _weights(words: Sequence[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            raise InputError(f"--mixture_weights {word}: expected SUBSET=WEIGHT, such as NIGHTS=2") from None
+        if name in weights:
+            raise InputError(f"--mixture_weights {name}: given twice")
+        weights[name] = weight
+    return weights
+
+
+def compare_data(shards: ShardSet, order: GlobalOrder, device: torch.device) -> None:
+    """Stops all ranks, before anything runs, if they do not hold the same data in the same order (a collective).
+
+    Raises:
+        InputError: The manifest or the order of a rank differs; the message names the rank.
+    """
+    digest = hashlib.sha256(f"{shards.fingerprint} {order.digest}".encode()).digest()
+    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device)
+    everyone = own.new_empty((dist.get_world_size(), len(own)))
+    dist.all_gather_into_tensor(everyone.view(-1), own)
+    strangers = (everyone != everyone[0]).any(dim=1).nonzero().flatten().tolist()
+    if strangers:
+        raise InputError(
+            f"rank(s) {', '.join(map(str, strangers))} and rank 0 hold different shards or flags: --dataset_name must "
+            "have the same manifest.json on every node, and every rank the same flags"
+        )
+
+
+def fingerprints(shards: ShardSet, order: GlobalOrder) -> dict[str, str]:
+    """What the data of a run are: the same values are the same samples in the same order."""
+    return {"shards": shards.fingerprint, "order": order.digest}
+
+
+def order_remarks(order: GlobalOrder) -> str:
+    """What an epoch does not deliver."""
+    remarks = []
+    if order.covers_each_sample_once and order.remainder:
+        remarks.append(f"an epoch leaves out {order.remainder:,} pairs, other ones each time")
+    if order.mixture.distinct_positives:
+        remarks.append(f"{order.duplicate_targets(0):,} pairs of epoch 0 share a target with one of their batch")
+    return "".join(f" | {remark}" for remark in remarks)
