@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import deepspeed
+import deepspeed.runtime.zero.muon.muon_optimizer  # compiles something when it is imported, for seconds
+import peft
 import torch
 import transformers
 from torch.utils import tensorboard
@@ -18,7 +21,8 @@ from vlm2vec.batches import TrainingBatch, TrainingBatches
 from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.engine import close_ranks, initialize_ranks
 
-PRELOADED = (deepspeed, torch, transformers, tensorboard)
+# What a run imports on its way; a forked rank finds it there.
+PRELOADED = (deepspeed, peft, torch, transformers, tensorboard)
 
 
 class NotingBatches(TrainingBatches):
@@ -41,6 +45,7 @@ class NotingBatches(TrainingBatches):
 def main(rank: int, num_ranks: int, port: int, flags: list[str], output: Path) -> None:
     """Trains as one rank, in a process group of its own."""
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a rank that was not forked itself
     log = os.open(output / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
