@@ -83,7 +83,8 @@ def run(arguments: RunArguments, device: torch.device) -> int:
         # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
         autocast_dtype=compute_dtype if arguments.model.lora and arguments.model.bf16 else None,
     )
-    sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs)
+    kept_before = point.kept_graphs(arguments) if point else None
+    sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
     meter = StepMeter(shards.subsets, device)
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
     first_step = start_of_run(point, arguments, engine, temperature, meter)
@@ -96,7 +97,7 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     checkpoints = Checkpoints(
         output_dir,
         encoder.save_configuration,
-        lambda step: run_record(step, arguments, engine, shards, order, temperature, bad_samples),
+        lambda step: run_record(step, arguments, engine, shards, order, temperature, bad_samples, sizes.keep_graphs),
         exclude_frozen=arguments.model.lora,
         total_limit=training.save_total_limit,
         last_step=first_step,

@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.launcher import REPOSITORY, environment, free_port
+from tests.distributed.launcher import REPOSITORY, free_port
+from tests.distributed.launcher import environment as ranks_environment
 from tests.distributed.states import differences
+from vlm2vec.training.state_files import environment
 
 RANKS, STEPS, BATCH = 2, 7, 8
 # The ZeRO stage and what else differs; loader workers run in all.
@@ -75,12 +77,12 @@ class Chaos:
         self._model, self._shards, self._root = model, shards, root
         self._random = random.Random(seed)
         # Ranks are forked from a process that has imported everything: that is most of the time of a start.
-        os.environ.update(environment())
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.distributed.chaos_rank"])
         self._seconds: dict[str, float] = {}
         warm_up = self._context.Process(target=int)  # the first start pays for the imports
-        warm_up.start()
+        with environment(**ranks_environment()):
+            warm_up.start()
         warm_up.join()
 
     def trial(self, name: str, number: int, moments: Sequence[str]) -> Trial:

@@ -17,11 +17,9 @@ TOLERANCE = 1e-6
 # By name: ranks and ZeRO stage of the first steps, and of the others.
 MOVES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "2 to 1 ranks, ZeRO-2": ((2, 2), (1, 2)),
-    "2 to 1 ranks, ZeRO-3": ((2, 3), (1, 3)),
     "ZeRO-2 to 3": ((2, 2), (2, 3)),
     "ZeRO-3 to 2": ((2, 3), (2, 2)),
     "2 to 4 ranks, ZeRO-2 to 3": ((2, 2), (4, 3)),
-    "4 to 2 ranks, ZeRO-3 to 1": ((4, 3), (2, 1)),
     "4 to 2 ranks, ZeRO-3": ((4, 3), (2, 3)),
 }
 

@@ -132,6 +132,15 @@ def test_what_does_not_change_the_result_may_change(tmp_path: Path) -> None:
     assert set(argument_defaults()) >= CHANGE_NOTHING
 
 
+def test_kept_graphs_are_not_measured_again(tmp_path: Path) -> None:
+    """What was free on the device is not what is free now; another number would change the sum's rounding."""
+    write_checkpoint(tmp_path, 2, keep_graphs=3)
+    found = point(tmp_path, "--resume", "auto")[0]
+    assert found.kept_graphs(arguments(tmp_path)) == 3
+    assert found.kept_graphs(arguments(tmp_path, "--chunk_tokens", "9")) is None
+    assert point(tmp_path, "--resume", "auto", cluster=Cluster(1, 2))[0].kept_graphs(arguments(tmp_path)) is None
+
+
 def test_a_batch_a_device_on_other_ranks_is_another_batch(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 2)
     record = read_whole(tmp_path / "checkpoint-2")

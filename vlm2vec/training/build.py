@@ -59,7 +59,11 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
 
 
 def chunk_sizes(
-    arguments: RunArguments, engine: Any, encode: Callable[[Any, dict[str, Any]], Tensor], inputs: ItemEncoderInputs
+    arguments: RunArguments,
+    engine: Any,
+    encode: Callable[[Any, dict[str, Any]], Tensor],
+    inputs: ItemEncoderInputs,
+    kept_before: int | None = None,
 ) -> ChunkSizes:
     """How items become chunks; `auto` and absent values are decided here, by a look at the device's memory.
 
@@ -68,6 +72,7 @@ def chunk_sizes(
         engine: The DeepSpeed engine.
         encode: One engine call, `CachedStep.model_call`.
         inputs: Makes the chunk that is measured.
+        kept_before: What `--keep_graphs auto` was before a resume on the same ranks with the same chunks.
     """
     training = arguments.training
     chunk_tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
@@ -83,6 +88,8 @@ def chunk_sizes(
             )
     elif not can_keep_graphs(engine):
         keep_graphs = 0
+    elif kept_before is not None:
+        keep_graphs = kept_before
     elif engine.device.type == "cpu":
         keep_graphs = 1  # a process's memory on the host says nothing about its tensors
     else:
@@ -149,6 +156,7 @@ def run_record(
     order: GlobalOrder,
     temperature: LearnedTemperature | None,
     bad_samples: BadSamples,
+    keep_graphs: int,
 ) -> RunRecord:
     """What the checkpoint after `step` steps says of its run."""
     return RunRecord(
@@ -160,6 +168,7 @@ def run_record(
         data=fingerprints(shards, order),
         temperature=temperature.state_dict() if temperature is not None else None,
         bad_samples=bad_samples.record,
+        keep_graphs=keep_graphs,
     )
 
 

@@ -32,6 +32,7 @@ class RunRecord:
         data: Fingerprint of the shards and digest of the order.
         temperature: State of a learned temperature.
         bad_samples: Samples that were replaced so far, as `BadSamples.record` gives them.
+        keep_graphs: How many graphs a step kept: `--keep_graphs auto` measures, and the sum's order depends on it.
         files: Size in bytes of every other file of the checkpoint, by its path in it. The record is written last, so
             a checkpoint that holds these files is whole.
     """
@@ -44,6 +45,7 @@ class RunRecord:
     data: Mapping[str, str]
     temperature: Mapping[str, float] | None = None
     bad_samples: Sequence[Mapping[str, Any]] = ()
+    keep_graphs: int | None = None
     files: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:

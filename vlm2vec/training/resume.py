@@ -16,6 +16,7 @@ from vlm2vec.training.evaluation_arguments import EvaluationArguments
 from vlm2vec.training.record import RunRecord, checkpoints_of, find_checkpoint, read_whole
 
 AUTO, NONE = "auto", "none"
+_CHUNKS = ("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size")
 # Arguments that a resumed run may have otherwise: they say where and how fast it runs, not what it computes (up to
 # rounding; with dropout, other chunks or ranks draw other masks). The data's own fingerprint is compared instead of
 # its folder's name. What is not listed here, a new argument too, must be as it was.
@@ -23,8 +24,8 @@ CHANGE_NOTHING = frozenset(
     {
         *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir"),
         *("attn_implementation", "gradient_checkpointing"),
-        *("dataloader_num_workers", "collective_timeout"),
-        *("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size"),
+        *("dataloader_num_workers", "max_bad_samples", "collective_timeout"),
+        *_CHUNKS,
         *("loss_block_rows", "grad_cache"),
         *("logging_steps", "save_steps", "save_total_limit"),
         *(argument.name for argument in dataclasses.fields(EvaluationArguments)),
@@ -48,6 +49,12 @@ class ResumePoint:
     checkpoint: Path
     record: RunRecord
     is_elastic: bool
+
+    def kept_graphs(self, arguments: RunArguments) -> int | None:
+        """How many graphs a step kept, if ranks and chunks are as they were."""
+        before, now = self.record.arguments, arguments.as_dict()
+        is_same = not self.is_elastic and all(before.get(name) == now[name] for name in _CHUNKS)
+        return self.record.keep_graphs if is_same else None
 
 
 @dataclass(frozen=True)
