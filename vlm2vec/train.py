@@ -16,7 +16,6 @@ import torch.distributed as dist
 from vlm2vec.batches import BatchReader, ItemEncoderInputs, PlanSource, TrainingBatches
 from vlm2vec.contrastive import CachedStep
 from vlm2vec.errors import run_program
-from vlm2vec.shards import ShardSet
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
@@ -29,7 +28,7 @@ from vlm2vec.training.build import (
     summary,
 )
 from vlm2vec.training.checkpoint import Checkpoints
-from vlm2vec.training.data import chosen_subsets, compare_data, fingerprints, global_order
+from vlm2vec.training.data import compare_data, fingerprints, global_order, open_shards
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.loop import train
@@ -58,7 +57,7 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     """
     num_ranks, training = dist.get_world_size(), arguments.training
     output_dir = Path(training.output_dir)
-    shards = ShardSet.open(arguments.data.dataset_name, chosen_subsets(arguments))
+    shards = open_shards(arguments)
     order = global_order(arguments, shards, num_ranks)
     compare_data(shards, order, device)
     cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))

@@ -17,7 +17,7 @@ import pytest
 from vlm2vec.errors import InputError
 from vlm2vec.images import read_header
 from vlm2vec.mmeb import MINI_MMEB
-from vlm2vec.shards import Item, Sample, ShardSet, content_hash, reader
+from vlm2vec.shards import Item, Sample, ShardSet, content_hash, storage
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.schema import INDEX_SCHEMA, READING_COLUMNS
 
@@ -106,7 +106,7 @@ def test_positions_out_of_range(mini_shards_dir: Path) -> None:
 
 
 def test_few_files_stay_open(mini_shards_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_OPEN_TARS", 3)
+    monkeypatch.setattr(storage, "MAX_OPEN_TARS", 3)
     shards = ShardSet.open(mini_shards_dir)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):

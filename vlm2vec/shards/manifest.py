@@ -112,7 +112,20 @@ class Manifest:
                 are missing or wrong, or a content that does not fit the fingerprint.
         """
         path = root / MANIFEST_NAME
-        content = _read_json(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise no_manifest(str(path), error) from error
+        return Manifest.parse(content, str(path))
+
+    @staticmethod
+    def parse(data: bytes, path: str) -> Manifest:
+        """The manifest in a file's content; `path` is what messages call it.
+
+        Raises:
+            InputError: as `read`.
+        """
+        content = _parse_json(data, path)
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
             raise InputError(f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert again")
@@ -135,12 +148,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def no_manifest(path: str, error: OSError) -> InputError:
+    """What to say when the file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: no manifest; is the conversion (data_prep.convert) complete?")
+    return InputError(f"{path}: cannot read the manifest ({error.strerror or error})")
+
+
+def _parse_json(data: bytes, path: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no manifest; is the conversion (data_prep.convert) complete?") from error
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot read the manifest ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a manifest")

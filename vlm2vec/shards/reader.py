@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
-import json
-import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vlm2vec.errors import InputError
-from vlm2vec.shards.index import Columns, read_index
-from vlm2vec.shards.manifest import Manifest
-from vlm2vec.shards.schema import (
-    IMAGE_MEMBER_PREFIX,
-    JSON_MEMBER,
-    NEGATIVE,
-    POSITIVE,
-    QUERY,
-    Item,
-    Sample,
-    sample_key,
-)
-
-# A thousand shards must not exhaust a worker's file descriptors (often 1,024 a process).
-MAX_OPEN_TARS = 64
-BLOCK_BYTES = 512  # a tar's unit
+from vlm2vec.shards.index import Columns, parse_index
+from vlm2vec.shards.manifest import Manifest, ShardRecord, no_manifest
+from vlm2vec.shards.parsing import parse_sample
+from vlm2vec.shards.remote import Cache, RemoteFiles, is_url
+from vlm2vec.shards.schema import MANIFEST_NAME, Sample, sample_key
+from vlm2vec.shards.storage import LocalFiles, Storage
 
 
 class DamagedSampleError(InputError):
@@ -40,9 +29,7 @@ class DamagedSampleError(InputError):
 
 
 class ShardSet:
-    """A converted data set, or some of its subsets.
-
-    Can be forked (reads are positioned, so processes may share descriptors) and pickled (a copy opens its own files).
+    """A converted data set, or some of its subsets. Can be forked, and pickled (a copy loads its own indexes).
 
     Attributes:
         subsets: the chosen subsets, in the order asked for, or the manifest's order.
@@ -50,31 +37,38 @@ class ShardSet:
         fingerprint: the manifest's: the same fingerprint is the same data.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, subsets: tuple[str, ...]) -> None:
-        self._root, self._manifest = root, manifest
+    def __init__(self, storage: Storage, manifest: Manifest, subsets: tuple[str, ...], block_samples: int) -> None:
+        self._storage, self._manifest, self._block_samples = storage, manifest, block_samples
         self.subsets = subsets
         self.num_samples = {name: manifest.subsets[name].num_samples for name in subsets}
         self.fingerprint = manifest.fingerprint
         self._loaded: dict[str, _Subset] = {}
-        self._open_tar = _tar_cache()
 
     @staticmethod
-    def open(path: str | Path, subsets: Sequence[str] | None = None) -> ShardSet:
+    def open(
+        path: str | Path, subsets: Sequence[str] | None = None, block_samples: int = 1, cache: Cache | None = None
+    ) -> ShardSet:
         """Opens a converter's output folder and checks that every file of the chosen subsets is there.
+
+        Args:
+            path: the folder, or its URL (http://, s3://, whatever fsspec reads).
+            subsets: the subsets to open; all if None.
+            block_samples: from a URL, read so many neighbours in one piece.
+            cache: where pieces from a URL are kept; `Cache()` if None.
 
         Raises:
             InputError: no or a damaged manifest, another schema version, an unknown or repeated subset, a tar that
                 is missing or has another size than the manifest says, a missing or damaged index.
         """
-        root = Path(path)
-        manifest = Manifest.read(root)
+        storage: Storage = RemoteFiles(str(path), cache or Cache()) if is_url(path) else LocalFiles(Path(path))
+        manifest = _manifest(storage)
         names = tuple(manifest.subsets) if subsets is None else tuple(subsets)
         for name in names:
             if name not in manifest.subsets:
-                raise InputError(f"{root}: no subset {name}; there are {', '.join(manifest.subsets)}")
+                raise InputError(f"{path}: no subset {name}; there are {', '.join(manifest.subsets)}")
             if names.count(name) > 1:
-                raise InputError(f"{root}: subset {name} is asked for twice")
-        shard_set = ShardSet(root, manifest, names)
+                raise InputError(f"{path}: subset {name} is asked for twice")
+        shard_set = ShardSet(storage, manifest, names, block_samples)
         for name in names:
             shard_set._check_tars(name)
             shard_set._subset(name)
@@ -96,112 +90,96 @@ class ShardSet:
         loaded = self._subset(subset)
         offset, size, crc32, row = (int(loaded.columns[name][position]) for name in ("offset", "size", "crc32", "row"))
         key = sample_key(subset, row)
-        path = loaded.tars[bisect.bisect_right(loaded.ends, position)]
+        shard = bisect.bisect_right(loaded.ends, position)
+        record = self._manifest.subsets[subset].shards[shard]
+        tar = f"{subset}/{record.name}.tar"
+        path = self._storage.place(tar)
         try:
-            span = os.pread(self._open_tar(path).descriptor, size, offset)
+            span = self._storage.read(tar, offset, size, self._block(loaded, shard, position), record.sha256[:16])
         except OSError as error:
-            raise DamagedSampleError(f"{path}: cannot read sample {key} ({error.strerror})") from error
+            raise DamagedSampleError(f"{path}: cannot read sample {key} ({error.strerror or error})") from error
         if len(span) != size or zlib.crc32(span) != crc32:
             raise DamagedSampleError(f"{path}: sample {key} is damaged (checksum); convert the shard again")
         try:
-            return _parse_sample(span, key, subset, row)
+            return parse_sample(span, key, subset, row)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedSampleError(f"{path}: sample {key} does not fit the shard's index; convert again") from error
 
     def read_many(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Sample | DamagedSampleError]:
         """Reads samples by (subset, position); in the place of a damaged one stands what is wrong with it."""
-        samples: dict[tuple[str, int], Sample | DamagedSampleError] = {}
-        for place in places:
-            try:
-                samples[place] = self.read(*place)
-            except DamagedSampleError as error:
-                samples[place] = error
-        return samples
+        places = list(places)
+        readers = min(self._storage.num_readers, len(places))
+        if readers <= 1:
+            return dict(zip(places, map(self._read_or_error, places), strict=True))
+        with ThreadPoolExecutor(readers) as pool:
+            return dict(zip(places, pool.map(self._read_or_error, places), strict=True))
+
+    def _read_or_error(self, place: tuple[str, int]) -> Sample | DamagedSampleError:
+        try:
+            return self.read(*place)
+        except DamagedSampleError as error:
+            return error
+
+    def _block(self, loaded: _Subset, shard: int, position: int) -> tuple[int, int]:
+        """Start and end in the tar of the samples that are read together with this one."""
+        first = position - position % self._block_samples
+        last = min(first + self._block_samples, loaded.ends[shard]) - 1
+        first = max(first, loaded.ends[shard - 1] if shard else 0)
+        return int(loaded.columns["offset"][first]), int(loaded.columns["offset"][last] + loaded.columns["size"][last])
 
     def _subset(self, name: str) -> _Subset:
         """A subset's index, loaded at first use: a copy in a worker loads what it reads."""
         if name not in self._loaded:
-            folder, shards = self._root / name, self._manifest.subsets[name].shards
-            parts = [
-                read_index(folder / f"{shard.name}.parquet", shard.num_samples, shard.index_sha256) for shard in shards
-            ]
-            columns = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
-            for column in columns.values():
-                column.setflags(write=False)
-            self._loaded[name] = _Subset(
-                columns=MappingProxyType(columns),
-                tars=tuple(str(folder / f"{shard.name}.tar") for shard in shards),
-                ends=tuple(itertools.accumulate(shard.num_samples for shard in shards)),
-            )
+            shards = self._manifest.subsets[name].shards
+            ends = tuple(itertools.accumulate(shard.num_samples for shard in shards))
+            columns: dict[str, npt.NDArray[Any]] = {}
+            for part, end in zip(map(self._index, itertools.repeat(name), shards), ends, strict=False):
+                for column, values in part.items():
+                    # Filled shard by shard: parts and whole would take twice the memory.
+                    whole = columns.setdefault(column, np.empty(ends[-1], dtype=values.dtype))
+                    whole[end - len(values) : end] = values
+            for values in columns.values():
+                values.setflags(write=False)
+            self._loaded[name] = _Subset(MappingProxyType(columns), ends)
         return self._loaded[name]
+
+    def _index(self, subset: str, shard: ShardRecord) -> dict[str, npt.NDArray[Any]]:
+        name = f"{subset}/{shard.name}.parquet"
+        path = self._storage.place(name)
+        try:
+            content = self._storage.content(name)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{path}: cannot read the shard's index ({reason}); convert again") from error
+        return parse_index(content, path, shard.num_samples, shard.index_sha256)
 
     def _check_tars(self, subset: str) -> None:
         for shard in self._manifest.subsets[subset].shards:
-            path = self._root / subset / f"{shard.name}.tar"
+            name = f"{subset}/{shard.name}.tar"
+            path = self._storage.place(name)
             try:
-                size = path.stat().st_size
+                size = self._storage.size(name)
             except OSError as error:
                 raise InputError(f"{path}: missing shard ({error.strerror}); copy it again or convert again") from error
-            if size != shard.bytes:
+            if size is not None and size != shard.bytes:
                 raise InputError(f"{path}: {size} bytes, the manifest says {shard.bytes}; copy it or convert again")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self._root, "manifest": self._manifest, "subsets": self.subsets}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["root"], state["manifest"], state["subsets"])  # type: ignore[misc]
+        return {**self.__dict__, "_loaded": {}}
 
 
 @dataclass(frozen=True)
 class _Subset:
-    """A subset's index columns, its tars, and for each tar the position after its last sample."""
+    """A subset's index columns, and for each tar the position after its last sample."""
 
     columns: Columns
-    tars: tuple[str, ...]
     ends: tuple[int, ...]
 
 
-class _OpenTar:
-    """A descriptor that closes when the last user lets go, so that no read can hit a closed or reused one."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-def _tar_cache() -> Callable[[str], _OpenTar]:
-    return functools.lru_cache(maxsize=MAX_OPEN_TARS)(_OpenTar)
-
-
-def _parse_sample(span: bytes, key: str, subset: str, row: int) -> Sample:
-    members = _members(span, key)
-    record = json.loads(members[JSON_MEMBER])
-    images = {name.partition(".")[0]: data for name, data in members.items() if name != JSON_MEMBER}
-
-    def item(side: str) -> Item:
-        return Item(record[side]["text"], images.get(IMAGE_MEMBER_PREFIX[side]))
-
-    negative = None if record[NEGATIVE] is None else item(NEGATIVE)
-    return Sample(key, subset, row, item(QUERY), item(POSITIVE), negative)
-
-
-def _members(span: bytes, key: str) -> dict[str, bytes]:
-    """The members of one sample, by what follows the key: "json", "qry.jpg", ...
-
-    Two fields of each USTAR header are all it takes, the checksum having vouched for the bytes: `tarfile` parses all
-    sixteen and costs more than the read, the checksum and the JSON together.
-    """
-    members: dict[str, bytes] = {}
-    offset = 0
-    while offset < len(span):
-        prefix, _, suffix = span[offset : offset + 100].rstrip(b"\0").decode("ascii").partition(".")
-        if prefix != key:
-            raise ValueError(f"{prefix} instead of {key}")
-        size = int(span[offset + 124 : offset + 135], 8)
-        start = offset + BLOCK_BYTES
-        members[suffix] = span[start : start + size]
-        offset = start + -(-size // BLOCK_BYTES) * BLOCK_BYTES
-    return members
+def _manifest(storage: Storage) -> Manifest:
+    path = storage.place(MANIFEST_NAME)
+    try:
+        content = storage.content(MANIFEST_NAME)
+    except OSError as error:
+        raise no_manifest(path, error) from error
+    return Manifest.parse(content, path)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from vlm2vec.batches import GlobalOrder, Mixture
+from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
-from vlm2vec.shards import ShardSet
+from vlm2vec.shards import Cache, ShardSet
 from vlm2vec.training.arguments import RunArguments
 
 
-def chosen_subsets(arguments: RunArguments) -> list[str] | None:
-    """The subsets to open; None for all."""
-    names = arguments.data.subset_name
-    return None if names == ["all"] else names
+def open_shards(arguments: RunArguments) -> ShardSet:
+    """The shards that the arguments name."""
+    data = arguments.data
+    folder = {} if data.cache_dir is None else {"folder": Path(data.cache_dir)}
+    return ShardSet.open(
+        data.dataset_name,
+        None if data.subset_name == ["all"] else data.subset_name,
+        block_samples=BLOCK_SAMPLES if data.order == BLOCK else 1,
+        cache=Cache(max_bytes=round(data.cache_gb * 1e9), **folder),
+    )
 
 
 def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:

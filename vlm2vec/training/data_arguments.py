@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlm2vec.batches.mixture import BLOCK, ORDERS
+from vlm2vec.shards import is_url
 from vlm2vec.training.options import option
 
 
@@ -12,7 +13,7 @@ from vlm2vec.training.options import option
 class DataArguments:
     """The shards."""
 
-    dataset_name: str = field(metadata={"help": "Folder of shards, as data_prep.convert writes it."})
+    dataset_name: str = field(metadata={"help": "Folder of shards, as data_prep.convert writes it, or its URL."})
     subset_name: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={"help": "Subsets to train on; 'all' takes every subset of the shards."},
@@ -35,6 +36,10 @@ class DataArguments:
     order: str = option(
         "random", "'random' over each subset, or 'block': in blocks read in one piece, for shards behind http or S3."
     )
+    cache_dir: str | None = option(
+        None, "Local folder for pieces of shards behind a URL, shared by a node's ranks; a temporary one if not given."
+    )
+    cache_gb: float = option(50.0, "The oldest pieces of shards behind a URL go when there are more gigabytes.")
     max_bad_samples: int = option(
         10, "Samples found unreadable are replaced by others of their subset and reported; more than this end the run."
     )
@@ -56,6 +61,11 @@ def data_refusals(data: DataArguments) -> list[tuple[bool, str]]:
             "--mixture_weights and --mixture_temperature exclude each other: give one",
         ),
         (data.homogeneous_batch_size < 1, "--homogeneous_batch_size: must be at least 1"),
+        (
+            (data.cache_dir is not None or data.cache_gb != 50.0) and not is_url(data.dataset_name),
+            "--cache_dir, --cache_gb: no effect on shards in a folder, only on those behind a URL",
+        ),
+        (data.cache_gb <= 0, f"--cache_gb {data.cache_gb}: must be positive"),
         (data.max_bad_samples < 0, f"--max_bad_samples {data.max_bad_samples}: must be at least 0"),
         (data.order not in ORDERS, f"--order {data.order}: must be one of {', '.join(ORDERS)}"),
         (
