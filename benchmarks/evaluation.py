@@ -34,7 +34,8 @@ def speed(root: Path) -> None:
 
     CPU seconds count worker processes too and, unlike seconds, do not see what else the machine does.
     """
-    dataset, model = build_miniature(root)
+    with redirect_stdout(sys.stderr):
+        dataset, model = build_miniature(root)
     data, _ = read_data(str(dataset), ["all"])
     entries = sum(len(rows.queries) + len(rows.candidates) for rows in data.datasets)
     sets = sum(len(np.unique(rows.queries)) + len(np.unique(rows.candidates)) for rows in data.datasets)
