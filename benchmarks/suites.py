@@ -74,7 +74,7 @@ SUITES = {
         "An evaluation of MMEB-eval's size",
         "benchmarks.evaluation_size",
         "36 datasets of 1,000 queries, 29.5 million candidates, 91,532 distinct items, 400 pictures under different "
-        "texts, the miniature's model.",
+        "texts, the miniature's model. Memory is that of the program without its two decoding workers.",
         limit_seconds=2400,
         is_long=True,
     ),
