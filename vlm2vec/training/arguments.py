@@ -140,8 +140,8 @@ class _Parser(OneLineErrors, HfArgumentParser):
     pass
 
 
-def parse_arguments(argv: Sequence[str]) -> RunArguments:
-    """Parses flags; `--config FILE.yaml` supplies what the flags do not say.
+def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = ()) -> RunArguments:
+    """Parses flags; `--config FILE.yaml` supplies what the flags do not say, `defaults` what neither says.
 
     Raises:
         InputError: An unknown flag or key, a wrong type, a refused combination; the message names the remedy.
@@ -152,7 +152,7 @@ def parse_arguments(argv: Sequence[str]) -> RunArguments:
     known = {action.dest for action in parser._actions} - {"help", "config"}
     recipe = _recipe_flags(_config_path(argv), known)
     *groups, rest = parser.parse_args_into_dataclasses(
-        [*recipe, *argv], return_remaining_strings=True, look_for_args_file=False
+        [*defaults, *recipe, *argv], return_remaining_strings=True, look_for_args_file=False
     )
     if rest:
         raise InputError(f"unknown flag {rest[0]} (--help lists all flags)")

@@ -41,6 +41,12 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
         dtype=dtype,
         attn_implementation=model.attn_implementation,
     )
+    return prepare_encoder(encoder, arguments, model.gradient_checkpointing)
+
+
+def prepare_encoder(encoder: VLM2Vec, arguments: RunArguments, gradient_checkpointing: bool) -> VLM2Vec:
+    """Adapter, frozen parts, gradient checkpointing: makes an encoder the one that is trained."""
+    model = arguments.model
     if model.lora:
         encoder.add_lora(
             LoraSettings(
@@ -53,7 +59,7 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
             )
         )
     encoder.freeze(vision_tower=model.freeze_vision_tower, projector=model.freeze_projector)
-    if model.gradient_checkpointing:
+    if gradient_checkpointing:
         encoder.gradient_checkpointing_enable()
     return encoder.train()
 

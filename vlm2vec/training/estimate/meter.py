@@ -1,0 +1,76 @@
+"""Counts what operators do, on any device, the meta device included: bytes of living tensors, their peak, FLOPs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+
+class TensorMeter(TorchDispatchMode):
+    """While it is entered, follows every storage that an operator returns until it is freed.
+
+    What a caching allocator rounds up, what libraries take for themselves and workspaces inside an operator are not
+    seen. Tensors made before do not count unless they are handed to `count`.
+
+    Args:
+        device_type: Count tensors there only, such as "meta" or "cpu".
+
+    Attributes:
+        alive: Bytes of the storages that live now.
+        peak: The most that lived at a time since `reset_peak`.
+        flops: Of matrix products, convolutions and attention since the beginning, by torch's own formulas.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()
+        self.device_type = device_type
+        self.alive = self.peak = self.flops = 0
+        self._sizes: dict[int, int] = {}
+
+    def count(self, tensors: Iterable[Tensor]) -> None:
+        """Counts storages that were there before."""
+        for tensor in tensors:
+            self._follow(tensor)
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Does not count these storages, whoever returns a view of them."""
+        for tensor in tensors:
+            self._follow(tensor, counts=False)
+
+    def reset_peak(self) -> None:
+        """Forgets earlier peaks."""
+        self.peak = self.alive
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one operator and looks at what it returned."""
+        result = func(*args, **(kwargs or {}))
+        flops_of = flop_registry.get(func._overloadpacket)
+        if flops_of is not None:
+            self.flops += int(flops_of(*args, **(kwargs or {}), out_val=result))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf)
+        return result
+
+    def _follow(self, tensor: Tensor, counts: bool = True) -> None:
+        if tensor.device.type != self.device_type:
+            return
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._sizes:
+            return
+        size = storage.nbytes() if counts else 0
+        self._sizes[storage._cdata] = size
+        weakref.finalize(storage, self._freed, storage._cdata)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+    def _freed(self, key: int) -> None:
+        self.alive -= self._sizes.pop(key)

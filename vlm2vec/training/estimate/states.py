@@ -1,0 +1,168 @@
+"""What DeepSpeed holds on a rank beside activations: weights, gradients, optimizer, its buffers. DeepSpeed 0.19.8.
+
+Compared with the tensors that live engines hold in tests/distributed/test_estimate.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+# AdamW's two moments and the master weights, float32 each.
+_OPTIMIZER_BYTES = 12
+_FLOAT32 = 4
+_BFLOAT16 = 2
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of a model.
+
+    Attributes:
+        total: All of them.
+        trainable: Those that are trained.
+        language: Those that every item needs.
+        vision: Those that pictures need besides; the rest, CLIP's last layer, never runs.
+        largest: Elements of the largest parameter that is trained.
+        trainable_bytes: Bytes of a trained weight in the engine: 2 (bfloat16, master weights beside it) or 4.
+        frozen_bytes: Bytes of another weight.
+    """
+
+    total: int
+    trainable: int
+    language: int
+    vision: int
+    largest: int
+    trainable_bytes: int
+    frozen_bytes: int
+
+    @property
+    def in_float32(self) -> bool:
+        """Whether trained weights are float32: chunks' gradients then add up in them and are reduced once a step."""
+        return self.trainable_bytes == _FLOAT32
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all weights."""
+        return self.trainable * self.trainable_bytes + (self.total - self.trainable) * self.frozen_bytes
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """What of a DeepSpeed configuration decides about memory and traffic; counts are in elements.
+
+    Attributes:
+        stage: 1, 2 or 3.
+        offload_optimizer: Master weights, moments and reduced gradients lie in host memory.
+        offload_param: Weights lie in host memory (stage 3).
+        reduce_bucket: Gradients reduced at a time.
+        num_buckets: Buckets that exist at a time.
+        max_live: Parameters of stage 3 that stay gathered at most.
+        prefetch: Parameters of stage 3 that are gathered ahead.
+        sub_group: Parameters of stage 3 that are updated at a time.
+    """
+
+    stage: int
+    offload_optimizer: bool
+    offload_param: bool
+    reduce_bucket: int
+    num_buckets: int
+    max_live: int
+    prefetch: int
+    sub_group: int
+
+    @classmethod
+    def read(cls, zero_optimization: dict[str, Any]) -> ZeroSettings:
+        """From the configuration's section; what it does not say is DeepSpeed's default."""
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        zero = DeepSpeedZeroConfig(**zero_optimization)
+
+        def offloads(settings: Any) -> bool:
+            return settings is not None and settings.device != "none"
+
+        return cls(
+            stage=int(zero.stage),
+            offload_optimizer=offloads(zero.offload_optimizer),
+            offload_param=offloads(zero.offload_param),
+            reduce_bucket=int(zero.reduce_bucket_size),
+            num_buckets=(2 if zero.overlap_comm else 1) if zero.contiguous_gradients else 0,
+            max_live=int(zero.max_live_parameters),
+            prefetch=int(zero.prefetch_bucket_size),
+            sub_group=int(zero.sub_group_size),
+        )
+
+    @property
+    def name(self) -> str:
+        """As people say it."""
+        host = [what for what, moved in (("optimizer", self.offload_optimizer), ("weights", self.offload_param)) if moved]
+        return f"ZeRO-{self.stage}" + (f", {' and '.join(host)} on host" if host else "")
+
+    def variants(self) -> list[ZeroSettings]:
+        """These settings, and beside them the other stages and offloads with the same buckets."""
+        others = [(1, False, False), (2, False, False), (2, True, False), (3, False, False), (3, True, True)]
+        made = [
+            replace(self, stage=stage, offload_optimizer=optimizer, offload_param=param)
+            for stage, optimizer, param in others
+        ]
+        return made if self in made else [self, *made]
+
+
+@dataclass(frozen=True)
+class StateMemory:
+    """Bytes of one rank.
+
+    Attributes:
+        weights: The parameters as the engine holds them between calls.
+        gradients: While chunks run backward.
+        optimizer: Master weights and moments.
+        buffers: While chunks run: what is gathered, waits to be reduced, or is being reduced.
+        reduction: On top after the last chunk, when activations are gone: reducing and updating.
+        host: In host memory.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    reduction: float
+    host: float
+
+
+def state_memory(size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory:
+    """What one rank of `num_ranks` holds."""
+    trained, shard = size.trainable, size.trainable / num_ranks
+    in_reduction = max(min(zero.reduce_bucket, trained), size.largest)
+    optimizer = _OPTIMIZER_BYTES * shard
+    weights = float(size.weight_bytes)
+    host = 0.0
+    if size.in_float32:
+        gradients = float(_FLOAT32 * trained)  # whole on every rank until they are reduced once
+        buffers = 0.0
+        reduction = _FLOAT32 * (zero.num_buckets * zero.reduce_bucket + shard)
+    elif zero.stage == 1:
+        # DeepSpeed's BF16_Optimizer: float32 sums of all gradients beside the chunk's own in bfloat16.
+        gradients = float((_FLOAT32 + _BFLOAT16) * trained)
+        buffers = reduction = 0.0
+    else:
+        gradients = _FLOAT32 * shard
+        buffers = float(_BFLOAT16 * zero.num_buckets * zero.reduce_bucket + _FLOAT32 * in_reduction)
+        reduction = 0.0
+    if zero.stage == 3:
+        weights /= num_ranks
+        live = min(size.total, zero.max_live + zero.prefetch) + size.largest
+        buffers = float(_FLOAT32 * zero.reduce_bucket + live * max(size.frozen_bytes, size.trainable_bytes))
+        if size.in_float32:
+            gradients += _FLOAT32 * shard
+            reduction = float(_FLOAT32 * in_reduction)
+        else:
+            buffers += _FLOAT32 * in_reduction * (1 + 1 / num_ranks)
+            reduction = _FLOAT32 * min(shard, zero.sub_group)
+    if zero.offload_optimizer:
+        host += optimizer + _FLOAT32 * shard + (_BFLOAT16 * shard if zero.stage < 3 else 0)
+        optimizer = 0.0
+        gradients = float(_FLOAT32 * trained) if size.in_float32 else 0.0
+    if zero.offload_param:
+        host += weights
+        weights = 0.0
+    return StateMemory(weights, gradients, optimizer, buffers, reduction, host)

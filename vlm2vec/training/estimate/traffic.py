@@ -1,0 +1,81 @@
+"""What a step moves over the network; the same bytes that tests/distributed/test_collectives.py counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlm2vec.training.estimate.states import ModelSize, ZeroSettings
+
+_FLOAT32 = 4
+_AGREEMENT_BYTES = 56  # seven integers a rank
+
+
+@dataclass(frozen=True)
+class EngineCalls:
+    """Engine calls of a step on every rank: as many as the rank with most chunks needs.
+
+    Attributes:
+        encode: Without a graph.
+        encode_with_images: Of these with pictures.
+        repeat: Forward and backward.
+        repeat_with_images: Of these with pictures.
+    """
+
+    encode: int
+    encode_with_images: int
+    repeat: int
+    repeat_with_images: int
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of transfer of a step.
+
+    Attributes:
+        what: For readers.
+        size: Bytes of the whole tensor, all calls together.
+        passes: How often a ring sends it: 1 for a gather or scatter, 2 for an all-reduce.
+    """
+
+    what: str
+    size: float
+    passes: int
+
+    def sent(self, num_ranks: int) -> float:
+        """Bytes that each rank sends (and receives) in a ring."""
+        return self.passes * self.size * (num_ranks - 1) / num_ranks
+
+
+def collectives(
+    size: ModelSize, zero: ZeroSettings, num_ranks: int, num_items: int, width: int, calls: EngineCalls, fetches: int
+) -> list[Collective]:
+    """All transfers of one step.
+
+    Args:
+        size: The model.
+        zero: The engine's settings.
+        num_ranks: Ranks.
+        num_items: Items of the global batch.
+        width: Of an embedding.
+        calls: Engine calls.
+        fetches: How often ZeRO-3 gathers a layer's weights in a call with backward.
+    """
+    representations = float(num_items * width * _FLOAT32)
+    reductions = 1 if size.in_float32 or zero.stage == 1 else calls.repeat
+    times = "once" if reductions == 1 else f"{reductions} times, once a chunk"
+    moved = [
+        Collective("agreement on chunks", _AGREEMENT_BYTES * num_ranks, 1),
+        Collective("embeddings, gathered", representations, 1),
+        Collective("their gradients, scattered", representations, 1),
+        Collective(
+            f"gradients, reduced {times}", float(reductions * size.trainable * _FLOAT32), 1 if zero.stage == 3 else 2
+        ),
+    ]
+    if zero.stage < 3:
+        moved.append(Collective("new weights, gathered", float(size.trainable * size.trainable_bytes), 1))
+    else:
+        with_images = calls.encode_with_images + fetches * calls.repeat_with_images
+        elements = (calls.encode + fetches * calls.repeat) * size.language + with_images * size.vision
+        a_weight = size.weight_bytes / size.total
+        moved.append(Collective("weights, gathered for every call", elements * a_weight, 1))
+    return moved
