@@ -40,7 +40,12 @@ from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
 
 
 def main() -> int:
-    """Runs one training from the command line."""
+    """Runs one training from the command line, or prints its plan."""
+    if "--dry_run" in sys.argv:
+        from vlm2vec import plan
+
+        plan.main([word for word in sys.argv[1:] if word != "--dry_run"])
+        return 0
     arguments = parse_arguments(sys.argv[1:])
     device = initialize_ranks(arguments.training.collective_timeout)
     try:

@@ -149,7 +149,10 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = ()) -> RunArg
     groups_of_flags = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments)
     parser = _Parser(groups_of_flags, prog="vlm2vec.train", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
-    known = {action.dest for action in parser._actions} - {"help", "config"}
+    parser.add_argument(
+        "--dry_run", action="store_true", help="Print the run's plan and end; takes the flags of vlm2vec.plan too."
+    )
+    known = {action.dest for action in parser._actions} - {"help", "config", "dry_run"}
     recipe = _recipe_flags(_config_path(argv), known)
     *groups, rest = parser.parse_args_into_dataclasses(
         [*defaults, *recipe, *argv], return_remaining_strings=True, look_for_args_file=False

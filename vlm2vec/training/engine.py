@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import warnings
@@ -15,20 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vlm2vec.errors import InputError
 from vlm2vec.training.arguments import RunArguments
-
-# Keys that follow from the arguments. A file that sets them too could contradict the flags, so they are refused there.
-MANAGED_KEYS = {
-    "train_batch_size": "--global_batch_size",
-    "train_micro_batch_size_per_gpu": "--global_batch_size",
-    "gradient_accumulation_steps": "--chunk_tokens (a global batch is one step, however many chunks it has)",
-    "optimizer": "--learning_rate, --weight_decay, --adam_beta1, --adam_beta2 and --adam_epsilon",
-    "scheduler": "--lr_scheduler_type, --warmup_steps and --max_steps",
-    "gradient_clipping": "--max_grad_norm",
-    "bf16": "--bf16",
-    "fp16": "--bf16 (the loss over a large batch needs bfloat16's range)",
-}
+from vlm2vec.training.engine_file import read_engine_file
 
 # Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
 BF16_ENGINE: dict[str, Any] = {
@@ -43,13 +30,18 @@ def on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
+def choose_accelerator() -> None:
+    """Tells DeepSpeed, before it is imported, that there is none; it warns where it has to find out by itself."""
+    if on_cpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def prepare_environment() -> None:
     """What has to be set before DeepSpeed is imported and ranks meet.
 
     A start without a launcher becomes a run of one rank.
     """
-    if on_cpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_accelerator()
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -87,18 +79,9 @@ def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[s
     """The DeepSpeed configuration of a run: the file's ZeRO settings and what follows from the arguments.
 
     Raises:
-        InputError: The file cannot be read, sets what the flags set, or asks for an unsupported ZeRO stage.
+        InputError: The file is refused, see `read_engine_file`.
     """
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--deepspeed {path}: {error}") from error
-    for key, flag in MANAGED_KEYS.items():
-        if key in config:
-            raise InputError(f"--deepspeed {path}: remove '{key}', it follows from {flag}")
-    stage = config.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2, 3):
-        raise InputError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, not {stage}")
+    config = read_engine_file(path)
     training = arguments.training
     config |= {
         # DeepSpeed wants a whole number here; it scales nothing with it while accumulation is 1.

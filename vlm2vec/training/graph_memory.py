@@ -23,7 +23,7 @@ from vlm2vec.shards import Item
 # A backward pass holds more than its graph: the layer that runs backward, recomputed activations, their gradients.
 _GRAPHS_A_BACKWARD_TAKES = 2
 # Of the device's memory; what fragments, what libraries take for themselves, and items longer than the budget.
-_LEFT_FREE = 0.1
+LEFT_FREE = 0.1
 _BYTES_OF_A_GRADIENT = 4
 
 
@@ -80,7 +80,7 @@ def graphs_that_fit(
         for parameter in engine.module.parameters()
         if parameter.requires_grad
     )
-    reserve = _GRAPHS_A_BACKWARD_TAKES * graph + _BYTES_OF_A_GRADIENT * trainable + math.ceil(_LEFT_FREE * after.total)
+    reserve = _GRAPHS_A_BACKWARD_TAKES * graph + _BYTES_OF_A_GRADIENT * trainable + math.ceil(LEFT_FREE * after.total)
     fitting = torch.tensor([1 + max(0, (after.free - reserve) // graph)], device=engine.device)
     dist.all_reduce(fitting, op=dist.ReduceOp.MIN)
     return int(fitting)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,11 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 from vlm2vec.training.arguments import RunArguments
 from vlm2vec.training.build import prepare_encoder
-from vlm2vec.training.estimate.meter import TensorMeter
+from vlm2vec.training.estimate.passes import ChunkShape, PassCost, at_depth, measure
 from vlm2vec.training.estimate.states import ModelSize
 
 _ATTENTION = "fused_on_meta"
-# Where a pass is cut to find its peak; each part's own peak grows linearly with the number of layers.
-VISION_FORWARD, LANGUAGE_FORWARD, LANGUAGE_BACKWARD, VISION_BACKWARD = range(4)
-_FEWEST_LAYERS = 2
+_FEWEST_LAYERS = 1
 
 
 def _fused_attention(
@@ -74,56 +71,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-@dataclass(frozen=True)
-class ChunkShape:
-    """One engine call: so many rows of one length, each with so many crops (0: text only)."""
-
-    rows: int
-    width: int
-    crops: int
-
-    @property
-    def tokens(self) -> int:
-        """Padded tokens."""
-        return self.rows * self.width
-
-
-@dataclass(frozen=True)
-class PassCost:
-    """One engine call: bytes and FLOPs, weights and gradients of weights not counted.
-
-    Attributes:
-        pixels: Bytes of its crops.
-        saved: Bytes alive between forward and backward, the crops included.
-        peaks: Most bytes alive in each part, see `VISION_FORWARD` and the names after it.
-        flops: FLOPs of each part.
-    """
-
-    pixels: float
-    saved: float
-    peaks: tuple[float, ...]
-    flops: tuple[float, ...]
-
-    @property
-    def peak(self) -> float:
-        """Most bytes alive at a time."""
-        return max(self.peaks)
-
-    def as_vector(self) -> NDArray[np.float64]:
-        """All figures, for `by_depth`."""
-        return np.array([self.pixels, self.saved, *self.peaks, *self.flops])
-
-    @classmethod
-    def of_vector(cls, vector: NDArray[np.float64]) -> PassCost:
-        """The inverse of `as_vector`."""
-        pixels, saved, *rest = vector.tolist()
-        return cls(pixels, saved, tuple(rest[:4]), tuple(rest[4:]))
-
-
 class MetaModel:
     """Builds a run's encoder with any number of layers on the meta device and measures passes through it.
 
-    Layers are alike, so that everything is found with two and three of them and carried on to the real number.
+    Layers are alike, so that everything is found with one and two of them and carried on to the real number.
 
     Args:
         config: The full model.
@@ -137,47 +88,47 @@ class MetaModel:
         vision = config.vision_config
         self.images = Phi3VImageProcessor(num_crops, vision.image_size, vision.patch_size)
         self.depths = (int(config.num_hidden_layers), int(vision.num_hidden_layers))
-        self._built: dict[tuple[int, int, bool], VLM2Vec] = {}
+        self._built: dict[tuple[int, int], VLM2Vec] = {}
+        self._costs: dict[tuple[ChunkShape, bool, bool], PassCost] = {}
 
-    def encoder(self, depths: tuple[int, int], checkpointing: bool) -> VLM2Vec:
+    def encoder(self, depths: tuple[int, int]) -> VLM2Vec:
         """The encoder in training mode, with so many layers of language model and CLIP."""
-        key = (*depths, checkpointing)
-        if key not in self._built:
-            self._built[key] = self._build(depths, checkpointing)
-        return self._built[key]
+        if depths not in self._built:
+            self._built[depths] = self._build(depths)
+        return self._built[depths]
 
-    def by_depth(self, figures: Callable[[tuple[int, int]], NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Figures at the full depths, from those of shallow models (depths of language model and CLIP)."""
-        (language, vision), few = self.depths, self._few
-        base = figures(few)
-        total = base.copy()
-        for deeper, missing in (((few[0] + 1, few[1]), language - few[0]), ((few[0], few[1] + 1), vision - few[1])):
-            if missing:
-                total += missing * (figures(deeper) - base)
-        return total
+    @property
+    def smallest(self) -> VLM2Vec:
+        """The encoder with the fewest layers that are built."""
+        return self.encoder(self._few)
 
     def size(self) -> ModelSize:
         """The parameters at full depth."""
 
-        def count(depths: tuple[int, int]) -> NDArray[np.float64]:
-            encoder = self.encoder(depths, False)
+        def count(depths: tuple[int, int]) -> NDArray[np.int64]:
+            encoder = self.encoder(depths)
             images = encoder.base.model.vision_embed_tokens
             unused = {id(each) for part in images.img_processor.unused_modules() for each in part.parameters()}
             vision = {id(each) for each in images.parameters()} - unused
-            totals = np.zeros(4)
+            totals = np.zeros(4, dtype=np.int64)
             for parameter in encoder.parameters():
                 of_vision, runs = id(parameter) in vision, id(parameter) not in unused
                 totals += parameter.numel() * np.array([1, parameter.requires_grad, runs and not of_vision, of_vision])
             return totals
 
-        trained = [each for each in self.encoder(self._few, False).parameters() if each.requires_grad]
-        total, trainable, language, vision = (round(each) for each in self.by_depth(count).tolist())
+        few, (language, vision) = self._few, self.depths
+        counted = base = count(few)
+        if language > few[0]:
+            counted = counted + (language - few[0]) * (count((few[0] + 1, few[1])) - base)
+        if vision > few[1]:
+            counted = counted + (vision - few[1]) * (count((few[0], few[1] + 1)) - base)
+        trained = [each for each in self.smallest.parameters() if each.requires_grad]
         model = self.arguments.model
         return ModelSize(
-            total=total,
-            trainable=trainable,
-            language=language,
-            vision=vision,
+            total=int(counted[0]),
+            trainable=int(counted[1]),
+            language=int(counted[2]),
+            vision=int(counted[3]),
             largest=max(each.numel() for each in trained),
             trainable_bytes=2 if model.bf16 and not model.lora else 4,
             frozen_bytes=2 if model.bf16 else 4,
@@ -190,11 +141,17 @@ class MetaModel:
 
     def cost(self, shape: ChunkShape, with_graph: bool, checkpointing: bool = False) -> PassCost:
         """What one call takes: forward and backward, or forward alone without a graph."""
-        return PassCost.of_vector(
-            self.by_depth(lambda depths: measure(self.encoder(depths, checkpointing), shape, with_graph))
-        )
+        key = (shape, with_graph, checkpointing)
+        if key not in self._costs:
 
-    def _build(self, depths: tuple[int, int], checkpointing: bool) -> VLM2Vec:
+            def shallow(depths: tuple[int, int]) -> PassCost:
+                return measure(self.encoder(depths), shape, with_graph, checkpointing)
+
+            vision = self.depths[1] if shape.crops else self._few[1]
+            self._costs[key] = at_depth(shallow, self._few, (self.depths[0], vision))
+        return self._costs[key]
+
+    def _build(self, depths: tuple[int, int]) -> VLM2Vec:
         config = copy.deepcopy(self.config)
         config.num_hidden_layers, config.vision_config.num_hidden_layers = depths
         chosen = self.arguments.model.attn_implementation
@@ -204,11 +161,13 @@ class MetaModel:
             backbone = Phi3VModel(config).to(torch.bfloat16 if model.bf16 else torch.float32)
             blank = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
             encoder = prepare_encoder(
-                VLM2Vec(backbone, Phi3VProcessor(blank, self.images), model.max_len), self.arguments, checkpointing
+                VLM2Vec(backbone, Phi3VProcessor(blank, self.images), model.max_len),
+                self.arguments,
+                gradient_checkpointing=False,
             )
         for parameter in encoder.parameters():
             if parameter.requires_grad:  # gradients of weights are the engine's business, and counted with it
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         if model.lora and model.bf16:  # float32 adapters on a bfloat16 base run under autocast
             layers = [each for each in encoder.modules() if isinstance(each, GradientCheckpointingLayer)]
             for module in (encoder, *(part for layer in layers for part in layer.children())):
@@ -229,43 +188,3 @@ def _run_under_autocast(module: nn.Module) -> None:
 
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool) -> NDArray[np.float64]:
-    """One call through an encoder, cut where the vision tower begins and ends; see `PassCost.as_vector`."""
-    device = encoder.device
-    ids = torch.full((shape.rows, shape.width), -1 if shape.crops else 1, device=device)
-    pictures: dict[str, Any] = {}
-    images = encoder.base.model.vision_embed_tokens
-    if shape.crops:
-        dtype = next(iter(images.parameters())).dtype
-        size = images.crop_size
-        pictures["pixel_values"] = torch.zeros(shape.rows * shape.crops, 3, size, size, dtype=dtype, device=device)
-        pictures["image_sizes"] = torch.tensor([[size, size * (shape.crops - 1)]] * shape.rows)
-    meter = TensorMeter(device.type)
-    meter.ignore([*encoder.parameters(), *encoder.buffers()])
-    meter.count(value for value in pictures.values())
-    pixels = meter.alive
-    parts = [[0.0, 0.0] for _ in range(4)]
-
-    def end_of(part: int, next_part: int) -> Callable[..., None]:
-        def note(*_: Any) -> None:
-            parts[part][0] = max(parts[part][0], meter.peak)
-            parts[part][1] += meter.flops - sum(flops for _, flops in parts)
-            meter.reset_peak()
-
-        return note
-
-    hooks = [images.register_forward_hook(end_of(VISION_FORWARD, LANGUAGE_FORWARD))]
-    if with_graph and any(each.requires_grad for each in images.parameters()) and shape.crops:
-        hooks.append(images.register_full_backward_pre_hook(end_of(LANGUAGE_BACKWARD, VISION_BACKWARD)))
-    with meter, torch.set_grad_enabled(with_graph):
-        vectors = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), **pictures)
-        saved = meter.alive
-        end_of(LANGUAGE_FORWARD, LANGUAGE_BACKWARD)()
-        if with_graph:
-            vectors.sum().backward()
-            end_of(VISION_BACKWARD if len(hooks) > 1 else LANGUAGE_BACKWARD, VISION_FORWARD)()
-    for hook in hooks:
-        hook.remove()
-    return np.array([pixels, saved, *(peak for peak, _ in parts), *(flops for _, flops in parts)])

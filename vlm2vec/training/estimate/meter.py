@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
-class TensorMeter(TorchDispatchMode):
+class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, follows every storage that an operator returns until it is freed.
 
     What a caching allocator rounds up, what libraries take for themselves and workspaces inside an operator are not
@@ -28,7 +28,7 @@ class TensorMeter(TorchDispatchMode):
     """
 
     def __init__(self, device_type: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
         self.alive = self.peak = self.flops = 0
         self._sizes: dict[int, int] = {}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from vlm2vec.contrastive import has_dropout
 from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
-from vlm2vec.training.estimate.meta import ChunkShape, MetaModel, PassCost
+from vlm2vec.training.estimate.cluster import Cluster, Workload
+from vlm2vec.training.estimate.meta import MetaModel
+from vlm2vec.training.estimate.passes import ChunkShape, PassCost
 from vlm2vec.training.estimate.states import ModelSize, StateMemory, ZeroSettings, state_memory
 from vlm2vec.training.estimate.traffic import Collective, EngineCalls, collectives
-from vlm2vec.training.graph_memory import LEFT_FREE
 
 GIB = 2**30
 # Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time; 5.5 are measured in
@@ -23,57 +23,11 @@ _SCORE_BLOCKS = 6
 _GATHERED_COPIES = 6
 _LOCAL_COPIES = 4
 _FLOAT32 = 4
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the run is to run, and what is assumed of it.
-
-    Attributes:
-        gpus: Of a node.
-        nodes: How many.
-        gpu_memory: Bytes of a GPU.
-        peak_flops: FLOP/s of a GPU.
-        utilization: The share of it that is reached.
-        gpu_bandwidth: Bytes a second between GPUs of a node, each way and GPU.
-        node_bandwidth: Bytes a second between nodes, each way and node.
-    """
-
-    gpus: int
-    nodes: int
-    gpu_memory: float
-    peak_flops: float
-    utilization: float
-    gpu_bandwidth: float
-    node_bandwidth: float
-
-    @property
-    def num_ranks(self) -> int:
-        """One a GPU."""
-        return self.gpus * self.nodes
-
-    @property
-    def usable_memory(self) -> float:
-        """A tenth stays free for fragmentation and what libraries take, as in `--keep_graphs auto`."""
-        return (1 - LEFT_FREE) * self.gpu_memory
-
-    @property
-    def ring_bandwidth(self) -> float:
-        """Of a ring through all ranks: its slowest link, which is a node's where there are several."""
-        return self.gpu_bandwidth if self.nodes == 1 else min(self.gpu_bandwidth, self.node_bandwidth)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a global batch is assumed to hold.
-
-    Attributes:
-        pictures_per_pair: Items of a pair that have a picture, 0 to 2.
-        text_tokens: Tokens of an item's text.
-    """
-
-    pictures_per_pair: float
-    text_tokens: int
+# How often ZeRO-3 gathers a layer in a call with backward; the second is the most, where layers are recomputed, or
+# where DoRA looks at the weights besides using them (counted: 2.4 and 2.5, tests/distributed/test_estimate.py).
+FETCHES, MOST_FETCHES = 2, 3
+# `--chunk_tokens` is proposed in whole thousands.
+_ROUND = 1024
 
 
 @dataclass(frozen=True)
@@ -136,7 +90,7 @@ class Plan:
     @cached_property
     def no_grad_factor(self) -> float:
         """Tokens of a chunk without a graph to those of one with."""
-        if has_dropout(self.model.encoder((2, 3), False)):
+        if has_dropout(self.model.smallest):
             return 1.0
         chosen = self.arguments.training.no_grad_chunk_tokens
         return chosen / self.chunk_tokens if chosen else float(NO_GRAD_FACTOR)
@@ -154,3 +108,132 @@ class Plan:
     def chunk_cost(self, checkpointing: bool) -> PassCost:
         """The largest chunk forward and backward."""
         return self.model.cost(self.pictures(self.rows(self.picture_tokens)), True, checkpointing)
+
+    @property
+    def encode_cost(self) -> PassCost:
+        """The largest chunk of pass 1."""
+        return self._growth.encode
+
+    def memories(self) -> list[Memory]:
+        """The engine's own settings first or among them, see `ZeroSettings.variants`."""
+        return [self.memory(zero) for zero in self.zero.variants()]
+
+    def memory(self, zero: ZeroSettings) -> Memory:
+        """One rank's memory with these settings."""
+        state = state_memory(self.size, zero, self.cluster.num_ranks)
+        held = state.in_pass
+        at_work = self._activations(zero, self._growth.rows)
+        moments = {moment: held + size for moment, size in at_work.items()}
+        moments["update"] = state.in_update
+        return Memory(zero, state, self._growth.one.peak, self.loss_bytes, moments, self._largest_chunk(zero, held))
+
+    @cached_property
+    def loss_bytes(self) -> float:
+        """Embeddings of all ranks and a block of scores, with what the loss's backward pass needs."""
+        items, ranks = 2 * self.pairs, self.cluster.num_ranks
+        embeddings = (_GATHERED_COPIES * items + _LOCAL_COPIES * math.ceil(items / ranks)) * self.width * _FLOAT32
+        rows = min(self.arguments.training.loss_block_rows, math.ceil(self.pairs / ranks))
+        return float(embeddings + _SCORE_BLOCKS * rows * self.pairs * _FLOAT32)
+
+    def keep_graphs(self, zero: ZeroSettings) -> int:
+        """Graphs that stay from pass 1 to pass 2; `auto` is counted as the one that costs nothing in pass 2."""
+        asked = self.arguments.training.keep_graphs
+        if asked != "auto":
+            return int(asked)
+        return 1 if zero.stage < 3 or self.size.in_float32 else 0
+
+    @cached_property
+    def calls(self) -> EngineCalls:
+        """Engine calls a step on every rank."""
+        pictures, texts = self.items_a_rank
+
+        def needed(factor: float) -> tuple[int, int]:
+            with_images = math.ceil(pictures / self.rows(self.picture_tokens, factor))
+            return with_images + math.ceil(texts / self.rows(self.workload.text_tokens, factor, False)), with_images
+
+        return EngineCalls(*needed(self.no_grad_factor), *needed(1.0))
+
+    @property
+    def items_a_rank(self) -> tuple[float, float]:
+        """Items with pictures and without, if none is the same as another."""
+        pictures = self.pairs * self.workload.pictures_per_pair / self.cluster.num_ranks
+        return pictures, 2 * self.pairs / self.cluster.num_ranks - pictures
+
+    def traffic(self, zero: ZeroSettings) -> list[Collective]:
+        """All transfers of a step."""
+        model = self.arguments.model
+        again = model.gradient_checkpointing or (model.lora and model.lora_use_dora)
+        fetches = MOST_FETCHES if again else FETCHES
+        return collectives(self.size, zero, self.cluster.num_ranks, 2 * self.pairs, self.width, self.calls, fetches)
+
+    @cached_property
+    def flops(self) -> tuple[float, float]:
+        """FLOPs that a rank runs in a step, and those of one plain forward and backward pass over the same items."""
+        text_rows = self.rows(self.workload.text_tokens, is_query=False)
+        checkpointing = self.arguments.model.gradient_checkpointing
+        text = self.model.cost(ChunkShape(text_rows, self.workload.text_tokens, 0), True, checkpointing)
+        run = useful = 0.0
+        kinds = ((self._growth.one, self._growth.rows), (text, text_rows))
+        for items, (cost, rows) in zip(self.items_a_rank, kinds, strict=True):
+            run += items / rows * (cost.forward_flops + sum(cost.flops))
+            useful += items / rows * (sum(cost.flops) - (cost.forward_flops if checkpointing else 0))
+        return run, useful
+
+    def seconds(self, zero: ZeroSettings) -> tuple[float, float]:
+        """A step's computing and its transfers, by the cluster's assumed speeds."""
+        cluster = self.cluster
+        sent = sum(each.sent(cluster.num_ranks) for each in self.traffic(zero))
+        return self.flops[0] / (cluster.peak_flops * cluster.utilization), sent / cluster.ring_bandwidth
+
+    @cached_property
+    def _growth(self) -> _Growth:
+        rows = self.rows(self.picture_tokens)
+        checkpointing = self.arguments.model.gradient_checkpointing
+        encode = self.model.cost(self.pictures(max(1, int(rows * self.no_grad_factor))), False)
+        one, two = (self.model.cost(self.pictures(number), True, checkpointing) for number in (rows, 2 * rows))
+        return _Growth(rows, encode, one, two)
+
+    def _activations(self, zero: ZeroSettings, rows: float) -> dict[str, float]:
+        """What lives besides the engine's state, by moment, with so many pictures a chunk."""
+        cost, kept = self._growth.repeat(rows), self.keep_graphs(zero)
+        embeddings = float(2 * math.ceil(2 * self.pairs / self.cluster.num_ranks) * self.width * _FLOAT32)
+        return {
+            "pass 1": embeddings + max(self._growth.encode_peak(rows), cost.saved * kept),
+            "loss": self.loss_bytes + cost.saved * kept,
+            "pass 2": embeddings + cost.saved * max(0, kept - 1) + cost.peak,
+        }
+
+    def _largest_chunk(self, zero: ZeroSettings, held: float) -> int:
+        """The largest `--chunk_tokens` with which all moments fit; memory grows with it, so halving finds it."""
+        fits = [0, 2**16]
+        while fits[1] - fits[0] > 1:
+            middle = sum(fits) // 2
+            too_much = held + max(self._activations(zero, middle).values()) > self.cluster.usable_memory
+            fits[1 if too_much else 0] = middle
+        tokens = fits[0] * self.picture_tokens
+        return tokens - tokens % _ROUND if tokens > _ROUND else tokens
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """How the largest chunk's cost grows with the number of its pictures.
+
+    Attributes:
+        rows: Pictures of a chunk with a graph.
+        encode: The chunk of pass 1; taken to grow in proportion.
+        one: The chunk of pass 2.
+        two: One with twice as many pictures; between and beyond, memory grows evenly.
+    """
+
+    rows: int
+    encode: PassCost
+    one: PassCost
+    two: PassCost
+
+    def encode_peak(self, rows: float) -> float:
+        """Of pass 1, where chunks of pass 2 have so many pictures."""
+        return self.encode.peak * rows / self.rows
+
+    def repeat(self, rows: float) -> PassCost:
+        """Of pass 2."""
+        return self.one.grown(self.two, rows / self.rows - 1)

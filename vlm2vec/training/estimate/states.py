@@ -95,8 +95,7 @@ class ZeroSettings:
     @property
     def name(self) -> str:
         """As people say it."""
-        host = [what for what, moved in (("optimizer", self.offload_optimizer), ("weights", self.offload_param)) if moved]
-        return f"ZeRO-{self.stage}" + (f", {' and '.join(host)} on host" if host else "")
+        return f"ZeRO-{self.stage}" + (", offload" if self.offload_optimizer or self.offload_param else "")
 
     def variants(self) -> list[ZeroSettings]:
         """These settings, and beside them the other stages and offloads with the same buckets."""
@@ -115,8 +114,10 @@ class StateMemory:
     Attributes:
         weights: The parameters as the engine holds them between calls.
         gradients: While chunks run backward.
+        kept_gradients: The part of them whose memory stays from step to step.
         optimizer: Master weights and moments.
         buffers: While chunks run: what is gathered, waits to be reduced, or is being reduced.
+        kept_buffers: The part of them whose memory stays from step to step.
         reduction: On top after the last chunk, when activations are gone: reducing and updating.
         host: In host memory.
     """
@@ -125,44 +126,81 @@ class StateMemory:
     gradients: float
     optimizer: float
     buffers: float
-    reduction: float
-    host: float
+    kept_gradients: float = 0.0
+    kept_buffers: float = 0.0
+    reduction: float = 0.0
+    host: float = 0.0
+
+    @property
+    def in_pass(self) -> float:
+        """On the device while chunks run."""
+        return self.weights + self.gradients + self.optimizer + self.buffers
+
+    @property
+    def in_update(self) -> float:
+        """On the device after the last chunk."""
+        return self.weights + self.gradients + self.optimizer + self.kept_buffers + self.reduction
+
+    @property
+    def at_rest(self) -> float:
+        """Between steps, on the device and in host memory."""
+        return self.weights + self.optimizer + self.kept_gradients + self.kept_buffers + self.host
 
 
 def state_memory(size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory:
     """What one rank of `num_ranks` holds."""
-    trained, shard = size.trainable, size.trainable / num_ranks
-    in_reduction = max(min(zero.reduce_bucket, trained), size.largest)
-    optimizer = _OPTIMIZER_BYTES * shard
-    weights = float(size.weight_bytes)
-    host = 0.0
+    partitioned = _stage_3(size, zero, num_ranks) if zero.stage == 3 else _stage_1_or_2(size, zero, num_ranks)
+    return _offloaded(partitioned, size, zero, num_ranks)
+
+
+def _stage_1_or_2(size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory:
+    shard = size.trainable / num_ranks
+    weights, optimizer = float(size.weight_bytes), _OPTIMIZER_BYTES * shard
     if size.in_float32:
-        gradients = float(_FLOAT32 * trained)  # whole on every rank until they are reduced once
-        buffers = 0.0
+        # Whole on every rank until they are reduced once.
+        gradients = float(_FLOAT32 * size.trainable)
         reduction = _FLOAT32 * (zero.num_buckets * zero.reduce_bucket + shard)
-    elif zero.stage == 1:
+        return StateMemory(weights, gradients, optimizer, buffers=0.0, reduction=reduction)
+    if zero.stage == 1 and not zero.offload_optimizer:
         # DeepSpeed's BF16_Optimizer: float32 sums of all gradients beside the chunk's own in bfloat16.
-        gradients = float((_FLOAT32 + _BFLOAT16) * trained)
-        buffers = reduction = 0.0
+        sums = float(_FLOAT32 * size.trainable)
+        return StateMemory(weights, sums + _BFLOAT16 * size.trainable, optimizer, 0.0, kept_gradients=sums)
+    buckets = float(_BFLOAT16 * zero.num_buckets * zero.reduce_bucket)
+    return StateMemory(weights, _FLOAT32 * shard, optimizer, buckets + _FLOAT32 * _in_reduction(size, zero))
+
+
+def _stage_3(size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory:
+    shard = size.trainable / num_ranks
+    sums, bucket = _FLOAT32 * shard, float(_FLOAT32 * zero.reduce_bucket)
+    live = min(size.total, zero.max_live + zero.prefetch) + size.largest
+    buffers = bucket + live * max(size.frozen_bytes, size.trainable_bytes)
+    in_reduction = float(_FLOAT32 * _in_reduction(size, zero))
+    if size.in_float32:
+        gradients, reduction = sums + _FLOAT32 * size.trainable, in_reduction
     else:
-        gradients = _FLOAT32 * shard
-        buffers = float(_BFLOAT16 * zero.num_buckets * zero.reduce_bucket + _FLOAT32 * in_reduction)
-        reduction = 0.0
-    if zero.stage == 3:
-        weights /= num_ranks
-        live = min(size.total, zero.max_live + zero.prefetch) + size.largest
-        buffers = float(_FLOAT32 * zero.reduce_bucket + live * max(size.frozen_bytes, size.trainable_bytes))
-        if size.in_float32:
-            gradients += _FLOAT32 * shard
-            reduction = float(_FLOAT32 * in_reduction)
-        else:
-            buffers += _FLOAT32 * in_reduction * (1 + 1 / num_ranks)
-            reduction = _FLOAT32 * min(shard, zero.sub_group)
+        gradients, reduction = sums, _FLOAT32 * min(shard, zero.sub_group)
+        buffers += in_reduction * (1 + 1 / num_ranks)
+    return StateMemory(
+        size.weight_bytes / num_ranks, gradients, _OPTIMIZER_BYTES * shard, buffers, sums, bucket, reduction
+    )
+
+
+def _in_reduction(size: ModelSize, zero: ZeroSettings) -> int:
+    """Elements that are reduced at a time."""
+    return max(min(zero.reduce_bucket, size.trainable), size.largest)
+
+
+def _offloaded(state: StateMemory, size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory:
+    """With what the settings say moved to host memory."""
+    shard = size.trainable / num_ranks
     if zero.offload_optimizer:
-        host += optimizer + _FLOAT32 * shard + (_BFLOAT16 * shard if zero.stage < 3 else 0)
-        optimizer = 0.0
-        gradients = float(_FLOAT32 * trained) if size.in_float32 else 0.0
+        host = state.optimizer + _FLOAT32 * shard
+        if zero.stage == 3:  # gradients once as they add up, once as the update takes them
+            host += _FLOAT32 * shard
+        else:  # new weights on their way to the device, and gradients on their way from it
+            host += size.trainable_bytes * (shard + 2 * size.largest)
+        gradients = float(_FLOAT32 * size.trainable) if size.in_float32 else 0.0
+        state = replace(state, optimizer=0.0, gradients=gradients, kept_gradients=0.0, host=state.host + host)
     if zero.offload_param:
-        host += weights
-        weights = 0.0
-    return StateMemory(weights, gradients, optimizer, buffers, reduction, host)
+        state = replace(state, weights=0.0, host=state.host + state.weights)
+    return state

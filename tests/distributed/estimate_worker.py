@@ -1,0 +1,178 @@
+"""One rank that builds an engine of every shipped configuration and compares what it holds with the plan.
+
+    torchrun --nproc_per_node 2 -m tests.distributed.estimate_worker --model_name FOLDER --output MEASURED.json
+
+Rank 0 also prints a table in Markdown. Everything is counted in tensors' bytes, which do not depend on the device.
+Offloaded tensors lie in the same memory here and are compared together with the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.distributed.collectives_worker import Collectives
+from tests.distributed.engine_worker import constant
+from tests.distributed.launcher import REPOSITORY
+from vlm2vec.batches import ItemEncoderInputs, TokenBudget
+from vlm2vec.contrastive import Chunk
+from vlm2vec.contrastive.reduction import gradient_reduction
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.phi3_v.checkpoint import load_config
+from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.build import build_encoder
+from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
+from vlm2vec.training.estimate.meta import MetaModel
+from vlm2vec.training.estimate.meter import TensorMeter
+from vlm2vec.training.estimate.passes import ChunkShape
+from vlm2vec.training.estimate.states import ZeroSettings, state_memory
+from vlm2vec.training.graph_memory import largest_chunk
+
+KINDS = {
+    "full bf16": ["--bf16"],
+    "full fp32, checkpointed": ["--gradient_checkpointing"],
+    "LoRA bf16": ["--bf16", "--lora"],
+}
+CASES = [
+    ("zero1", "full bf16"),
+    ("zero2", "full bf16"),
+    ("zero2", "full fp32, checkpointed"),
+    ("zero2", "LoRA bf16"),
+    ("zero2_offload", "full bf16"),
+    ("zero3", "full bf16"),
+    ("zero3", "full fp32, checkpointed"),
+    ("zero3", "LoRA bf16"),
+    ("zero3_offload", "full bf16"),
+]
+CHUNK_TOKENS = 300
+# Small, so that a bucket does not hide everything else of a tiny model; and every weight is fetched when it is used.
+BUCKET = 60_000
+SMALL = {
+    1: {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
+    3: {
+        "reduce_bucket_size": BUCKET,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Bytes of one engine, planned and measured: at rest between steps, and the most while chunks run.
+
+    Attributes:
+        gathered: What ZeRO-3 gathered in one call forward and backward, in bytes of all weights that run.
+    """
+
+    engine: str
+    kind: str
+    at_rest: tuple[int, int]
+    peak: tuple[int, int]
+    gathered: float
+
+
+def planned(arguments: RunArguments, zero: ZeroSettings, chunk: Chunk) -> tuple[int, int]:
+    """Bytes at rest and at the peak."""
+    folder = Path(arguments.model.model_name)
+    model = MetaModel(load_config(folder, {}), arguments, num_crops=4)
+    rows, width = chunk.inputs["input_ids"].shape
+    shape = ChunkShape(rows, width, len(chunk.inputs["pixel_values"]) // rows)
+    state = state_memory(model.size(), zero, dist.get_world_size())
+    cost = model.cost(shape, True, arguments.model.gradient_checkpointing)
+    return int(state.at_rest + cost.pixels), int(state.in_pass + state.host + cost.peak)
+
+
+def settings(engine: Path, folder: Path) -> Path:
+    """A shipped configuration with small buckets."""
+    config = json.loads(engine.read_text())
+    config["zero_optimization"] |= SMALL[3 if config["zero_optimization"]["stage"] == 3 else 1]
+    path = folder / f"{engine.stem}.{dist.get_rank()}.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def compare(engine_file: Path, kind: str, model: Path, folder: Path) -> Comparison:
+    """Two steps of two chunks each; the second step, in which the moments exist, is measured."""
+    flags = ["--model_name", str(model), "--dataset_name", "-", "--output_dir", "-", "--max_steps", "1"]
+    path = settings(engine_file, folder)
+    arguments = parse_arguments(["--deepspeed", str(path), "--global_batch_size", "2", *flags, *KINDS[kind]])
+    encoder = build_encoder(arguments)
+    dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
+    chunk = largest_chunk(ItemEncoderInputs(encoder.processor, 256, dtype), TokenBudget(CHUNK_TOKENS))
+    meter = TensorMeter("cpu")
+    meter.count([*encoder.parameters(), *encoder.buffers(), chunk.inputs["pixel_values"]])
+    autocast = torch.autocast("cpu", dtype) if arguments.model.lora else nullcontext()
+    collectives = Collectives()
+    with meter:
+        engine = build_engine(encoder, arguments, constant, dist.get_world_size())
+        for step in range(2):
+            gc.collect()
+            at_rest = meter.alive
+            meter.reset_peak()
+            with gradient_reduction(engine)(engine, 2) as before_backward:
+                for number in range(2):
+                    with collectives if (step, number) == (1, 1) else nullcontext():
+                        inputs = chunk.arguments(engine.device, dummy_image=False)
+                        with autocast:
+                            vectors = engine(**inputs)
+                        before_backward()
+                        engine.backward(vectors[:, :7].sum(), scale_wrt_gas=False)
+                    del vectors, inputs
+                peak = meter.peak
+            engine.step()
+    zero = ZeroSettings.read(json.loads(path.read_text())["zero_optimization"])
+    expected = planned(arguments, zero, chunk)
+    gathered = sum(size for _, kind_of, size in collectives.seen if kind_of == "_allgather_base_")
+    unused = {id(each) for part in unused_modules(encoder) for each in part.parameters()}
+    running = [each for each in encoder.parameters() if id(each) not in unused]
+    total = sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in running)
+    engine.destroy()
+    return Comparison(engine_file.stem, kind, (expected[0], at_rest), (expected[1], peak), gathered / total)
+
+
+def unused_modules(encoder: VLM2Vec) -> tuple[nn.Module, ...]:
+    return encoder.base.model.vision_embed_tokens.img_processor.unused_modules()
+
+
+def table(comparisons: list[Comparison]) -> Iterator[str]:
+    """In Markdown, KiB."""
+    yield "| engine | trained | at rest: plan | measured | error | peak in a chunk: plan | measured | error |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for each in comparisons:
+        cells: list[Any] = [each.engine, each.kind]
+        for plan, found in (each.at_rest, each.peak):
+            cells += [f"{plan / 1024:,.0f}", f"{found / 1024:,.0f}", f"{plan / found - 1:+.1%}"]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model_name", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    initialize_ranks(60)
+    engines = REPOSITORY / "ds_configs"
+    comparisons = [
+        compare(engines / f"{engine}.json", kind, options.model_name, options.output.parent) for engine, kind in CASES
+    ]
+    if dist.get_rank() == 0:
+        options.output.write_text(json.dumps([asdict(each) for each in comparisons]))
+        print("\n".join(table(comparisons)))
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The plan: exact where it can be, near where it is an estimate; compared with tensors and counters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.distributed.launcher import REPOSITORY, environment
+from vlm2vec.contrastive import ContrastiveLoss, Pairs
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.phi3_v import Phi3VConfig
+from vlm2vec.phi3_v.checkpoint import load_config
+from vlm2vec.plan import make_plan, parse_cluster
+from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.estimate.cluster import Workload
+from vlm2vec.training.estimate.meta import MetaModel
+from vlm2vec.training.estimate.meter import TensorMeter
+from vlm2vec.training.estimate.passes import ChunkShape, measure
+from vlm2vec.training.estimate.plan import GIB, Plan
+from vlm2vec.training.estimate.report import tables
+
+SHAPE = ChunkShape(rows=5, width=40, crops=5)
+ZERO2 = str(REPOSITORY / "ds_configs/zero2.json")
+
+
+def arguments(*flags: str, deepspeed: str = ZERO2) -> RunArguments:
+    needed = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", deepspeed]
+    return parse_arguments(["--max_steps", "1", "--global_batch_size", "64", *flags], defaults=needed)
+
+
+def model(config: Phi3VConfig, *flags: str) -> MetaModel:
+    return MetaModel(config, arguments(*flags), num_crops=4)
+
+
+@pytest.fixture(scope="module")
+def config(mini_model_dir: Path) -> Phi3VConfig:
+    return load_config(mini_model_dir, {})
+
+
+def test_parameters_of_the_published_model() -> None:
+    shapes = json.loads((REPOSITORY / "tests/data/golden/phi35v_full_size_shapes.json").read_text())
+    published = {name: torch.Size(shape).numel() for name, shape in shapes.items() if name != "lm_head.weight"}
+    clip_layer = sum(count for name, count in published.items() if ".encoder.layers.N." in name)
+    layers = {"model.layers.N.": 32, "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.N.": 24}
+    times = {name: next((count for start, count in layers.items() if name.startswith(start)), 1) for name in published}
+    size = model(Phi3VConfig()).size()
+    assert size.total == sum(times[name] * count for name, count in published.items())
+    unused = clip_layer + sum(count for name, count in published.items() if ".post_layernorm." in name)
+    assert size.trainable == size.total - unused == size.language + size.vision
+
+
+@pytest.mark.parametrize("flags", [[], ["--bf16", "--gradient_checkpointing"], ["--bf16", "--lora"]], ids=" ".join)
+def test_shallow_models_tell_what_a_deep_one_takes(flags: list[str], config: Phi3VConfig) -> None:
+    vision = {**config.to_dict()["vision_config"], "num_hidden_layers": 6}
+    deep = Phi3VConfig.from_dict({**config.to_dict(), "num_hidden_layers": 7, "vision_config": vision})
+    made = model(deep, *flags)
+    checkpointing = "--gradient_checkpointing" in flags
+    expected = measure(made.encoder((7, 6)), SHAPE, True, checkpointing)
+    cost = made.cost(SHAPE, True, checkpointing)
+    assert (cost.pixels, cost.saved, cost.flops) == (expected.pixels, expected.saved, expected.flops)
+    assert cost.peak == pytest.approx(expected.peak, rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_graph_on_the_cpu_is_as_large_as_planned(
+    checkpointing: bool, mini_model_dir: Path, config: Phi3VConfig
+) -> None:
+    """What autograd keeps, seen by its own hooks; the pixels are an input and counted on their own."""
+    encoder = VLM2Vec.from_pretrained(mini_model_dir, dtype=torch.float32).train()
+    if checkpointing:
+        encoder.gradient_checkpointing_enable()
+    weights = {each.untyped_storage().data_ptr() for each in encoder.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that its address is not used again
+        return tensor
+
+    size = config.vision_config.image_size
+    ids = torch.full((SHAPE.rows, SHAPE.width), 1)
+    tokens = encoder.processor.num_image_tokens(4 * size, size)
+    ids[:, :tokens] = -1
+    pixels = torch.zeros(SHAPE.rows * SHAPE.crops, 3, size, size)
+    sizes = torch.tensor([[size, 4 * size]] * SHAPE.rows)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        vectors = encoder(ids, torch.ones_like(ids), pixels, sizes)
+    saved = sum(storage.nbytes() for storage in kept.values())
+    assert vectors.requires_grad
+    cost = model(config).cost(SHAPE, True, checkpointing)
+    assert cost.saved == pytest.approx(saved, rel=0.05)
+
+
+def test_flops_are_those_of_torchs_counter(config: Phi3VConfig) -> None:
+    made = model(config, "--attn_implementation", "eager")
+    encoder = made.encoder(made.depths)
+    ids = torch.ones(3, 20, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        encoder(ids, torch.ones_like(ids)).sum().backward()
+    assert sum(made.cost(ChunkShape(3, 20, 0), True).flops) == counter.get_total_flops()
+
+
+def plan(*flags: str, memory: float = 80, config: Phi3VConfig | None = None, workload: Workload | None = None) -> Plan:
+    cluster, assumed, _ = parse_cluster(["--gpus", "2", "--nodes", "2", "--gpu_memory", str(memory)])
+    return make_plan(arguments(*flags), cluster, workload or assumed)
+
+
+def test_the_loss_takes_at_most_what_is_planned(config: Phi3VConfig) -> None:
+    pairs, ranks = 256, 2
+    made = plan("--global_batch_size", str(pairs))
+    meter = TensorMeter("cpu")
+    with meter:
+        vectors = torch.randn(2 * pairs, made.width, requires_grad=True)
+        rows = Pairs(torch.arange(pairs), torch.arange(pairs) + pairs)
+        loss, _ = ContrastiveLoss(0.02, mask_false_negatives=True)(vectors, rows, range(pairs // ranks))
+        loss.backward()
+    assert meter.peak < made.loss_bytes
+
+
+def test_the_largest_chunk_fits_and_a_larger_one_does_not(mini_model_dir: Path) -> None:
+    flags = ["--model_name", str(mini_model_dir), "--bf16"]
+    memory = plan(*flags).memory(plan(*flags).zero).peak / GIB * 3
+    first = plan(*flags, memory=memory)
+    found = first.memory(first.zero).chunk_tokens
+    assert found > first.chunk_tokens
+    for tokens, fits in ((found, True), (found + 1024 + first.picture_tokens, False)):
+        made = plan(*flags, "--chunk_tokens", str(tokens), memory=memory)
+        assert (made.memory(made.zero).peak <= made.cluster.usable_memory) == fits
+
+
+def test_nothing_fits_into_nothing(mini_model_dir: Path) -> None:
+    made = plan("--model_name", str(mini_model_dir), memory=0.001)
+    assert {each.chunk_tokens for each in made.memories()} == {0}
+    assert "nor does another" in str(list(tables(made))[-1])
+
+
+def test_traffic_follows_the_chunks(mini_model_dir: Path) -> None:
+    """Gradients of bfloat16 weights travel once a chunk, of float32 weights and under ZeRO-1 once a step."""
+    flags = ["--model_name", str(mini_model_dir), "--chunk_tokens", "512"]
+    for extra, times in (([], 1), (["--bf16"], None)):
+        made = plan(*flags, *extra)
+        times = times or made.calls.repeat
+        reduced = made.traffic(made.zero)[3]
+        assert reduced.size == times * made.size.trainable * 4
+        assert reduced.sent(4) == 2 * reduced.size * 3 / 4
+        first = next(each.zero for each in made.memories() if each.zero.stage == 1)
+        assert made.traffic(first)[3].size == made.size.trainable * 4
+    assert made.calls.repeat > 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [(["--gpus", "0"], "--gpus 0"), (["--pictures_per_pair", "3"], "0 to 2"), (["--utilization", "2"], "at most 1")],
+)
+def test_refusals(flags: list[str], remedy: str) -> None:
+    with pytest.raises(InputError, match=remedy):
+        parse_cluster(flags)
+
+
+def test_dry_run_prints_the_plan_without_ranks_or_data(mini_model_dir: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vlm2vec.train", "--dry_run", "--config", "launch/recipes/mini.yaml"),
+            *("--model_name", str(mini_model_dir), "--dataset_name", "absent", "--output_dir", "absent"),
+            *("--deepspeed", ZERO2, "--gpus", "2", "--gpu_memory", "1"),
+        ],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == ""
+    assert "Fits: ZeRO-2" in done.stdout
+    assert not (REPOSITORY / "absent").exists()

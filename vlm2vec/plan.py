@@ -1,0 +1,118 @@
+"""What a run will take, before it is queued: memory of a rank, traffic, FLOPs and time of a step.
+
+    python -m vlm2vec.plan --config RECIPE.yaml --deepspeed ds_configs/zero2.json --gpus 8 --nodes 2 --gpu_memory 80
+
+Needs neither weights nor an accelerator. All flags of vlm2vec.train are taken too; a model that is no local folder is
+planned as Phi-3.5-V.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.phi3_v import Phi3VConfig
+from vlm2vec.phi3_v.checkpoint import load_config
+from vlm2vec.phi3_v.processor import read_json
+from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.engine import choose_accelerator
+from vlm2vec.training.engine_file import read_engine_file
+from vlm2vec.training.estimate.cluster import Cluster, Workload
+from vlm2vec.training.estimate.meta import MetaModel
+from vlm2vec.training.estimate.plan import GIB, Plan
+from vlm2vec.training.estimate.report import tables
+from vlm2vec.training.estimate.states import ZeroSettings
+
+# What a plan does not need to know.
+_ABSENT = ("--model_name", "microsoft/Phi-3.5-vision-instruct", "--dataset_name", "-", "--output_dir", "-")
+_CROPS_OF_PHI_3_5 = 4
+_WIDTH_IN_A_FILE = 118
+_GIGA, _TERA = 1e9, 1e12
+
+
+class _Parser(OneLineErrors, argparse.ArgumentParser):
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the plan of a run."""
+    # transformers 5.23 warns of a name that older versions need.
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    words = list(sys.argv[1:] if argv is None else argv)
+    cluster, workload, rest = parse_cluster(words)
+    plan = make_plan(parse_arguments(rest, defaults=_ABSENT), cluster, workload)
+    console = Console()
+    console = console if console.is_terminal else Console(width=_WIDTH_IN_A_FILE)
+    for table in tables(plan):
+        console.print(table)
+
+
+def parse_cluster(argv: Sequence[str]) -> tuple[Cluster, Workload, list[str]]:
+    """The plan's own flags; the rest is the training program's.
+
+    Raises:
+        InputError: A value without meaning.
+    """
+    parser = _Parser(
+        prog="vlm2vec.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--gpus", type=int, default=8, help="GPUs of a node; one rank runs on each")
+    add("--nodes", type=int, default=1, help="nodes")
+    add("--gpu_memory", type=float, default=80, help="GiB of a GPU")
+    add("--peak_tflops", type=float, default=989, help="TFLOP/s of a GPU; the default is an H100's in bf16")
+    add("--utilization", type=float, default=0.4, help="share of the peak that is assumed to be reached")
+    add("--gpu_bandwidth", type=float, default=450, help="GB/s between GPUs of a node, each way; an H100's NVLink")
+    add("--node_bandwidth", type=float, default=50, help="GB/s between nodes, each way; one link of 400 Gbit/s")
+    add("--pictures_per_pair", type=float, default=1.0, help="items of a pair that have a picture, 0 to 2")
+    add("--text_tokens", type=int, default=40, help="tokens of an item's text")
+    options, rest = parser.parse_known_args(argv)
+    for name in ("gpus", "nodes", "gpu_memory", "peak_tflops", "gpu_bandwidth", "node_bandwidth", "text_tokens"):
+        if getattr(options, name) <= 0:
+            raise InputError(f"--{name} {getattr(options, name)}: must be positive")
+    if not 0 <= options.pictures_per_pair <= 2:
+        raise InputError(f"--pictures_per_pair {options.pictures_per_pair}: a pair has 0 to 2 pictures")
+    if not 0 < options.utilization <= 1:
+        raise InputError(f"--utilization {options.utilization}: must be above 0 and at most 1")
+    cluster = Cluster(
+        gpus=options.gpus,
+        nodes=options.nodes,
+        gpu_memory=options.gpu_memory * GIB,
+        peak_flops=options.peak_tflops * _TERA,
+        utilization=options.utilization,
+        gpu_bandwidth=options.gpu_bandwidth * _GIGA,
+        node_bandwidth=options.node_bandwidth * _GIGA,
+    )
+    return cluster, Workload(options.pictures_per_pair, options.text_tokens), rest
+
+
+def make_plan(arguments: RunArguments, cluster: Cluster, workload: Workload) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        InputError: A model folder or an engine configuration that cannot be read.
+    """
+    folder = Path(arguments.model.model_name)
+    num_crops = arguments.model.num_crops
+    if (folder / "config.json").is_file():
+        config = load_config(folder, {})
+        settings = folder / "preprocessor_config.json"
+        num_crops = num_crops or (read_json(settings).get("num_crops") if settings.is_file() else None)
+    else:
+        config = Phi3VConfig()
+    choose_accelerator()
+    zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
+    return Plan(MetaModel(config, arguments, num_crops or _CROPS_OF_PHI_3_5), zero, cluster, workload)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

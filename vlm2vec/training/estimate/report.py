@@ -1,0 +1,155 @@
+"""A plan as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vlm2vec.training.estimate.plan import GIB, Memory, Plan
+
+_TERA, _GIGA = 1e12, 1e9
+
+
+def tables(plan: Plan) -> Iterator[RenderableType]:
+    """What the plan program prints, one after another."""
+    yield _heading(plan)
+    memories = plan.memories()
+    yield _memory_table(plan, memories)
+    yield _chunk_table(plan)
+    yield _traffic_table(plan)
+    yield _time(plan)
+    yield _verdict(plan, memories)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f}" if size >= 0.05 * GIB else f"{size / GIB:.2f}" if size else "-"
+
+
+def _heading(plan: Plan) -> Text:
+    size, cluster, model = plan.size, plan.cluster, plan.arguments.model
+    kind = "LoRA" + (" (DoRA)" if model.lora_use_dora else "") if model.lora else "all weights"
+    pictures, texts = plan.items_a_rank
+    lines = [
+        f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {'bfloat16' if model.bf16 else 'float32'}",
+        f"{cluster.num_ranks} ranks ({cluster.nodes} x {cluster.gpus}) of {cluster.gpu_memory / GIB:.0f} GiB | global "
+        f"batch {plan.pairs:,}: a rank has {pictures:.0f} pictures of {plan.picture_tokens} tokens and "
+        f"{texts:.0f} texts of {plan.workload.text_tokens} in {plan.calls.repeat} chunks",
+        f"Assumed: {plan.workload.pictures_per_pair:g} pictures a pair, each with all {plan.crops - 1} crops; "
+        f"{plan.workload.text_tokens} tokens a text; no item twice",
+    ]
+    return Text("\n".join(lines))
+
+
+def _memory_table(plan: Plan, memories: list[Memory]) -> Table:
+    table = Table(title="Memory of a rank in GiB", caption=_MEMORY_NOTE, caption_justify="left", title_justify="left")
+    table.add_column("")
+    for heading in ("weights", "gradients", "optimizer", "buffers", "chunk", "loss", "peak", "host"):
+        table.add_column(heading, justify="right")
+    table.add_column("fits", justify="center")
+    table.add_column("largest --chunk_tokens", justify="right")
+    for each in memories:
+        state = each.state
+        fits = each.peak <= plan.cluster.usable_memory
+        parts = (state.weights, state.gradients, state.optimizer, state.buffers, each.chunk, each.loss, each.peak)
+        table.add_row(
+            each.zero.name + (" <" if each.zero == plan.zero else ""),
+            *(_gib(part) for part in (*parts, state.host)),
+            "yes" if fits else "no",
+            f"{each.chunk_tokens:,}" if each.chunk_tokens else "none",
+            style="bold" if each.zero == plan.zero else "",
+        )
+    return table
+
+
+_MEMORY_NOTE = (
+    "< the --deepspeed file. Peak: the most at a time (chunk and loss do not meet), to fit into nine tenths of the "
+    "GPU. Buffers: gathered weights, gradients on their way. Host: what is offloaded. Checked against tensors on a "
+    "CPU (docs/benchmarks.md), not measured on a GPU."
+)
+
+
+def _chunk_table(plan: Plan) -> Table:
+    table = Table(title="The largest chunk in GiB: pictures with all crops", title_justify="left")
+    for heading in ("", "tokens", "crops", "pixels", "graph", "peak"):
+        table.add_column(heading, justify="right" if heading else "left")
+    chosen = plan.arguments.model.gradient_checkpointing
+    rows = plan.rows(plan.picture_tokens)
+    encode_rows = max(1, int(rows * plan.no_grad_factor))
+    kinds = [
+        ("pass 2, gradient checkpointing", rows, plan.chunk_cost(True), chosen),
+        ("pass 2, all activations kept", rows, plan.chunk_cost(False), not chosen),
+        ("pass 1, no graph", encode_rows, plan.encode_cost, True),
+    ]
+    for name, number, cost, is_chosen in kinds:
+        table.add_row(
+            name + (" <" if is_chosen else ""),
+            f"{number * plan.picture_tokens:,}",
+            str(number * plan.crops),
+            _gib(cost.pixels),
+            _gib(cost.saved - cost.pixels) if "graph" not in name[8:] else "-",
+            _gib(cost.peak),
+            style="bold" if is_chosen else "",
+        )
+    return table
+
+
+def _traffic_table(plan: Plan) -> Table:
+    ranks = plan.cluster.num_ranks
+    table = Table(title=f"Network a step and rank, {plan.zero.name}", title_justify="left")
+    table.add_column("")
+    table.add_column("tensor, GiB", justify="right")
+    table.add_column("sent (ring), GiB", justify="right")
+    moved = plan.traffic(plan.zero)
+    for each in moved:
+        table.add_row(each.what, _gib(each.size), _gib(each.sent(ranks)))
+    others = ", ".join(
+        f"{zero.name}: {sum(each.sent(ranks) for each in plan.traffic(zero)) / GIB:.1f}"
+        for zero in plan.zero.variants()
+        if zero.stage != plan.zero.stage and not zero.offload_optimizer
+    )
+    table.add_row("sum", "", _gib(sum(each.sent(ranks) for each in moved)), style="bold")
+    table.caption = f"Sent with other stages: {others} GiB"
+    return table
+
+
+def _time(plan: Plan) -> Text:
+    cluster = plan.cluster
+    run, useful = plan.flops
+    computing, network = plan.seconds(plan.zero)
+    slowest = (
+        f"{cluster.gpu_bandwidth / _GIGA:.0f} GB/s between GPUs"
+        if cluster.nodes == 1
+        else f"{cluster.ring_bandwidth / _GIGA:.0f} GB/s between nodes"
+    )
+    steps = plan.arguments.training.max_steps
+    return Text(
+        f"{run / _TERA:,.0f} TFLOP a rank and step; one plain forward and backward pass would be {useful / _TERA:,.0f} "
+        f"({useful / run:.0%})\n"
+        f"Step: {max(computing, network):.1f} to {computing + network:.1f} s (computing {computing:.1f}, network "
+        f"{network:.1f}, overlapped or not): {plan.pairs / (computing + network):,.0f} pairs/s or more, "
+        f"{steps:,} steps in {steps * (computing + network) / 3600:.1f} h at most\n"
+        f"Assumed: {cluster.utilization:.0%} of {cluster.peak_flops / _TERA:,.0f} TFLOP/s on what runs (MFU "
+        f"{cluster.utilization * useful / run:.0%}); {slowest}; data is never waited for"
+    )
+
+
+def _verdict(plan: Plan, memories: list[Memory]) -> Text:
+    chosen = next(each for each in memories if each.zero == plan.zero)
+    usable = plan.cluster.usable_memory
+    if chosen.peak <= usable:
+        return Text(
+            f"Fits: {chosen.zero.name} with chunks of {plan.chunk_tokens:,} tokens takes {_gib(chosen.peak)} of "
+            f"{_gib(usable)} GiB; up to --chunk_tokens {chosen.chunk_tokens} fits"
+        )
+    if chosen.chunk_tokens:
+        return Text(f"Does not fit as it is: use --chunk_tokens {chosen.chunk_tokens}")
+    fitting = [each for each in memories if each.chunk_tokens]
+    remedy = (
+        f"{fitting[0].zero.name} fits with --chunk_tokens {fitting[0].chunk_tokens}"
+        if fitting
+        else "nor does another ZeRO stage: take more GPUs or --lora, or smaller buckets"
+    )
+    return Text(f"Does not fit with any --chunk_tokens; {remedy}")
