@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vlm2vec.contrastive import has_dropout
+from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.estimate.cluster import Cluster, Workload
 from vlm2vec.training.estimate.meta import MetaModel
@@ -15,8 +16,8 @@ from vlm2vec.training.estimate.states import ModelSize, StateMemory, ZeroSetting
 from vlm2vec.training.estimate.traffic import Collective, EngineCalls, collectives
 
 GIB = 2**30
-# Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time; 5.5 are measured in
-# tests/training/test_estimate.py.
+# Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time, 5.5 with recomputation;
+# tests/training/test_plan.py compares.
 _SCORE_BLOCKS = 6
 # Copies of all ranks' embeddings that live in the loss: gathered, its buffer, queries and targets picked from it, and
 # the gradients of these.
@@ -132,7 +133,8 @@ class Plan:
         """Embeddings of all ranks and a block of scores, with what the loss's backward pass needs."""
         items, ranks = 2 * self.pairs, self.cluster.num_ranks
         embeddings = (_GATHERED_COPIES * items + _LOCAL_COPIES * math.ceil(items / ranks)) * self.width * _FLOAT32
-        rows = min(self.arguments.training.loss_block_rows, math.ceil(self.pairs / ranks))
+        block_rows = self.arguments.training.loss_block_rows or max(1, BLOCK_SCORES // self.pairs)
+        rows = min(block_rows, math.ceil(self.pairs / ranks))
         return float(embeddings + _SCORE_BLOCKS * rows * self.pairs * _FLOAT32)
 
     def keep_graphs(self, zero: ZeroSettings) -> int:
