@@ -5,6 +5,7 @@
 #
 # NODES, NODE_RANK, GPUS        how many nodes, this one's number from 0, ranks of a node
 # MASTER_ADDR, MASTER_PORT      the first node, and a port there (29500)
+# GRACE                         seconds that ranks have to tell their errors when one has failed (10)
 # MODEL, SHARDS, OUTPUT, RECIPE, ENGINE   see common.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,7 +36,7 @@ while mapfile -t running < <(jobs -rp) && ((${#running[@]})); do
   if ((${#still[@]} < ${#running[@]} && status != 0 && result == 0)); then
     result=$status
     if ((status != 75)); then
-      sleep 10 # the others may have an error to tell
+      sleep "${GRACE:-10}" # the others may have an error to tell
       kill -s KILL "${ranks[@]}" 2> /dev/null || true
     fi
   fi

@@ -135,7 +135,8 @@ def test_the_loss_takes_at_most_what_is_planned(small: Plan) -> None:
 
 
 def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: Plan, mini_model_dir: Path) -> None:
-    memory = 2 * small.memory(small.zero).peak
+    at_first = small.memory(small.zero)
+    memory = (at_first.peak + 7 * at_first.chunk) / 0.9
     found = with_memory(small, memory).memory(small.zero).chunk_tokens
     assert found > small.chunk_tokens
     for tokens, fits in ((found, True), (found + 1024 + small.picture_tokens, False)):
@@ -144,6 +145,9 @@ def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: Plan, mini_mode
 
 
 def test_nothing_fits_into_nothing(small: Plan) -> None:
+    """Nor where chunks would, but the buckets in which gradients are reduced do not."""
+    half_a_bucket = with_memory(small, 2 * small.zero.reduce_bucket)
+    assert half_a_bucket.memory(half_a_bucket.zero).chunk_tokens == 0
     made = with_memory(small, 1.0)
     assert {each.chunk_tokens for each in made.memories()} == {0}
     assert "nor does another" in str(list(tables(made))[-1])
@@ -155,7 +159,11 @@ def test_traffic_follows_the_chunks(small: Plan) -> None:
     once = small.size.trainable * 4
     in_float32 = dataclasses.replace(small.size, trainable_bytes=4)
     zero1 = dataclasses.replace(small.zero, stage=1)
-    for size, zero, times in ((small.size, small.zero, small.calls.repeat), (small.size, zero1, 1), (in_float32, small.zero, 1)):
+    for size, zero, times in (
+        (small.size, small.zero, small.calls.repeat),
+        (small.size, zero1, 1),
+        (in_float32, small.zero, 1),
+    ):
         moved = collectives(size, zero, 4, 128, small.width, small.calls, fetches=2)
         reduced = next(each for each in moved if each.what.startswith("gradients, reduced"))
         assert reduced.size == times * once
@@ -176,7 +184,7 @@ def test_dry_run_prints_the_plan_without_ranks_or_data(mini_model_dir: Path) -> 
         [
             *(sys.executable, "-m", "vlm2vec.train", "--dry_run", "--config", "launch/recipes/mini.yaml"),
             *("--model_name", str(mini_model_dir), "--dataset_name", "absent", "--output_dir", "absent"),
-            *("--deepspeed", ZERO2, "--gpus", "2", "--gpu_memory", "1"),
+            *("--deepspeed", ZERO2, "--gpus", "2", "--gpu_memory", "4"),
         ],
         cwd=REPOSITORY,
         env=environment(),

@@ -126,7 +126,8 @@ class Plan:
         at_work = self._activations(zero, self._growth.rows)
         moments = {moment: held + size for moment, size in at_work.items()}
         moments["update"] = state.in_update
-        return Memory(zero, state, self._growth.one.peak, self.loss_bytes, moments, self._largest_chunk(zero, held))
+        largest = self._largest_chunk(zero, held) if moments["update"] <= self.cluster.usable_memory else 0
+        return Memory(zero, state, self._growth.one.peak, self.loss_bytes, moments, largest)
 
     @cached_property
     def loss_bytes(self) -> float:

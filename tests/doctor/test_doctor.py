@@ -1,0 +1,142 @@
+"""Each check says ok where all is well and names the remedy where it is not."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections import namedtuple
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from vlm2vec.doctor import machine
+from vlm2vec.doctor.__main__ import main
+from vlm2vec.doctor.data import data_findings, read_speed
+from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
+from vlm2vec.doctor.nodes import node_findings, own_address, read_hostfile
+from vlm2vec.errors import InputError
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def statuses(findings: Sequence[Finding]) -> set[str]:
+    return {finding.status for finding in findings}
+
+
+def test_this_machine_runs_the_tests_so_nothing_fails(
+    mini_shards_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dataset_name", str(mini_shards_dir)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("ok   deepspeed 0.") for line in lines)
+    assert any("runs a collective" in line for line in lines)
+    assert any("samples in" in line for line in lines)
+    assert any("MB/s" in line for line in lines)
+    assert lines[-1].endswith("0 fail")
+
+
+def test_a_failure_is_exit_code_1_and_names_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dataset_name", str(tmp_path)]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
+    assert len(failed) == 1
+    assert "manifest" in failed[0]
+    assert "-> python -m data_prep.convert" in failed[0]
+
+
+def test_versions_outside_of_the_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"torch": "2.9.1", "deepspeed": "0.1", "numpy": "2.0"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    needed = ["torch>=2.9", "deepspeed>=0.19.2", "peft>=0.20", 'ruff>=0.9; extra == "dev"']
+    monkeypatch.setattr(metadata, "requires", lambda name: needed)
+    monkeypatch.setattr(metadata, "version", version)
+    torch, deepspeed, peft = machine.versions("anything")
+    assert (torch.status, deepspeed.status, peft.status) == (OK, FAIL, FAIL)
+    assert deepspeed.remedy == "pip install 'deepspeed>=0.19.2'"
+    assert "not installed" in peft.what
+
+
+@pytest.mark.parametrize(("free", "status"), [(64 * 2**20, FAIL), (2**30, WARN), (2**40, OK)])
+def test_shared_memory(free: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free, 0, free))
+    assert machine.shared_memory(tmp_path).status == status
+    assert machine.shared_memory(tmp_path / "absent").status == FAIL
+
+
+@pytest.mark.parametrize(("files", "status"), [(256, FAIL), (1024, WARN), (resource.RLIM_INFINITY, OK)])
+def test_open_files(files: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (files, files))
+    assert next(machine.limits()).status == status
+
+
+def test_a_missing_compiler_matters_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    assert machine.compiler().status == OK
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    assert machine.compiler().status == FAIL
+    assert "nvcc" in machine.compiler().what
+
+
+def test_damaged_shards_fail(mini_shards_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(mini_shards_dir, copy)
+    assert statuses(list(data_findings(copy))) <= {OK, WARN}
+    next(copy.glob("*/*.tar")).unlink()
+    assert statuses(list(data_findings(copy))) == {FAIL}
+
+
+def test_a_slow_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "shard.tar"
+    file.write_bytes(bytes(10**6))
+    for cold, warm, status in ((500.0, 5000.0, OK), (50.0, 5000.0, WARN), (5.0, 5000.0, WARN), (5.0, 6.0, FAIL)):
+        speeds = iter((cold, warm))
+        monkeypatch.setattr("vlm2vec.doctor.data._megabytes_a_second", lambda _, speeds=speeds: next(speeds))
+        assert read_speed(file).status == status
+
+
+def hostfile(folder: Path, text: str) -> Path:
+    path = folder / "hostfile"
+    path.write_text(text)
+    return path
+
+
+def test_hostfiles(tmp_path: Path) -> None:
+    nodes = read_hostfile(hostfile(tmp_path, "# two\n\nnode-0 slots=8\nnode-1  slots=4  # smaller\n"))
+    assert [(node.name, node.slots) for node in nodes] == [("node-0", 8), ("node-1", 4)]
+    for text, place in (
+        ("a\n", "line 1"),
+        ("a slots=1\na slots=1\n", "line 2"),
+        ("a slots=0", "line 1"),
+        ("#\n", "no nodes"),
+    ):
+        with pytest.raises(InputError, match=place):
+            read_hostfile(hostfile(tmp_path, text))
+
+
+def test_nodes_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that nobody knows, a node that refuses, a node that answers; ssh is a script."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\ncase "$*" in *127.0.0.2*) echo Permission denied >&2; exit 255;; esac\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = hostfile(tmp_path, "no-such-node.invalid slots=1\n127.0.0.2 slots=1\n127.0.0.1 slots=1\n")
+    pdsh, unknown, refusing, answering, _ = node_findings(path)
+    assert (pdsh.status, unknown.status, refusing.status, answering.status) == (WARN, FAIL, FAIL, OK)
+    assert "Permission denied" in refusing.what
+    assert "ssh-copy-id" in refusing.remedy
+
+
+def test_an_interface_settles_which_address_ranks_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [(0, 0, 0, "", ("127.0.1.1", 0))])
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    assert own_address(2).status == WARN
+    assert own_address(1).status == OK
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert own_address(2).status == OK

@@ -1,0 +1,55 @@
+"""The `--deepspeed` file: shipped ones pass, a slip of the pen is told with its place and the key that was meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.launcher import REPOSITORY
+from vlm2vec.errors import InputError
+from vlm2vec.training.engine_file import read_engine_file
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_files_pass(path: Path) -> None:
+    assert read_engine_file(path) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"zero_optimisation": {}}, "unknown key 'zero_optimisation'; the nearest known is 'zero_optimization'"),
+        ({"wall_clock_breakdwn": True}, "the nearest known is 'wall_clock_breakdown'"),
+        ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "'zero_optimization.overlap_com'; the nearest"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memmory": True}}},
+            "'zero_optimization.offload_optimizer.pin_memmory'; the nearest known is "
+            "'zero_optimization.offload_optimizer.pin_memory'",
+        ),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "many"}}, "'zero_optimization.reduce_bucket_size'"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": 7}},
+            "'zero_optimization.offload_param' must be an object",
+        ),
+        ({"zero_optimization": {"stage": 0}}, "must be 1, 2 or 3, not 0"),
+        ({"zero_optimization": []}, "expected an object with a section"),
+        ({"train_batch_size": 8}, "remove 'train_batch_size', it follows from --global_batch_size"),
+        ({"steps_per_print": 8}, "--logging_steps"),
+    ],
+)
+def test_refusals_name_file_and_key(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}} | change))
+    with pytest.raises(InputError) as refused:
+        read_engine_file(path)
+    assert told in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
