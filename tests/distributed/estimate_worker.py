@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from tests.distributed.collectives_worker import Collectives
 from tests.distributed.engine_worker import constant
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.batches import ItemEncoderInputs, TokenBudget
-from vlm2vec.contrastive import Chunk
 from vlm2vec.contrastive.reduction import gradient_reduction
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v.checkpoint import load_config
@@ -46,10 +45,8 @@ KINDS = {
 CASES = [
     ("zero1", "full bf16"),
     ("zero2", "full bf16"),
-    ("zero2", "full fp32, checkpointed"),
     ("zero2", "LoRA bf16"),
     ("zero2_offload", "full bf16"),
-    ("zero3", "full bf16"),
     ("zero3", "full fp32, checkpointed"),
     ("zero3", "LoRA bf16"),
     ("zero3_offload", "full bf16"),
@@ -70,45 +67,54 @@ SMALL = {
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Bytes of one engine, planned and measured: at rest between steps, and the most while chunks run.
+class Measured:
+    """Bytes of one engine: at rest between steps, and the most while chunks run.
 
     Attributes:
+        shape: Rows, width and crops a row of the chunk that ran.
         gathered: What ZeRO-3 gathered in one call forward and backward, in bytes of all weights that run.
     """
 
     engine: str
     kind: str
-    at_rest: tuple[int, int]
-    peak: tuple[int, int]
+    shape: tuple[int, int, int]
+    at_rest: int
+    peak: int
     gathered: float
 
 
-def planned(arguments: RunArguments, zero: ZeroSettings, chunk: Chunk) -> tuple[int, int]:
-    """Bytes at rest and at the peak."""
-    folder = Path(arguments.model.model_name)
-    model = MetaModel(load_config(folder, {}), arguments, num_crops=4)
-    rows, width = chunk.inputs["input_ids"].shape
-    shape = ChunkShape(rows, width, len(chunk.inputs["pixel_values"]) // rows)
-    state = state_memory(model.size(), zero, dist.get_world_size())
-    cost = model.cost(shape, True, arguments.model.gradient_checkpointing)
-    return int(state.at_rest + cost.pixels), int(state.in_pass + state.host + cost.peak)
+def arguments_of(kind: str, model: Path, engine_file: Path) -> RunArguments:
+    flags = ["--model_name", str(model), "--dataset_name", "-", "--output_dir", "-", "--max_steps", "1"]
+    return parse_arguments(["--deepspeed", str(engine_file), "--global_batch_size", "2", *flags, *KINDS[kind]])
 
 
-def settings(engine: Path, folder: Path) -> Path:
+def planned(measured: Sequence[Measured], model: Path, folder: Path) -> Iterator[tuple[int, int]]:
+    """The plan's bytes at rest and at the peak, for each measurement."""
+    models: dict[str, MetaModel] = {}
+    for each in measured:
+        path = settings(each.engine, folder)
+        arguments = arguments_of(each.kind, model, path)
+        if each.kind not in models:
+            models[each.kind] = MetaModel(load_config(model, {}), arguments, num_crops=4)
+        meta = models[each.kind]
+        zero = ZeroSettings.read(json.loads(path.read_text())["zero_optimization"])
+        state = state_memory(meta.size(), zero, dist.get_world_size())
+        cost = meta.cost(ChunkShape(*each.shape), True, arguments.model.gradient_checkpointing)
+        yield int(state.at_rest + cost.pixels), int(state.in_pass + state.host + cost.peak)
+
+
+def settings(engine: str, folder: Path) -> Path:
     """A shipped configuration with small buckets."""
-    config = json.loads(engine.read_text())
+    config = json.loads((REPOSITORY / "ds_configs" / f"{engine}.json").read_text())
     config["zero_optimization"] |= SMALL[3 if config["zero_optimization"]["stage"] == 3 else 1]
-    path = folder / f"{engine.stem}.{dist.get_rank()}.json"
+    path = folder / f"{engine}.{dist.get_rank()}.json"
     path.write_text(json.dumps(config))
     return path
 
 
-def compare(engine_file: Path, kind: str, model: Path, folder: Path) -> Comparison:
+def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
     """Two steps of two chunks each; the second step, in which the moments exist, is measured."""
-    flags = ["--model_name", str(model), "--dataset_name", "-", "--output_dir", "-", "--max_steps", "1"]
-    path = settings(engine_file, folder)
-    arguments = parse_arguments(["--deepspeed", str(path), "--global_batch_size", "2", *flags, *KINDS[kind]])
+    arguments = arguments_of(kind, model, settings(engine_name, folder))
     encoder = build_encoder(arguments)
     dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
     chunk = largest_chunk(ItemEncoderInputs(encoder.processor, 256, dtype), TokenBudget(CHUNK_TOKENS))
@@ -133,27 +139,27 @@ def compare(engine_file: Path, kind: str, model: Path, folder: Path) -> Comparis
                     del vectors, inputs
                 peak = meter.peak
             engine.step()
-    zero = ZeroSettings.read(json.loads(path.read_text())["zero_optimization"])
-    expected = planned(arguments, zero, chunk)
     gathered = sum(size for _, kind_of, size in collectives.seen if kind_of == "_allgather_base_")
     unused = {id(each) for part in unused_modules(encoder) for each in part.parameters()}
     running = [each for each in encoder.parameters() if id(each) not in unused]
     total = sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in running)
+    rows, width = chunk.inputs["input_ids"].shape
+    shape = (rows, width, len(chunk.inputs["pixel_values"]) // rows)
     engine.destroy()
-    return Comparison(engine_file.stem, kind, (expected[0], at_rest), (expected[1], peak), gathered / total)
+    return Measured(engine_name, kind, shape, at_rest, peak, gathered / total)
 
 
 def unused_modules(encoder: VLM2Vec) -> tuple[nn.Module, ...]:
     return encoder.base.model.vision_embed_tokens.img_processor.unused_modules()
 
 
-def table(comparisons: list[Comparison]) -> Iterator[str]:
+def table(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
     """In Markdown, KiB."""
     yield "| engine | trained | at rest: plan | measured | error | peak in a chunk: plan | measured | error |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for each in comparisons:
-        cells: list[Any] = [each.engine, each.kind]
-        for plan, found in (each.at_rest, each.peak):
+        cells: list[Any] = [each["engine"], each["kind"]]
+        for plan, found in (each["at_rest"], each["peak"]):
             cells += [f"{plan / 1024:,.0f}", f"{found / 1024:,.0f}", f"{plan / found - 1:+.1%}"]
         yield "| " + " | ".join(cells) + " |"
 
@@ -164,12 +170,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     initialize_ranks(60)
-    engines = REPOSITORY / "ds_configs"
-    comparisons = [
-        compare(engines / f"{engine}.json", kind, options.model_name, options.output.parent) for engine, kind in CASES
-    ]
+    model, folder = options.model_name, options.output.parent
+    measured = [measure(engine, kind, model, folder) for engine, kind in CASES]
     if dist.get_rank() == 0:
-        options.output.write_text(json.dumps([asdict(each) for each in comparisons]))
+        comparisons = [
+            {**asdict(each), "at_rest": (plan[0], each.at_rest), "peak": (plan[1], each.peak)}
+            for each, plan in zip(measured, planned(measured, model, folder), strict=True)
+        ]
+        options.output.write_text(json.dumps(comparisons))
         print("\n".join(table(comparisons)))
     close_ranks()
 

@@ -30,7 +30,6 @@ def test_this_machine_runs_the_tests_so_nothing_fails(
 ) -> None:
     assert main(["--dataset_name", str(mini_shards_dir)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("ok   deepspeed 0.") for line in lines)
     assert any("runs a collective" in line for line in lines)
     assert any("samples in" in line for line in lines)
     assert any("MB/s" in line for line in lines)
