@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -79,16 +78,16 @@ def test_five_steps_end_at_the_same_parameters(
 
 
 def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path) -> None:
-    """As the README says it, on 2 ranks; TensorBoard gets the promised fields."""
+    """Through launch/local.sh, on 2 ranks; TensorBoard gets the promised fields."""
+    chosen = flags(mini_model_dir, mini_shards_dir, tmp_path, 2, "--chunk_tokens", "512", "--max_steps", "2")
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())),
-            *("--module", "vlm2vec.train"),
-            *flags(mini_model_dir, mini_shards_dir, tmp_path, 2, "--chunk_tokens", "512", "--max_steps", "2"),
-            *("--lora", "--lora_r", "4"),
-        ],
+        [str(REPOSITORY / "launch/local.sh"), *chosen, "--warmup_steps", "0", "--lora", "--lora_r", "4"],
         cwd=REPOSITORY,
-        env=environment(),
+        env={
+            **environment(),
+            **{"MODEL": str(mini_model_dir), "SHARDS": str(mini_shards_dir), "OUTPUT": str(tmp_path)},
+            **{"RECIPE": "launch/recipes/mini.yaml", "GPUS": "2", "MASTER_PORT": str(free_port())},
+        },
         capture_output=True,
         text=True,
         timeout=150,

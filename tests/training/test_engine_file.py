@@ -43,6 +43,8 @@ def test_shipped_files_pass(path: Path) -> None:
         ({"zero_optimization": []}, "expected an object with a section"),
         ({"train_batch_size": 8}, "remove 'train_batch_size', it follows from --global_batch_size"),
         ({"steps_per_print": 8}, "--logging_steps"),
+        ({"communication_data_type": "fp16"}, "reduced in float32"),
+        ({"zero_optimization": {"stage": 3, "memory_efficient_linear": True}}, "round differently"),
     ],
 )
 def test_refusals_name_file_and_key(change: dict[str, Any], told: str, tmp_path: Path) -> None:

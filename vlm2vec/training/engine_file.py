@@ -22,10 +22,11 @@ MANAGED_KEYS = {
     "bf16": "--bf16",
     "fp16": "--bf16 (the loss over a large batch needs bfloat16's range)",
     "steps_per_print": "--logging_steps",
+    "communication_data_type": "--bf16 (gradients are reduced in float32)",
+    "data_types": "--bf16 (gradients add up in float32)",
 }
 # DeepSpeed ignores a key that it does not know at the top, and would then run without what it was asked for.
 _PLAIN_KEYS = (
-    "communication_data_type",
     "dump_state",
     "flops_profiler",
     "gradient_predivide_factor",
@@ -55,6 +56,11 @@ def read_engine_file(path: Path) -> dict[str, Any]:
     stage = config.get("zero_optimization", {}).get("stage")
     if stage not in (1, 2, 3):
         raise InputError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, not {stage}")
+    if config["zero_optimization"].get("memory_efficient_linear"):
+        raise InputError(
+            f"--deepspeed {path}: remove 'zero_optimization.memory_efficient_linear', which makes ZeRO-3 round differently "
+            "from ZeRO-2"
+        )
     _check_keys(path, config)
     return config
 
