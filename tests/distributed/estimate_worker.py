@@ -1,9 +1,7 @@
-"""One rank that builds an engine of every shipped configuration and compares what it holds with the plan.
+"""One rank that builds an engine of every shipped configuration and writes down what it holds.
 
-    torchrun --nproc_per_node 2 -m tests.distributed.estimate_worker --model_name FOLDER --output MEASURED.json
-
-Rank 0 also prints a table in Markdown. Everything is counted in tensors' bytes, which do not depend on the device.
-Offloaded tensors lie in the same memory here and are compared together with the rest.
+Everything is counted in tensors' bytes, which do not depend on the device. Offloaded tensors lie in the same memory here
+and are counted together with the rest.
 """
 
 from __future__ import annotations
@@ -11,11 +9,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,14 +23,10 @@ from tests.distributed.launcher import REPOSITORY
 from vlm2vec.batches import ItemEncoderInputs, TokenBudget
 from vlm2vec.contrastive.reduction import gradient_reduction
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
-from vlm2vec.training.estimate.meta import MetaModel
 from vlm2vec.training.estimate.meter import TensorMeter
-from vlm2vec.training.estimate.passes import ChunkShape
-from vlm2vec.training.estimate.states import ZeroSettings, state_memory
 from vlm2vec.training.graph_memory import largest_chunk
 
 KINDS = {
@@ -88,33 +80,18 @@ def arguments_of(kind: str, model: Path, engine_file: Path) -> RunArguments:
     return parse_arguments(["--deepspeed", str(engine_file), "--global_batch_size", "2", *flags, *KINDS[kind]])
 
 
-def planned(measured: Sequence[Measured], model: Path, folder: Path) -> Iterator[tuple[int, int]]:
-    """The plan's bytes at rest and at the peak, for each measurement."""
-    models: dict[str, MetaModel] = {}
-    for each in measured:
-        path = settings(each.engine, folder)
-        arguments = arguments_of(each.kind, model, path)
-        if each.kind not in models:
-            models[each.kind] = MetaModel(load_config(model, {}), arguments, num_crops=4)
-        meta = models[each.kind]
-        zero = ZeroSettings.read(json.loads(path.read_text())["zero_optimization"])
-        state = state_memory(meta.size(), zero, dist.get_world_size())
-        cost = meta.cost(ChunkShape(*each.shape), True, arguments.model.gradient_checkpointing)
-        yield int(state.at_rest + cost.pixels), int(state.in_pass + state.host + cost.peak)
-
-
-def settings(engine: str, folder: Path) -> Path:
-    """A shipped configuration with small buckets."""
+def settings(engine: str, folder: Path, owner: str) -> Path:
+    """A shipped configuration with small buckets, as a file of its owner's."""
     config = json.loads((REPOSITORY / "ds_configs" / f"{engine}.json").read_text())
     config["zero_optimization"] |= SMALL[3 if config["zero_optimization"]["stage"] == 3 else 1]
-    path = folder / f"{engine}.{dist.get_rank()}.json"
+    path = folder / f"{engine}.{owner}.json"
     path.write_text(json.dumps(config))
     return path
 
 
 def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
     """Two steps of two chunks each; the second step, in which the moments exist, is measured."""
-    arguments = arguments_of(kind, model, settings(engine_name, folder))
+    arguments = arguments_of(kind, model, settings(engine_name, folder, f"rank{dist.get_rank()}"))
     encoder = build_encoder(arguments)
     dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
     chunk = largest_chunk(ItemEncoderInputs(encoder.processor, 256, dtype), TokenBudget(CHUNK_TOKENS))
@@ -153,17 +130,6 @@ def unused_modules(encoder: VLM2Vec) -> tuple[nn.Module, ...]:
     return encoder.base.model.vision_embed_tokens.img_processor.unused_modules()
 
 
-def table(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """In Markdown, KiB."""
-    yield "| engine | trained | at rest: plan | measured | error | peak in a chunk: plan | measured | error |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    for each in comparisons:
-        cells: list[Any] = [each["engine"], each["kind"]]
-        for plan, found in (each["at_rest"], each["peak"]):
-            cells += [f"{plan / 1024:,.0f}", f"{found / 1024:,.0f}", f"{plan / found - 1:+.1%}"]
-        yield "| " + " | ".join(cells) + " |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model_name", type=Path, required=True)
@@ -173,12 +139,7 @@ def main() -> None:
     model, folder = options.model_name, options.output.parent
     measured = [measure(engine, kind, model, folder) for engine, kind in CASES]
     if dist.get_rank() == 0:
-        comparisons = [
-            {**asdict(each), "at_rest": (plan[0], each.at_rest), "peak": (plan[1], each.peak)}
-            for each, plan in zip(measured, planned(measured, model, folder), strict=True)
-        ]
-        options.output.write_text(json.dumps(comparisons))
-        print("\n".join(table(comparisons)))
+        options.output.write_text(json.dumps([asdict(each) for each in measured]))
     close_ranks()
 
 

@@ -101,10 +101,11 @@ def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[s
         },
         "steps_per_print": 2**31,
     }
-    # ZeRO-3's own linear layer rounds differently from ZeRO-2's, and keeps more under autocast (LoRA: an eighth more).
-    config["zero_optimization"] = config["zero_optimization"] | {"memory_efficient_linear": False}
     if arguments.model.bf16 and not arguments.model.lora:
         config |= BF16_ENGINE
+        # ZeRO-3's own linear layer rounds differently from ZeRO-2's. DoRA needs it: it uses weights outside of their
+        # layer, where they are partitioned again before the backward pass.
+        config["zero_optimization"] = config["zero_optimization"] | {"memory_efficient_linear": False}
     return config
 
 

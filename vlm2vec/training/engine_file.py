@@ -56,10 +56,9 @@ def read_engine_file(path: Path) -> dict[str, Any]:
     stage = config.get("zero_optimization", {}).get("stage")
     if stage not in (1, 2, 3):
         raise InputError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, not {stage}")
-    if config["zero_optimization"].get("memory_efficient_linear"):
+    if "memory_efficient_linear" in config["zero_optimization"]:
         raise InputError(
-            f"--deepspeed {path}: remove 'zero_optimization.memory_efficient_linear', which makes ZeRO-3 round differently "
-            "from ZeRO-2"
+            f"--deepspeed {path}: remove 'zero_optimization.memory_efficient_linear', it follows from --bf16 and --lora"
         )
     _check_keys(path, config)
     return config

@@ -1,0 +1,74 @@
+"""The plan's memory beside what engines of every shipped configuration hold, on two ranks, as a table in Markdown.
+
+python -m tests.distributed.estimate_report --model_name demo/untrained
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.distributed.estimate_worker import Measured, arguments_of, settings
+from tests.distributed.launcher import run_ranks
+from vlm2vec.phi3_v.checkpoint import load_config
+from vlm2vec.training.engine import choose_accelerator
+from vlm2vec.training.estimate.meta import MetaModel
+from vlm2vec.training.estimate.passes import ChunkShape
+from vlm2vec.training.estimate.states import ZeroSettings, state_memory
+
+RANKS = 2
+PATIENCE = 280  # seconds; ten times what it takes on two idle cores
+
+
+def measure(model: Path, folder: Path) -> list[Measured]:
+    """Starts the ranks; what rank 0 found."""
+    output = folder / "measured.json"
+    worker = ["-m", "tests.distributed.estimate_worker", "--model_name", str(model), "--output", str(output)]
+    run_ranks(RANKS, worker, folder, timeout=PATIENCE)
+    return [Measured(**each) for each in json.loads(output.read_text())]
+
+
+def planned(measured: Sequence[Measured], model: Path, folder: Path) -> Iterator[tuple[int, int]]:
+    """The plan's bytes at rest and at the peak, for each measurement.
+
+    In a process without ZeRO-3, as the plan program is: that puts a linear layer of its own into torch.
+    """
+    models: dict[str, MetaModel] = {}
+    for each in measured:
+        path = settings(each.engine, folder, "plan")
+        arguments = arguments_of(each.kind, model, path)
+        if each.kind not in models:
+            models[each.kind] = MetaModel(load_config(model, {}), arguments, num_crops=4)
+        meta = models[each.kind]
+        zero = ZeroSettings.read(json.loads(path.read_text())["zero_optimization"])
+        state = state_memory(meta.size(), zero, RANKS)
+        cost = meta.cost(ChunkShape(*each.shape), True, arguments.model.gradient_checkpointing)
+        yield int(state.at_rest + cost.pixels), int(state.in_pass + state.host + cost.peak)
+
+
+def table(measured: Sequence[Measured], plans: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """In KiB."""
+    yield "| engine | trained | at rest: plan | measured | error | peak in a chunk: plan | measured | error |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for each, (at_rest, peak) in zip(measured, plans, strict=True):
+        cells = [each.engine, each.kind]
+        for plan, found in ((at_rest, each.at_rest), (peak, each.peak)):
+            cells += [f"{plan / 1024:,.0f}", f"{found / 1024:,.0f}", f"{plan / found - 1:+.1%}"]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model_name", type=Path, required=True)
+    model = parser.parse_args().model_name
+    choose_accelerator()
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(model, Path(folder))
+        print("\n".join(table(measured, list(planned(measured, model, Path(folder))))))
+
+
+if __name__ == "__main__":
+    main()
