@@ -1,7 +1,7 @@
 """One rank that builds an engine of every shipped configuration and writes down what it holds.
 
-Everything is counted in tensors' bytes, which do not depend on the device. Offloaded tensors lie in the same memory here
-and are counted together with the rest.
+Everything is counted in tensors' bytes, which do not depend on the device. Offloaded tensors lie in the same memory
+here and are counted together with the rest.
 """
 
 from __future__ import annotations
