@@ -19,16 +19,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from tqdm import tqdm
 
-from data_prep.arguments import EXIT_INCOMPLETE, LOG_WIDTH, Parser, not_negative, positive
+from data_prep.arguments import EXIT_INCOMPLETE, Parser, not_negative, positive
 from data_prep.conversion import ShardResult, make_shard
 from data_prep.download import download
 from data_prep.pictures import CHECKS
 from data_prep.plan import PLAN_NAME, Options, Plan, make_plan, write_plan
 from data_prep.processes import available_cores, run_tasks
 from data_prep.report import Report, make_report
+from data_prep.report_table import show_report
 from data_prep.source import ALL_SUBSETS
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.files import TEMPORARY_PREFIX
@@ -219,10 +219,7 @@ def main() -> int:
         arguments.max_missing,
         arguments.num_workers,
     )
-    console = Console()
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
-    conversion.report.show(console)
+    show_report(conversion.report)
     if conversion.manifest is None:
         print(
             f"{arguments.output_dir}: not complete: {conversion.report.total.unusable_images} missing or unreadable "

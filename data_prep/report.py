@@ -8,10 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from data_prep.conversion import ShardResult
 from data_prep.pictures import MISSING
@@ -74,15 +70,6 @@ class Report:
         """Writes report.json; the same conversion gives the same bytes."""
         subsets = {name: asdict(subset) for name, subset in self.subsets.items()}
         write_json(output_dir / REPORT_NAME, {"total": asdict(self.total), "subsets": subsets})
-
-    def show(self, console: Console) -> None:
-        """Prints a table, and below it what is missing or unreadable."""
-        console.print(_table(self))
-        for name, subset in self.subsets.items():
-            for reason, count in subset.skipped.items():
-                console.print(f"{name}: {count} rows left out: {reason}", markup=False, highlight=False)
-            _show_names(console, name, "missing", subset.missing_images, subset.first_missing)
-            _show_names(console, name, "unreadable", subset.unreadable_images, subset.first_unreadable)
 
 
 def make_report(output_dir: Path, shards: Mapping[str, Sequence[ShardResult]]) -> Report:
@@ -153,44 +140,3 @@ def _total(
         first_missing=[name for subset in subsets for name in subset.first_missing][:FIRST_NAMES],
         first_unreadable=[name for subset in subsets for name in subset.first_unreadable][:FIRST_NAMES],
     )
-
-
-def _table(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs", "missing", "unreadable")
-    table.add_column("subset", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, subset in report.subsets.items():
-        table.add_row(escape(name), *_cells(subset))
-    table.add_section()
-    table.add_row(f"all {len(report.subsets)}", *_cells(report.total))
-    return table
-
-
-def _cells(subset: SubsetReport) -> list[str]:
-    return [
-        f"{subset.rows:,}",
-        f"{subset.rows - subset.samples:,}",
-        f"{subset.shards:,}",
-        f"{subset.bytes / 1e6:,.1f}",
-        f"{subset.images:,}",
-        f"{subset.distinct_images:,}",
-        f"{subset.samples - subset.distinct_pairs:,}",
-        _alarming(subset.missing_images),
-        _alarming(subset.unreadable_images),
-    ]
-
-
-def _alarming(count: int) -> str:
-    return f"[bold red]{count:,}[/]" if count else "0"
-
-
-def _show_names(console: Console, subset: str, kind: str, count: int, names: Sequence[str]) -> None:
-    if not count:
-        return
-    console.print(f"{subset}: {count:,} {kind} images:", markup=False, highlight=False)
-    for name in names:
-        console.print(f"  {name}", markup=False, highlight=False, soft_wrap=True)
-    if count > len(names):
-        console.print(f"  and {count - len(names):,} more", markup=False, highlight=False)

@@ -1,0 +1,67 @@
+"""Shows a conversion's report on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data_prep.arguments import LOG_WIDTH
+from data_prep.report import Report, SubsetReport
+
+
+def show_report(report: Report) -> None:
+    """Prints a table, and below it what is missing or unreadable."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    console.print(_table(report))
+    for name, subset in report.subsets.items():
+        for reason, count in subset.skipped.items():
+            console.print(f"{name}: {count} rows left out: {reason}", markup=False, highlight=False)
+        _show_names(console, name, "missing", subset.missing_images, subset.first_missing)
+        _show_names(console, name, "unreadable", subset.unreadable_images, subset.first_unreadable)
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs", "missing", "unreadable")
+    table.add_column("subset", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, subset in report.subsets.items():
+        table.add_row(escape(name), *_cells(subset))
+    table.add_section()
+    table.add_row(f"all {len(report.subsets)}", *_cells(report.total))
+    return table
+
+
+def _cells(subset: SubsetReport) -> list[str]:
+    return [
+        f"{subset.rows:,}",
+        f"{subset.rows - subset.samples:,}",
+        f"{subset.shards:,}",
+        f"{subset.bytes / 1e6:,.1f}",
+        f"{subset.images:,}",
+        f"{subset.distinct_images:,}",
+        f"{subset.samples - subset.distinct_pairs:,}",
+        _alarming(subset.missing_images),
+        _alarming(subset.unreadable_images),
+    ]
+
+
+def _alarming(count: int) -> str:
+    return f"[bold red]{count:,}[/]" if count else "0"
+
+
+def _show_names(console: Console, subset: str, kind: str, count: int, names: Sequence[str]) -> None:
+    if not count:
+        return
+    console.print(f"{subset}: {count:,} {kind} images:", markup=False, highlight=False)
+    for name in names:
+        console.print(f"  {name}", markup=False, highlight=False, soft_wrap=True)
+    if count > len(names):
+        console.print(f"  and {count - len(names):,} more", markup=False, highlight=False)
