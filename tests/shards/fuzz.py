@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from data_prep.convert import convert
 from data_prep.verify import verify
 from tests.data_prep.hand_made import TABLE, make_dataset, row, tree, write_rows
+from tests.shards.damage import OPERATORS
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Sample, ShardSet
 
@@ -74,54 +75,6 @@ def samples_of(shards: Path) -> list[Sample]:
     """Every sample of every subset."""
     opened = ShardSet.open(shards)
     return [opened.read(name, number) for name in opened.subsets for number in range(opened.num_samples[name])]
-
-
-# --- what is done to a file ---
-
-
-def truncate(content: bytearray, generator: random.Random, other: bytes) -> bytes:
-    return bytes(content[: generator.randrange(len(content))])
-
-
-def flip(content: bytearray, generator: random.Random, other: bytes) -> bytes:
-    for _ in range(generator.choice((1, 1, 2, 8))):
-        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
-    return bytes(content)
-
-
-def zero(content: bytearray, generator: random.Random, other: bytes) -> bytes:
-    """A tar's header block, or any other 512 bytes."""
-    start = generator.randrange(-(-len(content) // 512)) * 512
-    content[start : start + 512] = bytes(len(content[start : start + 512]))
-    return bytes(content)
-
-
-def cut_out(content: bytearray, generator: random.Random, other: bytes) -> bytes:
-    start = generator.randrange(len(content))
-    del content[start : start + generator.randrange(1, 600)]
-    return bytes(content)
-
-
-def append(content: bytearray, generator: random.Random, other: bytes) -> bytes:
-    return bytes(content) + generator.randbytes(generator.randrange(1, 2000))
-
-
-def swap(content: bytearray, generator: random.Random, other: bytes) -> bytes:
-    """Another file of the same kind in its place."""
-    return other
-
-
-OPERATORS: dict[str, Callable[[bytearray, random.Random, bytes], bytes]] = {
-    "truncated": truncate,
-    "bits flipped": flip,
-    "block zeroed": zero,
-    "piece cut out": cut_out,
-    "junk appended": append,
-    "swapped": swap,
-}
-
-
-# --- what is then read ---
 
 
 def read_shards(world: World, folder: Path) -> str:

@@ -1,0 +1,48 @@
+"""What the fuzzer does to a file: each function gets its content and that of another file of the same kind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+
+def truncate(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    return bytes(content[: generator.randrange(len(content))])
+
+
+def flip(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    for _ in range(generator.choice((1, 1, 2, 8))):
+        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    return bytes(content)
+
+
+def zero(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """A tar's header block, or any other 512 bytes."""
+    start = generator.randrange(-(-len(content) // 512)) * 512
+    content[start : start + 512] = bytes(len(content[start : start + 512]))
+    return bytes(content)
+
+
+def cut_out(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    start = generator.randrange(len(content))
+    del content[start : start + generator.randrange(1, 600)]
+    return bytes(content)
+
+
+def append(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    return bytes(content) + generator.randbytes(generator.randrange(1, 2000))
+
+
+def swap(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """Another file of the same kind in its place."""
+    return other
+
+
+OPERATORS: dict[str, Callable[[bytearray, random.Random, bytes], bytes]] = {
+    "truncated": truncate,
+    "bits flipped": flip,
+    "block zeroed": zero,
+    "piece cut out": cut_out,
+    "junk appended": append,
+    "swapped": swap,
+}
