@@ -189,19 +189,14 @@ def _log(output: Path) -> list[dict[str, Any]]:
 def _samples(output: Path) -> tuple[list[str], int]:
     """Digests of the batches in the last state, and how many steps ran in vain.
 
-    Every start of the ranks noted its first step and then the digest of each step that it ran; a start that resumes at
-    step k has thrown away what earlier ones did from k on.
+    Every start of the ranks noted its steps before they ran. One that begins at step k continues a state that holds
+    the steps before k, and has thrown away what earlier starts noted of later ones.
     """
+    notes = [json.loads(line) for line in (output / SAMPLES).read_text().splitlines()]
     kept: list[str] = []
-    num_run = 0
-    for line in (output / SAMPLES).read_text().splitlines():
-        note = json.loads(line)
-        if "first_step" in note:
-            kept = kept[: note["first_step"]]
-        else:
-            kept.append(note["digest"])
-            num_run += 1
-    return kept, num_run - len(kept)
+    for note in notes:
+        kept = [*kept[: note["step"]], note["digest"]]
+    return kept, len(notes) - len(kept)
 
 
 def build_inputs(root: Path) -> tuple[Path, Path]:

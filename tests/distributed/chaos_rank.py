@@ -26,20 +26,16 @@ PRELOADED = (deepspeed, peft, torch, transformers, tensorboard)
 
 
 class NotingBatches(TrainingBatches):
-    """Notes the digest of every batch whose step has run."""
+    """Notes the digest of every batch before its step runs."""
 
     notes: Path
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         with self.notes.open("a") as notes:
-            digest = None
             for batch in super().__iter__():
-                note = {"first_step": batch.header.step} if digest is None else {"digest": digest}
-                notes.write(json.dumps(note) + "\n")
+                notes.write(json.dumps({"step": batch.header.step, "digest": batch.header.layout.digest}) + "\n")
                 notes.flush()
-                digest = batch.header.layout.digest
                 yield batch
-            notes.write(json.dumps({"digest": digest}) + "\n")
 
 
 def main(rank: int, num_ranks: int, port: int, flags: list[str], output: Path) -> None:
