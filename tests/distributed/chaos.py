@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -24,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.launcher import REPOSITORY, free_port
-from tests.distributed.launcher import environment as ranks_environment
+from tests.distributed.chaos_rank import SAMPLES
+from tests.distributed.chaos_rank import main as train
+from tests.distributed.forked import kill, start_forked, wait
+from tests.distributed.launcher import REPOSITORY
 from tests.distributed.states import differences
-from vlm2vec.training.state_files import environment
 
 RANKS, STEPS, BATCH = 2, 7, 8
 # The ZeRO stage and what else differs; loader workers run in all.
@@ -39,7 +37,6 @@ RUNS: dict[str, tuple[int, list[str]]] = {
     "zero2-lora": (2, ["--lora"]),
     "zero3-lora": (3, ["--lora"]),
 }
-SAMPLES = "samples.jsonl"
 # When to kill: at any time, or while a checkpoint is being written.
 MOMENTS = ANY_TIME, IN_SAVE = "any time", "in a save"
 _CLOCK = ("per_second", "milliseconds", "data_wait")
@@ -76,14 +73,7 @@ class Chaos:
     def __init__(self, model: Path, shards: Path, root: Path, seed: int) -> None:
         self._model, self._shards, self._root = model, shards, root
         self._random = random.Random(seed)
-        # Ranks are forked from a process that has imported everything: that is most of the time of a start.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.distributed.chaos_rank"])
         self._seconds: dict[str, float] = {}
-        warm_up = self._context.Process(target=int)  # the first start pays for the imports
-        with environment(**ranks_environment()):
-            warm_up.start()
-        warm_up.join()
 
     def trial(self, name: str, number: int, moments: Sequence[str]) -> Trial:
         """One run, killed at each of some moments (see `MOMENTS`) unless it ends before, and then left alone."""
@@ -98,7 +88,7 @@ class Chaos:
             trial.kills += 1
             trial.during_save += any(output.glob(".tmp-checkpoint-*"))
         else:
-            _wait(self._start(name, output, *resuming), output)
+            wait(self._start(name, output, *resuming), output)
         self._judge(trial, reference, output)
         shutil.rmtree(output)
         return trial
@@ -107,7 +97,7 @@ class Chaos:
         output = self._root / name
         if not output.exists():
             begin = time.monotonic()
-            _wait(self._start(name, output), output)
+            wait(self._start(name, output), output)
             self._seconds[name] = time.monotonic() - begin
         return output
 
@@ -121,13 +111,7 @@ class Chaos:
             *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "512"),
             *("--subset_name", "ColorVQA", "Recolor", *own, *extra),
         ]
-        from tests.distributed.chaos_rank import main
-
-        port = free_port()
-        ranks = [self._context.Process(target=main, args=(rank, RANKS, port, flags, output)) for rank in range(RANKS)]
-        for rank in ranks:
-            rank.start()
-        return ranks
+        return start_forked(RANKS, train, (flags, output), output)
 
     def _kill(self, ranks: list[Any], output: Path, in_save: bool, after: float) -> bool:
         """Waits for the moment and kills; False if the run ended before."""
@@ -141,10 +125,10 @@ class Chaos:
                 time.sleep(self._random.uniform(0, 0.03) if in_save else 0)
                 if all(rank.exitcode == 0 for rank in ranks):
                     break
-                _kill_all(ranks, self._random)
+                kill(ranks, self._random)
                 return True
             time.sleep(0.001)
-        _wait(ranks, output)
+        wait(ranks, output)
         return False
 
     def _judge(self, trial: Trial, reference: Path, output: Path) -> None:
@@ -156,29 +140,6 @@ class Chaos:
         trial.samples_lost = BATCH * sum((expected - got).values())
         trial.samples_repeated = BATCH * sum((got - expected).values())
         trial.repeated_steps = _samples(output)[1]
-
-
-def _kill_all(ranks: list[Any], moments: random.Random) -> None:
-    order = list(ranks)
-    moments.shuffle(order)
-    for rank in order:
-        try:
-            os.killpg(rank.pid, signal.SIGKILL)  # with its loader's workers
-        except ProcessLookupError:
-            rank.kill()  # it has not come to making a group, or has ended
-        time.sleep(moments.uniform(0, 0.05))
-    for rank in ranks:
-        rank.join()
-
-
-def _wait(ranks: list[Any], output: Path) -> None:
-    for rank in ranks:
-        rank.join(timeout=300)
-    if any(rank.exitcode != 0 for rank in ranks):
-        codes = [rank.exitcode for rank in ranks]
-        _kill_all(ranks, random.Random(0))
-        logs = [path.read_text(errors="replace")[-3000:] for path in sorted(output.glob("rank*.log"))]
-        raise AssertionError(f"ranks ended with {codes}:\n" + "\n".join(logs))
 
 
 def _log(output: Path) -> list[dict[str, Any]]:

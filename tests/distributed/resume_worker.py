@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +82,3 @@ def main(jobs: Path) -> None:
         print(name, *flags, flush=True)
         RUNS[name](parse_arguments(flags), device)
     close_ranks()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

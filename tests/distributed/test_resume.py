@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tests.distributed.chaos import add_dropout
-from tests.distributed.launcher import REPOSITORY, run_ranks
-from tests.distributed.resume_worker import UNWRITABLE_STEP
+from tests.distributed.forked import run_forked
+from tests.distributed.launcher import REPOSITORY
+from tests.distributed.resume_worker import UNWRITABLE_STEP, main
 from tests.distributed.states import differences, state_of
 from vlm2vec.training.record import read_whole
 
@@ -44,7 +45,7 @@ def run_jobs(ranks: int, jobs: Sequence[tuple[str, list[str]]], root: Path) -> l
     """The output of each rank."""
     root.mkdir(exist_ok=True)
     (root / "jobs.json").write_text(json.dumps(jobs))
-    return run_ranks(ranks, ["-m", "tests.distributed.resume_worker", str(root / "jobs.json")], root, timeout=280)
+    return run_forked(ranks, main, [root / "jobs.json"], root, timeout=280)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,96 @@
+"""Real ranks, forked from a process that has imported everything: most of a start's time is imports."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from tests.distributed.launcher import environment as ranks_environment
+from tests.distributed.launcher import free_port
+from vlm2vec.training.state_files import environment
+
+
+@cache
+def _fork_server() -> ForkServerContext:
+    """One for the process; its first child waits for the imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.forked_imports"])
+    first = context.Process(target=int)
+    with environment(**ranks_environment()):
+        first.start()
+    first.join()
+    return context
+
+
+def start_forked(
+    num_ranks: int, main: Callable[..., None], arguments: Sequence[Any], log_dir: Path
+) -> list[ForkServerProcess]:
+    """Starts ranks that call `main(*arguments)`, each in a process group of its own; output goes to `rank*.log`."""
+    port = free_port()
+    ranks = [
+        _fork_server().Process(target=_rank, args=(rank, num_ranks, port, log_dir, main, tuple(arguments)))
+        for rank in range(num_ranks)
+    ]
+    for rank in ranks:
+        rank.start()
+    return ranks
+
+
+def run_forked(
+    num_ranks: int, main: Callable[..., None], arguments: Sequence[Any], log_dir: Path, timeout: float = 300
+) -> list[str]:
+    """Ranks that must succeed; returns their output."""
+    ranks = start_forked(num_ranks, main, arguments, log_dir)
+    wait(ranks, log_dir, timeout)
+    return [(log_dir / f"rank{rank}.log").read_text(errors="replace") for rank in range(num_ranks)]
+
+
+def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = 300) -> None:
+    """Until all ranks have ended; when one failed, or the time is over, the others are killed."""
+    deadline = time.monotonic() + timeout
+    while any(rank.exitcode is None for rank in ranks) and time.monotonic() < deadline:
+        if any(rank.exitcode for rank in ranks):
+            deadline = min(deadline, time.monotonic() + 10)
+        time.sleep(0.02)
+    codes = [rank.exitcode for rank in ranks]
+    if any(code != 0 for code in codes):
+        kill(ranks)
+        logs = [path.read_text(errors="replace")[-3000:] for path in sorted(log_dir.glob("rank*.log"))]
+        raise AssertionError(f"ranks ended with {codes}:\n" + "\n".join(logs))
+
+
+def kill(ranks: Sequence[ForkServerProcess], moments: random.Random | None = None) -> None:
+    """SIGKILL for all ranks and their children; with `moments`, in some order and a moment apart."""
+    order = list(ranks)
+    if moments is not None:
+        moments.shuffle(order)
+    for rank in order:
+        try:
+            os.killpg(rank.pid, signal.SIGKILL)  # with its loader's workers
+        except ProcessLookupError:
+            rank.kill()  # it has not come to making a group, or has ended
+        if moments is not None:
+            time.sleep(moments.uniform(0, 0.05))
+    for rank in ranks:
+        rank.join()
+
+
+def _rank(
+    rank: int, num_ranks: int, port: int, log_dir: Path, main: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a rank that was not forked itself
+    log = os.open(log_dir / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    main(*arguments)
