@@ -78,4 +78,26 @@ SUITES = {
         limit_seconds=2400,
         is_long=True,
     ),
+    "data": Suite(
+        "The converter beside tar",
+        "benchmarks.data",
+        "20,000 pictures, alternating rounds, both with their bytes synced to disk. The converter also checksums the "
+        "tars, hashes every picture and writes the index.",
+        limit_seconds=1200,
+    ),
+    "million_rows": Suite(
+        "A million rows converted and verified",
+        "benchmarks.million_rows demo/million_rows",
+        "The 20 subsets in MMEB-train's proportions, tiny pictures that rows reuse, every picture decoded. Memory is "
+        "that of the program and its workers together.",
+        limit_seconds=3600,
+        is_long=True,
+    ),
+    "plan": Suite(
+        "The plan's memory beside what engines hold",
+        "tests.distributed.estimate_report --model_name demo/untrained",
+        "After `make demo`. Bytes of tensors in KiB, which do not depend on the device, between steps and at the most "
+        "while chunks run. GPU: not measured; what its allocator rounds up and what libraries take comes on top.",
+        is_long=True,
+    ),
 }
