@@ -20,7 +20,7 @@ ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, BROADCAST = (
     "broadcast_",
 )
 FLOAT32, INT64 = 4, 8
-NUMBERS_TO_AGREE_ON = 7  # chunks and chunks with images of three phases, and the digest
+NUMBERS_TO_AGREE_ON = 8  # chunks and chunks with images of three phases, a wish to stop, and the digest
 
 Rank = dict[tuple[int, str], Recorded]
 
@@ -65,7 +65,7 @@ def test_the_steps_differ_as_they_should(ranks: list[Rank]) -> None:
 @pytest.mark.parametrize("chunks", CHUNKS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_agreement_and_one_exchange_of_representations(stage: int, chunks: str, ranks: list[Rank]) -> None:
-    """56 bytes a rank before anything runs; then all rows once forward and their gradient once back."""
+    """64 bytes a rank before anything runs; then all rows once forward and their gradient once back."""
     dimension = build_encoder("full", dropout=0.0).backbone.config.hidden_size
     for rank in ranks:
         step = rank[stage, chunks]
