@@ -23,9 +23,10 @@ from typing import Any
 
 from tests.distributed.chaos_rank import SAMPLES
 from tests.distributed.chaos_rank import main as train
-from tests.distributed.forked import kill, start_forked, wait
+from tests.distributed.forked import kill, start_forked, wait, warm_up
 from tests.distributed.launcher import REPOSITORY
 from tests.distributed.states import differences
+from vlm2vec.training.record import LATEST
 
 RANKS, STEPS, BATCH = 2, 7, 8
 # The ZeRO stage and what else differs; loader workers run in all.
@@ -39,6 +40,8 @@ RUNS: dict[str, tuple[int, list[str]]] = {
 }
 # When to kill: at any time, or while a checkpoint is being written.
 MOMENTS = ANY_TIME, IN_SAVE = "any time", "in a save"
+# Share of the first kind that comes while the ranks start.
+STARTING = 0.2
 _CLOCK = ("per_second", "milliseconds", "data_wait")
 
 
@@ -73,7 +76,8 @@ class Chaos:
     def __init__(self, model: Path, shards: Path, root: Path, seed: int) -> None:
         self._model, self._shards, self._root = model, shards, root
         self._random = random.Random(seed)
-        self._seconds: dict[str, float] = {}
+        self._step_seconds = 0.0
+        warm_up()
 
     def trial(self, name: str, number: int, moments: Sequence[str]) -> Trial:
         """One run, killed at each of some moments (see `MOMENTS`) unless it ends before, and then left alone."""
@@ -83,7 +87,7 @@ class Chaos:
         trial = Trial(name)
         for moment in moments:
             ranks = self._start(name, output, *resuming)
-            if not self._kill(ranks, output, moment == IN_SAVE, self._random.uniform(0.2, 1.0) * self._seconds[name]):
+            if not self._kill(ranks, output, moment):
                 break
             trial.kills += 1
             trial.during_save += any(output.glob(".tmp-checkpoint-*"))
@@ -98,7 +102,7 @@ class Chaos:
         if not output.exists():
             begin = time.monotonic()
             wait(self._start(name, output), output)
-            self._seconds[name] = time.monotonic() - begin
+            self._step_seconds = (time.monotonic() - begin) / STEPS
         return output
 
     def _start(self, name: str, output: Path, *extra: str) -> list[Any]:
@@ -113,21 +117,21 @@ class Chaos:
         ]
         return start_forked(RANKS, train, (flags, output), output)
 
-    def _kill(self, ranks: list[Any], output: Path, in_save: bool, after: float) -> bool:
+    def _kill(self, ranks: list[Any], output: Path, moment: str) -> bool:
         """Waits for the moment and kills; False if the run ended before."""
-        begin = time.monotonic()
-        deadline = begin + after
-        while any(rank.is_alive() for rank in ranks):
-            moment_has_come = time.monotonic() >= deadline
-            if in_save and time.monotonic() > begin + after / 2:
-                moment_has_come = any(output.glob(".tmp-checkpoint-*"))
-            if moment_has_come:
-                time.sleep(self._random.uniform(0, 0.03) if in_save else 0)
-                if all(rank.exitcode == 0 for rank in ranks):
-                    break
+        done = int((output / LATEST).read_text().strip().rpartition("-")[2]) if (output / LATEST).exists() else 0
+        # While this step runs, or in the save after it; or, a few times, while the ranks start.
+        target = self._random.randint(done, STEPS - 1)
+        if moment == ANY_TIME and self._random.random() < STARTING:
+            target = -1
+        delay = self._random.uniform(0, 0.03 if moment == IN_SAVE else self._step_seconds)
+        while any(rank.exitcode is None for rank in ranks):
+            has_begun = target < 0 or (notes_of(output) and notes_of(output)[-1]["step"] >= target)
+            if has_begun and (moment == ANY_TIME or any(output.glob(".tmp-checkpoint-*"))):
+                time.sleep(delay)
                 kill(ranks, self._random)
                 return True
-            time.sleep(0.001)
+            time.sleep(0.002)
         wait(ranks, output)
         return False
 
@@ -147,13 +151,20 @@ def _log(output: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not any(word in key for word in _CLOCK)} for line in lines]
 
 
+def notes_of(output: Path) -> list[dict[str, Any]]:
+    """What the ranks noted of their steps, in the order of time."""
+    path = output / SAMPLES
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def _samples(output: Path) -> tuple[list[str], int]:
     """Digests of the batches in the last state, and how many steps ran in vain.
 
     Every start of the ranks noted its steps before they ran. One that begins at step k continues a state that holds
     the steps before k, and has thrown away what earlier starts noted of later ones.
     """
-    notes = [json.loads(line) for line in (output / SAMPLES).read_text().splitlines()]
+    notes = notes_of(output)
     kept: list[str] = []
     for note in notes:
         kept = [*kept[: note["step"]], note["digest"]]

@@ -30,6 +30,11 @@ def _fork_server() -> ForkServerContext:
     return context
 
 
+def warm_up() -> None:
+    """Waits for the imports, so that starts after it can be timed."""
+    _fork_server()
+
+
 def start_forked(
     num_ranks: int, main: Callable[..., None], arguments: Sequence[Any], log_dir: Path
 ) -> list[ForkServerProcess]:
