@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vlm2vec.batches import BatchReader, ItemEncoderInputs, PlanSource, TrainingBatches
-from vlm2vec.contrastive import CachedStep
+from vlm2vec.batches import BatchReader, PlanSource, TrainingBatches
 from vlm2vec.errors import run_program
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
     build_encoder,
+    build_step,
     chunk_sizes,
-    contrastive_loss,
+    encoder_inputs,
     learned_temperature,
     run_record,
     schedule,
@@ -70,23 +70,11 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     if point and point.record.step >= training.max_steps:
         return nothing_left(point)
     encoder = build_encoder(arguments)
-    engine = build_engine(
-        encoder,
-        arguments,
-        lambda optimizer: schedule(arguments, optimizer),
-        num_ranks,
-        loads_universal=point is not None and point.is_elastic,
-    )
-    compute_dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
-    inputs = ItemEncoderInputs(encoder.processor, arguments.model.max_len, compute_dtype)
+    is_elastic = point is not None and point.is_elastic
+    engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks, is_elastic)
+    inputs = encoder_inputs(arguments, encoder)
     temperature = learned_temperature(arguments, device)
-    cached_step = CachedStep(
-        engine,
-        contrastive_loss(arguments, temperature, encoder.hidden_size),
-        inputs.padding_chunk(),
-        # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
-        autocast_dtype=compute_dtype if arguments.model.lora and arguments.model.bf16 else None,
-    )
+    cached_step = build_step(arguments, engine, encoder, inputs, temperature)
     kept_before = point.kept_graphs(arguments) if point else None
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
     meter = StepMeter(shards.subsets, device)
@@ -97,7 +85,8 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     source = PlanSource(
         order, reader, num_ranks, first_step, training.max_steps, training.hard_negatives, bad_samples.places
     )
-    batches = TrainingBatches(source, arguments.data.dataloader_num_workers, pin_memory=device.type != "cpu")
+    num_workers = arguments.data.dataloader_num_workers
+    batches = TrainingBatches(source, num_workers, pin_memory=device.type != "cpu")
     checkpoints = Checkpoints(
         output_dir,
         encoder.save_configuration,
@@ -107,25 +96,13 @@ def run(arguments: RunArguments, device: torch.device) -> int:
         last_step=first_step,
         best=lambda: best_checkpoint(output_dir),
     )
-    num_workers = arguments.data.dataloader_num_workers
     evaluation = build_evaluation(arguments.evaluation, output_dir, inputs, cached_step.model_call, num_workers, device)
     with run_monitor(arguments, first_step) as monitor, StopRequest() as stop:
         monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
         if point:
             monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")
-        is_done = train(
-            engine,
-            cached_step,
-            batches,
-            meter,
-            monitor,
-            checkpoints,
-            training,
-            stop,
-            bad_samples,
-            temperature,
-            evaluation,
-        )
+        parts = (engine, cached_step, batches, meter, monitor, checkpoints)
+        is_done = train(*parts, training, stop, bad_samples, temperature, evaluation)
     return 0 if is_done else EXIT_STOPPED
 
 

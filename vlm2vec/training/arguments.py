@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
+from vlm2vec.training.checkpoint_arguments import CheckpointArguments, checkpoint_refusals
 from vlm2vec.training.data_arguments import DataArguments, data_refusals
 from vlm2vec.training.evaluation_arguments import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.options import option
@@ -47,7 +48,7 @@ class ModelArguments:
 
 
 @dataclass
-class TrainingArguments:
+class TrainingArguments(CheckpointArguments):
     """The run."""
 
     output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, log, TensorBoard."})
@@ -92,15 +93,6 @@ class TrainingArguments:
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.")
     seed: int = option(42, "Seed of the order, the initial adapter and dropout.")
     logging_steps: int = option(10, "Write a line every so many steps.")
-    save_steps: int | None = option(None, "Write a checkpoint every so many steps; one is always written at the end.")
-    save_total_limit: int | None = option(None, "Keep so many checkpoints, the newest; all if not given.")
-    resume: str = option(
-        "none", "'auto' goes on from the newest whole checkpoint of --output_dir, if there is one; or a checkpoint."
-    )
-    allow_changed: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Arguments that may change the result and yet differ from the checkpoint's, with --resume."},
-    )
     collective_timeout: int = option(1800, "Seconds after which a collective that some rank does not join is an error.")
     local_rank: int = option(-1, "Set by the launcher.")
 
@@ -248,12 +240,7 @@ def _check(arguments: RunArguments) -> None:
             training.temperature_learning_rate != 1e-3 and not training.learn_temperature,
             "--temperature_learning_rate: no effect without --learn_temperature",
         ),
-        (training.save_steps is not None and training.save_steps < 1, "--save_steps: must be at least 1"),
-        (
-            training.save_total_limit is not None and training.save_total_limit < 1,
-            f"--save_total_limit {training.save_total_limit}: must be at least 1",
-        ),
-        (bool(training.allow_changed) and training.resume == "none", "--allow_changed: no effect without --resume"),
+        *checkpoint_refusals(training),
         (
             training.warmup_steps > training.max_steps,
             f"--warmup_steps {training.warmup_steps} is more than --max_steps {training.max_steps}",

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
 from vlm2vec.batches.packing import Packing
-from vlm2vec.contrastive import ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
+from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
@@ -62,6 +62,32 @@ def prepare_encoder(encoder: VLM2Vec, arguments: RunArguments, gradient_checkpoi
     if gradient_checkpointing:
         encoder.gradient_checkpointing_enable()
     return encoder.train()
+
+
+def encoder_inputs(arguments: RunArguments, encoder: VLM2Vec) -> ItemEncoderInputs:
+    """What makes the encoder's inputs, in the dtype that it computes in."""
+    return ItemEncoderInputs(encoder.processor, arguments.model.max_len, _compute_dtype(arguments))
+
+
+def build_step(
+    arguments: RunArguments,
+    engine: Any,
+    encoder: VLM2Vec,
+    inputs: ItemEncoderInputs,
+    temperature: LearnedTemperature | None,
+) -> CachedStep:
+    """The cached step of a run."""
+    return CachedStep(
+        engine,
+        contrastive_loss(arguments, temperature, encoder.hidden_size),
+        inputs.padding_chunk(),
+        # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
+        autocast_dtype=_compute_dtype(arguments) if arguments.model.lora and arguments.model.bf16 else None,
+    )
+
+
+def _compute_dtype(arguments: RunArguments) -> torch.dtype:
+    return torch.bfloat16 if arguments.model.bf16 else torch.float32
 
 
 def chunk_sizes(
