@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.loader import memory_over_steps
 from vlm2vec.batches import (
     BatchReader,
     ChunkSizes,
@@ -219,3 +220,11 @@ def test_a_step_comes_again_without_its_damaged_samples(shards: ShardSet, inputs
         assert [step for step, _ in seen] == [0, 1, 2, 2, 3, 4, 4, 5]
         assert seen[2][1] != seen[3][1]
         assert len(seen[2][1] & seen[3][1]) > 15
+
+
+def test_memory_is_flat(mini_shards_dir: Path, mini_model_dir: Path) -> None:
+    """The short form of benchmarks/loader.py: 10,000 steps there, 160 here."""
+    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir), max_len=64)
+    held = list(memory_over_steps(ShardSet.open(mini_shards_dir), inputs, steps=160, windows=4))
+    assert len(held) == 4
+    assert held[3] < held[1] + 8  # MiB; a step's pictures are one

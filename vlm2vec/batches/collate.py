@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -169,14 +169,17 @@ class BatchReader:
             dict.fromkeys((item.reference.subset, item.reference.position) for item in pictured)
         )
         damage: dict[int, tuple[ItemReference, str]] = {}
-        processed = []
-        for index, item in enumerate(items):
-            try:
-                processed.append(self._processed(item, samples))
-            except InputError as error:
-                damage[index] = item.reference, str(error)
-                processed.append(self.inputs.process(NamedItem(Item("", None), item.name)))
-        chunk = self.inputs.chunk(processed, [item.name for item in items])
+
+        def processed() -> Iterator[ProcessedItem]:
+            for index, item in enumerate(items):
+                try:
+                    yield self._processed(item, samples)
+                except InputError as error:
+                    damage[index] = item.reference, str(error)
+                    yield self.inputs.process(NamedItem(Item("", None), item.name))
+
+        num_crops = sum(self.inputs.processor.num_crops_of(*self._size(item)) for item in pictured)
+        chunk = self.inputs.chunk_of(processed(), num_crops, [item.name for item in items])
         return MadeChunk(replace(chunk, damaged=tuple(damage)), tuple(damage.values()))
 
     def _planned(self, reference: ItemReference, sample: Sample | DamagedSampleError) -> PlannedItem:
@@ -188,12 +191,13 @@ class BatchReader:
         return PlannedItem(reference, f"{sample.key} ({reference.side})", item.text, item.image is not None)
 
     def _num_tokens(self, item: PlannedItem) -> int:
-        size = None
-        if item.has_image:
-            columns = self.shards.columns(item.reference.subset)
-            width, height = (columns[f"{item.reference.side}_{name}"] for name in ("width", "height"))
-            size = int(width[item.reference.position]), int(height[item.reference.position])
-        return self.inputs.num_tokens(item.text, size, item.name)
+        return self.inputs.num_tokens(item.text, self._size(item) if item.has_image else None, item.name)
+
+    def _size(self, item: PlannedItem) -> tuple[int, int]:
+        """Width and height of an item's picture, from the index."""
+        columns, side = self.shards.columns(item.reference.subset), item.reference.side
+        width, height = (int(columns[f"{side}_{name}"][item.reference.position]) for name in ("width", "height"))
+        return width, height
 
     def _processed(
         self, item: PlannedItem, samples: Mapping[tuple[str, int], Sample | DamagedSampleError]

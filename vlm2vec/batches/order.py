@@ -96,7 +96,7 @@ class GlobalOrder:
         if self.mixture.distinct_positives and target_hashes is None:
             raise ValueError("distinct positives need the targets' hashes")
         self._targets = self._number_targets(target_hashes) if target_hashes is not None else None
-        self._whole_epochs: dict[int, tuple[Indices, Indices]] = {}
+        self._whole_epochs: dict[int, tuple[NDArray[np.int16], NDArray[np.int32]]] = {}
 
     @property
     def digest(self) -> str:
@@ -121,7 +121,7 @@ class GlobalOrder:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         chosen = slice(step_in_epoch * self.global_batch_size, (step_in_epoch + 1) * self.global_batch_size)
         if self.mixture.distinct_positives or self.mixture.order == BLOCK:
-            subsets, positions = (column[chosen] for column in self._whole_epoch(epoch))
+            subsets, positions = (column[chosen].astype(np.int64) for column in self._whole_epoch(epoch))
         else:
             subsets, numbers = self._slots(epoch, np.arange(chosen.start, chosen.stop) // self.mixture.unit)
             positions = self._positions(epoch, subsets, numbers, np.arange(chosen.start, chosen.stop))
@@ -131,7 +131,7 @@ class GlobalOrder:
     def duplicate_targets(self, epoch: int) -> int:
         """For how many rows of an epoch the target stands in the same batch before them."""
         assert self._targets is not None
-        subsets, positions = self._whole_epoch(epoch)
+        subsets, positions = (column.astype(np.int64) for column in self._whole_epoch(epoch))
         return count_duplicates(self._targets_of(subsets, positions), self.global_batch_size)
 
     def _slots(self, epoch: int, slots: Indices) -> tuple[Indices, Indices]:
@@ -146,7 +146,7 @@ class GlobalOrder:
         offsets = units * self.mixture.unit + places % self.mixture.unit
         return self.passes.positions(subsets, passes, offsets)
 
-    def _whole_epoch(self, epoch: int) -> tuple[Indices, Indices]:
+    def _whole_epoch(self, epoch: int) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
         """Subset and position at every place of an epoch's whole batches, for what one batch alone cannot tell."""
         if epoch not in self._whole_epochs:
             unit = self.mixture.unit
@@ -161,13 +161,13 @@ class GlobalOrder:
                 rows, _ = separate(targets, subsets, self.global_batch_size, self.seed, epoch)
                 positions = positions[rows]
             self._whole_epochs = dict([*self._whole_epochs.items()][1 - _EPOCHS_IN_MEMORY :])
-            self._whole_epochs[epoch] = subsets, positions
+            self._whole_epochs[epoch] = subsets.astype(np.int16), positions.astype(np.int32)
         return self._whole_epochs[epoch]
 
-    def _number_targets(self, target_hashes: Callable[[str], NDArray[np.int64]]) -> tuple[Indices, ...]:
+    def _number_targets(self, target_hashes: Callable[[str], NDArray[np.int64]]) -> tuple[NDArray[np.int32], ...]:
         hashes = [target_hashes(name) for name in self.subsets]
         _, numbers = np.unique(np.concatenate(hashes), return_inverse=True)
-        return tuple(np.split(numbers, np.cumsum(self._all_sizes)[:-1]))
+        return tuple(np.split(numbers.astype(np.int32), np.cumsum(self._all_sizes)[:-1]))
 
     def _targets_of(self, subsets: Indices, positions: Indices) -> Indices:
         assert self._targets is not None

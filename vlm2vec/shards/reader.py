@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from vlm2vec.errors import InputError
 from vlm2vec.shards.index import Columns, parse_index
@@ -138,6 +139,7 @@ class ShardSet:
                     # Filled shard by shard: parts and whole would take twice the memory.
                     whole = columns.setdefault(column, np.empty(ends[-1], dtype=values.dtype))
                     whole[end - len(values) : end] = values
+            pa.default_memory_pool().release_unused()  # Arrow keeps a subset's worth otherwise
             for values in columns.values():
                 values.setflags(write=False)
             self._loaded[name] = _Subset(MappingProxyType(columns), ends)
