@@ -100,4 +100,18 @@ SUITES = {
         "while chunks run. GPU: not measured; what its allocator rounds up and what libraries take comes on top.",
         is_long=True,
     ),
+    "order": Suite(
+        "The global order over a million rows",
+        "benchmarks.order",
+        "Samples of a step and their layout on all ranks; steps of 100 epochs in random order. `first step of an epoch` "
+        "counts only where a whole epoch has to be looked at: in the other orders no step costs more than any other. "
+        "Indexes and peak are what the process grows by, the baseline's too.",
+    ),
+    "loader": Suite(
+        "The loader beside bare decoding and cropping",
+        "benchmarks.loader",
+        "The loader also computes the order, reads, checks, tokenises and joins chunks; its planner is a process of "
+        "its own, which counts.",
+        limit_seconds=1800,
+    ),
 }
