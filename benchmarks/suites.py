@@ -103,7 +103,7 @@ SUITES = {
     "order": Suite(
         "The global order over a million rows",
         "benchmarks.order",
-        "Samples of a step and their layout on all ranks; steps of 100 epochs in random order. `first step of an epoch` "
+        "A step's samples and their layout on all ranks; steps of 100 epochs in random order. `first step of an epoch` "
         "counts only where a whole epoch has to be looked at: in the other orders no step costs more than any other. "
         "Indexes and peak are what the process grows by, the baseline's too.",
     ),
