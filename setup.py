@@ -47,6 +47,15 @@ setup(
         "report": ["matplotlib>=3.9", "jinja2>=3.1"],
         # Loading an exported model through that library's interface.
         "sentence-transformers": ["sentence-transformers>=6.0"],
-        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tqdm"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "filelock",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
 )

@@ -64,10 +64,8 @@ SUITES = {
     "evaluation": Suite(
         "Scoring the miniature, beside the original's loop",
         "benchmarks.evaluation",
-        "One process; CPU seconds count worker processes and do not see what else the machine does. The gain is the "
-        "items that are not encoded again: the original's own program leaves out repetitions within a dataset's "
-        "queries and candidates and does the work of the second line; against that, one process gains nothing on the "
-        "miniature.",
+        "One process; both encode the same model's items, the medians of three alternating rounds. CPU seconds count "
+        "worker processes and do not see what else the machine does. The loop reads, ranks and writes nothing.",
         limit_seconds=1200,
     ),
     "evaluation_size": Suite(

@@ -1,10 +1,12 @@
-"""Fixtures that several parts share; each is built once a session."""
+"""Fixtures that several parts share; each is built once, whichever of the test processes asks for it first."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from data_prep.convert import convert
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb
@@ -15,42 +17,57 @@ from tests.golden import write_model_folder
 MINI_SCALE = 0.02
 ROWS_PER_SHARD = 16
 
+# Gives the folder of this name, filled by the function if it is not there yet.
+Once = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def mini_mmeb_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """What builds shared folders, see https://pytest-xdist.readthedocs.io/en/stable/how-to.html."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def build(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()  # a builder that failed before fails here again
+                fill(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def mini_mmeb_dir(once: Once) -> Path:
     """A folder with a small MMEB-train (28 to 30 rows each) and MMEB-eval (12 rows a dataset); do not write to it."""
-    root = tmp_path_factory.mktemp("mini_mmeb")
-    build_mini_mmeb(root, seed=0, scale=MINI_SCALE)
+    root = once("mini_mmeb", lambda folder: build_mini_mmeb(folder, seed=0, scale=MINI_SCALE))
     assert {path.name for path in root.iterdir()} == {TRAIN_FOLDER, EVAL_FOLDER}
     return root
 
 
 @pytest.fixture(scope="session")
-def mini_shards_dir(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_shards_dir(mini_mmeb_dir: Path, once: Once) -> Path:
     """All subsets of `mini_mmeb_dir` as shards of 16 rows, so that each subset has two; do not write to it."""
-    shards = tmp_path_factory.mktemp("mini_shards")
     train = mini_mmeb_dir / TRAIN_FOLDER
-    convert(train, train, shards, ["all"], rows_per_shard=ROWS_PER_SHARD)
-    return shards
+    return once("mini_shards", lambda folder: convert(train, train, folder, ["all"], rows_per_shard=ROWS_PER_SHARD))
 
 
 @pytest.fixture(scope="session")
-def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def golden_model_dir(once: Once) -> Path:
     """The reference model of tests/data/golden as a complete checkpoint folder; do not write to it."""
-    return write_model_folder(tmp_path_factory.mktemp("golden") / "model")
+    return once("golden", lambda folder: write_model_folder(folder / "model")) / "model"
 
 
 @pytest.fixture(scope="session")
-def mini_model_dir(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_model_dir(mini_mmeb_dir: Path, once: Once) -> Path:
     """The miniature's untrained model as a checkpoint folder; do not write to it."""
-    folder = tmp_path_factory.mktemp("mini_model") / "untrained"
-    build_mini_model(mini_mmeb_dir / TRAIN_FOLDER, folder, seed=0)
-    return folder
+    train = mini_mmeb_dir / TRAIN_FOLDER
+    return once("mini_model", lambda folder: build_mini_model(train, folder / "untrained", seed=0)) / "untrained"
 
 
 @pytest.fixture(scope="session")
-def engine_runs_dir(mini_model_dir: Path, golden_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def engine_runs_dir(mini_model_dir: Path, golden_model_dir: Path, once: Once) -> Path:
     """Checkpoints of short runs on 2 ranks, a folder for each of `engine_runs.RUNS`; do not write to it."""
-    root = tmp_path_factory.mktemp("engine_runs")
-    train_engines(mini_model_dir, golden_model_dir, root)
-    return root
+    return once("engine_runs", lambda folder: train_engines(mini_model_dir, golden_model_dir, folder))

@@ -66,7 +66,7 @@ class StepHeader:
     phases: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedItem:
     """An item of a step: its text, and where its picture is read.
 

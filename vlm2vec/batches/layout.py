@@ -31,7 +31,7 @@ class SampleIndex(Protocol):
 ItemCost = Callable[[int, int, int], int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ItemReference:
     """Where one item of a global batch is read: a side of a sample."""
 

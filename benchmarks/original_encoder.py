@@ -1,0 +1,75 @@
+"""How the original encodes a batch, written anew for comparison.
+
+What it does, by its public code: items are padded to a common length in the order in which they come; the vision tower
+runs on zero crops up to `num_crops` and through its last layer; hidden states of all layers are kept and `lm_head` is
+computed at every position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.phi3_v import ProcessedItem
+
+
+def padded(items: Sequence[ProcessedItem], rows_per_batch: int, num_crops: int) -> list[dict[str, Any]]:
+    """All items padded to the longest of them, cut into batches in their order."""
+    ids = nn.utils.rnn.pad_sequence([item.input_ids for item in items], batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(item.input_ids) for item in items], batch_first=True)
+    batches: list[dict[str, Any]] = []
+    for start in range(0, len(items), rows_per_batch):
+        rows = slice(start, start + rows_per_batch)
+        pictures = [item for item in items[rows] if item.pixel_values is not None]
+        batch: dict[str, Any] = {"input_ids": ids[rows], "attention_mask": mask[rows]}
+        if pictures:
+            batch["pixel_values"] = torch.cat([item.pixel_values for item in pictures])
+            batch["image_sizes"] = torch.cat([item.image_sizes for item in pictures])
+            batch["zero_crops"] = len(pictures) * (num_crops + 1) - len(batch["pixel_values"])
+        batches.append(batch)
+    return batches
+
+
+class OriginalEncoder:
+    """An encoder that does all of the original's work for a batch.
+
+    Args:
+        encoder: Its weights; from now on it keeps the hidden states of its last batch.
+    """
+
+    def __init__(self, encoder: VLM2Vec) -> None:
+        self._encoder = encoder
+        config = encoder.base.config
+        self._lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._crop = config.vision_config.image_size
+        self._hidden_states: list[Tensor] = []
+        for layer in encoder.base.model.layers:
+            layer.register_forward_hook(lambda module, inputs, output: self._hidden_states.append(output))
+
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        """Embeddings of a batch of `padded`, float32 (items, hidden)."""
+        self._hidden_states.clear()
+        inputs = {name: value for name, value in batch.items() if name != "zero_crops"}
+        representations: Tensor = self._encoder(**inputs, strict_original=True)
+        with torch.no_grad():  # nothing of the loss goes through it
+            self._lm_head(self._hidden_states[-1]).float()
+        if "pixel_values" in batch:
+            representations = representations + 0.0 * self._unseen(batch["pixel_values"], batch["zero_crops"])
+        return representations
+
+    def _unseen(self, pixel_values: Tensor, zero_crops: int) -> Tensor:
+        """The vision tower's work that no embedding sees: its last layer, and crops of zeros."""
+        tower = self._encoder.base.model.vision_embed_tokens.img_processor.vision_model
+        with torch.no_grad():
+            patches = tower.embeddings(pixel_values[:1]).expand(len(pixel_values) + zero_crops, -1, -1)
+            tower.encoder.layers[-1](patches, None)
+        if not zero_crops:
+            return torch.zeros(())
+        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.new_zeros(zero_crops, 3, self._crop, self._crop)))
+        for layer in tower.encoder.layers[:-1]:
+            hidden = layer(hidden, None)
+        return hidden.sum()
