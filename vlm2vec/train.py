@@ -5,6 +5,7 @@ deepspeed --module vlm2vec.train --deepspeed ds_configs/zero2.json --config laun
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,12 +32,16 @@ from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, global_order, open_shards
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
+from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
 from vlm2vec.training.restore import start_of_run
 from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
+
+# For a rank that failed, to say so and end.
+SECONDS_TO_END = 20
 
 
 def main() -> int:
@@ -49,9 +54,13 @@ def main() -> int:
     arguments = parse_arguments(sys.argv[1:])
     device = initialize_ranks(arguments.training.collective_timeout)
     try:
-        return run(arguments, device)
-    finally:
-        close_ranks()
+        code = run(arguments, device)
+    except BaseException:
+        # Not `close_ranks`: it may wait for collectives that nobody joins any more, and so may the interpreter's end.
+        faulthandler.dump_traceback_later(SECONDS_TO_END, exit=True)
+        raise
+    close_ranks()
+    return code
 
 
 def run(arguments: RunArguments, device: torch.device) -> int:
@@ -60,6 +69,13 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     Returns:
         The exit code: 0, or `EXIT_STOPPED` if a signal stopped the run before its end.
     """
+    training = arguments.training
+    with Heartbeat(training.step_timeout, training.collective_timeout) as heartbeat:
+        return run_watched(arguments, device, heartbeat)
+
+
+def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartbeat) -> int:
+    """`run`, with somebody who sees that it goes on."""
     num_ranks, training = dist.get_world_size(), arguments.training
     output_dir = Path(training.output_dir)
     shards = open_shards(arguments)
@@ -74,7 +90,7 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks, is_elastic)
     inputs = encoder_inputs(arguments, encoder)
     temperature = learned_temperature(arguments, device)
-    cached_step = build_step(arguments, engine, encoder, inputs, temperature)
+    cached_step = build_step(arguments, engine, encoder, inputs, temperature, heartbeat.mark)
     kept_before = point.kept_graphs(arguments) if point else None
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
     meter = StepMeter(shards.subsets, device)
@@ -102,7 +118,7 @@ def run(arguments: RunArguments, device: torch.device) -> int:
         if point:
             monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")
         parts = (engine, cached_step, batches, meter, monitor, checkpoints)
-        is_done = train(*parts, training, stop, bad_samples, temperature, evaluation)
+        is_done = train(*parts, training, stop, heartbeat, bad_samples, temperature, evaluation)
     return 0 if is_done else EXIT_STOPPED
 
 

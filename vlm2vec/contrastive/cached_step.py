@@ -15,6 +15,7 @@ from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.gradcache import GradCache, RandContext
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
+from vlm2vec.contrastive.progress import Progress, unwatched
 from vlm2vec.contrastive.reduction import can_keep_graphs, gradient_reduction
 from vlm2vec.contrastive.slots import Slots, agree_on_slots
 
@@ -133,6 +134,7 @@ class CachedStep(GradCache):
         padding_chunk: A minimal chunk without images; run with weight zero where another rank has more chunks.
         autocast_dtype: Run the encoder under `torch.autocast` in this dtype (float32 adapters on a bf16 base).
         group: The process group of the ranks; the default group if None.
+        progress: Told of every place that the step comes to.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class CachedStep(GradCache):
         padding_chunk: Chunk,
         autocast_dtype: torch.dtype | None = None,
         group: dist.ProcessGroup | None = None,
+        progress: Progress = unwatched,
     ) -> None:
         super().__init__(models=[engine], chunk_sizes=1, loss_fn=loss_fn)
         if engine.gradient_accumulation_steps() != 1:
@@ -153,6 +156,7 @@ class CachedStep(GradCache):
         self.padding_chunk = padding_chunk
         self.autocast_dtype = autocast_dtype
         self.group = group
+        self.progress = progress
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         self._has_dropout = has_dropout(engine.module)
         self._reduce_gradients_once = gradient_reduction(engine)
@@ -181,6 +185,7 @@ class CachedStep(GradCache):
             )
         if chunks.keep.num_chunks and not self._can_keep_graphs:
             raise ValueError("ZeRO-3 with bfloat16 parameters loses gradients of kept graphs: set keep_graphs to 0")
+        self.progress("comparing chunks")
         encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group, stop)
         first_pass = self.forward_no_grad(self.engine, chunks, (encode, keep))
         cache, output = self.build_cache(first_pass, chunks, layout)
@@ -218,6 +223,7 @@ class CachedStep(GradCache):
             DamagedItemsError: See `cache_step`.
             NonFiniteLossError: Checked here, before anything is updated: the one look at the device in a step.
         """
+        self.progress("loss")
         own = first_pass.encoded[: chunks.encode.num_chunks] + first_pass.kept[: chunks.keep.num_chunks]
         nothing = (first_pass.encoded + first_pass.kept)[0][:0]
         local = torch.cat([nothing, *own]).detach().requires_grad_()
@@ -255,6 +261,7 @@ class CachedStep(GradCache):
                 representations = first_pass.kept.pop()
                 gradient = kept[len(first_pass.kept)] if len(first_pass.kept) < len(kept) else None
                 before_backward()
+                self.progress(f"pass 2, kept chunk {len(first_pass.kept) + 1}")
                 self._backward(representations, gradient)
             start = 0
             states = first_pass.random_states
@@ -267,6 +274,7 @@ class CachedStep(GradCache):
                 start += call.num_items
                 before_backward()
                 self._backward(representations, gradient)
+            self.progress("reducing gradients")
 
     def _backward(self, representations: Tensor, gradient: Tensor | None) -> None:
         """One surrogate backward; None is a padding chunk's gradient: zero, but through the whole graph."""
@@ -279,11 +287,16 @@ class CachedStep(GradCache):
 
     def _calls(self, phase: Phase, slots: Slots, what: str) -> Iterator[_Call]:
         """The engine calls of a phase; a chunk is on the device only while it runs."""
-        for slot, (chunk, is_own, with_images) in enumerate(slots.fill(phase, self.padding_chunk)):
+        chunks = slots.fill(phase, self.padding_chunk)
+        for slot in range(slots.count):
+            place = f"{what}, chunk {slot + 1} of {slots.count}"
+            self.progress(f"{place}, waiting for its data", is_pause=True)
+            chunk, is_own, with_images = next(chunks)
+            self.progress(place)
             yield _Call(
                 arguments=chunk.arguments(self.engine.device, dummy_image=with_images),
                 num_items=chunk.num_items if is_own else 0,
-                place=f"{what}, chunk {slot + 1} of {slots.count}",
+                place=place,
                 names=chunk.names,
                 damaged=chunk.damaged if is_own else (),
             )

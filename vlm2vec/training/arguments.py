@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.training.checkpoint_arguments import CheckpointArguments, checkpoint_refusals
+from vlm2vec.training.cluster_arguments import ClusterArguments, cluster_refusals
 from vlm2vec.training.data_arguments import DataArguments, data_refusals
 from vlm2vec.training.evaluation_arguments import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.options import option
@@ -48,7 +49,7 @@ class ModelArguments:
 
 
 @dataclass
-class TrainingArguments(CheckpointArguments):
+class TrainingArguments(CheckpointArguments, ClusterArguments):
     """The run."""
 
     output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, log, TensorBoard."})
@@ -93,8 +94,6 @@ class TrainingArguments(CheckpointArguments):
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.")
     seed: int = option(42, "Seed of the order, the initial adapter and dropout.")
     logging_steps: int = option(10, "Write a line every so many steps.")
-    collective_timeout: int = option(1800, "Seconds after which a collective that some rank does not join is an error.")
-    local_rank: int = option(-1, "Set by the launcher.")
 
 
 @dataclass(frozen=True)
@@ -241,6 +240,7 @@ def _check(arguments: RunArguments) -> None:
             "--temperature_learning_rate: no effect without --learn_temperature",
         ),
         *checkpoint_refusals(training),
+        *cluster_refusals(training),
         (
             training.warmup_steps > training.max_steps,
             f"--warmup_steps {training.warmup_steps} is more than --max_steps {training.max_steps}",

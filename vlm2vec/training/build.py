@@ -15,6 +15,7 @@ from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
 from vlm2vec.batches.packing import Packing
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
+from vlm2vec.contrastive.progress import Progress
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
@@ -75,6 +76,7 @@ def build_step(
     encoder: VLM2Vec,
     inputs: ItemEncoderInputs,
     temperature: LearnedTemperature | None,
+    progress: Progress,
 ) -> CachedStep:
     """The cached step of a run."""
     return CachedStep(
@@ -83,6 +85,7 @@ def build_step(
         inputs.padding_chunk(),
         # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
         autocast_dtype=_compute_dtype(arguments) if arguments.model.lora and arguments.model.bf16 else None,
+        progress=progress,
     )
 
 

@@ -12,10 +12,13 @@ from vlm2vec.training.arguments import TrainingArguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoint import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
+from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor
 from vlm2vec.training.rank_state import rank_state
 from vlm2vec.training.stop import StopRequest
+
+CHECKPOINT = "checkpoint"
 
 
 def train(
@@ -27,6 +30,7 @@ def train(
     checkpoints: Checkpoints,
     arguments: TrainingArguments,
     stop: StopRequest,
+    heartbeat: Heartbeat,
     bad_samples: BadSamples,
     temperature: LearnedTemperature | None = None,
     evaluation: RunEvaluation | NoEvaluation | None = None,
@@ -42,18 +46,20 @@ def train(
         CheckpointError: The last checkpoint could not be written.
     """
     evaluation = evaluation or NoEvaluation()
-    for batch in batches:
+    for batch in heartbeat.steps(batches):
         header = batch.header
         try:
             output = cached_step.cache_step(batch.chunks, header.layout, stop.requested)
         except StepStoppedError:
             if checkpoints.last_step != header.step:
-                save(engine, header.step, meter, monitor, checkpoints, run_goes_on=False)
+                with heartbeat.pause(CHECKPOINT):
+                    save(engine, header.step, meter, monitor, checkpoints, run_goes_on=False)
             return False
         except DamagedItemsError:
             bad_samples.replace(batches, monitor, header.step)
             continue
         learning_rate = engine.get_lr()[0]
+        heartbeat.mark("optimizer step")
         engine.step()
         if temperature is not None:
             # On the schedule of the other parameters.
@@ -73,12 +79,14 @@ def train(
             }
             monitor.figures(done, figures)
         start = time.perf_counter()
-        is_best = evaluation.after_step(engine, done, is_last, monitor)
+        with heartbeat.pause("evaluation"):
+            is_best = evaluation.after_step(engine, done, is_last, monitor)
         meter.leave_out(time.perf_counter() - start)
         if is_last or is_best or (arguments.save_steps and done % arguments.save_steps == 0):
-            checkpoint = save(engine, done, meter, monitor, checkpoints, run_goes_on=not is_last)
-            if is_best and checkpoint is not None:
-                evaluation.keep(checkpoint)
+            with heartbeat.pause(CHECKPOINT):
+                checkpoint = save(engine, done, meter, monitor, checkpoints, run_goes_on=not is_last)
+                if is_best and checkpoint is not None:
+                    evaluation.keep(checkpoint)
     return True
 
 

@@ -24,7 +24,7 @@ CHANGE_NOTHING = frozenset(
     {
         *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir"),
         *("attn_implementation", "gradient_checkpointing"),
-        *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout"),
+        *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),
         *_CHUNKS,
         *("loss_block_rows", "grad_cache"),
         *("logging_steps", "save_steps", "save_total_limit"),
