@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests import golden
+from vlm2vec.images import open_image
+from vlm2vec.shards import ShardSet
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "encode.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run_example(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *arguments])
+def run_example(monkeypatch: pytest.MonkeyPatch, *arguments: str, name: str = "encode.py") -> int:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    return end.value.code
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return int(end.value.code or 0)
 
 
 def test_both_directions(
@@ -38,3 +40,25 @@ def test_bad_input_is_one_line(
 ) -> None:
     assert run_example(monkeypatch, "--model_name", str(golden_model_dir), "--image", "/nowhere/x.png") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: item 0: /nowhere/x.png: cannot read")
+
+
+def test_a_stream_holds_every_pair_of_a_subset_once(
+    mini_shards_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = ShardSet.open(str(mini_shards_dir))
+    samples = [shards.read("Pairs_t2i", position) for position in range(shards.num_samples["Pairs_t2i"])]
+    flags = ["--dataset_name", str(mini_shards_dir), "--subset_name", "Pairs_t2i", "--pairs", "1000"]
+    assert run_example(monkeypatch, *flags, name="stream.py") == 0
+    output = capsys.readouterr().out
+    assert sorted(output.splitlines()[::3]) == sorted(sample.key for sample in samples)
+    for sample in samples:
+        picture = open_image(sample.positive.image, sample.key)
+        assert f"{sample.key}\n  query: no picture, {sample.query.text!r}\n" in output
+        assert f"  target: {picture.width} x {picture.height}, {sample.positive.text!r}\n" in output
+
+
+def test_a_stream_of_nothing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_example(monkeypatch, "--dataset_name", str(tmp_path), name="stream.py") == 2
+    assert "no tars of all there" in capsys.readouterr().err
