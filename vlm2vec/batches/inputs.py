@@ -18,8 +18,6 @@ from vlm2vec.shards import Item
 
 # English text has about four characters a token under the Phi-3 tokenizer. Only the ranks' balance depends on it.
 CHARACTERS_PER_TOKEN = 4
-# Every rank asks for the sizes of all pictures of a step; most come again within a data set.
-_SIZES_IN_MEMORY = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,12 @@ class ItemEncoderInputs:
         self.processor = processor
         self.max_len = max_len
         self.pixel_dtype = pixel_dtype
-        self._tokens_of_size: dict[tuple[int, int], int] = {}
 
     def cost(self, text_length: int, width: int, height: int) -> int:
         """Estimated tokens of an item from its index entry; width 0 means no image."""
         text = 1 + text_length // CHARACTERS_PER_TOKEN
         if width:
-            return text + self._image_tokens((width, height))
+            return text + self.processor.num_image_tokens(width, height)
         return min(text, self.max_len) if self.max_len else text
 
     def num_tokens(self, text: str, size: tuple[int, int] | None, name: str) -> int:
@@ -60,18 +57,11 @@ class ItemEncoderInputs:
         Raises:
             InputError: Text and picture do not fit together; the message names the sample.
         """
-        image_tokens = [] if size is None else [self._image_tokens(size)]
+        image_tokens = [] if size is None else [self.processor.num_image_tokens(*size)]
         try:
             return len(self.processor.tokenize(text, image_tokens, self.max_len))
         except InputError as error:
             raise _named(error, name) from error
-
-    def _image_tokens(self, size: tuple[int, int]) -> int:
-        if len(self._tokens_of_size) == _SIZES_IN_MEMORY:
-            self._tokens_of_size.clear()
-        if size not in self._tokens_of_size:
-            self._tokens_of_size[size] = self.processor.num_image_tokens(*size)
-        return self._tokens_of_size[size]
 
     def process(self, named: NamedItem) -> ProcessedItem:
         """Decodes and tokenises one item.

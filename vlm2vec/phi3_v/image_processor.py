@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -50,6 +51,31 @@ def num_tokens_of(rows: int, columns: int, grid: int) -> int:
     return (rows * columns + 1) * grid * grid + 1 + (rows + 1) * grid
 
 
+# Asked for several times a picture; data sets have few different sizes.
+@lru_cache(maxsize=1 << 16)
+def _layout(width: int, height: int, num_crops: int, crop_size: int, grid: int) -> HDLayout:
+    long_side, short_side = max(width, height), min(width, height)
+    if short_side < 1:
+        raise InputError(f"a picture of {width} x {height} pixels has no content")
+    ratio = long_side / short_side
+    scale = 1
+    while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
+        scale += 1
+    new_long = scale * crop_size
+    new_short = int(new_long / ratio)
+    if new_short < 1:
+        raise InputError(
+            f"a picture of {width} x {height} pixels is too thin: resized to {new_long} pixels its short side "
+            "vanishes; crop it or leave it out"
+        )
+    lines = math.ceil(new_short / crop_size)
+    resized, padded = (new_long, new_short), (new_long, lines * crop_size)
+    rows, columns = lines, scale
+    if width < height:
+        resized, padded, rows, columns = resized[::-1], padded[::-1], columns, rows
+    return HDLayout(resized, padded, rows, columns, num_tokens_of(rows, columns, grid))
+
+
 class Phi3VImageProcessor:
     """Cuts pictures into normalised crops.
 
@@ -86,26 +112,7 @@ class Phi3VImageProcessor:
         Raises:
             InputError: the picture is so thin that nothing of its shorter side would be left.
         """
-        long_side, short_side = max(width, height), min(width, height)
-        if short_side < 1:
-            raise InputError(f"a picture of {width} x {height} pixels has no content")
-        ratio = long_side / short_side
-        scale = 1
-        while (scale + 1) * math.ceil((scale + 1) / ratio) <= self.num_crops:
-            scale += 1
-        new_long = scale * self.crop_size
-        new_short = int(new_long / ratio)
-        if new_short < 1:
-            raise InputError(
-                f"a picture of {width} x {height} pixels is too thin: resized to {new_long} pixels its short side "
-                "vanishes; crop it or leave it out"
-            )
-        lines = math.ceil(new_short / self.crop_size)
-        resized, padded = (new_long, new_short), (new_long, lines * self.crop_size)
-        rows, columns = lines, scale
-        if width < height:
-            resized, padded, rows, columns = resized[::-1], padded[::-1], columns, rows
-        return HDLayout(resized, padded, rows, columns, num_tokens_of(rows, columns, self.grid))
+        return _layout(width, height, self.num_crops, self.crop_size, self.grid)
 
     def resize_and_pad(self, image: Image.Image) -> Image.Image:
         """The picture on its padded canvas: bilinear resize (Pillow's, antialiased), white above and below.
