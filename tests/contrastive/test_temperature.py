@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.contrastive.naive import naive_loss
-from tests.distributed.launcher import run_ranks
+from tests.distributed.forked import run_ranks
 from vlm2vec.contrastive import ContrastiveLoss, Pairs, temperature
 from vlm2vec.contrastive.temperature import LearnedTemperature
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.distributed.launcher import REPOSITORY, run_ranks
+from tests.distributed.forked import run_ranks
+from tests.distributed.launcher import REPOSITORY
 
 # The ZeRO stage and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
 # of the process.

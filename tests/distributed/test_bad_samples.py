@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep.convert import convert
-from tests.distributed.launcher import REPOSITORY, run_ranks
+from tests.distributed.forked import run_ranks
+from tests.distributed.launcher import REPOSITORY
 from vlm2vec.shards import ShardSet
 
 SUBSETS = ["Photos", "Pairs_t2i"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launcher import run_ranks
+from tests.distributed.forked import run_ranks
 
 # A chunk's gradient is rounded to bf16 once before it is added up in float32. Single items, whose gradients cancel in
 # the sum, therefore add a little (measured 1.11); summing chunks in bf16 would multiply the error.

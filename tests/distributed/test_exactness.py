@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.exactness import BATCHES, CHUNKS, DROPOUT, TOLERANCE, Cell
-from tests.distributed.launcher import run_ranks
+from tests.distributed.forked import run_ranks
 
 
 def sample(*settings: tuple[int, str, float]) -> list[Cell]:

@@ -10,7 +10,8 @@ import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
-from tests.distributed.launcher import REPOSITORY, run_ranks
+from tests.distributed.forked import run_ranks
+from tests.distributed.launcher import REPOSITORY
 from vlm2vec.export import export
 
 SUBSETS = ("Digits-10", "Pairs_t2i")

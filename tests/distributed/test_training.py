@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.distributed.launcher import REPOSITORY, environment, free_port, run_ranks
+from tests.distributed.forked import run_ranks
+from tests.distributed.launcher import REPOSITORY, environment, free_port
 from vlm2vec.export import export
 from vlm2vec.training.checkpoint import find_checkpoint
 
