@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.batches import BatchReader, PlanSource, TrainingBatches
+from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.errors import run_program
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.bad_samples import BadSamples
@@ -31,11 +32,14 @@ from vlm2vec.training.build import (
 from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, global_order, open_shards
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
+from vlm2vec.training.estimate.model_flops import model_flops
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
+from vlm2vec.training.pairs import first_pairs
+from vlm2vec.training.profiling import StepProfiles, summarise_communication
 from vlm2vec.training.restore import start_of_run
 from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
@@ -86,14 +90,16 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     if point and point.record.step >= training.max_steps:
         return nothing_left(point)
     encoder = build_encoder(arguments)
+    flops = model_flops(arguments, encoder, device)  # before an engine changes how torch's layers run
     is_elastic = point is not None and point.is_elastic
     engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks, is_elastic)
     inputs = encoder_inputs(arguments, encoder)
     temperature = learned_temperature(arguments, device)
-    cached_step = build_step(arguments, engine, encoder, inputs, temperature, heartbeat.mark)
+    clock = StepClock(device)
+    cached_step = build_step(arguments, engine, encoder, inputs, temperature, heartbeat.mark, clock)
     kept_before = point.kept_graphs(arguments) if point else None
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
-    meter = StepMeter(shards.subsets, device)
+    meter = StepMeter(shards.subsets, device, clock, flops)
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
     first_step = start_of_run(point, arguments, engine, temperature, meter)
     reader = BatchReader(shards, inputs, sizes, dist.get_rank())
@@ -117,8 +123,12 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
         monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
         if point:
             monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")
-        parts = (engine, cached_step, batches, meter, monitor, checkpoints)
-        is_done = train(*parts, training, stop, heartbeat, bad_samples, temperature, evaluation)
+        if dist.get_rank() == 0:
+            monitor.pairs(first_pairs(order.batch(first_step, source.damaged), shards))
+        with StepProfiles(training, output_dir, engine, monitor.message) as profiles:
+            parts = (engine, cached_step, batches, meter, monitor, checkpoints)
+            is_done = train(*parts, training, stop, heartbeat, bad_samples, profiles, temperature, evaluation)
+        summarise_communication(engine)
     return 0 if is_done else EXIT_STOPPED
 
 

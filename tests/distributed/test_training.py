@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,13 @@ from vlm2vec.export import export
 from vlm2vec.training.checkpoint import find_checkpoint
 
 REFERENCE = "zero2"
+WATCHED = ["--profile_steps", "2", "3", "--flops_profile_step", "4", "--peak_tflops", "0.01"]
 # By the number of ranks, which train them in one start: the ZeRO stage and what else differs from run to run.
 RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
     1: {REFERENCE: (2, ["--chunk_tokens", "512"])},
     2: {
-        "zero2": (2, ["--chunk_tokens", "300", "--dataloader_num_workers", "1"]),
+        # Also watched closely, which changes nothing.
+        "zero2": (2, ["--chunk_tokens", "300", "--dataloader_num_workers", "1", *WATCHED]),
         "zero1": (1, ["--gc_q_chunk_size", "5", "--gc_p_chunk_size", "7"]),
     },
     3: {"zero3": (3, ["--chunk_tokens", "512"])},
@@ -78,6 +81,38 @@ def test_five_steps_end_at_the_same_parameters(
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
 
 
+def test_the_parts_of_a_step_add_up_to_its_time(trained: Callable[[int], Path]) -> None:
+    for ranks, name in ((1, REFERENCE), (2, "zero2")):
+        lines = [json.loads(line) for line in (trained(ranks) / name / "log.jsonl").read_text().splitlines()]
+        assert len(lines) == 5
+        for line in lines:
+            parts = {name: value for name, value in line.items() if name.startswith("time_ms/")}
+            # A step's time is the first rank's, its parts are means over the ranks, which wait for each other.
+            assert sum(parts.values()) == pytest.approx(line["milliseconds_per_step"], rel=0.02)
+            assert min(parts[f"time_ms/{part}"] for part in ("pass_1", "loss", "pass_2", "optimizer")) > 0
+            assert (
+                sum(line["similarity_histogram/positive"]) == sum(line["similarity_histogram/hardest_negative"]) == 64
+            )
+            assert 0 < line["data_wait_share"] < 1
+            assert 0.1 < line["peak_memory_gib"] < 4
+        assert ("mfu" in lines[0]) == (ranks == 2)  # where a peak was given
+    assert sum(line["time_ms/collectives"] for line in lines) > 0
+
+
+def test_traces_hold_the_parts_of_the_chosen_steps(trained: Callable[[int], Path]) -> None:
+    folder = trained(2) / "zero2" / "profile"
+    traces = [folder / f"rank{rank}_steps2-3.pt.trace.json" for rank in (0, 1)]
+    assert sorted(folder.iterdir()) == [folder / "flops_step4.txt", *traces]
+    for trace in traces:
+        names = Counter(event.get("name") for event in json.loads(trace.read_text())["traceEvents"])
+        assert {names[f"vlm2vec/{part}"] for part in ("pass_1", "loss", "pass_2", "optimizer")} == {2}
+        assert names["vlm2vec/data_wait"] > 4
+        assert names["vlm2vec/collectives"] > 6
+    text = (folder / "flops_step4.txt").read_text()
+    assert "Profile Summary at step 4" in text
+    assert "Phi3DecoderLayer" in text
+
+
 def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path) -> None:
     """Through launch/local.sh, on 2 ranks; TensorBoard gets the promised fields."""
     chosen = flags(mini_model_dir, mini_shards_dir, tmp_path, 2, "--chunk_tokens", "512", "--max_steps", "2")
@@ -105,6 +140,9 @@ def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_sha
     tags = events.Tags()
     promised = {"loss", "hit@1", "learning_rate", "gradient_norm", "pairs_per_second"}
     assert {f"run/{name}" for name in promised} <= set(tags["scalars"])
-    assert "arguments/text_summary" in tags["tensors"]
+    assert {"arguments/text_summary", "pairs/text_summary"} <= set(tags["tensors"])
+    assert tags["histograms"] == ["similarity_histogram/positive", "similarity_histogram/hardest_negative"]
+    assert any(name.startswith("pairs/") for name in tags["images"])
+    assert done.stdout.count("of the first batch:") == 4
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event.value for event in events.Scalars("run/loss")] == pytest.approx([line["loss"] for line in log])

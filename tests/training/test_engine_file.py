@@ -42,6 +42,7 @@ def test_shipped_files_pass(path: Path) -> None:
         ({"zero_optimization": {"stage": 0}}, "must be 1, 2 or 3, not 0"),
         ({"zero_optimization": []}, "expected an object with a section"),
         ({"train_batch_size": 8}, "remove 'train_batch_size', it follows from --global_batch_size"),
+        ({"flops_profiler": {"enabled": True}}, "--flops_profile_step"),
         ({"steps_per_print": 8}, "--logging_steps"),
         ({"communication_data_type": "fp16"}, "reduced in float32"),
         ({"zero_optimization": {"stage": 3, "memory_efficient_linear": True}}, "it follows from --bf16 and --lora"),

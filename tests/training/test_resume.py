@@ -11,6 +11,7 @@ import pytest
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.arguments import argument_defaults, parse_arguments
+from vlm2vec.training.metrics import Figures
 from vlm2vec.training.monitor import RunMonitor
 from vlm2vec.training.record import RECORD, RunRecord, read_whole
 from vlm2vec.training.resume import CHANGE_NOTHING, Cluster, changes, resume_point
@@ -171,14 +172,14 @@ def test_the_log_and_tensorboard_go_on_without_repeated_steps(tmp_path: Path) ->
     figures = dict.fromkeys(
         [
             *("loss", "hit@1", "gradient_norm", "learning_rate", "milliseconds_per_step", "pairs_per_second"),
-            *("tokens_per_second", "data_wait_share"),
+            *("tokens_per_second", "data_wait_share", "peak_memory_gib"),
         ],
         0.0,
     )
     for first, last in ((0, 5), (3, 6)):  # a kill after 5 steps, the last checkpoint after 3
         monitor = RunMonitor(tmp_path, 6, first)
         for step in range(first + 1, last + 1):
-            monitor.figures(step, figures | {"loss": float(10 * first + step)})
+            monitor.figures(step, Figures(figures | {"loss": float(10 * first + step)}, {}))
         monitor.close()
         with (tmp_path / "log.jsonl").open("a") as log:
             log.write('{"step": 1, "lo')  # torn by the kill

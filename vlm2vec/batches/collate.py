@@ -54,6 +54,8 @@ class StepHeader:
         row_subsets: The subset of each of this rank's rows, as index into the shards' subsets, shape (rows,), int64.
         num_items: Items that this rank encodes.
         num_tokens: Their tokens, padding not counted.
+        squared_tokens: The sum of the squares of their tokens, which attention costs.
+        num_crops: Crops of their pictures.
         phases: For each phase of `StepChunks` the number of chunks, and of chunks with images.
     """
 
@@ -63,6 +65,8 @@ class StepHeader:
     row_subsets: Tensor
     num_items: int
     num_tokens: int
+    squared_tokens: int
+    num_crops: int
     phases: tuple[tuple[int, int], ...]
 
 
@@ -154,6 +158,8 @@ class BatchReader:
             row_subsets=torch.from_numpy(np.ascontiguousarray(batch.subsets[rows.start : rows.stop])),
             num_items=len(items),
             num_tokens=sum(item.num_tokens for item in packed),
+            squared_tokens=sum(item.num_tokens**2 for item in packed),
+            num_crops=self._num_crops(items),
             phases=tuple((len(phase), sum(packed[chunk[0]].has_image for chunk in phase)) for phase in phases),
         )
         return StepPlan(header, [[items[index] for index in chunk] for phase in phases for chunk in phase])
@@ -178,8 +184,7 @@ class BatchReader:
                     damage[index] = item.reference, str(error)
                     yield self.inputs.process(NamedItem(Item("", None), item.name))
 
-        num_crops = sum(self.inputs.processor.num_crops_of(*self._size(item)) for item in pictured)
-        chunk = self.inputs.chunk_of(processed(), num_crops, [item.name for item in items])
+        chunk = self.inputs.chunk_of(processed(), self._num_crops(pictured), [item.name for item in items])
         return MadeChunk(replace(chunk, damaged=tuple(damage)), tuple(damage.values()))
 
     def _planned(self, reference: ItemReference, sample: Sample | DamagedSampleError) -> PlannedItem:
@@ -192,6 +197,9 @@ class BatchReader:
 
     def _num_tokens(self, item: PlannedItem) -> int:
         return self.inputs.num_tokens(item.text, self._size(item) if item.has_image else None, item.name)
+
+    def _num_crops(self, items: Sequence[PlannedItem]) -> int:
+        return sum(self.inputs.processor.num_crops_of(*self._size(item)) for item in items if item.has_image)
 
     def _size(self, item: PlannedItem) -> tuple[int, int]:
         """Width and height of an item's picture, from the index."""

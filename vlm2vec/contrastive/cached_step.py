@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
+from vlm2vec.contrastive.clock import COLLECTIVES, DATA_WAIT, LOSS, PASS_1, PASS_2, Regions
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.gradcache import GradCache, RandContext
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
@@ -135,6 +136,7 @@ class CachedStep(GradCache):
         autocast_dtype: Run the encoder under `torch.autocast` in this dtype (float32 adapters on a bf16 base).
         group: The process group of the ranks; the default group if None.
         progress: Told of every place that the step comes to.
+        clock: Measures where the steps' time goes, such as a `StepClock`.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class CachedStep(GradCache):
         autocast_dtype: torch.dtype | None = None,
         group: dist.ProcessGroup | None = None,
         progress: Progress = unwatched,
+        clock: Regions | None = None,
     ) -> None:
         super().__init__(models=[engine], chunk_sizes=1, loss_fn=loss_fn)
         if engine.gradient_accumulation_steps() != 1:
@@ -158,6 +161,7 @@ class CachedStep(GradCache):
         self.group = group
         self.progress = progress
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
+        self.clock = clock or Regions()
         self._has_dropout = has_dropout(engine.module)
         self._reduce_gradients_once = gradient_reduction(engine)
         self._can_keep_graphs = can_keep_graphs(engine)
@@ -186,10 +190,14 @@ class CachedStep(GradCache):
         if chunks.keep.num_chunks and not self._can_keep_graphs:
             raise ValueError("ZeRO-3 with bfloat16 parameters loses gradients of kept graphs: set keep_graphs to 0")
         self.progress("comparing chunks")
-        encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group, stop)
-        first_pass = self.forward_no_grad(self.engine, chunks, (encode, keep))
-        cache, output = self.build_cache(first_pass, chunks, layout)
-        self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass)
+        with self.clock.part(COLLECTIVES):
+            encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group, stop)
+        with self.clock.part(PASS_1):
+            first_pass = self.forward_no_grad(self.engine, chunks, (encode, keep))
+        with self.clock.part(LOSS):
+            cache, output = self.build_cache(first_pass, chunks, layout)
+        with self.clock.part(PASS_2):
+            self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass)
         return output
 
     def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
@@ -228,7 +236,7 @@ class CachedStep(GradCache):
         nothing = (first_pass.encoded + first_pass.kept)[0][:0]
         local = torch.cat([nothing, *own]).detach().requires_grad_()
         ordered = local.index_select(0, layout.local_order.to(local.device, non_blocking=True))
-        everything = gather_rows(ordered, layout.counts, self.group)
+        everything = gather_rows(ordered, layout.counts, self.group, lambda: self.clock.part(COLLECTIVES))
         loss, statistics = self.loss_fn(everything, layout.pairs.to(local.device), layout.rows)
         # All representations and not only this rank's rows: then all ranks stop, and none waits for another.
         if not bool(torch.isfinite(everything).all() & torch.isfinite(loss)):
@@ -255,7 +263,8 @@ class CachedStep(GradCache):
         """Pass 2: backward through kept graphs, then every other slot with a graph; one reduction over the ranks."""
         repeated, kept = cached_gradients
         phase, slots = repeat
-        with self._reduce_gradients_once(model, len(first_pass.kept) + slots.count) as before_backward:
+        reduction = self._reduce_gradients_once(model, len(first_pass.kept) + slots.count)
+        with self.clock.leaving(COLLECTIVES, reduction) as before_backward:
             # The last graph first: it is the one whose parameters ZeRO-3 still has at hand.
             while first_pass.kept:
                 representations = first_pass.kept.pop()
@@ -291,7 +300,8 @@ class CachedStep(GradCache):
         for slot in range(slots.count):
             place = f"{what}, chunk {slot + 1} of {slots.count}"
             self.progress(f"{place}, waiting for its data", is_pause=True)
-            chunk, is_own, with_images = next(chunks)
+            with self.clock.part(DATA_WAIT):
+                chunk, is_own, with_images = next(chunks)
             self.progress(place)
             yield _Call(
                 arguments=chunk.arguments(self.engine.device, dummy_image=with_images),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Put around what is sent, for instance to measure it.
+Around = Callable[[], AbstractContextManager[None]]
 
 
 def is_distributed(group: dist.ProcessGroup | None = None) -> bool:
@@ -23,35 +27,42 @@ class _GatherRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, counts: tuple[int, ...], group: dist.ProcessGroup | None) -> Tensor:
-        ctx.counts, ctx.group = counts, group
+    def forward(
+        ctx: Any, local: Tensor, counts: tuple[int, ...], group: dist.ProcessGroup | None, around: Around
+    ) -> Tensor:
+        ctx.counts, ctx.group, ctx.around = counts, group, around
         most = max(counts)
         padded = local.new_zeros((most, local.shape[1]))
         padded[: local.shape[0]] = local
         gathered = local.new_empty((len(counts) * most, local.shape[1]))
-        dist.all_gather_into_tensor(gathered, padded, group=group)
+        with around():
+            dist.all_gather_into_tensor(gathered, padded, group=group)
         blocks = gathered.view(len(counts), most, -1)
         return torch.cat([blocks[rank, :count] for rank, count in enumerate(counts)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         counts, group = ctx.counts, ctx.group
         most = max(counts)
         padded = gradient.new_zeros((len(counts), most, gradient.shape[1]))
         for rank, block in enumerate(torch.split(gradient, list(counts))):
             padded[rank, : block.shape[0]] = block
         own = gradient.new_empty((most, gradient.shape[1]))
-        dist.reduce_scatter_tensor(own, padded.view(len(counts) * most, -1), op=dist.ReduceOp.SUM, group=group)
-        return own[: counts[dist.get_rank(group)]], None, None
+        with ctx.around():
+            dist.reduce_scatter_tensor(own, padded.view(len(counts) * most, -1), op=dist.ReduceOp.SUM, group=group)
+        return own[: counts[dist.get_rank(group)]], None, None, None
 
 
-def gather_rows(local: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None) -> Tensor:
+def gather_rows(
+    local: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None, around: Around = nullcontext
+) -> Tensor:
     """Concatenates every rank's rows in the order of ranks.
 
     Args:
         local: This rank's rows, shape (counts[rank], dimension).
         counts: The number of rows of every rank; the same on all ranks.
         group: The process group; the default group if None.
+        around: Makes a context for each of the two collectives.
 
     Returns:
         All rows, shape (sum(counts), dimension). Its gradient flows back to the rank that owns a row, summed over the
@@ -65,5 +76,5 @@ def gather_rows(local: Tensor, counts: Sequence[int], group: dist.ProcessGroup |
         raise ValueError(f"rank {rank} announced {counts[rank]} rows and brings {local.shape[0]}")
     if not is_distributed(group):
         return local
-    rows: Tensor = _GatherRows.apply(local, tuple(counts), group)  # type: ignore[no-untyped-call]
+    rows: Tensor = _GatherRows.apply(local, tuple(counts), group, around)  # type: ignore[no-untyped-call]
     return rows

@@ -17,6 +17,7 @@ from vlm2vec.training.cluster_arguments import ClusterArguments, cluster_refusal
 from vlm2vec.training.data_arguments import DataArguments, data_refusals
 from vlm2vec.training.evaluation_arguments import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.options import option
+from vlm2vec.training.watch_arguments import WatchArguments, watch_refusals
 
 DEFAULT_CHUNK_TOKENS = 8192
 # Without a graph a chunk needs a fraction of the memory.
@@ -49,7 +50,7 @@ class ModelArguments:
 
 
 @dataclass
-class TrainingArguments(CheckpointArguments, ClusterArguments):
+class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
     """The run."""
 
     output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, log, TensorBoard."})
@@ -241,6 +242,7 @@ def _check(arguments: RunArguments) -> None:
         ),
         *checkpoint_refusals(training),
         *cluster_refusals(training),
+        *watch_refusals(training, training.max_steps),
         (
             training.warmup_steps > training.max_steps,
             f"--warmup_steps {training.warmup_steps} is more than --max_steps {training.max_steps}",

@@ -15,6 +15,7 @@ from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
 from vlm2vec.batches.packing import Packing
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
+from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.contrastive.progress import Progress
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
@@ -77,6 +78,7 @@ def build_step(
     inputs: ItemEncoderInputs,
     temperature: LearnedTemperature | None,
     progress: Progress,
+    clock: StepClock,
 ) -> CachedStep:
     """The cached step of a run."""
     return CachedStep(
@@ -86,6 +88,7 @@ def build_step(
         # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
         autocast_dtype=_compute_dtype(arguments) if arguments.model.lora and arguments.model.bf16 else None,
         progress=progress,
+        clock=clock,
     )
 
 

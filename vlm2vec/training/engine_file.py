@@ -24,11 +24,11 @@ MANAGED_KEYS = {
     "steps_per_print": "--logging_steps",
     "communication_data_type": "--bf16 (gradients are reduced in float32)",
     "data_types": "--bf16 (gradients add up in float32)",
+    "flops_profiler": "--flops_profile_step (a step has many forward passes, and this counts the last one only)",
 }
 # DeepSpeed ignores a key that it does not know at the top, and would then run without what it was asked for.
 _PLAIN_KEYS = (
     "dump_state",
-    "flops_profiler",
     "gradient_predivide_factor",
     "memory_breakdown",
     "prescale_gradients",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from vlm2vec.batches import TrainingBatches
 from vlm2vec.contrastive import CachedStep, DamagedItemsError, LearnedTemperature, StepStoppedError
+from vlm2vec.contrastive.clock import CHECKPOINT, DATA_WAIT, EVALUATION, OPTIMIZER
 from vlm2vec.training.arguments import TrainingArguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoint import CheckpointError, Checkpoints
@@ -15,10 +15,9 @@ from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
 from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor
+from vlm2vec.training.profiling import StepProfiles
 from vlm2vec.training.rank_state import rank_state
 from vlm2vec.training.stop import StopRequest
-
-CHECKPOINT = "checkpoint"
 
 
 def train(
@@ -32,6 +31,7 @@ def train(
     stop: StopRequest,
     heartbeat: Heartbeat,
     bad_samples: BadSamples,
+    profiles: StepProfiles,
     temperature: LearnedTemperature | None = None,
     evaluation: RunEvaluation | NoEvaluation | None = None,
 ) -> bool:
@@ -46,8 +46,10 @@ def train(
         CheckpointError: The last checkpoint could not be written.
     """
     evaluation = evaluation or NoEvaluation()
-    for batch in heartbeat.steps(batches):
+    clock = cached_step.clock
+    for batch in clock.each(DATA_WAIT, heartbeat.steps(batches)):
         header = batch.header
+        profiles.before(header.step + 1)
         try:
             output = cached_step.cache_step(batch.chunks, header.layout, stop.requested)
         except StepStoppedError:
@@ -60,30 +62,33 @@ def train(
             continue
         learning_rate = engine.get_lr()[0]
         heartbeat.mark("optimizer step")
-        engine.step()
-        if temperature is not None:
-            # On the schedule of the other parameters.
-            temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
+        with clock.part(OPTIMIZER):
+            engine.step()
+            if temperature is not None:
+                # On the schedule of the other parameters.
+                temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
+        with heartbeat.pause("profile"):
+            profiles.after(header.step + 1)
         meter.add(header, output)
         monitor.advance()
         done = header.step + 1
         is_last = done == arguments.max_steps
         if is_last or done % arguments.logging_steps == 0:
-            figures = {
-                **meter.report(batches.seconds_waiting),
-                "learning_rate": learning_rate,
-                "gradient_norm": float(engine.get_global_grad_norm()),
-                "epoch": float(header.epoch),
-                "bad_samples": float(len(bad_samples)),
-                "temperature": float(temperature.value) if temperature is not None else arguments.temperature,
-            }
+            figures = meter.report()
+            figures.values.update(
+                {
+                    "learning_rate": learning_rate,
+                    "gradient_norm": float(engine.get_global_grad_norm()),
+                    "epoch": float(header.epoch),
+                    "bad_samples": float(len(bad_samples)),
+                    "temperature": float(temperature.value) if temperature is not None else arguments.temperature,
+                }
+            )
             monitor.figures(done, figures)
-        start = time.perf_counter()
-        with heartbeat.pause("evaluation"):
+        with heartbeat.pause(EVALUATION), clock.part(EVALUATION):
             is_best = evaluation.after_step(engine, done, is_last, monitor)
-        meter.leave_out(time.perf_counter() - start)
         if is_last or is_best or (arguments.save_steps and done % arguments.save_steps == 0):
-            with heartbeat.pause(CHECKPOINT):
+            with heartbeat.pause(CHECKPOINT), clock.part(CHECKPOINT):
                 checkpoint = save(engine, done, meter, monitor, checkpoints, run_goes_on=not is_last)
                 if is_best and checkpoint is not None:
                     evaluation.keep(checkpoint)

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-import time
+import resource
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from vlm2vec.batches import StepHeader
 from vlm2vec.contrastive import StepOutput
+from vlm2vec.contrastive.clock import COLLECTIVES, DATA_WAIT, EVALUATION, PARTS, StepClock
+from vlm2vec.training.utilization import ModelFlops
 
 _FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked")
+_COUNTS = ("tokens", "squared_tokens", "crops", "items")
+# Cosines from -1 to 1, counted in steps of 0.025.
+SIMILARITY_BINS = 80
+POSITIVE, HARDEST_NEGATIVE = "similarity_histogram/positive", "similarity_histogram/hardest_negative"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A window's figures over all ranks.
+
+    Attributes:
+        values: By field name.
+        histograms: Rows by similarity, `SIMILARITY_BINS` counts from -1 to 1 each, by field name.
+    """
+
+    values: dict[str, float]
+    histograms: dict[str, list[int]]
 
 
 class StepMeter:
@@ -21,28 +43,37 @@ class StepMeter:
     Args:
         subsets: Names, in the order of `StepHeader.row_subsets`.
         device: Where the sums live.
+        clock: Of the steps; nobody else reads it.
+        model_flops: What MFU is counted by; None: no MFU.
     """
 
-    def __init__(self, subsets: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, subsets: Sequence[str], device: torch.device, clock: StepClock, model_flops: ModelFlops | None = None
+    ) -> None:
         self._subsets = tuple(subsets)
         self._device = device
-        self._seconds_waiting = 0.0
+        self._clock = clock
+        self._model_flops = model_flops
         self._reset()
 
     def _reset(self) -> None:
         # float64: tokens of a long window exceed float32's exact integers.
         self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=self._device)
-        self._subset_rows = torch.zeros((2, len(self._subsets)), dtype=torch.float64, device=self._device)
-        self._steps = self._tokens = self._items = 0
-        self._start = time.perf_counter()
+        self._subset_rows = torch.zeros((3, len(self._subsets)), dtype=torch.float64, device=self._device)
+        self._similarities = torch.zeros((2, SIMILARITY_BINS), dtype=torch.float64, device=self._device)
+        self._counts = [0] * len(_COUNTS)
+        self._steps = self._timed_steps = 0
+        self._seconds_before = 0.0
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of the window so far; waits for the device."""
         return {
             "sums": self._sums.cpu(),
             "subset_rows": self._subset_rows.cpu(),
-            "counts": [self._steps, self._tokens, self._items],
-            "seconds": time.perf_counter() - self._start,
+            "similarities": self._similarities.cpu(),
+            "counts": [self._steps, *self._counts],
+            "seconds": self._elapsed(),
         }
 
     def load_state_dict(self, *parts: Mapping[str, Any]) -> None:
@@ -51,71 +82,96 @@ class StepMeter:
         for part in parts:
             self._sums += part["sums"].to(self._device)
             self._subset_rows += part["subset_rows"].to(self._device)
-            self._steps, tokens, items = part["counts"]
-            self._tokens += tokens
-            self._items += items
-            self._start = time.perf_counter() - part["seconds"]
+            self._similarities += part["similarities"].to(self._device)
+            self._steps, *counts = part["counts"]
+            self._counts = [sum(each) for each in zip(self._counts, counts, strict=True)]
+            self._seconds_before = part["seconds"]
 
     def add(self, header: StepHeader, output: StepOutput) -> None:
         """Adds one step of this rank, without waiting for the device."""
         rows = output.statistics
-        hits = rows.hit.double()
-        # A row without any negative (all targets equal) has no hardest one.
+        hits, positive = rows.hit.double(), rows.positive_similarity.double()
+        # A row without any negative (all targets equal) has no hardest one: no sum, and no place in the histogram.
+        has_negative = rows.hardest_negative_similarity.isfinite().double()
         hardest = rows.hardest_negative_similarity.double().nan_to_num(neginf=0.0)
-        self._sums += torch.stack(
-            [
-                output.loss.double(),
-                hits.sum(),
-                torch.ones_like(hits).sum(),
-                rows.positive_similarity.double().sum(),
-                hardest.sum(),
-                rows.masked.double().sum(),
-            ]
-        )
+        ones = torch.ones_like(hits)
+        sums = [hits.sum(), ones.sum(), positive.sum(), hardest.sum(), rows.masked.double().sum()]
+        self._sums += torch.stack([output.loss.double(), *sums])
         subsets = header.row_subsets.to(self._device, non_blocking=True)
-        self._subset_rows[0].index_add_(0, subsets, hits)
-        self._subset_rows[1].index_add_(0, subsets, torch.ones_like(hits))
+        for total, values in zip(self._subset_rows, (hits, ones, rows.loss.double()), strict=True):
+            total.index_add_(0, subsets, values)
+        for counts, values, weights in zip(self._similarities, (positive, hardest), (ones, has_negative), strict=True):
+            counts.index_add_(0, _bins(values), weights)
+        of_step = (header.num_tokens, header.squared_tokens, header.num_crops, header.num_items)
+        self._counts = [before + more for before, more in zip(self._counts, of_step, strict=True)]
         self._steps += 1
-        self._tokens += header.num_tokens
-        self._items += header.num_items
+        self._timed_steps += 1
 
-    def leave_out(self, seconds: float) -> None:
-        """Takes time that is no training, such as an evaluation's, out of the window's rates."""
-        self._start += seconds
+    def _elapsed(self) -> float:
+        """The window's seconds so far, evaluation left out; waits for the device."""
+        for name, seconds in self._clock.read().items():
+            if name != EVALUATION:
+                self._seconds[name] += seconds
+        return self._seconds_before + sum(self._seconds.values())
 
-    def report(self, seconds_waiting: float) -> dict[str, float]:
+    def report(self) -> Figures:
         """The window's figures over all ranks (a collective); then starts a new window.
 
-        Args:
-            seconds_waiting: How long this rank has waited for data since the run began.
-
         Returns:
-            Means a row, rates a second of wall time, and `subset_hit@1/<subset>` for each subset seen.
+            Means a row, rates a second of wall time, `subset_loss/<subset>` and `subset_hit@1/<subset>` for each subset
+            seen, and `time_ms/<part>`: milliseconds of a step (since the run was resumed), which add up to all of it.
         """
-        known = self._sums.new_tensor([self._tokens, self._items])
-        sums = torch.cat([known, self._sums, self._subset_rows.flatten()])
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        seconds = self._elapsed()
+        in_parts = [self._seconds[name] / max(self._timed_steps, 1) for name in PARTS]
+        known = self._sums.new_tensor([*self._counts, *in_parts])
+        whole = [known, self._sums, self._subset_rows.flatten(), self._similarities.flatten()]
+        sums = torch.cat(whole)
+        peak = self._sums.new_tensor([_peak_memory(self._device)])
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if ranks > 1:
             dist.all_reduce(sums)
-        tokens, items, *figures = sums.tolist()
-        total = dict(zip(_FIELDS, figures[: len(_FIELDS)], strict=True))
-        seconds = time.perf_counter() - self._start
-        rows = max(total["rows"], 1.0)
-        report = {
-            "loss": total["loss"] / max(self._steps, 1),
+            dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        known, fields, subset_rows, similarities = torch.split(sums.cpu(), [len(each) for each in whole])
+        counts = dict(zip((*_COUNTS, *PARTS), known.tolist(), strict=True))
+        total = dict(zip(_FIELDS, fields.tolist(), strict=True))
+        report = self._rates(total, counts, seconds)
+        report["peak_memory_gib"] = float(peak) / 2**30
+        if self._model_flops is not None:
+            flops = self._model_flops.of(counts["tokens"], counts["squared_tokens"], counts["crops"])
+            report["mfu"] = flops / (seconds * ranks * self._model_flops.peak_flops)
+        of_step = sum(counts[name] for name in PARTS) or 1.0
+        report["data_wait_share"] = counts[DATA_WAIT] / of_step
+        report["collectives_share"] = counts[COLLECTIVES] / of_step
+        report |= {f"time_ms/{name}": 1000 * counts[name] / ranks for name in PARTS}
+        for name, hits, rows, loss in zip(self._subsets, *subset_rows.view(3, -1).tolist(), strict=True):
+            if rows:
+                report[f"subset_loss/{name}"] = loss / rows
+                report[f"subset_hit@1/{name}"] = hits / rows
+        positive, hardest = similarities.view(2, -1).long().tolist()
+        self._reset()
+        return Figures(report, {POSITIVE: positive, HARDEST_NEGATIVE: hardest})
+
+    def _rates(self, total: Mapping[str, float], counts: Mapping[str, float], seconds: float) -> dict[str, float]:
+        rows, steps = max(total["rows"], 1.0), max(self._steps, 1)
+        return {
+            "loss": total["loss"] / steps,
             "hit@1": total["hits"] / rows,
             "similarity/positive": total["positive_similarity"] / rows,
             "similarity/hardest_negative": total["hardest_negative_similarity"] / rows,
-            "masked_pairs": total["masked"] / max(self._steps, 1),
+            "masked_pairs": total["masked"] / steps,
             "pairs_per_second": total["rows"] / seconds,
-            "tokens_per_second": tokens / seconds,
-            "items_per_second": items / seconds,
-            "milliseconds_per_step": 1000 * seconds / max(self._steps, 1),
-            "data_wait_share": (seconds_waiting - self._seconds_waiting) / seconds,
+            "tokens_per_second": counts["tokens"] / seconds,
+            "items_per_second": counts["items"] / seconds,
+            "milliseconds_per_step": 1000 * seconds / steps,
         }
-        subset_hits, subset_rows = figures[len(_FIELDS) :][: len(self._subsets)], figures[-len(self._subsets) :]
-        for name, hit, count in zip(self._subsets, subset_hits, subset_rows, strict=True):
-            if count:
-                report[f"subset_hit@1/{name}"] = hit / count
-        self._seconds_waiting = seconds_waiting
-        self._reset()
-        return report
+
+
+def _bins(similarities: Tensor) -> Tensor:
+    return ((similarities + 1) / 2 * SIMILARITY_BINS).long().clamp_(0, SIMILARITY_BINS - 1)
+
+
+def _peak_memory(device: torch.device) -> float:
+    """The most bytes in tensors on an accelerator so far; on a CPU the process's resident memory."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return float(torch.get_device_module(device).max_memory_allocated(device))

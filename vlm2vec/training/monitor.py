@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from tqdm import tqdm
 
 from vlm2vec.files import committed
+from vlm2vec.training.metrics import Figures
+from vlm2vec.training.pairs import ShownPair
 
 LOG = "log.jsonl"
 
@@ -26,7 +31,10 @@ class Monitor(Protocol):
     def advance(self) -> None:
         """A step is done."""
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
+    def pairs(self, pairs: Sequence[ShownPair]) -> None:
+        """A few pairs of the batch that comes first."""
+
+    def figures(self, step: int, figures: Figures) -> None:
         """A window's figures after `step` steps."""
 
     def scores(self, step: int, summary: Mapping[str, Any]) -> None:
@@ -51,7 +59,10 @@ class SilentMonitor:
     def advance(self) -> None:
         """Nothing."""
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
+    def pairs(self, pairs: Sequence[ShownPair]) -> None:
+        """Nothing."""
+
+    def figures(self, step: int, figures: Figures) -> None:
         """Nothing."""
 
     def scores(self, step: int, summary: Mapping[str, Any]) -> None:
@@ -99,20 +110,58 @@ class RunMonitor:
         """Moves the progress bar."""
         self._bar.update()
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
+    def pairs(self, pairs: Sequence[ShownPair]) -> None:
+        """Writes texts and pictures to TensorBoard, a line a pair to the terminal."""
+        cells = [[str(n), each.subset, each.query, each.positive] for n, each in enumerate(pairs, 1)]
+        rows = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in cells)
+        header = "| pair | subset | query | target |\n| --- | --- | --- | --- |"
+        self._writer.add_text("pairs", f"{header}\n{rows}", self._first_step)
+        for number, pair in enumerate(pairs, 1):
+            if pair.picture is not None:
+                tag = f"pairs/{number}_{pair.subset}"
+                self._writer.add_image(tag, pair.picture, self._first_step, dataformats="HWC")
+            self.message(f"pair {number} of the first batch: {pair.line}")
+        self._writer.flush()
+
+    def figures(self, step: int, figures: Figures) -> None:
         """Writes one window everywhere."""
+        values = figures.values
         for name, value in values.items():
             self._writer.add_scalar(name if "/" in name else f"run/{name}", value, step)
+        for name, counts in figures.histograms.items():
+            self._add_histogram(name, counts, step)
         self._writer.flush()
-        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.write(json.dumps({"step": step, **values, **figures.histograms}) + "\n")
         self._log.flush()
         remaining = (self._max_steps - step) * values["milliseconds_per_step"] / 1000
+        mfu = f"MFU {values['mfu']:.1%} | " if "mfu" in values else ""
         self.message(
             f"step {step}/{self._max_steps} | loss {values['loss']:.4f} | hit@1 {values['hit@1']:.3f} | "
             f"grad norm {values['gradient_norm']:.3f} | lr {values['learning_rate']:.2e} | "
             f"{values['milliseconds_per_step']:.0f} ms/step | {values['pairs_per_second']:.1f} pairs/s | "
-            f"{values['tokens_per_second']:.0f} tokens/s | data wait {values['data_wait_share']:.1%} | "
-            f"ETA {timedelta(seconds=round(remaining))}"
+            f"{values['tokens_per_second']:.0f} tokens/s | {mfu}peak {values['peak_memory_gib']:.1f} GiB | "
+            f"data wait {values['data_wait_share']:.1%} | ETA {timedelta(seconds=round(remaining))}"
+        )
+
+    def _add_histogram(self, name: str, counts: Sequence[int], step: int) -> None:
+        """Cosines counted in equal steps from -1 to 1; TensorBoard shows the part that has any."""
+        edges = np.linspace(-1, 1, len(counts) + 1)
+        filled = np.flatnonzero(counts)
+        if not len(filled):
+            return
+        shown = slice(int(filled[0]), int(filled[-1]) + 1)
+        lefts, rights, kept = edges[:-1][shown], edges[1:][shown], np.array(counts)[shown]
+        middles = (lefts + rights) / 2
+        self._writer.add_histogram_raw(
+            name,
+            min=lefts[0],
+            max=rights[-1],
+            num=kept.sum(),
+            sum=(middles * kept).sum(),
+            sum_squares=(middles**2 * kept).sum(),
+            bucket_limits=rights.tolist(),
+            bucket_counts=kept.tolist(),
+            global_step=step,
         )
 
     def scores(self, step: int, summary: Mapping[str, Any]) -> None:
@@ -148,6 +197,12 @@ class RunMonitor:
         self._bar.close()
         self._writer.close()
         self._log.close()
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table, as it stands in the data."""
+    plain = html.escape(" ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]|#~])", r"\\\1", plain)
 
 
 def _cut_log(path: Path, last_step: int) -> None:

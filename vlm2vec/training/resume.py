@@ -14,6 +14,7 @@ from vlm2vec.training.arguments import RunArguments, argument_defaults
 from vlm2vec.training.checkpoint import remove_unfinished
 from vlm2vec.training.evaluation_arguments import EvaluationArguments
 from vlm2vec.training.record import RunRecord, checkpoints_of, find_checkpoint, read_whole
+from vlm2vec.training.watch_arguments import WatchArguments
 
 AUTO, NONE = "auto", "none"
 _CHUNKS = ("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size")
@@ -29,6 +30,7 @@ CHANGE_NOTHING = frozenset(
         *("loss_block_rows", "grad_cache"),
         *("logging_steps", "save_steps", "save_total_limit"),
         *(argument.name for argument in dataclasses.fields(EvaluationArguments)),
+        *(argument.name for argument in dataclasses.fields(WatchArguments)),
     }
 )
 # Differences that are no argument's: other shards behind the same flags, another order of the same samples.

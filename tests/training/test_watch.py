@@ -1,0 +1,205 @@
+"""What a run shows of itself is what it did: time, similarities, pairs, FLOPs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.test_plan import model
+from vlm2vec.batches import GlobalOrder, StepHeader
+from vlm2vec.contrastive import StepOutput
+from vlm2vec.contrastive.clock import DATA_WAIT, EVALUATION, LOSS, OTHER, PASS_1, StepClock
+from vlm2vec.contrastive.loss import RowStatistics
+from vlm2vec.images import open_image
+from vlm2vec.phi3_v.checkpoint import load_config
+from vlm2vec.shards import ShardSet
+from vlm2vec.training.estimate.model_flops import counted_flops
+from vlm2vec.training.estimate.passes import ChunkShape
+from vlm2vec.training.metrics import HARDEST_NEGATIVE, POSITIVE, SIMILARITY_BINS, Figures, StepMeter
+from vlm2vec.training.monitor import RunMonitor
+from vlm2vec.training.pairs import first_pairs
+from vlm2vec.training.utilization import PEAK_TFLOPS, ModelFlops
+
+CPU = torch.device("cpu")
+ROWS = 200
+
+
+class Device:
+    """A device whose stream takes a second for each piece of work, and counts who waits for it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.looks = 0
+
+    def between(self, start: float, end: float) -> float:
+        self.looks += 1
+        return end - start
+
+    def clock(self) -> StepClock:
+        return StepClock(CPU, lambda: self.seconds, self.between)
+
+
+def test_parts_add_up_and_nobody_waits_before_the_end() -> None:
+    device = Device()
+    clock = device.clock()
+    for _ in range(2):
+        with clock.part(PASS_1):
+            for _ in clock.each(DATA_WAIT, [1, 2, 3]):
+                device.seconds += 1  # inside the loop's body: no wait for data
+            with clock.leaving(LOSS, clock.part(DATA_WAIT)):
+                device.seconds += 0.25
+        device.seconds += 0.5
+    assert device.looks == 0
+    assert clock.read() == {PASS_1: 6.0, DATA_WAIT: 0.5, LOSS: 0.0, OTHER: 1.0}
+    assert clock.read() == {OTHER: 0.0}
+
+
+def test_a_failure_leaves_the_clock_where_it_was() -> None:
+    device = Device()
+    clock = device.clock()
+
+    def failing() -> None:
+        with clock.part(PASS_1):
+            device.seconds += 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    device.seconds += 2
+    assert clock.read() == {PASS_1: 1.0, OTHER: 2.0}
+
+
+def step_of(rows: int, seed: int) -> tuple[StepHeader, StepOutput]:
+    """A step's header and output, as far as a meter looks at them."""
+    made = torch.Generator().manual_seed(seed)
+    positive, hardest = torch.rand(2, rows, generator=made) * 2 - 1
+    hardest[0] = -torch.inf  # a row without a negative
+    statistics = RowStatistics(
+        loss=torch.rand(rows, generator=made),
+        hit=positive > hardest,
+        positive_similarity=positive,
+        hardest_negative_similarity=hardest,
+        masked=torch.zeros(rows, dtype=torch.int64),
+    )
+    header = StepHeader(
+        step=0,
+        epoch=0,
+        layout=None,  # type: ignore[arg-type]
+        row_subsets=torch.arange(rows) % 2,
+        num_items=2 * rows,
+        num_tokens=10 * rows,
+        squared_tokens=100 * rows,
+        num_crops=rows,
+        phases=(),
+    )
+    return header, StepOutput(statistics.loss.mean(), statistics)
+
+
+def test_histograms_and_subsets_are_those_of_the_rows() -> None:
+    flops = ModelFlops(per_token=3.0, per_squared_token=0.5, per_crop=7.0, peak_flops=1e6)
+    device = Device()
+    clock = device.clock()
+    meter = StepMeter(["even", "odd", "unseen"], CPU, clock, flops)
+    steps = [step_of(ROWS, seed) for seed in (0, 1)]
+    for each in steps:
+        with clock.part(PASS_1):
+            device.seconds += 1
+        with clock.part(EVALUATION):
+            device.seconds += 5
+        meter.add(*each)
+    other = StepMeter(["even", "odd", "unseen"], CPU, StepClock(CPU), flops)
+    other.load_state_dict(meter.state_dict())  # a resumed run's window
+    for figures in (meter.report(), other.report()):
+        statistics = [output.statistics for _, output in steps]
+        edges = np.linspace(-1, 1, SIMILARITY_BINS + 1)
+        for name, kind in ((POSITIVE, "positive_similarity"), (HARDEST_NEGATIVE, "hardest_negative_similarity")):
+            values = torch.cat([getattr(each, kind) for each in statistics])
+            counts, _ = np.histogram(values[values.isfinite()].double().numpy(), edges)
+            assert figures.histograms[name] == counts.tolist()
+        assert sum(figures.histograms[HARDEST_NEGATIVE]) == 2 * ROWS - 2
+        values = figures.values
+        assert values["subset_loss/odd"] == pytest.approx(
+            float(torch.cat([each.loss[1::2] for each in statistics]).mean())
+        )
+        assert "subset_loss/unseen" not in values
+        assert (values["milliseconds_per_step"], values["pairs_per_second"]) == (1000.0, ROWS)  # without evaluation
+        assert values["mfu"] == pytest.approx(ROWS * (3.0 * 10 + 0.5 * 100 + 7.0) / 1e6)
+    meter.add(*steps[0])
+    with clock.part(PASS_1):
+        device.seconds += 3
+    figures = meter.report()
+    assert sum(figures.histograms[POSITIVE]) == ROWS  # a new window
+    assert {part: figures.values[f"time_ms/{part}"] for part in (PASS_1, OTHER)} == {PASS_1: 3000.0, OTHER: 0.0}
+
+
+def test_pairs_are_the_first_of_the_batch_with_their_pictures(mini_shards_dir: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir)
+    batch = GlobalOrder(shards.num_samples, 16, seed=3).batch(0)
+    pairs = first_pairs(batch, shards, count=16)
+    assert len(pairs) == 16
+    kinds = set()
+    for subset, position, pair in zip(batch.subsets.tolist(), batch.positions.tolist(), pairs, strict=True):
+        sample = shards.read(shards.subsets[subset], position)
+        assert (pair.name, pair.subset) == (sample.key, shards.subsets[subset])
+        assert (pair.query, pair.positive) == (sample.query.text, sample.positive.text)
+        sides = [sample.query.image, sample.positive.image]
+        kinds.add(tuple(side is not None for side in sides))
+        if pair.picture is None:
+            assert sides == [None, None]
+            continue
+        assert pair.picture.shape == (320, 656, 3)
+        for side, shown in zip(sides, (pair.picture[:, :320], pair.picture[:, 336:]), strict=True):
+            if side is None:
+                assert shown.min() == 255
+            else:
+                width, height = open_image(side).size
+                rows, columns = np.nonzero((shown != 255).any(axis=2))
+                assert np.ptp(rows) < 320 * height / max(width, height) + 1
+                assert len(columns)
+    assert len(kinds) > 1
+
+
+def test_tensorboard_shows_pairs_and_histograms(mini_shards_dir: Path, tmp_path: Path, capsys) -> None:
+    shards = ShardSet.open(mini_shards_dir)
+    pairs = first_pairs(GlobalOrder(shards.num_samples, 16, seed=3).batch(0), shards)
+    counts = [0] * SIMILARITY_BINS
+    counts[60:63] = [5, 0, 7]
+    values = dict.fromkeys(("loss", "hit@1", "gradient_norm", "learning_rate", "milliseconds_per_step"), 1.0)
+    values |= dict.fromkeys(("pairs_per_second", "tokens_per_second", "peak_memory_gib", "data_wait_share"), 1.0)
+    monitor = RunMonitor(tmp_path, max_steps=9)
+    monitor.pairs(pairs)
+    monitor.figures(1, Figures(values, {POSITIVE: counts, HARDEST_NEGATIVE: [0] * SIMILARITY_BINS}))
+    monitor.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == [f"pair {n} of the first batch" for n in (1, 2, 3, 4)]
+    assert "MFU" not in lines[4]  # no peak, no figure
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert len(events.Tags()["images"]) == sum(pair.picture is not None for pair in pairs) > 0
+    text = events.Tensors("pairs/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert all(pair.subset.replace("_", r"\_") in text for pair in pairs)
+    (histogram,) = events.Histograms(POSITIVE)
+    assert histogram.histogram_value.num == 12
+    assert (histogram.histogram_value.min, histogram.histogram_value.max) == pytest.approx((0.5, 0.575))
+    assert HARDEST_NEGATIVE not in events.Tags()["histograms"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--lora"]], ids=" ".join)
+def test_the_polynomial_counts_what_passes_take(flags: list[str], mini_model_dir: Path) -> None:
+    """With adapters only, the first layer's input has a gradient where pictures are, and none where only text is: that
+    is put to the crops, and matters in a model of a few layers."""
+    made = model(load_config(mini_model_dir, {}), *flags)
+    counted = counted_flops(made, peak_flops=1.0)
+    picture = made.images.layout(64, 64)
+    for width, crops, error in ((300, 0, 1e-6), (picture.num_tokens + 30, picture.num_crops, 0.04 if flags else 1e-3)):
+        one, three = (sum(made.cost(ChunkShape(rows, width, crops), True).flops) for rows in (1, 3))
+        assert counted.of(2 * width, 2 * width**2, 2 * crops) == pytest.approx(three - one, rel=error)
+
+
+def test_longer_names_of_devices_come_first() -> None:
+    names = list(PEAK_TFLOPS)
+    assert not [(name, later) for n, name in enumerate(names) for later in names[n + 1 :] if name in later]

@@ -1,0 +1,78 @@
+"""A few pairs of a run's first batch, to see with one's own eyes what it is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlm2vec.batches.replacement import GlobalBatch
+from vlm2vec.errors import InputError
+from vlm2vec.images import open_image
+from vlm2vec.shards import DamagedSampleError, Item, ShardSet
+
+SHOWN_PAIRS = 4
+# Side of a picture in pixels, and what separates the two of a pair.
+_SIDE, _GAP, _WHITE = 320, 16, 255
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A pair for whoever watches.
+
+    Attributes:
+        name: Its key in the shards.
+        subset: Its subset.
+        query: The query's text.
+        positive: The target's text.
+        picture: The query's picture, or white, beside the target's, uint8 (height, width, 3); None if neither has one.
+    """
+
+    name: str
+    subset: str
+    query: str
+    positive: str
+    picture: NDArray[np.uint8] | None
+
+    @property
+    def line(self) -> str:
+        """The pair in one line."""
+        return f"{self.name} [{self.subset}]: {_short(self.query)} -> {_short(self.positive)}"
+
+
+def first_pairs(batch: GlobalBatch, shards: ShardSet, count: int = SHOWN_PAIRS) -> list[ShownPair]:
+    """The first pairs of a global batch; those that cannot be read are left out, the loader reports them."""
+    subsets = [shards.subsets[number] for number in batch.subsets[:count].tolist()]
+    places = list(zip(subsets, batch.positions[:count].tolist(), strict=True))
+    found = shards.read_many(dict.fromkeys(places))
+    pairs = []
+    for place in places:
+        sample = found[place]
+        if isinstance(sample, DamagedSampleError):
+            continue
+        try:
+            picture = _side_by_side(sample.query, sample.positive, sample.key)
+        except InputError:
+            continue
+        pairs.append(ShownPair(sample.key, sample.subset, sample.query.text, sample.positive.text, picture))
+    return pairs
+
+
+def _side_by_side(query: Item, positive: Item, name: str) -> NDArray[np.uint8] | None:
+    if query.image is None and positive.image is None:
+        return None
+    canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), (_WHITE, _WHITE, _WHITE))
+    for item, left in ((query, 0), (positive, _SIDE + _GAP)):
+        if item.image is not None:
+            picture = open_image(item.image, name)
+            scale = _SIDE / max(picture.size)
+            width, height = (max(1, round(scale * side)) for side in picture.size)
+            canvas.paste(picture.resize((width, height)), (left + (_SIDE - width) // 2, (_SIDE - height) // 2))
+    return np.asarray(canvas)
+
+
+def _short(text: str, most: int = 100) -> str:
+    plain = " ".join(text.split())
+    return repr(plain if len(plain) <= most else plain[: most - 1] + "…")
