@@ -114,7 +114,7 @@ class RunMonitor:
         """Writes texts and pictures to TensorBoard, a line a pair to the terminal."""
         cells = [[str(n), each.subset, each.query, each.positive] for n, each in enumerate(pairs, 1)]
         rows = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in cells)
-        header = "| pair | subset | query | target |\n| --- | --- | --- | --- |"
+        header = "| # | subset | query | target |\n| --- | --- | --- | --- |"
         self._writer.add_text("pairs", f"{header}\n{rows}", self._first_step)
         for number, pair in enumerate(pairs, 1):
             if pair.picture is not None:

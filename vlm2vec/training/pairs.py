@@ -14,8 +14,8 @@ from vlm2vec.images import open_image
 from vlm2vec.shards import DamagedSampleError, Item, ShardSet
 
 SHOWN_PAIRS = 4
-# Side of a picture in pixels, and what separates the two of a pair.
-_SIDE, _GAP, _WHITE = 320, 16, 255
+# Side of a picture in pixels, what separates the two of a pair, and the grey where nothing is.
+_SIDE, _GAP, _GREY = 320, 16, 224
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ShownPair:
         subset: Its subset.
         query: The query's text.
         positive: The target's text.
-        picture: The query's picture, or white, beside the target's, uint8 (height, width, 3); None if neither has one.
+        picture: The query's picture, or grey, beside the target's, uint8 (height, width, 3); None if neither has one.
     """
 
     name: str
@@ -63,13 +63,15 @@ def first_pairs(batch: GlobalBatch, shards: ShardSet, count: int = SHOWN_PAIRS) 
 def _side_by_side(query: Item, positive: Item, name: str) -> NDArray[np.uint8] | None:
     if query.image is None and positive.image is None:
         return None
-    canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), (_WHITE, _WHITE, _WHITE))
+    canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), (_GREY, _GREY, _GREY))
     for item, left in ((query, 0), (positive, _SIDE + _GAP)):
         if item.image is not None:
             picture = open_image(item.image, name)
             scale = _SIDE / max(picture.size)
             width, height = (max(1, round(scale * side)) for side in picture.size)
-            canvas.paste(picture.resize((width, height)), (left + (_SIDE - width) // 2, (_SIDE - height) // 2))
+            # A picture of a few pixels is shown as these pixels.
+            how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
+            canvas.paste(picture.resize((width, height), how), (left + (_SIDE - width) // 2, (_SIDE - height) // 2))
     return np.asarray(canvas)
 
 
