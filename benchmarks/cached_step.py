@@ -17,7 +17,9 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import ProcessedItem
 
 
-class _PadTokenOnly:
+class PadTokenOnly:
+    """What packing needs of a processor."""
+
     pad_token_id = 0
 
 
@@ -42,34 +44,42 @@ class CachedStepRun:
     def __init__(self, workload: Workload, sizes: ChunkSizes, temperature: float, learning_rate: float) -> None:
         self._engine = build_engine(copy.deepcopy(workload.encoder), learning_rate)
         self._items = workload.items
-        self._inputs = ItemEncoderInputs(_PadTokenOnly(), None)  # type: ignore[arg-type]
+        self._inputs = ItemEncoderInputs(PadTokenOnly(), None)  # type: ignore[arg-type]
         self._sizes = sizes
         padding = self._inputs.chunk([ProcessedItem(torch.tensor([1]))])
         self._step = CachedStep(self._engine, ContrastiveLoss(temperature), padding)
 
     def __call__(self, batch: Sequence[tuple[int, int]]) -> float:
         """One step; returns its loss."""
-        numbers: dict[int, int] = {}
-        rows = [[numbers.setdefault(item, len(numbers)) for item in pair] for pair in batch]
-        items = [self._items[item] for item in numbers]
-        queries = {row[0] for row in rows}
-        packed = [
-            PackedItem(len(item.input_ids), item.pixel_values is not None, number in queries)
-            for number, item in enumerate(items)
-        ]
-        encode, keep, repeat = self._sizes.phases(packed)
-        layout = StepLayout(
-            counts=(len(items),),
-            local_order=end_to_end_positions([*encode, *keep]),
-            pairs=Pairs(torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])),
-            rows=range(len(rows)),
-            digest=0,
-        )
-
-        def made(phase: Sequence[Sequence[int]]) -> Phase:
-            chunks: list[Chunk] = [self._inputs.chunk([items[index] for index in chunk]) for chunk in phase]
-            return Phase(chunks, len(chunks), sum(chunk.has_image for chunk in chunks))
-
-        output = self._step(StepChunks(made(encode), made(keep), made(repeat)), layout)
+        output = self._step(*laid_out(batch, self._items, self._sizes, self._inputs))
         self._engine.step()
         return float(output.loss)
+
+
+def laid_out(
+    batch: Sequence[tuple[int, int]], all_items: Sequence[ProcessedItem], sizes: ChunkSizes, inputs: ItemEncoderInputs
+) -> tuple[StepChunks, StepLayout]:
+    """A batch on one rank, its chunks in memory; phases with the same chunks share them."""
+    numbers: dict[int, int] = {}
+    rows = [[numbers.setdefault(item, len(numbers)) for item in pair] for pair in batch]
+    items = [all_items[item] for item in numbers]
+    queries = {row[0] for row in rows}
+    packed = [
+        PackedItem(len(item.input_ids), item.pixel_values is not None, number in queries)
+        for number, item in enumerate(items)
+    ]
+    encode, keep, repeat = sizes.phases(packed)
+    layout = StepLayout(
+        counts=(len(items),),
+        local_order=end_to_end_positions([*encode, *keep]),
+        pairs=Pairs(torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])),
+        rows=range(len(rows)),
+        digest=0,
+    )
+
+    def made(phase: Sequence[Sequence[int]]) -> Phase:
+        chunks: list[Chunk] = [inputs.chunk([items[index] for index in chunk]) for chunk in phase]
+        return Phase(chunks, len(chunks), sum(chunk.has_image for chunk in chunks))
+
+    repeated = made(repeat)
+    return StepChunks(repeated if encode == repeat else made(encode), made(keep), repeated), layout

@@ -112,4 +112,17 @@ SUITES = {
         "its own, which counts.",
         limit_seconds=1800,
     ),
+    "startup": Suite(
+        "Import time and time to the first step",
+        "benchmarks.startup",
+        "Best of the rounds. What a run builds before its first step: ranks, shards, model, engine, loader processes.",
+    ),
+    "gpu": Suite(
+        "Full-size Phi-3.5-V on one GPU",
+        "benchmarks.gpu",
+        "Random weights, 4 crops, MMEB's mix of lengths, global batch 1,024, ZeRO-2. MFU counts the model's FLOPs of "
+        "one forward and backward pass. Every row changes one thing of the first of its kind. `--tiny` runs the same "
+        "code on a CPU.",
+        limit_seconds=36_000,
+    ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Process
 from vlm2vec.shards import Item, ShardSet
 
 NUM_CROPS = 4
+VOCABULARY = 2048
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def mmeb_mix(pairs: int, num_batches: int) -> Workload:
     """
     torch.manual_seed(0)
     config = Phi3VConfig(
-        vocab_size=2048,
+        vocab_size=VOCABULARY,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=4,
@@ -99,23 +100,42 @@ def mmeb_mix(pairs: int, num_batches: int) -> Workload:
         },
     )
     encoder = VLM2Vec(Phi3VModel(config), processor=None, max_len=None).train()  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(0)
+    made = torch.Generator().manual_seed(0)
     layouts = Phi3VImageProcessor(NUM_CROPS)
-    # Wide, square and upright pictures: 457 to 781 tokens.
+    items, batches = mmeb_pairs(pairs, num_batches, layouts, lambda shape: torch.randn(shape, generator=made))
+    return Workload(f"MMEB's lengths, {pairs} pairs", encoder, items, batches, chunk_tokens=8192)
+
+
+def mmeb_pairs(
+    pairs: int,
+    num_batches: int,
+    layouts: Phi3VImageProcessor,
+    pixels: Callable[[tuple[int, int, int, int]], torch.Tensor],
+) -> tuple[list[ProcessedItem], list[list[tuple[int, int]]]]:
+    """Items and batches with MMEB-train's mix of lengths; see `mmeb_mix`.
+
+    Args:
+        pairs: Of a batch.
+        num_batches: How many.
+        layouts: Cuts the pictures.
+        pixels: Makes crops of a shape (crops, 3, S, S).
+    """
+    generator = torch.Generator().manual_seed(0)
+    # Wide, square and upright pictures: 457 to 781 tokens at full size.
     sizes = [(640, 480), (500, 500), (1024, 500), (480, 640), (1200, 400)]
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=generator))
 
     def item(with_picture: bool) -> ProcessedItem:
-        text = torch.randint(3, 2048, (draw(8, 40),), generator=generator)
+        text = torch.randint(3, VOCABULARY, (draw(8, 40),), generator=generator)
         if not with_picture:
             return ProcessedItem(text)
         size = sizes[draw(0, len(sizes))]
         layout = layouts.layout(*size)
         return ProcessedItem(
             input_ids=torch.cat([torch.tensor([1]), torch.full((layout.num_tokens,), -1), text]),
-            pixel_values=torch.randn(layout.num_crops, 3, 336, 336, generator=generator),
+            pixel_values=pixels((layout.num_crops, 3, layouts.crop_size, layouts.crop_size)),
             image_sizes=torch.tensor([layouts.image_size(*size)]),
         )
 
@@ -128,4 +148,4 @@ def mmeb_mix(pairs: int, num_batches: int) -> Workload:
         items += [item(with_picture=row % 5 >= 3) for row in range(pairs)]
         targets = [first + pairs + (row - 5 if row % 10 == 5 else row) for row in range(pairs)]
         batches.append([(first + row, targets[row]) for row in range(pairs)])
-    return Workload(f"MMEB's lengths, {pairs} pairs", encoder, items, batches, chunk_tokens=8192)
+    return items, batches

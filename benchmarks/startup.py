@@ -1,0 +1,100 @@
+"""Import time and time to the first step, beside the libraries that every such program imports.
+
+    python -m benchmarks.startup [--rounds 3] [--work FOLDER]
+
+Every measurement is a process of its own, the rounds alternate, and the best round counts: other programs can only slow
+one down. The training program trains two steps of the miniature on one rank; its moments are those at which its lines
+appear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.workloads import prepare_miniature
+
+BASELINE = "import torch, transformers, deepspeed"
+STATEMENTS = (
+    BASELINE,
+    "import vlm2vec",
+    "from vlm2vec.shards import ShardSet",
+    "from vlm2vec import VLM2Vec",
+    "import vlm2vec.train",
+)
+# The moments of a run, by what their line begins with.
+MOMENTS = {"everything is built": "1 rank(s)", "first step is done": "step 1/2", "second step is done": "step 2/2"}
+
+
+def import_seconds(statement: str) -> tuple[float, float]:
+    """Wall and processor seconds of a Python process that runs one statement."""
+    before, start = _processor_seconds(), time.perf_counter()
+    subprocess.run([sys.executable, "-c", statement], check=True, timeout=300, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start, _processor_seconds() - before
+
+
+def _processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def moments_of_a_run(work: Path) -> dict[str, float]:
+    """Seconds from the start of a training program to each of `MOMENTS`."""
+    with tempfile.TemporaryDirectory() as output:
+        flags = [
+            *("--config", "launch/recipes/mini.yaml", "--deepspeed", "ds_configs/zero2.json"),
+            *("--model_name", str(work / "model"), "--dataset_name", str(work / "shards"), "--output_dir", output),
+            *("--max_steps", "2", "--warmup_steps", "0", "--logging_steps", "1", "--global_batch_size", "32"),
+        ]
+        start, found = time.perf_counter(), {}
+        with subprocess.Popen(
+            [sys.executable, "-m", "vlm2vec.train", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ) as program:
+            assert program.stdout is not None
+            for line in program.stdout:
+                for moment, begin in MOMENTS.items():
+                    if line.startswith(begin):
+                        found.setdefault(moment, time.perf_counter() - start)
+        if len(found) < len(MOMENTS):
+            raise SystemExit(f"the run ended with {program.returncode} after {list(found)}")
+    return found
+
+
+def main() -> None:
+    """Prints both tables in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="Folder for the miniature; kept, and used again if it is there.")
+    options = parser.parse_args()
+    times: dict[str, list[tuple[float, float]]] = {statement: [] for statement in STATEMENTS}
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = options.work or Path(folder)
+        prepare_miniature(work)
+        for _ in range(options.rounds):
+            for statement in STATEMENTS:
+                times[statement].append(import_seconds(statement))
+            runs.append(moments_of_a_run(work))
+    best = {name: [min(column) for column in zip(*each, strict=True)] for name, each in times.items()}
+    print("| process | wall s | processor s | processor s, baseline = 1 |\n| --- | --- | --- | --- |")
+    for name, (wall, busy) in best.items():
+        print(f"| `{name}` | {wall:.2f} | {busy:.2f} | {busy / best[BASELINE][1]:.2f} |")
+    print("\n| a training program, from its start to | wall s | baseline's import = 1 |\n| --- | --- | --- |")
+    for moment in MOMENTS:
+        wall = min(run[moment] for run in runs)
+        print(f"| {moment} | {wall:.1f} | {wall / best[BASELINE][0]:.1f} |")
+    print(f"\nload {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    main()
