@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
 MOMENTS = ANY_TIME, IN_SAVE = "any time", "in a save"
 # Share of the first kind that comes while the ranks start.
 STARTING = 0.2
-_CLOCK = ("per_second", "milliseconds", "data_wait")
+_CLOCK = ("per_second", "milliseconds", "_share", "time_ms", "peak_memory")
 
 
 @dataclass

@@ -118,31 +118,33 @@ class StepMeter:
         """The window's figures over all ranks (a collective); then starts a new window.
 
         Returns:
-            Means a row, rates a second of wall time, `subset_loss/<subset>` and `subset_hit@1/<subset>` for each subset
-            seen, and `time_ms/<part>`: milliseconds of a step (since the run was resumed), which add up to all of it.
+            Means a row, rates a second, `subset_loss/<subset>` and `subset_hit@1/<subset>` for each subset seen, and
+            `time_ms/<part>`: milliseconds of a step since the run was started or resumed, which add up to all of it.
         """
-        seconds = self._elapsed()
+        self._elapsed()
         in_parts = [self._seconds[name] / max(self._timed_steps, 1) for name in PARTS]
         known = self._sums.new_tensor([*self._counts, *in_parts])
         whole = [known, self._sums, self._subset_rows.flatten(), self._similarities.flatten()]
         sums = torch.cat(whole)
-        peak = self._sums.new_tensor([_peak_memory(self._device)])
+        most = self._sums.new_tensor([_peak_memory(self._device), self._seconds_before])
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         if ranks > 1:
             dist.all_reduce(sums)
-            dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+            dist.all_reduce(most, op=dist.ReduceOp.MAX)
         known, fields, subset_rows, similarities = torch.split(sums.cpu(), [len(each) for each in whole])
         counts = dict(zip((*_COUNTS, *PARTS), known.tolist(), strict=True))
         total = dict(zip(_FIELDS, fields.tolist(), strict=True))
+        peak_memory, seconds_before = most.tolist()
+        of_step = sum(counts[name] for name in PARTS) / ranks
+        seconds = seconds_before + of_step * self._timed_steps
         report = self._rates(total, counts, seconds)
-        report["peak_memory_gib"] = float(peak) / 2**30
+        report["peak_memory_gib"] = peak_memory / 2**30
         if self._model_flops is not None:
             flops = self._model_flops.of(counts["tokens"], counts["squared_tokens"], counts["crops"])
             report["mfu"] = flops / (seconds * ranks * self._model_flops.peak_flops)
-        of_step = sum(counts[name] for name in PARTS) or 1.0
-        report["data_wait_share"] = counts[DATA_WAIT] / of_step
-        report["collectives_share"] = counts[COLLECTIVES] / of_step
         report |= {f"time_ms/{name}": 1000 * counts[name] / ranks for name in PARTS}
+        for name in (DATA_WAIT, COLLECTIVES):
+            report[f"{name}_share"] = counts[name] / ranks / of_step if of_step else 0.0
         for name, hits, rows, loss in zip(self._subsets, *subset_rows.view(3, -1).tolist(), strict=True):
             if rows:
                 report[f"subset_loss/{name}"] = loss / rows
