@@ -17,6 +17,7 @@ import torch.distributed as dist
 from vlm2vec.batches import BatchReader, PlanSource, TrainingBatches
 from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.errors import run_program
+from vlm2vec.training.agreement import on_every_rank
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
@@ -30,7 +31,8 @@ from vlm2vec.training.build import (
     summary,
 )
 from vlm2vec.training.checkpoint import Checkpoints
-from vlm2vec.training.data import compare_data, fingerprints, global_order, open_shards
+from vlm2vec.training.data import compare_data, fingerprints, open_data
+from vlm2vec.training.disk import check_disk
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
 from vlm2vec.training.estimate.model_flops import model_flops
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
@@ -38,10 +40,13 @@ from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
+from vlm2vec.training.out_of_memory import MemoryAdvice
 from vlm2vec.training.pairs import first_pairs
 from vlm2vec.training.profiling import StepProfiles, summarise_communication
+from vlm2vec.training.rehearsal import PeakMeter, rehearse
 from vlm2vec.training.restore import start_of_run
 from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
+from vlm2vec.training.same import compare_ranks
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
 
 # For a rank that failed, to say so and end.
@@ -82,8 +87,8 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     """`run`, with somebody who sees that it goes on."""
     num_ranks, training = dist.get_world_size(), arguments.training
     output_dir = Path(training.output_dir)
-    shards = open_shards(arguments)
-    order = global_order(arguments, shards, num_ranks)
+    compare_ranks(arguments)
+    shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
     compare_data(shards, order, device)
     cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))
     point = agree_on_resume(arguments, cluster, fingerprints(shards, order))
@@ -99,6 +104,12 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     cached_step = build_step(arguments, engine, encoder, inputs, temperature, heartbeat.mark, clock)
     kept_before = point.kept_graphs(arguments) if point else None
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
+    steps = (point.record.step if point else 0, training.max_steps)
+    check_disk(engine, output_dir, training, steps, arguments.evaluation.save_best, arguments.model.lora)
+    memory = MemoryAdvice(arguments, sizes, heartbeat.where)
+    with memory:
+        peak_meter = PeakMeter.of_accelerator() if device.type != "cpu" else None
+        rehearse(cached_step, inputs, sizes, heartbeat.mark, memory.measured, peak_meter)
     meter = StepMeter(shards.subsets, device, clock, flops)
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
     first_step = start_of_run(point, arguments, engine, temperature, meter)
@@ -119,7 +130,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
         best=lambda: best_checkpoint(output_dir),
     )
     evaluation = build_evaluation(arguments.evaluation, output_dir, inputs, cached_step.model_call, num_workers, device)
-    with run_monitor(arguments, first_step) as monitor, StopRequest() as stop:
+    with run_monitor(arguments, first_step) as monitor, StopRequest() as stop, memory:
         monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
         if point:
             monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")

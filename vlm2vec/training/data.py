@@ -12,7 +12,7 @@ import torch.distributed as dist
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
-from vlm2vec.shards import Cache, ShardSet
+from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
 from vlm2vec.training.arguments import RunArguments
 
 
@@ -26,6 +26,24 @@ def open_shards(arguments: RunArguments) -> ShardSet:
         block_samples=BLOCK_SAMPLES if data.order == BLOCK else 1,
         cache=Cache(max_bytes=round(data.cache_gb * 1e9), **folder),
     )
+
+
+def open_data(arguments: RunArguments, num_ranks: int, rank: int) -> tuple[ShardSet, GlobalOrder]:
+    """The shards and their order; one sample is read, so that data out of reach are found here.
+
+    Raises:
+        InputError: The shards cannot be reached or used.
+    """
+    shards = open_shards(arguments)
+    order = global_order(arguments, shards, num_ranks)
+    subset = shards.subsets[rank % len(shards.subsets)]
+    try:
+        shards.read(subset, rank % shards.num_samples[subset])
+    except DamagedSampleError as error:
+        # A damaged sample is replaced when its turn comes.
+        if isinstance(error.__cause__, OSError):
+            raise InputError(f"the shards' files are there but cannot be read: {error}") from error
+    return shards, order
 
 
 def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:

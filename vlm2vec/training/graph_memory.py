@@ -86,8 +86,14 @@ def graphs_that_fit(
     return int(fitting)
 
 
-def largest_chunk(inputs: ItemEncoderInputs, packing: Packing) -> Chunk:
-    """A chunk as large as packing makes them: pictures with all their crops, as many as the budget holds."""
+def largest_chunk(inputs: ItemEncoderInputs, packing: Packing, part: int = 1) -> Chunk:
+    """A chunk as large as packing makes them: pictures with all their crops, as many as the budget holds.
+
+    Args:
+        inputs: Makes the chunk.
+        packing: The budget.
+        part: Of so many parts of the pictures only one, but at least one picture.
+    """
     crop, crops = inputs.processor.image_processor.crop_size, inputs.processor.num_crops
     picture = io.BytesIO()
     # As many crops wide as a picture may have: the layout then keeps all of them.
@@ -97,4 +103,4 @@ def largest_chunk(inputs: ItemEncoderInputs, packing: Packing) -> Chunk:
         count = max(packing.query_chunk_size, packing.positive_chunk_size)
     else:
         count = max(1, packing.chunk_tokens // len(item.input_ids))
-    return inputs.chunk([item] * count)
+    return inputs.chunk([item] * max(1, count // part))

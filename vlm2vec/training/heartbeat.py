@@ -34,6 +34,7 @@ _RANKS_A_SECOND = 64
 # Calls of the store fail at once where its process has died. Where it is only stopped they wait, and torch prints a
 # stack each time, so that they wait for long.
 _SECONDS_TO_CALL_AGAIN, _SECONDS_TO_CLOSE = 10.0, 5.0
+_BEATS_TO_LOOK = 6
 # The others still have to read why this rank ends; the first rank's process, which tells them, goes last.
 _SECONDS_TO_TELL, _SECONDS_TO_SERVE = 2.0, 4.0
 _watches = itertools.count()  # the ranks of a job make the same ones: a name in the store for each
@@ -98,6 +99,10 @@ class Heartbeat:
             yield batch
             self._is_armed = True
 
+    def where(self) -> str:
+        """The last mark, in words."""
+        return str(self._mark)
+
     def __enter__(self) -> Heartbeat:
         for thread in self._threads:
             thread.start()
@@ -116,11 +121,17 @@ class Heartbeat:
 
     def _name_the_lost(self) -> None:
         """Collectives fail where another rank has died, and do not say which one."""
-        seconds = 3 * self._seconds_a_beat
-        if not self._witness.others or seconds > GRACE_SECONDS:
+        if not self._witness.others or _BEATS_TO_LOOK * self._seconds_a_beat > GRACE_SECONDS:
             return
-        time.sleep(seconds)
-        lost = self._witness.silent(0.6 * seconds) or self._witness.failed()
+        lost = None
+        for beat in range(_BEATS_TO_LOOK):
+            time.sleep(self._seconds_a_beat)
+            # The dead say nothing, those who failed say so, most often because of the dead.
+            lost = self._witness.silent(2 * self._seconds_a_beat)
+            if lost is None and 2 * beat >= _BEATS_TO_LOOK:
+                lost = self._witness.failed()
+            if lost is not None:
+                break
         if lost is not None:
             print(f"{self._witness.names[self._rank]} is about to end, and {lost.text}", file=sys.stderr, flush=True)
 

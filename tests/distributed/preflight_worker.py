@@ -1,0 +1,72 @@
+"""One rank of what happens before a first step: agreements that fail, and rehearsals that leave nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from vlm2vec import train
+from vlm2vec.errors import InputError
+from vlm2vec.training import data, rehearsal, same
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+FITTING_TOKENS = 100
+
+
+def attempt(flags: list[str], device: torch.device) -> str:
+    """How a run ends that does not begin: what the first rank says, what the others do."""
+    try:
+        train.run(parse_arguments(flags), device)
+    except InputError as error:
+        return f"says: {error}"
+    except SystemExit as error:
+        return f"exits: {error.code}"
+    return "trains"
+
+
+def main(jobs: dict[str, list[str]], folder: Path) -> None:
+    """Does all jobs, `plain` ones with and without a rehearsal."""
+    device = initialize_ranks(120)
+    rank = dist.get_rank()
+    results: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        flags = jobs["refused"]
+        results["arguments"] = attempt([*flags, "--learning_rate", "1e-3" if rank == 0 else "2e-3"], device)
+        if rank == 1:
+            patch.setattr(same, "_hash", lambda path: "other" if path.name == "loss.py" else "same")
+        else:
+            patch.setattr(same, "_hash", lambda path: "same")
+        results["code"] = attempt(flags, device)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(data.ShardSet, "read", unreachable)
+        results["data"] = attempt(flags, device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "_forward", too_large)
+        results["memory"] = attempt([*flags, "--chunk_tokens", str(2 * FITTING_TOKENS)], device)
+    for name, flags in jobs.items():
+        if name != "refused":
+            train.run(parse_arguments(flags), device)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(train, "rehearse", lambda *arguments: None)
+                train.run(parse_arguments([*flags, "--output_dir", f"{folder}/{name} without"]), device)
+    (folder / f"rank{rank}.json").write_text(json.dumps(results))
+    close_ranks()
+
+
+def unreachable(shards: Any, subset: str, position: int) -> None:
+    """The disk of this node does not answer."""
+    raise data.DamagedSampleError(f"{subset}-000.tar: cannot read sample (I/O error)") from OSError("I/O error")
+
+
+def too_large(step: Any, chunk: Any) -> Any:
+    """As an accelerator does, on every rank."""
+    if rehearsal.num_tokens(chunk) > FITTING_TOKENS:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    raise AssertionError("the largest chunk is larger")

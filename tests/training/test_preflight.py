@@ -1,0 +1,191 @@
+"""Before the first step: what is told of differing ranks, full disks and chunks that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.distributed.launcher import REPOSITORY
+from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
+from vlm2vec.errors import InputError
+from vlm2vec.training import disk, out_of_memory
+from vlm2vec.training.agreement import told
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.checkpoint_arguments import CheckpointArguments
+from vlm2vec.training.disk import check_disk, checkpoint_bytes, checkpoints_to_come
+from vlm2vec.training.graph_memory import DeviceMemory
+from vlm2vec.training.out_of_memory import MemoryAdvice
+from vlm2vec.training.rehearsal import ChunkMemory, PeakMeter, rehearse
+from vlm2vec.training.same import differences, facts
+
+Usage = namedtuple("Usage", ["total", "used", "free"])
+MIB = 2**20
+
+
+def arguments(*flags: str):
+    return parse_arguments(
+        [
+            *("--model_name", "absent", "--dataset_name", "d", "--output_dir", "o", "--max_steps", "1"),
+            *("--deepspeed", str(REPOSITORY / "ds_configs/zero2.json"), "--global_batch_size", "4", *flags),
+        ]
+    )
+
+
+def test_problems_are_told_with_their_ranks() -> None:
+    assert told([None, None]) is None
+    assert told(["no shards", "no shards"]) == "no shards"
+    assert told([None, "no shards", "other flags", "no shards"]) == "rank(s) 1, 3: no shards; rank(s) 2: other flags"
+
+
+def test_facts_name_flags_files_and_packages(tmp_path: Path) -> None:
+    first = facts(arguments("--chunk_tokens", "100"))
+    assert differences(first, first) == ""
+    assert differences(facts(arguments("--chunk_tokens", "200")), first) == "--chunk_tokens is 200 instead of 100"
+    # Where the shards lie may differ from node to node.
+    assert differences(facts(arguments("--chunk_tokens", "100", "--dataset_name", "e")), first) == ""
+    assert {"file vlm2vec/train.py", "package torch"} <= set(first)
+    newer = {**first, "file vlm2vec/new.py": "1234"}
+    assert differences(newer, first) == "file vlm2vec/new.py is 1234 instead of absent"
+    engine = tmp_path / "zero.json"
+    engine.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    other = facts(arguments("--chunk_tokens", "100", "--deepspeed", str(engine)))
+    assert differences(other, first).startswith("--deepspeed is ")
+
+
+@pytest.mark.parametrize(
+    ("limit", "every", "steps", "there", "expected"),
+    [
+        (None, None, (0, 10), 0, (1, 1)),
+        (None, 2, (0, 10), 0, (2, 5)),
+        (None, 3, (0, 10), 0, (2, 4)),
+        (None, 2, (8, 10), 4, (1, 1)),
+        (2, 1, (0, 10), 0, (3, 3)),
+        (2, 1, (5, 10), 2, (1, 1)),
+        (2, 5, (0, 10), 0, (2, 2)),
+    ],
+)
+def test_checkpoints_that_must_fit(
+    limit: int | None, every: int | None, steps: tuple[int, int], there: int, expected: tuple[int, int]
+) -> None:
+    saved = CheckpointArguments(save_steps=every, save_total_limit=limit)
+    assert checkpoints_to_come(saved, steps, there, keeps_best=False) == expected
+
+
+def test_a_full_disk_is_refused_and_one_that_fills_up_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SimpleNamespace(module=nn.Linear(1024, 1024, bias=False), zero_optimization_stage=lambda: 2)
+    assert checkpoint_bytes(engine, exclude_frozen=False) == 16 * MIB
+    monkeypatch.setattr(disk, "from_first_rank", lambda find: find())
+    warnings: list[str] = []
+
+    def check(free: int, limit: int | None) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, free))
+        saved = CheckpointArguments(save_steps=1, save_total_limit=limit)
+        check_disk(engine, tmp_path / "new" / "run", saved, (0, 10), False, False, warnings.append)
+
+    check(160 * MIB, None)
+    check(48 * MIB, 2)
+    assert warnings == []
+    with pytest.raises(InputError, match=r"3 checkpoint\(s\) of about 16.0 MiB do not fit into the 40.0 MiB"):
+        check(40 * MIB, 2)
+    check(46 * MIB, 2)  # within the estimate's error
+    check(40 * MIB, None)
+    assert [number in warning for number, warning in zip(("3 ch", "10 ch"), warnings, strict=True)] == [True, True]
+
+
+def test_a_line_through_two_chunks_says_how_many_tokens_fit() -> None:
+    line = ChunkMemory.through((100, 5 * MIB), (200, 7 * MIB), free=100 * MIB)
+    assert line.fixed == pytest.approx(3 * MIB)
+    assert line.a_token == pytest.approx(2 * MIB / 100)
+    assert line.tokens_that_fit == 97 * 100 // 2 // 64 * 64
+    # One item each: no slope.
+    same = ChunkMemory.through((100, 5 * MIB), (100, 5 * MIB), free=20 * MIB)
+    assert same.tokens_that_fit == 400 // 64 * 64
+    assert ChunkMemory.through((100, 5 * MIB), (200, 7 * MIB), free=2 * MIB).tokens_that_fit == 0
+
+
+SIZES = ChunkSizes(TokenBudget(8192), 4 * 8192, 6)
+
+
+@pytest.mark.parametrize(
+    ("where", "sizes", "flags", "expected"),
+    [
+        (
+            "step 3, pass 2, chunk 2 of 9",
+            SIZES,
+            [],
+            "set --chunk_tokens 4096 (now 8192), or add --gradient_checkpointing",
+        ),
+        ("step 3, pass 2, chunk 2 of 9", SIZES, ["--gradient_checkpointing"], "set --chunk_tokens 4096 (now 8192)"),
+        ("step 3, pass 1, chunk 2 of 9", SIZES, [], "set --no_grad_chunk_tokens 16384 (now 32768)"),
+        ("step 3, pass 1 with graph, chunk 5 of 6", SIZES, [], "set --keep_graphs 3 (now 6)"),
+        ("step 3, pass 2, kept chunk 5", SIZES, [], "set --keep_graphs 3 (now 6)"),
+        (
+            "step 3, pass 1, chunk 2 of 9",
+            ChunkSizes(FixedCounts(8, 4)),
+            ["--gradient_checkpointing"],
+            "set --gc_q_chunk_size 4 --gc_p_chunk_size 2 (now 8 and 4)",
+        ),
+        ("step 3, loss", SIZES, ["--loss_block_rows", "64"], "set --loss_block_rows 32"),
+        ("step 3, optimizer step", SIZES, [], "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload.json"),
+    ],
+)
+def test_the_flag_follows_from_the_place(
+    where: str, sizes: ChunkSizes, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 5)
+    monkeypatch.setattr(out_of_memory.dist, "get_world_size", lambda: 8)
+    cause = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(InputError) as told_error, MemoryAdvice(arguments(*flags), sizes, lambda: where):
+        raise RuntimeError("rank 5, pass 1, chunk 2 (an item)") from cause
+    text = str(told_error.value)
+    assert text.startswith("rank 5 on ")
+    assert f"ran out of memory in {where}: " in text
+    assert text.endswith(expected)
+    assert "\n" not in text
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="another"), MemoryAdvice(arguments(), SIZES, str):
+        raise RuntimeError("another")
+
+
+class Device:
+    """An accelerator with 1,000 MiB, 200 of them in weights; a chunk takes 10 MiB and 1 a token."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+
+    def meter(self) -> PeakMeter:
+        state = DeviceMemory(allocated=200 * MIB, free=800 * MIB, total=1000 * MIB)
+        return PeakMeter(lambda: state, lambda: self.peak, lambda: None)
+
+    def run(self, tokens: int) -> None:
+        self.peak = (200 + 10 + tokens) * MIB
+        if self.peak > 1000 * MIB:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_the_value_told_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts of the chunk run before it; the value is below what is free less a tenth of the device."""
+    device = Device()
+    monkeypatch.setattr("vlm2vec.training.rehearsal._forward_backward", lambda step, tokens: device.run(tokens))
+    monkeypatch.setattr("vlm2vec.training.rehearsal.num_tokens", lambda tokens: tokens)
+    monkeypatch.setattr(
+        "vlm2vec.training.rehearsal.largest_chunk", lambda inputs, packing, part=1: packing.chunk_tokens // part
+    )
+    monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 0)
+    sizes = ChunkSizes(TokenBudget(2048))
+    memory = MemoryAdvice(arguments("--chunk_tokens", "2048"), sizes, lambda: "pass 2, the largest chunk")
+    with pytest.raises(InputError) as refused, memory:
+        rehearse(None, None, sizes, lambda place, is_pause=False: None, memory.measured, device.meter())
+    assert "set --chunk_tokens 640 (now 2048; measured: 1.00 MiB a token, 0.7 GiB free)" in str(refused.value)
+    device.run(640)

@@ -1,0 +1,109 @@
+"""Room for a run's checkpoints, looked at before the first step."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.errors import InputError
+from vlm2vec.training.agreement import from_first_rank
+from vlm2vec.training.checkpoint_arguments import CheckpointArguments
+from vlm2vec.training.record import checkpoints_of
+
+# AdamW's two moments and the master weights.
+_STATE_BYTES = 3 * 4
+# Estimates are off by less (tests/distributed/test_preflight.py); random states, tokenizer and records come on top.
+_UNCERTAIN = 0.1
+
+
+def checkpoint_bytes(engine: Any, exclude_frozen: bool) -> int:
+    """About how large a checkpoint of an engine will be.
+
+    Args:
+        engine: The DeepSpeed engine.
+        exclude_frozen: Whether weights that are not trained are left out.
+    """
+    stage = int(engine.zero_optimization_stage())
+    total = 0
+    for parameter in engine.module.parameters():
+        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        if parameter.requires_grad:
+            # ZeRO-3 keeps trained weights as masters only.
+            total += count * (_STATE_BYTES + (parameter.element_size() if stage < 3 else 0))
+        elif not exclude_frozen:
+            total += count * parameter.element_size()
+    return total
+
+
+def checkpoints_to_come(
+    arguments: CheckpointArguments, steps: tuple[int, int], there: int, keeps_best: bool
+) -> tuple[int, int]:
+    """How many more checkpoints must fit for the run to work, and how many it will have at the most.
+
+    One more than are kept is there while it is written. Where all are kept, two must fit: whether somebody clears them
+    away cannot be known.
+
+    Args:
+        arguments: How often they are written and how many stay.
+        steps: Steps done, and steps at the end.
+        there: Checkpoints that the folder has.
+        keeps_best: Whether the best one is kept besides.
+    """
+    first, last = steps
+    every = arguments.save_steps or last
+    to_write = math.ceil(last / every) - first // every
+    limit = arguments.save_total_limit
+    if limit is None:
+        return min(to_write, 2), to_write
+    at_once = min(to_write, max(1, limit + 1 + keeps_best - there))
+    return at_once, at_once
+
+
+def check_disk(
+    engine: Any,
+    output_dir: Path,
+    arguments: CheckpointArguments,
+    steps: tuple[int, int],
+    keeps_best: bool,
+    exclude_frozen: bool,
+    message: Callable[[str], None] = print,
+) -> None:
+    """Looks, on the first rank, whether the run's checkpoints fit on its disk; all ranks call it.
+
+    Args:
+        engine: The DeepSpeed engine.
+        output_dir: The run's folder.
+        arguments: See `checkpoints_to_come`.
+        steps: See `checkpoints_to_come`.
+        keeps_best: See `checkpoints_to_come`.
+        exclude_frozen: See `checkpoint_bytes`.
+        message: Takes a warning, where what is missing is within the estimate's error or only missing later.
+
+    Raises:
+        InputError: On the first rank: they do not fit.
+        SystemExit: On the others.
+    """
+
+    def check() -> None:
+        size = checkpoint_bytes(engine, exclude_frozen)
+        there = sum(1 for _ in checkpoints_of(output_dir))
+        must, most = checkpoints_to_come(arguments, steps, there, keeps_best)
+        place = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(place).free
+        text = (
+            f"--output_dir {output_dir}: {{}} checkpoint(s) of about {_size(size)} do not fit into the {_size(free)} "
+            "that are free there; make room, set --save_total_limit lower, or write elsewhere"
+        )
+        if must * size * (1 - _UNCERTAIN) > free:
+            raise InputError(text.format(must))
+        if most * size > free:
+            message("warning: " + text.format(most))
+
+    from_first_rank(check)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,102 @@
+"""Out of memory as one line: the flag to change, and a value that fits."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+
+from vlm2vec.batches import ChunkSizes, FixedCounts
+from vlm2vec.contrastive.loss import BLOCK_SCORES
+from vlm2vec.errors import InputError
+from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, RunArguments
+from vlm2vec.training.rehearsal import ChunkMemory
+
+# Where a chunk should have fitted, others took the rest: room for them.
+_SMALLER = 0.75
+
+
+class MemoryAdvice:
+    """Within it, running out of the device's memory becomes an `InputError` that says what to change.
+
+    Args:
+        arguments: The run's arguments.
+        sizes: How items become chunks.
+        where: Says in which pass and chunk the run is.
+
+    Attributes:
+        chunks: What chunks take, once it is measured.
+    """
+
+    def __init__(self, arguments: RunArguments, sizes: ChunkSizes, where: Callable[[], str]) -> None:
+        self._arguments, self._sizes, self._where = arguments, sizes, where
+        self.chunks: ChunkMemory | None = None
+
+    def measured(self, chunks: ChunkMemory) -> None:
+        """Takes what chunks take."""
+        self.chunks = chunks
+
+    def __enter__(self) -> MemoryAdvice:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and is_out_of_memory(error):
+            where = self._where()
+            raise InputError(
+                f"rank {dist.get_rank()} on {socket.gethostname()} ran out of memory in {where}: {self.remedy(where)}"
+            ) from error
+
+    def remedy(self, where: str) -> str:
+        """What to change after running out of memory at a place, by its words (see `CachedStep`)."""
+        training, sizes = self._arguments.training, self._sizes
+        if sizes.keep_graphs > 1 and ("with graph" in where or "kept" in where):
+            return f"set --keep_graphs {sizes.keep_graphs // 2} (now {sizes.keep_graphs})"
+        if "pass 1" in where and sizes.no_grad_tokens is not None:
+            tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
+            if sizes.no_grad_tokens > tokens:
+                fitting = max(tokens, sizes.no_grad_tokens // 2)
+                return f"set --no_grad_chunk_tokens {fitting} (now {sizes.no_grad_tokens})"
+        if "pass" in where:
+            return self._smaller_chunks()
+        if "loss" in where:
+            rows = training.loss_block_rows or BLOCK_SCORES // self._arguments.global_batch_size(dist.get_world_size())
+            return f"set --loss_block_rows {max(1, rows // 2)}"
+        return (
+            "the optimizer's states or gradients do not fit: a higher ZeRO stage, more ranks, or "
+            "ds_configs/zero3_offload.json"
+        )
+
+    def _smaller_chunks(self) -> str:
+        training = self._arguments.training
+        less = "" if self._arguments.model.gradient_checkpointing else ", or add --gradient_checkpointing"
+        if isinstance(self._sizes.packing, FixedCounts):
+            counts = (self._sizes.packing.query_chunk_size, self._sizes.packing.positive_chunk_size)
+            if max(counts) > 1:
+                query, positive = (max(1, count // 2) for count in counts)
+                now = f"(now {counts[0]} and {counts[1]})"
+                return f"set --gc_q_chunk_size {query} --gc_p_chunk_size {positive} {now}{less}"
+            return f"one item does not fit: a higher ZeRO stage{less}"
+        tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
+        if self.chunks is None:
+            return f"set --chunk_tokens {max(1, tokens // 2)} (now {tokens}){less}"
+        fitting = self.chunks.tokens_that_fit
+        if fitting >= tokens:
+            fitting = int(tokens * _SMALLER)
+        measured = f"{self.chunks.a_token / 2**20:.2f} MiB a token, {self.chunks.free / 2**30:.1f} GiB free"
+        if fitting == 0:
+            return f"no chunk fits ({measured}): a higher ZeRO stage or ds_configs/zero3_offload.json{less}"
+        return f"set --chunk_tokens {fitting} (now {tokens}; measured: {measured}){less}"
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is the device's memory being full."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__
+    return False

@@ -1,0 +1,141 @@
+"""The largest chunk once forward and backward, before the first step: what does not fit fails in the first minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
+from vlm2vec.contrastive import CachedStep, Chunk
+from vlm2vec.contrastive.progress import Progress
+from vlm2vec.contrastive.reduction import gradient_reduction
+from vlm2vec.training.graph_memory import LEFT_FREE, DeviceMemory, largest_chunk
+
+# Chunks of these parts of the largest one are measured first: where that one does not fit, they say how much would.
+_PARTS = (8, 4)
+
+
+class _RehearsedError(Exception):
+    """Leaves the gradient's reduction without reducing anything."""
+
+
+@dataclass(frozen=True)
+class ChunkMemory:
+    """What chunks take on top of what is there anyway: a line through two measured ones.
+
+    Attributes:
+        fixed: Bytes whatever the chunk.
+        a_token: Bytes a token of the chunk.
+        free: Bytes that chunks could get.
+    """
+
+    fixed: float
+    a_token: float
+    free: float
+
+    @classmethod
+    def through(cls, small: tuple[int, int], large: tuple[int, int], free: float) -> ChunkMemory:
+        """The line through two measurements (tokens, bytes)."""
+        (few, less), (many, more) = small, large
+        a_token = (more - less) / (many - few) if many > few and more > less else more / many
+        return cls(max(0.0, more - a_token * many), a_token, free)
+
+    @property
+    def tokens_that_fit(self) -> int:
+        """The largest budget, in steps of 64 tokens; 0 if none."""
+        return max(0, int((self.free - self.fixed) / self.a_token) // 64 * 64)
+
+
+@dataclass(frozen=True)
+class PeakMeter:
+    """Reads a device's memory.
+
+    Attributes:
+        now: Its state.
+        peak: The most bytes in tensors since `reset`.
+        reset: Starts a measurement.
+    """
+
+    now: Callable[[], DeviceMemory]
+    peak: Callable[[], int]
+    reset: Callable[[], None]
+
+    @classmethod
+    def of_accelerator(cls) -> PeakMeter:
+        """This rank's."""
+        from deepspeed.accelerator import get_accelerator
+
+        accelerator = get_accelerator()
+        return cls(
+            DeviceMemory.now,
+            lambda: int(accelerator.max_memory_allocated()),
+            lambda: accelerator.reset_peak_memory_stats(),
+        )
+
+
+def rehearse(
+    step: CachedStep,
+    inputs: ItemEncoderInputs,
+    sizes: ChunkSizes,
+    progress: Progress,
+    measured: Callable[[ChunkMemory], None],
+    meter: PeakMeter | None,
+) -> None:
+    """Runs the largest chunks of both passes; all ranks call it, and run the same.
+
+    Nothing is updated and no gradient stays. Draws random numbers where the encoder has dropout: seed afterwards.
+
+    Args:
+        step: Whose engine runs the chunks.
+        inputs: Makes them.
+        sizes: How large they get.
+        progress: Told where it is, in the words of a step.
+        measured: Takes what was measured, before the largest chunk runs.
+        meter: Reads the device's memory; None where there is nothing to read, as on a CPU.
+
+    Raises:
+        torch.OutOfMemoryError: A chunk does not fit.
+    """
+    if meter is not None:
+        points = []
+        for part in _PARTS:
+            chunk = largest_chunk(inputs, sizes.packing, part)
+            before = meter.now()
+            meter.reset()
+            _forward_backward(step, chunk)
+            points.append((num_tokens(chunk), meter.peak() - before.allocated))
+        now = meter.now()
+        measured(ChunkMemory.through(points[0], points[1], now.free - LEFT_FREE * now.total))
+    progress("pass 2, the largest chunk")
+    _forward_backward(step, largest_chunk(inputs, sizes.packing))
+    if sizes.no_grad_tokens is not None:
+        progress("pass 1, the largest chunk")
+        with torch.no_grad():
+            _forward(step, largest_chunk(inputs, TokenBudget(sizes.no_grad_tokens)))
+    dist.barrier()
+
+
+def num_tokens(chunk: Chunk) -> int:
+    """Tokens of a chunk, padding counted."""
+    rows, width = chunk.inputs["input_ids"].shape
+    return int(rows * width)
+
+
+def _forward(step: CachedStep, chunk: Chunk) -> Any:
+    return step.model_call(step.engine, chunk.arguments(step.engine.device, dummy_image=True))
+
+
+def _forward_backward(step: CachedStep, chunk: Chunk) -> None:
+    """As in pass 2, with weight zero: what DeepSpeed has added up by then is zero, and the next step adds to it."""
+    engine = step.engine
+    with suppress(_RehearsedError), gradient_reduction(engine)(engine, 2) as before_backward:
+        representations = _forward(step, chunk)
+        before_backward()
+        engine.backward(representations.sum() * 0.0, scale_wrt_gas=False)
+        raise _RehearsedError
+    engine.optimizer.zero_grad()

@@ -1,0 +1,73 @@
+"""Before anything runs: ranks that would not do the same thing are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch.distributed as dist
+
+import vlm2vec
+from vlm2vec.training.agreement import refuse_together
+from vlm2vec.training.arguments import RunArguments
+from vlm2vec.training.build import RECORDED_PACKAGES
+
+# Where something lies may differ from node to node; what lies there is compared instead.
+PLACES = frozenset(
+    {"model_name", "dataset_name", "deepspeed", "cache_dir", "eval_dataset_name", "eval_image_dir", "image_dir"}
+)
+_MOST = 5
+ABSENT = "absent"
+
+
+def compare_ranks(arguments: RunArguments) -> None:
+    """Stops all ranks if one has other arguments, code, packages or files than the first (a collective).
+
+    Raises:
+        InputError: On the first rank; it names the ranks and what differs.
+        SystemExit: On the others.
+    """
+    own = facts(arguments)
+    first = [own]
+    dist.broadcast_object_list(first)
+    differing = differences(own, first[0])
+    refuse_together(f"on {socket.gethostname()} is not as on rank 0: {differing}" if differing else None)
+
+
+def differences(own: Mapping[str, str], first: Mapping[str, str]) -> str:
+    """What of a rank's facts is not as the first rank's, with both values; empty if nothing."""
+    names = [name for name in {**first, **own} if own.get(name, ABSENT) != first.get(name, ABSENT)]
+    texts = [f"{name} is {own.get(name, ABSENT)} instead of {first.get(name, ABSENT)}" for name in names]
+    rest = [f"and {len(texts) - _MOST} more"] if len(texts) > _MOST else []
+    return ", ".join(texts[:_MOST] + rest)
+
+
+def facts(arguments: RunArguments) -> dict[str, str]:
+    """What has to be the same on every rank, by what a user knows it as."""
+    flags = {f"--{name}": repr(value) for name, value in arguments.as_dict().items() if name not in PLACES}
+    packages = {f"package {name}": version(name) for name in RECORDED_PACKAGES}
+    root = Path(vlm2vec.__file__).parent
+    code = {f"file {path.relative_to(root.parent)}": _hash(path) for path in sorted(root.rglob("*.py"))}
+    engine = {"--deepspeed": _hash(Path(arguments.training.deepspeed))}
+    return flags | engine | packages | code | _model_facts(Path(arguments.model.model_name))
+
+
+def _model_facts(folder: Path) -> dict[str, str]:
+    """Small files by content, weights by size: hashing gigabytes would take longer than reading them once."""
+    if not folder.is_dir():
+        return {}
+    return {
+        f"--model_name's {path.name}": _hash(path) if path.suffix == ".json" else f"{path.stat().st_size} bytes"
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".json", ".safetensors", ".bin")
+    }
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError:
+        return ABSENT  # whoever needs the file says so
