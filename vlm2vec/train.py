@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vlm2vec.batches import BatchReader, PlanSource, TrainingBatches
+from vlm2vec.batches import BatchReader, ChunkSizes, ItemEncoderInputs, PlanSource, TrainingBatches
+from vlm2vec.contrastive import CachedStep
 from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.errors import run_program
 from vlm2vec.training.agreement import on_every_rank
@@ -106,10 +107,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
     steps = (point.record.step if point else 0, training.max_steps)
     check_disk(engine, output_dir, training, steps, arguments.evaluation.save_best, arguments.model.lora)
-    memory = MemoryAdvice(arguments, sizes, heartbeat.where)
-    with memory:
-        peak_meter = PeakMeter.of_accelerator() if device.type != "cpu" else None
-        rehearse(cached_step, inputs, sizes, heartbeat.mark, memory.measured, peak_meter)
+    memory = rehearsed(arguments, cached_step, inputs, sizes, heartbeat)
     meter = StepMeter(shards.subsets, device, clock, flops)
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
     first_step = start_of_run(point, arguments, engine, temperature, meter)
@@ -141,6 +139,17 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
             is_done = train(*parts, training, stop, heartbeat, bad_samples, profiles, temperature, evaluation)
         summarise_communication(engine)
     return 0 if is_done else EXIT_STOPPED
+
+
+def rehearsed(
+    arguments: RunArguments, step: CachedStep, inputs: ItemEncoderInputs, sizes: ChunkSizes, heartbeat: Heartbeat
+) -> MemoryAdvice:
+    """Runs the largest chunk once; returns what explains running out of memory, there and later."""
+    memory = MemoryAdvice(arguments, sizes, heartbeat.where)
+    meter = PeakMeter.of_accelerator() if step.engine.device.type != "cpu" else None
+    with memory:
+        rehearse(step, inputs, sizes, heartbeat.mark, memory.measured, meter)
+    return memory
 
 
 def nothing_left(point: ResumePoint) -> int:
