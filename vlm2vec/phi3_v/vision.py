@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -105,18 +106,29 @@ def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, tor
     Returns:
         The number of line separators, and int64 indices (image tokens,), a permutation of the table.
     """
-    num_views = sum(1 + rows * columns for rows, columns in sizes)
-    num_lines = sum((1 + rows) * grid for rows, columns in sizes)
-    table = torch.arange(num_views * grid * grid).view(num_views, grid, grid)
-    lines_of = [count for rows, _ in sizes for count in (rows * grid, grid)]
-    lines = iter(torch.split(torch.arange(num_lines) + table.numel(), lines_of))
+    num_features = sum(1 + rows * columns for rows, columns in sizes) * grid * grid
+    num_lines = sum((1 + rows) * grid for rows, _ in sizes)
     parts: list[torch.Tensor] = []
-    view = 0
+    feature, line = 0, num_features
     for picture, (rows, columns) in enumerate(sizes):
-        local = table[view + 1 : view + 1 + rows * columns].view(rows, columns, grid, grid)
-        local = local.permute(0, 2, 1, 3).reshape(rows * grid, columns * grid)
-        parts.append(torch.cat([local, next(lines)[:, None]], dim=1).flatten())
-        parts.append(torch.tensor([table.numel() + num_lines + picture]))
-        parts.append(torch.cat([table[view], next(lines)[:, None]], dim=1).flatten())
-        view += 1 + rows * columns
+        places, kinds = _order_in_picture(rows, columns, grid)
+        first = torch.tensor([feature, line, num_features + num_lines + picture])
+        parts.append(places + first[kinds])
+        feature += (1 + rows * columns) * grid * grid
+        line += (1 + rows) * grid
     return num_lines, torch.cat(parts)
+
+
+@lru_cache(maxsize=1024)
+def _order_in_picture(rows: int, columns: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One picture's image tokens: int64 (tokens,) places among its own features, line separators or view separators,
+    and which of the three, int64 (tokens,). The same for all pictures of a shape, of which there are few."""
+    views = torch.arange((1 + rows * columns) * grid * grid, device="cpu").view(-1, grid, grid)
+    local = views[1:].view(rows, columns, grid, grid).permute(0, 2, 1, 3).reshape(rows * grid, columns * grid)
+    lines = torch.arange((1 + rows) * grid, device="cpu")[:, None]
+    separator = torch.zeros(1, dtype=torch.int64, device="cpu")
+    places, kinds = [], []
+    for block, ends in ((local, lines[: rows * grid]), (views[0], lines[rows * grid :])):
+        places.append(torch.cat([block, ends], dim=1).flatten())
+        kinds.append(torch.cat([torch.zeros_like(block), torch.ones_like(ends)], dim=1).flatten())
+    return torch.cat([places[0], separator, places[1]]), torch.cat([kinds[0], separator + 2, kinds[1]])
