@@ -35,7 +35,8 @@ MOMENTS = {"everything is built": "1 rank(s)", "first step is done": "step 1/2",
 def import_seconds(statement: str) -> tuple[float, float]:
     """Wall and processor seconds of a Python process that runs one statement."""
     before, start = _processor_seconds(), time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True, timeout=300, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, "-c", statement], check=True, timeout=300, **quiet)
     return time.perf_counter() - start, _processor_seconds() - before
 
 

@@ -43,7 +43,7 @@ from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
 from vlm2vec.training.out_of_memory import MemoryAdvice
 from vlm2vec.training.pairs import first_pairs
-from vlm2vec.training.profiling import StepProfiles, summarise_communication
+from vlm2vec.training.profiling import StepProfiles, refuse_flops_profile, summarise_communication
 from vlm2vec.training.rehearsal import PeakMeter, rehearse
 from vlm2vec.training.restore import start_of_run
 from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
@@ -92,6 +92,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
     compare_data(shards, order, device)
     cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))
+    refuse_flops_profile(training, cluster.zero_stage)
     point = agree_on_resume(arguments, cluster, fingerprints(shards, order))
     if point and point.record.step >= training.max_steps:
         return nothing_left(point)

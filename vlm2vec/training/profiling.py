@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import profile
 
+from vlm2vec.errors import InputError
 from vlm2vec.training.watch_arguments import WatchArguments
 
 FOLDER = "profile"
@@ -92,6 +93,19 @@ class StepProfiles:
             self._message(f"profile: {path}, all forward passes of a step on the first rank")
 
         return end
+
+
+def refuse_flops_profile(arguments: WatchArguments, zero_stage: int) -> None:
+    """Refuses what the flops profiler would count wrongly.
+
+    Raises:
+        InputError: ZeRO-3, whose weights are in parts when they are counted.
+    """
+    if arguments.flops_profile_step is not None and zero_stage == 3:
+        raise InputError(
+            f"--flops_profile_step {arguments.flops_profile_step}: DeepSpeed's flops profiler miscounts under ZeRO-3; "
+            "profile the same step with ds_configs/zero2.json"
+        )
 
 
 def summarise_communication(engine: Any) -> None:
