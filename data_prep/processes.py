@@ -43,8 +43,9 @@ def run_tasks(
     # Forked workers inherit the output folder's lock: it is free only when the last of them has ended.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(num_workers, len(tasks)), context, _prepare_worker) as pool:
-        futures = {pool.submit(function, task): task for task in tasks}
         try:
+            # A worker may die before the last task is handed in: `submit` raises then.
+            futures = {pool.submit(function, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:

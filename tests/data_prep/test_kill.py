@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.data_prep.kill_trials import run_trials
 
 TRIALS = 2  # four kills; `python -m tests.data_prep.kill_trials` runs more
@@ -52,13 +54,14 @@ def wait_until(condition) -> None:
         time.sleep(0.02)
 
 
-def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_tasks", [3, 20_000], ids=["after the last task", "while tasks are handed in"])
+def test_a_worker_that_dies_is_one_line(num_tasks: int) -> None:
     script = (
         "import os, sys\n"
         "from data_prep.processes import run_tasks\n"
         "from vlm2vec.errors import run_program\n"
         f"def work(task): os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
-        "sys.exit(run_program(lambda: list(run_tasks(work, [1, 2, 3], 2)) and 0))\n"
+        f"sys.exit(run_program(lambda: list(run_tasks(work, range({num_tasks}), 2)) and 0))\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2

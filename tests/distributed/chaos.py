@@ -121,7 +121,8 @@ class Chaos:
         """Waits for the moment and kills; False if the run ended before."""
         done = int((output / LATEST).read_text().strip().rpartition("-")[2]) if (output / LATEST).exists() else 0
         # While this step runs, or in the save after it; or, a few times, while the ranks start.
-        target = self._random.randint(done, STEPS - 1)
+        # A kill after the last save leaves a run that has nothing to do: `done` may be STEPS.
+        target = self._random.randint(min(done, STEPS - 1), STEPS - 1)
         if moment == ANY_TIME and self._random.random() < STARTING:
             target = -1
         delay = self._random.uniform(0, 0.03 if moment == IN_SAVE else self._step_seconds)
