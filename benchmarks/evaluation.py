@@ -1,10 +1,12 @@
-"""Scoring the miniature: `eval.mmeb` beside the original's loop.
+"""Encoding and scoring the miniature: `eval.mmeb` beside the original's loop.
 
     python -m benchmarks.evaluation [--rounds 3]
 
 The original's loop: each dataset's distinct queries, then its distinct candidates, in batches of 16 in the order of the
-data, in one process that also decodes, encoded as benchmarks/original_encoder.py does it; nothing is read, ranked or
-written. `eval.mmeb`: everything from its arguments to the written scores, in the same process. The rounds alternate.
+data, in one process that also reads, decodes and tokenises, as benchmarks/original_encoder.py does it. Beside it the
+same part of `eval.mmeb`, its workers' start and the vectors' way to the disk included; that part with what is before
+it (every picture read and hashed, distinct items found and packed); and the whole program, from its arguments to the
+written scores. The rounds alternate, and both ways' vectors are compared.
 """
 
 from __future__ import annotations
@@ -15,64 +17,136 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.original_encoder import OriginalEncoder, padded
+from benchmarks.original_encoder import OriginalEncoder, padded, process
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb
 from data_prep.mini_model import build_mini_model
 from eval import mmeb
+from eval.arguments import DataArguments
 from vlm2vec import VLM2Vec
 from vlm2vec.batches import ItemEncoderInputs
-from vlm2vec.batches.inputs import NamedItem
-from vlm2vec.evaluation.datasets import EvalData, read_data
-from vlm2vec.evaluation.items import ItemTable
-from vlm2vec.evaluation.plan import item_text
-from vlm2vec.shards import Item
+from vlm2vec.encoder import DEFAULT_BATCH_TOKENS_CPU
+from vlm2vec.evaluation.datasets import read_data
+from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
+from vlm2vec.evaluation.pictures import scan_pictures
+from vlm2vec.evaluation.plan import item_text, plan_encoding
+from vlm2vec.evaluation.store import EvalStore
+from vlm2vec.image_folder import ImageFolder
+from vlm2vec.images import open_image
+from vlm2vec.phi3_v import ProcessedItem
 
 ORIGINAL_BATCH = 16
 NUM_CROPS = 4
 MAX_LEN = 256
 
+Cost = list[float]  # seconds, CPU seconds
+
+
+class Miniature:
+    """Both ways on the same model and data.
+
+    Args:
+        root: an empty folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        with redirect_stdout(sys.stderr):
+            dataset, model = build_miniature(root)
+        self._images = ImageFolder(dataset / "images")
+        self._flags = [
+            "--model_name",
+            str(model),
+            "--dataset_name",
+            str(dataset),
+            "--image_dir",
+            str(dataset / "images"),
+        ]
+        self._flags += ["--num_crops", str(NUM_CROPS), "--max_len", str(MAX_LEN)]
+        self._data, _ = read_data(str(dataset), ["all"])
+        self._encoder = VLM2Vec.from_pretrained(model, num_crops=NUM_CROPS).eval()
+        self._original = OriginalEncoder(VLM2Vec.from_pretrained(model, num_crops=NUM_CROPS).eval())
+        self.sides = [np.unique(side) for rows in self._data.datasets for side in (rows.queries, rows.candidates)]
+        self.num_items = sum(len(side) for side in self.sides)
+        self.num_distinct = 0
+        self.vectors: dict[int, np.ndarray] = {}
+        self.largest_difference = 0.0
+
+    def original(self) -> Cost:
+        """The original's loop."""
+        with stopwatch() as cost, torch.no_grad():
+            for side in self.sides:
+                for start in range(0, len(side), ORIGINAL_BATCH):
+                    indices = side[start : start + ORIGINAL_BATCH].tolist()
+                    (batch,) = padded([self._processed(index) for index in indices], ORIGINAL_BATCH, NUM_CROPS)
+                    self.vectors.update(zip(indices, self._original(batch).numpy(), strict=True))
+        return cost
+
+    def _processed(self, index: int) -> ProcessedItem:
+        path = self._data.items.image(index)
+        image = open_image(self._images.read(path)) if path else None
+        return process(self._encoder.processor, item_text(self._data.items, index), image, MAX_LEN)
+
+    def ours(self, number: int) -> tuple[Cost, Cost]:
+        """Encoding the distinct items; finding and encoding them."""
+        items, processor = self._data.items, self._encoder.processor
+        with stopwatch() as together:
+            pictures = scan_pictures(items, self._images)
+            plan = plan_encoding(items, pictures, processor, MAX_LEN, DEFAULT_BATCH_TOKENS_CPU)
+            with stopwatch() as encoding:
+                store = EvalStore(self._root / f"store{number}")
+                store.write_data(self._data, plan)
+                source = BatchSource(items, plan, self._images, ItemEncoderInputs(processor, MAX_LEN))
+                blocks, device = range(len(plan.blocks())), torch.device("cpu")
+                encode_blocks(self._encoder, source, store, blocks, device, DataArguments.dataloader_num_workers)
+                store.assemble(plan)
+        self.num_distinct = len(plan.order)
+        vectors = store.vectors()
+        differences = (abs(vectors[plan.position[index]] - vector).max() for index, vector in self.vectors.items())
+        self.largest_difference = max(self.largest_difference, *differences)
+        return encoding, together
+
+    def program(self, number: int) -> Cost:
+        """The whole program."""
+        with stopwatch() as cost:
+            mmeb.main([*self._flags, "--encode_output_path", str(self._root / f"scores{number}")])
+        return cost
+
 
 def speed(root: Path, rounds: int) -> None:
-    """Prints what both ways cost, on the same model and data.
-
-    CPU seconds count worker processes too and, unlike seconds, do not see what else the machine does.
-    """
-    with redirect_stdout(sys.stderr):
-        dataset, model = build_miniature(root)
-    data, _ = read_data(str(dataset), ["all"])
-    images = dataset / "images"
-    sides = [np.unique(side) for rows in data.datasets for side in (rows.queries, rows.candidates)]
-    encoder = VLM2Vec.from_pretrained(model, num_crops=NUM_CROPS).eval()
-    original = OriginalEncoder(encoder)
-    inputs = ItemEncoderInputs(encoder.processor, MAX_LEN)
-    command = ["--model_name", str(model), "--dataset_name", str(dataset), "--image_dir", str(images)]
-    command += ["--num_crops", str(NUM_CROPS), "--max_len", str(MAX_LEN)]
-    ways: dict[str, Callable[[int], object]] = {
-        "the original's loop": lambda number: _original_loop(original, inputs, data, sides, images),
-        "eval.mmeb": lambda number: mmeb.main([*command, "--encode_output_path", str(root / f"scores{number}")]),
+    """Prints what the ways cost."""
+    miniature = Miniature(root)
+    rows: dict[str, list[Cost]] = {
+        "the original's loop": [],
+        "encoding": [],
+        "distinct items found, and encoding": [],
+        "all of eval.mmeb": [],
     }
-    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in range(rounds):
-        for name, work in ways.items():
-            costs[name].append(_cost(lambda work=work, number=number: work(number)))  # type: ignore[misc]
-    items = sum(len(side) for side in sides)
-    print(f"{items:,} items that the original encodes, {len(data.items):,} distinct ones.\n")
+        with redirect_stdout(sys.stderr):
+            costs = (miniature.original(), *miniature.ours(number), miniature.program(number))
+        for row, cost in zip(rows.values(), costs, strict=True):
+            row.append(cost)
+    print(
+        f"{miniature.num_items:,} items that the original encodes, {miniature.num_distinct:,} distinct ones; vectors "
+        f"differ by at most {miniature.largest_difference:.0e}.\n"
+    )
     print("| way | s | CPU s | items/s | of the original's | in CPU s |\n| --- | --- | --- | --- | --- | --- |")
-    for name, measured in costs.items():
-        ratios = [
-            [their / our for their, our in zip(theirs, ours, strict=True)]
-            for theirs, ours in zip(costs["the original's loop"], measured, strict=True)
-        ]
-        seconds, cpu = (statistics.median(column) for column in zip(*measured, strict=True))
-        ratio, cpu_ratio = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {items / seconds:.0f} | {ratio:.2f} | {cpu_ratio:.2f} |")
+    originals = next(iter(rows.values()))
+    for name, row in rows.items():
+        seconds, cpu = (statistics.median(values) for values in zip(*row, strict=True))
+        ratio, cpu_ratio = (
+            statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
+            for theirs, ours in zip(zip(*originals, strict=True), zip(*row, strict=True), strict=True)
+        )
+        items = miniature.num_items / seconds
+        print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {items:.0f} | {ratio:.2f} | {cpu_ratio:.2f} |")
 
 
 def build_miniature(root: Path) -> tuple[Path, Path]:
@@ -82,29 +156,17 @@ def build_miniature(root: Path) -> tuple[Path, Path]:
     return root / "mini" / EVAL_FOLDER, root / "untrained"
 
 
-def _cost(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and CPU seconds of this process and the workers that it started and ended."""
+@contextmanager
+def stopwatch() -> Iterator[Cost]:
+    """Seconds, and CPU seconds of this process and the workers that it started and ended; filled in at the end.
+
+    CPU seconds do not see what else the machine does.
+    """
+    cost: Cost = []
     start, before = time.perf_counter(), os.times()
-    with redirect_stdout(sys.stderr):
-        work()
+    yield cost
     after = os.times()
-    return time.perf_counter() - start, sum(after[:4]) - sum(before[:4])
-
-
-def _original_loop(
-    encode: OriginalEncoder, inputs: ItemEncoderInputs, data: EvalData, sides: Sequence[np.ndarray], image_dir: Path
-) -> None:
-    with torch.no_grad():
-        for side in sides:
-            for start in range(0, len(side), ORIGINAL_BATCH):
-                named = [_read(data.items, int(index), image_dir) for index in side[start : start + ORIGINAL_BATCH]]
-                (batch,) = padded([inputs.process(each) for each in named], ORIGINAL_BATCH, NUM_CROPS)
-                encode(batch).numpy()
-
-
-def _read(items: ItemTable, index: int, image_dir: Path) -> NamedItem:
-    image = items.image(index)
-    return NamedItem(Item(item_text(items, index), (image_dir / image).read_bytes() if image else None), image)
+    cost += [time.perf_counter() - start, sum(after[:4]) - sum(before[:4])]
 
 
 def main() -> None:

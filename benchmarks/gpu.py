@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = ["--steps", str(options.steps), *(["--tiny"] if options.tiny else [])]
     flags += ["--peak_tflops", str(options.peak_tflops)] if options.peak_tflops else []
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    print(f"{device}{', tiny model' if options.tiny else ''}\n\n{HEADER}\n{'| --- ' * 6}|", flush=True)
+    print(f"{device}{', tiny model, no offload' if options.tiny else ''}\n\n{HEADER}\n{'| --- ' * 6}|", flush=True)
     for name in options.rows:
         is_possible = options.tiny or torch.cuda.is_available()
         cells = in_a_process(name, flags) if is_possible else " | ".join([NOT_MEASURED] * 5)

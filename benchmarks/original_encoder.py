@@ -1,20 +1,34 @@
 """How the original encodes a batch, written anew for comparison.
 
-What it does, by its public code: items are padded to a common length in the order in which they come; the vision tower
-runs on zero crops up to `num_crops` and through its last layer; hidden states of all layers are kept and `lm_head` is
-computed at every position.
+What it does, by its public code: a text is cut at its picture's tag and tokenised by transformers' call; items are
+padded to a common length in the order in which they come; the vision tower runs on zero crops up to `num_crops` and
+through its last layer; hidden states of all layers are kept and `lm_head` is computed at every position.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.phi3_v import ProcessedItem
+from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem
+
+
+def process(processor: Phi3VProcessor, text: str, image: Image.Image | None, max_len: int) -> ProcessedItem:
+    """The inputs of one item, which are those of `Phi3VProcessor.process_item`; zero crops are added by the encoder."""
+    if image is None:
+        ids = processor.tokenizer(text, truncation=True, max_length=max_len).input_ids
+        return ProcessedItem(torch.tensor(ids))
+    before, behind = (processor.tokenizer(piece).input_ids for piece in re.split(r"<\|image_\d+\|>", text))
+    crops = processor.image_processor.crops(image)
+    sizes = torch.tensor([processor.image_processor.image_size(*image.size)])
+    ids = [*before, *[-1] * processor.num_image_tokens(*image.size), *behind]
+    return ProcessedItem(torch.tensor(ids), crops, sizes)
 
 
 def padded(items: Sequence[ProcessedItem], rows_per_batch: int, num_crops: int) -> list[dict[str, Any]]:

@@ -64,8 +64,10 @@ SUITES = {
     "evaluation": Suite(
         "Scoring the miniature, beside the original's loop",
         "benchmarks.evaluation",
-        "One process; both encode the same model's items, the medians of three alternating rounds. CPU seconds count "
-        "worker processes and do not see what else the machine does. The loop reads, ranks and writes nothing.",
+        "One process without its workers, the same model, medians of three alternating rounds. CPU seconds count the "
+        "workers. The loop's time is that of reading pictures and encoding; beside it stand the same part of "
+        "`eval.mmeb` and more of it, to the whole program, which also reads the datasets, loads the model, ranks and "
+        "writes.",
         limit_seconds=1200,
     ),
     "evaluation_size": Suite(
@@ -96,6 +98,22 @@ SUITES = {
         "tests.distributed.estimate_report --model_name demo/untrained",
         "After `make demo`. Bytes of tensors in KiB, which do not depend on the device, between steps and at the most "
         "while chunks run. GPU: not measured; what its allocator rounds up and what libraries take comes on top.",
+        is_long=True,
+    ),
+    "kills": Suite(
+        "The converter killed and started again",
+        "tests.data_prep.kill_trials --trials 20",
+        "SIGKILL at random moments, other numbers of workers after it; the shards are compared with those of an "
+        "undisturbed run byte by byte.",
+        limit_seconds=1800,
+        is_long=True,
+    ),
+    "chaos": Suite(
+        "Training killed and resumed",
+        "tests.distributed.chaos --trials 50",
+        "`make chaos`: SIGKILL at random moments, half of them in a save, once or twice a run. Bit-equal: the last "
+        "checkpoint (weights, moments, schedule, random states) and the log are those of an undisturbed run.",
+        limit_seconds=3600,
         is_long=True,
     ),
     "order": Suite(

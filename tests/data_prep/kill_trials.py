@@ -43,8 +43,8 @@ def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def writing_seconds(source: Path, output: Path) -> float:
-    """Runs undisturbed; returns the time from the plan to the end."""
+def run_undisturbed(source: Path, output: Path) -> float:
+    """Runs without a kill; returns the seconds from the plan to the end."""
     process = start(source, output)
     try:
         begin = wait_for_plan(process, output)
@@ -54,24 +54,32 @@ def writing_seconds(source: Path, output: Path) -> float:
     return time.monotonic() - begin
 
 
-def run_trial(source: Path, output: Path, seconds: float, number: int, generator: random.Random) -> tuple[int, ...]:
-    """Kills once or three times within `seconds` of the plan, then lets the program finish.
+def run_trial(
+    source: Path, output: Path, num_shards: int, seconds: float, number: int, generator: random.Random
+) -> tuple[int, ...]:
+    """Kills once or three times, then lets the program finish.
+
+    A kill waits until a random number of the shards that are left is committed, and then up to twice the time that a
+    shard takes: moments by the clock would mostly fall to the start and the end, which take longer than all shards.
 
     Returns:
         The number of committed shards at each kill that did not come too late.
     """
-    committed = []
+    committed: list[int] = []
     for _ in range(1 if number % 3 else 3):
+        target = generator.randint(_committed(output), num_shards)
         process = start(source, output)
         try:
             wait_for_plan(process, output)
-            time.sleep(generator.uniform(0, seconds))
+            while _committed(output) < target and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 2 * seconds / num_shards))
             if number % 2:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
             if process.wait(_LIMIT_SECONDS) == -signal.SIGKILL:  # else it had ended before
-                committed.append(len(list(output.rglob("*-*.json"))))
+                committed.append(_committed(output))
         finally:
             if number % 2:
                 end(process)
@@ -81,6 +89,10 @@ def run_trial(source: Path, output: Path, seconds: float, number: int, generator
     finally:
         end(process)
     return tuple(committed)
+
+
+def _committed(output: Path) -> int:
+    return len(list(output.rglob("*-*.json")))
 
 
 def wait_for_plan(process: subprocess.Popen[bytes], output: Path) -> float:
@@ -103,19 +115,20 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def run_trials(source: Path, work: Path, trials: int, seed: int) -> list[Trial]:
     """Runs all trials below `work`."""
     generator = random.Random(seed)
-    seconds = writing_seconds(source, work / "undisturbed")
+    seconds = run_undisturbed(source, work / "undisturbed")
     expected = tree(work / "undisturbed")
+    num_shards = len(list((work / "undisturbed").rglob("*.tar")))
     results = []
     for number in range(trials):
         output = work / f"trial-{number}"
-        committed = run_trial(source, output, seconds, number, generator)
+        committed = run_trial(source, output, num_shards, seconds, number, generator)
         results.append(Trial(bool(number % 2), committed, tree(output) == expected))
     return results
 
 
 def main() -> None:
     """Parses the command line, runs the trials, prints each."""
-    parser = argparse.ArgumentParser(prog="python -m tests.data_prep.kill_trials")
+    parser = argparse.ArgumentParser(prog="python -m tests.data_prep.kill_trials", description=__doc__)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -124,13 +137,15 @@ def main() -> None:
         source = Path(folder) / "mini" / TRAIN_FOLDER
         results = run_trials(source, Path(folder), arguments.trials, arguments.seed)
         shards = len(list((Path(folder) / "undisturbed").rglob("*.tar")))
+    print("| trial | killed | when so many shards of " + str(shards) + " were committed | shards at the end |")
+    print("| --- | --- | --- | --- |")
     for number, trial in enumerate(results):
         what = "all processes" if trial.whole_group else "the program only"
-        moments = ", ".join(f"{count} of {shards} shards" for count in trial.shards_at_kill) or "its end"
-        print(f"trial {number:2}: killed {what} at {moments}: {'equal' if trial.equal else 'DIFFERENT'}")
+        moments = ", ".join(map(str, trial.shards_at_kill)) or "not in time"
+        print(f"| {number} | {what} | {moments} | {'equal' if trial.equal else 'DIFFERENT'} |")
     kills = sum(len(trial.shards_at_kill) for trial in results)
     equal = sum(trial.equal for trial in results)
-    print(f"{kills} kills in {len(results)} trials; {equal} ended with the bytes of an undisturbed run")
+    print(f"\n{kills} kills in {len(results)} trials; {equal} ended with the bytes of an undisturbed run")
     sys.exit(equal != len(results))
 
 

@@ -19,6 +19,9 @@ from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet
 
+# Samples that are in memory with their undecoded pictures while a step is planned.
+_READ_TOGETHER = 512
+
 
 @dataclass(frozen=True)
 class ChunkSizes:
@@ -137,9 +140,7 @@ class BatchReader:
             InputError: The shards cannot be reached, or a text and its picture do not fit together.
         """
         references = layout.of_rank(self.rank)
-        places = [(reference.subset, reference.position) for reference in references]
-        samples = self.shards.read_many(dict.fromkeys(places))
-        items = [self._planned(reference, samples[place]) for reference, place in zip(references, places, strict=True)]
+        items = self._read_texts(references)
         packed = [PackedItem(self._num_tokens(item), item.has_image, item.reference.side == QUERY) for item in items]
         phases = self.chunk_sizes.phases(packed)
         encode, keep, _ = phases
@@ -171,9 +172,7 @@ class BatchReader:
             InputError: The shards cannot be reached.
         """
         pictured = [item for item in items if item.has_image and item.damage is None]
-        samples = self.shards.read_many(
-            dict.fromkeys((item.reference.subset, item.reference.position) for item in pictured)
-        )
+        samples = self.shards.read_many(dict.fromkeys(_place(item.reference) for item in pictured))
         damage: dict[int, tuple[ItemReference, str]] = {}
 
         def processed() -> Iterator[ProcessedItem]:
@@ -186,6 +185,17 @@ class BatchReader:
 
         chunk = self.inputs.chunk_of(processed(), self._num_crops(pictured), [item.name for item in items])
         return MadeChunk(replace(chunk, damaged=tuple(damage)), tuple(damage.values()))
+
+    def _read_texts(self, references: Sequence[ItemReference]) -> list[PlannedItem]:
+        """The items without their pictures, which come with the texts but are needed later: so many at a time."""
+        by_place = sorted(range(len(references)), key=lambda index: _place(references[index]))
+        items: dict[int, PlannedItem] = {}
+        for start in range(0, len(references), _READ_TOGETHER):
+            indices = by_place[start : start + _READ_TOGETHER]
+            samples = self.shards.read_many(dict.fromkeys(_place(references[index]) for index in indices))
+            for index in indices:
+                items[index] = self._planned(references[index], samples[_place(references[index])])
+        return [items[index] for index in range(len(references))]
 
     def _planned(self, reference: ItemReference, sample: Sample | DamagedSampleError) -> PlannedItem:
         if isinstance(sample, DamagedSampleError):
@@ -214,10 +224,14 @@ class BatchReader:
             raise InputError(item.damage)
         if not item.has_image:
             return self.inputs.process(NamedItem(Item(item.text, None), item.name))
-        sample = samples[item.reference.subset, item.reference.position]
+        sample = samples[_place(item.reference)]
         if isinstance(sample, DamagedSampleError):
             raise sample
         return self.inputs.process(NamedItem(getattr(sample, item.reference.side), item.name))
+
+
+def _place(reference: ItemReference) -> tuple[str, int]:
+    return reference.subset, reference.position
 
 
 def end_to_end_positions(chunks: Sequence[Sequence[int]]) -> Tensor:

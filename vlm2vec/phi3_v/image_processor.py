@@ -125,9 +125,11 @@ class Phi3VImageProcessor:
         if upright:
             image = image.transpose(Image.Transpose.TRANSPOSE)
         resized, padded = (layout.resized[::-1], layout.padded[::-1]) if upright else (layout.resized, layout.padded)
-        canvas = Image.new("RGB", padded, (_WHITE, _WHITE, _WHITE))
-        top = int((padded[1] - resized[1]) / 2)
-        canvas.paste(image.resize(resized, Image.Resampling.BILINEAR), (0, top))
+        canvas = image.resize(resized, Image.Resampling.BILINEAR)
+        if padded != resized:
+            top = int((padded[1] - resized[1]) / 2)
+            canvas, picture = Image.new("RGB", padded, (_WHITE, _WHITE, _WHITE)), canvas
+            canvas.paste(picture, (0, top))
         return canvas.transpose(Image.Transpose.TRANSPOSE) if upright else canvas
 
     def crops(self, image: Image.Image) -> torch.Tensor:
@@ -145,12 +147,15 @@ class Phi3VImageProcessor:
         pixels = torch.from_numpy(np.array(self.resize_and_pad(as_rgb(image)))).permute(2, 0, 1).contiguous()
         normalised = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
         size = self.crop_size
-        global_view = torch.nn.functional.interpolate(
+        rows, columns = normalised.shape[1] // size, normalised.shape[2] // size
+        # Views are written to where they stay; joining them afterwards would copy them once more.
+        crops = torch.empty(1 + rows * columns, 3, size, size)
+        crops[:1] = torch.nn.functional.interpolate(
             normalised[None], size=(size, size), mode="bicubic", align_corners=False
         )
-        rows, columns = normalised.shape[1] // size, normalised.shape[2] // size
-        local = normalised.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
-        return torch.cat([global_view, local])
+        local = normalised.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4)
+        crops[1:].view(rows, columns, 3, size, size).copy_(local)
+        return crops
 
     def image_size(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) of the padded picture, the model's `image_sizes` entry."""
