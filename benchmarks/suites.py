@@ -34,7 +34,7 @@ SUITES = {
     "step": Suite(
         "One training step against other ways of making it",
         "benchmarks.step",
-        "One process, the same batches and weights, AdamW on all parameters, pictures decoded before; the three losses "
+        "One process, the same batches and weights, AdamW on all parameters, pictures decoded before; the losses "
         "are compared. The original's algorithm is written anew in benchmarks/original_step.py.",
     ),
     "overhead": Suite(
