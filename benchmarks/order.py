@@ -10,6 +10,7 @@ baseline keeps a sorted column of random words an epoch, the usual way of shuffl
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def _write_shard(folder: Path, name: str, start: int, targets: np.ndarray) -> Sh
 
 def measure(name: str, root: Path) -> dict[str, float]:
     """Milliseconds and MiB of one line, in this process."""
+    gc.freeze()  # as the loader's processes do
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     start = time.perf_counter()

@@ -95,6 +95,7 @@ class ItemEncoderInputs:
             if item.pixel_values is not None:
                 pixels.add(item.pixel_values)
             texts.append(replace(item, pixel_values=None))
+            del item  # its crops, before the next one's are made
         inputs: dict[str, Any] = collate_items(texts, self.processor.pad_token_id)
         # The vision layout is computed on the host: on the device every call would wait for it.
         image_sizes = inputs.pop("image_sizes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import signal
 import time
 from collections import deque
@@ -190,14 +191,16 @@ def _loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoad
         dataset,
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_prepare_worker,
         # Its own, so that starting to load draws nothing from the random state that a checkpoint restores.
         generator=torch.Generator(),
         **options,
     )
 
 
-def _outlive_signals(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     """A signal to the whole process group asks the ranks to save; a worker that ended by it would end its rank."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # What the rank had is never garbage here; each look through it takes 0.15 s and copies its pages.
+    gc.freeze()

@@ -154,9 +154,10 @@ class Phi3VProcessor:
             return ProcessedItem(torch.tensor(self.tokenize(text, (), max_len)))
         sizes = [image.size for image in images]
         ids = self.tokenize(text, [self.num_image_tokens(*size) for size in sizes], max_len)
+        crops = [self.image_processor.crops(image) for image in images]
         return ProcessedItem(
             input_ids=torch.tensor(ids),
-            pixel_values=torch.cat([self.image_processor.crops(image) for image in images]),
+            pixel_values=crops[0] if len(crops) == 1 else torch.cat(crops),  # one picture is not copied
             image_sizes=torch.tensor([self.image_processor.image_size(*size) for size in sizes]),
         )
 
