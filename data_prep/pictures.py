@@ -12,7 +12,7 @@ from data_prep.source import file_stamp
 from vlm2vec.errors import InputError
 from vlm2vec.image_folder import ImageFolder, MissingImageError, UnsafePathError
 from vlm2vec.images import ImageHeader, check_image, read_header
-from vlm2vec.shards.schema import image_hash
+from vlm2vec.shards.schema import fast_hash
 from vlm2vec.shards.writer import StoredImage
 
 # --check_images: how much of a picture must be right.
@@ -113,7 +113,7 @@ class CheckedPictures:
             UnusableImageError: it is not there, not allowed, or does not pass the check.
         """
         data = self._source.read(path)
-        digest = image_hash(data)
+        digest = fast_hash(data)
         header = self._checked.get(digest)
         if header is None:
             try:

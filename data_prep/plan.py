@@ -17,7 +17,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.shards.manifest import SourceRecord, write_json
 
 PLAN_NAME = "plan.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 # Of each subset so many pictures are looked for before anything is written.
 _PROBED_IMAGES = 20
 

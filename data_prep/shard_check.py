@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from vlm2vec.shards.schema import (
     NEGATIVE,
     SIDES,
     content_hash,
-    image_hash,
+    fast_hash,
     sample_key,
 )
 from vlm2vec.shards.writer import UNUSABLE_IMAGES
@@ -112,7 +111,7 @@ def _sample_problems(check: ShardCheck, columns: Columns, file: BinaryIO, digest
 
 
 def _sample_problem(check: ShardCheck, key: str, entry: Mapping[str, Any], span: bytes) -> str | None:
-    if zlib.crc32(span) != entry["crc32"]:
+    if fast_hash(span) != entry["checksum"]:
         return "damaged (checksum)"
     try:
         members = dict(_members(span))
@@ -162,6 +161,6 @@ def _described(members: Mapping[str, bytes], key: str, row: int, check: ShardChe
             f"{side}_width": header.width if header else 0,
             f"{side}_height": header.height if header else 0,
             f"{side}_hash": 0 if record[side] is None else content_hash(text, image),
-            f"{side}_image_hash": 0 if image is None else image_hash(image),
+            f"{side}_image_hash": 0 if image is None else fast_hash(image),
         }
     return described

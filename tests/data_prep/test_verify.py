@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.data_prep.hand_made import converted, make_dataset
 from tests.data_prep.test_report import write_half_a_photograph
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.shards.manifest import Manifest
+from vlm2vec.shards.schema import fast_hash
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def replace_in_tar(root: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(content)
     table = pq.read_table(root / "A/A-00001.parquet")
     spans = zip(table.column("offset").to_pylist(), table.column("size").to_pylist(), strict=True)
-    crcs = np.array([zlib.crc32(content[offset : offset + size]) for offset, size in spans], np.uint32)
-    edit_index(root, "crc32", lambda _: crcs)
+    checksums = np.array([fast_hash(content[offset : offset + size]) for offset, size in spans])
+    edit_index(root, "checksum", lambda _: checksums)
 
 
 def add_one(values: Any) -> Any:

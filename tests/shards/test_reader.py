@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from vlm2vec.images import read_header
 from vlm2vec.mmeb import MINI_MMEB
 from vlm2vec.shards import Item, Sample, ShardSet, content_hash, storage
 from vlm2vec.shards.manifest import Manifest
-from vlm2vec.shards.schema import INDEX_SCHEMA, READING_COLUMNS
+from vlm2vec.shards.schema import INDEX_SCHEMA, READING_COLUMNS, fast_hash
 
 NAMES = [subset.name for subset in MINI_MMEB.train_subsets]
 
@@ -208,7 +207,7 @@ def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
         (
             lambda root: [
                 pq.write_table(
-                    pq.read_table(root / "Photos/Photos-00000.parquet").drop_columns("crc32"),
+                    pq.read_table(root / "Photos/Photos-00000.parquet").drop_columns("checksum"),
                     root / "Photos/Photos-00000.parquet",
                 ),
                 reseal(root),
@@ -227,7 +226,7 @@ def test_incomplete_or_damaged_folders_are_refused_when_opened(damage, message: 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda content: content.update(schema_version=2), "schema version 2, this code reads 1"),
+        (lambda content: content.update(schema_version=1), "schema version 1, this code reads 2"),
         (lambda content: content.pop("subsets"), "damaged manifest"),
         (lambda content: content["subsets"].update({"../evil": content["subsets"]["Photos"]}), "not a subset's name"),
         (lambda content: content["subsets"]["Photos"]["shards"][0].update(name="../x"), "in the place of"),
@@ -244,10 +243,10 @@ def test_edited_manifests_are_refused(edit, message: str, own_shards: Path) -> N
         ShardSet.open(own_shards)
 
 
-def test_crc32_is_that_of_the_span_on_disk(mini_shards_dir: Path) -> None:
+def test_the_checksum_is_that_of_the_span_on_disk(mini_shards_dir: Path) -> None:
     columns = ShardSet.open(mini_shards_dir).columns("WebDigits")
     tar = (mini_shards_dir / "WebDigits" / "WebDigits-00000.tar").read_bytes()
     for position in range(16):
         offset, size = int(columns["offset"][position]), int(columns["size"][position])
-        assert zlib.crc32(tar[offset : offset + size]) == int(columns["crc32"][position])
+        assert fast_hash(tar[offset : offset + size]) == int(columns["checksum"][position])
         assert offset % 512 == size % 512 == 0

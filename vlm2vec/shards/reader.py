@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from vlm2vec.shards.index import Columns, parse_index
 from vlm2vec.shards.manifest import Manifest, ShardRecord, no_manifest
 from vlm2vec.shards.parsing import parse_sample
 from vlm2vec.shards.remote import Cache, RemoteFiles, is_url
-from vlm2vec.shards.schema import MANIFEST_NAME, Sample, sample_key
+from vlm2vec.shards.schema import MANIFEST_NAME, Sample, fast_hash, sample_key
 from vlm2vec.shards.storage import LocalFiles, Storage
 
 
@@ -89,7 +88,8 @@ class ShardSet:
         if not 0 <= position < self.num_samples[subset]:
             raise IndexError(f"{subset} has {self.num_samples[subset]} samples, no position {position}")
         loaded = self._subset(subset)
-        offset, size, crc32, row = (int(loaded.columns[name][position]) for name in ("offset", "size", "crc32", "row"))
+        names = ("offset", "size", "checksum", "row")
+        offset, size, checksum, row = (int(loaded.columns[name][position]) for name in names)
         key = sample_key(subset, row)
         shard = bisect.bisect_right(loaded.ends, position)
         record = self._manifest.subsets[subset].shards[shard]
@@ -99,7 +99,7 @@ class ShardSet:
             span = self._storage.read(tar, offset, size, self._block(loaded, shard, position), record.sha256[:16])
         except OSError as error:
             raise DamagedSampleError(f"{path}: cannot read sample {key} ({error.strerror or error})") from error
-        if len(span) != size or zlib.crc32(span) != crc32:
+        if len(span) != size or fast_hash(span) != checksum:
             raise DamagedSampleError(f"{path}: sample {key} is damaged (checksum); convert the shard again")
         try:
             return parse_sample(span, key, subset, row)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import xxhash
 
 # Raised when a reader of the old version would misread new files.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"
@@ -42,13 +42,13 @@ class Sample:
     negative: Item | None
 
 
-def image_hash(image: bytes) -> int:
-    """Signed 64 bits that tell whether two pictures are the same to the byte."""
-    return int.from_bytes(xxhash.xxh3_64_digest(image), "little", signed=True)
+def fast_hash(content: bytes) -> int:
+    """Signed 64 bits that tell whether two pictures are the same to the byte, or whether a sample was damaged."""
+    return int.from_bytes(xxhash.xxh3_64_digest(content), "little", signed=True)
 
 
 def item_hash(text: str, picture: int | None) -> int:
-    """Signed 64 bits that tell whether two items are the same; `picture` is the picture's `image_hash`, None = none.
+    """Signed 64 bits that tell whether two items are the same; `picture` is the picture's `fast_hash`, None = none.
 
     With a million different items, the chance that any two collide is 3e-8.
     """
@@ -63,7 +63,7 @@ def item_hash(text: str, picture: int | None) -> int:
 
 def content_hash(text: str, image: bytes | None) -> int:
     """Signed 64 bits: same text and same picture bytes <=> same hash."""
-    return item_hash(text, None if image is None else image_hash(image))
+    return item_hash(text, None if image is None else fast_hash(image))
 
 
 def sample_key(subset: str, row: int) -> str:
@@ -76,15 +76,15 @@ def shard_name(subset: str, number: int) -> str:
     return f"{subset}-{number:05d}"
 
 
-# offset and size span a whole sample in the tar, headers and padding included; crc32 is that of the span. Text lengths
-# are in characters, widths and heights in pixels (0 = no picture), hash is the item's content_hash, image_hash the
-# picture's alone (0 = no picture). A missing negative has zeros throughout.
+# offset and size span a whole sample in the tar, headers and padding included; checksum is the span's fast_hash. Text
+# lengths are in characters, widths and heights in pixels (0 = no picture), hash is the item's content_hash, image_hash
+# the picture's fast_hash (0 = no picture). A missing negative has zeros throughout.
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
-        pa.field("crc32", pa.uint32(), nullable=False),
+        pa.field("checksum", pa.int64(), nullable=False),
         *(
             pa.field(f"{side}_{name}", kind, nullable=False)
             for side in SIDES

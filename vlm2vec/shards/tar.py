@@ -11,6 +11,9 @@ _TEMPLATE = tarfile.TarInfo()
 _TEMPLATE.mode = 0o444
 _HEADER = bytearray(_TEMPLATE.tobuf(tarfile.USTAR_FORMAT))
 _HEADER[148:156] = b" " * 8
+_SIZE = slice(124, 135)
+_HEADER[_SIZE] = bytes(11)  # `member` fills it in, as the name, which is empty here
+_HEADER_SUM = sum(_HEADER)
 _MAX_NAME_BYTES = 100
 
 
@@ -26,8 +29,8 @@ def member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
     if not 0 < len(encoded) <= _MAX_NAME_BYTES:
         raise ValueError(f"{name!r}: a member's name has 1 to {_MAX_NAME_BYTES} characters")
     header[: len(encoded)] = encoded
-    header[124:135] = b"%011o" % len(content)
-    header[148:155] = b"%06o\0" % sum(header)
+    header[_SIZE] = size = b"%011o" % len(content)
+    header[148:155] = b"%06o\0" % (_HEADER_SUM + sum(encoded) + sum(size))
     return bytes(header), content, bytes(-len(content) % BLOCK_BYTES)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,12 +15,13 @@ from vlm2vec.files import publish, temporary_for
 from vlm2vec.images import ImageHeader
 from vlm2vec.shards.index import IndexRow, write_index
 from vlm2vec.shards.manifest import ShardRecord, write_json
-from vlm2vec.shards.schema import IMAGE_MEMBER_PREFIX, JSON_MEMBER, NEGATIVE, SIDES, item_hash, sample_key
+from vlm2vec.shards.schema import IMAGE_MEMBER_PREFIX, JSON_MEMBER, NEGATIVE, SIDES, fast_hash, item_hash, sample_key
 from vlm2vec.shards.tar import end_of_archive, member
 
 # Where a sidecar lists the pictures that rows were left out for.
 UNUSABLE_IMAGES = "unusable_images"
-_BUFFER_BYTES = 1 << 20
+# Samples with photographs are larger, and go to the file without being copied here first.
+_BUFFER_BYTES = 1 << 16
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -32,7 +32,7 @@ class StoredImage:
     Attributes:
         data: the undecoded bytes.
         header: format and size.
-        hash: `schema.image_hash` of the bytes.
+        hash: `schema.fast_hash` of the bytes.
         path: where the picture came from, for people who trace a sample back.
     """
 
@@ -142,7 +142,7 @@ class ShardWriter:
 
 
 def _index_row(row: int, offset: int, span: bytes, sides: Mapping[str, StoredItem]) -> IndexRow:
-    values: list[int | bool] = [row, offset, len(span), zlib.crc32(span)]
+    values: list[int | bool] = [row, offset, len(span), fast_hash(span)]
     for side in SIDES:
         item = sides.get(side)
         if item is None:
