@@ -43,8 +43,8 @@ def pair_of(sample: Mapping[str, Any]) -> tuple[str, Side, Side]:
     return sample["__key__"], sides[0], sides[1]
 
 
-def stream(shards: Path, subset: str) -> webdataset.WebDataset:
-    """All pairs of a subset, or of `all` subsets, once.
+def stream(shards: Path, subset: str) -> tuple[webdataset.WebDataset, int]:
+    """All pairs of a subset, or of `all` subsets, once; and how many tars they lie in.
 
     Raises:
         InputError: No tar is there.
@@ -53,7 +53,7 @@ def stream(shards: Path, subset: str) -> webdataset.WebDataset:
     if not tars:
         raise InputError(f"{shards}: no tars of {subset} there; data_prep.convert writes them")
     pairs = webdataset.WebDataset(tars, shardshuffle=len(tars), nodesplitter=webdataset.split_by_node)
-    return pairs.shuffle(SHUFFLE_BUFFER).map(pair_of)
+    return pairs.shuffle(SHUFFLE_BUFFER).map(pair_of), len(tars)
 
 
 def main() -> None:
@@ -64,8 +64,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="how many to print (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode (default: %(default)s)")
     arguments = parser.parse_args()
-    pairs = stream(arguments.dataset_name, arguments.subset_name)
-    loader = webdataset.WebLoader(pairs, batch_size=None, num_workers=arguments.num_workers)
+    pairs, num_tars = stream(arguments.dataset_name, arguments.subset_name)
+    # Workers share the tars; webdataset refuses one that gets none.
+    num_workers = min(arguments.num_workers, num_tars)
+    loader = webdataset.WebLoader(pairs, batch_size=None, num_workers=num_workers)
     for key, query, target in loader.slice(arguments.pairs):
         print(key)
         for name, side in (("query", query), ("target", target)):

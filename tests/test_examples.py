@@ -48,6 +48,7 @@ def test_a_stream_holds_every_pair_of_a_subset_once(
     shards = ShardSet.open(str(mini_shards_dir))
     samples = [shards.read("Pairs_t2i", position) for position in range(shards.num_samples["Pairs_t2i"])]
     flags = ["--dataset_name", str(mini_shards_dir), "--subset_name", "Pairs_t2i", "--pairs", "1000"]
+    flags += ["--num_workers", "1000"]  # more than there are tars
     assert run_example(monkeypatch, *flags, name="stream.py") == 0
     output = capsys.readouterr().out
     assert sorted(output.splitlines()[::3]) == sorted(sample.key for sample in samples)
