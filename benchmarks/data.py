@@ -109,21 +109,23 @@ def main() -> None:
 def _measure(work: Path, arguments: argparse.Namespace) -> None:
     source, output, workers = work / "MMEB-train", work / "out", arguments.num_workers
     size = write_source(source, arguments.pictures)
-    print(f"{arguments.pictures} pictures, {size / 1e6:.0f} MB; converter with {workers} workers")
     rounds = [*(["tar", "none"] * arguments.rounds), "decode"]
     times: dict[str, list[tuple[float, float]]] = {"tar": [], "none": [], "decode": []}
     for name in rounds:
         run = run_tar if name == "tar" else partial(run_converter, check=name, workers=workers)
         times[name].append(seconds_of(partial(run, source), output))
-        print(f"{name:<7} {times[name][-1][0]:6.2f} s, of processors {times[name][-1][1]:6.2f} s", flush=True)
+        progress = f"{name:<7} {times[name][-1][0]:6.2f} s, of processors {times[name][-1][1]:6.2f} s"
+        print(progress, file=sys.stderr, flush=True)
     best = {name: tuple(min(column) for column in zip(*runs, strict=True)) for name, runs in times.items()}
+    print(
+        f"{arguments.pictures:,} pictures, {size / 1e6:,.0f} MB; converter with {workers} workers, best of "
+        f"{arguments.rounds} rounds, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n\n"
+        "| program | MB/s | of tar's speed | processor s/GB |\n| --- | --- | --- | --- |"
+    )
     for name, (seconds, processor) in best.items():
         label = "tar" if name == "tar" else f"converter, --check_images {name}"
-        print(
-            f"{label:<32} {size / seconds / 1e6:6.0f} MB/s, {best['tar'][0] / seconds:.2f} of tar's speed; "
-            f"processors {processor / size * 1e9:.2f} s/GB"
-        )
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        speed = f"{size / seconds / 1e6:.0f} | {best['tar'][0] / seconds:.2f}"
+        print(f"| {label} | {speed} | {processor / size * 1e9:.2f} |")
 
 
 if __name__ == "__main__":

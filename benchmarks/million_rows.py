@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -143,16 +144,18 @@ def main() -> None:
     arguments = parser.parse_args()
     source, shards = arguments.output_dir / "MMEB-train", arguments.output_dir / "shards"
     rows = write_source(source, arguments.rows)
-    print(f"{source}: {sum(rows.values())} rows in {len(rows)} subsets")
+    print(f"{source}: {sum(rows.values()):,} rows in {len(rows)} subsets")
     if arguments.source_only:
         return
+    shutil.rmtree(shards, ignore_errors=True)  # the converter would find its work done
+    print("\n| program | s | processor s | peak MB |\n| --- | --- | --- | --- |")
     convert = ["data_prep.convert", "--dataset_name", str(source), "--subset_name", "all", "--output_dir", str(shards)]
-    for name, program in (("convert", convert), ("verify", ["data_prep.verify", str(shards)])):
+    for program in (convert, ["data_prep.verify", str(shards)]):
         seconds, processor, megabytes = measure([sys.executable, "-m", *program])
-        print(f"{name:<8}{seconds:7.1f} s, of processors {processor:.1f} s, peak {megabytes:.0f} MB", flush=True)
-    size = sum(path.stat().st_size for path in shards.rglob("*.tar"))
-    load = os.getloadavg()[1]
-    print(f"{len(list(shards.rglob('*.tar')))} tars, {size / 1e6:,.0f} MB, {os.cpu_count()} cores, load {load:.1f}")
+        print(f"| {program[0]} | {seconds:.0f} | {processor:.0f} | {megabytes:.0f} |", flush=True)
+    tars = list(shards.rglob("*.tar"))
+    size = sum(path.stat().st_size for path in tars)
+    print(f"\n{len(tars)} tars, {size / 1e6:,.0f} MB, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}.")
 
 
 if __name__ == "__main__":

@@ -60,13 +60,9 @@ def train(
         except DamagedItemsError:
             bad_samples.replace(batches, monitor, header.step)
             continue
-        learning_rate = engine.get_lr()[0]
         heartbeat.mark("optimizer step")
         with clock.part(OPTIMIZER):
-            engine.step()
-            if temperature is not None:
-                # On the schedule of the other parameters.
-                temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
+            learning_rate = update(engine, arguments, temperature)
         with heartbeat.pause("profile"):
             profiles.after(header.step + 1)
         meter.add(header, output)
@@ -75,14 +71,12 @@ def train(
         is_last = done == arguments.max_steps
         if is_last or done % arguments.logging_steps == 0:
             figures = meter.report()
-            figures.values.update(
-                {
-                    "learning_rate": learning_rate,
-                    "gradient_norm": float(engine.get_global_grad_norm()),
-                    "epoch": float(header.epoch),
-                    "bad_samples": float(len(bad_samples)),
-                    "temperature": float(temperature.value) if temperature is not None else arguments.temperature,
-                }
+            figures.values["learning_rate"] = learning_rate
+            figures.values["gradient_norm"] = float(engine.get_global_grad_norm())
+            figures.values["epoch"] = float(header.epoch)
+            figures.values["bad_samples"] = float(len(bad_samples))
+            figures.values["temperature"] = (
+                float(temperature.value) if temperature is not None else arguments.temperature
             )
             monitor.figures(done, figures)
         with heartbeat.pause(EVALUATION), clock.part(EVALUATION):
@@ -93,6 +87,16 @@ def train(
                 if is_best and checkpoint is not None:
                     evaluation.keep(checkpoint)
     return True
+
+
+def update(engine: Any, arguments: TrainingArguments, temperature: LearnedTemperature | None) -> float:
+    """Steps the optimizers; returns the learning rate of the step."""
+    learning_rate: float = engine.get_lr()[0]
+    engine.step()
+    if temperature is not None:
+        # On the schedule of the other parameters.
+        temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
+    return learning_rate
 
 
 def save(
