@@ -89,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     names = options.suites or [name for name, suite in SUITES.items() if not suite.is_long]
     start = time.monotonic()
-    found = sections(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.exists() else {}
     for name in names:
-        found[name] = run(SUITES[name])
-        DOCUMENT.write_text(compose(found), encoding="utf-8")
+        section = run(SUITES[name])
+        # Read only now: another run may have written in the meantime.
+        found = sections(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.exists() else {}
+        DOCUMENT.write_text(compose({**found, name: section}), encoding="utf-8")
     print(f"{len(names)} suites in {(time.monotonic() - start) / 60:.0f} minutes; {DOCUMENT}")
 
 

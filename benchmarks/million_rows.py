@@ -1,18 +1,19 @@
 """Converts and verifies a synthetic data set of MMEB-train's layout and proportions, a million rows by default.
 
-    python -m benchmarks.million_rows OUT [--rows 1000000] [--source_only]
+    python -m benchmarks.million_rows [OUT] [--rows 1000000] [--source_only]
 
-writes OUT/MMEB-train: the 20 subsets' tables and a few hundred tiny pictures a subset, which the rows share. It is made
-of nothing but noise; what it measures is everything that grows with the number of rows. The shards go to OUT/shards.
+writes MMEB-train to OUT or a temporary folder: the 20 subsets' tables and a few hundred tiny pictures a subset, which
+the rows share. It is made of nothing but noise; what it measures is everything that grows with the number of rows. The
+shards go beside it.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -138,16 +139,28 @@ def _proportional_megabytes(pid: int) -> float:
 def main() -> None:
     """Parses the command line, writes the source, measures."""
     parser = Parser(prog="python -m benchmarks.million_rows", description="Convert and verify a large data set.")
-    parser.add_argument("output_dir", type=Path, help="gets the folders MMEB-train and shards")
+    parser.add_argument(
+        "output_dir",
+        type=Path,
+        nargs="?",
+        help="keeps the folders MMEB-train and shards (default: nothing is kept)",
+    )
     parser.add_argument("--rows", type=positive, default=ROWS, help="in all subsets together (default %(default)s)")
     parser.add_argument("--source_only", action="store_true", help="write MMEB-train, measure nothing")
     arguments = parser.parse_args()
-    source, shards = arguments.output_dir / "MMEB-train", arguments.output_dir / "shards"
-    rows = write_source(source, arguments.rows)
-    print(f"{source}: {sum(rows.values()):,} rows in {len(rows)} subsets")
-    if arguments.source_only:
+    if arguments.source_only and arguments.output_dir is None:
+        parser.error("--source_only needs an output_dir, or nothing would be kept")
+    with tempfile.TemporaryDirectory() as folder:
+        run(arguments.output_dir or Path(folder), arguments.rows, arguments.source_only)
+
+
+def run(output_dir: Path, num_rows: int, source_only: bool) -> None:
+    """Writes the source and measures both programs on it."""
+    source, shards = output_dir / "MMEB-train", output_dir / "shards"
+    rows = write_source(source, num_rows)
+    print(f"{sum(rows.values()):,} rows in {len(rows)} subsets")
+    if source_only:
         return
-    shutil.rmtree(shards, ignore_errors=True)  # the converter would find its work done
     print("\n| program | s | processor s | peak MB |\n| --- | --- | --- | --- |")
     convert = ["data_prep.convert", "--dataset_name", str(source), "--subset_name", "all", "--output_dir", str(shards)]
     for program in (convert, ["data_prep.verify", str(shards)]):

@@ -87,7 +87,7 @@ SUITES = {
     ),
     "million_rows": Suite(
         "A million rows converted and verified",
-        "benchmarks.million_rows demo/million_rows",
+        "benchmarks.million_rows",
         "The 20 subsets in MMEB-train's proportions, tiny pictures that rows reuse, every picture decoded. Memory is "
         "that of the program and its workers together.",
         limit_seconds=3600,
