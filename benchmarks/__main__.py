@@ -30,7 +30,6 @@ Written by `make bench`; do not edit. Only figures that a command in this reposi
 the same run. Times on a shared machine are noisy; ratios within a run are what counts.
 """
 _PACKAGES = ("torch", "deepspeed", "transformers")
-# DeepSpeed logs to standard output.
 _LOG_LINE = re.compile(r"^\[\d{4}-\d\d-\d\d [^]]*\] \[[A-Z]+\] .*\n", re.MULTILINE)
 _SECTION = re.compile(r"<!-- suite: (\w+) -->\n(.*?)(?=<!-- suite: |\Z)", re.DOTALL)
 
@@ -66,7 +65,12 @@ def run(suite: Suite) -> str:
         raise SystemExit(f"{command}: {error}") from error
     seconds = time.monotonic() - start
     print(done.stdout, flush=True)
-    return f"`{command}` ({machine()}; {seconds:.0f} s)\n\n{suite.text}\n\n{_LOG_LINE.sub('', done.stdout).strip()}\n"
+    return f"`{command}` ({machine()}; {seconds:.0f} s)\n\n{suite.text}\n\n{without_log_lines(done.stdout)}\n"
+
+
+def without_log_lines(output: str) -> str:
+    """What a program printed, but for DeepSpeed's log, which goes to standard output too."""
+    return _LOG_LINE.sub("", output).strip()
 
 
 def sections(document: str) -> dict[str, str]:

@@ -33,7 +33,8 @@ def run(root: Path) -> None:
         *("--image_dir", str(root / "full/images"), "--encode_output_path", str(root / "scores")),
     ]
     print("| after, s | own memory, MB | mapped from files, MB |\n| --- | --- | --- |", flush=True)
-    process = subprocess.Popen(command, stdout=sys.stderr)
+    with open(root / "output.txt", "w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output)
     peak, last_line = 0.0, start
     while process.poll() is None:
         time.sleep(0.5)
@@ -42,9 +43,12 @@ def run(root: Path) -> None:
         if time.perf_counter() - last_line >= _SECONDS_BETWEEN_LINES:
             last_line = time.perf_counter()
             print(f"| {last_line - start:.0f} | {own:.0f} | {mapped:.0f} |", flush=True)
-    print(f"\n{time.perf_counter() - start:.0f} s from start to written scores, peak {peak:.0f} MB of own memory.")
+    seconds = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(process.returncode)
+    lines = (root / "output.txt").read_text(encoding="utf-8").splitlines()
+    print(f"\n{next(line for line in lines if 'unique items' in line)}.")
+    print(f"{seconds:.0f} s from start to written scores, peak {peak:.0f} MB of own memory.")
 
 
 def _memory(pid: int) -> tuple[float, float]:

@@ -64,17 +64,16 @@ SUITES = {
     "evaluation": Suite(
         "Scoring the miniature, beside the original's loop",
         "benchmarks.evaluation",
-        "One process without its workers, the same model, medians of three alternating rounds. CPU seconds count the "
-        "workers. The loop's time is that of reading pictures and encoding; beside it stand the same part of "
-        "`eval.mmeb` and more of it, to the whole program, which also reads the datasets, loads the model, ranks and "
-        "writes.",
+        "One rank and its decoding workers, whose CPU seconds count; medians of three alternating rounds. The loop's "
+        "time is that of reading pictures and encoding; beside it stand the same part of `eval.mmeb` and more of it, "
+        "to the whole program, which also reads the datasets, loads the model, ranks and writes.",
         limit_seconds=1200,
     ),
     "evaluation_size": Suite(
         "An evaluation of MMEB-eval's size",
         "benchmarks.evaluation_size",
-        "36 datasets of 1,000 queries, 29.5 million candidates, 91,532 distinct items, 400 pictures under different "
-        "texts, the miniature's model. Memory is that of the program without its two decoding workers.",
+        "MMEB-eval's numbers of queries and candidates, the miniature's pictures under different texts, its model. "
+        "Memory is that of the program without its two decoding workers.",
         limit_seconds=2400,
         is_long=True,
     ),
@@ -103,8 +102,8 @@ SUITES = {
     "kills": Suite(
         "The converter killed and started again",
         "tests.data_prep.kill_trials --trials 20",
-        "SIGKILL at random moments, other numbers of workers after it; the shards are compared with those of an "
-        "undisturbed run byte by byte.",
+        "Two workers; SIGKILL at random moments, to all processes or to the program alone, once or three times. At the "
+        "end the shards are compared with those of an undisturbed run byte by byte.",
         limit_seconds=1800,
         is_long=True,
     ),

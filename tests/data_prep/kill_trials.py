@@ -137,7 +137,7 @@ def main() -> None:
         source = Path(folder) / "mini" / TRAIN_FOLDER
         results = run_trials(source, Path(folder), arguments.trials, arguments.seed)
         shards = len(list((Path(folder) / "undisturbed").rglob("*.tar")))
-    print("| trial | killed | when so many shards of " + str(shards) + " were committed | shards at the end |")
+    print(f"| trial | killed | when so many shards of {shards} were committed | shards at the end |")
     print("| --- | --- | --- | --- |")
     for number, trial in enumerate(results):
         what = "all processes" if trial.whole_group else "the program only"
