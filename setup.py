@@ -28,6 +28,7 @@ setup(
         "GradCache==0.0.1",
         "tensorboard>=2.18",
         "pillow>=11.0",
+        "pydantic>=2.10",
         "numpy>=2.0",
         "pyarrow>=18.0",
         "safetensors>=0.5",

@@ -16,10 +16,10 @@ from transformers.utils.logging import disable_progress_bar
 from eval.arguments import ModelArguments
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG, read_base_name
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import resolve_folder
-from vlm2vec.phi3_v.processor import read_json
 
 # What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json")

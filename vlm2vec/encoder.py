@@ -19,10 +19,10 @@ from tqdm import tqdm
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
 from vlm2vec.items import EncodeItem, Picture, make_items, plan_batches
+from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG, LoraSettings, add_adapter, load_adapter, read_base_name
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
 from vlm2vec.phi3_v.checkpoint import resolve_folder
-from vlm2vec.phi3_v.processor import read_json
 
 # Padded tokens of a batch of `encode`: about 20 pictures of 4 crops on an accelerator.
 DEFAULT_BATCH_TOKENS = 16_384

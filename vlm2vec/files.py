@@ -1,4 +1,4 @@
-"""Files that appear under their final name only when they are complete and on disk."""
+"""Files that appear under their final name only when they are complete and on disk; Git LFS pointers told apart."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlm2vec.errors import InputError
+
 _BLOCK_BYTES = 1 << 20
 TEMPORARY_PREFIX = ".tmp-"
+# The second is the name of Git LFS before its first release; its pointers are still valid.
+_LFS_STARTS = (b"version https://git-lfs.github.com/spec/v", b"version https://hawser.github.com/spec/v")
+# So many bytes of a file are enough for `is_lfs_pointer`.
+LFS_START_BYTES = max(len(start) for start in _LFS_STARTS)
+LFS_REMEDY = (
+    "a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in the clone, or download the "
+    "repository with huggingface_hub (`hf download REPOSITORY`; for data with `--repo-type dataset`)"
+)
 
 
 @contextmanager
@@ -51,6 +61,30 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file is what `git clone` leaves in the place of a large file where Git LFS is not installed.
+
+    Args:
+        start: The file's first `LFS_START_BYTES` bytes or more.
+    """
+    return start.startswith(_LFS_STARTS)
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Looks at a file's first bytes; a file that cannot be opened is left to whoever reads it.
+
+    Raises:
+        InputError: The file is a Git LFS pointer; the message says how to get the file itself.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(LFS_START_BYTES)
+    except OSError:
+        return
+    if is_lfs_pointer(start):
+        raise InputError(f"{path}: {LFS_REMEDY}")
 
 
 def apply_umask(folder: Path) -> None:

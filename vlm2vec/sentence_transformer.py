@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from vlm2vec.encoder import SETTINGS_FILE, VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.items import Picture, make_items
+from vlm2vec.json_files import read_json
 from vlm2vec.phi3_v import collate_items
-from vlm2vec.phi3_v.processor import read_json
 
 # What `SentenceTransformer(..., model_kwargs=..., processor_kwargs=...)` may carry.
 _MODEL_OPTIONS = frozenset({"dtype", "torch_dtype", "attn_implementation"})

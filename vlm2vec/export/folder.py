@@ -25,10 +25,10 @@ from vlm2vec.export.scores import read_scores
 from vlm2vec.export.shards import parse_size, write_file, write_shards
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
+from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
-from vlm2vec.phi3_v.processor import read_json
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from vlm2vec.errors import InputError
+from vlm2vec.json_files import read_json, write_json
 from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
 
@@ -107,7 +107,7 @@ class Phi3VProcessor:
             "processor_class": "Phi3VProcessor",
         }
         self.tokenizer.save_pretrained(str(folder))
-        (Path(folder) / _PREPROCESSOR_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(folder) / _PREPROCESSOR_FILE, settings)
 
     def num_image_tokens(self, width: int, height: int) -> int:
         """Tokens of a picture of this size (pixels), without decoding it."""
@@ -208,21 +208,6 @@ def collate_items(items: Sequence[ProcessedItem], pad_token_id: int) -> dict[str
         "pixel_values": torch.cat(pixels) if pixels else None,
         "image_sizes": torch.cat(sizes) if sizes else None,
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: missing, unreadable, or not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return content
 
 
 def _crop_and_patch_size(folder: Path, settings: dict[str, Any]) -> tuple[int, int]:

@@ -1,0 +1,93 @@
+"""`vlm2vec_config.json` and the checks of JSON files in general."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlm2vec.errors import InputError
+from vlm2vec.files import is_lfs_pointer, refuse_lfs_pointer
+from vlm2vec.json_files import read_json
+from vlm2vec.model_settings import SETTINGS_FILE, ModelSettings
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    settings = ModelSettings(max_len=None, normalize=False, num_crops=9)
+    settings.write(tmp_path)
+    again = ModelSettings.read(tmp_path)
+    assert again == settings
+    assert again.stored == {"max_len": None, "pooling": "last", "normalize": False, "num_crops": 9}
+
+
+def test_a_folder_without_the_file_has_the_defaults(tmp_path: Path) -> None:
+    assert ModelSettings.read(None, tmp_path) == ModelSettings(max_len=256, pooling="last", normalize=True)
+    assert ModelSettings.read(tmp_path).stored == {}
+
+
+def test_the_first_folder_with_the_file_decides(tmp_path: Path) -> None:
+    for name, max_len in (("adapter", 16), ("base", 32)):
+        (tmp_path / name).mkdir()
+        ModelSettings(max_len=max_len).write(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    assert ModelSettings.read(tmp_path / "adapter", tmp_path / "base").max_len == 16
+    assert ModelSettings.read(tmp_path / "empty", tmp_path / "base").max_len == 32
+
+
+def test_explicit_arguments_win_and_differences_are_told(tmp_path: Path) -> None:
+    (tmp_path / SETTINGS_FILE).write_text('{"max_len": 16}')
+    used, lines = ModelSettings.read(tmp_path).with_arguments(max_len=64, normalize=False)
+    assert (used.max_len, used.normalize) == (64, False)
+    assert lines == ["max_len is 64, but the model was saved with max_len 16; its vectors will differ"]
+    assert ModelSettings.read(tmp_path).with_arguments(max_len=16)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"max_len": 0}', "max_len is 0; "),
+        ('{"max_len": -5}', "max_len is -5; "),
+        ('{"max_len": 1e12}', "max_len is 1000000000000.0; "),
+        ('{"max_len": 1000000000000}', "max_len is 1000000000000; "),
+        ('{"max_len": "16"}', 'max_len is "16"; '),
+        ('{"max_len": true}', "max_len is true; "),
+        ('{"max_len": [16]}', "max_len is [16]; "),
+        ('{"pooling": "mean"}', 'pooling is "mean"; '),
+        ('{"normalize": 1}', "normalize is 1; "),
+        ('{"num_crops": 1e9}', "num_crops is 1000000000.0; "),
+        ('{"max_length": 16}', "max_length is not a setting that this version knows"),
+        ("[16]", "expected a JSON object, not [16]"),
+        ("", "cannot be read as JSON"),
+        ('{"max_len": NaN}', "NaN is not a number in JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        (LFS_POINTER.decode(), "a Git LFS pointer, not the file itself"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / SETTINGS_FILE).write_text(content)
+    with pytest.raises(InputError) as refusal:
+        ModelSettings.read(tmp_path)
+    message = str(refusal.value)
+    assert message.startswith(f"{tmp_path / SETTINGS_FILE}: ")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(InputError, match=r"a\.json: cannot be read as JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_lfs_pointers(tmp_path: Path) -> None:
+    assert is_lfs_pointer(LFS_POINTER)
+    assert is_lfs_pointer(LFS_POINTER.replace(b"git-lfs.github", b"hawser.github"))
+    assert not is_lfs_pointer(b"version 2 of a text")
+    (tmp_path / "a.zip").write_bytes(LFS_POINTER)
+    (tmp_path / "b.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(InputError, match=r"a\.zip: a Git LFS pointer.*git lfs pull"):
+        refuse_lfs_pointer(tmp_path / "a.zip")
+    refuse_lfs_pointer(tmp_path / "b.zip")
+    refuse_lfs_pointer(tmp_path / "absent.zip")

@@ -1,0 +1,89 @@
+"""JSON files that others may have written: read with their size, encoding, types and bounds checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm2vec.errors import InputError
+from vlm2vec.files import LFS_REMEDY, is_lfs_pointer
+
+# No configuration comes near; a larger file is something else and is not parsed.
+MAX_JSON_BYTES = 1 << 26
+_SHOWN_CHARACTERS = 60
+
+
+class StrictModel(BaseModel):
+    """A schema whose fields are taken as they are: no string is read as a number, no number as a bool."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: Missing, unreadable, a Git LFS pointer, not UTF-8, or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(f"{path}: more than {MAX_JSON_BYTES >> 20} MiB; not a configuration file")
+        data = path.read_bytes()
+        if is_lfs_pointer(data):
+            raise InputError(f"{path}: {LFS_REMEDY}")
+        content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, not {shorten(content)}")
+    return content
+
+
+def checked(schema: type[Schema], content: dict[str, Any], path: Path) -> Schema:
+    """The content of a JSON file as a schema has it.
+
+    Args:
+        schema: What is expected.
+        content: See `read_json`.
+        path: The file, for messages.
+
+    Raises:
+        InputError: A field is missing, or has another type or a value out of bounds; the message names file and field.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error)}") from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file as people read it."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def shorten(value: object) -> str:
+    """A value for a message, in one short line."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first of the problems that pydantic found, in one line."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a setting that this version knows; it may have been written by a newer one"
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{field} is {shorten(problem['input'])}; {message}"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
