@@ -16,8 +16,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["vlm2vec", "vlm2vec.*"]),
-    package_data={"vlm2vec": ["py.typed", "export/card_template.md"]},
+    packages=find_packages(include=["vlm2vec", "vlm2vec.*", "data_prep", "data_prep.*", "eval", "eval.*"]),
+    package_data={"vlm2vec": ["py.typed", "export/card_template.md"], "eval": ["templates/*.j2"]},
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.2",
@@ -53,6 +53,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "filelock",
+            "setuptools>=70.1",  # builds the wheel that a test installs
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",
