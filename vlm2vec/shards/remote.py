@@ -17,7 +17,7 @@ from vlm2vec.errors import InputError
 
 _ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.5  # doubled from one attempt to the next: a store may be away for 7 seconds
-# At 25 ms a request, 16 at a time bring 590 photographs a second (facts/data.md).
+# At 25 ms a request, 16 at a time bring 590 photographs a second.
 _REQUESTS_AT_A_TIME = 16
 _LOCKS = 256
 # The folder is looked through whenever a process has added this part of what it may hold.
