@@ -10,10 +10,12 @@ from typing import Any
 
 from data_prep.pictures import CheckedPictures, PictureSource, UnusableImageError
 from data_prep.source import SourceTable
+from vlm2vec.errors import InputError
 from vlm2vec.files import sha256_of
+from vlm2vec.item_rules import check_item, says_nothing
 from vlm2vec.shards.manifest import ShardRecord
-from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, shard_name
-from vlm2vec.shards.writer import UNUSABLE_IMAGES, ShardWriter, StoredItem
+from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_name
+from vlm2vec.shards.writer import UNUSABLE_IMAGES, UNUSABLE_ROWS, ShardWriter, StoredItem
 
 # The columns of each side: text, path of the picture.
 SIDE_COLUMNS = {
@@ -58,10 +60,20 @@ class ShardResult:
     Attributes:
         record: what the manifest says about it.
         unusable_images: each picture that rows were left out for: its path, the problem, the reason, the first row.
+        unusable_rows: each row that no model can be trained on: its key and number, the side, the reason.
     """
 
     record: ShardRecord
     unusable_images: tuple[dict[str, Any], ...]
+    unusable_rows: tuple[dict[str, Any], ...]
+
+
+class UnusableItemError(Exception):
+    """One side of a row that no processor can encode, or that says nothing."""
+
+    def __init__(self, side: str, error: InputError) -> None:
+        super().__init__(str(error))
+        self.side = side
 
 
 def make_shard(task: ShardTask) -> ShardResult:
@@ -70,7 +82,7 @@ def make_shard(task: ShardTask) -> ShardResult:
 
 
 def write_shard(task: ShardTask) -> ShardResult:
-    """Writes one shard; it appears complete or not at all. A row with a picture that cannot be used is left out.
+    """Writes one shard; it appears complete or not at all. A row that cannot be trained on is left out and noted.
 
     Raises:
         InputError: the table is damaged.
@@ -78,12 +90,9 @@ def write_shard(task: ShardTask) -> ShardResult:
     pictures = CheckedPictures(PictureSource(task.image_dir, task.subset), task.check_images)
     skipped: Counter[str] = Counter()
     unusable: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
         for row, record in task.table.rows(*task.rows):
-            empty = _empty_side(record)
-            if empty:
-                skipped[f"empty {empty}"] += 1
-                continue
             try:
                 shard.add(row, _sides(record, pictures))
             except UnusableImageError as error:
@@ -91,7 +100,12 @@ def write_shard(task: ShardTask) -> ShardResult:
                 unusable.setdefault(
                     error.path, {"path": error.path, "problem": error.problem, "reason": str(error), "row": row}
                 )
-        return ShardResult(shard.commit(task.rows, skipped, list(unusable.values())), tuple(unusable.values()))
+            except UnusableItemError as error:
+                skipped[f"unusable {error.side}"] += 1
+                key = sample_key(task.subset, row)
+                rows.append({"key": key, "row": row, "side": error.side, "reason": str(error)})
+        committed = shard.commit(task.rows, skipped, list(unusable.values()), rows)
+        return ShardResult(committed, tuple(unusable.values()), tuple(rows))
 
 
 def _committed_shard(task: ShardTask) -> ShardResult | None:
@@ -104,7 +118,7 @@ def _committed_shard(task: ShardTask) -> ShardResult | None:
     try:
         committed_ns = sidecar_path.stat().st_mtime_ns
         sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
-        unusable = sidecar.pop(UNUSABLE_IMAGES)
+        unusable, rows = sidecar.pop(UNUSABLE_IMAGES), sidecar.pop(UNUSABLE_ROWS)
         record = ShardRecord(**{**sidecar, "rows": tuple(sidecar["rows"])})
         same_size = task.stem.with_suffix(".tar").stat().st_size == record.bytes
         same_index = sha256_of(task.stem.with_suffix(".parquet")) == record.index_sha256
@@ -114,7 +128,7 @@ def _committed_shard(task: ShardTask) -> ShardResult | None:
         return None
     if any(_changed_since(committed_ns, task.image_dir / path) for path in _image_paths(task)):
         return None
-    return ShardResult(record, ())
+    return ShardResult(record, (), tuple(rows))
 
 
 def _image_paths(task: ShardTask) -> set[str]:
@@ -130,19 +144,17 @@ def _changed_since(time_ns: int, path: Path) -> bool:
         return False
 
 
-def _empty_side(record: dict[str, str]) -> str | None:
-    """Rows without a query or without a target cannot be trained on (the original puts a dummy text in their place)."""
-    for side in (QUERY, POSITIVE):
-        text, path = (record[column] for column in SIDE_COLUMNS[side])
-        if not text.strip() and not path:
-            return side
-    return None
-
-
 def _sides(record: dict[str, str], pictures: CheckedPictures) -> dict[str, StoredItem]:
+    """The row's sides; a query or target must be there (the original puts a dummy text in the place of nothing)."""
     sides: dict[str, StoredItem] = {}
     for side, columns in SIDE_COLUMNS.items():
         text, path = (record.get(column, "") for column in columns)
-        if side != NEGATIVE or text.strip() or path:
-            sides[side] = StoredItem(text, pictures.load(path) if path else None)
+        if side == NEGATIVE and not path and says_nothing(text):
+            continue
+        image = pictures.load(path) if path else None
+        try:
+            check_item(text, (image.header.width, image.header.height) if image else None)
+        except InputError as error:
+            raise UnusableItemError(side, error) from error
+        sides[side] = StoredItem(text, image)
     return sides

@@ -27,7 +27,7 @@ from data_prep.download import download
 from data_prep.pictures import CHECKS
 from data_prep.plan import PLAN_NAME, Options, Plan, make_plan, write_plan
 from data_prep.processes import available_cores, run_tasks
-from data_prep.report import Report, make_report
+from data_prep.report import Report, SubsetReport, make_report
 from data_prep.report_table import show_report
 from data_prep.source import ALL_SUBSETS
 from vlm2vec.errors import InputError, run_program
@@ -75,8 +75,8 @@ def convert(
         max_rows: at most so many rows of each subset, the first ones (the original's --num_sample_per_subset).
         rows_per_shard: source rows per shard.
         check_images: "decode", "header" or "none".
-        max_missing: up to so many missing or unreadable pictures, the rows that name them are left out; with more,
-            no manifest is written, and once they are there, the same call completes the shards.
+        max_missing: at most this many missing or unreadable images and unusable rows are left out; with more, no
+            manifest is written. Once the images are there, the same call completes the shards.
         num_workers: processes; 0 converts in this one.
 
     Raises:
@@ -95,11 +95,11 @@ def convert(
             shards = _make_shards(plan, num_workers)
             report = make_report(output_dir, shards)
             report.write(output_dir)
-            for name, subset in report.subsets.items():
-                if subset.samples == 0 and not subset.unusable_images:
-                    raise InputError(f"{dataset_dir / name}: no usable row (skipped: {subset.skipped or 'none'})")
-            if report.total.unusable_images > max_missing:
+            if report.total.unusable > max_missing:
                 return Conversion(report, None)
+            for name, subset in report.subsets.items():
+                if subset.samples == 0:
+                    raise InputError(f"{dataset_dir / name}: no usable row (left out: {subset.skipped or 'none'})")
             manifest = _manifest(plan, shards)
             manifest.write(output_dir)
         except OSError as error:
@@ -195,12 +195,28 @@ def _parser() -> argparse.ArgumentParser:
         help="decode every picture (default: finds half ones), open it, or only take its size from its first bytes",
     )
     parser.add_argument(
-        "--max_missing", type=not_negative, default=0, help="so many missing or unreadable pictures pass (default 0)"
+        "--max_missing",
+        type=not_negative,
+        default=0,
+        help="leave out at most this many missing or unreadable images and unusable rows (default 0)",
     )
     parser.add_argument(
         "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
     )
     return parser
+
+
+def _not_complete(output_dir: Path, total: SubsetReport, max_missing: int) -> str:
+    counts = (
+        (total.unusable_images, "missing or unreadable images", "once they are there, the same command completes it"),
+        (total.unusable_rows, "unusable rows", "mend the table and convert into a new folder"),
+    )
+    found = " and ".join(f"{count} {what}" for count, what, _ in counts if count)
+    remedies = "; ".join(f"{what}: {remedy}" for count, what, remedy in counts if count)
+    return (
+        f"{output_dir}: not complete: {found}, more than --max_missing {max_missing}; {remedies}; "
+        f"--max_missing {total.unusable} leaves them out"
+    )
 
 
 def main() -> int:
@@ -221,11 +237,7 @@ def main() -> int:
     )
     show_report(conversion.report)
     if conversion.manifest is None:
-        print(
-            f"{arguments.output_dir}: not complete: {conversion.report.total.unusable_images} missing or unreadable "
-            f"images, more than --max_missing {arguments.max_missing}; once they are there, the same command "
-            "completes the shards"
-        )
+        print(_not_complete(arguments.output_dir, conversion.report.total, arguments.max_missing))
         return EXIT_INCOMPLETE
     print(f"{arguments.output_dir}: complete, fingerprint {conversion.manifest.fingerprint}")
     return 0

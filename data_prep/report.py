@@ -36,7 +36,9 @@ class SubsetReport:
         distinct_pairs: different (query, positive), by text and picture bytes.
         missing_images: different paths at which there is no picture.
         unreadable_images: different paths at which there is one that cannot be used (damaged, or not allowed).
-        first_missing, first_unreadable: the first of these with the reason.
+        unusable_rows: rows that no model can be trained on (tags, shape, nothing in them).
+        first_missing, first_unreadable: the first of these images with the reason.
+        first_unusable: the first of these rows: key, side and reason.
     """
 
     rows: int
@@ -50,13 +52,20 @@ class SubsetReport:
     distinct_pairs: int
     missing_images: int
     unreadable_images: int
+    unusable_rows: int
     first_missing: list[str]
     first_unreadable: list[str]
+    first_unusable: list[str]
 
     @property
     def unusable_images(self) -> int:
-        """What --max_missing limits."""
+        """Images that rows were left out for."""
         return self.missing_images + self.unreadable_images
+
+    @property
+    def unusable(self) -> int:
+        """What --max_missing limits: images and rows."""
+        return self.unusable_images + self.unusable_rows
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,9 @@ def _subset_report(
     ordered = sorted(unusable.values(), key=lambda image: image["row"])
     missing = [image["path"] for image in ordered if image["problem"] == MISSING]
     unreadable = [f"{image['problem']}: {image['reason']}" for image in ordered if image["problem"] != MISSING]
+    unusable_rows = [
+        f"{row['key']} ({row['side']}): {row['reason']}" for result in results for row in result.unusable_rows
+    ]
     return SubsetReport(
         rows=sum(end - first for first, end in (record.rows for record in records)),
         samples=len(pairs),
@@ -105,8 +117,10 @@ def _subset_report(
         distinct_pairs=len(np.unique(pairs)),
         missing_images=len(missing),
         unreadable_images=len(unreadable),
+        unusable_rows=len(unusable_rows),
         first_missing=missing[:FIRST_NAMES],
         first_unreadable=unreadable[:FIRST_NAMES],
+        first_unusable=unusable_rows[:FIRST_NAMES],
     )
 
 
@@ -131,7 +145,8 @@ def _total(
     for subset in subsets:
         for reason, count in subset.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
-    sums = ("rows", "samples", "shards", "bytes", "images", "image_bytes", "missing_images", "unreadable_images")
+    sums = ("rows", "samples", "shards", "bytes", "images", "image_bytes")
+    sums += ("missing_images", "unreadable_images", "unusable_rows")
     return SubsetReport(
         **{name: sum(getattr(subset, name) for subset in subsets) for name in sums},
         skipped=dict(sorted(skipped.items())),
@@ -139,4 +154,5 @@ def _total(
         distinct_pairs=len(np.unique(pairs)),
         first_missing=[name for subset in subsets for name in subset.first_missing][:FIRST_NAMES],
         first_unreadable=[name for subset in subsets for name in subset.first_unreadable][:FIRST_NAMES],
+        first_unusable=[name for subset in subsets for name in subset.first_unusable][:FIRST_NAMES],
     )

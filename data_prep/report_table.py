@@ -22,13 +22,25 @@ def show_report(report: Report) -> None:
     for name, subset in report.subsets.items():
         for reason, count in subset.skipped.items():
             console.print(f"{name}: {count} rows left out: {reason}", markup=False, highlight=False)
-        _show_names(console, name, "missing", subset.missing_images, subset.first_missing)
-        _show_names(console, name, "unreadable", subset.unreadable_images, subset.first_unreadable)
+        _show_names(console, name, "missing images", subset.missing_images, subset.first_missing)
+        _show_names(console, name, "unreadable images", subset.unreadable_images, subset.first_unreadable)
+        _show_names(console, name, "unusable rows", subset.unusable_rows, subset.first_unusable)
 
 
 def _table(report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs", "missing", "unreadable")
+    columns = (
+        "rows",
+        "left out",
+        "shards",
+        "MB",
+        "images",
+        "distinct",
+        "repeated\npairs",
+        "missing",
+        "unreadable",
+        "unusable\nrows",
+    )
     table.add_column("subset", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -50,6 +62,7 @@ def _cells(subset: SubsetReport) -> list[str]:
         f"{subset.samples - subset.distinct_pairs:,}",
         _alarming(subset.missing_images),
         _alarming(subset.unreadable_images),
+        _alarming(subset.unusable_rows),
     ]
 
 
@@ -60,7 +73,7 @@ def _alarming(count: int) -> str:
 def _show_names(console: Console, subset: str, kind: str, count: int, names: Sequence[str]) -> None:
     if not count:
         return
-    console.print(f"{subset}: {count:,} {kind} images:", markup=False, highlight=False)
+    console.print(f"{subset}: {count:,} {kind}:", markup=False, highlight=False)
     for name in names:
         console.print(f"  {name}", markup=False, highlight=False, soft_wrap=True)
     if count > len(names):

@@ -25,7 +25,7 @@ from vlm2vec.shards.schema import (
     fast_hash,
     sample_key,
 )
-from vlm2vec.shards.writer import UNUSABLE_IMAGES
+from vlm2vec.shards.writer import UNUSABLE_IMAGES, UNUSABLE_ROWS
 
 _READ_BYTES = 1 << 20
 
@@ -66,6 +66,7 @@ def _sidecar_problems(check: ShardCheck) -> Iterator[str]:
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         sidecar.pop(UNUSABLE_IMAGES)
+        sidecar.pop(UNUSABLE_ROWS, None)  # earlier versions had none
         same = sidecar == json.loads(json.dumps(asdict(check.record)))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         yield f"{path}: cannot read it ({type(error).__name__})"

@@ -105,7 +105,7 @@ def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, processor):
 def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, processor):
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("what?", ["x"], "a.png")])
-    with pytest.raises(InputError, match=r"row 1: an item with 1 picture\(s\) has no image tag"):
+    with pytest.raises(InputError, match=r"row 1: an item with 1 image\(s\) has no image tag"):
         plan_of(tmp_path, read(path)[1], processor)
 
 

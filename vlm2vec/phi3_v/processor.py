@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from vlm2vec.errors import InputError
+from vlm2vec.item_rules import IMAGE_TAG, image_tags
 from vlm2vec.json_files import read_json, write_json
 from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
 
-_TAG = re.compile(r"<\|image_(\d+)\|>")
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
@@ -129,14 +128,8 @@ class Phi3VProcessor:
         if not image_tokens:
             ids: list[int] = self._encoder.encode(text).ids
             return ids[:max_len]
-        tags = [int(number) for number in _TAG.findall(text)]
-        if sorted(tags) != list(range(1, len(image_tokens) + 1)):
-            found = ", ".join(f"<|image_{number}|>" for number in tags) or "no image tag"
-            raise InputError(
-                f"an item with {len(image_tokens)} picture(s) has {found} in its text {_shorten(text)!r}; "
-                "each picture k needs its tag <|image_k|> exactly once"
-            )
-        pieces = [self._encoder.encode(piece).ids for piece in _TAG.split(text)[::2]]
+        tags = image_tags(text, len(image_tokens))
+        pieces = [self._encoder.encode(piece).ids for piece in IMAGE_TAG.split(text)[::2]]
         ids = list(pieces[0])
         for tag, piece in zip(tags, pieces[1:], strict=True):
             ids += [-tag] * image_tokens[tag - 1]
@@ -236,7 +229,3 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None:
         raise InputError(f"{folder}: tokenizer_config.json names no pad_token")
     return tokenizer
-
-
-def _shorten(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[:limit] + "..."

@@ -20,6 +20,8 @@ from vlm2vec.shards.tar import end_of_archive, member
 
 # Where a sidecar lists the pictures that rows were left out for.
 UNUSABLE_IMAGES = "unusable_images"
+# And the rows that no model can be trained on.
+UNUSABLE_ROWS = "unusable_rows"
 # Samples with photographs are larger, and go to the file without being copied here first.
 _BUFFER_BYTES = 1 << 16
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -107,6 +109,7 @@ class ShardWriter:
         rows: tuple[int, int],
         skipped: Mapping[str, int],
         unusable_images: Sequence[Mapping[str, str | int]] = (),
+        unusable_rows: Sequence[Mapping[str, str | int]] = (),
     ) -> ShardRecord:
         """Finishes the shard.
 
@@ -114,6 +117,7 @@ class ShardWriter:
             rows: the range of source rows that it covers.
             skipped: rows of the range that were not added, by reason.
             unusable_images: the pictures that some of them were left out for, noted in the sidecar.
+            unusable_rows: the rows that were left out for what they hold, noted in the sidecar.
         """
         self._write(end_of_archive(self._size))
         self._tar.close()
@@ -130,7 +134,8 @@ class ShardWriter:
             image_bytes=self._image_bytes,
             duplicate_image_bytes=self._duplicate_image_bytes,
         )
-        write_json(self._folder / f"{self._name}.json", {**asdict(record), UNUSABLE_IMAGES: list(unusable_images)})
+        left_out = {UNUSABLE_IMAGES: list(unusable_images), UNUSABLE_ROWS: list(unusable_rows)}
+        write_json(self._folder / f"{self._name}.json", {**asdict(record), **left_out})
         return record
 
     def __exit__(

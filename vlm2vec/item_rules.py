@@ -1,0 +1,79 @@
+"""What an item must be to be encoded, whatever the processor: rules that converter and processors share (no torch)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from vlm2vec.errors import InputError
+
+# How a text names its images: <|image_1|>, <|image_2|>, ...
+IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+
+# Images are resized to a few hundred pixels: of a longer strip too little is left. Qwen2-VL's processor refuses more
+# than this; Phi-3.5-V's loses the short side between 336 (one crop) and 1,344 (four crops).
+MAX_ASPECT_RATIO = 200
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: control, format, separators
+_MAX_TAG_DIGITS = 9  # Python refuses to convert thousands of digits
+_SHOWN_TAGS = 5
+
+
+def check_item(text: str, image_size: tuple[int, int] | None) -> None:
+    """Refuses an item that no processor can encode, or whose vector would say nothing.
+
+    Args:
+        text: the item's text, "" if it has none. An image without text is legal: it gets the default prompt.
+        image_size: (width, height) of its image in pixels; None without an image.
+
+    Raises:
+        InputError: neither text nor image, an image and its tag do not fit together, an image too thin.
+    """
+    if image_size is None:
+        if says_nothing(text):
+            raise InputError(f"the text {shorten(text)!r} says nothing and there is no image" if text else "empty")
+        return
+    check_shape(*image_size)
+    if text:
+        image_tags(text, 1)
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text without an image carries no information: only tags, white space, zero-width characters."""
+    return all(unicodedata.category(character) in _INVISIBLE for character in IMAGE_TAG.sub("", text))
+
+
+def check_shape(width: int, height: int) -> None:
+    """Refuses an image, sizes in pixels, of which one side is more than `MAX_ASPECT_RATIO` times the other.
+
+    Raises:
+        InputError: it is.
+    """
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise InputError(
+            f"an image of {width} x {height} pixels is too thin (at most {MAX_ASPECT_RATIO} to 1); crop it or leave it "
+            "out"
+        )
+
+
+def image_tags(text: str, num_images: int) -> list[int]:
+    """The numbers of a text's image tags in order, for an item with `num_images` images.
+
+    Raises:
+        InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`.
+    """
+    found = IMAGE_TAG.findall(text)
+    numbers = [int(digits) if len(digits) <= _MAX_TAG_DIGITS else 0 for digits in found]
+    if sorted(numbers) != list(range(1, num_images + 1)):
+        shown = ", ".join(f"<|image_{shorten(digits, 12)}|>" for digits in found[:_SHOWN_TAGS]) or "no image tag"
+        more = f" and {len(found) - _SHOWN_TAGS} more" if len(found) > _SHOWN_TAGS else ""
+        raise InputError(
+            f"an item with {num_images} image(s) has {shown}{more} in its text {shorten(text)!r}; "
+            "each image k needs its tag <|image_k|> exactly once"
+        )
+    return numbers
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= limit else text[:limit] + "..."
