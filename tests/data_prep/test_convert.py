@@ -50,6 +50,7 @@ def test_any_picture_path_and_text_come_through_webdataset(dataset: Path, tmp_pa
     for shade, name in enumerate(names):
         (dataset / "images/A/Train" / name).write_bytes(picture(shade))
     texts = ["\u202e reversed", "line\u2028separator", "nul \0", "\U0001f600", "</json>", "a.b", "\t"]
+    texts = [f"<|image_1|>{text}" for text in texts]
     rows = [row(0, qry=text, qry_image_path=f"images/A/Train/{name}") for text, name in zip(texts, names, strict=True)]
     write_rows(dataset, rows)
     converted(dataset, tmp_path / "o")
@@ -86,8 +87,8 @@ def test_empty_sides_are_skipped_and_counted_by_reason(dataset: Path, tmp_path: 
     rows[4] = row(4, pos_text="")
     rows[5] = row(5, qry="")  # a picture alone is a query
     write_rows(dataset, rows)
-    subset = converted(dataset, tmp_path / "o", rows_per_shard=4).subsets["A"]
-    assert subset.skipped == {"empty query": 1, "empty positive": 2}
+    subset = converted(dataset, tmp_path / "o", rows_per_shard=4, max_missing=3).subsets["A"]
+    assert subset.skipped == {"unusable query": 1, "unusable positive": 2}
     assert [shard.num_samples for shard in subset.shards] == [2, 3, 2]
     shards = ShardSet.open(tmp_path / "o")
     assert shards.columns("A")["row"].tolist() == [0, 1, 5, 6, 7, 8, 9]
@@ -102,13 +103,13 @@ def test_negatives_are_kept_where_there_are_any(dataset: Path, tmp_path: Path) -
     shards = ShardSet.open(tmp_path / "o")
     assert [shards.read("A", n).negative for n in range(4)] == [
         Item("wrong", None),
-        Item("wrong", (dataset / path).read_bytes()),
+        Item("<|image_1|> wrong", (dataset / path).read_bytes()),
         Item("", (dataset / path).read_bytes()),
         None,
     ]
 
 
-NEGATIVES = [("wrong", ""), ("wrong", "images/A/Train/1.png"), ("", "images/A/Train/1.png"), ("", "")]
+NEGATIVES = [("wrong", ""), ("<|image_1|> wrong", "images/A/Train/1.png"), ("", "images/A/Train/1.png"), ("", "")]
 
 
 def test_nulls_and_a_column_of_nothing_else_are_empty(dataset: Path, tmp_path: Path) -> None:

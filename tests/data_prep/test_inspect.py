@@ -62,7 +62,10 @@ def test_the_page_stands_alone_and_shows_every_subset(
 
 
 def test_what_data_say_stays_text(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row(0, qry=HOSTILE, pos_text=""), row(1, pos_text=HOSTILE, neg_text=HOSTILE, neg_image_path="")]
+    rows = [
+        row(0, qry=f"<|image_1|>{HOSTILE}", pos_text=""),
+        row(1, pos_text=HOSTILE, neg_text=HOSTILE, neg_image_path=""),
+    ]
     rows[0] |= {"pos_image_path": "images/A/Train/1.png", "neg_text": "", "neg_image_path": ""}
     write_rows(dataset, rows)
     converted(dataset, tmp_path / "o")

@@ -94,7 +94,7 @@ def test_a_stray_tag_is_text(processor: Phi3VProcessor) -> None:
     ],
 )
 def test_tags_that_do_not_fit_are_refused(processor: Phi3VProcessor, text: str, count: int) -> None:
-    with pytest.raises(InputError, match=rf"{count} picture"):
+    with pytest.raises(InputError, match=rf"{count} image"):
         processor(text, [PICTURE] * count)
 
 
