@@ -64,13 +64,13 @@ def radar(axes_labels: Sequence[str], series: Sequence[tuple[Sequence[float], st
         return _svg(figure)
 
 
-def curves(steps: Sequence[int], series: Mapping[str, tuple[Sequence[float | None], str]], chance: float) -> str:
+def curves(steps: Sequence[int], series: Mapping[str, tuple[Sequence[float | None], str]], chance: float | None) -> str:
     """Scores in percent over training steps.
 
     Args:
         steps: rising.
         series: by name the values, one a step, None where not scored, and the colour.
-        chance: the overall score of a blind guess, percent.
+        chance: the overall score of a blind guess, percent; None: not known.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.4))
@@ -78,7 +78,8 @@ def curves(steps: Sequence[int], series: Mapping[str, tuple[Sequence[float | Non
         for name, (values, colour) in series.items():
             points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=2, marker="o", label=name)
-        axes.axhline(chance, color=CHANCE_COLOUR, linewidth=1, linestyle=(0, (3, 3)), label="chance (overall)")
+        if chance is not None:
+            axes.axhline(chance, color=CHANCE_COLOUR, linewidth=1, linestyle=(0, (3, 3)), label="chance (overall)")
         axes.set_xlabel("training step")
         axes.set_ylabel("Precision@1 in %")
         axes.set_ylim(bottom=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,52 +48,56 @@ class Gallery:
 
     Args:
         folder: of the run.
-        image_dir: of the pictures; they are left out where there is no such folder.
+        summary: its `scores.json`.
+        image_dir: of the images; None: where they were when they were scored. Images that are not there are left out.
     """
 
-    def __init__(self, folder: Path, image_dir: Path) -> None:
+    def __init__(self, folder: Path, summary: Mapping[str, Any], image_dir: Path | None) -> None:
         self._folder = folder
-        self._images = ImageFolder(image_dir) if image_dir.is_dir() else None
-        self._thumbnails: dict[str, str] = {}
+        self._summary = summary
+        self._image_dir = image_dir
+        self._thumbnails: dict[tuple[Path, str], str] = {}
         self.num_missing = 0
 
     def worst(self, dataset: str, count: int) -> list[Miss]:
         """The rows of a dataset whose truth ranks lowest, then by how far the chosen candidate is ahead.
 
         Raises:
-            InputError: the run has no predictions.
+            InputError: the run has no predictions, or not those that it scored.
         """
-        table = read_predictions(self._folder, dataset)
+        score = self._summary["datasets"][dataset]
+        table = read_predictions(self._folder, dataset, score)
         ranks = table["rank"].to_numpy()
         top_scores = np.asarray(table["top_score"].combine_chunks().flatten()).reshape(len(ranks), -1)
         ahead = top_scores[:, 0] - table["truth_score"].to_numpy()
         order = np.lexsort((np.arange(len(ranks)), -ahead, -ranks))
-        return [self._miss(table.slice(int(row), 1).to_pylist()[0]) for row in order[:count] if ranks[row] > 1]
+        images = self._image_dir or Path(score.get("image_dir") or self._summary.get("image_dir", ""))
+        return [self._miss(table.slice(int(row), 1).to_pylist()[0], images) for row in order[:count] if ranks[row] > 1]
 
-    def _miss(self, values: dict[str, Any]) -> Miss:
+    def _miss(self, values: dict[str, Any], images: Path) -> Miss:
         sides = (
-            self._side("query", values["query_text"], values["query_image"], None),
-            self._side("chosen", values["top_text"][0], values["top_image"][0], values["top_score"][0]),
-            self._side("truth", values["truth_text"], values["truth_image"], values["truth_score"]),
+            self._side("query", values["query_text"], values["query_image"], None, images),
+            self._side("chosen", values["top_text"][0], values["top_image"][0], values["top_score"][0], images),
+            self._side("truth", values["truth_text"], values["truth_image"], values["truth_score"], images),
         )
         return Miss(values["row"], values["rank"], values["num_candidates"], values["tied"], sides)
 
-    def _side(self, title: str, text: str, image: str, score: float | None) -> Side:
+    def _side(self, title: str, text: str, image: str, score: float | None, images: Path) -> Side:
         text = " ".join(text.split())
         shown = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
-        return Side(title, shown, self._thumbnail(image) if image else "", score)
+        return Side(title, shown, self._thumbnail(images, image) if image else "", score)
 
-    def _thumbnail(self, image: str) -> str:
-        if self._images is None:
-            self.num_missing += 1
-            return ""
-        if image not in self._thumbnails:
+    def _thumbnail(self, images: Path, image: str) -> str:
+        if (images, image) not in self._thumbnails:
+            if not images.is_dir():
+                self.num_missing += 1
+                return ""
             try:
-                self._thumbnails[image] = _data_uri(open_image(self._images.read(image), image))
+                self._thumbnails[images, image] = _data_uri(open_image(ImageFolder(images).read(image), image))
             except InputError:  # moved or changed since the run; the text still tells
                 self.num_missing += 1
                 return ""
-        return self._thumbnails[image]
+        return self._thumbnails[images, image]
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from eval.arguments import DataArguments, ModelArguments, parse_arguments
+from eval.earlier import EMBEDDINGS_FOLDER, earlier_scores, refuse_other
 from eval.model import ModelFolders, describe_model, device_of_rank, load_encoder, resolve_model
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
@@ -26,6 +27,7 @@ from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.datasets import EvalData, read_data
 from vlm2vec.evaluation.encoding import BatchSource, collapse, encode_blocks
 from vlm2vec.evaluation.guards import dataset_warnings
+from vlm2vec.evaluation.identity import data_digests
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import EncodePlan, plan_encoding
 from vlm2vec.evaluation.progress import progress_bar
@@ -34,8 +36,8 @@ from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.image_folder import ImageFolder
 from vlm2vec.mmeb import Benchmark
+from vlm2vec.words import counted
 
-EMBEDDINGS_FOLDER = "embeddings"
 _KEY_DIGITS = 16
 _HASHED_ITEMS = 10_000
 
@@ -47,21 +49,23 @@ class Setup:
     Attributes:
         store: the folder that it has filled.
         folders, model: the model's files and identity.
-        names: the datasets.
+        sources: by dataset, what its rows are and where they come from.
         benchmark: they belong to.
         num_items: distinct items over all of them.
         blocks: those still to be encoded.
         warnings: on the data.
+        adds: whether the output folder holds scores already, of the same model.
     """
 
     store: Path
     folders: ModelFolders
     model: Mapping[str, Any]
-    names: tuple[str, ...]
+    sources: Mapping[str, Mapping[str, str]]
     benchmark: Benchmark | None
     num_items: int
     blocks: tuple[int, ...]
     warnings: tuple[str, ...]
+    adds: bool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,13 +110,28 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
         data_arguments.per_device_eval_batch_size,
     )
     model = describe_model(model_arguments, folders, processor)
+    place = {"dataset_split": data_arguments.dataset_split, "image_dir": str(Path(data_arguments.image_dir).resolve())}
+    sources = {name: {"data": digest, **place} for name, digest in data_digests(data, pictures).items()}
+    earlier = earlier_scores(output, sources)
+    if earlier is not None:
+        about = {"model": model, "strict_original": data_arguments.strict_original}
+        refuse_other(output, earlier, about, sources, data.benchmark)
     store = EvalStore(output / EMBEDDINGS_FOLDER / store_key(model, data, plan, device))
     store.write_data(data, plan)
     warnings += [line for rows in data.datasets for line in dataset_warnings(rows, plan.position, data.benchmark)]
     blocks = tuple(store.missing_blocks(plan))
     _announce(data, plan, blocks, warnings)
-    names = tuple(rows.name for rows in data.datasets)
-    return Setup(store.folder, folders, model, names, data.benchmark, len(plan.order), blocks, tuple(warnings))
+    return Setup(
+        store=store.folder,
+        folders=folders,
+        model=model,
+        sources=sources,
+        benchmark=data.benchmark,
+        num_items=len(plan.order),
+        blocks=blocks,
+        warnings=tuple(warnings),
+        adds=earlier is not None,
+    )
 
 
 def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodePlan, device: torch.device) -> str:
@@ -156,7 +175,7 @@ def encode(
 
 def rank_datasets(ranks: Ranks, setup: Setup, store: EvalStore, strict_original: bool) -> None:
     """Ranks the candidates of every dataset; the ranks share the datasets."""
-    missing = ranks.on_first(lambda: store.missing_predictions(len(setup.names), strict_original))
+    missing = ranks.on_first(lambda: store.missing_predictions(len(setup.sources), strict_original))
     own = missing[ranks.rank :: ranks.size]
     vectors, position, items = store.vectors(), store.plan().position, store.items()
     with progress_bar(len(own), "score", "dataset") as progress:
@@ -175,18 +194,20 @@ def finish(setup: Setup, store: EvalStore, arguments: DataArguments) -> None:
     if collapsed:
         warnings.append(collapsed)
         print(f"warning: {collapsed}", flush=True)
-    parts = {name: store.predictions_file(number, arguments.strict_original) for number, name in enumerate(setup.names)}
+    parts = {
+        name: store.predictions_file(number, arguments.strict_original) for number, name in enumerate(setup.sources)
+    }
     about = {
         "model": dict(setup.model),
         "dataset_split": arguments.dataset_split,
-        "image_dir": str(Path(arguments.image_dir).resolve()),
+        "image_dir": next(iter(setup.sources.values()))["image_dir"],
         "strict_original": arguments.strict_original,
         "num_items": setup.num_items,
         "warnings": warnings,
     }
-    summary = write_run(Path(arguments.encode_output_path), parts, about, setup.benchmark)
+    summary = write_run(Path(arguments.encode_output_path), parts, about, setup.sources, setup.benchmark)
     for other in store.folder.parent.glob("[0-9a-f]" * _KEY_DIGITS):
-        if other != store.folder:  # another model's or selection's, which these scores replace
+        if other != store.folder and not setup.adds:  # a run's that never had scores
             shutil.rmtree(other)
     _print_scores(summary, arguments.encode_output_path)
 
@@ -197,7 +218,8 @@ def _announce(data: EvalData, plan: EncodePlan, blocks: Sequence[int], warnings:
     num_rows = sum(len(rows) for rows in data.datasets)
     left = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
     print(
-        f"{len(data.datasets)} datasets, {num_rows:,} rows, {len(plan.order):,} unique items, "
+        f"{counted(len(data.datasets), 'dataset')}, {counted(num_rows, 'row')}, "
+        f"{counted(len(plan.order), 'unique item')}, "
         f"{left:,} of them to encode",
         flush=True,
     )
@@ -211,7 +233,7 @@ def _print_scores(summary: Mapping[str, Any], output: str) -> None:
     low, high = (100 * bound for bound in overall["acc_interval"])
     print(
         f"overall: {100 * overall['acc']:.1f} % (95 % interval {low:.1f} to {high:.1f}) over "
-        f"{overall['num_datasets']} datasets; files in {output}",
+        f"{counted(overall['num_datasets'], 'dataset')}; files in {output}",
         flush=True,
     )
 

@@ -20,10 +20,12 @@ from eval.table import (
     metrics_table,
     notes,
     paper_table,
+    percent,
     score_table,
 )
 from vlm2vec.evaluation.summary import DISTRIBUTIONS, OVERALL, TASKS, in_order
 from vlm2vec.mmeb import PUBLISHED_SCORES
+from vlm2vec.words import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STEP_COLOURS = ("#111827", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b5cf6")
@@ -91,8 +93,8 @@ def _card(run: Run, number: int) -> dict[str, object]:
         "colour": run_colour(number),
         "value": 100 * overall["acc"],
         "interval": f"{low:.1f} to {high:.1f}",
-        "chance": 100 * overall["chance"],
-        "detail": f"{overall['num_datasets']} datasets, {run.summary['num_rows']:,} rows",
+        "chance": percent(overall["chance"]),
+        "detail": f"{counted(overall['num_datasets'], 'dataset')}, {counted(run.summary['num_rows'], 'row')}",
     }
 
 
@@ -114,7 +116,7 @@ def _mean_groups(runs: Sequence[Run]) -> list[BarGroup]:
                 for (model, scores), colour in zip(PUBLISHED_SCORES.items(), PAPER_COLOURS, strict=True)
             ]
         covered, size = first["num_datasets"], first["num_datasets_of_benchmark"]
-        note = f"{covered} of {size} datasets" if size > covered else f"{covered} dataset{'s' if covered > 1 else ''}"
+        note = f"{covered} of {counted(size, 'dataset')}" if size > covered else counted(covered, "dataset")
         groups.append(BarGroup(heading(name), note, tuple(bars)))
     return groups
 
@@ -140,7 +142,7 @@ def _bar(label: str, score: object, colour: str) -> Bar:
     if not isinstance(score, dict):
         return Bar(label, None, colour)
     low, high = score["acc_interval"]
-    return Bar(label, 100 * score["acc"], colour, 100 * low, 100 * high, 100 * score["chance"])
+    return Bar(label, 100 * score["acc"], colour, 100 * low, 100 * high, percent(score["chance"]))
 
 
 def _radar(runs: Sequence[Run]) -> Markup | None:
@@ -168,4 +170,4 @@ def _curves(runs: Sequence[Run]) -> Markup | None:
         series[heading(name)] = ([100 * group["acc"] if group else None for group in groups], colour)
     overall = known[0].group(OVERALL)
     assert overall is not None
-    return Markup(curves([run.step or 0 for run in known], series, 100 * overall["chance"]))
+    return Markup(curves([run.step or 0 for run in known], series, percent(overall["chance"])))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from eval.original import IS_ORIGINAL
 from eval.results import prepare_output, read_scores, write_text
 from eval.table import Run, ScoreTable, metrics_table, notes, paper_table, score_table, step_of
 from vlm2vec.errors import InputError, OneLineErrors, run_program
@@ -25,7 +26,9 @@ class _Parser(OneLineErrors, argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, show, write."""
     parser = _Parser(prog="python -m eval.report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder that eval.mmeb wrote")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder that eval.mmeb (or the original) wrote"
+    )
     parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
     parser.add_argument(
         "--steps", nargs="+", type=int, help="one training step a run; default: what a name like checkpoint-400 says"
@@ -45,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = arguments.output_dir or arguments.runs[-1]
     prepare_output(output)
     write_text(output / MARKDOWN_FILE, to_markdown(tables, notes(runs)))
-    image_dir = arguments.image_dir or Path(runs[-1].summary.get("image_dir", ""))
-    write_text(output / PAGE_FILE, to_page(runs, arguments.runs[-1], image_dir, arguments.misses))
+    write_text(output / PAGE_FILE, to_page(runs, arguments.runs[-1], arguments.image_dir, arguments.misses))
     print(f"report: {output / MARKDOWN_FILE} and {output / PAGE_FILE}")
 
 
@@ -66,7 +68,7 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None, steps: Seque
     return runs
 
 
-def to_page(runs: Sequence[Run], folder: Path, image_dir: Path, num_misses: int) -> str:
+def to_page(runs: Sequence[Run], folder: Path, image_dir: Path | None, num_misses: int) -> str:
     """`report.html`, with the misses of the last run, which lies in `folder`.
 
     Raises:
@@ -77,8 +79,9 @@ def to_page(runs: Sequence[Run], folder: Path, image_dir: Path, num_misses: int)
         from eval.page import render
     except ImportError as error:
         raise InputError(f"{PAGE_FILE} needs {error.name}; install it with pip install '.[report]'") from error
-    gallery = Gallery(folder, image_dir)
-    misses = galleries(gallery, list(runs[-1].datasets), num_misses)
+    gallery = Gallery(folder, runs[-1].summary, image_dir)
+    scored = [] if runs[-1].summary.get(IS_ORIGINAL) else list(runs[-1].datasets)  # the original keeps no rows
+    misses = galleries(gallery, scored, num_misses)
     return render(runs, misses, gallery.num_missing)
 
 

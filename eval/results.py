@@ -6,26 +6,27 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval.earlier import common_benchmark, earlier_scores, refuse_other
+from eval.original import is_original, read_original
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.metrics import METRICS, DatasetScore
-from vlm2vec.evaluation.scoring import score_of_table
-from vlm2vec.evaluation.summary import summarise
+from vlm2vec.evaluation.metrics import DatasetScore
+from vlm2vec.evaluation.record import SCORES_FILE, read_summary, scores_text
+from vlm2vec.evaluation.scoring import PREDICTIONS_SCHEMA, TOP, score_of_table
+from vlm2vec.evaluation.summary import in_order, summarise
 from vlm2vec.files import committed
 from vlm2vec.mmeb import Benchmark
 
-SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.parquet"
-_RUN_KEYS = ("model", "warnings", "benchmark", "num_rows", "num_items", "datasets", "meta_tasks", "overall")
-_MODEL_KEYS = ("model_name", "checkpoint_path", "num_crops", "fingerprint")
-_DATASET_KEYS = ("meta_task", "distribution", "acc_interval", *(field.name for field in fields(DatasetScore)))
-_MEAN_KEYS = ("acc", "acc_interval", "chance", *METRICS, "num_datasets", "num_datasets_of_benchmark")
+# What `scores.json` says of a dataset beside its scores: where its rows come from, and their digest.
+SOURCE_KEYS = ("data", "dataset_split", "image_dir")
+_SCORE_FIELDS = tuple(field.name for field in fields(DatasetScore))
 
 
 def prepare_output(folder: Path) -> None:
@@ -43,75 +44,117 @@ def prepare_output(folder: Path) -> None:
 
 
 def write_run(
-    folder: Path, parts: Mapping[str, Path], about: Mapping[str, Any], benchmark: Benchmark | None
+    folder: Path,
+    parts: Mapping[str, Path],
+    about: Mapping[str, Any],
+    sources: Mapping[str, Mapping[str, str]],
+    benchmark: Benchmark | None,
 ) -> dict[str, Any]:
-    """Writes all files of a run.
+    """Writes all files of a run, and keeps the datasets that the folder holds already.
 
-    An earlier run's `scores.json` is removed first and the new one comes last: it stands for a finished run, never
-    for a mixture of two.
+    `predictions.parquet` comes first and `scores.json` last. A kill in between leaves the earlier scores; their rows
+    are in the new predictions too.
 
     Args:
         folder: of the run.
         parts: for each dataset the file of its ranked rows, as `predictions_table` makes them.
         about: the run's part of `scores.json`.
+        sources: for each dataset where its rows come from and what they are.
         benchmark: the datasets belong to.
 
     Returns:
         The content of `scores.json`.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or the folder holds something that this run cannot be added to.
     """
     prepare_output(folder)
-    (folder / SCORES_FILE).unlink(missing_ok=True)
-    scores: dict[str, DatasetScore] = {}
+    earlier = earlier_scores(folder, parts)
+    if earlier is not None:
+        refuse_other(folder, earlier, about, sources, benchmark)
+        benchmark = common_benchmark(folder, earlier, benchmark, parts)
+    kept = {name: score for name, score in (earlier or {"datasets": {}})["datasets"].items() if name not in parts}
+    scores = {name: DatasetScore(**{key: score[key] for key in _SCORE_FIELDS}) for name, score in kept.items()}
     try:
         with committed(folder / PREDICTIONS_FILE) as path, ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
-            for name, part in parts.items():
-                table = pq.read_table(part)
-                writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
+            for name in in_order({**kept, **parts}, benchmark):
+                table = pq.read_table(parts[name]) if name in parts else read_predictions(folder, name, kept[name])
+                if writer is None:
+                    writer = pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True)
+                    stack.enter_context(writer)
                 writer.write_table(table)
-                scores[name] = score_of_table(table)
-                _write_dataset_files(folder, name, scores[name], table)
+                if name in parts:
+                    scores[name] = score_of_table(table)
+                    _write_dataset_files(folder, name, scores[name], table)
     except OSError as error:
         raise InputError(f"{folder}: cannot write there ({error.strerror})") from error
-    summary = {**about, **summarise(scores, benchmark)}
-    write_text(folder / SCORES_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    summary = {**about, **summarise({name: scores[name] for name in in_order(scores, benchmark)}, benchmark)}
+    for name, dataset in summary["datasets"].items():
+        dataset |= sources[name] if name in parts else {key: kept[name].get(key, "") for key in SOURCE_KEYS}
+    if earlier is not None:
+        summary |= _joined(earlier, about, parts)
+    write_text(folder / SCORES_FILE, scores_text(summary))
     return summary
 
 
-def read_predictions(folder: Path, name: str) -> pa.Table:
-    """A dataset's part of a run's `predictions.parquet`.
-
-    Raises:
-        InputError: no such file, or one that `eval.mmeb` did not write.
-    """
-    path = folder / PREDICTIONS_FILE
-    try:
-        return pq.read_table(path, filters=[("dataset", "=", name)])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read it ({' '.join(str(error).split())})") from error
+def _joined(earlier: Mapping[str, Any], about: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What `scores.json` says of earlier and new datasets together, beside their scores."""
+    before = set(earlier["datasets"])
+    # Distinct items of both together are not known unless one run covers the other.
+    num_items = about["num_items"] if before <= set(names) else earlier["num_items"] if before >= set(names) else None
+    old = [line for line in earlier["warnings"] if line.partition(": ")[0] not in names]
+    return {"num_items": num_items, "warnings": list(dict.fromkeys([*old, *about["warnings"]]))}
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """Reads a run's `scores.json`.
+    """The scores in a folder that `eval.mmeb`, or the original's program, wrote, as `scores.json` holds them.
 
     Raises:
-        InputError: no such folder or file, or a file that `eval.mmeb` did not write.
+        InputError: no such folder, no scores in it, or damaged ones.
     """
-    path = folder / SCORES_FILE
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    return read_original(folder) if is_original(folder) else read_summary(folder)
+
+
+def read_predictions(folder: Path, name: str, score: Mapping[str, Any]) -> pa.Table:
+    """A dataset's part of a run's `predictions.parquet`.
+
+    Args:
+        folder: of the run.
+        name: of the dataset.
+        score: what the run's `scores.json` says of it.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that does not belong to the scores.
+    """
+    path = folder / PREDICTIONS_FILE
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no {SCORES_FILE}; write it with python -m eval.mmeb") from error
-    except (OSError, ValueError) as error:
+        table = pq.read_table(path, filters=[("dataset", "=", name)], page_checksum_verification=True)
+        table = table.select(PREDICTIONS_SCHEMA.names).cast(PREDICTIONS_SCHEMA).combine_chunks()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: cannot read it ({' '.join(str(error).split())})") from error
-    if not _is_summary(summary):
-        raise InputError(f"{path}: not as python -m eval.mmeb writes it; score the run again")
-    return summary
+    # Scores without a digest of their rows are an older version's or made by hand: only the table's shape is checked.
+    if not _is_ranking(table) or (score.get("data") and not _is_score_of(table, score)):
+        raise InputError(f"{path}: is not what {SCORES_FILE} says of {name}; score the run again")
+    return table
+
+
+def _is_ranking(table: pa.Table) -> bool:
+    """Whether every row has a rank among its candidates and all that a report shows of it."""
+    if any(table[name].null_count for name in table.column_names):
+        return False
+    ranks, candidates = (table[name].to_numpy() for name in ("rank", "num_candidates"))
+    best = table["top_score"].combine_chunks().flatten().is_valid().to_numpy(zero_copy_only=False)[::TOP]
+    return bool((ranks >= 1).all() and (ranks <= candidates).all() and best.all())
+
+
+def _is_score_of(table: pa.Table, score: Mapping[str, Any]) -> bool:
+    return len(table) == score["num_pred"] and asdict(score_of_table(table)) == {
+        key: score[key] for key in _SCORE_FIELDS
+    }
 
 
 def write_text(path: Path, text: str) -> None:
@@ -136,20 +179,3 @@ def _write_dataset_files(folder: Path, name: str, score: DatasetScore, table: pa
     write_text(folder / f"{name}_pred.txt", "".join(lines))
     shape = {"acc": score.acc, "num_correct": score.num_correct, "num_pred": score.num_pred}
     write_text(folder / f"{name}_score.json", json.dumps(shape, indent=4) + "\n")
-
-
-def _is_summary(summary: Any) -> bool:
-    """Whether a JSON value has what the report reads: a foreign file ends in one line, not in a traceback."""
-    return (
-        _has(summary, _RUN_KEYS)
-        and _has(summary["model"], _MODEL_KEYS)
-        and _has(summary["overall"], _MEAN_KEYS)
-        and _has(summary["datasets"])
-        and all(_has(score, _DATASET_KEYS) for score in summary["datasets"].values())
-        and _has(summary["meta_tasks"])
-        and all(_has(mean, _MEAN_KEYS) for mean in summary["meta_tasks"].values())
-    )
-
-
-def _has(value: Any, keys: Collection[str] = ()) -> bool:
-    return isinstance(value, dict) and value.keys() >= set(keys)

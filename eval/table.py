@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.original import IS_ORIGINAL
 from vlm2vec.evaluation.metrics import METRICS
 from vlm2vec.evaluation.summary import BENCHMARKS, DISTRIBUTIONS, OVERALL, TASKS, in_order
 from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
+from vlm2vec.words import counted
 
 NOT_SCORED = "-"
 # All groups that have a mean, in the order of the paper's table.
@@ -55,6 +57,11 @@ class Run:
         """The mean over a meta-task, "IND", "OOD" or "overall"; None if no dataset of it was scored."""
         group: Mapping[str, Any] | None = self.summary["meta_tasks"].get(name, self.summary.get(name))
         return group
+
+
+def percent(share: float | None) -> float | None:
+    """A share in percent; None: not known."""
+    return None if share is None else 100.0 * share
 
 
 def step_of(label: str, folder: Path, summary: Mapping[str, Any]) -> int | None:
@@ -114,7 +121,7 @@ def metrics_table(runs: Sequence[Run]) -> ScoreTable:
         overall = run.group(OVERALL)
         assert overall is not None
         low, high = (100 * bound for bound in overall["acc_interval"])
-        figures = (100 * overall[name] for name in METRICS)
+        figures = (percent(overall[name]) for name in METRICS)
         rows.append(Row((run.label, 100 * overall["acc"], f"{low:.1f} to {high:.1f}", *figures)))
     return ScoreTable(
         title="Overall figures in %, mean over datasets",
@@ -165,25 +172,30 @@ def notes(runs: Sequence[Run]) -> list[str]:
     lines = [_describe(run) for run in runs]
     if len({frozenset(run.datasets) for run in runs}) > 1:
         lines.append("The runs cover different datasets: their means are not over the same ones.")
-    facts: dict[str, set[tuple[int, float]]] = {}
-    for run in runs:
-        for name, score in run.datasets.items():
-            facts.setdefault(name, set()).add((score["num_pred"], score["chance"]))
-    differing = [name for name, values in facts.items() if len(values) > 1]
+    differing = [name for name in dict.fromkeys(name for run in runs for name in run.datasets) if _differs(name, runs)]
     if differing:
         lines.append(f"The runs were scored on different rows of {', '.join(differing)}.")
     for run in runs:
-        tied = sum(score["num_tied"] for score in run.datasets.values())
+        tied = sum(score["num_tied"] or 0 for score in run.datasets.values())
         if tied and not run.summary.get("strict_original"):
-            lines.append(f"{run.label}: {tied:,} rows are lost by a tie with the truth.")
+            lines.append(f"{run.label}: {counted(tied, 'row')} lost by a tie with the truth.")
         if run.summary.get("strict_original"):
-            lines.append(f"{run.label}: counted as the original does; {tied:,} rows tie with the truth.")
+            lines.append(f"{run.label}: counted as the original does; {counted(tied, 'row')} tied with the truth.")
     warnings = {
         line: [run.label for run in runs if line in run.summary["warnings"]]
         for run in runs
         for line in run.summary["warnings"]
     }
     return lines + [f"{', '.join(labels)}: {line}." for line, labels in warnings.items()]
+
+
+def _differs(name: str, runs: Sequence[Run]) -> bool:
+    """Whether runs that scored a dataset had different rows of it."""
+    scores = [run.datasets[name] for run in runs if name in run.datasets]
+    return any(
+        len({score[fact] for score in scores if score.get(fact) not in (None, "")}) > 1
+        for fact in ("num_pred", "chance", "data")
+    )
 
 
 def _dataset_row(name: str, runs: Sequence[Run]) -> Row:
@@ -201,14 +213,15 @@ def _mean_row(group: str, runs: Sequence[Run]) -> Row:
 
 
 def _figures(first: Mapping[str, Any], scores: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
-    return [100.0 * first["chance"], *(100.0 * score["acc"] if score else None for score in scores)]
+    return [percent(first["chance"]), *(100.0 * score["acc"] if score else None for score in scores)]
 
 
 def _describe(run: Run) -> str:
-    model = run.summary["model"]
+    model, rows = run.summary["model"], counted(run.summary["num_rows"], "row")
+    if run.summary.get(IS_ORIGINAL):
+        return f"{run.label}: scored by the original's program, which counts a tie with the truth as right; {rows}."
     adapter = f" with adapter {model['checkpoint_path']}" if model["checkpoint_path"] else ""
-    crops = f"{model['num_crops']} crops"
-    return (
-        f"{run.label}: {model['model_name']}{adapter} (fingerprint {model['fingerprint']}, {crops}), "
-        f"{run.summary['num_rows']:,} rows, {run.summary['num_items']:,} unique items."
-    )
+    facts = f"fingerprint {model['fingerprint']}, {counted(model['num_crops'], 'crop')}"
+    items = run.summary["num_items"]
+    unique = f", {counted(items, 'unique item')}" if items is not None else ""
+    return f"{run.label}: {model['model_name']}{adapter} ({facts}), {rows}{unique}."

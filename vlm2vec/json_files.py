@@ -81,6 +81,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"{field} is missing"
     if problem["type"] == "extra_forbidden":
         return f"{field} is not a setting that this version knows; it may have been written by a newer one"
+    if problem["type"] == "value_error":  # a schema's own words
+        return (f"{field}: " if field else "") + problem["msg"].removeprefix("Value error, ")
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return f"{field} is {shorten(problem['input'])}; {message}"
 

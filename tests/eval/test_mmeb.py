@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from eval import mmeb
+from eval import mmeb, report
 from tests.evaluation.hand import row, write_dataset, write_image
-from vlm2vec.errors import EXIT_BAD_INPUT, run_program
+from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.store import EvalStore
 
 EAST, NORTH, NEAR_EAST = [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]
@@ -62,6 +62,10 @@ def scores(folder: Path) -> dict:
     return json.loads((folder / "out/scores.json").read_text())
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_run_with_known_answers(tmp_path: Path, options, choose, mini_model_dir: Path, capsys):
     asked = choose(VECTORS)
     mmeb.main(options)
@@ -102,8 +106,19 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_scores(tmp_path: Path, 
     assert (tmp_path / "out/scores.json").read_bytes() == first
 
 
-@pytest.mark.parametrize("change", ["weights", "crops", "picture", "text", "path"])
-def test_embeddings_of_something_else_are_never_reused(tmp_path: Path, options, choose, mini_model_dir: Path, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("weights", r"holds scores of another model \(.*/model; fingerprint \w+, now \w+\)"),
+        ("crops", r"holds scores with other settings \(num_crops 4, now 1\)"),
+        ("picture", "holds scores of GQA on other rows or images"),
+        ("text", "holds scores of own on other rows or images"),
+        ("path", "holds scores of GQA on other rows or images"),
+    ],
+)
+def test_something_else_is_refused_and_its_embeddings_are_never_reused(
+    tmp_path: Path, options, choose, mini_model_dir: Path, change, message
+):
     model = tmp_path / "model"
     model.mkdir()
     for file in mini_model_dir.iterdir():
@@ -125,6 +140,13 @@ def test_embeddings_of_something_else_are_never_reused(tmp_path: Path, options, 
     else:
         write_image(tmp_path / "images/GQA/2.png")
         write_dataset(tmp_path / "data", "GQA", [row(QUESTION, ["yes", "no"], "GQA/2.png")] * 2)
+    before = files(tmp_path / "out")
+    with pytest.raises(InputError, match=message) as refused:
+        mmeb.main(options)
+    assert "choose another --encode_output_path, or delete that folder" in str(refused.value)
+    assert files(tmp_path / "out") == before
+    assert not asked
+    (tmp_path / "out/scores.json").unlink()  # as if the first run had ended before its end
     mmeb.main(options)
     assert asked
     assert len(list((tmp_path / "out/embeddings").iterdir())) == 1
@@ -135,7 +157,8 @@ def test_a_collapsed_model_loses_every_row_and_is_reported(tmp_path: Path, optio
     mmeb.main(options)
     assert scores(tmp_path)["overall"]["acc"] == 0
     assert any("it has collapsed" in line for line in scores(tmp_path)["warnings"])
-    mmeb.main([*options, "--strict_original"])
+    mmeb.main([*options, "--strict_original", "--encode_output_path", str(tmp_path / "strict/out")])
+    tmp_path /= "strict"
     assert scores(tmp_path)["overall"]["acc"] == 1
     assert scores(tmp_path)["strict_original"] is True
 
@@ -147,21 +170,54 @@ def test_only_the_selected_datasets_are_read(tmp_path: Path, options, choose):
     assert list(scores(tmp_path)["datasets"]) == ["GQA"]
 
 
-def test_a_run_replaces_an_earlier_one_in_the_same_folder(tmp_path: Path, options, choose):
+def test_more_datasets_of_the_same_model_are_added(tmp_path: Path, options, choose):
     choose(VECTORS)
-    mmeb.main(options)
+    mmeb.main([*options, "--subset_name", "own", "GQA", "--encode_output_path", str(tmp_path / "at_once")])
+    at_once = json.loads((tmp_path / "at_once/scores.json").read_text())
     mmeb.main([*options, "--subset_name", "own"])
-    assert list(scores(tmp_path)["datasets"]) == ["own"]
-    assert set(pq.read_table(tmp_path / "out/predictions.parquet")["dataset"].to_pylist()) == {"own"}
+    mmeb.main([*options, "--subset_name", "GQA"])
+    added = scores(tmp_path)
+    # How many items both have together was not counted; all else is as if both were scored at once.
+    assert added.pop("num_items") is None
+    assert at_once.pop("num_items") == 5
+    assert [value.pop("checksum") for value in (added, at_once)]
+    added["warnings"], at_once["warnings"] = set(added["warnings"]), set(at_once["warnings"])
+    assert added == at_once
+    together, parts = (pq.read_table(tmp_path / name / "predictions.parquet") for name in ("at_once", "out"))
+    assert parts.equals(together)
+    report.main([str(tmp_path / "out")])
+    # Once more, alone: its scores are replaced by the same.
+    mmeb.main([*options, "--subset_name", "own"])
+    assert set(scores(tmp_path)["datasets"]) == {"GQA", "own"}
+    assert pq.read_table(tmp_path / "out/predictions.parquet").equals(together)
 
 
-def test_a_run_that_cannot_be_written_leaves_no_earlier_scores_behind(tmp_path: Path, options, choose):
+def test_another_way_of_counting_is_not_added(tmp_path: Path, options, choose):
     choose(VECTORS)
     mmeb.main(options)
+    with pytest.raises(InputError, match="strict_original False, now True"):
+        mmeb.main([*options, "--strict_original"])
+    with pytest.raises(InputError, match="holds scores with --benchmark MMEB, now folder"):
+        mmeb.main([*options, "--benchmark", "folder"])
+
+
+def test_scores_of_another_program_are_not_overwritten(tmp_path: Path, options, choose):
+    choose(VECTORS)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/GQA_score.json").write_text('{"acc": 0.5, "num_correct": 1, "num_pred": 2}')
+    with pytest.raises(InputError, match=r"holds GQA_score.json of another evaluation"):
+        mmeb.main(options)
+
+
+def test_a_run_that_cannot_be_written_leaves_the_earlier_scores_as_they_were(tmp_path: Path, options, choose):
+    choose(VECTORS)
+    mmeb.main(options)
+    before = scores(tmp_path)
     (tmp_path / "out/own_pred.txt").unlink()
     (tmp_path / "out/own_pred.txt").mkdir()
     assert run_program(lambda: mmeb.main(options)) == EXIT_BAD_INPUT
-    assert not (tmp_path / "out/scores.json").exists()
+    assert scores(tmp_path) == before
+    report.main([str(tmp_path / "out")])
     assert not list((tmp_path / "out").glob(".*"))
 
 

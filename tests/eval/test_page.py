@@ -123,7 +123,7 @@ def test_pictures_that_are_gone_are_left_out_and_counted(write_run, tmp_path: Pa
     report.main([str(folder)])
     page = Page((folder / "report.html").read_text())
     assert len(page.elements["img"]) == 1
-    assert "1 pictures could not be read" in page.text
+    assert "1 image could not be read" in page.text
     report.main([str(folder), "--image_dir", str(tmp_path / "none")])
     assert "img" not in Page((folder / "report.html").read_text()).elements
 

@@ -88,7 +88,7 @@ def test_runs_over_different_datasets_or_rows_are_noted():
 
 def test_ties_are_noted():
     run = Run("mine", scores_of({"own": 0.5}, None, num_tied=3))
-    assert "mine: 3 rows are lost by a tie with the truth." in notes([run])
+    assert "mine: 3 rows lost by a tie with the truth." in notes([run])
 
 
 def test_terminal_and_file_show_the_same_tables():

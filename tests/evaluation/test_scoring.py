@@ -7,7 +7,7 @@ from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, t
 
 from tests.evaluation.hand import read, row, write_dataset
 from vlm2vec.evaluation.datasets import EvalRows
-from vlm2vec.evaluation.metrics import bootstrap_interval, score_of_ranks
+from vlm2vec.evaluation.metrics import DatasetScore, interval_of_mean, score_of_ranks
 from vlm2vec.evaluation.scoring import RowScores, predictions_table, score_of_table, score_rows
 
 # Items 0 to 5 as unit vectors in the plane; the angle decides every score.
@@ -111,16 +111,31 @@ def test_figures_are_those_of_scikit_learn():
         assert figure == pytest.approx(expected)
 
 
-def test_intervals_are_those_of_scipy():
-    won = np.asarray([1] * 137 + [0] * 63)
-    score = score_of_ranks(2 - won, np.ones(200), np.zeros(200, bool), np.zeros(200, bool))
-    expected = scipy.stats.bootstrap((won,), np.mean, method="percentile", rng=np.random.default_rng(1))
-    assert bootstrap_interval({"A": score}) == pytest.approx(list(expected.confidence_interval), abs=0.006)
-    assert bootstrap_interval({"A": score}) == bootstrap_interval({"A": score})
-    # Of a mean over two datasets: narrower, because each dataset's rows are resampled by themselves.
-    low, high = bootstrap_interval({"A": score, "B": score})
-    alone = expected.confidence_interval
-    assert high - low == pytest.approx((alone.high - alone.low) / np.sqrt(2), abs=0.01)
+def share_of(won: int, rows: int) -> DatasetScore:
+    ranks = np.asarray([1] * won + [2] * (rows - won))
+    return score_of_ranks(ranks, np.ones(rows), np.zeros(rows, bool), np.zeros(rows, bool))
+
+
+@pytest.mark.parametrize(("won", "rows"), [(137, 200), (10, 10), (0, 10), (1, 1)])
+def test_one_datasets_interval_is_wilsons(won: int, rows: int):
+    expected = scipy.stats.binomtest(won, rows).proportion_ci(method="wilson")
+    assert interval_of_mean({"A": share_of(won, rows)}) == pytest.approx([expected.low, expected.high], rel=1e-12)
+
+
+def test_the_interval_of_a_mean():
+    score = share_of(137, 200)
+    low, high = interval_of_mean({"A": score})
+    # Two like datasets: the same mean, narrower by the root of two.
+    both = interval_of_mean({"A": score, "B": score})
+    assert np.subtract(both, score.acc) == pytest.approx(np.subtract([low, high], score.acc) / np.sqrt(2))
+    certain = interval_of_mean({"A": share_of(200, 200), "B": share_of(200, 200)})
+    assert certain[1] == 1
+    assert 0.98 < certain[0] < 1
+    # Datasets that differ: near the bootstrap's, which resamples each dataset's rows by themselves.
+    generator = np.random.default_rng(0)
+    means = sum(generator.binomial(rows, won / rows, 100_000) / rows for won, rows in ((137, 200), (450, 500))) / 2
+    mixed = interval_of_mean({"A": share_of(137, 200), "B": share_of(450, 500)})
+    assert mixed == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
 
 
 def test_predictions_name_what_was_chosen(tmp_path):

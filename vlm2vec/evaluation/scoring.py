@@ -16,6 +16,20 @@ from vlm2vec.evaluation.metrics import DatasetScore, score_of_ranks
 # sum changes. Texts that differ only behind `max_len` are such a case.
 TIE_TOLERANCE = 1e-6
 TOP = 5
+# The columns of `predictions.parquet`.
+PREDICTIONS_SCHEMA = pa.schema(
+    {
+        "dataset": pa.string(),
+        **dict.fromkeys(("row", "rank", "num_candidates"), pa.int32()),
+        "chance": pa.float64(),
+        **dict.fromkeys(("tied", "duplicate_truth"), pa.bool_()),
+        "truth_score": pa.float32(),
+        **dict.fromkeys(("query_text", "query_image", "truth_text", "truth_image"), pa.large_string()),
+        "top_index": pa.list_(pa.int32(), TOP),
+        "top_score": pa.list_(pa.float32(), TOP),
+        **dict.fromkeys(("top_text", "top_image"), pa.list_(pa.large_string(), TOP)),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,8 @@ def predictions_table(rows: EvalRows, scores: RowScores, items: ItemTable) -> pa
             "top_index": _lists(pa.array(scores.top.ravel(), mask=scores.top.ravel() < 0)),
             "top_score": _lists(pa.array(scores.top_scores.ravel(), mask=scores.top.ravel() < 0)),
             **{name: _lists(column) for name, column in zip(("top_text", "top_image"), items.take(top), strict=True)},
-        }
+        },
+        schema=PREDICTIONS_SCHEMA,
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.metrics import METRICS, DatasetScore, bootstrap_interval
+from vlm2vec.evaluation.metrics import METRICS, DatasetScore, interval_of_mean
 from vlm2vec.mmeb import META_TASKS, MINI_MMEB, MMEB, SELECT_ALL, SELECT_IND, SELECT_OOD, Benchmark
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (MMEB, MINI_MMEB)}
@@ -107,7 +108,7 @@ def summarise(scores: Mapping[str, DatasetScore], benchmark: Benchmark | None) -
             "meta_task": meta_task,
             "distribution": distribution,
             **asdict(score),
-            "acc_interval": bootstrap_interval({name: score}),
+            "acc_interval": interval_of_mean({name: score}),
         }
         for group in (meta_task, distribution, OVERALL):
             if group is not None:
@@ -130,10 +131,10 @@ def _mean(group: str, scores: Mapping[str, DatasetScore], benchmark: Benchmark |
     groups = [(*groups_of(name, benchmark), OVERALL) for name in (listed(benchmark) if benchmark else ())]
     return {
         **{
-            figure: sum(getattr(score, figure) for score in scores.values()) / len(scores)
+            figure: math.fsum(getattr(score, figure) for score in scores.values()) / len(scores)
             for figure in ("acc", "chance", *METRICS)
         },
-        "acc_interval": bootstrap_interval(scores),
+        "acc_interval": interval_of_mean(scores),
         "num_datasets": len(scores),
         "num_datasets_of_benchmark": sum(group in names for names in groups),
     }

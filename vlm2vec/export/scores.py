@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.record import read_summary
 
-SCORES_FILE = "scores.json"
 _FURTHER_GROUPS = ("IND", "OOD", "overall")
 
 
@@ -51,21 +50,14 @@ def read_scores(folder: Path) -> Scores:
     """Reads what `python -m eval.mmeb` wrote to a folder.
 
     Raises:
-        InputError: No such file, or another program's.
+        InputError: No such file, a damaged one, or another program's.
     """
-    file = folder / SCORES_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        groups = content["meta_tasks"] | {name: content[name] for name in _FURTHER_GROUPS if name in content}
-        means = {
-            name: Mean(**{field: mean[field] for field in Mean.__dataclass_fields__}) for name, mean in groups.items()
-        }
-        if "overall" not in means:
-            raise KeyError("overall")
-        model = content["model"]
-        scored = str(model["checkpoint_path"] or model["model_name"])
-        return Scores(content["benchmark"] or "unknown", scored, str(model["fingerprint"]), means)
-    except FileNotFoundError:
-        raise InputError(f"--scores {folder}: no {SCORES_FILE} in it; write it with python -m eval.mmeb") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--scores {file}: not as python -m eval.mmeb writes it ({error!r})") from error
+        content = read_summary(folder)
+    except InputError as error:
+        raise InputError(f"--scores {error}") from error
+    groups = content["meta_tasks"] | {name: content[name] for name in _FURTHER_GROUPS if content.get(name)}
+    means = {name: Mean(**{field: mean[field] for field in Mean.__dataclass_fields__}) for name, mean in groups.items()}
+    model = content["model"]
+    scored = model["checkpoint_path"] or model["model_name"]
+    return Scores(content["benchmark"] or "unknown", scored, model["fingerprint"], means)

@@ -1,0 +1,49 @@
+"""What a dataset's rows are, whatever else is scored with them: a digest by which changed data are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm2vec.evaluation.datasets import EvalData, EvalRows
+from vlm2vec.evaluation.items import ItemTable
+from vlm2vec.evaluation.pictures import Picture
+
+_ITEM_BYTES = 16
+_ROWS_AT_A_TIME = 256
+
+
+def data_digests(data: EvalData, pictures: Mapping[str, Picture]) -> dict[str, str]:
+    """By dataset, a hash of its rows in their order: texts, image paths, the images' bytes.
+
+    Args:
+        data: What is scored.
+        pictures: Its images by path.
+    """
+    items = _item_digests(data.items, pictures)
+    return {rows.name: _digest(rows, items) for rows in data.datasets}
+
+
+def _item_digests(items: ItemTable, pictures: Mapping[str, Picture]) -> npt.NDArray[np.uint8]:
+    """A hash of every item of the table, uint8 (items, 16)."""
+    parts = bytearray()
+    for index in range(len(items)):
+        image = items.image(index)
+        digest = hashlib.blake2b(pictures[image].content if image else b"", digest_size=_ITEM_BYTES)
+        for text in (items.text(index), image):
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        parts += digest.digest()
+    return np.frombuffer(bytes(parts), dtype=np.uint8).reshape(len(items), _ITEM_BYTES)
+
+
+def _digest(rows: EvalRows, items: npt.NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(rows.offsets, dtype="<i8").tobytes())
+    digest.update(items[rows.queries].tobytes())
+    for first in range(0, len(rows), _ROWS_AT_A_TIME):  # a thousand candidates a row are not copied at once
+        last = min(first + _ROWS_AT_A_TIME, len(rows))
+        digest.update(items[rows.candidates[rows.offsets[first] : rows.offsets[last]]].tobytes())
+    return digest.hexdigest()[:16]

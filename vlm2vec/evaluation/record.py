@@ -1,0 +1,148 @@
+"""`scores.json`: what it holds, as a schema, and how it is read: undamaged, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.metrics import METRICS
+from vlm2vec.evaluation.summary import DISTRIBUTIONS, OVERALL
+from vlm2vec.json_files import StrictModel, checked, read_json
+
+SCORES_FILE = "scores.json"
+CHECKSUM = "checksum"
+# A mean is computed from shares, so it may differ from ours by rounding only.
+_MEAN_TOLERANCE = 1e-9
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
+Task = Literal["classification", "vqa", "retrieval", "grounding", "other"]
+
+
+class _Figures(StrictModel):
+    acc: Share
+    acc_interval: Interval
+    chance: Share
+    hit5: Share
+    hit10: Share
+    mrr: Share
+    ndcg10: Share
+
+    @model_validator(mode="after")
+    def _interval_in_order(self) -> _Figures:
+        if self.acc_interval[0] > self.acc_interval[1]:
+            raise ValueError("acc_interval: its lower bound is above the upper one")
+        return self
+
+
+class _Dataset(_Figures):
+    meta_task: Task
+    distribution: Literal["IND", "OOD"] | None
+    num_correct: Count
+    num_pred: Annotated[Count, Field(ge=1)]
+    num_tied: Count
+    num_duplicate_truth: Count
+    image_dir: str = ""
+    dataset_split: str = "test"
+    data: str | None = None
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> _Dataset:
+        if max(self.num_correct, self.num_tied, self.num_duplicate_truth) > self.num_pred:
+            raise ValueError(f"more rows are counted than the {self.num_pred} that were scored")
+        if abs(self.acc * self.num_pred - self.num_correct) > 0.5:
+            raise ValueError(f"acc {self.acc} is not {self.num_correct} of {self.num_pred}")
+        return self
+
+
+class _Mean(_Figures):
+    num_datasets: Annotated[Count, Field(ge=1)]
+    num_datasets_of_benchmark: Count
+
+
+class _Model(StrictModel):
+    model_name: str
+    checkpoint_path: str | None
+    num_crops: Count | None
+    fingerprint: str
+
+
+class _Scores(StrictModel):
+    model: _Model
+    warnings: list[str]
+    benchmark: str | None
+    num_rows: Count
+    num_items: Count | None
+    datasets: Annotated[dict[str, _Dataset], Field(min_length=1)]
+    meta_tasks: dict[Task, _Mean]
+    overall: _Mean
+    ind: Annotated[_Mean | None, Field(alias="IND")] = None
+    ood: Annotated[_Mean | None, Field(alias="OOD")] = None
+    image_dir: str = ""
+    dataset_split: str = "test"
+    strict_original: bool = False
+    checksum: str | None = None
+
+    @model_validator(mode="after")
+    def _sums_fit(self) -> _Scores:
+        if self.num_rows != sum(each.num_pred for each in self.datasets.values()):
+            raise ValueError("num_rows is not the sum of the datasets' rows")
+        means: dict[str, _Mean | None] = {"IND": self.ind, "OOD": self.ood, OVERALL: self.overall}
+        means.update({str(task): mean for task, mean in self.meta_tasks.items()})
+        for group in {*means, *(name for each in self.datasets.values() for name in _groups(each))}:
+            members = [each for each in self.datasets.values() if group in _groups(each)]
+            mean = means.get(group)
+            if mean is None and not members:
+                continue
+            if mean is None or mean.num_datasets != len(members):
+                raise ValueError(f"{group}: is not the mean of its {len(members)} datasets")
+            for name in ("acc", "chance", *METRICS):
+                expected = sum(getattr(each, name) for each in members) / len(members)
+                if abs(getattr(mean, name) - expected) > _MEAN_TOLERANCE:
+                    raise ValueError(f"{group}.{name}: is not the mean of its datasets")
+        return self
+
+
+def _groups(dataset: _Dataset) -> tuple[str, ...]:
+    return (dataset.meta_task, *(name for name in DISTRIBUTIONS if dataset.distribution == name), OVERALL)
+
+
+def scores_text(summary: Mapping[str, Any]) -> str:
+    """The content of `scores.json`, with a checksum by which a later change is seen."""
+    content = {name: value for name, value in summary.items() if name != CHECKSUM}
+    return json.dumps({**content, CHECKSUM: _checksum(content)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A folder's `scores.json`.
+
+    Raises:
+        InputError: no such file, damaged, changed after it was written, or not as `eval.mmeb` writes it.
+    """
+    path = folder / SCORES_FILE
+    if not path.exists():
+        raise InputError(f"{folder}: no {SCORES_FILE}; write it with python -m eval.mmeb")
+    summary = read_json(path)
+    try:
+        json.dumps(summary, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which could not be printed
+        raise InputError(f"{path}: text that is not Unicode ({error.reason})") from error
+    try:
+        checked(_Scores, summary, path)
+    except InputError as error:
+        raise InputError(f"{error}; not as python -m eval.mmeb writes it, score the run again") from error
+    content = {name: value for name, value in summary.items() if name != CHECKSUM}
+    if summary.get(CHECKSUM) not in (None, _checksum(content)):
+        raise InputError(f"{path}: changed after it was written (its checksum differs); score the run again")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
