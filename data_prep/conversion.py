@@ -37,6 +37,7 @@ class ShardTask:
         image_dir: what the table's picture paths are relative to.
         output_dir: the data set's folder.
         check_images: a key of `pictures.CHECKS`.
+        allow_links: follow links that lead out of `image_dir`.
     """
 
     subset: str
@@ -46,6 +47,12 @@ class ShardTask:
     image_dir: Path
     output_dir: Path
     check_images: str
+    allow_links: bool
+
+    @property
+    def images(self) -> PictureSource:
+        """Where the table's images are."""
+        return PictureSource(self.image_dir, self.subset, self.allow_links)
 
     @property
     def stem(self) -> Path:
@@ -87,7 +94,7 @@ def write_shard(task: ShardTask) -> ShardResult:
     Raises:
         InputError: the table is damaged.
     """
-    pictures = CheckedPictures(PictureSource(task.image_dir, task.subset), task.check_images)
+    pictures = CheckedPictures(task.images, task.check_images)
     skipped: Counter[str] = Counter()
     unusable: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
@@ -126,7 +133,8 @@ def _committed_shard(task: ShardTask) -> ShardResult | None:
         return None
     if (record.name, record.rows) != (task.stem.name, task.rows) or unusable or not (same_size and same_index):
         return None
-    if any(_changed_since(committed_ns, task.image_dir / path) for path in _image_paths(task)):
+    images = task.images
+    if any(images.changed_since(committed_ns, path) for path in _image_paths(task)):
         return None
     return ShardResult(record, (), tuple(rows))
 
@@ -134,14 +142,6 @@ def _committed_shard(task: ShardTask) -> ShardResult | None:
 def _image_paths(task: ShardTask) -> set[str]:
     columns = [path for _, path in SIDE_COLUMNS.values()]
     return {record[name] for _, record in task.table.rows(*task.rows) for name in columns if record.get(name)}
-
-
-def _changed_since(time_ns: int, path: Path) -> bool:
-    """Whether the file was written, replaced or renamed after that time, whatever time it claims for itself."""
-    try:
-        return path.stat().st_ctime_ns >= time_ns
-    except (OSError, ValueError):  # in the zip, or its row was left out
-        return False
 
 
 def _sides(record: dict[str, str], pictures: CheckedPictures) -> dict[str, StoredItem]:

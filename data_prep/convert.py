@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.arguments import EXIT_INCOMPLETE, Parser, not_negative, positive
+from data_prep.arguments import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, not_negative, positive
 from data_prep.conversion import ShardResult, make_shard
 from data_prep.download import download
 from data_prep.pictures import CHECKS
@@ -62,6 +62,7 @@ def convert(
     check_images: str = "decode",
     max_missing: int = 0,
     num_workers: int = 0,
+    allow_links: bool = False,
 ) -> Conversion:
     """Converts subsets of one split, or continues a conversion of the same.
 
@@ -78,6 +79,7 @@ def convert(
         max_missing: at most this many missing or unreadable images and unusable rows are left out; with more, no
             manifest is written. Once the images are there, the same call completes the shards.
         num_workers: processes; 0 converts in this one.
+        allow_links: follow links that lead out of `image_dir`.
 
     Raises:
         InputError: anything wrong with these or with what they name, another conversion's folder, no usable row, no
@@ -88,7 +90,7 @@ def convert(
             f"{output_dir}: webdataset cannot open tars below a path with any of {' '.join(sorted(_MISREAD))}"
         )
     options = Options(split, max_rows, rows_per_shard, check_images)
-    plan = make_plan(dataset_dir, image_dir, output_dir, subsets, options)
+    plan = make_plan(dataset_dir, image_dir, output_dir, subsets, options, allow_links)
     with _locked(output_dir):
         _prepare(output_dir, plan)
         try:
@@ -203,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
     )
+    parser.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
     return parser
 
 
@@ -234,6 +237,7 @@ def main() -> int:
         arguments.check_images,
         arguments.max_missing,
         arguments.num_workers,
+        arguments.allow_links,
     )
     show_report(conversion.report)
     if conversion.manifest is None:

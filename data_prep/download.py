@@ -17,8 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.archive import ARCHIVE_FOLDER
-from data_prep.arguments import EXIT_INCOMPLETE, Parser
-from data_prep.pictures import PictureSource, UnusableImageError
+from data_prep.arguments import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser
+from data_prep.pictures import PictureSource, UnusableImageError, refuse_linked_folders
 from data_prep.report import FIRST_NAMES
 from data_prep.source import ALL_SUBSETS, DOWNLOAD_HINT, source_tables, subset_names
 from vlm2vec.errors import InputError, run_program
@@ -58,16 +58,20 @@ def download(name: str, subsets: list[str], split: str, output_dir: Path | None 
     return Path(folder)
 
 
-def missing_images(dataset_dir: Path, image_dir: Path, subsets: list[str], split: str) -> dict[str, list[str]]:
+def missing_images(
+    dataset_dir: Path, image_dir: Path, subsets: list[str], split: str, allow_links: bool = False
+) -> dict[str, list[str]]:
     """By subset, the pictures that its tables name and that are not there, with the reason.
 
     Raises:
         InputError: anything wrong with the folders, the subsets, the tables or the zips.
     """
     missing: dict[str, list[str]] = {}
-    for name in tqdm(subset_names(dataset_dir, subsets, split), unit=" subsets", disable=None):
+    names = subset_names(dataset_dir, subsets, split)
+    refuse_linked_folders(image_dir, names, allow_links)
+    for name in tqdm(names, unit=" subsets", disable=None):
         tables = source_tables(dataset_dir, name, split)
-        source = PictureSource(image_dir, name)
+        source = PictureSource(image_dir, name, allow_links)
         missing[name] = []
         for path in dict.fromkeys(path for table in tables for path in table.image_paths()):
             try:
@@ -96,11 +100,13 @@ def main() -> int:
     parser.add_argument("--split_name", default="original", help="original (default) or diverse_instruction")
     parser.add_argument("--output_dir", type=Path, help="gets the files (default: the hub's cache)")
     parser.add_argument("--image_dir", type=Path, help="where the pictures are (default: the data set's folder)")
+    parser.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
     arguments = parser.parse_args()
     if arguments.output_dir and Path(arguments.dataset_name).is_dir():
         raise InputError(f"{arguments.dataset_name}: is a folder already; --output_dir would have no effect")
     folder = download(arguments.dataset_name, arguments.subset_name, arguments.split_name, arguments.output_dir)
-    missing = missing_images(folder, arguments.image_dir or folder, arguments.subset_name, arguments.split_name)
+    image_dir = arguments.image_dir or folder
+    missing = missing_images(folder, image_dir, arguments.subset_name, arguments.split_name, arguments.allow_links)
     _show(missing)
     print(folder)
     return EXIT_INCOMPLETE if any(missing.values()) else 0

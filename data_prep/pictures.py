@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from data_prep.archive import ARCHIVE_FOLDER, ImageArchive
+from data_prep.archive import ARCHIVE_FOLDER, UNPACKED_FOLDER, ImageArchive
+from data_prep.archive_faults import PART_OF_ZIP, loose_parts
 from data_prep.sniff import sniff_header
 from data_prep.source import file_stamp
 from vlm2vec.errors import InputError
-from vlm2vec.image_folder import ImageFolder, MissingImageError, UnsafePathError
+from vlm2vec.image_folder import ImageFolder
+from vlm2vec.image_paths import MissingImageError, OutsideLinkError, UnsafePathError
 from vlm2vec.images import ImageHeader, check_image, read_header
 from vlm2vec.shards.schema import fast_hash
 from vlm2vec.shards.writer import StoredImage
@@ -23,13 +25,14 @@ CHECKS: dict[str, Callable[[bytes, str], ImageHeader]] = {
 }
 
 MISSING, UNREADABLE, UNSAFE = "missing image", "unreadable image", "unsafe image path"
+LINKS_REMEDY = "pass --allow_links to follow links that lead out of the image folder"
 
 
 class UnusableImageError(Exception):
     """A picture that cannot go into a shard: `problem` is one of the three words above, the message says more."""
 
     def __init__(self, path: str, error: InputError) -> None:
-        super().__init__(str(error))
+        super().__init__(f"{error}; {LINKS_REMEDY}" if isinstance(error, OutsideLinkError) else str(error))
         self.path = path
         self.problem = UNREADABLE
         if isinstance(error, MissingImageError):
@@ -39,17 +42,23 @@ class UnusableImageError(Exception):
 
 
 class PictureSource:
-    """Opens a subset's pictures: a file of the unpacked tree, or else a member of the subset's zip.
+    """Opens a subset's images: a file of the unpacked tree, or else a member of the subset's zip.
 
     Args:
-        image_dir: what the tables' paths are relative to; may hold images_zip.
-        subset: whose zip to use.
+        image_dir: What the tables' paths are relative to; may hold images_zip.
+        subset: Whose zip to use.
+        allow_links: Follow links that lead out of `image_dir`.
+
+    Raises:
+        InputError: No such folder, or a zip that cannot be opened.
     """
 
-    def __init__(self, image_dir: Path, subset: str) -> None:
-        self._folder = ImageFolder(image_dir)
+    def __init__(self, image_dir: Path, subset: str, allow_links: bool = False) -> None:
+        self._folder = ImageFolder(image_dir, allow_links)
         path = archive_path(image_dir, subset)
         self._archive = _opened_archive(path, file_stamp(path)) if path.exists() else None
+        if self._archive is None and (parts := loose_parts(path)):
+            raise InputError(f"{path.with_name(parts[0])}: {PART_OF_ZIP}")
 
     def read(self, path: str) -> bytes:
         """The picture's bytes.
@@ -82,6 +91,27 @@ class PictureSource:
         except InputError as error:
             raise UnusableImageError(path, error) from error
 
+    def changed_since(self, time_ns: int, path: str) -> bool:
+        """Whether the file was written, replaced or renamed after that time, whatever time it claims for itself."""
+        try:
+            return self._folder.status(path).st_ctime_ns >= time_ns
+        except InputError:  # in the zip, or its row was left out
+            return False
+
+
+def refuse_linked_folders(image_dir: Path, subsets: Iterable[str], allow_links: bool) -> None:
+    """Looks at the folders in which subsets' images usually are, before any table is read.
+
+    Raises:
+        InputError: No such folder; without `allow_links`, one that is a link out of `image_dir`.
+    """
+    images = ImageFolder(image_dir, allow_links)
+    try:
+        for subset in subsets:
+            images.refuse_outside_links(f"{UNPACKED_FOLDER}/{subset}")
+    except OutsideLinkError as error:
+        raise InputError(f"{error}; {LINKS_REMEDY}") from error
+
 
 def archive_path(image_dir: Path, subset: str) -> Path:
     """Where a subset's zip lies if it was downloaded."""
@@ -95,22 +125,22 @@ def _opened_archive(path: Path, stamp: tuple[int, ...]) -> ImageArchive:
 
 
 class CheckedPictures:
-    """Reads pictures and checks each different one once: several rows often share one (four in DocVQA).
+    """Reads images and checks each different one once: several rows often share one (four in DocVQA).
 
     Args:
-        source: where they come from.
-        check: a key of `CHECKS`.
+        source: Where they come from.
+        check: A key of `CHECKS`.
     """
 
     def __init__(self, source: PictureSource, check: str) -> None:
         self._source, self._check = source, CHECKS[check]
-        self._checked: dict[int, ImageHeader | InputError] = {}
+        self._checked: dict[int, ImageHeader] = {}
 
     def load(self, path: str) -> StoredImage:
-        """A picture ready to be stored.
+        """An image ready to be stored.
 
         Raises:
-            UnusableImageError: it is not there, not allowed, or does not pass the check.
+            UnusableImageError: It is not there, not allowed, or does not pass the check.
         """
         data = self._source.read(path)
         digest = fast_hash(data)
@@ -118,9 +148,7 @@ class CheckedPictures:
         if header is None:
             try:
                 header = self._check(data, path)
-            except InputError as error:
-                header = error
+            except InputError as error:  # not remembered: an equal file elsewhere is reported by its own path
+                raise UnusableImageError(path, error) from error
             self._checked[digest] = header
-        if isinstance(header, InputError):
-            raise UnusableImageError(path, header)
         return StoredImage(data, header, digest, path)

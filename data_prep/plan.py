@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.archive import ImageArchive
 from data_prep.conversion import ShardTask
-from data_prep.pictures import MISSING, PictureSource, UnusableImageError, archive_path
+from data_prep.pictures import PictureSource, UnusableImageError, archive_path, refuse_linked_folders
 from data_prep.source import SourceTable, source_tables, subset_names
 from vlm2vec.errors import InputError
 from vlm2vec.shards.manifest import SourceRecord, write_json
@@ -65,25 +65,38 @@ class Plan:
             )
 
 
-def make_plan(dataset_dir: Path, image_dir: Path, output_dir: Path, subsets: list[str], options: Options) -> Plan:
+def make_plan(
+    dataset_dir: Path,
+    image_dir: Path,
+    output_dir: Path,
+    subsets: list[str],
+    options: Options,
+    allow_links: bool = False,
+) -> Plan:
     """Cuts the subsets' tables into ranges of rows and identifies the sources by their checksums.
 
     Raises:
-        InputError: anything wrong with the folders, the subsets or the tables; a zip that is not complete; pictures
-            of which the first ones are all missing.
+        InputError: anything wrong with the folders, the subsets or the tables; a zip that is not complete; a link
+            that leads out of `image_dir`; images of which the first ones are all missing or cannot be used.
     """
     names = subset_names(dataset_dir, subsets, options.split_name)
+    refuse_linked_folders(image_dir, names, allow_links)
     tasks, sources = {}, {}
     for name in names:
         tables = source_tables(dataset_dir, name, options.split_name)
-        _probe(PictureSource(image_dir, name), tables, image_dir)
-        tasks[name] = _cut(name, tables, image_dir, output_dir, options)
+        _probe(PictureSource(image_dir, name, allow_links), tables, image_dir)
+        tasks[name] = _cut(name, tables, image_dir, output_dir, options, allow_links)
         sources[name] = (*(_table_record(table, dataset_dir) for table in tables), *_archive_records(image_dir, name))
     return Plan(options, tasks, sources)
 
 
 def _cut(
-    subset: str, tables: list[SourceTable], image_dir: Path, output_dir: Path, options: Options
+    subset: str,
+    tables: list[SourceTable],
+    image_dir: Path,
+    output_dir: Path,
+    options: Options,
+    allow_links: bool,
 ) -> list[ShardTask]:
     """Ranges of rows; a limit keeps the first rows, as the original does."""
     limit, step = options.num_sample_per_subset, options.rows_per_shard
@@ -93,24 +106,23 @@ def _cut(
         end = end if limit is None else min(end, limit)
         for first in range(table.first_row, end, step):
             rows = (first, min(first + step, end))
-            tasks.append(ShardTask(subset, len(tasks), table, rows, image_dir, output_dir, options.check_images))
+            place = (subset, len(tasks), table, rows, image_dir, output_dir)
+            tasks.append(ShardTask(*place, options.check_images, allow_links))
     return tasks
 
 
-def _probe(pictures: PictureSource, tables: list[SourceTable], image_dir: Path) -> None:
-    """A wrong image folder is an error at once, not a million missing pictures later."""
-    reason = None
+def _probe(images: PictureSource, tables: list[SourceTable], image_dir: Path) -> None:
+    """A wrong image folder, or a zip that cannot be read, is an error at once, not a million images later."""
+    first: UnusableImageError | None = None
     for table in tables:
         for path in islice(table.image_paths(), _PROBED_IMAGES):
             try:
-                pictures.check(path)
+                images.check(path)
                 return
             except UnusableImageError as error:
-                if error.problem != MISSING:
-                    return
-                reason = reason or str(error)
-    if reason:
-        raise InputError(f"{tables[0].path}: its first pictures are all missing below {image_dir}: {reason}")
+                first = first or error
+    if first:
+        raise InputError(f"{tables[0].path}: none of its first images below {image_dir} can be used: {first}")
 
 
 def _table_record(table: SourceTable, dataset_dir: Path) -> SourceRecord:

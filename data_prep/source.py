@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
-from vlm2vec.files import sha256_of
+from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file, sha256_of
 from vlm2vec.shards.schema import SUBSET_NAME
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
@@ -178,4 +178,6 @@ def _opened(path: Path, first_row: int) -> SourceTable:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
+    if is_lfs_pointer_file(path):
+        return InputError(f"{path}: {LFS_REMEDY}")
     return InputError(f"{path}: cannot read the table ({' '.join(str(error).split())}); download it again")

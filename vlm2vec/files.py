@@ -72,6 +72,15 @@ def is_lfs_pointer(start: bytes) -> bool:
     return start.startswith(_LFS_STARTS)
 
 
+def is_lfs_pointer_file(path: Path) -> bool:
+    """Whether the file at a path is a Git LFS pointer; False if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return is_lfs_pointer(file.read(LFS_START_BYTES))
+    except OSError:
+        return False
+
+
 def refuse_lfs_pointer(path: Path) -> None:
     """Looks at a file's first bytes; a file that cannot be opened is left to whoever reads it.
 

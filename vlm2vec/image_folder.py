@@ -1,4 +1,4 @@
-"""Reads pictures by the relative paths that data files name, and never from outside their folder."""
+"""Reads images by the relative paths that data files name, and never from outside their folder."""
 
 from __future__ import annotations
 
@@ -8,95 +8,157 @@ import stat
 from pathlib import Path
 
 from vlm2vec.errors import InputError
+from vlm2vec.image_paths import MissingImageError, OutsideLinkError, composed, plain_path
 from vlm2vec.images import MAX_IMAGE_BYTES
 
 
-class MissingImageError(InputError):
-    """There is no such picture."""
+class ImageFolder:
+    """A folder of images. Paths from data are hostile until shown otherwise: they stay inside or are refused.
 
+    A path finds its file whatever the spelling: `./`, `//` and `\\` are read as unzip reads them, and `é` may be one
+    character or two (NFC, NFD).
 
-class UnsafePathError(InputError):
-    """A picture's path that leads, or could lead, out of its folder."""
-
-
-def check_relative(path: str) -> None:
-    """Refuses what is no plain relative path, whatever is read by it: a folder or an archive.
+    Args:
+        root: The folder.
+        allow_links: Follow links that lead out of the folder; links inside it are always followed.
 
     Raises:
-        UnsafePathError: an absolute path, `..`, a backslash or a NUL in it.
+        InputError: No such folder.
     """
-    if "\0" in path or "\\" in path:
-        raise UnsafePathError(f"{path!r}: backslash or NUL in a picture's path")
-    if path.startswith("/") or (".." in path and ".." in path.split("/")):
-        raise UnsafePathError(f"{path}: a picture's path must be relative and without '..'")
 
-
-class ImageFolder:
-    """A folder of pictures. Paths from data are hostile until shown otherwise: they stay inside or are refused."""
-
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, allow_links: bool = False) -> None:
         if not os.path.isdir(root):
             raise InputError(f"{root}: no such image folder")
         self.root = Path(root)
+        self._allow_links = allow_links
         self._real_root = os.path.realpath(root)
         self._real_folders: dict[str, str] = {}
+        self._listings: dict[str, dict[str, list[str]]] = {}
 
     def read(self, relative: str) -> bytes:
         """The file's bytes, undecoded.
 
         Raises:
-            UnsafePathError: as `check_relative`, or a link that leads out of the folder.
-            MissingImageError: no such file.
-            InputError: not a regular file (a folder, a pipe), too large for a picture, no permission.
+            UnsafePathError: An absolute path, `..` or a NUL in it, or a link that leads out of the folder.
+            MissingImageError: No such file.
+            InputError: Not a regular file (a folder, a pipe), too large for an image, no permission, or two different
+                files that only differ in the path's Unicode form.
         """
         with self._opened(relative) as file:
             return file.read()
 
     def check(self, relative: str) -> None:
         """Raises what `read` would raise, without reading the file."""
-        self._opened(relative).close()
+        self.status(relative)
+
+    def status(self, relative: str) -> os.stat_result:
+        """Size and times of the file that `read` would read.
+
+        Raises:
+            InputError: As `read`.
+        """
+        with self._opened(relative) as file:
+            return file.status
+
+    def refuse_outside_links(self, relative: str) -> None:
+        """Checks a folder and the folders in it, before any image is read; a folder that is not there is fine.
+
+        Raises:
+            OutsideLinkError: It, or a folder in it, is a link that leads out of the image folder.
+        """
+        folder = os.path.join(self.root, relative)
+        if not os.path.isdir(folder):
+            return
+        self._inside(os.path.realpath(folder), relative)
+        with os.scandir(folder) as entries:
+            links = [entry.name for entry in entries if entry.is_symlink() and entry.is_dir()]
+        for name in sorted(links):
+            self._inside(os.path.realpath(os.path.join(folder, name)), os.path.join(relative, name))
 
     def _opened(self, relative: str) -> _File:
-        """Opens the file without following a link at its end, so that what was checked is what is read."""
-        check_relative(relative)
+        path = plain_path(relative)
         try:
-            path = self._confined(relative)
+            return self._opened_as_spelled(path)
+        except MissingImageError:
+            spellings = [] if path.isascii() else [name for name in self._spellings(path) if name != path]
+            if not spellings:
+                raise
+        file = self._opened_as_spelled(spellings[0])
+        for other in spellings[1:]:
+            with self._opened_as_spelled(other) as twin:
+                same = file.read() == twin.read()
+            if not same:
+                file.close()
+                raise InputError(
+                    f"{self.root / relative}: {spellings[0]!r} and {other!r} differ only in their Unicode form and "
+                    "hold different images; remove one"
+                )
+        return file
+
+    def _spellings(self, path: str) -> list[str]:
+        """The existing paths that are the same but for their Unicode form."""
+        found = [""]
+        for part in path.split("/"):
+            found = [
+                f"{folder}/{name}" if folder else name
+                for folder in found
+                for name in ([part] if part.isascii() else self._listing(folder).get(composed(part), []))
+            ]
+        return sorted(found)
+
+    def _listing(self, folder: str) -> dict[str, list[str]]:
+        """A folder's names that are not ASCII, by their composed form."""
+        if folder not in self._listings:
+            names: dict[str, list[str]] = {}
             try:
-                file = _File(path)
+                for name in os.listdir(self._real_folder(folder, folder)):
+                    if not name.isascii():
+                        names.setdefault(composed(name), []).append(name)
+            except OSError:
+                pass  # no such folder, or none that may be listed: no other spelling
+            self._listings[folder] = names
+        return self._listings[folder]
+
+    def _opened_as_spelled(self, path: str) -> _File:
+        """Opens the file without following a link at its end, so that what was checked is what is read."""
+        try:
+            folder, _, name = path.rpartition("/")
+            real = f"{self._real_folder(folder, path)}/{name}"
+            try:
+                file = _File(real)
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
-                file = _File(self._inside(os.path.realpath(path), relative))
+                file = _File(self._inside(os.path.realpath(real), path))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingImageError(
-                f"{self.root / relative}: no such picture (is the image folder {self.root} the right one?)"
+                f"{self.root / path}: no such image (is the image folder {self.root} the right one?)"
             ) from error
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"{self.root / relative}: cannot read the picture ({reason})") from error
+            raise InputError(f"{self.root / path}: cannot read the image ({reason})") from error
         regular, size = stat.S_ISREG(file.status.st_mode), file.status.st_size
         if not regular or size > MAX_IMAGE_BYTES:
             file.close()
-            reason = f"{size} bytes are too many for a picture" if regular else "not a regular file"
-            raise InputError(f"{self.root / relative}: {reason}")
+            reason = f"{size} bytes are too many for an image" if regular else "not a regular file"
+            raise InputError(f"{self.root / path}: {reason}")
         return file
 
-    def _confined(self, relative: str) -> str:
-        """The real path of the file's folder, which costs more than reading the file and is remembered, and its name.
+    def _real_folder(self, folder: str, path: str) -> str:
+        """The real path of the folder that `path` lies in; it costs more than reading a file and is remembered.
 
         Raises:
-            UnsafePathError: a folder on the way is a link that leads out.
+            OutsideLinkError: A folder on the way is a link that leads out; the message names `path`.
         """
-        folder, _, name = relative.rpartition("/")
         real = self._real_folders.get(folder)
         if real is None:
-            real = self._inside(os.path.realpath(os.path.join(self.root, folder)), relative)
+            real = self._inside(os.path.realpath(os.path.join(self.root, folder)), path)
             self._real_folders[folder] = real
-        return f"{real}/{name}"
+        return real
 
     def _inside(self, real: str, relative: str) -> str:
-        if os.path.commonpath([self._real_root, real]) != self._real_root:
-            raise UnsafePathError(f"{os.path.join(self.root, relative)}: a link that leads out of {self.root}")
+        if not self._allow_links and os.path.commonpath([self._real_root, real]) != self._real_root:
+            raise OutsideLinkError(f"{os.path.join(self.root, relative)}: a link that leads out of {self.root}")
         return real
 
 
@@ -116,9 +178,9 @@ class _File:
 
     def read(self) -> bytes:
         """The whole content."""
-        content = os.read(self._descriptor, self.status.st_size)
+        content = os.pread(self._descriptor, self.status.st_size, 0)
         while len(content) < self.status.st_size:
-            more = os.read(self._descriptor, self.status.st_size - len(content))
+            more = os.pread(self._descriptor, self.status.st_size - len(content), len(content))
             if not more:
                 break  # it has become shorter; decoding tells
             content += more

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from vlm2vec.errors import InputError
+from vlm2vec.files import LFS_REMEDY, is_lfs_pointer
 
 # Pillow's own limit (a quarter of a gigabyte as RGB). Pillow merely warns above it and refuses at twice the number;
 # here it is a hard limit, kept even if a program lifts Pillow's.
@@ -107,7 +108,9 @@ def _read_file(path: str | Path, name: str) -> bytes:
 def _open(data: bytes, name: str) -> Image.Image:
     """Opens lazily: head parsed, pixels not yet decoded."""
     if not data:
-        raise InputError(f"{name}: empty file instead of a picture; {_REMEDY}")
+        raise InputError(f"{name}: empty file instead of an image; {_REMEDY}")
+    if is_lfs_pointer(data):
+        raise InputError(f"{name}: {LFS_REMEDY}")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -77,7 +77,7 @@ def test_missing_pictures_are_named(
     assert run(monkeypatch, "--dataset_name", dataset, "--subset_name", "A") == 3
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "A: 17 images missing"
-    assert f"{PICTURES}/3.png: no such picture" in lines[1]
+    assert f"{PICTURES}/3.png: no such image" in lines[1]
     assert lines[11] == "  and 7 more"
 
 
@@ -87,7 +87,7 @@ def test_missing_members_of_a_zip_are_named(
     (dataset / PICTURES / "1.png").unlink()
     pack(dataset, "A/Train/")
     assert run(monkeypatch, "--dataset_name", dataset) == 3
-    assert f"A.zip: {PICTURES}/1.png: no such picture in the zip" in capsys.readouterr().out
+    assert f"A.zip: {PICTURES}/1.png: no such image in the zip" in capsys.readouterr().out
 
 
 def test_what_is_neither_a_folder_nor_on_the_hub_is_one_line(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_the_limit_is_on_pictures_and_an_excess_takes_the_manifest_away(dataset:
 
 def test_a_wrong_image_folder_is_told_before_anything_is_written(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=f"{TABLE}: its first pictures are all missing below .*0.png: no such picture"):
+    with pytest.raises(
+        InputError, match=f"{TABLE}: none of its first images below .* can be used: .*0.png: no such image"
+    ):
         convert(dataset, tmp_path / "empty", tmp_path / "o", ["A"])
     assert not (tmp_path / "o").exists()
 

@@ -253,7 +253,7 @@ def no_model(folder: Path, options: list[str]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (remove_image, "no such picture"),
+        (remove_image, "no such image"),
         (break_parquet, "cannot read it as parquet"),
         (empty_folder, "no dataset with a test-*.parquet file"),
         (file_as_output, "cannot create it"),

@@ -19,6 +19,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import Indices, ItemTable, ItemTableBuilder
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.summary import benchmark_of, select
+from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
 from vlm2vec.mmeb import Benchmark
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
@@ -171,6 +172,8 @@ def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
                     batch.validate(full=True)
                     yield batch.select(list(COLUMNS))
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+        if is_lfs_pointer_file(path):
+            raise InputError(f"{path}: {LFS_REMEDY}") from error
         raise InputError(f"{path}: cannot read it as parquet ({' '.join(str(error).split())})") from error
 
 
