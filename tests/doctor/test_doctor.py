@@ -15,8 +15,7 @@ from vlm2vec.doctor import machine
 from vlm2vec.doctor.__main__ import main
 from vlm2vec.doctor.data import data_findings, read_speed
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
-from vlm2vec.doctor.nodes import node_findings, own_address, read_hostfile
-from vlm2vec.errors import InputError
+from vlm2vec.doctor.nodes import node_findings, own_address
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -105,19 +104,6 @@ def hostfile(folder: Path, text: str) -> Path:
     return path
 
 
-def test_hostfiles(tmp_path: Path) -> None:
-    nodes = read_hostfile(hostfile(tmp_path, "# two\n\nnode-0 slots=8\nnode-1  slots=4  # smaller\n"))
-    assert [(node.name, node.slots) for node in nodes] == [("node-0", 8), ("node-1", 4)]
-    for text, place in (
-        ("a\n", "line 1"),
-        ("a slots=1\na slots=1\n", "line 2"),
-        ("a slots=0", "line 1"),
-        ("#\n", "no nodes"),
-    ):
-        with pytest.raises(InputError, match=place):
-            read_hostfile(hostfile(tmp_path, text))
-
-
 def test_nodes_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that nobody knows, a node that refuses, a node that answers; ssh is a script."""
     ssh = tmp_path / "ssh"
@@ -129,6 +115,22 @@ def test_nodes_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (pdsh.status, unknown.status, refusing.status, answering.status) == (WARN, FAIL, FAIL, OK)
     assert "Permission denied" in refusing.what
     assert "ssh-copy-id" in refusing.remedy
+
+
+def test_what_ssh_reaches_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user, an alias of ssh's configuration, and a node behind a jump host, which has no address here."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\ncase "$*" in *-G*alias) echo hostname 127.0.0.3;; esac\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    names = ["root@192.0.2.1", "alias", "root@behind-a-jump-host.invalid"]
+    path = hostfile(tmp_path, "".join(f"{name} slots=1\n" for name in names))
+    _, *found, _ = node_findings(path)
+    assert [finding.status for finding in found] == [OK, OK, OK]
+    for finding, name in zip(found, names, strict=True):
+        assert finding.what.startswith(name)
+    assert "(192.0.2.1), where ranks meet" in found[0].what
+    assert "(127.0.0.3)" in found[1].what
 
 
 def test_an_interface_settles_which_address_ranks_tell(monkeypatch: pytest.MonkeyPatch) -> None:

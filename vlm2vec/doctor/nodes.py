@@ -3,54 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
+from vlm2vec.doctor.hostfile import Node, find_address, master_address, read_hostfile, resolve, ssh_problem
 from vlm2vec.errors import InputError
-
-_SECONDS = 10
-_LINE = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
-
-
-@dataclass(frozen=True)
-class Node:
-    """One line of a hostfile."""
-
-    name: str
-    slots: int
-
-
-def read_hostfile(path: Path) -> list[Node]:
-    """The nodes, in order.
-
-    Raises:
-        InputError: Unreadable, a line that is no node, a node twice, or none at all.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"--hostfile {path}: {error}") from error
-    nodes: list[Node] = []
-    for number, line in enumerate(lines, 1):
-        text = line.split("#")[0].strip()
-        if not text:
-            continue
-        found = _LINE.match(text)
-        if found is None or int(found["slots"]) < 1:
-            raise InputError(f"--hostfile {path}, line {number}: expected 'NAME slots=GPUS', not {text!r}")
-        if any(node.name == found["name"] for node in nodes):
-            raise InputError(f"--hostfile {path}, line {number}: {found['name']} stands there twice")
-        nodes.append(Node(found["name"], int(found["slots"])))
-    if not nodes:
-        raise InputError(f"--hostfile {path}: no nodes in it")
-    return nodes
 
 
 def node_findings(path: Path) -> Iterator[Finding]:
@@ -60,32 +20,28 @@ def node_findings(path: Path) -> Iterator[Finding]:
         yield Finding(WARN, "no pdsh", "apt-get install pdsh; or start every node with its NODE_RANK (no ssh needed)")
     else:
         yield Finding(OK, "pdsh is there")
-    for node in nodes:
-        yield _reach(node)
+    try:
+        address = master_address(nodes, "")
+    except InputError as error:
+        yield Finding(FAIL, str(error), "put its address into /etc/hosts of every node or into the hostfile")
+    else:
+        yield _reach(nodes[0], f"{nodes[0].name} ({resolve(address)}), where ranks meet")
+    for node in nodes[1:]:
+        try:
+            place = f"{node.name} ({resolve(find_address(node))})"
+        except InputError as error:
+            place = str(error)  # ssh may know a way, and ranks look for the first node only
+        yield _reach(node, place)
     yield own_address(len(nodes))
 
 
-def _reach(node: Node) -> Finding:
-    try:
-        address = socket.getaddrinfo(node.name, None)[0][4][0]
-    except OSError as error:
-        return Finding(FAIL, f"{node.name}: {error}", "put its address into /etc/hosts or the hostfile")
+def _reach(node: Node, place: str) -> Finding:
     if shutil.which("ssh") is None:
-        return Finding(WARN, f"{node.name} is {address}; no ssh here to try it", "start every node with its NODE_RANK")
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SECONDS // 2}"]
-    command = ["ssh", *options, *shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), node.name, "true"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return Finding(
-            FAIL, f"{node.name} ({address}): no answer through ssh in {_SECONDS} s", "is it up, port 22 open?"
-        )
-    if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"ssh ended with {done.returncode}"
-        return Finding(
-            FAIL, f"{node.name} ({address}): {reason}", f"ssh {node.name} must work without a password: ssh-copy-id"
-        )
-    return Finding(OK, f"{node.name} ({address}), {node.slots} slots: ssh works")
+        return Finding(WARN, f"{place}; no ssh here to try it", "start every node with its NODE_RANK")
+    problem = ssh_problem(node)
+    if problem is None:
+        return Finding(OK, f"{place}, {node.slots} slots: ssh works")
+    return Finding(FAIL, f"{place}: {problem}", f"ssh {node.name} true must work without a password: ssh-copy-id")
 
 
 def own_address(num_nodes: int) -> Finding:
