@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
 # The whole way on a miniature of the benchmark: data, shards, training, export, scores before and after.
-# Runs on 2 CPU ranks, or on all GPUs of the machine. Everything it writes lies below demo/.
+# Runs on 2 CPU ranks, or on all GPUs of the machine.
+#
+# DEMO_DIR   where everything is written; demo, in the repository, if not set. What an earlier demo made there is made
+#            anew, other files stay; a folder with files that no demo made is refused
+# RANKS      as many as there are GPUs, or 2
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(readlink -f "$0")")/.."
+# shellcheck source=launch/checks.sh
+source launch/checks.sh
 
 DEMO_DIR=${DEMO_DIR:-demo}
-RANKS=${RANKS:-$(python -c 'import torch; print(torch.cuda.device_count() or 2)')}
+expand_home DEMO_DIR
+RANKS=${RANKS:-$(count_ranks)}
+require_number RANKS 1
 MINI=$DEMO_DIR/mini
 TRAIN=$MINI/MMEB-train
 EVAL=$MINI/MMEB-eval
@@ -13,8 +21,14 @@ started=$SECONDS
 
 say() { printf '\n== %s  [%d s]\n' "$1" $((SECONDS - started)); }
 
-rm -rf "$DEMO_DIR"
-mkdir -p "$DEMO_DIR"
+# Only what a demo made is removed, and only in a folder that one made: it says so itself.
+MARK=$DEMO_DIR/.made_by_demo
+if [[ -e $DEMO_DIR && ! -e $MARK && (! -d $DEMO_DIR || -n $(ls -A -- "$DEMO_DIR")) ]]; then
+  fail "$DEMO_DIR is not empty and was not made by the demo: move it away, or set DEMO_DIR to a folder of its own"
+fi
+mkdir -p -- "$DEMO_DIR"
+touch -- "$MARK"
+rm -rf -- "$MINI" "$DEMO_DIR"/{untrained,shards,run,trained} "$DEMO_DIR"/scores/{untrained,trained}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Ranks share the cores; more threads than cores make every rank wait for the others.
 cores=$(nproc)

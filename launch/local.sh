@@ -3,16 +3,16 @@
 #
 #   MODEL=microsoft/Phi-3.5-vision-instruct SHARDS=shards OUTPUT=runs/lora_1024 launch/local.sh --save_steps 100
 #
-# MODEL, SHARDS, OUTPUT   see common.sh; a second start with the same OUTPUT goes on where the first one ended
+# MODEL, SHARDS, OUTPUT   see common.sh; a second start with the same OUTPUT resumes the first
 # RECIPE, ENGINE          launch/recipes/lora_1024.yaml, ds_configs/zero2.json
 # GPUS                    ranks; as many as there are GPUs, or 2
 # MASTER_PORT             29500; another one for a second job on the same machine
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-GPUS=${GPUS:-$(python -c 'import torch; print(torch.accelerator.device_count() or 2)')}
-require_number GPUS "$GPUS"
+GPUS=${GPUS:-$(count_ranks)}
+require_number GPUS 1
 exec python -m deepspeed.launcher.runner --num_gpus "$GPUS" --master_port "${MASTER_PORT:-29500}" \
   --module "${TRAIN[@]}" "$@"

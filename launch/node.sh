@@ -5,16 +5,23 @@
 #
 # NODES, NODE_RANK, GPUS        how many nodes, this one's number from 0, ranks of a node
 # MASTER_ADDR, MASTER_PORT      the first node, and a port there (29500)
-# GRACE                         seconds that ranks have to tell their errors when one has failed (10)
+# GRACE                         seconds that ranks have to report their errors when one has failed (10)
 # MODEL, SHARDS, OUTPUT, RECIPE, ENGINE   see common.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-: "${NODES:?how many nodes}" "${NODE_RANK:?number of this node, from 0}" "${GPUS:?ranks of a node}"
-: "${MASTER_ADDR:?name of the first node}"
-for name in NODES NODE_RANK GPUS; do require_number "$name" "${!name}"; done
+require NODES "set it to the number of nodes"
+require NODE_RANK "set it to this node's number, from 0"
+require GPUS "set it to the ranks of a node"
+require MASTER_ADDR "set it to the name of the first node"
+require_number NODES 1
+require_number GPUS 1
+require_number NODE_RANK
+((10#$NODE_RANK < 10#$NODES)) || fail "NODE_RANK=$NODE_RANK: must be less than NODES=$NODES"
+GRACE=${GRACE:-10}
+require_number GRACE
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500} WORLD_SIZE=$((NODES * GPUS))
 
 ranks=()
@@ -27,18 +34,24 @@ for signal in TERM INT USR1; do
   trap "kill -s $signal \${ranks[*]} 2> /dev/null || true" "$signal"
 done
 
-result=0
-while mapfile -t running < <(jobs -rp) && ((${#running[@]})); do
-  status=0
-  wait -n "${running[@]}" || status=$?
-  mapfile -t still < <(jobs -rp)
-  # A signal ends the wait too; then no rank has ended.
-  if ((${#still[@]} < ${#running[@]} && status != 0 && result == 0)); then
-    result=$status
-    if ((status != 75)); then
-      sleep "${GRACE:-10}" # the others may have an error to tell
-      kill -s KILL "${ranks[@]}" 2> /dev/null || true
+# `kill -0` and not `wait -n`, which says nothing of a rank that ended just before.
+result=0 deadline=0 running=("${ranks[@]}")
+while ((${#running[@]})); do
+  still=()
+  for rank in "${running[@]}"; do
+    if kill -0 "$rank" 2> /dev/null; then
+      still+=("$rank")
+      continue
     fi
-  fi
+    status=0
+    wait "$rank" || status=$?
+    # The first failure is the node's, but bad input (2) is the cause of others' errors.
+    if ((status != 0 && (result == 0 || status == 2))); then result=$status; fi
+    # The others may have an error to report.
+    if ((status != 0 && status != 75 && deadline == 0)); then deadline=$((SECONDS + GRACE)); fi
+  done
+  running=("${still[@]}")
+  if ((deadline && SECONDS >= deadline && ${#running[@]})); then kill -s KILL "${running[@]}" 2> /dev/null || true; fi
+  sleep 0.2 || true
 done
 exit "$result"

@@ -1,0 +1,41 @@
+# shellcheck shell=bash
+# Checks that launchers share; sourced. What is wrong is one line on stderr and exit code 2, as in the programs.
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  exit 2
+}
+# require NAME WHAT: the variable is set.
+require() {
+  [[ -n ${!1:-} ]] || fail "$1 is not set: $2"
+}
+# require_number NAME [SMALLEST]: the variable is a whole number.
+require_number() {
+  [[ ${!1} =~ ^[0-9]{1,9}$ ]] && ((10#${!1} >= ${2:-0})) || fail "$1=${!1}: must be a whole number, at least ${2:-0}"
+}
+# require_file PATH WHAT
+require_file() {
+  local path=$1
+  [[ $path == /* ]] || path=$PWD/$path
+  [[ -f $path ]] || fail "$path: no such file ($2)"
+}
+is_url() {
+  [[ $1 == *://* ]]
+}
+# expand_home NAME...: a shell leaves ~ alone between quotes and in files of variables.
+expand_home() {
+  local name home=~
+  for name; do
+    case ${!name:-} in
+      "~" | "~/"*) printf -v "$name" '%s' "$home${!name:1}" ;;
+    esac
+  done
+}
+# Ranks of this machine: one a GPU, or two on a CPU.
+count_ranks() {
+  if [[ ${DS_ACCELERATOR:-} == cpu ]]; then
+    echo 2
+  else
+    python -c 'import torch; print(torch.accelerator.device_count() or 2)'
+  fi
+}
