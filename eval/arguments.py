@@ -13,6 +13,8 @@ from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.evaluation.summary import AUTO, BENCHMARK_NAMES
 
 POOLINGS = ("eos", "last")
+# What belongs to a model beside its weights, and may be chosen here.
+SETTINGS = ("num_crops", "max_len", "normalize")
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
@@ -35,14 +37,21 @@ class ModelArguments:
         default="eos",
         metadata={"help": "eos or last, two names for one thing: the last token's hidden state; default: eos"},
     )
-    normalize: bool = field(
-        default=True,
-        metadata={"help": "whether vectors are scaled to length 1, so that scores are cosines; default: True"},
+    normalize: bool | None = field(
+        default=None,
+        metadata={"help": "whether vectors are scaled to length 1, so that scores are cosines; default: as trained"},
     )
-    num_crops: int | None = field(
-        default=None, metadata={"help": "most crops a picture; default: what the model's processor says"}
+    num_crops: int | None = field(default=None, metadata={"help": "most crops an image; default: as trained"})
+    max_len: int | None = field(
+        default=None, metadata={"help": "most tokens of an item without an image; default: as trained, else 256"}
     )
-    max_len: int = field(default=256, metadata={"help": "most tokens of an item without a picture; default: 256"})
+    allow_changed: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"{', '.join(SETTINGS)}: those that may differ from what the model was trained with; the scores "
+            "and the report then say so"
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -51,6 +60,11 @@ class ModelArguments:
             )
         _at_least_one("num_crops", self.num_crops)
         _at_least_one("max_len", self.max_len)
+        for name in self.allow_changed:
+            if name not in SETTINGS:
+                raise InputError(f"--allow_changed {name}: use some of {', '.join(SETTINGS)}")
+            if getattr(self, name) is None:
+                raise InputError(f"--allow_changed {name}: no effect without --{name}")
         if self.checkpoint_path is not None and not self.lora:
             raise InputError(
                 f"--checkpoint_path {self.checkpoint_path} without --lora: add --lora for an adapter, "
@@ -121,6 +135,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,  # HfArgumentParser's own would print "(default: None)" everywhere
     )
+    # `--normalize` alone means True; HfArgumentParser allows that only where the default is True or False.
+    normalize = next(action for action in parser._actions if action.dest == "normalize")
+    normalize.nargs, normalize.const = "?", True
     model, data, unknown = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )

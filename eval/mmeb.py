@@ -18,7 +18,7 @@ import torch
 
 from eval.arguments import DataArguments, ModelArguments, parse_arguments
 from eval.earlier import EMBEDDINGS_FOLDER, earlier_scores, refuse_other
-from eval.model import ModelFolders, describe_model, device_of_rank, load_encoder, resolve_model
+from eval.model import ModelFolders, describe_model, device_of_rank, load_encoder, resolve_model, use_settings
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
 from vlm2vec.batches.collate import ItemEncoderInputs
@@ -48,7 +48,7 @@ class Setup:
 
     Attributes:
         store: the folder that it has filled.
-        folders, model: the model's files and identity.
+        folders, arguments, model: the model's files, settings and identity.
         sources: by dataset, what its rows are and where they come from.
         benchmark: they belong to.
         num_items: distinct items over all of them.
@@ -59,6 +59,7 @@ class Setup:
 
     store: Path
     folders: ModelFolders
+    arguments: ModelArguments
     model: Mapping[str, Any]
     sources: Mapping[str, Mapping[str, str]]
     benchmark: Benchmark | None
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         setup = ranks.on_first(lambda: prepare(model_arguments, data_arguments, device))
         store = EvalStore(setup.store)
-        encode(ranks, setup, store, model_arguments, data_arguments, device)
+        encode(ranks, setup, store, data_arguments, device)
         rank_datasets(ranks, setup, store, data_arguments.strict_original)
         ranks.on_first(lambda: finish(setup, store, data_arguments))
     finally:
@@ -90,9 +91,10 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
         InputError: see `read_data`, `scan_pictures` and `plan_encoding`.
     """
     folders = resolve_model(model_arguments)
+    model_arguments, differing = use_settings(model_arguments, folders)
     name = data_arguments.dataset_name
     data, absent = read_data(name, data_arguments.subset_name, data_arguments.dataset_split, data_arguments.benchmark)
-    warnings = []
+    warnings = [f"scored with other settings than trained: {name} {text}" for name, text in differing.items()]
     if absent:
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
@@ -124,6 +126,7 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
     return Setup(
         store=store.folder,
         folders=folders,
+        arguments=model_arguments,
         model=model,
         sources=sources,
         benchmark=data.benchmark,
@@ -153,7 +156,6 @@ def encode(
     ranks: Ranks,
     setup: Setup,
     store: EvalStore,
-    model_arguments: ModelArguments,
     data_arguments: DataArguments,
     device: torch.device,
 ) -> None:
@@ -161,9 +163,9 @@ def encode(
     failure = None
     if setup.blocks:
         try:
-            encoder = load_encoder(setup.folders, model_arguments, device)
+            encoder = load_encoder(setup.folders, setup.arguments, device)
             plan = store.plan()
-            inputs = ItemEncoderInputs(encoder.processor, model_arguments.max_len, encoder.base.dtype)
+            inputs = ItemEncoderInputs(encoder.processor, setup.arguments.max_len, encoder.base.dtype)
             source = BatchSource(store.items(), plan, ImageFolder(data_arguments.image_dir), inputs)
             own = plan.deal_blocks(setup.blocks, ranks.size)[ranks.rank]
             encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)

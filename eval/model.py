@@ -6,18 +6,19 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from eval.arguments import ModelArguments
-from vlm2vec.encoder import VLM2Vec
+from eval.arguments import SETTINGS, ModelArguments
+from vlm2vec.encoder import VLM2Vec, load_processor
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG, read_base_name
+from vlm2vec.model_settings import ModelSettings
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 
@@ -49,6 +50,38 @@ def resolve_model(arguments: ModelArguments) -> ModelFolders:
     return ModelFolders(base, None)
 
 
+def use_settings(arguments: ModelArguments, folders: ModelFolders) -> tuple[ModelArguments, dict[str, str]]:
+    """The settings that a model is scored with: those given, else those that it was trained with.
+
+    A folder without vlm2vec_config.json, such as a base model, does not say how it was trained.
+
+    Returns:
+        The arguments, complete; by setting, what differs from training ("1 instead of 4").
+
+    Raises:
+        InputError: A difference that `--allow_changed` does not name.
+    """
+    trained = ModelSettings.read(folders.adapter, folders.base)
+    known = trained.stored
+    if known and known.get("num_crops") is None:
+        known["num_crops"] = load_processor(folders.base, folders.adapter).num_crops
+    given = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
+    differing = {
+        name: f"{value} instead of {known[name]}" for name, value in given.items() if known.get(name, value) != value
+    }
+    for name, difference in differing.items():
+        if name not in arguments.allow_changed:
+            raise InputError(
+                f"--{name} {difference}, which {folders.adapter or folders.base} was trained with: leave it out, or "
+                f"add --allow_changed {name}"
+            )
+    idle = [name for name in arguments.allow_changed if name not in differing]
+    if idle:
+        raise InputError(f"--allow_changed {idle[0]}: no effect, the model was not trained with another {idle[0]}")
+    used = {name: given.get(name, getattr(trained, name)) for name in SETTINGS}
+    return replace(arguments, **used), differing
+
+
 def device_of_rank() -> torch.device:
     """This rank's GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():
@@ -60,6 +93,7 @@ def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch
     """Loads the encoder, in the precision of its files."""
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
+    assert arguments.normalize is not None  # see `use_settings`
     return VLM2Vec.from_pretrained(
         folders.base,
         adapter=folders.adapter,
@@ -73,7 +107,9 @@ def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch
 def describe_model(arguments: ModelArguments, folders: ModelFolders, processor: Phi3VProcessor) -> dict[str, Any]:
     """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
-    return {**asdict(arguments), "num_crops": processor.num_crops, "fingerprint": fingerprint(parts)}
+    values = asdict(arguments)
+    del values["allow_changed"]  # what came of it is among the warnings
+    return {**values, "num_crops": processor.num_crops, "fingerprint": fingerprint(parts)}
 
 
 def fingerprint(folders: Sequence[Path]) -> str:

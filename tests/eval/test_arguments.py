@@ -36,9 +36,9 @@ def test_defaults(tmp_path: Path):
     assert (model.lora, model.pooling, model.normalize, model.num_crops, model.max_len) == (
         False,
         "eos",
-        True,
         None,
-        256,
+        None,
+        None,
     )
     assert (data.subset_name, data.dataset_split, data.per_device_eval_batch_size) == (["all"], "test", None)
 

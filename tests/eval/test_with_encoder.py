@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 from data_prep.mini_model import build_mini_model
 from eval import mmeb, report
 from eval.arguments import parse_arguments
-from eval.model import device_of_rank, load_encoder, resolve_model
+from eval.model import device_of_rank, load_encoder, resolve_model, use_settings
 from tests.evaluation.hand import row
 from vlm2vec import VLM2Vec
-from vlm2vec.errors import EXIT_BAD_INPUT, run_program
+from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
+from vlm2vec.model_settings import SETTINGS_FILE
 
 PROMPT = "<|image_1|>\nRepresent the given image.\n"
 COLOURS = ("red", "lime", "blue", "white", "black", "orange")
@@ -113,19 +115,49 @@ def test_an_adapter_is_scored_with_and_without_naming_its_base(data: Path, model
 def test_the_options_reach_the_encoder(data: Path, model: Path, adapter: Path):
     def vectors(*more: str) -> np.ndarray:
         arguments, _ = parse_arguments(options(data, model, "unused", *more))
-        encoder = load_encoder(resolve_model(arguments), arguments, device_of_rank())
+        folders = resolve_model(arguments)
+        encoder = load_encoder(folders, use_settings(arguments, folders)[0], device_of_rank())
         long = "a long text of many words " * 4
         return np.asarray(encoder.encode(texts=[PROMPT, long], images=[str(data / "images" / "wide.png"), None]))
 
+    def changed(name: str, value: str) -> list[str]:
+        return [f"--{name}", value, "--allow_changed", name]
+
+    (model / SETTINGS_FILE).write_text('{"max_len": 32, "num_crops": 4}')
     plain = vectors()
     picture_differs, text_differs = 0, 1
-    assert not np.allclose(vectors("--num_crops", "1")[picture_differs], plain[picture_differs], atol=1e-4)
-    assert not np.allclose(vectors("--max_len", "8")[text_differs], plain[text_differs], atol=1e-4)
+    assert not np.allclose(vectors(*changed("num_crops", "1"))[picture_differs], plain[picture_differs], atol=1e-4)
+    assert not np.allclose(vectors(*changed("max_len", "8"))[text_differs], plain[text_differs], atol=1e-4)
     assert not np.allclose(vectors("--lora", "--checkpoint_path", str(adapter)), plain, atol=1e-3)
     raw = vectors("--normalize", "False")
     lengths = np.linalg.norm(raw, axis=1, keepdims=True)
     assert np.abs(lengths - 1).min() > 0.1
     np.testing.assert_allclose(raw / lengths, plain, atol=1e-5)
+
+
+def test_a_model_is_scored_as_it_was_trained_unless_told_otherwise(data: Path, model: Path, adapter: Path, tmp_path):
+    shutil.copytree(model, tmp_path / "trained")
+    (tmp_path / "trained" / SETTINGS_FILE).write_text('{"max_len": 16}')
+    trained = options(data, tmp_path / "trained", "as_trained", "--subset_name", "names")
+    mmeb.main(trained)
+    assert {name: scores(data, "as_trained")["model"][name] for name in ("max_len", "num_crops", "normalize")} == {
+        "max_len": 16,
+        "num_crops": 4,
+        "normalize": True,
+    }
+    for flag, value, other in (("max_len", "64", 16), ("num_crops", "1", 4)):
+        with pytest.raises(InputError, match=f"--{flag} {value} instead of {other}.* add --allow_changed {flag}"):
+            mmeb.main([*trained, f"--{flag}", value])
+    with pytest.raises(InputError, match="--allow_changed max_len: no effect, the model was not trained with another"):
+        mmeb.main([*trained, "--max_len", "16", "--allow_changed", "max_len"])
+    with pytest.raises(InputError, match="--allow_changed max_len: no effect without --max_len"):
+        mmeb.main([*trained, "--allow_changed", "max_len"])
+    output = ["--encode_output_path", str(data / "otherwise")]
+    mmeb.main([*trained, *output, "--num_crops", "1", "--allow_changed", "num_crops"])
+    line = "scored with other settings than trained: num_crops 1 instead of 4"
+    assert line in scores(data, "otherwise")["warnings"]
+    report.main([str(data / "otherwise")])
+    assert f"otherwise: {line}." in (data / "otherwise/report.md").read_text()
 
 
 def test_an_unreadable_picture_is_named_with_its_row(data: Path, model: Path, capfd):
