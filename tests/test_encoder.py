@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -13,11 +19,13 @@ from PIL import Image
 from tests import golden
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.items import IMAGE_ONLY_TEXT, EncodeItem, plan_batches
+from vlm2vec.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.items import EncodeItem, plan_batches
 from vlm2vec.phi3_v import collate_items
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "seven", "wizards", "vex", "queen"]
 TAGGED = "<|image_1|> Represent the given image."
+SQUARE = Image.new("RGB", (9, 9))
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +42,16 @@ def png(image: Image.Image) -> bytes:
 def test_texts_pictures_and_both(encoder: VLM2Vec) -> None:
     picture = golden.PHI3V / "images/square.png"
     vectors = encoder.encode(
-        [TAGGED, TAGGED, TAGGED, None, "", "A cat and a dog", None],
-        [picture, str(picture), picture.read_bytes(), Image.open(picture), picture, None, None],
+        [TAGGED, TAGGED, TAGGED, None, "", "A cat and a dog"],
+        [picture, str(picture), picture.read_bytes(), Image.open(picture), picture, None],
     )
-    assert (vectors.shape, vectors.dtype) == ((7, 64), torch.float32)
-    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(7))
+    assert (vectors.shape, vectors.dtype) == ((6, 64), torch.float32)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(6))
     for row in (1, 2, 3, 4):  # a picture alone gets the benchmark's prompt
         torch.testing.assert_close(vectors[row], vectors[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(encoder.encode(images=[picture])[0], vectors[0], rtol=0, atol=1e-6)
     expected = golden.tensors("model_cases/text_batch.safetensors")["embedding"][0]
     assert (vectors[5] - expected).abs().max() < golden.EMBEDDING_LIMIT
-    torch.testing.assert_close(encoder.encode([""])[0], vectors[6], rtol=0, atol=1e-6)
     assert IMAGE_ONLY_TEXT == TAGGED
 
 
@@ -63,14 +70,47 @@ def test_several_pictures_enter_in_list_order(encoder: VLM2Vec) -> None:
 @pytest.mark.parametrize(
     ("texts", "images", "message"),
     [
-        (["a", "no tag"], [None, Image.new("RGB", (9, 9))], "item 1: an item with 1 picture"),
-        (["", ""], [None, [Image.new("RGB", (9, 9))] * 2], "item 1: an item with 2 picture"),
+        (["a", "no tag"], [None, Image.new("RGB", (9, 9))], "item 1: an item with 1 image"),
+        (["a", ""], [None, [Image.new("RGB", (9, 9))] * 2], "item 1: an item with 2 image"),
         (["a"], [None, None], "1 texts but 2 images"),
         ("a", None, "must be a list"),
         (None, None, "give texts, images or both"),
-        ([3], None, "must be a string"),
-        ([TAGGED], [np.zeros((9, 9, 3))], "item 0: an image must be a PIL image, a path or bytes"),
-        ([TAGGED], ["/nowhere/x.png"], "cannot read the picture"),
+        (["a", ""], None, "item 1: empty: neither text nor image"),
+        (["a", " \n"], [None, None], r"item 1: the text ' \\n' says nothing and there is no image"),
+        (["<|image_1|>"], None, "item 0: the text .* says nothing and there is no image"),
+        (["a", None], [None, []], "item 1: empty: neither text nor image"),
+        ([3], None, "item 0: a text must be a string"),
+        (["a", b"b"], None, "item 1: a text must be a string, not bytes"),
+        (["ok", "cut \ud83d off"], None, r"item 1: the text has half of a surrogate pair .* at character 4"),
+        ([f"<|image_{'1' * 5000}|>"], [SQUARE], r"item 0: an item with 1 image\(s\) has <\|image_1111"),
+        (TAGGED, [SQUARE], "texts must be a list, one entry an item, not a single str"),
+        (None, SQUARE, "images must be a list, one entry an item, not a single Image"),
+        (None, io.BytesIO(), "images must be a list, one entry an item, not a single BytesIO"),
+        ({"a", "b"}, None, "texts is a set, which has no order of items; give a list"),
+        ({"a": 1}.keys(), None, "texts is a dict_keys, which has no order of items; give a list"),
+        ({"text": ["a"]}, None, "texts is a dict, which has no order of items; give a list"),
+        ((text for text in "ab"), None, r"texts is a generator, which has no length; give a list, as in list\("),
+        (iter(["a"]), None, "texts is a list_iterator, which has no length"),
+        (3, None, "texts is a int, which has no length"),
+        (pd.DataFrame({"t": ["a"]}), None, "texts is a DataFrame of 2 dimensions; give a list or one column"),
+        (np.array([["a"]]), None, "texts is a ndarray of 2 dimensions"),
+        (None, np.zeros((9, 9, 3), np.uint8), "images is a ndarray of 3 dimensions; .*PIL.Image.fromarray"),
+        (None, torch.zeros(3, 9, 9), "images is a Tensor of 3 dimensions; .*PIL.Image.fromarray"),
+        ([TAGGED], [np.zeros((9, 9, 3))], "item 0: an image must be a PIL image, a path or bytes, not ndarray; PIL"),
+        ([TAGGED], [[SQUARE, np.zeros((9, 9))]], "item 0: an image must be a PIL image, a path or bytes, not ndarray"),
+        ([TAGGED], [{"bytes": b"", "path": None}], "item 0: an image must be a PIL image, a path or bytes, not dict"),
+        ([TAGGED], [{b"a"}], "item 0: its images is a set, which has no order"),
+        ([TAGGED], [3], "item 0: an image must be a PIL image, a path or bytes, not int"),
+        ([TAGGED], [io.BytesIO(b"")], "item 0: an image must be .* not BytesIO; give its content as bytes"),
+        ([TAGGED], [bytearray(b"a")], "item 0: an image must be .* not bytearray; give its content as bytes"),
+        ([TAGGED], ["/nowhere/x.png"], "item 0: /nowhere/x.png: cannot read the image"),
+        ([TAGGED], ["a\0b"], "item 0: a\0b: cannot read the image"),
+        ([TAGGED], ["/"], "item 0: /: not a file"),
+        ([TAGGED], [b""], "item 0: <bytes>: empty file"),
+        ([TAGGED], [Image.new("RGB", (0, 9))], "item 0: a picture of 0 x 9 pixels has no content"),
+        ([TAGGED], [Image.new("La", (9, 9))], "item 0: a PIL image of mode La cannot be decoded"),
+        ([TAGGED], [Image.new("F", (9, 9))], "item 0: an image has F pixels"),
+        ([TAGGED], [Image.new("1", (10_000, 9_000))], "item 0: 10000 x 9000 is more than 89478485 pixels"),
         ([TAGGED], [b"text"], "not a JPEG"),
         ([TAGGED], [png(Image.new("RGB", (90, 90), "red"))[:-40]], "damaged or truncated"),
         ([TAGGED], [png(Image.new("I;16", (9, 9), 30000))], "more than 8 bits"),
@@ -78,9 +118,127 @@ def test_several_pictures_enter_in_list_order(encoder: VLM2Vec) -> None:
         ([TAGGED], [Image.new("RGB", (3000, 2))], "too thin"),
     ],
 )
-def test_wrong_items(encoder: VLM2Vec, texts: list | str | None, images: list | None, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_wrong_items(encoder: VLM2Vec, texts: Any, images: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refusal:
         encoder.encode(texts, images)
+    assert "\n" not in str(refusal.value)
+
+
+def opened(data: bytes, close: bool = False) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    if close:
+        image.close()
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image_format", "kind"),
+    [
+        *((name, "closed") for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP")),
+        *((name, "truncated") for name in ("JPEG", "PNG", "GIF", "BMP")),  # WebP fails at once when it is opened
+    ],
+)
+def test_opened_images_that_cannot_be_decoded(encoder: VLM2Vec, image_format: str, kind: str) -> None:
+    """Pillow looks at the pixels of an opened image only when they are needed, and each format fails differently."""
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format)
+    data = buffer.getvalue()
+    bad = opened(data, close=True) if kind == "closed" else opened(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"^item 1: a PIL image of mode \w+ cannot be decoded, it may be closed, trun"):
+        encoder.encode(images=[SQUARE, bad])
+
+
+def test_an_image_that_vanishes_between_the_two_passes(
+    encoder: VLM2Vec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(SQUARE))
+    prepared = VLM2Vec._prepared
+
+    def removing(self: VLM2Vec, *args: Any) -> Any:
+        (tmp_path / "a.png").unlink()
+        return prepared(self, *args)
+
+    monkeypatch.setattr(VLM2Vec, "_prepared", removing)
+    with pytest.raises(InputError, match=r"item 1: .*a\.png: cannot read the picture"):
+        encoder.encode(images=[SQUARE, tmp_path / "a.png"])
+
+
+SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
+    "tuple": tuple,
+    "deque": deque,
+    "array of objects": lambda values: np.array([*values, None], dtype=object)[:-1],
+    "shuffled column": lambda values: pd.Series(values, index=[2, 0, 3, 1], dtype=object),
+    "filtered column": lambda values: pd.Series(["x", *values], dtype=object)[1:],
+    "column with labels": lambda values: pd.Series(values, index=list("badc"), dtype=object),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_sequences_are_read_in_their_order(encoder: VLM2Vec, kind: str) -> None:
+    """By place, never by label: an index that was shuffled would pair images with the wrong texts."""
+    texts = [f"<|image_1|> {word}" for word in ("five", "seven", "two words", "nine")]
+    images: list[Any] = [Image.new("RGB", (40, 40), color) for color in ("red", "lime", "blue", "white")]
+    expected = encoder.encode(texts, images)
+    assert (expected[:, None] - expected[None]).abs().amax(dim=2).fill_diagonal_(1).min() > 1e-3
+    sequence = SEQUENCES[kind]
+    for given in ((sequence(texts), images), (texts, sequence(images)), (sequence(texts), sequence(images))):
+        assert torch.equal(encoder.encode(*given), expected)
+    alone = encoder.encode(images=images)
+    assert torch.equal(encoder.encode(images=sequence(images)), alone)
+
+
+def test_columns_of_other_libraries(encoder: VLM2Vec) -> None:
+    texts = ["five", "seven", "two words"]
+    expected = encoder.encode(texts)
+    columns: list[Any] = [
+        np.array(texts),
+        pa.array(texts),
+        pa.chunked_array([texts[:1], texts[1:]]),
+        pa.array(texts).dictionary_encode(),
+        pd.Series(texts, dtype="category"),
+        pd.Series(texts, dtype=pd.ArrowDtype(pa.string())),
+        datasets.Dataset.from_dict({"text": texts})["text"],
+    ]
+    for column in columns:
+        assert torch.equal(encoder.encode(column), expected), type(column)
+
+
+def test_missing_values_of_columns_mean_none(encoder: VLM2Vec) -> None:
+    """pandas reads a missing text as NaN or NA, Arrow as a null."""
+    path = str(golden.PHI3V / "images/square.png")
+    expected = encoder.encode(["A cat", None], [None, path])
+    for texts, images in (
+        (pd.Series(["A cat", None], dtype="str"), pd.Series([None, path], dtype=object)),
+        (pd.Series(["A cat", pd.NA]), pd.Series([float("nan"), path])),
+        (pa.array(["A cat", None]), pa.array([None, [path]])),
+    ):
+        assert torch.equal(encoder.encode(texts, images), expected)
+
+
+def test_a_column_that_cannot_be_read_names_the_item(encoder: VLM2Vec) -> None:
+    class Broken(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            yield "a"
+            raise OSError("the disk is gone")
+
+    with pytest.raises(InputError, match=r"item 1: texts cannot be read \(OSError: the disk is gone\)"):
+        encoder.encode(Broken(["a", "b"]))
+
+
+def test_vectors_that_are_no_numbers(golden_model_dir: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(golden_model_dir, num_crops=1, dtype=torch.float32)
+    token = encoder.processor.tokenize("the quick dog")[-1]
+    encoder.base.model.embed_tokens.weight.data[token] = float("inf")
+    encoder.encode(["A cat"])
+    with pytest.raises(InputError, match=r"item 2: the model gives NaN or infinity for it \(for 2 of 4 items\)"):
+        encoder.encode(["A cat", "a", "the quick dog", "the quick dog"])
+
+
+@pytest.mark.parametrize("batch_tokens", [0, -1])
+def test_impossible_budgets(encoder: VLM2Vec, batch_tokens: int) -> None:
+    with pytest.raises(InputError, match=f"batch_tokens must be at least 1, not {batch_tokens}"):
+        encoder.encode(["a"], batch_tokens=batch_tokens)
 
 
 def test_pictures_of_other_kinds(encoder: VLM2Vec) -> None:
@@ -196,7 +354,20 @@ def test_encode_leaves_the_mode_alone(encoder: VLM2Vec) -> None:
 def test_similarity(encoder: VLM2Vec) -> None:
     vectors = encoder.encode(["a", "b", "c"])
     scores = encoder.similarity(vectors[:2], vectors.numpy())
-    torch.testing.assert_close(scores, vectors[:2] @ vectors.T)
+    expected = vectors[:2] @ vectors.T
+    torch.testing.assert_close(scores, expected)
+    rows = [vector.numpy() for vector in vectors]
+    shuffled = pd.Series(rows, index=[2, 0, 1])
+    for column in (rows, tuple(rows), shuffled, pd.DataFrame(vectors.numpy(), index=[2, 0, 1]), vectors.tolist()):
+        torch.testing.assert_close(encoder.similarity(vectors[:2], column), expected)
+    for wrong, message in (
+        ({1: rows[0]}, "b is a dict, which has no order"),
+        ((row for row in rows), "b is a generator, which has no length"),
+        ([rows[0], rows[1][:5]], "b: not vectors of one length"),
+        (["a"], "b: not vectors of one length"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder.similarity(vectors, wrong)
 
 
 def test_save_and_load(encoder: VLM2Vec, tmp_path: Path) -> None:

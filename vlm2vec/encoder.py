@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from peft import PeftModel
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
-from vlm2vec.items import EncodeItem, Picture, make_items, plan_batches
+from vlm2vec.items import EncodeItem, Picture, in_order, make_items, plan_batches
 from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG, LoraSettings, add_adapter, load_adapter, read_base_name
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
@@ -160,23 +161,26 @@ class VLM2Vec(nn.Module):
         show_progress: bool | None = None,
         strict_original: bool = False,
     ) -> torch.Tensor:
-        """Encodes a list of items. Pictures are opened batch by batch, so that memory stays flat on long lists.
+        """Encodes a list of items. Images are opened batch by batch, so that memory stays flat on long lists.
 
         An item is
-            - a text: truncated to `max_len` tokens; "" or None is a lone bos, as in the original. A tag `<|image_1|>`
-              in a text without picture is ordinary text, as in the original;
-            - a picture (text None or ""): gets the benchmark's prompt "<|image_1|> Represent the given image.";
-            - text and picture: the text must hold the tag `<|image_1|>` where the picture belongs, else `InputError`;
-            - text and several pictures (a list): the text must hold `<|image_1|>` to `<|image_n|>` once each. Pictures
+            - a text: truncated to `max_len` tokens. A tag `<|image_1|>` in a text without image is ordinary text, as in
+              the original;
+            - an image (text None or blank): gets the benchmark's prompt "<|image_1|> Represent the given image.";
+            - text and image: the text must hold the tag `<|image_1|>` where the image belongs, else `InputError`;
+            - text and several images (a list): the text must hold `<|image_1|>` to `<|image_n|>` once each. Images
               enter in the order of the list whatever the tags' order, as in the original.
 
-        Pictures are PIL images, paths or file contents (bytes). Alpha is dropped without blending, the first frame of
-        an animation counts, EXIF orientation is not applied, CMYK and palettes are converted (all as in the original);
-        damaged files, more than 8 bits a channel and decompression bombs are an `InputError`.
+        An item with neither text nor image is an `InputError`. Images are PIL images, paths or file contents (bytes).
+        Alpha is dropped without blending, the first frame of an animation counts, EXIF orientation is not applied,
+        CMYK and palettes are converted (all as in the original); damaged files, more than 8 bits a channel and
+        decompression bombs are an `InputError`.
 
         Args:
-            texts: one entry an item; None if no item has a text.
-            images: one entry an item, None where an item has no picture; None if no item has one.
+            texts: one entry an item, None where an item has no text; None if no item has one. A list, or anything else
+                with a length and an order, such as a column of pandas or Arrow, which is read in its order whatever its
+                labels.
+            images: as `texts`, with an image or a list of images an item.
             batch_tokens: padded tokens of a batch; None: 16,384 (4,096 on a CPU). It does not change the result.
             show_progress: None: from 256 items on.
             strict_original: batches of neighbours in the order given, where the padded width of the batch chooses the
@@ -187,8 +191,10 @@ class VLM2Vec(nn.Module):
             float32 (n, hidden) on the CPU, in the order given.
 
         Raises:
-            InputError: see above; the message names the item's number.
+            InputError: see above, or NaN or infinity in a vector; the message names the item's number, from 0.
         """
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         items = make_items(texts, images)
         if batch_tokens is None:
             batch_tokens = DEFAULT_BATCH_TOKENS_CPU if self.device.type == "cpu" else DEFAULT_BATCH_TOKENS
@@ -210,6 +216,7 @@ class VLM2Vec(nn.Module):
                     progress.update(len(batch))
         finally:
             self.train(was_training)
+        _refuse_broken(vectors)
         return vectors
 
     def _prepared(
@@ -231,8 +238,15 @@ class VLM2Vec(nn.Module):
 
     @staticmethod
     def similarity(a: ArrayLike | torch.Tensor, b: ArrayLike | torch.Tensor) -> torch.Tensor:
-        """Dot products of vectors (n, hidden) and (m, hidden), cosines if they have length 1: float32 (n, m)."""
-        return torch.as_tensor(a, dtype=torch.float32) @ torch.as_tensor(b, dtype=torch.float32).T
+        """Dot products of vectors (n, hidden) and (m, hidden), cosines if they have length 1: float32 (n, m).
+
+        Args:
+            a, b: Tensors, arrays, or lists, tuples and columns of vectors, which are read in their order.
+
+        Raises:
+            InputError: What has no order (a set, a dictionary, a generator), or what are no vectors.
+        """
+        return _as_vectors("a", a) @ _as_vectors("b", b).T
 
     def add_lora(self, settings: LoraSettings | None = None) -> None:
         """Puts a fresh adapter on the backbone; only the adapter is trainable afterwards.
@@ -289,6 +303,33 @@ class VLM2Vec(nn.Module):
         else:
             self.backbone.config.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+
+
+def _as_vectors(name: str, values: Any) -> torch.Tensor:
+    """Vectors as one float32 tensor, in the order in which they are iterated over."""
+    if isinstance(values, torch.Tensor):
+        return values.to(torch.float32)
+    try:
+        if getattr(values, "ndim", 1) == 2 or (isinstance(values, np.ndarray) and values.dtype != object):
+            return torch.from_numpy(np.array(values, dtype=np.float32))
+        rows = in_order(name, values)
+        return torch.stack([torch.as_tensor(row, dtype=torch.float32) for row in rows])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: not vectors of one length ({' '.join(str(error).split())})") from error
+
+
+def _refuse_broken(vectors: torch.Tensor) -> None:
+    """Looks at all vectors at once, when they are on the host.
+
+    Raises:
+        InputError: NaN or infinity, which would be ranked like numbers.
+    """
+    broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten()
+    if len(broken):
+        raise InputError(
+            f"item {int(broken[0])}: the model gives NaN or infinity for it (for {len(broken)} of {len(vectors)} "
+            "items); check the checkpoint and its precision"
+        )
 
 
 def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Phi3VProcessor:

@@ -10,6 +10,9 @@ from vlm2vec.errors import InputError
 # How a text names its images: <|image_1|>, <|image_2|>, ...
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 
+# The benchmark's own prompt for a candidate that is only an image.
+IMAGE_ONLY_TEXT = "<|image_1|> Represent the given image."
+
 # Images are resized to a few hundred pixels: of a longer strip too little is left. Qwen2-VL's processor refuses more
 # than this; Phi-3.5-V's loses the short side between 336 (one crop) and 1,344 (four crops).
 MAX_ASPECT_RATIO = 200
@@ -17,6 +20,7 @@ MAX_ASPECT_RATIO = 200
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: control, format, separators
 _MAX_TAG_DIGITS = 9  # Python refuses to convert thousands of digits
 _SHOWN_TAGS = 5
+_EMPTY = "empty: neither text nor image"
 
 
 def check_item(text: str, image_size: tuple[int, int] | None) -> None:
@@ -29,13 +33,28 @@ def check_item(text: str, image_size: tuple[int, int] | None) -> None:
     Raises:
         InputError: neither text nor image, an image and its tag do not fit together, an image too thin.
     """
-    if image_size is None:
-        if says_nothing(text):
-            raise InputError(f"the text {shorten(text)!r} says nothing and there is no image" if text else "empty")
-        return
-    check_shape(*image_size)
-    if text:
+    text = item_text(text, 0 if image_size is None else 1)
+    if image_size is not None:
+        check_shape(*image_size)
         image_tags(text, 1)
+
+
+def item_text(text: str, num_images: int) -> str:
+    """The text that an item is tokenised with, in encoding, evaluation and training alike.
+
+    Args:
+        text: the item's own, "" if it has none.
+        num_images: its images.
+
+    Returns:
+        The benchmark's prompt for one image without text; otherwise the text as it stands.
+
+    Raises:
+        InputError: neither text nor image.
+    """
+    if not num_images and says_nothing(text):
+        raise InputError(f"the text {shorten(text)!r} says nothing and there is no image" if text else _EMPTY)
+    return IMAGE_ONLY_TEXT if num_images == 1 and not text else text
 
 
 def says_nothing(text: str) -> bool:

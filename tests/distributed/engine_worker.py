@@ -19,7 +19,7 @@ from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoint import Checkpoints, RunRecord
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
 
-TEXTS = ["a three to the left of a seven", "Represent the given picture.", "", "coffee"]
+TEXTS = ["a three to the left of a seven", "Represent the given picture.", "nine", "coffee"]
 LIVE = "live.pt"
 
 

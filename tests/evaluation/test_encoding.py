@@ -31,7 +31,7 @@ def source_of(folder: Path, encoder: VLM2Vec, batch_tokens: int) -> BatchSource:
     for number, image in enumerate(images):
         write_image(folder / image, (40 * number, 90, 10), size=(30 + 20 * number, 40))
     texts = [f"a text {'of words ' * (number % 4)}{number}" for number in range(12)]
-    first = row("q", [*texts, ""], images=[""] * 13)
+    first = row("q", texts, images=[""] * 12)
     path = write_dataset(folder, "A", [first, row("q", [TAG] * 5 + [""], images=images)])
     _, items = read(path)
     images_of = ImageFolder(folder)

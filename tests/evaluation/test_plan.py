@@ -14,7 +14,7 @@ from vlm2vec.evaluation.guards import dataset_warnings
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.image_folder import ImageFolder
-from vlm2vec.items import IMAGE_ONLY_TEXT
+from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.mmeb import MMEB
 from vlm2vec.phi3_v import Phi3VProcessor
 
@@ -100,6 +100,13 @@ def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, processor):
     write_dataset(tmp_path, "A", [row("q", ["y", TAG], images=["", "a.png"])])
     digests.append(plan_of(tmp_path, read(path)[1], processor).digest)
     assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<|image_1|>"])
+def test_an_item_without_information_is_named(tmp_path: Path, processor, text: str):
+    path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("q", ["x", text])])
+    with pytest.raises(InputError, match=r"row 1: .*neither text nor image|row 1: .*says nothing and there is no im"):
+        plan_of(tmp_path, read(path)[1], processor)
 
 
 def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, processor):

@@ -48,7 +48,7 @@ def test_sentence_transformers(kind: str, exported: Path, sentence_transformer: 
     question = "Represent the given image with the following question: what is it"
     inputs = [
         "coffee",
-        "",
+        "tea",
         picture,
         str(tmp_path / "picture.png"),
         {"image": picture, "text": question},
@@ -56,7 +56,7 @@ def test_sentence_transformers(kind: str, exported: Path, sentence_transformer: 
         {"text": "coffee"},
     ]
     expected = encoder.encode(
-        texts=["coffee", "", None, None, f"<|image_1|> {question}", "<|image_1|> and <|image_2|>", "coffee"],
+        texts=["coffee", "tea", None, None, f"<|image_1|> {question}", "<|image_1|> and <|image_2|>", "coffee"],
         images=[None, None, picture, picture, picture, [picture, picture], None],
     )
     model = sentence_transformer(exported / kind)

@@ -14,7 +14,7 @@ from vlm2vec.batches.inputs import ItemEncoderInputs, NamedItem
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import ItemTable
-from vlm2vec.evaluation.plan import EncodePlan, item_text
+from vlm2vec.evaluation.plan import EncodePlan, encoded_text
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.image_folder import ImageFolder
@@ -76,12 +76,12 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
     def _read(self, index: int) -> NamedItem:
         use, image = self.items.use(index), self.items.image(index)
         if not image:
-            return NamedItem(Item(item_text(self.items, index), None), use)
+            return NamedItem(Item(encoded_text(self.items, index), None), use)
         try:
             data = self.folder.read(image)
         except InputError as error:  # there when the run began
             raise InputError(f"{use}: {error}") from error
-        return NamedItem(Item(item_text(self.items, index), data), f"{use}: {self.folder.root / image}")
+        return NamedItem(Item(encoded_text(self.items, index), data), f"{use}: {self.folder.root / image}")
 
 
 def encode_blocks(

@@ -14,7 +14,7 @@ from vlm2vec.batches.packing import PackedItem, TokenBudget
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import Indices, ItemTable
 from vlm2vec.evaluation.pictures import Picture
-from vlm2vec.items import IMAGE_ONLY_TEXT
+from vlm2vec.item_rules import item_text
 from vlm2vec.phi3_v import Phi3VProcessor
 
 # A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.
@@ -90,7 +90,7 @@ def plan_encoding(
         max_items: most items of a batch; None: as many as fit.
 
     Raises:
-        InputError: a text whose tags do not fit its picture; the message names the row.
+        InputError: a text whose tags do not fit its picture, or an item with neither; the message names the row.
     """
     if not len(items):
         raise InputError("no items to encode")
@@ -101,7 +101,7 @@ def plan_encoding(
     for index in range(len(items)):
         image = items.image(index)
         picture = pictures[image] if image else None
-        key = (item_text(items, index), picture.content if picture else b"")
+        key = (encoded_text(items, index), picture.content if picture else b"")
         number = distinct[index] = numbers.setdefault(key, len(first))
         if number == len(first):
             first.append(index)
@@ -123,9 +123,16 @@ def plan_encoding(
     )
 
 
-def item_text(items: ItemTable, index: int) -> str:
-    """The text that is encoded: a picture alone gets the benchmark's prompt, as `VLM2Vec.encode` gives it."""
-    return items.text(index) or (IMAGE_ONLY_TEXT if items.image(index) else "")
+def encoded_text(items: ItemTable, index: int) -> str:
+    """The text that is encoded; see `item_text`.
+
+    Raises:
+        InputError: The item has neither text nor image; the message names its row.
+    """
+    try:
+        return item_text(items.text(index), 1 if items.image(index) else 0)
+    except InputError as error:
+        raise InputError(f"{items.use(index)}: {error}") from error
 
 
 def _num_tokens(
@@ -133,7 +140,7 @@ def _num_tokens(
 ) -> int:
     try:
         image_tokens = [processor.num_image_tokens(picture.width, picture.height)] if picture else []
-        return len(processor.tokenize(item_text(items, index), image_tokens, max_len))
+        return len(processor.tokenize(encoded_text(items, index), image_tokens, max_len))
     except InputError as error:
         raise InputError(f"{items.use(index)}: {error}") from error
 

@@ -22,7 +22,7 @@ from vlm2vec.phi3_v.checkpoint import EMBEDDINGS_ALIAS, Shape, checkpoint_shapes
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RunRecord
 
 LIMIT = 1e-6
-_TEXTS = ["", "A cat and a dog", "Represent the given question: what is in the picture? " * 8]
+_TEXTS = ["a", "A cat and a dog", "Represent the given question: what is in the picture? " * 8]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from vlm2vec.errors import InputError
+from vlm2vec.images import MAX_IMAGE_PIXELS
 from vlm2vec.phi3_v.configuration import view_grid
 
 # CLIP's statistics, the values in every published preprocessor_config.json.
@@ -164,13 +165,24 @@ class Phi3VImageProcessor:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as 8-bit RGB by the original's `convert("RGB")`.
+    """The image as 8-bit RGB by the original's `convert("RGB")`.
 
     Raises:
-        InputError: not a PIL picture, or a mode of more than 8 bits, which `convert` would clip to white.
+        InputError: not a PIL image, over `MAX_IMAGE_PIXELS`, a mode of more than 8 bits, which `convert` would clip to
+            white, or an image that cannot be decoded (any more): closed, truncated or damaged.
     """
     if not isinstance(image, Image.Image):
-        raise InputError(f"a picture must be a PIL image, not {type(image).__name__}; use Image.fromarray on arrays")
+        raise InputError(f"an image must be a PIL image, not {type(image).__name__}; use Image.fromarray on arrays")
     if image.mode.startswith(("I", "F")):
-        raise InputError(f"a picture has {image.mode} pixels (more than 8 bits of grey); convert it to 8 bits")
-    return image.convert("RGB")
+        raise InputError(f"an image has {image.mode} pixels (more than 8 bits of grey); convert it to 8 bits")
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise InputError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS} pixels; scale the image down")
+    try:
+        return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"a PIL image of mode {image.mode} cannot be decoded, it may be closed, truncated or damaged ({reason})"
+        ) from error

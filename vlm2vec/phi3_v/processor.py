@@ -123,18 +123,31 @@ class Phi3VProcessor:
         and truncated on the right to `max_len` tokens, bos included. With pictures nothing is truncated.
 
         Raises:
-            InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`.
+            InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`, or the text holds half of a
+                surrogate pair, which is no character.
         """
         if not image_tokens:
-            ids: list[int] = self._encoder.encode(text).ids
-            return ids[:max_len]
+            return self._ids(text)[:max_len]
         tags = image_tags(text, len(image_tokens))
-        pieces = [self._encoder.encode(piece).ids for piece in IMAGE_TAG.split(text)[::2]]
+        pieces = [self._ids(piece) for piece in IMAGE_TAG.split(text)[::2]]
         ids = list(pieces[0])
         for tag, piece in zip(tags, pieces[1:], strict=True):
             ids += [-tag] * image_tokens[tag - 1]
             # The original interleaves pieces and pictures and keeps an empty last piece, which is then a lone bos.
             ids += piece
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._encoder.encode(text).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            place = next((index for index, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+            if place is None:
+                raise
+            raise InputError(
+                f"the text has half of a surrogate pair ({text[place]!r}) at character {place}, as a text that was cut "
+                "in the middle of an emoji; repair or remove it"
+            ) from error
         return ids
 
     def process_item(self, text: str, images: Sequence[Image.Image] = (), max_len: int | None = None) -> ProcessedItem:
