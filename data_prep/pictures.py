@@ -11,7 +11,7 @@ from data_prep.archive_faults import PART_OF_ZIP, loose_parts
 from data_prep.sniff import sniff_header
 from data_prep.source import file_stamp
 from vlm2vec.errors import InputError
-from vlm2vec.image_folder import ImageFolder
+from vlm2vec.image_folder import ImageFolder, links_remedy
 from vlm2vec.image_paths import MissingImageError, OutsideLinkError, UnsafePathError
 from vlm2vec.images import ImageHeader, check_image, read_header
 from vlm2vec.shards.schema import fast_hash
@@ -25,14 +25,15 @@ CHECKS: dict[str, Callable[[bytes, str], ImageHeader]] = {
 }
 
 MISSING, UNREADABLE, UNSAFE = "missing image", "unreadable image", "unsafe image path"
-LINKS_REMEDY = "pass --allow_links to follow links that lead out of the image folder"
+LINKS_FLAG = "--allow_links"
 
 
 class UnusableImageError(Exception):
     """A picture that cannot go into a shard: `problem` is one of the three words above, the message says more."""
 
     def __init__(self, path: str, error: InputError) -> None:
-        super().__init__(f"{error}; {LINKS_REMEDY}" if isinstance(error, OutsideLinkError) else str(error))
+        remedy = f"; pass {LINKS_FLAG} to follow it" if isinstance(error, OutsideLinkError) else ""
+        super().__init__(f"{error}{remedy}")
         self.path = path
         self.problem = UNREADABLE
         if isinstance(error, MissingImageError):
@@ -106,11 +107,9 @@ def refuse_linked_folders(image_dir: Path, subsets: Iterable[str], allow_links: 
         InputError: No such folder; without `allow_links`, one that is a link out of `image_dir`.
     """
     images = ImageFolder(image_dir, allow_links)
-    try:
+    with links_remedy(LINKS_FLAG):
         for subset in subsets:
             images.refuse_outside_links(f"{UNPACKED_FOLDER}/{subset}")
-    except OutsideLinkError as error:
-        raise InputError(f"{error}; {LINKS_REMEDY}") from error
 
 
 def archive_path(image_dir: Path, subset: str) -> Path:

@@ -109,6 +109,9 @@ class DataArguments:
     strict_original: bool = field(
         default=False, metadata={"help": "count as the original's argmax does: ties with the truth are right"}
     )
+    allow_links: bool = field(
+        default=False, metadata={"help": "follow links that lead out of --image_dir, for images on another disk"}
+    )
     local_rank: int = field(default=-1, metadata={"help": "set by the launcher"})
 
     def __post_init__(self) -> None:

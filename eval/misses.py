@@ -50,10 +50,14 @@ class Gallery:
         folder: of the run.
         summary: its `scores.json`.
         image_dir: of the images; None: where they were when they were scored. Images that are not there are left out.
+        allow_links: follow links that lead out of the images' folder.
     """
 
-    def __init__(self, folder: Path, summary: Mapping[str, Any], image_dir: Path | None) -> None:
+    def __init__(
+        self, folder: Path, summary: Mapping[str, Any], image_dir: Path | None, allow_links: bool = False
+    ) -> None:
         self._folder = folder
+        self._allow_links = allow_links
         self._summary = summary
         self._image_dir = image_dir
         self._thumbnails: dict[tuple[Path, str], str] = {}
@@ -93,7 +97,8 @@ class Gallery:
                 self.num_missing += 1
                 return ""
             try:
-                self._thumbnails[images, image] = _data_uri(open_image(ImageFolder(images).read(image), image))
+                data = ImageFolder(images, self._allow_links).read(image)
+                self._thumbnails[images, image] = _data_uri(open_image(data, image))
             except InputError:  # moved or changed since the run; the text still tells
                 self.num_missing += 1
                 return ""

@@ -34,7 +34,7 @@ from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.ranks import Ranks
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
-from vlm2vec.image_folder import ImageFolder
+from vlm2vec.image_folder import ImageFolder, links_remedy
 from vlm2vec.mmeb import Benchmark
 from vlm2vec.words import counted
 
@@ -98,7 +98,8 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
     if absent:
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
-    pictures = scan_pictures(data.items, ImageFolder(data_arguments.image_dir))
+    with links_remedy("--allow_links"):
+        pictures = scan_pictures(data.items, ImageFolder(data_arguments.image_dir, data_arguments.allow_links))
     output = Path(data_arguments.encode_output_path)
     prepare_output(output)
     processor = load_processor(folders.base, folders.adapter, model_arguments.num_crops)
@@ -166,7 +167,8 @@ def encode(
             encoder = load_encoder(setup.folders, setup.arguments, device)
             plan = store.plan()
             inputs = ItemEncoderInputs(encoder.processor, setup.arguments.max_len, encoder.base.dtype)
-            source = BatchSource(store.items(), plan, ImageFolder(data_arguments.image_dir), inputs)
+            images = ImageFolder(data_arguments.image_dir, data_arguments.allow_links)
+            source = BatchSource(store.items(), plan, images, inputs)
             own = plan.deal_blocks(setup.blocks, ranks.size)[ranks.rank]
             encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)
         except InputError as error:

@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--image_dir", type=Path, help="pictures of the last run; default: where they were when it was scored"
     )
+    parser.add_argument(
+        "--allow_links", action="store_true", help="follow links that lead out of the image folder; default: refused"
+    )
     parser.add_argument("--misses", type=int, default=3, help="worst misses to show of each dataset; default: 3")
     arguments = parser.parse_args(argv)
     runs = read_runs(arguments.runs, arguments.names, arguments.steps)
@@ -48,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = arguments.output_dir or arguments.runs[-1]
     prepare_output(output)
     write_text(output / MARKDOWN_FILE, to_markdown(tables, notes(runs)))
-    write_text(output / PAGE_FILE, to_page(runs, arguments.runs[-1], arguments.image_dir, arguments.misses))
+    images = (arguments.image_dir, arguments.allow_links)
+    write_text(output / PAGE_FILE, to_page(runs, arguments.runs[-1], *images, arguments.misses))
     print(f"report: {output / MARKDOWN_FILE} and {output / PAGE_FILE}")
 
 
@@ -68,7 +72,7 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None, steps: Seque
     return runs
 
 
-def to_page(runs: Sequence[Run], folder: Path, image_dir: Path | None, num_misses: int) -> str:
+def to_page(runs: Sequence[Run], folder: Path, image_dir: Path | None, allow_links: bool, num_misses: int) -> str:
     """`report.html`, with the misses of the last run, which lies in `folder`.
 
     Raises:
@@ -79,7 +83,7 @@ def to_page(runs: Sequence[Run], folder: Path, image_dir: Path | None, num_misse
         from eval.page import render
     except ImportError as error:
         raise InputError(f"{PAGE_FILE} needs {error.name}; install it with pip install '.[report]'") from error
-    gallery = Gallery(folder, runs[-1].summary, image_dir)
+    gallery = Gallery(folder, runs[-1].summary, image_dir, allow_links)
     scored = [] if runs[-1].summary.get(IS_ORIGINAL) else list(runs[-1].datasets)  # the original keeps no rows
     misses = galleries(gallery, scored, num_misses)
     return render(runs, misses, gallery.num_missing)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlm2vec.errors import InputError
@@ -160,6 +162,19 @@ class ImageFolder:
         if not self._allow_links and os.path.commonpath([self._real_root, real]) != self._real_root:
             raise OutsideLinkError(f"{os.path.join(self.root, relative)}: a link that leads out of {self.root}")
         return real
+
+
+@contextmanager
+def links_remedy(flag: str) -> Iterator[None]:
+    """Names a program's flag where a link leads out of an image folder.
+
+    Raises:
+        InputError: In the place of an `OutsideLinkError`.
+    """
+    try:
+        yield
+    except OutsideLinkError as error:
+        raise InputError(f"{error}; pass {flag} to follow links that lead out of the image folder") from error
 
 
 class _File:

@@ -221,6 +221,24 @@ def test_a_run_that_cannot_be_written_leaves_the_earlier_scores_as_they_were(tmp
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def test_linked_images_are_scored_where_that_is_allowed(tmp_path: Path, options, choose, capsys):
+    (tmp_path / "images/GQA").rename(tmp_path / "disk2")
+    (tmp_path / "images/GQA").symlink_to(tmp_path / "disk2")
+    asked = choose(VECTORS)
+    assert run_program(lambda: mmeb.main(options)) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert "row 0: " in error
+    assert "GQA/1.png: a link that leads out" in error
+    assert "pass --allow_links" in error
+    assert (error.count("\n"), asked) == (1, [])
+    mmeb.main([*options, "--allow_links"])
+    assert set(asked) == set(VECTORS)
+    capsys.readouterr()
+    for flags, num_images in (([], 0), (["--allow_links"], 1)):
+        report.main([str(tmp_path / "out"), *flags])
+        assert (tmp_path / "out/report.html").read_text().count("data:image/jpeg") == num_images
+
+
 def change(option: str, value: str) -> Callable[[Path, list[str]], None]:
     def apply(folder: Path, options: list[str]) -> None:
         options += [option, value]

@@ -172,3 +172,10 @@ def test_bad_files_are_named(tmp_path: Path):
     pq.write_table(pa.Table.from_pylist([row("q", ["x"])])[:0], path)
     with pytest.raises(InputError, match="no rows"):
         read(path)
+
+
+def test_a_git_lfs_pointer_is_told_apart_from_a_damaged_table(tmp_path: Path):
+    path = tmp_path / "test-00000-of-00001.parquet"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n")
+    with pytest.raises(InputError, match=r"parquet: a Git LFS pointer.*`git lfs pull`"):
+        read(path)

@@ -80,6 +80,7 @@ def test_batch_size_a_device() -> None:
         (["--flops_profile_step", "10"], "from 1 to --max_steps 9"),
         (["--profile_steps", "3", "5", "--flops_profile_step", "4"], "choose another step"),
         (["--peak_tflops", "0"], "positive"),
+        (["--eval_allow_links", "True"], "--eval_allow_links: no effect without --eval_steps"),
         (["--eval_steps", "5"], "needs --eval_dataset_name and --eval_image_dir"),
         (["--eval_steps", "0", "--eval_dataset_name", "d", "--eval_image_dir", "i"], "at least 1"),
     ],

@@ -6,15 +6,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from tests.distributed.launcher import REPOSITORY, environment
+from tests.evaluation.hand import row, write_dataset, write_image
 from vlm2vec.errors import InputError
 from vlm2vec.export import __main__ as export_program
 from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.checkpoint import find_checkpoint
 from vlm2vec.training.engine import engine_config
+from vlm2vec.training.evaluation import build_evaluation
+from vlm2vec.training.evaluation_arguments import EvaluationArguments
 
 ZERO2 = str(REPOSITORY / "ds_configs/zero2.json")
 
@@ -103,3 +108,14 @@ def test_the_latest_pointer_stays_inside_the_run(tmp_path: Path) -> None:
     (tmp_path / "run" / "latest").write_text("../elsewhere\n")
     with pytest.raises(InputError, match="not a checkpoint here"):
         find_checkpoint(tmp_path / "run")
+
+
+def test_linked_evaluation_images_are_refused_with_the_flag_of_training(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "disk2/1.png")
+    (tmp_path / "images/GQA").symlink_to(tmp_path / "disk2")
+    write_dataset(tmp_path / "data", "GQA", [row("<|image_1|> what?", ["x", "y"], "GQA/1.png")])
+    place = {"eval_dataset_name": str(tmp_path / "data"), "eval_image_dir": str(tmp_path / "images")}
+    arguments = EvaluationArguments(eval_steps=1, **place)
+    with pytest.raises(InputError, match=r"GQA/1\.png: a link that leads out .*pass --eval_allow_links"):
+        build_evaluation(arguments, tmp_path, Mock(), Mock(), 0, torch.device("cpu"))

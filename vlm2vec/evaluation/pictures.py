@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import ItemTable
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.image_folder import ImageFolder
+from vlm2vec.image_paths import OutsideLinkError
 from vlm2vec.images import read_header
 
 # Reading, hashing and Pillow's header parser wait for the disk or work outside the interpreter's lock.
@@ -35,6 +37,8 @@ def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture
         By path.
 
     Raises:
+        OutsideLinkError: a link that leads out of the folder and is not allowed, found before an image is read if it
+            is a folder's or all images' of a folder.
         InputError: a path that leads out of the folder, a missing file, a file that is no picture; the message names
             the first one, the row that uses it, and how many more are bad.
     """
@@ -43,6 +47,7 @@ def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture
         if image:
             first_use.setdefault(image, index)
     paths = list(first_use)
+    _refuse_outside_links(items, first_use, folder)
     found: dict[str, Picture] = {}
     failures: list[tuple[str, InputError]] = []
 
@@ -58,8 +63,24 @@ def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture
     if failures:
         path, error = failures[0]
         more = f" (and {len(failures) - 1} more of {len(paths)} pictures)" if len(failures) > 1 else ""
+        if isinstance(error, OutsideLinkError):
+            raise OutsideLinkError(f"{items.use(first_use[path])}: {error}{more}")
         raise InputError(f"{items.use(first_use[path])}: {error}{more}; check --image_dir")
     return found
+
+
+def _refuse_outside_links(items: ItemTable, first_use: Mapping[str, int], folder: ImageFolder) -> None:
+    """Looks at the first image of each folder, so that a linked folder is found in moments, not behind all images."""
+    first_of_folder: dict[str, str] = {}
+    for path in first_use:
+        first_of_folder.setdefault(os.path.dirname(path), path)
+    for path in first_of_folder.values():
+        try:
+            folder.check(path)
+        except OutsideLinkError as error:
+            raise OutsideLinkError(f"{items.use(first_use[path])}: {error}") from error
+        except InputError:
+            pass  # counted among all images' failures
 
 
 def _scan(folder: ImageFolder, path: str) -> Picture | InputError:

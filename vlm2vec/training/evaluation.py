@@ -19,7 +19,7 @@ from vlm2vec.evaluation.live import LiveEvaluation, ModelCall
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.files import committed
-from vlm2vec.image_folder import ImageFolder
+from vlm2vec.image_folder import ImageFolder, links_remedy
 from vlm2vec.training.evaluation_arguments import BEST, EvaluationArguments
 from vlm2vec.training.monitor import Monitor
 
@@ -129,8 +129,10 @@ def build_evaluation(
     assert arguments.eval_dataset_name is not None
     assert arguments.eval_image_dir is not None
     data, _ = read_data(arguments.eval_dataset_name, arguments.eval_subsets)
-    folder = ImageFolder(arguments.eval_image_dir)
+    folder = ImageFolder(arguments.eval_image_dir, arguments.eval_allow_links)
     batch_tokens = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
-    plan = plan_encoding(data.items, scan_pictures(data.items, folder), inputs.processor, inputs.max_len, batch_tokens)
+    with links_remedy("--eval_allow_links"):
+        images = scan_pictures(data.items, folder)
+    plan = plan_encoding(data.items, images, inputs.processor, inputs.max_len, batch_tokens)
     live = LiveEvaluation(data, BatchSource(data.items, plan, folder, inputs), inputs.padding_chunk(), num_workers)
     return RunEvaluation(live, model_call, arguments.eval_steps, output_dir, arguments.save_best, device)

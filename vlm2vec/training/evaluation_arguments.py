@@ -17,6 +17,7 @@ class EvaluationArguments:
     eval_steps: int | None = option(None, "Score the weights every so many steps and at the end; never if not given.")
     eval_dataset_name: str | None = option(None, "Folder or Hugging Face name of a dataset in MMEB-eval's layout.")
     eval_image_dir: str | None = option(None, "Folder that the image paths of its rows start from.")
+    eval_allow_links: bool = option(False, "Follow links that lead out of --eval_image_dir.")
     eval_subsets: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={"help": "Its datasets by name, or all, IND, OOD, classification, vqa, retrieval, grounding."},
