@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -14,6 +16,7 @@ from vlm2vec.files import LFS_REMEDY, is_lfs_pointer
 # No configuration comes near; a larger file is something else and is not parsed.
 MAX_JSON_BYTES = 1 << 26
 _SHOWN_CHARACTERS = 60
+CHECKSUM = "checksum"
 
 
 class StrictModel(BaseModel):
@@ -65,6 +68,23 @@ def checked(schema: type[Schema], content: dict[str, Any], path: Path) -> Schema
 def write_json(path: Path, content: object) -> None:
     """Writes a JSON file as people read it."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of everything else in it, for values that no schema could tell from others."""
+    bare = {name: value for name, value in content.items() if name != CHECKSUM}
+    return {**bare, CHECKSUM: hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
+
+
+def without_checksum(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The content that `with_checksum` was given. A file without a checksum is taken as it is.
+
+    Raises:
+        InputError: Something was changed since; the message names the file.
+    """
+    if CHECKSUM in content and with_checksum(content) != content:
+        raise InputError(f"{path}: changed after it was written (its checksum differs)")
+    return {name: value for name, value in content.items() if name != CHECKSUM}
 
 
 def shorten(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,9 @@ from pydantic import Field, model_validator
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.metrics import METRICS
 from vlm2vec.evaluation.summary import DISTRIBUTIONS, OVERALL
-from vlm2vec.json_files import StrictModel, checked, read_json
+from vlm2vec.json_files import CHECKSUM, StrictModel, checked, read_json, with_checksum, without_checksum
 
 SCORES_FILE = "scores.json"
-CHECKSUM = "checksum"
 # A mean is computed from shares, so it may differ from ours by rounding only.
 _MEAN_TOLERANCE = 1e-9
 
@@ -116,8 +114,7 @@ def _groups(dataset: _Dataset) -> tuple[str, ...]:
 
 def scores_text(summary: Mapping[str, Any]) -> str:
     """The content of `scores.json`, with a checksum by which a later change is seen."""
-    content = {name: value for name, value in summary.items() if name != CHECKSUM}
-    return json.dumps({**content, CHECKSUM: _checksum(content)}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(with_checksum(summary), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -138,11 +135,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
         checked(_Scores, summary, path)
     except InputError as error:
         raise InputError(f"{error}; not as python -m eval.mmeb writes it, score the run again") from error
-    content = {name: value for name, value in summary.items() if name != CHECKSUM}
-    if summary.get(CHECKSUM) not in (None, _checksum(content)):
-        raise InputError(f"{path}: changed after it was written (its checksum differs); score the run again")
-    return content
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if CHECKSUM not in summary and any(dataset.get("data") for dataset in summary["datasets"].values()):
+        raise InputError(f"{path}: its checksum is missing; score the run again")
+    return without_checksum(summary, path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
@@ -20,8 +20,13 @@ from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.files import committed
 from vlm2vec.image_folder import ImageFolder, links_remedy
+from vlm2vec.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
 from vlm2vec.training.evaluation_arguments import BEST, EvaluationArguments
 from vlm2vec.training.monitor import Monitor
+from vlm2vec.training.record import CHECKPOINT_PREFIX
+
+# Of a score that is kept: what a mean's rounding changes behind them would make equal scores differ.
+_DIGITS = 9
 
 
 class NoEvaluation:
@@ -63,7 +68,7 @@ class RunEvaluation:
         self._save_best = save_best
         self._device = device
         best = read_best(output_dir)
-        self._best = float(best["score"]) if best else -math.inf
+        self._best = best.score if best else -math.inf
         self._last = -math.inf
 
     def after_step(self, engine: Any, done: int, is_last: bool, monitor: Monitor) -> bool:
@@ -83,7 +88,7 @@ class RunEvaluation:
             [summary["overall"]["acc"] if summary is not None else -math.inf], dtype=torch.float64, device=self._device
         )
         dist.broadcast(score, 0)
-        self._last = float(score)
+        self._last = round(float(score), _DIGITS)
         return self._save_best and self._last > self._best
 
     def keep(self, checkpoint: Path) -> None:
@@ -91,24 +96,36 @@ class RunEvaluation:
         self._best = self._last
         if dist.get_rank() == 0:
             with committed(self._output_dir / BEST) as path:
-                path.write_text(json.dumps({"checkpoint": checkpoint.name, "score": self._best}) + "\n")
+                write_json(path, with_checksum({"checkpoint": checkpoint.name, "score": self._best}))
 
 
-def read_best(output_dir: Path) -> dict[str, Any] | None:
-    """The name and score of a run's best checkpoint; None if there is none (any more)."""
-    try:
-        best: dict[str, Any] = json.loads((output_dir / BEST).read_text(encoding="utf-8"))
-    except OSError:
+class Best(StrictModel):
+    """What best.json says."""
+
+    checkpoint: Annotated[str, Field(pattern=rf"^{CHECKPOINT_PREFIX}[0-9]+$")]
+    score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def read_best(output_dir: Path) -> Best | None:
+    """The name and score of a run's best checkpoint; None if there is none (any more).
+
+    Raises:
+        InputError: a damaged file.
+    """
+    path = output_dir / BEST
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise InputError(f"{output_dir / BEST}: cannot be read ({error}); remove it") from error
-    return best if (output_dir / Path(str(best["checkpoint"])).name).is_dir() else None
+    try:
+        best = checked(Best, without_checksum(read_json(path), path), path)
+    except InputError as error:
+        raise InputError(f"{error}; remove it") from error
+    return best if (output_dir / best.checkpoint).is_dir() else None
 
 
 def best_checkpoint(output_dir: Path) -> str | None:
     """The name of a run's best checkpoint, if it has one."""
     best = read_best(output_dir)
-    return Path(str(best["checkpoint"])).name if best else None
+    return best.checkpoint if best else None
 
 
 def build_evaluation(
