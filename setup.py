@@ -20,7 +20,7 @@ setup(
     package_data={"vlm2vec": ["py.typed", "export/card_template.md"], "eval": ["templates/*.j2"]},
     install_requires=[
         "torch>=2.9",
-        "deepspeed>=0.19.2",
+        "deepspeed>=0.19.8",  # older ones lose bfloat16 gradients, and crash with PEFT, ZeRO-3 and checkpointing
         "transformers>=5.20,<6",
         "peft>=0.20",
         "datasets>=4.0",

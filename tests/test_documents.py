@@ -34,3 +34,10 @@ def test_cited_files_exist(document: Path, paths: list[str]) -> None:
         if not (document.parent / name).exists() and not any(path.endswith(f"/{name}") for path in paths)
     }
     assert absent == set()
+
+
+def test_wheels_for_an_older_driver_are_the_version_that_make_installs() -> None:
+    """Else `make install` would replace them by PyPI's."""
+    named = re.findall(r"install torch==(\S+) --index-url", DOCUMENTS[0].read_text(encoding="utf-8"))
+    pinned = re.findall(r"^torch==(\S+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named == pinned

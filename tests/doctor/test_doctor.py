@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 from collections import namedtuple
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from vlm2vec.doctor import machine
 from vlm2vec.doctor.__main__ import main
@@ -17,6 +19,8 @@ from vlm2vec.doctor.data import data_findings, read_speed
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
 from vlm2vec.doctor.nodes import node_findings, own_address
 
+REPOSITORY = Path(__file__).parents[2]
+OFFLOAD = REPOSITORY / "ds_configs" / "zero2_offload.json"
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -25,17 +29,23 @@ def statuses(findings: Sequence[Finding]) -> set[str]:
 
 
 def test_this_machine_runs_the_tests_so_nothing_fails(
-    mini_shards_dir: Path, capsys: pytest.CaptureFixture[str]
+    mini_shards_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["--dataset_name", str(mini_shards_dir)]) == 0
+    """On CPU ranks, whatever else the machine has."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert main(["--dataset_name", str(mini_shards_dir), "--deepspeed", str(OFFLOAD)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any("runs a collective" in line for line in lines)
+    assert any(line.startswith("ok") and "gloo runs" in line for line in lines)
+    assert any(line.startswith("warn") and "DS_ACCELERATOR=cpu" in line for line in lines)
     assert any("samples in" in line for line in lines)
     assert any("MB/s" in line for line in lines)
     assert lines[-1].endswith("0 fail")
 
 
-def test_a_failure_is_exit_code_1_and_names_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_exit_code_1_and_names_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert main(["--dataset_name", str(tmp_path)]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
     assert len(failed) == 1
@@ -51,12 +61,12 @@ def test_versions_outside_of_the_ranges(monkeypatch: pytest.MonkeyPatch) -> None
             raise metadata.PackageNotFoundError(name)
         return installed[name]
 
-    needed = ["torch>=2.9", "deepspeed>=0.19.2", "peft>=0.20", 'ruff>=0.9; extra == "dev"']
+    needed = ["torch>=2.9", "deepspeed>=0.19.8", "peft>=0.20", 'ruff>=0.9; extra == "dev"']
     monkeypatch.setattr(metadata, "requires", lambda name: needed)
     monkeypatch.setattr(metadata, "version", version)
     torch, deepspeed, peft = machine.versions("anything")
     assert (torch.status, deepspeed.status, peft.status) == (OK, FAIL, FAIL)
-    assert deepspeed.remedy == "pip install 'deepspeed>=0.19.2'"
+    assert deepspeed.remedy == "pip install 'deepspeed>=0.19.8'"
     assert "not installed" in peft.what
 
 
@@ -73,12 +83,85 @@ def test_open_files(files: int, status: str, monkeypatch: pytest.MonkeyPatch) ->
     assert next(machine.limits()).status == status
 
 
-def test_a_missing_compiler_matters_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda tool: None)
-    assert machine.compiler().status == OK
+def no_gpu(monkeypatch: pytest.MonkeyPatch, built_for: str | None) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(machine.torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(machine.torch.version, "cuda", built_for)
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is older than torch's CUDA: a run would go on the CPU without a word."""
+    no_gpu(monkeypatch, "13.0")
+    assert machine.accelerator(tmp_path).status == FAIL  # torch's CUDA alone
+    (tmp_path / "nvidia0").touch()
+    found = machine.accelerator(tmp_path)
+    assert found.status == FAIL
+    assert "CUDA 13.0" in found.what
+    for part in ("driver", "https://download.pytorch.org/whl/cu126", "cu128", "DS_ACCELERATOR=cpu"):
+        assert part in found.remedy
+    no_gpu(monkeypatch, None)
+    assert machine.accelerator(tmp_path).status == FAIL
+    assert "without CUDA" in machine.accelerator(tmp_path).what
+    (tmp_path / "nvidia0").unlink()
+    assert machine.accelerator(tmp_path).status == WARN
+
+
+def test_a_cpu_that_was_asked_for_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_gpu(monkeypatch, "13.0")
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert machine.accelerator(tmp_path).status == WARN
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
-    assert machine.compiler().status == FAIL
-    assert "nvcc" in machine.compiler().what
+    assert machine.communication().what == "gloo runs a collective"
+
+
+def test_setup_asks_for_the_deepspeed_that_is_tested() -> None:
+    """Older ones lose bfloat16 gradients and crash with PEFT, ZeRO-3 and checkpointing."""
+    assert '"deepspeed>=0.19.8"' in (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    (pinned,) = re.findall(r"^deepspeed==(.+)$", (REPOSITORY / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    for version in (pinned, metadata.version("deepspeed")):
+        assert Version(version) >= Version("0.19.8")
+
+
+def gpu_with_nvcc(folder: Path, monkeypatch: pytest.MonkeyPatch, release: str | None) -> None:
+    """A stand-in: torch for CUDA 13.0 sees a GPU; the toolkit has another version, or none."""
+    from torch.utils import cpp_extension
+
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("DS_SKIP_CUDA_CHECK", raising=False)
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/bin/{tool}")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(folder))
+    if release is not None:
+        nvcc = folder / "bin" / "nvcc"
+        nvcc.parent.mkdir(exist_ok=True)
+        nvcc.write_text(f"#!/bin/sh\necho Cuda compilation tools, release {release}, V{release}.88\n")
+        nvcc.chmod(0o755)
+
+
+def test_nothing_is_compiled_without_offload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu_with_nvcc(tmp_path, monkeypatch, None)
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    assert machine.compiler(OFFLOAD.with_name("zero2.json")).status == OK
+    missing = machine.compiler(OFFLOAD)
+    assert (missing.status, "ninja, c++" in missing.what) == (FAIL, True)
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
+    assert machine.compiler(OFFLOAD).status == OK
+    assert machine.compiler(tmp_path / "absent.json").status == FAIL
+
+
+@pytest.mark.parametrize(("release", "status"), [(None, WARN), ("12.4", WARN), ("13.0", OK)])
+def test_nvcc_is_held_against_torchs_cuda(
+    release: str | None, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu_with_nvcc(tmp_path, monkeypatch, release)
+    found = machine.compiler(OFFLOAD)
+    assert found.status == status
+    assert "zero2_offload.json" in found.what
+    if release == "12.4":
+        assert "12.4" in found.what
+        assert "toolkit 13.0" in found.remedy
 
 
 def test_damaged_shards_fail(mini_shards_dir: Path, tmp_path: Path) -> None:

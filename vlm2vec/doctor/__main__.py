@@ -1,8 +1,8 @@
 """Checks this machine, the nodes of a hostfile and a folder of shards before a run.
 
-    python -m vlm2vec.doctor [--hostfile FILE] [--dataset_name SHARDS]
+    python -m vlm2vec.doctor [--hostfile FILE] [--dataset_name SHARDS] [--deepspeed FILE]
 
-One line a check: ok, warn or fail, with the remedy. Ends with 1 if something would not work.
+Prints one line per check (ok, warn, fail) with its remedy. Exit code 1 if any check fails.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class _Parser(OneLineErrors, argparse.ArgumentParser):
     pass
 
 
-def findings(hostfile: Path | None, dataset: Path | None) -> Iterator[Finding]:
+def findings(hostfile: Path | None, dataset: Path | None, engine: Path | None) -> Iterator[Finding]:
     """All checks, one after another."""
-    yield from machine_findings()
+    yield from machine_findings(engine)
     if hostfile is not None:
         yield from node_findings(hostfile)
     if dataset is not None:
@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="vlm2vec.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hostfile", type=Path, help="nodes to reach, see launch/hostfile.example")
     parser.add_argument("--dataset_name", type=Path, help="folder of shards")
+    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed settings of the run: can they be compiled")
     options = parser.parse_args(argv)
     console = Console(soft_wrap=True)
     counts = dict.fromkeys(_COLORS, 0)
-    for finding in findings(options.hostfile, options.dataset_name):
+    for finding in findings(options.hostfile, options.dataset_name, options.deepspeed):
         counts[finding.status] += 1
         line = Text(f"{finding.status:<5}", style=_COLORS[finding.status]).append(finding.what, style="default")
         console.print(line.append(f" -> {finding.remedy}" if finding.remedy else "", style="default"))

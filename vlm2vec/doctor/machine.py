@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import resource
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -14,20 +17,28 @@ import torch.distributed as dist
 from packaging.requirements import Requirement
 
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding, graded
+from vlm2vec.errors import InputError
+from vlm2vec.training.engine_file import read_engine_file
 
 DISTRIBUTION = "vlm2vec-deepspeed"
 GIB = 2**30
 # Loader processes hand crops to their rank through it: a few chunks each.
 _SHARED_MEMORY = (GIB // 4, 8 * GIB)
 _OPEN_FILES = (512, 4096)
+_WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
 
 
-def machine_findings() -> Iterator[Finding]:
-    """All checks of this machine."""
+def machine_findings(engine: Path | None = None) -> Iterator[Finding]:
+    """All checks of this machine.
+
+    Args:
+        engine: The run's DeepSpeed settings; they say whether something has to be compiled.
+    """
     yield from versions()
     yield accelerator()
     yield communication()
-    yield compiler()
+    if engine is not None:
+        yield compiler(engine)
     yield shared_memory(Path("/dev/shm"))
     yield from limits()
 
@@ -56,13 +67,22 @@ def _version(requirement: Requirement) -> Finding:
     return Finding(FAIL, f"{requirement.name} {found} is outside of {requirement.specifier}", f"pip install '{wanted}'")
 
 
-def accelerator() -> Finding:
-    """GPUs, their memory and bfloat16."""
+def asked_for_cpu() -> bool:
+    """Whether DeepSpeed is told to use the CPU, GPU or not."""
+    return os.environ.get("DS_ACCELERATOR") == "cpu"
+
+
+def accelerator(devices: Path = Path("/dev")) -> Finding:
+    """GPUs, their memory and bfloat16.
+
+    Args:
+        devices: Folder in which a driver puts its devices.
+    """
+    enough = "enough for the miniature; real runs need GPUs"
+    if asked_for_cpu():
+        return Finding(WARN, "DS_ACCELERATOR=cpu: runs on CPU ranks", enough)
     if not torch.accelerator.is_available():
-        if torch.version.cuda:
-            remedy = "see nvidia-smi; the driver must be new enough for torch's CUDA " + torch.version.cuda
-            return Finding(FAIL, "torch is built for CUDA and finds no GPU", remedy)
-        return Finding(WARN, "no accelerator: runs on CPU ranks", "enough for the miniature; real runs need GPUs")
+        return _no_accelerator(sorted(devices.glob("nvidia*")), enough)
     count, kind = torch.accelerator.device_count(), torch.accelerator.current_accelerator()
     if kind is None or kind.type != "cuda":
         return Finding(WARN, f"{count} accelerators of type {kind}", "only NVIDIA GPUs and CPUs are known to work")
@@ -73,9 +93,22 @@ def accelerator() -> Finding:
     return Finding(OK, what)
 
 
+def _no_accelerator(devices: Sequence[Path], enough: str) -> Finding:
+    """A GPU that torch does not see would mean a run on the CPU, a thousand times slower."""
+    built_for, or_cpu = torch.version.cuda, "DS_ACCELERATOR=cpu runs on CPU ranks"
+    device = f"{devices[0]} is there, but " if devices else ""
+    if built_for is not None:
+        what = f"{device}torch, built for CUDA {built_for}, finds no GPU"
+        older = f"the driver may be too old for that (see nvidia-smi): update it, or {_WHEELS} (or cu128)"
+        return Finding(FAIL, what, f"{older}; {or_cpu}")
+    if devices:
+        return Finding(FAIL, f"{device}torch is built without CUDA", f"{_WHEELS} (or cu128, cu130); {or_cpu}")
+    return Finding(WARN, "no accelerator: runs on CPU ranks", enough)
+
+
 def communication() -> Finding:
     """A collective through the backend that ranks would use, alone."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and not asked_for_cpu()
     backend = "nccl" if on_gpu else "gloo"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -91,15 +124,38 @@ def communication() -> Finding:
     return Finding(OK, f"{backend} runs a collective")
 
 
-def compiler() -> Finding:
-    """DeepSpeed compiles its fused optimizer at the first start on a GPU; CPU ranks use torch's."""
-    if not torch.cuda.is_available():
-        return Finding(OK, "no compiler needed on a CPU")
-    missing = [tool for tool in ("nvcc", "ninja", "c++") if shutil.which(tool) is None]
+def compiler(engine: Path) -> Finding:
+    """DeepSpeed compiles its CPU optimizer at the first start of a run that offloads to the CPU; else nothing.
+
+    Args:
+        engine: The run's DeepSpeed settings.
+    """
+    try:
+        offload = (read_engine_file(engine)["zero_optimization"].get("offload_optimizer") or {}).get("device", "none")
+    except InputError as error:
+        return Finding(FAIL, str(error), "see ds_configs/")
+    if offload == "none":
+        return Finding(OK, f"{engine.name}: nothing to compile, the optimizer is torch's")
+    if not torch.cuda.is_available() or asked_for_cpu():
+        return Finding(OK, f"{engine.name}: nothing to compile for CPU ranks")
+    missing = [tool for tool in ("ninja", "c++") if shutil.which(tool) is None]
     if missing:
-        remedy = f"install the CUDA toolkit {torch.version.cuda}, ninja and a C++ compiler, and put them on the PATH"
-        return Finding(FAIL, f"no {', '.join(missing)}: DeepSpeed cannot compile its optimizer", remedy)
-    return Finding(OK, "nvcc, ninja and c++ are there")
+        remedy = "install ninja and a C++ compiler, and put them on the PATH (.venv/bin holds ninja)"
+        return Finding(FAIL, f"{engine.name}: no {', '.join(missing)} to compile DeepSpeed's CPU optimizer", remedy)
+    return cuda_compiler(engine.name)
+
+
+def cuda_compiler(engine: str) -> Finding:
+    """nvcc against torch's CUDA, by DeepSpeed's own rule for what it compiles."""
+    from deepspeed.ops.op_builder import builder
+
+    remedy = f"install the CUDA toolkit {torch.version.cuda}; DeepSpeed's CPU optimizer needs none from 0.19.8 on"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.assert_no_cuda_mismatch()
+    except (builder.MissingCUDAException, builder.CUDAMismatchException) as error:
+        return Finding(WARN, f"{engine}: {' '.join(str(error).removeprefix('>- ').split())}", remedy)
+    return Finding(OK, f"{engine}: ninja, c++ and nvcc for CUDA {torch.version.cuda} are there")
 
 
 def shared_memory(folder: Path) -> Finding:
