@@ -93,7 +93,7 @@ def _write_shard(folder: Path, name: str, start: int, targets: np.ndarray) -> Sh
     size = SPAN_BYTES * len(rows)
     with open(folder / f"{name}.tar", "wb") as tar:
         tar.truncate(size)
-    return ShardRecord(name, size, "", digest, len(rows), (start, start + len(rows)), {}, 0, 0, 0)
+    return ShardRecord(name, size, "0" * 64, digest, len(rows), (start, start + len(rows)), {}, 0, 0, 0)
 
 
 def measure(name: str, root: Path) -> dict[str, float]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.pictures import CheckedPictures, PictureSource, UnusableImageError
 from data_prep.source import SourceTable
@@ -15,7 +13,8 @@ from vlm2vec.files import sha256_of
 from vlm2vec.item_rules import check_item, says_nothing
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_name
-from vlm2vec.shards.writer import UNUSABLE_IMAGES, UNUSABLE_ROWS, ShardWriter, StoredItem
+from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
+from vlm2vec.shards.writer import ShardWriter, StoredItem
 
 # The columns of each side: text, path of the picture.
 SIDE_COLUMNS = {
@@ -66,13 +65,13 @@ class ShardResult:
 
     Attributes:
         record: what the manifest says about it.
-        unusable_images: each picture that rows were left out for: its path, the problem, the reason, the first row.
-        unusable_rows: each row that no model can be trained on: its key and number, the side, the reason.
+        unusable_images: each image that rows were left out for.
+        unusable_rows: each row that no model can be trained on.
     """
 
     record: ShardRecord
-    unusable_images: tuple[dict[str, Any], ...]
-    unusable_rows: tuple[dict[str, Any], ...]
+    unusable_images: tuple[UnusableImage, ...]
+    unusable_rows: tuple[UnusableRow, ...]
 
 
 class UnusableItemError(Exception):
@@ -96,21 +95,18 @@ def write_shard(task: ShardTask) -> ShardResult:
     """
     pictures = CheckedPictures(task.images, task.check_images)
     skipped: Counter[str] = Counter()
-    unusable: dict[str, dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
+    unusable: dict[str, UnusableImage] = {}
+    rows: list[UnusableRow] = []
     with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
         for row, record in task.table.rows(*task.rows):
             try:
                 shard.add(row, _sides(record, pictures))
             except UnusableImageError as error:
                 skipped[error.problem] += 1
-                unusable.setdefault(
-                    error.path, {"path": error.path, "problem": error.problem, "reason": str(error), "row": row}
-                )
+                unusable.setdefault(error.path, UnusableImage(error.path, error.problem, str(error), row))
             except UnusableItemError as error:
                 skipped[f"unusable {error.side}"] += 1
-                key = sample_key(task.subset, row)
-                rows.append({"key": key, "row": row, "side": error.side, "reason": str(error)})
+                rows.append(UnusableRow(sample_key(task.subset, row), row, error.side, str(error)))
         committed = shard.commit(task.rows, skipped, list(unusable.values()), rows)
         return ShardResult(committed, tuple(unusable.values()), tuple(rows))
 
@@ -124,19 +120,20 @@ def _committed_shard(task: ShardTask) -> ShardResult | None:
     sidecar_path = task.stem.with_suffix(".json")
     try:
         committed_ns = sidecar_path.stat().st_mtime_ns
-        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
-        unusable, rows = sidecar.pop(UNUSABLE_IMAGES), sidecar.pop(UNUSABLE_ROWS)
-        record = ShardRecord(**{**sidecar, "rows": tuple(sidecar["rows"])})
+        sidecar = Sidecar.read(sidecar_path)
+        record = sidecar.record
         same_size = task.stem.with_suffix(".tar").stat().st_size == record.bytes
         same_index = sha256_of(task.stem.with_suffix(".parquet")) == record.index_sha256
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, InputError):
         return None
-    if (record.name, record.rows) != (task.stem.name, task.rows) or unusable or not (same_size and same_index):
+    if (record.name, record.rows) != (task.stem.name, task.rows) or not (same_size and same_index):
+        return None
+    if sidecar.unusable_images:
         return None
     images = task.images
     if any(images.changed_since(committed_ns, path) for path in _image_paths(task)):
         return None
-    return ShardResult(record, (), tuple(rows))
+    return ShardResult(record, (), sidecar.unusable_rows)
 
 
 def _image_paths(task: ShardTask) -> set[str]:

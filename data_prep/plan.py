@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from data_prep.archive import ImageArchive
 from data_prep.conversion import ShardTask
 from data_prep.pictures import PictureSource, UnusableImageError, archive_path, refuse_linked_folders
 from data_prep.source import SourceTable, source_tables, subset_names
 from vlm2vec.errors import InputError
+from vlm2vec.json_files import parsed
 from vlm2vec.shards.manifest import SourceRecord, write_json
 
 PLAN_NAME = "plan.json"
@@ -25,6 +27,8 @@ _PROBED_IMAGES = 20
 @dataclass(frozen=True)
 class Options:
     """What shapes the shards' content: the flags of the same names."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     split_name: str
     num_sample_per_subset: int | None
@@ -55,10 +59,15 @@ class Plan:
             InputError: damaged, or another option or source; the message says which.
         """
         try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            changes = _changes(earlier, self.content())
-        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: damaged; remove the folder and convert again") from error
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        damaged = f"{path}: damaged (remove the folder and convert again)"
+        version = parsed(_PLAN_VERSION_OF, data, damaged).plan_version
+        if version != PLAN_VERSION:
+            changes = f"another version of this program ({version}, not {PLAN_VERSION})"
+        else:
+            changes = _changes(parsed(_PLAN_FILE, data, damaged), self)
         if changes:
             raise InputError(
                 f"{path.parent}: was begun with {changes}; give the same again, or remove the folder, or choose another"
@@ -143,20 +152,41 @@ def write_plan(plan: Plan, output_dir: Path) -> None:
     write_json(output_dir / PLAN_NAME, plan.content())
 
 
-def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class _PlanVersion:
+    """Of the plan's file; asked first, as files of other versions need not fit the schema."""
+
+    plan_version: int
+
+
+@dataclass(frozen=True)
+class _PlanFile(_PlanVersion):
+    """The plan's file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    options: Options
+    sources: dict[str, tuple[SourceRecord, ...]]
+
+
+_PLAN_VERSION_OF, _PLAN_FILE = TypeAdapter(_PlanVersion), TypeAdapter(_PlanFile)
+
+
+def _changes(earlier: _PlanFile, now: Plan) -> str:
     """Names what differs, "" if nothing does."""
-    if earlier["plan_version"] != now["plan_version"]:
-        return f"another version of this program ({earlier['plan_version']}, not {now['plan_version']})"
+    before_options = asdict(earlier.options)
     changes = [
-        f"--{name} {earlier['options'][name]} (now {value})"
-        for name, value in now["options"].items()
-        if earlier["options"][name] != value
+        f"--{name} {before_options[name]} (now {value})"
+        for name, value in asdict(now.options).items()
+        if before_options[name] != value
     ]
-    if list(earlier["sources"]) != list(now["sources"]):
-        changes.append(f"--subset_name {' '.join(earlier['sources'])} (now {' '.join(now['sources'])})")
-    for name, sources in now["sources"].items():
-        before = earlier["sources"].get(name, sources)
-        changed = [source["file"] for source in sources if source not in before]
-        changed += [source["file"] for source in before if source["file"] not in {s["file"] for s in sources}]
+    if list(earlier.sources) != list(now.sources):
+        changes.append(f"--subset_name {' '.join(earlier.sources)} (now {' '.join(now.sources)})")
+    for name, sources in now.sources.items():
+        before = earlier.sources.get(name, sources)
+        changed = [source.file for source in sources if source not in before]
+        changed += [source.file for source in before if source.file not in {each.file for each in sources}]
+        if not changed and before != sources:
+            changed = [f"order of {name}'s sources"]
         changes += [f"another {file}" for file in changed]
     return ", ".join(changes)

@@ -98,13 +98,11 @@ def _subset_report(
     for record in records:
         for reason, count in record.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
-    unusable = {image["path"]: image for result in reversed(results) for image in reversed(result.unusable_images)}
-    ordered = sorted(unusable.values(), key=lambda image: image["row"])
-    missing = [image["path"] for image in ordered if image["problem"] == MISSING]
-    unreadable = [f"{image['problem']}: {image['reason']}" for image in ordered if image["problem"] != MISSING]
-    unusable_rows = [
-        f"{row['key']} ({row['side']}): {row['reason']}" for result in results for row in result.unusable_rows
-    ]
+    unusable = {image.path: image for result in reversed(results) for image in reversed(result.unusable_images)}
+    ordered = sorted(unusable.values(), key=lambda image: image.row)
+    missing = [image.path for image in ordered if image.problem == MISSING]
+    unreadable = [f"{image.problem}: {image.reason}" for image in ordered if image.problem != MISSING]
+    unusable_rows = [f"{row.key} ({row.side}): {row.reason}" for result in results for row in result.unusable_rows]
     return SubsetReport(
         rows=sum(end - first for first, end in (record.rows for record in records)),
         samples=len(pairs),

@@ -25,7 +25,7 @@ from vlm2vec.shards.schema import (
     fast_hash,
     sample_key,
 )
-from vlm2vec.shards.writer import UNUSABLE_IMAGES, UNUSABLE_ROWS
+from vlm2vec.shards.sidecar import FINGERPRINT, UNUSABLE_IMAGES, UNUSABLE_ROWS
 
 _READ_BYTES = 1 << 20
 
@@ -66,7 +66,8 @@ def _sidecar_problems(check: ShardCheck) -> Iterator[str]:
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         sidecar.pop(UNUSABLE_IMAGES)
-        sidecar.pop(UNUSABLE_ROWS, None)  # earlier versions had none
+        for name in (UNUSABLE_ROWS, FINGERPRINT):  # earlier versions had none
+            sidecar.pop(name, None)
         same = sidecar == json.loads(json.dumps(asdict(check.record)))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         yield f"{path}: cannot read it ({type(error).__name__})"
@@ -103,6 +104,9 @@ def _sample_problems(check: ShardCheck, columns: Columns, file: BinaryIO, digest
         if entry["offset"] != expected_offset:
             yield f"{check.path('.parquet')}: sample {key} is said to begin at {entry['offset']}, not {expected_offset}"
             return  # nothing behind it can be compared
+        if not 0 < entry["size"] <= check.record.bytes - expected_offset:
+            yield f"{check.path('.parquet')}: sample {key} is said to have {entry['size']} bytes"
+            return
         span = file.read(entry["size"])
         expected_offset += entry["size"]
         digest.update(span)

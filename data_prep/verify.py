@@ -49,7 +49,8 @@ def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verificati
     problems: dict[tuple[str, int], list[str]] = {}
     checks = []
     for name, subset in manifest.subsets.items():
-        problems[name, -1] = [*_row_problems(name, subset.shards), *_strangers(root / name, subset.shards)]
+        problems[name, -1] = [f"manifest: {problem}" for problem in manifest.row_problems(name)]
+        problems[name, -1] += _strangers(root / name, subset.shards)
         checks += [ShardCheck(root, name, number, record, decode) for number, record in enumerate(subset.shards)]
     total = sum(check.record.bytes for check in checks)
     with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
@@ -61,19 +62,6 @@ def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verificati
         line for key in sorted(problems, key=lambda key: (order.index(key[0]), key[1])) for line in _told(problems[key])
     ]
     return Verification(len(checks), sum(check.record.num_samples for check in checks), total, tuple(lines))
-
-
-def _row_problems(subset: str, shards: Sequence[ShardRecord]) -> list[str]:
-    """Shards must follow one another without a gap, and account for every source row."""
-    problems, expected = [], 0
-    for shard in shards:
-        first, end = shard.rows
-        if first != expected:
-            problems.append(f"manifest: {subset}/{shard.name} begins at row {first}, not at {expected}")
-        if end - first != shard.num_samples + sum(shard.skipped.values()):
-            problems.append(f"manifest: {subset}/{shard.name} does not account for each of its {end - first} rows")
-        expected = end
-    return problems
 
 
 def _strangers(folder: Path, shards: Sequence[ShardRecord]) -> list[str]:

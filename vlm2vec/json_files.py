@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer
@@ -26,6 +26,11 @@ class StrictModel(BaseModel):
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
+Value = TypeVar("Value")
+
+# How many of something; no file or data set comes near the bound, and sums of a few fit an int64.
+Count = Annotated[int, Field(ge=0, le=1 << 50)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -65,6 +70,25 @@ def checked(schema: type[Schema], content: dict[str, Any], path: Path) -> Schema
         raise InputError(f"{path}: {_first_problem(error)}") from error
 
 
+def parsed(schema: TypeAdapter[Value], data: bytes, name: str) -> Value:
+    """The content of a JSON file as dataclasses; types are taken as they are, as in a `StrictModel`.
+
+    Args:
+        schema: What is expected.
+        data: The whole file.
+        name: The file, for messages.
+
+    Raises:
+        InputError: Not JSON; or as `checked`.
+    """
+    if len(data) > MAX_JSON_BYTES:
+        raise InputError(f"{name}: more than {MAX_JSON_BYTES >> 20} MiB of JSON")
+    try:
+        return schema.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{name}: {_first_problem(error)}") from error
+
+
 def write_json(path: Path, content: object) -> None:
     """Writes a JSON file as people read it."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -99,12 +123,14 @@ def _first_problem(error: ValidationError) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{field} is missing"
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == "json_invalid":
+        return " ".join(f"cannot be read as JSON ({problem['msg']})".split())
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{field} is not a setting that this version knows; it may have been written by a newer one"
     if problem["type"] == "value_error":  # a schema's own words
         return (f"{field}: " if field else "") + problem["msg"].removeprefix("Value error, ")
     message = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{field} is {shorten(problem['input'])}; {message}"
+    return f"{field or 'the content'} is {shorten(problem['input'])}; {message}"
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -120,7 +120,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: [replace_in_tar(root, b"answer 6", b"answer 7"), reseal(root)],
         "sample A/00000006: differs from the index in positive_hash",
     ),
-    "rows lost": (lambda root: reseal(root, rows=(5, 8)), "manifest: A/A-00001 begins at row 5, not at 4"),
+    "rows lost": (lambda root: reseal(root, rows=(5, 8)), "manifest: A: A-00001 begins at row 5, not at 4"),
     **{
         f"wrong {name}": (
             lambda root, name=name: [edit_index(root, name, add_one), reseal(root)],

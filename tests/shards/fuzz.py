@@ -1,10 +1,11 @@
 """Damages tars, indexes, manifests, sidecars, plans, tables and zips at random, and reads them.
 
-    python -m tests.shards.fuzz [--mutations 300] [--seed 0]
+    python -m tests.shards.fuzz [--mutations 2000] [--seed 0]
 
 Each damaged folder is read in a process of its own, under a limit of time and memory. Good outcomes are a clear error
-(`InputError`) and a correct read; a crash, a hang, a traceback and different data are failures. What is correct:
-of shards the undamaged samples, of a table what pyarrow itself makes of the damaged file.
+(`InputError`) and a correct read; a crash, a hang, a traceback and different data are failures. Some files are forged:
+the checksums agree with what is wrong. What is correct: of shards the undamaged samples and index, of a table what
+pyarrow itself makes of the damaged file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from data_prep.convert import convert
 from data_prep.verify import verify
 from tests.data_prep.hand_made import TABLE, make_dataset, row, tree, write_rows
 from tests.shards.damage import OPERATORS
+from tests.shards.forgery import forge_document, forge_index, forge_manifest
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Sample, ShardSet
 
@@ -80,6 +82,7 @@ def samples_of(shards: Path) -> list[Sample]:
 def read_shards(world: World, folder: Path) -> str:
     """Every sample is the undamaged one, or an error; the converter's own check sees every damage."""
     changed = tree(folder) != tree(world.shards)
+    expected = {(sample.subset, number): sample for sample, number in zip(world.samples, _numbers(world), strict=True)}
     try:
         whole = not verify(folder).problems
     except InputError:
@@ -90,17 +93,29 @@ def read_shards(world: World, folder: Path) -> str:
         return REFUSED
     errors = 0
     places = [(name, number) for name in opened.subsets for number in range(opened.num_samples[name])]
-    if len(places) != len(world.samples):
+    if places != [place for place in expected if place[0] in opened.subsets]:
         raise DifferentDataError(f"{len(places)} samples")
-    for place, expected in zip(places, world.samples, strict=True):
+    undamaged = ShardSet.open(world.shards)
+    for place in places:
         try:
-            if opened.read(*place) != expected:
-                raise DifferentDataError(expected.key)
+            sample = opened.read(*place)
         except InputError:
             errors += 1
+            continue
+        if sample != expected[place]:
+            raise DifferentDataError(expected[place].key)
+        for column, values in opened.columns(place[0]).items():
+            if values[place[1]] != undamaged.columns(place[0])[column][place[1]]:
+                raise DifferentDataError(f"{expected[place].key}: {column}")
     if whole and (changed and errors):
         raise DifferentDataError("verify calls it whole, but it cannot be read")
     return REFUSED if errors else CORRECT
+
+
+def _numbers(world: World) -> list[int]:
+    """Each sample's position in its subset."""
+    names = [sample.subset for sample in world.samples]
+    return [names[:place].count(name) for place, name in enumerate(names)]
 
 
 def continue_conversion(world: World, folder: Path) -> str:
@@ -149,12 +164,16 @@ def convert_zip(world: World, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file to damage: the folder it lies in, its name, a sibling to swap with, and who reads it."""
+    """A kind of file to damage: the folder it lies in, its name, a sibling to swap with, who reads it.
+
+    Where there is a `forge`, it does the damage, so that all checksums agree.
+    """
 
     folder: Callable[[World], Path]
     file: str
     sibling: str
     read: Callable[[World, Path], str]
+    forge: Callable[[Path, str, random.Random], None] | None = None
 
 
 TARGETS: dict[str, Target] = {
@@ -168,6 +187,10 @@ TARGETS: dict[str, Target] = {
         lambda world: world.shards, "A/A-00001.parquet", "B/B-00001.parquet", continue_conversion
     ),
     "plan": Target(lambda world: world.shards, "plan.json", "manifest.json", continue_conversion),
+    "forged manifest": Target(lambda world: world.shards, "manifest.json", "", read_shards, forge_manifest),
+    "forged index": Target(lambda world: world.shards, "A/A-00001.parquet", "", read_shards, forge_index),
+    "forged sidecar": Target(lambda world: world.shards, "A/A-00001.json", "", continue_conversion, forge_document),
+    "forged plan": Target(lambda world: world.shards, "plan.json", "", continue_conversion, forge_document),
 }
 
 
@@ -190,14 +213,16 @@ def mutate(world: World, work: Path, number: int, seed: int) -> Outcome:
     """Makes mutation `number`, reads the result in a process of its own."""
     generator = random.Random(f"{seed}-{number}")
     name = list(TARGETS)[number % len(TARGETS)]
-    operator = generator.choice(list(OPERATORS))
     target = TARGETS[name]
+    operator = "forged" if target.forge else generator.choice(list(OPERATORS))
     folder = work / str(number) / "damaged"
     shutil.copytree(target.folder(world), folder)
     path = folder / target.file
-    path.write_bytes(
-        OPERATORS[operator](bytearray(path.read_bytes()), generator, (folder / target.sibling).read_bytes())
-    )
+    if target.forge:
+        target.forge(folder, target.file, generator)
+    else:
+        content, sibling = bytearray(path.read_bytes()), (folder / target.sibling).read_bytes()
+        path.write_bytes(OPERATORS[operator](content, generator, sibling))
     outcome, detail = in_own_process(partial(target.read, world, folder))
     shutil.rmtree(work / str(number))
     return Outcome(name, operator, outcome, detail)
@@ -240,7 +265,7 @@ def run(mutations: int, seed: int, work: Path) -> list[Outcome]:
 def main() -> None:
     """Parses the command line, runs, prints a table of outcomes and every failure."""
     parser = argparse.ArgumentParser(prog="python -m tests.shards.fuzz")
-    parser.add_argument("--mutations", type=int, default=300)
+    parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from vlm2vec.errors import InputError
 from vlm2vec.images import read_header
 from vlm2vec.mmeb import MINI_MMEB
-from vlm2vec.shards import Item, Sample, ShardSet, content_hash, storage
+from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet, content_hash, storage
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.schema import INDEX_SCHEMA, READING_COLUMNS, fast_hash
 
@@ -168,8 +169,63 @@ def test_an_index_of_another_tar_is_found_even_if_checksums_agree(own_shards: Pa
     with pytest.raises(InputError, match=r"Photos-00000\.parquet: not the index that the manifest names"):
         ShardSet.open(own_shards)
     reseal(own_shards)
-    with pytest.raises(InputError, match="sample Photos/00000001 does not fit"):
-        ShardSet.open(own_shards).read("Photos", 0)
+    with pytest.raises(InputError, match=r"Photos-00000\.parquet: entry 1: row does not follow the one before"):
+        ShardSet.open(own_shards)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("size", 2**62, "size is not that of a sample in"),
+        ("size", -512, "size is not that of a sample in"),
+        ("offset", 2**62, "offset is not one in"),
+        ("offset", 512, "offset is not where the sample before ends"),
+        ("row", 2**40, "row is not one of 0 to 15"),
+        ("row", 2, "row does not follow the one before"),
+        ("query_width", -1, "query_width or query_height is negative"),
+        ("query_width", 2**31 - 1, "query_width x query_height are too many pixels"),
+        ("positive_width", 7, "positive_width or positive_height is zero"),
+        ("positive_text_length", 2**31 - 1, "positive_text_length is not that of a text in the sample"),
+        ("positive_text_length", 0, "the positive is empty"),
+        ("negative_text_length", 3, "has_negative does not fit the negative's sizes"),
+        ("has_negative", True, "has_negative does not fit the negative's sizes"),
+        ("negative_hash", 9, "negative_hash is that of no item"),
+    ],
+)
+def test_impossible_index_values_are_refused_even_if_checksums_agree(
+    column: str, value: int, message: str, own_shards: Path
+) -> None:
+    edit_index(own_shards, column, value)
+    with pytest.raises(InputError, match=rf"Photos-00000\.parquet: entry 3: {message}"):
+        ShardSet.open(own_shards)
+
+
+def edit_index(root: Path, column: str, value: int) -> None:
+    """Gives the fourth entry of the first Photos index another value."""
+    index = root / "Photos" / "Photos-00000.parquet"
+    table = pq.read_table(index)
+    if column in ("has_negative", "negative_hash", "negative_text_length"):  # Photos has negatives: one without
+        for name in ("text_length", "width", "height", "hash", "image_hash"):
+            table = with_value(table, f"negative_{name}", 0)
+        table = with_value(table, "has_negative", False)
+    pq.write_table(with_value(table, column, value), index)
+    reseal(root)
+
+
+def with_value(table: pa.Table, column: str, value: int) -> pa.Table:
+    number = table.schema.get_field_index(column)
+    values = table.column(number).to_numpy().copy()
+    values[3] = value
+    return table.set_column(number, INDEX_SCHEMA.field(number), [values])
+
+
+@pytest.mark.parametrize("column", ["query_width", "query_height", "positive_text_length", "positive_hash"])
+def test_a_sample_that_is_not_what_batches_were_planned_by_is_damaged(column: str, own_shards: Path) -> None:
+    edit_index(own_shards, column, 1)
+    shards = ShardSet.open(own_shards)
+    shards.read("Photos", 2)
+    with pytest.raises(DamagedSampleError, match="sample Photos/00000003 does not fit the shard's index"):
+        shards.read("Photos", 3)
 
 
 def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
@@ -227,11 +283,26 @@ def test_incomplete_or_damaged_folders_are_refused_when_opened(damage, message: 
     ("edit", "message"),
     [
         (lambda content: content.update(schema_version=1), "schema version 1, this code reads 2"),
-        (lambda content: content.pop("subsets"), "damaged manifest"),
+        (lambda content: content.pop("subsets"), "manifest.json: subsets is missing"),
         (lambda content: content["subsets"].update({"../evil": content["subsets"]["Photos"]}), "not a subset's name"),
         (lambda content: content["subsets"]["Photos"]["shards"][0].update(name="../x"), "in the place of"),
-        (lambda content: content["subsets"]["Photos"]["shards"][0].update(surprise=1), "damaged manifest"),
-        (lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1), "does not fit the finger"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(surprise=1), "Photos.shards.0.surprise"),
+        (
+            lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1),
+            "not the sum over its shards",
+        ),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(unique_images=1), "does not fit the finger"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=10**9), "do not fit into"),
+        (
+            lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1e15),
+            "num_samples is 1000000000",
+        ),
+        (
+            lambda content: content["subsets"]["Photos"]["shards"][0].update(sha256=None),
+            "shards.0.sha256 is null; input",
+        ),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(rows=[4, 2]), "rows end before they begin"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(bytes=-1), "shards.0.bytes is -1"),
     ],
 )
 def test_edited_manifests_are_refused(edit, message: str, own_shards: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import committed
-from vlm2vec.shards.schema import INDEX_SCHEMA, READING_COLUMNS
+from vlm2vec.images import MAX_IMAGE_PIXELS
+from vlm2vec.shards.manifest import ShardRecord
+from vlm2vec.shards.schema import INDEX_SCHEMA, NEGATIVE, READING_COLUMNS, SIDES
 
 Columns = Mapping[str, npt.NDArray[Any]]
 IndexRow = tuple[int | bool, ...]  # in the order of INDEX_SCHEMA
@@ -69,12 +71,56 @@ def parse_index(
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(f"{path}: not the index that the manifest names (sha256); copy it again or convert again")
     try:
-        table = pq.read_table(pa.BufferReader(content), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            if not file.schema_arrow.equals(INDEX_SCHEMA):
+                raise InputError(f"{path}: not this version's index columns; convert again")
+            num_rows = file.metadata.num_rows  # before anything of that size is allocated
+            if num_rows != num_samples:
+                raise InputError(f"{path}: {num_rows} samples, the manifest says {num_samples}; convert again")
+            table = file.read(list(names), use_threads=False)
+    except (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot read the shard's index ({reason}); convert again") from error
-    if not table.schema.equals(INDEX_SCHEMA):
-        raise InputError(f"{path}: not this version's index columns; convert again")
-    if table.num_rows != num_samples:
-        raise InputError(f"{path}: {table.num_rows} samples, the manifest says {num_samples}; convert again")
     return {name: np.asarray(table.column(name).to_numpy()) for name in names}
+
+
+def check_columns(columns: Columns, path: str, record: ShardRecord) -> None:
+    """Refuses an index that cannot be that of its tar, before anybody seeks, allocates or plans by its values.
+
+    Args:
+        columns: at least those of `READING_COLUMNS`.
+        path: what messages call the index.
+        record: the shard, as the manifest describes it.
+
+    Raises:
+        InputError: a value is impossible; the message names the column and the entry.
+    """
+    for problem, wrong in _impossible(columns, record):
+        if wrong.any():
+            entry = int(np.argmax(wrong))
+            raise InputError(f"{path}: entry {entry}: {problem}; convert again")
+
+
+def _impossible(columns: Columns, record: ShardRecord) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """What may be wrong, and in which entries it is; later ones rely on earlier ones."""
+    row, offset, size = columns["row"], columns["offset"], columns["size"]
+    first, end = record.rows
+    yield f"row is not one of {first} to {end - 1}", (row < first) | (row >= end)
+    yield "row does not follow the one before", np.diff(row, prepend=first - 1) < 1
+    yield f"size is not that of a sample in {record.bytes} bytes", (size < 1) | (size > record.bytes)
+    yield f"offset is not one in {record.bytes} bytes", (offset < 0) | (offset > record.bytes - size)
+    yield "offset is not where the sample before ends", offset != np.concatenate([[0], (offset + size)[:-1]])
+    for side in SIDES:
+        length, width, height = (
+            columns[f"{side}_{name}"].astype(np.int64) for name in ("text_length", "width", "height")
+        )
+        yield f"{side}_text_length is not that of a text in the sample", (length < 0) | (length > size)
+        yield f"{side}_width or {side}_height is negative", (width < 0) | (height < 0)
+        yield f"{side}_width or {side}_height is zero", (width > 0) != (height > 0)
+        yield f"{side}_width x {side}_height are too many pixels", width * height > MAX_IMAGE_PIXELS
+        empty = (length == 0) & (width == 0)
+        if side == NEGATIVE:
+            yield "has_negative does not fit the negative's sizes", columns["has_negative"] == empty
+            yield "negative_hash is that of no item", empty & (columns[f"{side}_hash"] != 0)
+        else:
+            yield f"the {side} is empty", empty

@@ -7,11 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import committed
+from vlm2vec.json_files import Count, Sha256, parsed
 from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME, shard_name
+
+# A sample takes at least a tar header and a block of JSON.
+_MIN_SAMPLE_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -31,26 +37,41 @@ class ShardRecord:
         duplicate_image_bytes: bytes that pictures take which an earlier sample of the shard holds already.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     name: str
-    bytes: int
-    sha256: str
-    index_sha256: str
-    num_samples: int
-    rows: tuple[int, int]
-    skipped: dict[str, int]
-    unique_images: int
-    image_bytes: int
-    duplicate_image_bytes: int
+    bytes: Count
+    sha256: Sha256
+    index_sha256: Sha256
+    num_samples: Count
+    rows: tuple[Count, Count]
+    skipped: dict[str, Count]
+    unique_images: Count
+    image_bytes: Count
+    duplicate_image_bytes: Count
+
+    def __post_init__(self) -> None:
+        if self.rows[0] > self.rows[1]:
+            raise ValueError(f"rows end before they begin ({self.rows[0]} to {self.rows[1]})")
+        if self.num_samples * _MIN_SAMPLE_BYTES > self.bytes:
+            raise ValueError(f"{self.num_samples} samples do not fit into {self.bytes} bytes")
+
+    @property
+    def accounts_for_its_rows(self) -> bool:
+        """Whether each row of the range is a sample or counted as skipped."""
+        return self.rows[1] - self.rows[0] == self.num_samples + sum(self.skipped.values())
 
 
 @dataclass(frozen=True)
 class SourceRecord:
     """One source table: size, checksum, rows."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     file: str
-    sha256: str
-    bytes: int
-    rows: int
+    sha256: Sha256
+    bytes: Count
+    rows: Count
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,66 @@ class SubsetRecord:
                 totals[reason] = totals.get(reason, 0) + count
         return totals
 
+    def row_problems(self, limit: object) -> list[str]:
+        """Shards that do not cover the sources without a gap, or do not account for each of their rows.
+
+        Args:
+            limit: of the source rows, the first ones that were converted; all of them if this is not a number.
+        """
+        problems, expected = [], 0
+        for shard in self.shards:
+            first, end = shard.rows
+            if first != expected:
+                problems.append(f"{shard.name} begins at row {first}, not at {expected}")
+            if not shard.accounts_for_its_rows:
+                problems.append(f"{shard.name} does not account for each of its {end - first} rows")
+            expected = end
+        total = sum(source.rows for source in self.sources)
+        wanted = min(total, limit) if isinstance(limit, int) else total
+        if self.sources and expected != wanted:
+            problems.append(f"the shards end at row {expected}, the sources at {wanted}")
+        return problems
+
+
+@dataclass(frozen=True)
+class _SubsetFile:
+    """A subset in the manifest's file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    num_samples: Count
+    skipped: dict[str, Count]
+    sources: tuple[SourceRecord, ...]
+    shards: tuple[ShardRecord, ...]
+
+    def record(self, name: str) -> SubsetRecord:
+        """Names become paths, so they are checked: none may lead out of the folder."""
+        if not SUBSET_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a subset's name")
+        for number, shard in enumerate(self.shards):
+            if shard.name != shard_name(name, number):
+                raise ValueError(f"shard {shard.name!r} in the place of {shard_name(name, number)}")
+        record = SubsetRecord(self.sources, self.shards)
+        if (record.num_samples, record.skipped) != (self.num_samples, self.skipped):
+            raise ValueError(f"subset {name}: num_samples or skipped is not the sum over its shards")
+        return record
+
+
+@dataclass(frozen=True)
+class _ManifestFile:
+    """The manifest's file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    fingerprint: Sha256
+    schema_version: int
+    options: dict[str, Any]
+    num_samples: Count
+    subsets: dict[str, _SubsetFile]
+
+
+_MANIFEST_FILE = TypeAdapter(_ManifestFile)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -84,8 +165,12 @@ class Manifest:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
-        object.__setattr__(self, "fingerprint", hashlib.sha256(canonical.encode()).hexdigest())
+        object.__setattr__(self, "fingerprint", fingerprint_of(self._content()))
+
+    def row_problems(self, name: str) -> list[str]:
+        """What is wrong with how a subset's shards cover its sources; see `SubsetRecord.row_problems`."""
+        problems = self.subsets[name].row_problems(self.options.get("num_sample_per_subset"))
+        return [f"{name}: {problem}" for problem in problems]
 
     def _content(self) -> dict[str, Any]:
         """What the file holds besides the fingerprint; the sums are there for people and for other tools."""
@@ -125,21 +210,24 @@ class Manifest:
         Raises:
             InputError: as `read`.
         """
-        content = _parse_json(data, path)
-        version = content.get("schema_version")
+        version = _schema_version(data, path)
         if version != SCHEMA_VERSION:
             raise InputError(f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert again")
+        file = parsed(_MANIFEST_FILE, data, path)
         try:
-            manifest = Manifest(
-                options=dict(content["options"]),
-                subsets={name: _subset(name, record) for name, record in content["subsets"].items()},
-            )
-            fingerprint = content["fingerprint"]
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise InputError(f"{path}: damaged manifest ({type(error).__name__}: {error}); convert again") from error
-        if manifest.fingerprint != fingerprint:
+            manifest = Manifest(file.options, {name: subset.record(name) for name, subset in file.subsets.items()})
+        except ValueError as error:
+            raise InputError(f"{path}: damaged manifest ({error}); convert again") from error
+        if not manifest.subsets:
+            raise InputError(f"{path}: no subsets in it; convert again")
+        if manifest.fingerprint != file.fingerprint:
             raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged")
         return manifest
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """A sha256 of a file's JSON content, whatever its layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -155,28 +243,12 @@ def no_manifest(path: str, error: OSError) -> InputError:
     return InputError(f"{path}: cannot read the manifest ({error.strerror or error})")
 
 
-def _parse_json(data: bytes, path: str) -> dict[str, Any]:
+def _schema_version(data: bytes, path: str) -> Any:
+    """Asked first: files of other versions need not fit the schema."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot read the manifest ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a manifest")
-    return content
-
-
-def _subset(name: str, record: Mapping[str, Any]) -> SubsetRecord:
-    """Names become paths, so they are checked: none may lead out of the folder."""
-    if not SUBSET_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a subset's name")
-    return SubsetRecord(
-        sources=tuple(SourceRecord(**source) for source in record["sources"]),
-        shards=tuple(_shard(shard_name(name, number), shard) for number, shard in enumerate(record["shards"])),
-    )
-
-
-def _shard(name: str, record: Mapping[str, Any]) -> ShardRecord:
-    if record["name"] != name:
-        raise ValueError(f"shard {record['name']!r} in the place of {name}")
-    first, end = record["rows"]
-    return ShardRecord(**{**record, "rows": (int(first), int(end))})
+    return content.get("schema_version")

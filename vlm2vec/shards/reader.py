@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vlm2vec.errors import InputError
-from vlm2vec.shards.index import Columns, parse_index
+from vlm2vec.shards.index import Columns, check_columns, parse_index
 from vlm2vec.shards.manifest import Manifest, ShardRecord, no_manifest
 from vlm2vec.shards.parsing import parse_sample
 from vlm2vec.shards.remote import Cache, RemoteFiles, is_url
@@ -58,7 +58,8 @@ class ShardSet:
 
         Raises:
             InputError: no or a damaged manifest, another schema version, an unknown or repeated subset, a tar that
-                is missing or has another size than the manifest says, a missing or damaged index.
+                is missing or has another size than the manifest says, a missing or damaged index, or one with
+                values that cannot be its tar's.
         """
         storage: Storage = RemoteFiles(str(path), cache or Cache()) if is_url(path) else LocalFiles(Path(path))
         manifest = _manifest(storage)
@@ -70,6 +71,8 @@ class ShardSet:
                 raise InputError(f"{path}: subset {name} is asked for twice")
         shard_set = ShardSet(storage, manifest, names, block_samples)
         for name in names:
+            for problem in manifest.row_problems(name):
+                raise InputError(f"{storage.place(MANIFEST_NAME)}: {problem}; convert again")
             shard_set._check_tars(name)
             shard_set._subset(name)
         return shard_set
@@ -88,9 +91,9 @@ class ShardSet:
         if not 0 <= position < self.num_samples[subset]:
             raise IndexError(f"{subset} has {self.num_samples[subset]} samples, no position {position}")
         loaded = self._subset(subset)
-        names = ("offset", "size", "checksum", "row")
-        offset, size, checksum, row = (int(loaded.columns[name][position]) for name in names)
-        key = sample_key(subset, row)
+        entry = {name: values.item(position) for name, values in loaded.columns.items()}
+        offset, size = entry["offset"], entry["size"]
+        key = sample_key(subset, entry["row"])
         shard = bisect.bisect_right(loaded.ends, position)
         record = self._manifest.subsets[subset].shards[shard]
         tar = f"{subset}/{record.name}.tar"
@@ -99,11 +102,11 @@ class ShardSet:
             span = self._storage.read(tar, offset, size, self._block(loaded, shard, position), record.sha256[:16])
         except OSError as error:
             raise DamagedSampleError(f"{path}: cannot read sample {key} ({error.strerror or error})") from error
-        if len(span) != size or fast_hash(span) != checksum:
+        if len(span) != size or fast_hash(span) != entry["checksum"]:
             raise DamagedSampleError(f"{path}: sample {key} is damaged (checksum); convert the shard again")
         try:
-            return parse_sample(span, key, subset, row)
-        except (KeyError, TypeError, ValueError) as error:
+            return parse_sample(span, key, subset, entry)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DamagedSampleError(f"{path}: sample {key} does not fit the shard's index; convert again") from error
 
     def read_many(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Sample | DamagedSampleError]:
@@ -134,11 +137,17 @@ class ShardSet:
             shards = self._manifest.subsets[name].shards
             ends = tuple(itertools.accumulate(shard.num_samples for shard in shards))
             columns: dict[str, npt.NDArray[Any]] = {}
-            for part, end in zip(map(self._index, itertools.repeat(name), shards), ends, strict=False):
-                for column, values in part.items():
-                    # Filled shard by shard: parts and whole would take twice the memory.
-                    whole = columns.setdefault(column, np.empty(ends[-1], dtype=values.dtype))
-                    whole[end - len(values) : end] = values
+            try:
+                for part, end in zip(map(self._index, itertools.repeat(name), shards), ends, strict=False):
+                    for column, values in part.items():
+                        # Filled shard by shard: parts and whole would take twice the memory.
+                        whole = columns.setdefault(column, np.empty(ends[-1], dtype=values.dtype))
+                        whole[end - len(values) : end] = values
+            except MemoryError as error:  # nobody has compared a remote tar's size with the manifest
+                manifest = self._storage.place(MANIFEST_NAME)
+                raise InputError(
+                    f"{manifest}: the index of {ends[-1]:,} samples of {name} exceeds the memory"
+                ) from error
             pa.default_memory_pool().release_unused()  # Arrow keeps a subset's worth otherwise
             for values in columns.values():
                 values.setflags(write=False)
@@ -153,7 +162,9 @@ class ShardSet:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{path}: cannot read the shard's index ({reason}); convert again") from error
-        return parse_index(content, path, shard.num_samples, shard.index_sha256)
+        columns = parse_index(content, path, shard.num_samples, shard.index_sha256)
+        check_columns(columns, path, shard)
+        return columns
 
     def _check_tars(self, subset: str) -> None:
         for shard in self._manifest.subsets[subset].shards:

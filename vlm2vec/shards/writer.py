@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,14 +14,11 @@ from typing import Any
 from vlm2vec.files import publish, temporary_for
 from vlm2vec.images import ImageHeader
 from vlm2vec.shards.index import IndexRow, write_index
-from vlm2vec.shards.manifest import ShardRecord, write_json
+from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import IMAGE_MEMBER_PREFIX, JSON_MEMBER, NEGATIVE, SIDES, fast_hash, item_hash, sample_key
+from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
 from vlm2vec.shards.tar import end_of_archive, member
 
-# Where a sidecar lists the pictures that rows were left out for.
-UNUSABLE_IMAGES = "unusable_images"
-# And the rows that no model can be trained on.
-UNUSABLE_ROWS = "unusable_rows"
 # Samples with photographs are larger, and go to the file without being copied here first.
 _BUFFER_BYTES = 1 << 16
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -108,8 +105,8 @@ class ShardWriter:
         self,
         rows: tuple[int, int],
         skipped: Mapping[str, int],
-        unusable_images: Sequence[Mapping[str, str | int]] = (),
-        unusable_rows: Sequence[Mapping[str, str | int]] = (),
+        unusable_images: Sequence[UnusableImage] = (),
+        unusable_rows: Sequence[UnusableRow] = (),
     ) -> ShardRecord:
         """Finishes the shard.
 
@@ -134,8 +131,7 @@ class ShardWriter:
             image_bytes=self._image_bytes,
             duplicate_image_bytes=self._duplicate_image_bytes,
         )
-        left_out = {UNUSABLE_IMAGES: list(unusable_images), UNUSABLE_ROWS: list(unusable_rows)}
-        write_json(self._folder / f"{self._name}.json", {**asdict(record), **left_out})
+        Sidecar(record, tuple(unusable_images), tuple(unusable_rows)).write(self._folder / f"{self._name}.json")
         return record
 
     def __exit__(
