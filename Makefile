@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test exactness chaos bench check format clean
+.PHONY: install demo test portable portable-fast exactness chaos bench check format clean
 
 install: $(STAMP)
 
@@ -22,6 +22,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The tests that compare numbers, with the kernels of processors without AVX, with AVX2, and of this one.
+portable: $(STAMP)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m numeric
+	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m numeric
+	env -u ATEN_CPU_CAPABILITY $(BIN)/python -m pytest -m numeric
+
+# The part of it that takes less than a minute.
+portable-fast: $(STAMP)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m numeric tests/contrastive tests/phi3_v tests/evaluation
 
 exactness: $(STAMP)
 	$(BIN)/python -m tests.distributed.exactness_report

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from data_prep.convert import convert
-from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb
-from data_prep.mini_model import build_mini_model
-from tests.distributed.engine_runs import train_engines
-from tests.golden import write_model_folder
+from tests.processors import imitate_processor
+
+imitate_processor()
+
+from data_prep.convert import convert  # noqa: E402
+from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb  # noqa: E402
+from data_prep.mini_model import build_mini_model  # noqa: E402
+from tests.distributed.engine_runs import train_engines  # noqa: E402
+from tests.golden import write_model_folder  # noqa: E402
 
 MINI_SCALE = 0.02
 ROWS_PER_SHARD = 16

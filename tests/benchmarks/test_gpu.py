@@ -12,6 +12,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.suites import SUITES
 from tests.distributed.launcher import REPOSITORY, environment
+from tests.patience import HANG_SECONDS
 
 
 @pytest.mark.parametrize("name", gpu.ROWS)
@@ -32,7 +33,7 @@ def test_the_small_form_measures_a_row() -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

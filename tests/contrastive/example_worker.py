@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.comparing import relative_error
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.training.engine import close_ranks, initialize_ranks
 
@@ -53,7 +54,7 @@ def run_example(engine: Any, tokens: Tensor) -> tuple[Tensor, int]:
 
 def main() -> None:
     """Prints how far the example's loss and gradient are from those of a plain step in float64, relative to its own."""
-    initialize_ranks(60)
+    initialize_ranks(COLLECTIVE_SECONDS)
     import deepspeed
 
     tokens = torch.randn(2 * PAIRS, FEATURES, generator=torch.Generator().manual_seed(1))

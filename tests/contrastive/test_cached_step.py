@@ -12,6 +12,8 @@ from tests.distributed.launcher import run_ranks
 from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.slots import Slots, agree_on_slots
 
+pytestmark = pytest.mark.numeric
+
 PADDING = Chunk({}, 1, names=("padding",))
 
 

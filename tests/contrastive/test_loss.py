@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.comparing import assert_close_relative
 from tests.contrastive.naive import naive_loss
 from vlm2vec.contrastive import ContrastiveLoss, Pairs, loss
+
+pytestmark = pytest.mark.numeric
 
 ITEMS, BATCH, WIDTH = 14, 9, 8
 NO_NEGATIVES = None
@@ -54,10 +57,9 @@ def test_equals_the_textbook_with_any_options_in_any_blocks(
         loss_fn = ContrastiveLoss(0.1, mask, block_rows, bidirectional=bidirectional, matryoshka_dims=dims)
         value, _ = loss_fn(representations, pairs, range(BATCH))
         expected = naive_loss(representations, pairs, 0.1, mask, bidirectional, dims)
-        torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=1e-6)
-        torch.testing.assert_close(
-            gradient_of(value, representations), gradient_of(expected, representations), rtol=2e-5, atol=2e-6
-        )
+        assert_close_relative(value, expected, 2e-6, "loss")
+        ours, theirs = gradient_of(value, representations), gradient_of(expected, representations)
+        assert_close_relative(ours, theirs, 2e-6, "gradient")
 
 
 def large_batch() -> tuple[Tensor, Pairs]:
@@ -102,7 +104,7 @@ def test_equals_one_matrix_over_4096_pairs_in_ragged_blocks() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         value, statistics = loss_fn(representations, pairs, range(4096))
-    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+    assert_close_relative(value, expected, 1e-6, "loss")
     error = (gradient_of(value, representations) - expected_gradient).norm() / expected_gradient.norm()
     assert error < 1e-6
     assert statistics.masked.sum() > 4096
@@ -124,7 +126,7 @@ def test_blocks_have_a_bounded_number_of_scores_unless_rows_are_given() -> None:
     automatic, given = _Recording(0.05), _Recording(0.05, block_rows=1000)
     automatic.blocks, given.blocks = [], []
     values = [loss_fn(representations, pairs, range(4096))[0] for loss_fn in (automatic, given)]
-    torch.testing.assert_close(*values, rtol=1e-6, atol=0)
+    assert_close_relative(*values, 1e-6, "loss")
     assert automatic.blocks == [loss.BLOCK_SCORES] * 32
     assert max(given.blocks) == 1000 * 2 * 4096
 
@@ -135,15 +137,11 @@ def test_parts_of_the_rows_add_up_to_the_whole(representations: Tensor, options:
     loss_fn = ContrastiveLoss(0.05, True, 3, **options)  # type: ignore[arg-type]
     whole, whole_statistics = loss_fn(representations, pairs, range(BATCH))
     parts = [loss_fn(representations, pairs, rows) for rows in (range(0, 4), range(4, 4), range(4, 9))]
-    torch.testing.assert_close(sum(value for value, _ in parts), whole, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(
-        sum(gradient_of(value, representations) for value, _ in parts),
-        gradient_of(whole, representations),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    assert_close_relative(sum(value for value, _ in parts), whole, 1e-6, "loss")
+    gradient = sum(gradient_of(value, representations) for value, _ in parts)
+    assert_close_relative(gradient, gradient_of(whole, representations), 1e-6, "gradient")
     for name, figures in vars(whole_statistics).items():
-        torch.testing.assert_close(torch.cat([getattr(each, name) for _, each in parts]), figures)
+        assert_close_relative(torch.cat([getattr(each, name) for _, each in parts]), figures, 1e-6, name)
 
 
 def test_a_rank_without_rows_takes_part_in_the_backward_pass(representations: Tensor) -> None:
@@ -159,7 +157,7 @@ def test_a_rank_without_rows_takes_part_in_the_backward_pass(representations: Te
 def test_full_width_alone_is_the_plain_loss(representations: Tensor, pairs: Pairs) -> None:
     plain, _ = ContrastiveLoss(0.05)(representations, pairs, range(BATCH))
     same, _ = ContrastiveLoss(0.05, matryoshka_dims=(WIDTH,))(representations, pairs, range(BATCH))
-    assert same.item() == plain.item()
+    assert_close_relative(same, plain, 1e-6, "loss")
 
 
 def test_masked_columns_are_counted_per_row(representations: Tensor, pairs: Pairs) -> None:
@@ -214,7 +212,7 @@ def test_statistics_are_of_the_largest_dimension_and_of_query_to_target(
     shortened = F.normalize(representations.detach()[:, :4], dim=-1)
     _, expected = ContrastiveLoss(0.1)(shortened, pairs, range(BATCH))
     for name, figures in vars(statistics).items():
-        torch.testing.assert_close(figures, getattr(expected, name))
+        assert_close_relative(figures, getattr(expected, name), 1e-6, name)
         assert not figures.requires_grad
 
 

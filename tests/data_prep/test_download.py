@@ -14,6 +14,7 @@ from data_prep import download as program
 from tests.data_prep.hand_made import row, tree, write_rows
 from tests.data_prep.hub_server import running_hub
 from tests.data_prep.test_archive import pack
+from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError, run_program
 
 PICTURES = "images/A/Train"
@@ -41,16 +42,16 @@ def test_a_killed_download_continues_and_is_checked(dataset: Path, tmp_path: Pat
     with running_hub(dataset) as hub:
         hub.stall_after = 2_000_000
         killed = start_against(hub.url, "data_prep.download", *arguments)
-        assert hub.stalled.wait(60)
+        assert hub.stalled.wait(HANG_SECONDS)
         wait_for(tmp_path / "local/A/original-00000-of-00001.parquet")
         killed.kill()
-        killed.communicate(timeout=30)
+        killed.communicate(timeout=HANG_SECONDS)
         assert not (tmp_path / "local/images_zip/A.zip").exists()
         hub.stall_after = None
         hub.released.set()
         hub.sent.clear()
         again = start_against(hub.url, "data_prep.download", *arguments)
-        shown, errors = again.communicate(timeout=120)
+        shown, errors = again.communicate(timeout=HANG_SECONDS)
     assert again.returncode == 0, errors
     assert "A: all images are there" in shown
     assert hub.sent == ["A.zip"]  # what was complete is not fetched again
@@ -60,7 +61,7 @@ def test_a_killed_download_continues_and_is_checked(dataset: Path, tmp_path: Pat
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_SECONDS
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -97,7 +98,7 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_one_line(tmp_path: Path) -> 
     with running_hub(tmp_path) as hub:
         arguments = ("--dataset_name", "owner/other", "--subset_name", "A", "--output_dir", tmp_path / "o")
         program_process = start_against(hub.url, "data_prep.convert", *arguments)
-        _, error = program_process.communicate(timeout=60)
+        _, error = program_process.communicate(timeout=HANG_SECONDS)
     assert program_process.returncode == 2
     assert error.startswith("error: owner/other: no such folder, nor can it be downloaded")
     assert error.count("\n") == 1

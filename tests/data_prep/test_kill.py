@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_prep.kill_trials import run_trials
+from tests.patience import HANG_SECONDS
 
 TRIALS = 2  # four kills; `python -m tests.data_prep.kill_trials` runs more
 
@@ -26,7 +27,7 @@ def test_workers_end_with_the_program(tmp_path: Path) -> None:
         "def work(path):\n"
         "    import os, pathlib\n"
         "    pathlib.Path(path, str(os.getpid())).touch()\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(10 * 3600)\n"
         f"list(run_tasks(work, [{str(tmp_path)!r}] * 2, 2))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -34,7 +35,7 @@ def test_workers_end_with_the_program(tmp_path: Path) -> None:
         wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
         workers = [int(path.name) for path in tmp_path.iterdir()]
         process.kill()
-        process.wait(30)
+        process.wait(HANG_SECONDS)
         wait_until(lambda: not any(map(is_running, workers)))
     finally:
         process.kill()
@@ -48,7 +49,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -68,7 +69,9 @@ def test_a_worker_that_dies_is_one_line(seconds_between: int) -> None:
         f"            time.sleep({seconds_between})\n"
         "sys.exit(run_program(lambda: list(run_tasks(work, Tasks([1, 2, 3]), 2)) and 0))\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("error: a worker process died")
     assert result.stderr.count("\n") == 1

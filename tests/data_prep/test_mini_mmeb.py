@@ -14,6 +14,7 @@ from data_prep.mini.prompts import IMAGE_TAG, NUM_PARAPHRASES
 from data_prep.mini.tasks import TASKS
 from data_prep.mini.writer import STRING_TARGET_TEXT
 from data_prep.mini_mmeb import build_mini_mmeb
+from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.images import open_image
 from vlm2vec.mmeb import MINI_MMEB, EvalDataset, TrainSubset
@@ -149,7 +150,7 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
 def test_program_refuses_to_overwrite(tmp_path: Path) -> None:
     (tmp_path / "MMEB-eval").mkdir()
     command = [sys.executable, "-m", "data_prep.mini_mmeb", str(tmp_path), "--scale", str(TINY_SCALE)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"error: {tmp_path / 'MMEB-eval'}: exists already; remove it or choose another folder\n"
     assert [path.name for path in tmp_path.iterdir()] == ["MMEB-eval"]

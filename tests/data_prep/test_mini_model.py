@@ -13,6 +13,8 @@ from tests import golden
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def model_dir(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

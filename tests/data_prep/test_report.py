@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_prep.convert import convert
 from tests.data_prep.hand_made import TABLE, converted, picture, row, run_main, tree, write_rows
+from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 
@@ -151,6 +152,6 @@ def test_the_program_itself(dataset: Path, tmp_path: Path) -> None:
     (dataset / PICTURES / "2.png").unlink()
     command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", dataset, "--subset_name", "A"]
     command += ["--output_dir", tmp_path / "o", "--num_workers", "2"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert (result.returncode, result.stderr) == (3, "")
     assert f"A: 1 missing images:\n  {PICTURES}/2.png\n" in result.stdout

@@ -25,6 +25,7 @@ from tests.distributed.exactness import (
     rank_batch,
     relative_error,
 )
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, TokenBudget
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.training.engine import BF16_ENGINE, close_ranks, initialize_ranks
@@ -45,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    initialize_ranks(60)
+    initialize_ranks(COLLECTIVE_SECONDS)
 
     errors: dict[str, float | str] = {}
     reductions: dict[str, int] = {}

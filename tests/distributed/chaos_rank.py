@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
 from vlm2vec.batches import TrainingBatch, TrainingBatches
 from vlm2vec.training.arguments import parse_arguments
@@ -34,7 +35,7 @@ class NotingBatches(TrainingBatches):
 def main(flags: list[str], output: Path) -> None:
     """Trains as one rank."""
     train.TrainingBatches = NotingBatches  # type: ignore[misc]
-    device = initialize_ranks(120)
+    device = initialize_ranks(COLLECTIVE_SECONDS)
     NotingBatches.notes = output / SAMPLES if dist.get_rank() == 0 else Path(os.devnull)
     code = train.run(parse_arguments(flags), device)
     close_ranks()

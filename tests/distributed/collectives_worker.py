@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from benchmarks.collectives import Collectives
 from tests.distributed.exactness import BATCHES, TEMPERATURE, build_encoder, padding_chunk, rank_batch
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches.collate import ChunkSizes
 from vlm2vec.batches.packing import FixedCounts
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
@@ -102,7 +103,7 @@ def record(engine: Any, stage: int, chunks: str) -> Recorded:
 
 def main(folder: Path) -> None:
     """Writes what this rank saw of every step."""
-    initialize_ranks(60)
+    initialize_ranks(COLLECTIVE_SECONDS)
     recorded = []
     for stage in STAGES:
         engine = build_engine(build_encoder("full", dropout=0.0), stage)

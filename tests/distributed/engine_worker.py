@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from tests import golden
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoint import Checkpoints, RunRecord
@@ -72,7 +73,7 @@ JOBS = {"train and save": train_and_save, "encode reference": encode_reference}
 
 def main(jobs: Path) -> None:
     """Does what a JSON file says, in its order: pairs of a name in JOBS and the flags of a run."""
-    initialize_ranks(60)
+    initialize_ranks(COLLECTIVE_SECONDS)
     for name, flags in json.loads(jobs.read_text()):
         print(name, *flags, flush=True)
         JOBS[name](parse_arguments(flags))

@@ -20,7 +20,7 @@ from vlm2vec.training.estimate.passes import ChunkShape
 from vlm2vec.training.estimate.states import ZeroSettings, state_memory
 
 RANKS = 2
-PATIENCE = 280  # seconds; ten times what it takes on two idle cores
+PATIENCE = 1200  # seconds, against hangs
 
 
 def measure(model: Path, folder: Path) -> list[Measured]:

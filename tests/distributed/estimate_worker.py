@@ -20,6 +20,7 @@ from torch import nn
 from tests.distributed.collectives_worker import Collectives
 from tests.distributed.engine_worker import constant
 from tests.distributed.launcher import REPOSITORY
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ItemEncoderInputs, TokenBudget
 from vlm2vec.contrastive.reduction import gradient_reduction
 from vlm2vec.encoder import VLM2Vec
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--model_name", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    initialize_ranks(60)
+    initialize_ranks(COLLECTIVE_SECONDS)
     model, folder = options.model_name, options.output.parent
     measured = [measure(engine, kind, model, folder) for engine, kind in CASES]
     if dist.get_rank() == 0:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.distributed.tiny import tiny_item, tiny_model
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
 from vlm2vec.batches.collate import end_to_end_positions
 from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
@@ -226,7 +227,7 @@ def build_engine(encoder: VLM2Vec, stage: int, **more: Any) -> Any:
             **more,
         },
     )
-    set_collective_timeout(60)
+    set_collective_timeout(COLLECTIVE_SECONDS)
     return engine
 
 
@@ -273,7 +274,7 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    initialize_ranks(60)
+    initialize_ranks(COLLECTIVE_SECONDS)
     cells = [Cell(**each) for each in json.loads(options.cells.read_text())]
     errors = []
     for cell, error in zip(cells, run_cells(cells), strict=True):

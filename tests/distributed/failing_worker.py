@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.patience import HANG_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, NonFiniteLossError, Pairs, StepChunks, StepLayout
 from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collective_timeout
 
@@ -20,7 +21,7 @@ PAIRS = 3  # of a rank; each of its 6 items is a chunk
 FAILING_RANK, FAILING_ITEM = 1, 4
 FAILED_AT = "failed_at"
 # Much longer than the test waits: it must not be this limit that ends the other rank.
-COLLECTIVE_TIMEOUT = 600
+COLLECTIVE_TIMEOUT = 10 * HANG_SECONDS
 BROKEN, NOT_A_NUMBER = -1.0, float("nan")
 
 

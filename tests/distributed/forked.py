@@ -15,8 +15,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.launcher import SECONDS_FOR_OTHERS, free_port
 from tests.distributed.launcher import environment as ranks_environment
-from tests.distributed.launcher import free_port
+from tests.patience import HANG_SECONDS
 from vlm2vec.training.state_files import environment
 
 
@@ -52,7 +53,7 @@ def start_forked(
 
 
 def run_forked(
-    num_ranks: int, main: Callable[..., None], arguments: Sequence[Any], log_dir: Path, timeout: float = 300
+    num_ranks: int, main: Callable[..., None], arguments: Sequence[Any], log_dir: Path, timeout: float = HANG_SECONDS
 ) -> list[str]:
     """Ranks that must succeed; returns their output."""
     ranks = start_forked(num_ranks, main, arguments, log_dir)
@@ -60,7 +61,7 @@ def run_forked(
     return [(log_dir / f"rank{rank}.log").read_text(errors="replace") for rank in range(num_ranks)]
 
 
-def run_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float = 120) -> list[str]:
+def run_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float = HANG_SECONDS) -> list[str]:
     """As `launcher.run_ranks`, for `-m MODULE FLAGS`, without the seconds that each rank needs for its imports."""
     assert arguments[0] == "-m"
     return run_forked(num_ranks, _run_module, [list(arguments[1:])], log_dir, timeout)
@@ -71,12 +72,12 @@ def _run_module(words: list[str]) -> None:
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
-def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = 300) -> None:
+def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = HANG_SECONDS) -> None:
     """Until all ranks have ended; when one failed, or the time is over, the others are killed."""
     deadline = time.monotonic() + timeout
     while any(rank.exitcode is None for rank in ranks) and time.monotonic() < deadline:
         if any(rank.exitcode for rank in ranks):
-            deadline = min(deadline, time.monotonic() + 10)
+            deadline = min(deadline, time.monotonic() + SECONDS_FOR_OTHERS)
         time.sleep(0.02)
     codes = [rank.exitcode for rank in ranks]
     if any(code != 0 for code in codes):

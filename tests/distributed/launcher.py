@@ -12,7 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import HANG_SECONDS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+# When a rank has failed, the others get this long to end by themselves.
+SECONDS_FOR_OTHERS = 100
 _PLACE_IN_A_JOB = {"MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"}
 
 
@@ -46,11 +50,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float) -> list[RankResult]:
+def start_ranks(
+    num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float = HANG_SECONDS
+) -> list[RankResult]:
     """Runs `python ARGUMENTS` as ranks of one job.
 
-    When a rank fails, the others get a few seconds to end by themselves. Whatever is left when the time is over is
-    killed, every rank by its own process group, and shows the exit code of a kill.
+    When a rank fails, the others get `SECONDS_FOR_OTHERS` to end by themselves. Whatever is left when the time is
+    over is killed, every rank by its own process group, and shows the exit code of a kill.
     """
     port = str(free_port())
     processes: list[tuple[subprocess.Popen[bytes], Path]] = []
@@ -71,7 +77,7 @@ def start_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout
     try:
         while any(process.poll() is None for process, _ in processes) and time.monotonic() < deadline:
             if any(process.poll() for process, _ in processes):
-                deadline = min(deadline, time.monotonic() + 10)
+                deadline = min(deadline, time.monotonic() + SECONDS_FOR_OTHERS)
             time.sleep(0.05)
     finally:
         for process, _ in processes:
@@ -81,7 +87,7 @@ def start_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout
     return [RankResult(process.returncode, log.read_text(errors="replace")) for process, log in processes]
 
 
-def run_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float = 120) -> list[str]:
+def run_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float = HANG_SECONDS) -> list[str]:
     """`start_ranks` for jobs that must succeed; returns the ranks' output."""
     results = start_ranks(num_ranks, arguments, log_dir, timeout)
     for rank, result in enumerate(results):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.train import run
 from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.engine import close_ranks, initialize_ranks
@@ -12,7 +13,7 @@ from vlm2vec.training.engine import close_ranks, initialize_ranks
 
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
-    run(arguments, initialize_ranks(60))
+    run(arguments, initialize_ranks(COLLECTIVE_SECONDS))
     print("peak MiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     close_ranks()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
 from vlm2vec.errors import InputError
 from vlm2vec.training import data, rehearsal, same
@@ -32,7 +33,7 @@ def attempt(flags: list[str], device: torch.device) -> str:
 
 def main(jobs: dict[str, list[str]], folder: Path) -> None:
     """Does all jobs, `plain` ones with and without a rehearsal."""
-    device = initialize_ranks(120)
+    device = initialize_ranks(COLLECTIVE_SECONDS)
     rank = dist.get_rank()
     results: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
 from vlm2vec.batches import TrainingBatch, TrainingBatches
 from vlm2vec.training.arguments import RunArguments, parse_arguments
@@ -77,7 +78,7 @@ RUNS: dict[str, Callable[[RunArguments, Any], None]] = {
 
 def main(jobs: Path) -> None:
     """Does what a JSON file says, in its order: pairs of a name in RUNS and the flags of a run."""
-    device = initialize_ranks(120)
+    device = initialize_ranks(COLLECTIVE_SECONDS)
     for name, flags in json.loads(jobs.read_text()):
         print(name, *flags, flush=True)
         RUNS[name](parse_arguments(flags), device)

@@ -6,42 +6,70 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from tests.patience import HANG_SECONDS
 from vlm2vec import train
 from vlm2vec.batches import TrainingBatch, TrainingBatches
 from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.engine import close_ranks, initialize_ranks
 from vlm2vec.training.heartbeat import Heartbeat
+from vlm2vec.training.stuck import Mark, Word
 
-STEP_TIMEOUT = 6
+# Of the run whose pauses take longer than a step may.
+STEP_TIMEOUT = 10
 SECONDS_OF_A_PAUSE = STEP_TIMEOUT + 3
+# Of a run with a stuck rank, but at the place where it is stuck: whatever is slow, nothing else is given up.
+LONG_TIMEOUT, STUCK_TIMEOUT = HANG_SECONDS, 6
 SLOW_DATA_STEP = 1
 STUCK_STEP, STUCK_PLACE = 2, "pass 2, chunk 2 of"
-STUCK_AT = "stuck_at"
+HEARD, STUCK_AT = "heard", "stuck_at"
 # What the rank does to itself; None: nothing, in a run whose data and checkpoint take longer than the time limit.
 SIGNALS = {"stopped": signal.SIGSTOP, "killed": signal.SIGKILL, "slow": None}
 
 
 class StuckHeartbeat(Heartbeat):
-    """One rank ends or stops itself in the middle of a step."""
+    """One rank ends or stops itself in the middle of a step, when the other one has heard where it is."""
 
     rank: int
     signal: signal.Signals | None
     folder: Path
 
+    def __init__(self, *limits: float) -> None:
+        super().__init__(*limits)
+        if dist.get_rank() != self.rank:
+            hear = self._witness.hear
+
+            def hear_and_tell(words: Sequence[Word], seconds: float) -> None:
+                hear(words, seconds)
+                if words[self.rank].mark.limit == STUCK_TIMEOUT:
+                    (self.folder / HEARD).touch()
+
+            self._witness.hear = hear_and_tell  # type: ignore[method-assign]
+
     def mark(self, place: str, is_pause: bool = False) -> None:
         super().mark(place, is_pause)
-        is_here = self._steps_begun == STUCK_STEP and place.startswith(STUCK_PLACE) and not is_pause
-        if is_here and self.signal and dist.get_rank() == self.rank:
-            time.sleep(3)  # until the others have heard where it is
-            (self.folder / STUCK_AT).write_text(str(time.time()))
-            os.kill(os.getpid(), self.signal)
+        if not is_stuck_at(self._mark) or self.signal is None or dist.get_rank() != self.rank:
+            return
+        judge = self._witness.judge
+        self._witness.judge = lambda limit: None  # type: ignore[method-assign]  # not before it is stuck
+        self._mark = replace(self._mark, limit=STUCK_TIMEOUT)
+        while not (self.folder / HEARD).exists():
+            time.sleep(0.02)
+        (self.folder / STUCK_AT).write_text(str(time.time()))
+        os.kill(os.getpid(), self.signal)
+        self._witness.judge = judge  # type: ignore[method-assign]
+
+
+def is_stuck_at(mark: Mark) -> bool:
+    """Whether this is the place, and not the wait for its data."""
+    return mark.step == STUCK_STEP and mark.place.startswith(STUCK_PLACE) and not mark.place.endswith("its data")
 
 
 class SlowBatches(TrainingBatches):
@@ -70,7 +98,8 @@ def main(what: str, rank: int, flags: list[str], folder: Path) -> None:
     if what == "slow":
         train.TrainingBatches = SlowBatches  # type: ignore[misc]
         train.Checkpoints = SlowCheckpoints  # type: ignore[misc]
-    device = initialize_ranks(120)
-    code = train.run(parse_arguments([*flags, "--step_timeout", str(STEP_TIMEOUT)]), device)
+    device = initialize_ranks(10 * HANG_SECONDS)
+    limit = STEP_TIMEOUT if what == "slow" else LONG_TIMEOUT
+    code = train.run(parse_arguments([*flags, "--step_timeout", str(limit)]), device)
     close_ranks()
     sys.exit(code)

@@ -15,6 +15,8 @@ from tests.distributed.forked import run_ranks
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.shards import ShardSet
 
+pytestmark = pytest.mark.numeric
+
 SUBSETS = ["Photos", "Pairs_t2i"]
 UNDECODABLE_ROW, DAMAGED_POSITION = 7, 3
 
@@ -84,4 +86,4 @@ def test_they_are_replaced_alike_on_any_number_of_ranks_and_workers(
 
 
 def test_two_ranks_agree_on_their_data_and_on_what_of_it_is_bad(tmp_path: Path) -> None:
-    run_ranks(2, ["-m", "tests.distributed.agreement_worker"], tmp_path, timeout=120)
+    run_ranks(2, ["-m", "tests.distributed.agreement_worker"], tmp_path)

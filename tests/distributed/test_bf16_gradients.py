@@ -9,6 +9,8 @@ import pytest
 
 from tests.distributed.forked import run_ranks
 
+pytestmark = pytest.mark.numeric
+
 # A chunk's gradient is rounded to bf16 once before it is added up in float32. Single items, whose gradients cancel in
 # the sum, therefore add a little (measured 1.11); summing chunks in bf16 would multiply the error.
 ADDED = {"one item": 1.15, "ragged": 1.03}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.distributed.chaos import ANY_TIME, IN_SAVE, Chaos, add_dropout
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_run_ends_as_if_it_had_not_been(mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -11,6 +11,8 @@ from tests.distributed.test_resume import LAST, SAVED, STEPS, log_of, run_jobs
 from tests.distributed.test_resume import flags as run_flags
 from vlm2vec.training.record import read_whole
 
+pytestmark = pytest.mark.numeric
+
 # Small sub-groups, so that ZeRO-3 has several of them even in a tiny model.
 SUB_GROUP_SIZE = 20_000
 TOLERANCE = 1e-6

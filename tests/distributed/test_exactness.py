@@ -11,6 +11,8 @@ import pytest
 from tests.distributed.exactness import BATCHES, CHUNKS, DROPOUT, TOLERANCE, Cell
 from tests.distributed.forked import run_ranks
 
+pytestmark = pytest.mark.numeric
+
 
 def sample(*settings: tuple[int, str, float]) -> list[Cell]:
     """All kinds of batches for some settings, each in one size of chunks; together all sizes."""
@@ -37,7 +39,6 @@ def test_the_gradient_is_that_of_one_graph(ranks: int, tmp_path: Path) -> None:
         ranks,
         ["-m", "tests.distributed.exactness", "--cells", str(cells), "--output", str(output)],
         tmp_path,
-        timeout=240,
     )
     results = json.loads(output.read_text())
     assert len(results) == len(CELLS[ranks])

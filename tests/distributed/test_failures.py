@@ -15,9 +15,10 @@ import pytest
 
 from tests.distributed.failing_worker import FAILED_AT, FAILING_ITEM, FAILING_RANK, PAIRS, name
 from tests.distributed.launcher import REPOSITORY, environment, free_port
+from tests.patience import HANG_SECONDS
 
 RANKS = 2
-SECONDS_TO_END = 60
+SECONDS_TO_END = HANG_SECONDS
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def launch(folder: Path, *arguments: str) -> Job:
             start_new_session=True,
         )
         try:
-            process.wait(timeout=120)
+            process.wait(timeout=HANG_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -15,6 +15,8 @@ from tests.distributed.launcher import REPOSITORY
 from vlm2vec.export import export
 from vlm2vec.json_files import read_json, without_checksum
 
+pytestmark = pytest.mark.numeric
+
 SUBSETS = ("Digits-10", "Pairs_t2i")
 STEPS = 3
 # By name: the ZeRO stage and what else a pair of runs, with and without scores, shares. Dropout shows whether random
@@ -43,7 +45,7 @@ def runs(mini_mmeb_dir: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_p
                 ]
             )
     (root / "runs.json").write_text(json.dumps(commands))
-    run_ranks(2, ["-m", "tests.distributed.training_worker", str(root / "runs.json")], root, timeout=200)
+    run_ranks(2, ["-m", "tests.distributed.training_worker", str(root / "runs.json")], root)
     return root
 
 

@@ -44,7 +44,7 @@ def runs(mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.T
     jobs = {"refused": flags(mini_model_dir, mini_shards_dir, root / "refused", 2)}
     for name, (stage, extra) in RUNS.items():
         jobs[name] = flags(mini_model_dir, mini_shards_dir, root / name, stage, "--learning_rate", "1e-3", *extra)
-    run_forked(2, main, [jobs, root], root, timeout=240)
+    run_forked(2, main, [jobs, root], root)
     return root
 
 

@@ -45,7 +45,7 @@ def run_jobs(ranks: int, jobs: Sequence[tuple[str, list[str]]], root: Path) -> l
     """The output of each rank."""
     root.mkdir(exist_ok=True)
     (root / "jobs.json").write_text(json.dumps(jobs))
-    return run_forked(ranks, main, [root / "jobs.json"], root, timeout=280)
+    return run_forked(ranks, main, [root / "jobs.json"], root)
 
 
 @pytest.fixture(scope="module")

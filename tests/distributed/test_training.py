@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 
 from tests.distributed.forked import run_ranks
 from tests.distributed.launcher import REPOSITORY, environment, free_port
+from tests.patience import HANG_SECONDS
 from vlm2vec.export import export
 from vlm2vec.training.checkpoint import find_checkpoint
+
+pytestmark = pytest.mark.numeric
 
 REFERENCE = "zero2"
 WATCHED = ["--profile_steps", "2", "3", "--flops_profile_step", "4", "--peak_tflops", "0.01"]
@@ -71,8 +74,9 @@ def test_five_steps_end_at_the_same_parameters(
     start = load_file(mini_model_dir / "model.safetensors")
     expected = load_file(reference / "exported" / "model.safetensors")
     got = load_file(run / "exported" / "model.safetensors")
-    assert max(float((expected[weight] - start[weight]).abs().max()) for weight in start) > 3e-4
-    assert max(float((expected[weight] - got[weight]).abs().max()) for weight in expected) < 1e-5
+    moved = max(float((expected[weight] - start[weight]).abs().max()) for weight in start)
+    assert moved > 3e-4
+    assert max(float((expected[weight] - got[weight]).abs().max()) for weight in expected) < 0.02 * moved
     lines = [[json.loads(line) for line in (each / "log.jsonl").read_text().splitlines()] for each in (reference, run)]
     for ours, theirs in zip(*lines, strict=True):
         assert ours["step"] == theirs["step"]
@@ -125,7 +129,7 @@ def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_sha
         },
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

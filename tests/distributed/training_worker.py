@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.train import run
 from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.engine import close_ranks, initialize_ranks
@@ -13,7 +14,7 @@ from vlm2vec.training.engine import close_ranks, initialize_ranks
 
 def main(runs: Path) -> None:
     """Trains with each of a JSON file's lists of flags."""
-    device = initialize_ranks(60)
+    device = initialize_ranks(COLLECTIVE_SECONDS)
     for flags in json.loads(runs.read_text()):
         print(*flags, flush=True)
         run(parse_arguments(flags), device)

@@ -52,7 +52,7 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     damaged = sorted((images / "Photos").glob("*.jpg"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-200])
     worker = ["-m", "tests.eval.dying_worker", str(tmp_path), str(images), *options]
-    done = start_ranks(2, worker, tmp_path, 120)
+    done = start_ranks(2, worker, tmp_path)
     assert [rank.exit_code for rank in done] == [SIGKILL_EXIT] * 2, done[0].output
     assert files_of(tmp_path / "whole") == files_of(one_rank)
     assert re.search(rf"refused: .* row \d+: .*{damaged.name}: damaged or truncated", done[0].output)
@@ -63,7 +63,7 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     assert len([name for name in files_of(torn) if re.search(r"blocks/block-\d+\.npy$", name)]) == 4
     # `--local_rank` as the deepspeed launcher gives it.
     command = ["-m", "eval.mmeb", *options, "--encode_output_path", str(torn), "--local_rank", "0"]
-    resumed = run_ranks(4, command, tmp_path, timeout=200)
+    resumed = run_ranks(4, command, tmp_path)
     items, left = to_encode(resumed[0])
     assert 0 < left < items
     assert files_of(torn) == files_of(one_rank)

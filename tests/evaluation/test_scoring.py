@@ -10,6 +10,8 @@ from vlm2vec.evaluation.datasets import EvalRows
 from vlm2vec.evaluation.metrics import DatasetScore, interval_of_mean, score_of_ranks
 from vlm2vec.evaluation.scoring import RowScores, predictions_table, score_of_table, score_rows
 
+pytestmark = pytest.mark.numeric
+
 # Items 0 to 5 as unit vectors in the plane; the angle decides every score.
 ANGLES = np.deg2rad([0, 10, 40, 90, 10, 180])
 VECTORS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)

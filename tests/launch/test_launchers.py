@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.distributed.launcher import REPOSITORY
+from tests.patience import HANG_SECONDS
 from vlm2vec.doctor.nodes import read_hostfile
 from vlm2vec.training.arguments import parse_arguments
 
@@ -84,7 +85,7 @@ class Site:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG_SECONDS,
             check=False,
         )
 
@@ -107,9 +108,9 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound(script: Path) -> None:
-    subprocess.run(["bash", "-n", str(script)], check=True, timeout=20)
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=HANG_SECONDS)
     if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", "-x", str(script)], check=True, timeout=60, cwd=REPOSITORY)
+        subprocess.run(["shellcheck", "-x", str(script)], check=True, timeout=HANG_SECONDS, cwd=REPOSITORY)
 
 
 @pytest.mark.parametrize("missing", ["MODEL", "SHARDS", "OUTPUT"])
@@ -261,9 +262,8 @@ def test_a_nodes_ranks(site: Site) -> None:
 
 
 def test_a_failing_rank_ends_its_node(site: Site) -> None:
-    start = time.monotonic()
-    assert site.run(LAUNCH / "node.sh", FAILING="3", TENTHS="5000", GRACE="1", **NODE).returncode == 3
-    assert time.monotonic() - start < 60
+    """The other rank would run for 10 hours."""
+    assert site.run(LAUNCH / "node.sh", FAILING="3", TENTHS="360000", GRACE="1", **NODE).returncode == 3
 
 
 def test_bad_input_is_a_nodes_exit_code_whoever_ends_first(site: Site) -> None:
@@ -281,16 +281,16 @@ def test_a_nodes_wrong_values_are_bad_input(wrong: dict[str, str], site: Site) -
 def test_signals_reach_the_ranks(number: signal.Signals, site: Site) -> None:
     node = subprocess.Popen(
         [str(LAUNCH / "node.sh")],
-        env={**site.environment, **NODE, "TENTHS": "300"},
+        env={**site.environment, **NODE, "TENTHS": "360000"},
         cwd=REPOSITORY,
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG_SECONDS
         while len(site.lines()) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         node.send_signal(number)
-        assert node.wait(timeout=30) == 75
+        assert node.wait(timeout=HANG_SECONDS) == 75
     finally:
         if node.poll() is None:
             os.killpg(node.pid, signal.SIGKILL)
@@ -316,7 +316,7 @@ def test_kubernetes_starts_as_many_pods_as_it_tells_the_ranks() -> None:
     )
     assert pod["subdomain"] == service
     assert "exec launch/node.sh" in container["args"][0]
-    subprocess.run(["bash", "-n", "-c", container["args"][0]], check=True, timeout=20)
+    subprocess.run(["bash", "-n", "-c", container["args"][0]], check=True, timeout=HANG_SECONDS)
 
 
 def test_kubernetes_counts_errors_only_and_does_not_repeat_bad_input() -> None:

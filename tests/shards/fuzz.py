@@ -38,7 +38,7 @@ from vlm2vec.shards import Sample, ShardSet
 
 REFUSED, CORRECT = "refused", "read correctly"
 GOOD = {REFUSED, CORRECT, "reported as unreadable"}
-_LIMIT_SECONDS = 60.0
+_LIMIT_SECONDS = 600.0
 _LIMIT_BYTES = 3 << 30  # on top of what the process holds already
 
 

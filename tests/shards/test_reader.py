@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.images import read_header
 from vlm2vec.mmeb import MINI_MMEB
@@ -130,8 +131,8 @@ def test_a_worker_process_reads_the_same(method: str, mini_shards_dir: Path) -> 
     queue: multiprocessing.Queue[list[Sample]] = context.Queue()
     worker = context.Process(target=_read_all, args=(shards, queue))
     worker.start()
-    assert queue.get(timeout=60) == here
-    worker.join(timeout=60)
+    assert queue.get(timeout=HANG_SECONDS) == here
+    worker.join(timeout=HANG_SECONDS)
     assert worker.exitcode == 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import HANG_SECONDS
 from tests.shards.range_server import Store, served
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.mixture import BLOCK
@@ -73,7 +74,7 @@ def test_worker_processes_read_too(mini_shards_dir: Path, store: Store, tmp_path
     queue: multiprocessing.Queue[Sample] = context.Queue()
     worker = context.Process(target=_read, args=(far, queue))
     worker.start()
-    assert queue.get(timeout=60) == ShardSet.open(mini_shards_dir).read("Photos", 4)
+    assert queue.get(timeout=HANG_SECONDS) == ShardSet.open(mini_shards_dir).read("Photos", 4)
     worker.join()
     assert pickle.loads(pickle.dumps(far)).read("Photos", 4).row == 4
 

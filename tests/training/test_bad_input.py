@@ -13,6 +13,7 @@ import torch
 
 from tests.distributed.launcher import REPOSITORY, environment
 from tests.evaluation.hand import row, write_dataset, write_image
+from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.export import __main__ as export_program
 from vlm2vec.training.arguments import parse_arguments
@@ -31,7 +32,7 @@ def run_train(*flags: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
 

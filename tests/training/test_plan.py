@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.distributed.launcher import REPOSITORY, environment
+from tests.patience import HANG_SECONDS
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
@@ -190,7 +191,7 @@ def test_dry_run_prints_the_plan_without_ranks_or_data(mini_model_dir: Path) -> 
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

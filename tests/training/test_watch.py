@@ -27,6 +27,8 @@ from vlm2vec.training.profiling import refuse_flops_profile
 from vlm2vec.training.utilization import PEAK_TFLOPS, ModelFlops
 from vlm2vec.training.watch_arguments import WatchArguments
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 ROWS = 200
 
