@@ -8,8 +8,6 @@ from vlm2vec.errors import OneLineErrors
 
 # What a program returns when the data are not whole, as told on screen; bad input is 2.
 EXIT_INCOMPLETE = 3
-# Characters a line where the output is no terminal, so that tables in logs are not cut to 80.
-LOG_WIDTH = 140
 ALLOW_LINKS_HELP = "follow links that lead out of the image folder, for images on another disk (default: refused)"
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.arguments import LOG_WIDTH, Parser, not_negative
+from data_prep.arguments import Parser, not_negative
 from data_prep.inspect_page import page
 from data_prep.statistics import Histogram, SideStatistics, SubsetStatistics, subset_statistics, token_counter
 from vlm2vec.errors import InputError, run_program
@@ -23,6 +23,7 @@ from vlm2vec.files import committed
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY
+from vlm2vec.terminal import column, open_console, print_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -44,16 +45,15 @@ def collect(root: Path, examples: int, tokenizer: Path | None) -> list[SubsetSta
 
 
 def _show(console: Console, subsets: list[SubsetStatistics]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("subset", no_wrap=True)
-    for name in ("rows", "MB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("query → target", no_wrap=True)
-    table.add_column("hard\nnegat.", justify="right", no_wrap=True)
-    for side in ("query", "target"):
-        table.add_column(f"{side} text\nmedian, max", justify="right", no_wrap=True, min_width=11)
-        table.add_column("shape", no_wrap=True)
-    table.add_column("pictures\nmedian px", justify="right", no_wrap=True, min_width=9)
+    table = Table(
+        column("subset", "left"),
+        *(column("rows"), column("MB"), column("query → target", "left"), column("hard\nnegat.")),
+        *(column("query text\nmedian, max"), column("query\nshape", "left")),
+        *(column("target text\nmedian, max"), column("target\nshape", "left")),
+        column("images\nmedian px"),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for subset in subsets:
         negatives = sum(subset.sides[NEGATIVE].modalities.values()) if NEGATIVE in subset.sides else 0
         query, target = subset.sides[QUERY], subset.sides[POSITIVE]
@@ -67,9 +67,9 @@ def _show(console: Console, subsets: list[SubsetStatistics]) -> None:
             *_text_cells(target.text_lengths),
             ", ".join(f"{side.image_sizes.median:,}" for side in (query, target) if side.image_sizes.counts),
         )
-    console.print(table)
+    print_table(console, table)
     units = {subset.length_unit for subset in subsets}
-    console.print(f"Text lengths in {' or '.join(sorted(units))}; of pictures the longer side.", highlight=False)
+    console.print(f"Text lengths in {' or '.join(sorted(units))}; of images the longer side.", highlight=False)
 
 
 def _modalities(side: SideStatistics) -> str:
@@ -95,9 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     examples = arguments.examples if arguments.html else 0
     subsets = collect(arguments.shards, examples, arguments.tokenizer)
-    console = Console()
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
+    console = open_console()
     _show(console, subsets)
     if arguments.html:
         content = page(arguments.shards.resolve().name, Manifest.read(arguments.shards).fingerprint, subsets)

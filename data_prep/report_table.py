@@ -9,41 +9,27 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.arguments import LOG_WIDTH
 from data_prep.report import Report, SubsetReport
+from vlm2vec.terminal import column, open_console, print_table
+from vlm2vec.words import counted
 
 
 def show_report(report: Report) -> None:
     """Prints a table, and below it what is missing or unreadable."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
-    console.print(_table(report))
+    console = open_console()
+    print_table(console, _table(report))
     for name, subset in report.subsets.items():
         for reason, count in subset.skipped.items():
-            console.print(f"{name}: {count} rows left out: {reason}", markup=False, highlight=False)
+            console.print(f"{name}: {counted(count, 'row')} left out: {reason}", markup=False, highlight=False)
         _show_names(console, name, "missing images", subset.missing_images, subset.first_missing)
         _show_names(console, name, "unreadable images", subset.unreadable_images, subset.first_unreadable)
         _show_names(console, name, "unusable rows", subset.unusable_rows, subset.first_unusable)
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = (
-        "rows",
-        "left out",
-        "shards",
-        "MB",
-        "images",
-        "distinct",
-        "repeated\npairs",
-        "missing",
-        "unreadable",
-        "unusable\nrows",
-    )
-    table.add_column("subset", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    headings = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs", "missing", "unreadable")
+    columns = (column("subset", "left"), *(column(heading) for heading in headings))
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for name, subset in report.subsets.items():
         table.add_row(escape(name), *_cells(subset))
     table.add_section()

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from eval.original import IS_ORIGINAL
 from eval.results import prepare_output, read_scores, write_text
 from eval.table import Run, ScoreTable, metrics_table, notes, paper_table, score_table, step_of
 from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.terminal import column, open_console, print_table
 
 MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
 
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     runs = read_runs(arguments.runs, arguments.names, arguments.steps)
     tables = [table for table in (score_table(runs), paper_table(runs), metrics_table(runs)) if table]
-    console = Console(highlight=False)
+    console = open_console()
     for table in tables:
-        console.print(to_terminal(table))
+        print_table(console, to_terminal(table))
     console.print(*notes(runs), sep="\n", markup=False)
     output = arguments.output_dir or arguments.runs[-1]
     prepare_output(output)
@@ -107,9 +107,9 @@ def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
 
 def to_terminal(table: ScoreTable) -> Table:
     """A table for a terminal."""
-    view = Table(title=escape(table.title), title_justify="left")
-    for heading, is_text in zip(table.headings, _text_columns(table), strict=True):
-        view.add_column(escape(heading), justify="left" if is_text else "right", overflow="fold")
+    texts = zip(table.headings, _text_columns(table), strict=True)
+    columns = (column(escape(heading), "left" if is_text else "right") for heading, is_text in texts)
+    view = Table(*columns, title=escape(table.title), title_justify="left")
     for section in table.sections:
         for row in section:
             view.add_row(*(escape(cell) for cell in row.texts()), style="bold" if row.is_mean else None)

@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.table import Table
 
 from vlm2vec.errors import InputError, OneLineErrors, run_program
 from vlm2vec.json_files import read_json
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
+from vlm2vec.terminal import open_console, print_table
 from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.engine import choose_accelerator
 from vlm2vec.training.engine_file import read_engine_file
@@ -32,7 +33,6 @@ from vlm2vec.training.estimate.states import ZeroSettings
 # What a plan does not need to know.
 _ABSENT = ("--model_name", "microsoft/Phi-3.5-vision-instruct", "--dataset_name", "-", "--output_dir", "-")
 _CROPS_OF_PHI_3_5 = 4
-_WIDTH_IN_A_FILE = 118
 _GIGA, _TERA = 1e9, 1e12
 
 
@@ -47,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     cluster, workload, rest = parse_cluster(words)
     plan = make_plan(parse_arguments(rest, defaults=_ABSENT), cluster, workload)
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDTH_IN_A_FILE)
-    for table in tables(plan):
-        console.print(table)
+    console = open_console()
+    for part in tables(plan):
+        if isinstance(part, Table):
+            print_table(console, part)
+        else:
+            console.print(part)
 
 
 def parse_cluster(argv: Sequence[str]) -> tuple[Cluster, Workload, list[str]]:

@@ -8,20 +8,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vlm2vec.terminal import column
 from vlm2vec.training.estimate.plan import GIB, Memory, Plan
 
 _TERA, _GIGA = 1e12, 1e9
 
 
 def tables(plan: Plan) -> Iterator[RenderableType]:
-    """What the plan program prints, one after another."""
-    yield _heading(plan)
+    """What the plan program prints, one after another, the verdict first."""
     memories = plan.memories()
+    yield _verdict(plan, memories)
+    yield _heading(plan)
     yield _memory_table(plan, memories)
     yield _chunk_table(plan)
     yield _traffic_table(plan)
     yield _time(plan)
-    yield _verdict(plan, memories)
 
 
 def _gib(size: float) -> str:
@@ -44,12 +45,17 @@ def _heading(plan: Plan) -> Text:
 
 
 def _memory_table(plan: Plan, memories: list[Memory]) -> Table:
-    table = Table(title="Memory of a rank in GiB", caption=_MEMORY_NOTE, caption_justify="left", title_justify="left")
-    table.add_column("")
-    for heading in ("weights", "gradients", "optimizer", "buffers", "chunk", "loss", "peak", "host"):
-        table.add_column(heading, justify="right")
-    table.add_column("fits", justify="center")
-    table.add_column("largest --chunk_tokens", justify="right")
+    parts_of_memory = ("weights", "gradients", "optimizer", "buffers", "chunk", "loss", "peak", "host")
+    table = Table(
+        column("", "left"),
+        *(column(heading) for heading in parts_of_memory),
+        column("fits", "center"),
+        column("largest\n--chunk_tokens"),
+        title="Memory of a rank in GiB",
+        caption=_MEMORY_NOTE,
+        caption_justify="left",
+        title_justify="left",
+    )
     for each in memories:
         state = each.state
         fits = each.peak <= plan.cluster.usable_memory
@@ -72,9 +78,12 @@ _MEMORY_NOTE = (
 
 
 def _chunk_table(plan: Plan) -> Table:
-    table = Table(title="The largest chunk in GiB: pictures with all crops", title_justify="left")
-    for heading in ("", "tokens", "crops", "pixels", "graph", "peak"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = Table(
+        column("", "left"),
+        *(column(heading) for heading in ("tokens", "crops", "pixels", "graph", "peak")),
+        title="The largest chunk in GiB: images with all crops",
+        title_justify="left",
+    )
     chosen = plan.arguments.model.gradient_checkpointing
     rows = plan.rows(plan.picture_tokens)
     encode_rows = max(1, int(rows * plan.no_grad_factor))
@@ -98,10 +107,11 @@ def _chunk_table(plan: Plan) -> Table:
 
 def _traffic_table(plan: Plan) -> Table:
     ranks = plan.cluster.num_ranks
-    table = Table(title=f"Network a step and rank, {plan.zero.name}", title_justify="left")
-    table.add_column("")
-    table.add_column("tensor, GiB", justify="right")
-    table.add_column("sent (ring), GiB", justify="right")
+    table = Table(
+        *(column("", "left"), column("tensor, GiB"), column("sent (ring), GiB")),
+        title=f"Network a step and rank, {plan.zero.name}",
+        title_justify="left",
+    )
     moved = plan.traffic(plan.zero)
     for each in moved:
         table.add_row(each.what, _gib(each.size), _gib(each.sent(ranks)))
