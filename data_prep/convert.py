@@ -95,7 +95,7 @@ def convert(
         _prepare(output_dir, plan)
         try:
             shards = _make_shards(plan, num_workers)
-            report = make_report(output_dir, shards)
+            report = make_report(output_dir, shards, plan.unused_columns())
             report.write(output_dir)
             if report.total.unusable > max_missing:
                 return Conversion(report, None)

@@ -52,6 +52,13 @@ class Plan:
             "sources": {name: [asdict(source) for source in sources] for name, sources in self.sources.items()},
         }
 
+    def unused_columns(self) -> dict[str, list[str]]:
+        """Each subset's columns that nothing reads."""
+        return {
+            name: list(dict.fromkeys(column for task in tasks for column in task.table.unused))
+            for name, tasks in self.tasks.items()
+        }
+
     def refuse_unless_same(self, path: Path) -> None:
         """Compares with the plan that an earlier run wrote to `path`.
 

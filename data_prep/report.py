@@ -39,6 +39,7 @@ class SubsetReport:
         unusable_rows: rows that no model can be trained on (tags, shape, nothing in them).
         first_missing, first_unreadable: the first of these images with the reason.
         first_unusable: the first of these rows: key, side and reason.
+        unused_columns: columns of the tables that nothing reads.
     """
 
     rows: int
@@ -56,6 +57,7 @@ class SubsetReport:
     first_missing: list[str]
     first_unreadable: list[str]
     first_unusable: list[str]
+    unused_columns: list[str]
 
     @property
     def unusable_images(self) -> int:
@@ -81,17 +83,22 @@ class Report:
         write_json(output_dir / REPORT_NAME, {"total": asdict(self.total), "subsets": subsets})
 
 
-def make_report(output_dir: Path, shards: Mapping[str, Sequence[ShardResult]]) -> Report:
+def make_report(
+    output_dir: Path, shards: Mapping[str, Sequence[ShardResult]], unused_columns: Mapping[str, list[str]]
+) -> Report:
     """Collects the report from what the shards' writers noted and from the indexes."""
     hashes = {name: _hashes(output_dir / name, results) for name, results in shards.items()}
-    subsets = {name: _subset_report(results, *hashes[name]) for name, results in shards.items()}
+    subsets = {name: _subset_report(results, *hashes[name], unused_columns[name]) for name, results in shards.items()}
     images = np.concatenate([images for images, _ in hashes.values()])
     pairs = np.concatenate([pairs for _, pairs in hashes.values()])
     return Report(subsets, _total(list(subsets.values()), images, pairs))
 
 
 def _subset_report(
-    results: Sequence[ShardResult], images: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64]
+    results: Sequence[ShardResult],
+    images: npt.NDArray[np.int64],
+    pairs: npt.NDArray[np.int64],
+    unused_columns: list[str],
 ) -> SubsetReport:
     records = [result.record for result in results]
     skipped: dict[str, int] = {}
@@ -119,6 +126,7 @@ def _subset_report(
         first_missing=missing[:FIRST_NAMES],
         first_unreadable=unreadable[:FIRST_NAMES],
         first_unusable=unusable_rows[:FIRST_NAMES],
+        unused_columns=unused_columns,
     )
 
 
@@ -153,4 +161,5 @@ def _total(
         first_missing=[name for subset in subsets for name in subset.first_missing][:FIRST_NAMES],
         first_unreadable=[name for subset in subsets for name in subset.first_unreadable][:FIRST_NAMES],
         first_unusable=[name for subset in subsets for name in subset.first_unusable][:FIRST_NAMES],
+        unused_columns=list(dict.fromkeys(name for subset in subsets for name in subset.unused_columns)),
     )

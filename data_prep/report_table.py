@@ -19,6 +19,9 @@ def show_report(report: Report) -> None:
     console = open_console()
     print_table(console, _table(report))
     for name, subset in report.subsets.items():
+        if subset.unused_columns:
+            unused = ", ".join(subset.unused_columns)
+            console.print(f"{name}: columns not used: {unused}", markup=False, highlight=False, soft_wrap=True)
         for reason, count in subset.skipped.items():
             console.print(f"{name}: {counted(count, 'row')} left out: {reason}", markup=False, highlight=False)
         _show_names(console, name, "missing images", subset.missing_images, subset.first_missing)

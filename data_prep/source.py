@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file, sha256_of
 from vlm2vec.shards.schema import SUBSET_NAME
+from vlm2vec.tables import UNREADABLE_TABLE, check_names, is_text, texts, unused_columns
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # in some subsets only
@@ -33,12 +34,14 @@ class SourceTable:
         first_row: number of its first row, counted over the subset's files.
         num_rows: rows it has.
         columns: those of the known columns that it has.
+        unused: its other columns.
     """
 
     path: Path
     first_row: int
     num_rows: int
     columns: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """The file's checksum."""
@@ -59,9 +62,10 @@ class SourceTable:
                     table = _row_group(self.path, stamp, group, self.columns)
                     if table.num_rows != num_rows:
                         raise ValueError(f"row group {group} has {table.num_rows} rows, not {num_rows}")
-                    columns = [column.to_pylist() for column in table.slice(lower - first, upper - lower).columns]
+                    part = table.slice(lower - first, upper - lower)
+                    columns = [texts(column).to_pylist() for column in part.columns]
                     for number, values in enumerate(zip(*columns, strict=True), start=lower):
-                        yield number, dict(zip(self.columns, (value or "" for value in values), strict=True))
+                        yield number, dict(zip(self.columns, values, strict=True))
                 first += num_rows
         except UNREADABLE_TABLE as error:
             raise _unreadable(self.path, error) from error
@@ -77,7 +81,7 @@ class SourceTable:
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
-                    for path in chain.from_iterable(zip(*(column.to_pylist() for column in batch), strict=True)):
+                    for path in chain.from_iterable(zip(*(texts(column).to_pylist() for column in batch), strict=True)):
                         if path and path not in seen:
                             seen.add(path)
                             yield path
@@ -89,10 +93,6 @@ def file_stamp(path: Path) -> tuple[int, ...]:
     """Changes when the file does: what was cached of it is then read again."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-# What pyarrow raises for damaged files; ValueError: text that is not UTF-8.
-UNREADABLE_TABLE = (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError)
 
 
 @lru_cache(maxsize=64)
@@ -164,17 +164,15 @@ def _opened(path: Path, first_row: int) -> SourceTable:
     try:
         with pq.ParquetFile(path) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows
+            check_names(path, schema, REQUIRED_COLUMNS, OPTIONAL_COLUMNS)
+            columns = tuple(name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in schema.names)
+            for name in columns:
+                kind = schema.field(name).type
+                if not is_text(kind):
+                    raise InputError(f"{path}: column {name} is {kind}, not text")
+            return SourceTable(path, first_row, num_rows, columns, unused_columns(path, file, columns))
     except UNREADABLE_TABLE as error:
         raise _unreadable(path, error) from error
-    missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
-    if missing:
-        raise InputError(f"{path}: no column {missing[0]}; it has {', '.join(schema.names)}")
-    columns = tuple(name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in schema.names)
-    for name in columns:
-        kind = schema.field(name).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-            raise InputError(f"{path}: column {name} is {kind}, not text")
-    return SourceTable(path, first_row, num_rows, columns)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

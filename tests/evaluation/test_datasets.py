@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from tests.evaluation.hand import pairs, read, row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation import datasets
 from vlm2vec.evaluation.datasets import find_datasets, read_data, read_dataset, resolve_datasets
+from vlm2vec.evaluation.guards import dataset_warnings
 from vlm2vec.evaluation.items import ItemTableBuilder
 
 
@@ -151,8 +153,8 @@ def test_bad_rows_are_named(tmp_path: Path, change, message):
     ("change", "message"),
     [
         ({"tgt_img_path": "a.jpg"}, "row 0: 2 entries in tgt_text but 1"),
-        ({"qry_text": 3}, "row 0: 3 is not text"),
-        ({"tgt_text": [1, 2]}, "row 0: 1 is not text"),
+        ({"qry_text": 3}, "column qry_text is int64, not text"),
+        ({"tgt_text": [1, 2]}, "column tgt_text is list<element: int64>, not text or lists of text"),
     ],
 )
 def test_columns_of_another_type_are_named(tmp_path: Path, change, message):
@@ -178,4 +180,57 @@ def test_a_git_lfs_pointer_is_told_apart_from_a_damaged_table(tmp_path: Path):
     path = tmp_path / "test-00000-of-00001.parquet"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n")
     with pytest.raises(InputError, match=r"parquet: a Git LFS pointer.*`git lfs pull`"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [
+        (pa.string_view(), pa.large_list(pa.string())),
+        (pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        (pa.binary(), pa.list_(pa.binary())),
+        (pa.large_binary(), pa.list_view(pa.string_view())),
+        (pa.large_string(), pa.list_(pa.string(), 2)),
+    ],
+    ids=str,
+)
+def test_text_of_any_arrow_type_gives_the_same_items(text: pa.DataType, listed: pa.DataType, tmp_path: Path) -> None:
+    plain = pa.Table.from_pylist([row("q1", ["a", "b"]), row("q2", ["c", "a"])])
+    columns = {}
+    for name in plain.column_names:
+        kind = listed if name.startswith("tgt") else text
+        values = plain.column(name).to_pylist()
+        if "binary" in str(kind):
+            values = [[each.encode() for each in v] if isinstance(v, list) else v.encode() for v in values]
+        columns[name] = pa.array(values, kind)
+    path = tmp_path / "D" / "test-00000-of-00001.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table(columns), path)
+    (rows,), items = read(path)
+    assert [items.text(index) for index in rows.queries] == ["q1", "q2"]
+    assert [[items.text(index) for index in rows.of_row(number)] for number in (0, 1)] == [["a", "b"], ["c", "a"]]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"qry_inst": "Find it."}, "column qry_inst holds instructions that are not part of the texts"),
+        ({"tgt_inst": ["Represent it."]}, "column tgt_inst holds instructions"),
+        ({"neg_text": ["x"]}, "column neg_text holds negatives"),
+    ],
+)
+def test_columns_that_would_be_lost_are_refused(extra: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, "D", [{**row("q", ["a", "b"]), **extra}])
+    with pytest.raises(InputError, match=rf"test-00000-of-00001\.parquet: {message}"):
+        read(path)
+
+
+def test_other_columns_are_warned_of_and_repeated_ones_refused(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, "D", [{**row("q", ["a", "b"]), "source": "web", "qry_inst": ""}])
+    (rows,), _ = read(path)
+    assert rows.unused_columns == ("source", "qry_inst")
+    assert "D: columns not used: source, qry_inst" in dataset_warnings(rows, np.arange(9, dtype=np.int32), None)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("tgt_text", table.column("tgt_text")), path)
+    with pytest.raises(InputError, match="column tgt_text is there 2 times"):
         read(path)

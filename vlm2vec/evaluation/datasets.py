@@ -21,6 +21,7 @@ from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.summary import benchmark_of, select
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
 from vlm2vec.mmeb import Benchmark
+from vlm2vec.tables import UNREADABLE_TABLE, check_names, is_text, texts, unused_columns
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 # Rows in memory at a time: a thousand candidates each would otherwise fill it.
@@ -36,12 +37,14 @@ class EvalRows:
         queries: int32 (rows,).
         candidates: all rows' candidates end to end, int32 (entries,).
         offsets: row r has `candidates[offsets[r]:offsets[r + 1]]`, int64 (rows + 1,).
+        unused_columns: of the files, for a warning.
     """
 
     name: str
     queries: Indices
     candidates: Indices
     offsets: npt.NDArray[np.int64]
+    unused_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -138,9 +141,10 @@ def read_dataset(name: str, parts: Sequence[Path], items: ItemTableBuilder) -> E
     of MMEB-eval); null means absent, as "" does.
 
     Raises:
-        InputError: a file that is not parquet, a missing column, no row, a row without candidates, lists of
-            different lengths, an entry that is not text.
+        InputError: a file that is not parquet, a column that is missing, there twice or not text, one that carries what
+            the texts lack, no row, a row without candidates, lists of different lengths.
     """
+    unused = tuple(dict.fromkeys(column for path in parts for column in _check_columns(path)))
     queries: list[Indices] = []
     candidates: list[Indices] = []
     counts: list[npt.NDArray[np.int64]] = []
@@ -150,31 +154,53 @@ def read_dataset(name: str, parts: Sequence[Path], items: ItemTableBuilder) -> E
         for batch in _read_batches(path):
             rows = np.arange(first_row, first_row + batch.num_rows)
             first_row += batch.num_rows
-            query_text, query_image = (_strings(batch.column(column), path, rows) for column in COLUMNS[:2])
+            query_text, query_image = (_strings(batch.column(column), path) for column in COLUMNS[:2])
             queries.append(items.add(query_text, query_image, rows))
-            texts, images, lengths = _candidates(batch, path, rows)
-            candidates.append(items.add(texts, images, np.repeat(rows, lengths)))
+            target_text, target_image, lengths = _candidates(batch, path, rows)
+            candidates.append(items.add(target_text, target_image, np.repeat(rows, lengths)))
             counts.append(lengths)
     if not queries:
         raise InputError(f"{parts[0]}: no rows")
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-    return EvalRows(name, np.concatenate(queries), np.concatenate(candidates), offsets)
+    return EvalRows(name, np.concatenate(queries), np.concatenate(candidates), offsets, unused)
+
+
+def _check_columns(path: Path) -> tuple[str, ...]:
+    """Whether a file has the four columns, and what else it has."""
+    try:
+        with pq.ParquetFile(path) as file:
+            check_names(path, file.schema_arrow, COLUMNS)
+            for name in COLUMNS:
+                kind = file.schema_arrow.field(name).type
+                element = kind.value_type if name in COLUMNS[2:] and _is_list(kind) else kind
+                if not is_text(element):
+                    wanted = "text or lists of text" if name in COLUMNS[2:] else "text"
+                    raise InputError(f"{path}: column {name} is {kind}, not {wanted}")
+            return unused_columns(path, file, COLUMNS)
+    except UNREADABLE_TABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    checks = ("list", "large_list", "list_view", "large_list_view", "fixed_size_list")
+    return any(getattr(pa.types, f"is_{check}")(kind) for check in checks)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if is_lfs_pointer_file(path):
+        return InputError(f"{path}: {LFS_REMEDY}")
+    return InputError(f"{path}: cannot read it as parquet ({' '.join(str(error).split())})")
 
 
 def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path) as file:
-            absent = [column for column in COLUMNS if column not in file.schema_arrow.names]
-            if absent:
-                raise InputError(f"{path}: no column {absent[0]}; an eval file has {', '.join(COLUMNS)}")
             for batch in file.iter_batches(batch_size=_READ_ROWS, columns=list(COLUMNS)):
                 if batch.num_rows:
                     batch.validate(full=True)
                     yield batch.select(list(COLUMNS))
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
-        if is_lfs_pointer_file(path):
-            raise InputError(f"{path}: {LFS_REMEDY}") from error
-        raise InputError(f"{path}: cannot read it as parquet ({' '.join(str(error).split())})") from error
+    except UNREADABLE_TABLE as error:
+        raise _unreadable(path, error) from error
 
 
 def _candidates(
@@ -187,50 +213,46 @@ def _candidates(
         if not any(length.null_count for length in lengths) and lengths[0].equals(lengths[1]):
             counts = lengths[0].to_numpy().astype(np.int64)
             if counts.min() > 0:
-                of_entry = np.repeat(rows, counts)
-                texts, images = (_strings(column.flatten(), path, of_entry) for column in columns)
-                return texts, images, counts
+                flat_texts, flat_images = (_strings(column.flatten(), path) for column in columns)
+                return flat_texts, flat_images, counts
     pairs: list[tuple[Any, Any]] = []
     counts = np.zeros(batch.num_rows, dtype=np.int64)
     for position, (text, image) in enumerate(zip(*(column.to_pylist() for column in columns), strict=True)):
         of_row = _pairs(text, image, f"{path} row {rows[position]}")
         counts[position] = len(of_row)
         pairs += of_row
-    texts, images = (
+    paired_texts, paired_images = (
         [_text(pair[side], f"{path} row {row}") for pair, row in zip(pairs, np.repeat(rows, counts), strict=True)]
         for side in (0, 1)
     )
-    return pa.array(texts, pa.large_string()), pa.array(images, pa.large_string()), counts
+    return pa.array(paired_texts, pa.large_string()), pa.array(paired_images, pa.large_string()), counts
 
 
-def _pairs(texts: Any, images: Any, use: str) -> list[tuple[Any, Any]]:
+def _pairs(text: Any, image: Any, use: str) -> list[tuple[Any, Any]]:
     """One row's candidates where the two columns are not simply two lists of one length."""
-    if isinstance(texts, list) and images in (None, ""):
-        images = [""] * len(texts)
-    if not isinstance(images, list):
-        images = [images]
-    if not isinstance(texts, list):
-        texts = [texts] * len(images)
-    if len(texts) != len(images):
-        raise InputError(f"{use}: {len(texts)} entries in tgt_text but {len(images)} in tgt_img_path")
-    if not texts:
+    if isinstance(text, list) and image in (None, "", b""):
+        image = [""] * len(text)
+    if not isinstance(image, list):
+        image = [image]
+    if not isinstance(text, list):
+        text = [text] * len(image)
+    if len(text) != len(image):
+        raise InputError(f"{use}: {len(text)} entries in tgt_text but {len(image)} in tgt_img_path")
+    if not text:
         raise InputError(f"{use}: no candidates")
-    return list(zip(texts, images, strict=True))
+    return list(zip(text, image, strict=True))
 
 
-def _strings(column: pa.Array, path: Path, rows: npt.NDArray[np.int64]) -> pa.Array:
+def _strings(column: pa.Array, path: Path) -> pa.Array:
     """A column of text, null as ""."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        for value, row in zip(column.to_pylist(), rows, strict=True):
-            _text(value, f"{path} row {row}")
-    return pc.fill_null(column.cast(pa.large_string()), "")
+    try:
+        return texts(column)
+    except pa.ArrowException as error:
+        raise _unreadable(path, error) from error
 
 
-def _text(value: Any, use: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InputError(f"{use}: {value!r} is not text")
-    return value
+def _text(value: str | bytes | None, use: str) -> str:
+    try:
+        return value.decode() if isinstance(value, bytes) else value or ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"{use}: {value!r} is not UTF-8") from error

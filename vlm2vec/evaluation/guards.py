@@ -19,6 +19,8 @@ def dataset_warnings(rows: EvalRows, position: Indices, benchmark: Benchmark | N
         benchmark: what it is scored as part of.
     """
     warnings = []
+    if rows.unused_columns:
+        warnings.append(f"columns not used: {', '.join(rows.unused_columns)}")
     counts = np.diff(rows.offsets)
     total = f"{len(rows):,} rows"
     if benchmark is not None and rows.name in listed(benchmark):
