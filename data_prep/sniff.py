@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from vlm2vec.errors import InputError
-from vlm2vec.images import MAX_IMAGE_PIXELS, ImageHeader, read_header
+from vlm2vec.images import ImageHeader, check_size, read_header
 
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _JPEG_BEGIN = b"\xff\xd8\xff"
@@ -19,7 +18,7 @@ def sniff_header(data: bytes, name: str) -> ImageHeader:
         name: what error messages call the picture.
 
     Raises:
-        InputError: not a picture of a known format, or over `MAX_IMAGE_PIXELS`.
+        InputError: not a picture of a known format, or too large (see `check_size`).
     """
     header = None
     if data.startswith(_PNG_BEGIN) and len(data) >= 24:
@@ -28,10 +27,7 @@ def sniff_header(data: bytes, name: str) -> ImageHeader:
         header = _jpeg_header(data)
     if header is None or not header.width or not header.height:
         return read_header(data, name)  # rarer formats, and the message for what is none
-    if header.width * header.height > MAX_IMAGE_PIXELS:
-        raise InputError(
-            f"{name}: {header.width} x {header.height} is more than {MAX_IMAGE_PIXELS} pixels; scale the picture down"
-        )
+    check_size(header.width, header.height, name)
     return header
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from data_prep.sniff import sniff_header
 from vlm2vec.errors import InputError
-from vlm2vec.images import MAX_IMAGE_PIXELS, ImageHeader, open_image, read_header
+from vlm2vec.images import MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, ImageHeader, check_image, open_image, read_header
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)
@@ -122,6 +123,23 @@ def test_pixel_limit_stays_on_whatever_pillow_is_told(
                 warnings.simplefilter(action)  # type: ignore[arg-type]
                 with pytest.raises(InputError, match=r"bomb\.png: .*pixels"):
                     reader(png_that_claims(*size), "bomb.png")
+
+
+@pytest.mark.parametrize("size", [(1, MAX_IMAGE_PIXELS), (MAX_IMAGE_PIXELS, 1), (MAX_IMAGE_SIDE + 1, 100)])
+def test_strips_of_millions_of_pixels_are_refused_before_they_are_decoded(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        context.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("memory was allocated"))
+        for reader in (read_header, check_image, open_image, sniff_header):
+            message = rf"strip\.png: {size[0]} x {size[1]} has a side of more than 65535"
+            with pytest.raises(InputError, match=message) as caught:
+                reader(png_that_claims(*size), "strip.png")
+            assert "\n" not in str(caught.value)
+    longest = Image.new("L", (MAX_IMAGE_SIDE, 1))
+    buffer = io.BytesIO()
+    longest.save(buffer, "PNG")
+    assert open_image(buffer.getvalue()).size == longest.size
 
 
 def test_16_bit_grey_is_refused_instead_of_clipped_to_white() -> None:

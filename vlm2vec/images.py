@@ -10,10 +10,13 @@ from PIL import Image, UnidentifiedImageError
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer
+from vlm2vec.image_metadata import without_metadata
 
 # Pillow's own limit (a quarter of a gigabyte as RGB). Pillow merely warns above it and refuses at twice the number;
 # here it is a hard limit, kept even if a program lifts Pillow's.
 MAX_IMAGE_PIXELS = 89_478_485
+# The longest side that a JPEG can have. A strip of millions of pixels, as PNG and BMP can state, is no image.
+MAX_IMAGE_SIDE = 65_535
 # Twice what so many pixels take uncompressed: a larger file is no picture, and is not read into memory.
 MAX_IMAGE_BYTES = 1 << 29
 
@@ -46,7 +49,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
         name: what error messages call the picture, usually its path.
 
     Raises:
-        InputError: not a picture, a format outside JPEG, PNG, WebP, GIF and BMP, or over `MAX_IMAGE_PIXELS`.
+        InputError: not an image, a format outside JPEG, PNG, WebP, GIF and BMP, or too large (see `check_size`).
     """
     with _open(data, name) as image:
         return ImageHeader(_EXTENSIONS[str(image.format)], image.width, image.height)
@@ -63,7 +66,8 @@ def open_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
 
     Raises:
         InputError: unreadable file, not a picture, unknown format, truncated or damaged data, more than
-            `MAX_IMAGE_PIXELS`, or 16-bit grey (which `convert("RGB")` would clip to a white square).
+            `MAX_IMAGE_PIXELS`, a side over `MAX_IMAGE_SIDE`, or 16-bit grey (which `convert("RGB")` would clip to a
+            white square).
     """
     if isinstance(source, bytes):
         data, name = source, name or "<bytes>"
@@ -112,20 +116,31 @@ def _open(data: bytes, name: str) -> Image.Image:
     if is_lfs_pointer(data):
         raise InputError(f"{name}: {LFS_REMEDY}")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(without_metadata(data)), formats=_FORMATS)
+    except InputError as error:
+        raise InputError(f"{name}: damaged image ({error}); {_REMEDY}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{name}: more than {MAX_IMAGE_PIXELS} pixels; scale the picture down") from error
+        raise InputError(f"{name}: more than {MAX_IMAGE_PIXELS} pixels; scale the image down") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not a JPEG, PNG, WebP, GIF or BMP picture; {_REMEDY}") from error
+        raise InputError(f"{name}: not a JPEG, PNG, WebP, GIF or BMP image; {_REMEDY}") from error
     except MemoryError:
         raise
     except Exception as error:
-        raise InputError(f"{name}: damaged picture header ({_one_line(error)}); {_REMEDY}") from error
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise InputError(
-            f"{name}: {image.width} x {image.height} is more than {MAX_IMAGE_PIXELS} pixels; scale the picture down"
-        )
+        raise InputError(f"{name}: damaged image header ({_one_line(error)}); {_REMEDY}") from error
+    check_size(image.width, image.height, name)
     return image
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuses an image by its stated size, before memory is allocated for it.
+
+    Raises:
+        InputError: More than `MAX_IMAGE_PIXELS`, or a side over `MAX_IMAGE_SIDE`.
+    """
+    if width * height > MAX_IMAGE_PIXELS:
+        raise InputError(f"{name}: {width} x {height} is more than {MAX_IMAGE_PIXELS} pixels; scale the image down")
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise InputError(f"{name}: {width} x {height} has a side of more than {MAX_IMAGE_SIDE} pixels; scale or cut it")
 
 
 def _one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vlm2vec.errors import InputError
-from vlm2vec.images import MAX_IMAGE_PIXELS
+from vlm2vec.images import check_size
 from vlm2vec.phi3_v.configuration import view_grid
 
 # CLIP's statistics, the values in every published preprocessor_config.json.
@@ -168,15 +168,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """The image as 8-bit RGB by the original's `convert("RGB")`.
 
     Raises:
-        InputError: not a PIL image, over `MAX_IMAGE_PIXELS`, a mode of more than 8 bits, which `convert` would clip to
+        InputError: not a PIL image, too large (`check_size`), a mode of more than 8 bits, which `convert` would clip to
             white, or an image that cannot be decoded (any more): closed, truncated or damaged.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"an image must be a PIL image, not {type(image).__name__}; use Image.fromarray on arrays")
     if image.mode.startswith(("I", "F")):
         raise InputError(f"an image has {image.mode} pixels (more than 8 bits of grey); convert it to 8 bits")
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise InputError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS} pixels; scale the image down")
+    check_size(image.width, image.height, "an image")
     try:
         return image.convert("RGB")
     except MemoryError:
