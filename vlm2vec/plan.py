@@ -42,17 +42,25 @@ class _Parser(OneLineErrors, argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the plan of a run."""
-    # transformers 5.23 warns of a name that older versions need.
-    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-    words = list(sys.argv[1:] if argv is None else argv)
-    cluster, workload, rest = parse_cluster(words)
-    plan = make_plan(parse_arguments(rest, defaults=_ABSENT), cluster, workload)
+    plan = read_plan(list(sys.argv[1:] if argv is None else argv))
     console = open_console()
     for part in tables(plan):
         if isinstance(part, Table):
             print_table(console, part)
         else:
             console.print(part)
+
+
+def read_plan(argv: Sequence[str]) -> Plan:
+    """The plan that a command line asks for.
+
+    Raises:
+        InputError: A flag or a file is refused.
+    """
+    # transformers 5.23 warns of a name that older versions need.
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    cluster, workload, rest = parse_cluster(argv)
+    return make_plan(parse_arguments(rest, defaults=_ABSENT), cluster, workload)
 
 
 def parse_cluster(argv: Sequence[str]) -> tuple[Cluster, Workload, list[str]]:

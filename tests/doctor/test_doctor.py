@@ -18,6 +18,7 @@ from vlm2vec.doctor.__main__ import main
 from vlm2vec.doctor.data import data_findings, read_speed
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
 from vlm2vec.doctor.nodes import node_findings, own_address
+from vlm2vec.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
 OFFLOAD = REPOSITORY / "ds_configs" / "zero2_offload.json"
@@ -75,6 +76,23 @@ def test_shared_memory(free: int, status: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free, 0, free))
     assert machine.shared_memory(tmp_path).status == status
     assert machine.shared_memory(tmp_path / "absent").status == FAIL
+
+
+def test_shared_memory_that_a_plan_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for free, status in ((9, FAIL), (15, WARN), (30, OK)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: Usage(0, 0, free * 2**30))
+        found = machine.shared_memory(tmp_path, 20.0 * 2**30)
+        assert (found.status, "20.0 GiB needed" in found.what) == (status, True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 2**24))
+    assert "--shm-size=20g" in machine.shared_memory(tmp_path, 20.0 * 2**30).remedy
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    recipe = str(REPOSITORY / "launch" / "recipes" / "full_2048.yaml")
+    assert main(["--config", recipe, "--deepspeed", str(OFFLOAD)]) == 1
+    assert "GiB needed at most" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--config needs --deepspeed"):
+        main(["--config", recipe])
 
 
 @pytest.mark.parametrize(("files", "status"), [(256, FAIL), (1024, WARN), (resource.RLIM_INFINITY, OK)])

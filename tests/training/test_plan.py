@@ -26,6 +26,7 @@ from vlm2vec.training.estimate.meter import TensorMeter
 from vlm2vec.training.estimate.passes import ChunkShape, measure
 from vlm2vec.training.estimate.plan import GIB, Plan
 from vlm2vec.training.estimate.report import tables
+from vlm2vec.training.estimate.shared_memory import shared_memory
 from vlm2vec.training.estimate.traffic import collectives
 
 SHAPE = ChunkShape(rows=5, width=40, crops=5)
@@ -178,6 +179,20 @@ def test_traffic_follows_the_chunks(small: Plan) -> None:
 def test_refusals(flags: list[str], remedy: str) -> None:
     with pytest.raises(InputError, match=remedy):
         parse_cluster(flags)
+
+
+@pytest.mark.parametrize(("workers", "pictures"), [(0, 0), (1, 16 + 10), (2, 16 + 10 + 6), (3, 32), (4, 32 + 16)])
+def test_shared_memory_is_that_of_the_chunks_made_ahead(
+    workers: int, pictures: int, small: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's tasks: its mark; in pass 1 16 pictures, 16 texts; in pass 2 10 and 6 pictures, 12 and 4 texts.
+
+    A process has two tasks ahead, and the rank takes one more.
+    """
+    monkeypatch.setattr(small.arguments.data, "dataloader_num_workers", workers)
+    edge = small.model.images.crop_size
+    size = small.crops * 3 * edge * edge * 2  # bytes of a picture's crops in bfloat16
+    assert shared_memory(small) == pytest.approx(pictures * size * small.cluster.gpus, rel=1e-12)
 
 
 def test_dry_run_prints_the_plan_without_ranks_or_data(mini_model_dir: Path) -> None:

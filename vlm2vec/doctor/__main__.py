@@ -1,6 +1,6 @@
 """Checks this machine, the nodes of a hostfile and a folder of shards before a run.
 
-    python -m vlm2vec.doctor [--hostfile FILE] [--dataset_name SHARDS] [--deepspeed FILE]
+    python -m vlm2vec.doctor [--hostfile FILE] [--dataset_name SHARDS] [--deepspeed FILE [--config RECIPE]]
 
 Prints one line per check (ok, warn, fail) with its remedy. Exit code 1 if any check fails.
 """
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -19,8 +20,10 @@ from vlm2vec.doctor.data import data_findings
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
 from vlm2vec.doctor.machine import machine_findings
 from vlm2vec.doctor.nodes import node_findings
-from vlm2vec.errors import OneLineErrors, run_program
+from vlm2vec.errors import InputError, OneLineErrors, run_program
 
+# As launch/ starts them where there is no GPU.
+CPU_RANKS = 2
 _COLORS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
@@ -28,13 +31,30 @@ class _Parser(OneLineErrors, argparse.ArgumentParser):
     pass
 
 
-def findings(hostfile: Path | None, dataset: Path | None, engine: Path | None) -> Iterator[Finding]:
+def findings(options: argparse.Namespace) -> Iterator[Finding]:
     """All checks, one after another."""
-    yield from machine_findings(engine)
-    if hostfile is not None:
-        yield from node_findings(hostfile)
-    if dataset is not None:
-        yield from data_findings(dataset)
+    needed = needed_shared_memory(options.config, options.deepspeed) if options.config else None
+    yield from machine_findings(options.deepspeed, needed)
+    if options.hostfile is not None:
+        yield from node_findings(options.hostfile)
+    if options.dataset_name is not None:
+        yield from data_findings(options.dataset_name)
+
+
+def needed_shared_memory(recipe: Path, engine: Path | None) -> float:
+    """Bytes of shared memory that a run takes on this machine, on its own.
+
+    Raises:
+        InputError: The recipe or the engine file is refused.
+    """
+    if engine is None:
+        raise InputError("--config needs --deepspeed: a run has both")
+    # They import transformers, which takes seconds.
+    from vlm2vec.plan import read_plan
+    from vlm2vec.training.estimate.shared_memory import shared_memory
+
+    num_ranks = torch.accelerator.device_count() or CPU_RANKS
+    return shared_memory(read_plan(["--config", str(recipe), "--deepspeed", str(engine), "--gpus", str(num_ranks)]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hostfile", type=Path, help="nodes to reach, see launch/hostfile.example")
     parser.add_argument("--dataset_name", type=Path, help="folder of shards")
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed settings of the run: can they be compiled")
+    parser.add_argument("--config", type=Path, help="recipe of the run: the shared memory that its loaders need")
     options = parser.parse_args(argv)
     console = Console(soft_wrap=True)
     counts = dict.fromkeys(_COLORS, 0)
-    for finding in findings(options.hostfile, options.dataset_name, options.deepspeed):
+    for finding in findings(options):
         counts[finding.status] += 1
         line = Text(f"{finding.status:<5}", style=_COLORS[finding.status]).append(finding.what, style="default")
         console.print(line.append(f" -> {finding.remedy}" if finding.remedy else "", style="default"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import resource
 import shutil
@@ -23,23 +24,24 @@ from vlm2vec.training.engine_file import read_engine_file
 DISTRIBUTION = "vlm2vec-deepspeed"
 GIB = 2**30
 # Loader processes hand crops to their rank through it: a few chunks each.
-_SHARED_MEMORY = (GIB // 4, 8 * GIB)
+_SHARED_MEMORY = (GIB / 4, 8.0 * GIB)
 _OPEN_FILES = (512, 4096)
 _WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
 
 
-def machine_findings(engine: Path | None = None) -> Iterator[Finding]:
+def machine_findings(engine: Path | None = None, needed_shared_memory: float | None = None) -> Iterator[Finding]:
     """All checks of this machine.
 
     Args:
         engine: The run's DeepSpeed settings; they say whether something has to be compiled.
+        needed_shared_memory: Bytes that the run's plan asks for; what is enough for most runs if not given.
     """
     yield from versions()
     yield accelerator()
     yield communication()
     if engine is not None:
         yield compiler(engine)
-    yield shared_memory(Path("/dev/shm"))
+    yield shared_memory(Path("/dev/shm"), needed_shared_memory)
     yield from limits()
 
 
@@ -158,13 +160,24 @@ def cuda_compiler(engine: str) -> Finding:
     return Finding(OK, f"{engine}: ninja, c++ and nvcc for CUDA {torch.version.cuda} are there")
 
 
-def shared_memory(folder: Path) -> Finding:
-    """Free space of the file system behind memory that processes share."""
+def shared_memory(folder: Path, needed: float | None = None) -> Finding:
+    """Free space of the file system behind memory that processes share.
+
+    Args:
+        folder: Where it is mounted.
+        needed: Bytes that a run's loader processes take at most.
+    """
     if not folder.is_dir():
         return Finding(FAIL, f"no {folder}", "mount a tmpfs there; loader processes hand over crops through it")
     free = shutil.disk_usage(folder).free
-    remedy = "docker run --shm-size=32g, or an emptyDir of medium Memory; or --dataloader_num_workers 0"
-    return graded(free, f"{free / GIB:.1f} GiB shared memory free in {folder}", remedy, *_SHARED_MEMORY)
+    what = f"{free / GIB:.1f} GiB shared memory free in {folder}"
+    fail_below, warn_below = _SHARED_MEMORY
+    if needed is not None:
+        # The plan counts every picture with all its crops.
+        what, fail_below, warn_below = f"{what}, {needed / GIB:.1f} GiB needed at most", needed / 2, needed
+    size = math.ceil(max(warn_below, _SHARED_MEMORY[1]) / GIB)
+    remedy = f"docker run --shm-size={size}g, or an emptyDir of medium Memory; or fewer --dataloader_num_workers"
+    return graded(free, what, remedy, fail_below, warn_below)
 
 
 def limits() -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vlm2vec.terminal import column
 from vlm2vec.training.estimate.plan import GIB, Memory, Plan
+from vlm2vec.training.estimate.shared_memory import shared_memory
 
 _TERA, _GIGA = 1e12, 1e9
 
@@ -23,6 +24,7 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
     yield _chunk_table(plan)
     yield _traffic_table(plan)
     yield _time(plan)
+    yield _shared_memory(plan)
 
 
 def _gib(size: float) -> str:
@@ -143,6 +145,14 @@ def _time(plan: Plan) -> Text:
         f"{steps:,} steps in {steps * (computing + network) / 3600:.1f} h at most\n"
         f"Assumed: {cluster.utilization:.0%} of {cluster.peak_flops / _TERA:,.0f} TFLOP/s on what runs (MFU "
         f"{cluster.utilization * useful / run:.0%}); {slowest}; data is never waited for"
+    )
+
+
+def _shared_memory(plan: Plan) -> Text:
+    workers = plan.arguments.data.dataloader_num_workers
+    return Text(
+        f"Shared memory (/dev/shm) of a node: at most {_gib(shared_memory(plan))} GiB for {plan.cluster.gpus} "
+        f"ranks with {workers} loader processes each"
     )
 
 

@@ -1,0 +1,40 @@
+"""What a node's loader processes put into memory that processes share (/dev/shm): the crops of chunks made ahead."""
+
+from __future__ import annotations
+
+import math
+
+from vlm2vec.training.estimate.plan import Plan
+
+# Tasks that torch's loader hands to each of its processes ahead of time, its default `prefetch_factor`.
+PREFETCH = 2
+
+
+def shared_memory(plan: Plan) -> float:
+    """Bytes that a node's ranks hold in shared memory at most, if every picture has all its crops.
+
+    A step's chunks are made in the order in which they run: pass 1 with pictures, pass 1 without, then pass 2 in the
+    same way. A rank holds as many as its processes have tasks, and one that it takes over. Texts are not counted.
+    """
+    workers = plan.arguments.data.dataloader_num_workers
+    if workers == 0:
+        return 0.0
+    rows = plan.rows(plan.picture_tokens)
+    encode_rows = max(1, int(rows * plan.no_grad_factor))
+    pictures, calls = math.ceil(plan.items_a_rank[0]), plan.calls
+    step = [0]  # the mark with which a step begins
+    for size, num_chunks, with_images in (
+        (encode_rows, calls.encode, calls.encode_with_images),
+        (rows, calls.repeat, calls.repeat_with_images),
+    ):
+        step += _chunks(pictures, size) + [0] * (num_chunks - with_images)
+    window = PREFETCH * workers + 1
+    tasks = step * (2 + window // len(step))
+    most = max(sum(tasks[start : start + window]) for start in range(len(step)))
+    return most * plan.encode_cost.pixels / encode_rows * plan.cluster.gpus
+
+
+def _chunks(pictures: int, size: int) -> list[int]:
+    """Pictures of each chunk."""
+    whole, rest = divmod(pictures, size)
+    return [size] * whole + [rest] * (rest > 0)
