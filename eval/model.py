@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from vlm2vec.encoder import VLM2Vec, load_processor
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG, read_base_name
-from vlm2vec.model_settings import ModelSettings
+from vlm2vec.model_settings import ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 
@@ -93,15 +94,16 @@ def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch
     """Loads the encoder, in the precision of its files."""
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
-    assert arguments.normalize is not None  # see `use_settings`
-    return VLM2Vec.from_pretrained(
-        folders.base,
-        adapter=folders.adapter,
-        num_crops=arguments.num_crops,
-        max_len=arguments.max_len,
-        device=device,
-        normalize=arguments.normalize,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChangedSettingWarning)  # said by `use_settings`
+        return VLM2Vec.from_pretrained(
+            folders.base,
+            adapter=folders.adapter,
+            num_crops=arguments.num_crops,
+            max_len=arguments.max_len,
+            device=device,
+            normalize=arguments.normalize,
+        )
 
 
 def describe_model(arguments: ModelArguments, folders: ModelFolders, processor: Phi3VProcessor) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
+from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.files import is_lfs_pointer, refuse_lfs_pointer
 from vlm2vec.json_files import read_json
-from vlm2vec.model_settings import SETTINGS_FILE, ModelSettings
+from vlm2vec.lora import LoraSettings
+from vlm2vec.model_settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
 
@@ -42,6 +46,13 @@ def test_explicit_arguments_win_and_differences_are_told(tmp_path: Path) -> None
     assert (used.max_len, used.normalize) == (64, False)
     assert lines == ["max_len is 64, but the model was saved with max_len 16; its vectors will differ"]
     assert ModelSettings.read(tmp_path).with_arguments(max_len=16)[1] == []
+    with pytest.raises(InputError, match="arguments: max_len is 0; "):
+        ModelSettings.read(tmp_path).with_arguments(max_len=0)
+
+
+def test_what_makes_no_difference_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / SETTINGS_FILE).write_text('{"pooling": "eos", "num_crops": null}')
+    assert ModelSettings.read(tmp_path).with_arguments(pooling="last", num_crops=4)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -91,3 +102,58 @@ def test_lfs_pointers(tmp_path: Path) -> None:
         refuse_lfs_pointer(tmp_path / "a.zip")
     refuse_lfs_pointer(tmp_path / "b.zip")
     refuse_lfs_pointer(tmp_path / "absent.zip")
+
+
+def saved(encoder: VLM2Vec, folder: Path) -> VLM2Vec:
+    encoder.save_pretrained(folder)
+    return VLM2Vec.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", "merged", "configuration"])
+def test_every_save_writes_the_settings_and_every_load_reads_them(
+    golden_model_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    chosen = {"max_len": 6, "normalize": False, "num_crops": 1}
+    encoder = VLM2Vec.from_pretrained(golden_model_dir, dtype=torch.float32, **chosen)
+    if kind != "model":
+        encoder.add_lora(LoraSettings(r=2))
+    if kind == "merged":
+        encoder.merge_lora()
+    if kind == "configuration":  # what a checkpoint carries, and its export
+        encoder.save_configuration(tmp_path)
+        assert ModelSettings.read(tmp_path).stored == {**chosen, "pooling": "last"}
+        return
+    again = saved(encoder, tmp_path)
+    assert again.settings == ModelSettings(**chosen)
+    text = "A cat and a dog and a bird"
+    vectors = encoder.eval().encode([text], show_progress=False)
+    torch.testing.assert_close(again.encode([text]), vectors)
+    assert vectors.norm() > 2
+    assert saved(again, tmp_path / "twice").settings == ModelSettings(**chosen)
+
+
+def test_a_folder_that_says_nothing_has_the_originals_settings(golden_model_dir: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(golden_model_dir)
+    assert encoder.settings == ModelSettings(max_len=256, normalize=True, num_crops=4)
+
+
+def test_arguments_win_with_a_warning(golden_model_dir: Path, tmp_path: Path) -> None:
+    VLM2Vec.from_pretrained(golden_model_dir, max_len=6, num_crops=1).save_pretrained(tmp_path)
+    with pytest.warns(ChangedSettingWarning, match="max_len is None, but the model was saved with max_len 6"):
+        assert VLM2Vec.from_pretrained(tmp_path, max_len=None).max_len is None
+    with pytest.warns(ChangedSettingWarning, match="num_crops is 9, but the model was saved with num_crops 1"):
+        assert VLM2Vec.from_pretrained(tmp_path, num_crops=9).processor.num_crops == 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ChangedSettingWarning)
+        VLM2Vec.from_pretrained(tmp_path, max_len=6, num_crops=1, normalize=True)
+    with pytest.raises(InputError, match="arguments: max_len is -1; "):
+        VLM2Vec.from_pretrained(tmp_path, max_len=-1)
+
+
+def test_files_that_contradict_each_other(golden_model_dir: Path, tmp_path: Path) -> None:
+    VLM2Vec.from_pretrained(golden_model_dir, num_crops=1).save_pretrained(tmp_path)
+    ModelSettings(num_crops=4).write(tmp_path)
+    with pytest.raises(InputError, match=r"preprocessor_config.json says num_crops 1, vlm2vec_config.json says 4"):
+        VLM2Vec.from_pretrained(tmp_path)
+    with pytest.warns(ChangedSettingWarning):
+        assert VLM2Vec.from_pretrained(tmp_path, num_crops=1).processor.num_crops == 1

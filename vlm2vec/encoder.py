@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from vlm2vec.files import apply_umask
 from vlm2vec.items import EncodeItem, Picture, in_order, make_items, plan_batches
 from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG, LoraSettings, add_adapter, load_adapter, read_base_name
+from vlm2vec.model_settings import DEFAULT_MAX_LEN, SETTINGS_FILE, STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
 from vlm2vec.phi3_v.checkpoint import resolve_folder
+from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
 
 # Padded tokens of a batch of `encode`: about 20 pictures of 4 crops on an accelerator.
 DEFAULT_BATCH_TOKENS = 16_384
@@ -31,8 +34,6 @@ DEFAULT_BATCH_TOKENS_CPU = 4_096
 # `encode` shows its progress from this many items on.
 LONG_LIST = 256
 _PREPARED_AHEAD = 2
-# Holds what an exported folder's encoder is used with and no other file says: {"max_len": 256}.
-SETTINGS_FILE = "vlm2vec_config.json"
 
 
 class VLM2Vec(nn.Module):
@@ -58,7 +59,7 @@ class VLM2Vec(nn.Module):
         self,
         backbone: Phi3VModel | PeftModel,
         processor: Phi3VProcessor,
-        max_len: int | None = 256,
+        max_len: int | None = DEFAULT_MAX_LEN,
         normalize: bool = True,
     ) -> None:
         super().__init__()
@@ -73,19 +74,23 @@ class VLM2Vec(nn.Module):
         path: str | Path,
         adapter: str | Path | None = None,
         num_crops: int | None = None,
-        max_len: int | None = 256,
+        max_len: int | Literal["stored"] | None = STORED,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
     ) -> VLM2Vec:
-        """Loads an encoder.
+        """Loads an encoder, with the settings that it was saved with (see `ModelSettings`).
+
+        An argument that differs from what was saved wins, with a `ChangedSettingWarning`.
 
         Args:
             path: a checkpoint folder, an adapter folder (its base is then loaded too), or a Hugging Face repository.
             adapter: a PEFT adapter folder or repository on top of `path`.
-            num_crops: local crops a picture; None: what the checkpoint's preprocessor_config.json says.
-            max_len, normalize: see the class.
+            num_crops: local crops an image; None: as it was trained with, else what the checkpoint's
+                preprocessor_config.json says.
+            max_len: see the class; "stored": as it was trained with, else 256.
+            normalize: see the class; None: as it was trained with, else True.
             dtype: of the weights; None: as stored. An adapter's own weights are kept in float32.
             device: where to put the model; None: the CPU.
             attn_implementation: "sdpa" (the default, with flash kernels where the device has them), "eager" or
@@ -98,12 +103,19 @@ class VLM2Vec(nn.Module):
         if adapter is None and (folder / ADAPTER_CONFIG).is_file():
             adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
             folder = resolve_folder(path)
-        backbone = Phi3VModel.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
         adapter_folder = resolve_folder(adapter) if adapter is not None else None
+        given = {"num_crops": num_crops, "normalize": normalize}
+        given = {name: value for name, value in given.items() if value is not None}
+        if max_len != STORED:
+            given["max_len"] = max_len
+        settings, changes = ModelSettings.read(adapter_folder, folder).with_arguments(**given)
+        for line in changes:
+            warnings.warn(line, ChangedSettingWarning, stacklevel=2)
+        backbone = Phi3VModel.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
         if adapter_folder is not None:
             backbone = load_adapter(backbone, adapter_folder)
         processor = load_processor(folder, adapter_folder, num_crops)
-        encoder = cls(backbone, processor, max_len, normalize)
+        encoder = cls(backbone, processor, settings.max_len, settings.normalize)
         return encoder.to(device).eval() if device is not None else encoder.eval()
 
     @property
@@ -121,6 +133,13 @@ class VLM2Vec(nn.Module):
     def hidden_size(self) -> int:
         """Width of the vectors."""
         return int(self.base.config.hidden_size)
+
+    @property
+    def settings(self) -> ModelSettings:
+        """What a saved model's `vlm2vec_config.json` says of it."""
+        return ModelSettings(
+            max_len=self.max_len, pooling="last", normalize=self.normalize, num_crops=self.processor.num_crops
+        )
 
     def forward(
         self,
@@ -290,6 +309,7 @@ class VLM2Vec(nn.Module):
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             self.backbone.save_pretrained(temporary)
             self.processor.save_pretrained(temporary)
+            self.settings.write(Path(temporary))
             apply_umask(Path(temporary))
             for file in sorted(Path(temporary).iterdir()):
                 os.replace(file, folder / file.name)
@@ -303,6 +323,7 @@ class VLM2Vec(nn.Module):
         else:
             self.backbone.config.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+        self.settings.write(folder)
 
 
 def _as_vectors(name: str, values: Any) -> torch.Tensor:
@@ -337,7 +358,19 @@ def load_processor(base: Path, adapter: Path | None, num_crops: int | None = Non
 
     Args:
         base, adapter: folders.
-        num_crops: see `Phi3VProcessor.from_pretrained`.
+        num_crops: local crops an image; None: as the model was trained with, else what its processor says.
+
+    Raises:
+        InputError: see `Phi3VProcessor.from_pretrained`; or two files of a folder contradict each other.
     """
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
-    return Phi3VProcessor.from_pretrained(adapter if adapter is not None and has_own else base, num_crops)
+    folder = adapter if adapter is not None and has_own else base
+    if num_crops is None:
+        num_crops = ModelSettings.read(adapter, base).num_crops
+        trained, written = ModelSettings.read(folder).num_crops, PreprocessorSettings.read(folder).num_crops
+        if None not in (trained, written) and trained != written:
+            raise InputError(
+                f"{folder}: {PREPROCESSOR_FILE} says num_crops {written}, {SETTINGS_FILE} says {trained}; make them "
+                "agree, or pass num_crops"
+            )
+    return Phi3VProcessor.from_pretrained(folder, num_crops)

@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def checked(schema: type[Schema], content: dict[str, Any], path: Path) -> Schema:
+def checked(schema: type[Schema], content: dict[str, Any], path: Path | str) -> Schema:
     """The content of a JSON file as a schema has it.
 
     Args:
@@ -120,7 +120,10 @@ def shorten(value: object) -> str:
 def _first_problem(error: ValidationError) -> str:
     """The first of the problems that pydantic found, in one line."""
     problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    # A member of a union is no part of the file.
+    field = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("constrained-", "list[")))
+    if problem["type"] == "value_error":  # raised by the schema itself, which names its fields
+        return str(problem["ctx"]["error"])
     if problem["type"] == "missing":
         return f"{field} is missing"
     if problem["type"] == "json_invalid":

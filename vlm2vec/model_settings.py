@@ -16,7 +16,14 @@ from vlm2vec.json_files import StrictModel, checked, read_json, write_json
 SETTINGS_FILE = "vlm2vec_config.json"
 DEFAULT_MAX_LEN = 256
 
+STORED: Literal["stored"] = "stored"
+"""For an argument whose None means something: what the folder says."""
+
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class ChangedSettingWarning(UserWarning):
+    """A model is used with another setting than it was saved with, as an argument asks for."""
 
 
 class ModelSettings(StrictModel):
@@ -71,10 +78,21 @@ class ModelSettings(StrictModel):
 
         Returns:
             The settings to use, and a line for every argument that differs from what the file says.
+
+        Raises:
+            InputError: An impossible value.
         """
+        used = checked(ModelSettings, self.stored | given, "arguments")
         lines = [
-            f"{name} is {value}, but the model was saved with {name} {self.stored[name]}; its vectors will differ"
-            for name, value in given.items()
-            if self.stored.get(name, value) != value
+            f"{name} is {getattr(used, name)}, but the model was saved with {name} {value}; its vectors will differ"
+            for name, value in self.stored.items()
+            if not _is_same(name, value, getattr(used, name))
         ]
-        return self.model_copy(update=given), lines
+        return used, lines
+
+
+def _is_same(name: str, stored: Any, used: Any) -> bool:
+    """Whether two values of a setting give the same vectors, as far as the file tells."""
+    if name == "pooling":
+        return True  # there is one pooling, by two names
+    return stored == used or (name == "num_crops" and stored is None)

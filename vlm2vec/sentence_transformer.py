@@ -19,10 +19,10 @@ from sentence_transformers.base.modality import is_image_url_or_path
 from sentence_transformers.base.modules import InputModule
 from transformers import PreTrainedTokenizerFast
 
-from vlm2vec.encoder import SETTINGS_FILE, VLM2Vec
+from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.items import Picture, make_items
-from vlm2vec.json_files import read_json
+from vlm2vec.model_settings import SETTINGS_FILE
 from vlm2vec.phi3_v import collate_items
 
 # What `SentenceTransformer(..., model_kwargs=..., processor_kwargs=...)` may carry.
@@ -80,8 +80,7 @@ class VLM2VecModule(InputModule):
         dtype = options.pop("dtype", options.pop("torch_dtype", None))
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else getattr(torch, dtype)
-        settings = read_json(Path(folder) / SETTINGS_FILE)
-        return cls(VLM2Vec.from_pretrained(folder, max_len=settings["max_len"], dtype=dtype, **options))
+        return cls(VLM2Vec.from_pretrained(folder, dtype=dtype, **options))
 
     @property
     def modalities(self) -> list[Any]:
@@ -141,7 +140,6 @@ class VLM2VecModule(InputModule):
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Writes the encoder's folder; sentence-transformers adds its own files."""
         self.encoder.save_pretrained(output_path)
-        self.save_config(output_path)
 
 
 def _options(name: str, given: dict[str, Any] | None, known: frozenset[str]) -> dict[str, Any]:

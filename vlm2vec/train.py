@@ -9,6 +9,7 @@ import faulthandler
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from vlm2vec.training.build import (
     run_record,
     schedule,
     summary,
+    with_model_settings,
 )
 from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
@@ -89,6 +91,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     num_ranks, training = dist.get_world_size(), arguments.training
     output_dir = Path(training.output_dir)
     compare_ranks(arguments)
+    arguments, changed_settings = on_every_rank(partial(with_model_settings, arguments))
     shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
     compare_data(shards, order, device)
     cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))
@@ -131,6 +134,8 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     evaluation = build_evaluation(arguments.evaluation, output_dir, inputs, cached_step.model_call, num_workers, device)
     with run_monitor(arguments, first_step) as monitor, StopRequest() as stop, memory:
         monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
+        for line in changed_settings:
+            monitor.message(f"warning: {line}")
         if point:
             monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")
         if dist.get_rank() == 0:

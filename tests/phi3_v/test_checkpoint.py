@@ -124,7 +124,7 @@ def test_damaged_files(folder: Path, tmp_path: Path) -> None:
         Phi3VModel.from_pretrained(folder / "config.json")
     (folder / "model.safetensors").write_bytes(whole)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(InputError, match="'llama'"):
+    with pytest.raises(InputError, match='"llama"'):
         Phi3VModel.from_pretrained(folder)
 
 

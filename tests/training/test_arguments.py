@@ -17,7 +17,7 @@ def test_the_originals_defaults() -> None:
     arguments = parse_arguments([*NEEDED, *BATCH]).as_dict()
     expected = {
         "temperature": 0.02,
-        "max_len": 256,
+        "max_len": None,
         "learning_rate": 2e-5,
         "lora": False,
         "adam_beta2": 0.999,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from vlm2vec.encoder import SETTINGS_FILE
+from vlm2vec.json_files import write_json
 
 MODULE_FILE = "vlm2vec_module.py"
 # Run by sentence-transformers when it is told trust_remote_code=True.
@@ -23,20 +22,14 @@ __all__ = ["VLM2VecModule"]
 '''
 
 
-def write_companions(folder: Path, max_len: int | None) -> None:
-    """Writes modules.json, what it names, and the settings that go with it.
+def write_companions(folder: Path) -> None:
+    """Writes modules.json and what it names.
 
     Args:
         folder: The exported folder.
-        max_len: The run's; texts are cut to it.
     """
     module = {"idx": 0, "name": "0", "path": "", "type": f"{Path(MODULE_FILE).stem}.VLM2VecModule"}
     library = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine", "prompts": {}}
-    _write_json(folder / "modules.json", [module])
-    _write_json(folder / "config_sentence_transformers.json", library)
-    _write_json(folder / SETTINGS_FILE, {"max_len": max_len})
+    write_json(folder / "modules.json", [module])
+    write_json(folder / "config_sentence_transformers.json", library)
     (folder / MODULE_FILE).write_text(_MODULE_CODE, encoding="utf-8")
-
-
-def _write_json(file: Path, content: object) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -27,8 +27,10 @@ from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
 from vlm2vec.json_files import read_json
 from vlm2vec.lora import ADAPTER_CONFIG
+from vlm2vec.model_settings import SETTINGS_FILE, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
+from vlm2vec.phi3_v.processor import PreprocessorSettings
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -86,7 +88,8 @@ def export(
                 base.config.save_pretrained(folder)
             dtype = dtype or (torch.bfloat16 if record.arguments["bf16"] else torch.float32)
             exported = _write_model(checkpoint, weights, folder, base, dtype, size)
-        write_companions(folder, record.arguments["max_len"])
+        _complete_settings(folder, record)
+        write_companions(folder)
         write_card(folder, output.resolve().name, record, exported, card_scores)
         return exported, check_export(checkpoint, record, folder, exported, base) if check else None
 
@@ -139,6 +142,13 @@ def _write_adapter(
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     num_bytes = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
     return Exported(num_bytes, torch.float32, is_adapter=True, has_lm_head=False, base_at_hand=base is not None)
+
+
+def _complete_settings(folder: Path, record: RunRecord) -> None:
+    """The settings of a checkpoint from before they were saved with it."""
+    if not (folder / SETTINGS_FILE).is_file():
+        num_crops = PreprocessorSettings.read(folder).num_crops
+        ModelSettings(max_len=record.arguments["max_len"], num_crops=num_crops).write(folder)
 
 
 def _name_in_adapter_file(name: str) -> str:

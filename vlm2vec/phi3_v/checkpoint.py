@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from vlm2vec.errors import InputError
+from vlm2vec.phi3_v.config_file import CONFIG_FILE, read_config
 from vlm2vec.phi3_v.configuration import Phi3VConfig
 
 Shape = tuple[int, ...]
@@ -97,36 +97,20 @@ def checkpoint_shapes(folder: Path) -> dict[str, Shape]:
 
 
 def load_config(folder: Path, found: Mapping[str, Shape]) -> Phi3VConfig:
-    """config.json as a `Phi3VConfig`, its width checked against the weights (`found`).
+    """config.json as a `Phi3VConfig`, its width and depths checked against the weights (`found`).
 
     Raises:
-        InputError: missing, damaged, another model's, or with a `hidden_size` that is not the weights'.
+        InputError: see `read_config`.
     """
-    file = folder / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(content, dict) or content.get("model_type") != Phi3VConfig.model_type:
-        kind = content.get("model_type") if isinstance(content, dict) else None
-        raise InputError(f"{file}: model_type is {kind!r}; only {Phi3VConfig.model_type!r} is supported")
-    _check_width(file, content, found)
+    embeddings = found.get(EMBEDDINGS) or found.get(EMBEDDINGS_ALIAS)
+    content = read_config(folder, found, embeddings[-1] if embeddings else None)
     try:
         config: Phi3VConfig = Phi3VConfig.from_dict(content)
     except Exception as error:  # transformers' validation raises several types
-        raise InputError(f"{file}: not a usable configuration ({' '.join(str(error).split())})") from error
-    return config
-
-
-def _check_width(file: Path, content: dict[str, Any], found: Mapping[str, Shape]) -> None:
-    """Checked before the configuration is built, which would stumble over it with a message about something else."""
-    written = content.get("hidden_size", 3072)
-    width = (found.get(EMBEDDINGS) or found.get(EMBEDDINGS_ALIAS) or (0, written))[-1]
-    if width != written:
         raise InputError(
-            f"{file}: hidden_size is {written} but the weights are {width} wide (VLM2Vec's code of October 2024 wrote "
-            f"4096 there); set hidden_size to {width}"
-        )
+            f"{folder / CONFIG_FILE}: not a usable configuration ({' '.join(str(error).split())})"
+        ) from error
+    return config
 
 
 def check_tensors(folder: Path, found: dict[str, Shape], expected: Mapping[str, Shape]) -> dict[str, str]:

@@ -5,19 +5,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
+from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
 from vlm2vec.errors import InputError
 from vlm2vec.item_rules import IMAGE_TAG, image_tags
-from vlm2vec.json_files import read_json, write_json
+from vlm2vec.json_files import StrictModel, checked, read_json, write_json
+from vlm2vec.phi3_v.config_file import CONFIG_FILE, read_crop_and_patch_size
 from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
 
-_PREPROCESSOR_FILE = "preprocessor_config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+_THREE = Field(min_length=3, max_length=3)
+_Size = Annotated[int, Field(ge=1, le=8192)]
+
+
+class PreprocessorSettings(StrictModel):
+    """What is read of a preprocessor_config.json; null is as good as absent.
+
+    Attributes:
+        num_crops: At most this many local crops an image.
+        crop_size, patch_size: In pixels; read where there is no config.json (an adapter).
+        image_mean, image_std: Per channel, on values in 0..1.
+    """
+
+    num_crops: Annotated[int, Field(ge=1, le=1024)] | None = None
+    crop_size: _Size | None = None
+    patch_size: _Size | None = None
+    image_mean: Annotated[list[float], _THREE] | None = None
+    image_std: Annotated[list[Annotated[float, Field(gt=0)]], _THREE] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> PreprocessorSettings:
+        """The file's settings; none if there is no file.
+
+        Raises:
+            InputError: Damaged, or an impossible value.
+        """
+        file = folder / PREPROCESSOR_FILE
+        return checked(cls, read_json(file), file) if file.is_file() else cls()
 
 
 @dataclass(frozen=True)
@@ -76,18 +107,17 @@ class Phi3VProcessor:
             InputError: a file is missing or damaged, or nobody says how many crops to use.
         """
         folder = Path(folder)
-        settings = read_json(folder / _PREPROCESSOR_FILE) if (folder / _PREPROCESSOR_FILE).is_file() else {}
+        settings = PreprocessorSettings.read(folder)
+        num_crops = num_crops or settings.num_crops
         if num_crops is None:
-            num_crops = settings.get("num_crops")
-        if num_crops is None:
-            raise InputError(f"{folder}: {_PREPROCESSOR_FILE} gives no num_crops; pass num_crops (the paper uses 4)")
+            raise InputError(f"{folder}: {PREPROCESSOR_FILE} gives no num_crops; pass num_crops (the paper uses 4)")
         crop_size, patch_size = _crop_and_patch_size(folder, settings)
         image_processor = Phi3VImageProcessor(
             num_crops,
             crop_size,
             patch_size,
-            tuple(settings.get("image_mean", CLIP_MEAN)),
-            tuple(settings.get("image_std", CLIP_STD)),
+            tuple(settings.image_mean or CLIP_MEAN),
+            tuple(settings.image_std or CLIP_STD),
         )
         return cls(_load_tokenizer(folder), image_processor)
 
@@ -106,7 +136,7 @@ class Phi3VProcessor:
             "processor_class": "Phi3VProcessor",
         }
         self.tokenizer.save_pretrained(str(folder))
-        write_json(Path(folder) / _PREPROCESSOR_FILE, settings)
+        write_json(Path(folder) / PREPROCESSOR_FILE, settings)
 
     def num_image_tokens(self, width: int, height: int) -> int:
         """Tokens of a picture of this size (pixels), without decoding it."""
@@ -216,15 +246,12 @@ def collate_items(items: Sequence[ProcessedItem], pad_token_id: int) -> dict[str
     }
 
 
-def _crop_and_patch_size(folder: Path, settings: dict[str, Any]) -> tuple[int, int]:
+def _crop_and_patch_size(folder: Path, settings: PreprocessorSettings) -> tuple[int, int]:
     """From config.json's vision tower; a folder without config.json (an adapter) says it beside num_crops."""
-    config_path = folder / "config.json"
-    source = settings
-    if config_path.is_file():
-        vision = read_json(config_path).get("vision_config") or {}
-        source = {"crop_size": vision.get("image_size"), "patch_size": vision.get("patch_size")}
+    if (folder / CONFIG_FILE).is_file():
+        return read_crop_and_patch_size(folder)
     default = CLIP_VIT_LARGE_PATCH14_336
-    return source.get("crop_size") or default["image_size"], source.get("patch_size") or default["patch_size"]
+    return settings.crop_size or default["image_size"], settings.patch_size or default["patch_size"]
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -31,8 +31,14 @@ class ModelArguments:
     model_name: str = field(metadata={"help": "Hugging Face folder of the base model."})
     pooling: str = option("eos", "Pooling: 'eos', the last token's hidden state (the only one that VLM2Vec has).")
     normalize: bool = option(True, "Scale embeddings to length 1; the loss compares cosines, so False is refused.")
-    max_len: int = option(256, "Longest text-only item in tokens; items with pictures are never cut.")
-    num_crops: int | None = option(None, "Crops a picture at most; the base model's processor says if not given.")
+    max_len: int | None = option(
+        None,
+        "Longest text-only item in tokens; items with images are never cut. If not given, what the model was saved "
+        "with, else 256.",
+    )
+    num_crops: int | None = option(
+        None, "Crops an image at most; if not given, what the model was saved with, else what its processor says."
+    )
     attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; the best installed if not given.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.")
     freeze_vision_tower: bool = option(False, "Do not train CLIP, nor an adapter in it.")

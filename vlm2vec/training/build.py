@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +22,8 @@ from vlm2vec.contrastive.progress import Progress
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
+from vlm2vec.model_settings import STORED, ChangedSettingWarning, ModelSettings
+from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.bad_samples import BadSamples
@@ -30,19 +34,38 @@ from vlm2vec.training.record import RunRecord
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
 
 
+def with_model_settings(arguments: RunArguments) -> tuple[RunArguments, list[str]]:
+    """The arguments, with what the model was saved with where they say nothing.
+
+    Returns:
+        The arguments, and a line for every one that differs from what the model was saved with.
+
+    Raises:
+        InputError: The model's settings are damaged, or an argument is impossible.
+    """
+    model = arguments.model
+    given = {name: getattr(model, name) for name in ("max_len", "num_crops", "normalize")}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings, changes = ModelSettings.read(resolve_folder(model.model_name)).with_arguments(**given)
+    return replace(arguments, model=replace(model, max_len=settings.max_len)), changes
+
+
 def build_encoder(arguments: RunArguments) -> VLM2Vec:
     """The encoder that the arguments ask for, the same on every rank."""
     model = arguments.model
     transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
     # Full fine-tuning loads float32, so that ZeRO's master weights are not rounded first.
     dtype = torch.bfloat16 if model.bf16 and model.lora else torch.float32
-    encoder = VLM2Vec.from_pretrained(
-        model.model_name,
-        num_crops=model.num_crops,
-        max_len=model.max_len,
-        dtype=dtype,
-        attn_implementation=model.attn_implementation,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChangedSettingWarning)  # the run says it once, see `with_model_settings`
+        encoder = VLM2Vec.from_pretrained(
+            model.model_name,
+            num_crops=model.num_crops,
+            max_len=STORED if model.max_len is None else model.max_len,
+            dtype=dtype,
+            attn_implementation=model.attn_implementation,
+            normalize=model.normalize,
+        )
     return prepare_encoder(encoder, arguments, model.gradient_checkpointing)
 
 
@@ -68,7 +91,7 @@ def prepare_encoder(encoder: VLM2Vec, arguments: RunArguments, gradient_checkpoi
 
 def encoder_inputs(arguments: RunArguments, encoder: VLM2Vec) -> ItemEncoderInputs:
     """What makes the encoder's inputs, in the dtype that it computes in."""
-    return ItemEncoderInputs(encoder.processor, arguments.model.max_len, _compute_dtype(arguments))
+    return ItemEncoderInputs(encoder.processor, encoder.max_len, _compute_dtype(arguments))
 
 
 def build_step(

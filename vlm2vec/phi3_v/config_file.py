@@ -1,0 +1,185 @@
+"""What config.json must be before anything is allocated from it: types, bounds, numbers that fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from transformers.activations import ACT2FN
+
+from vlm2vec.errors import InputError
+from vlm2vec.json_files import StrictModel, checked, read_json, shorten
+from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336, Phi3VConfig, view_grid
+
+CONFIG_FILE = "config.json"
+
+# Far above every published model, and small enough that a model of these sizes is described without being allocated.
+_Layers = Annotated[int, Field(ge=1, le=1024)]
+_Heads = Annotated[int, Field(ge=1, le=1024)]
+_Width = Annotated[int, Field(ge=1, le=1 << 20)]
+_Positions = Annotated[int, Field(ge=2, le=1 << 31)]
+_Pixels = Annotated[int, Field(ge=1, le=8192)]
+_TokenId = Annotated[int, Field(ge=-1, le=1 << 31)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0, le=1e12)]
+_Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class _VisionFields(StrictModel):
+    """`vision_config`, which no published file has; what it lacks is ViT-L/14-336's."""
+
+    hidden_size: _Width = CLIP_VIT_LARGE_PATCH14_336["hidden_size"]
+    intermediate_size: _Width = CLIP_VIT_LARGE_PATCH14_336["intermediate_size"]
+    projection_dim: _Width = CLIP_VIT_LARGE_PATCH14_336["projection_dim"]
+    num_hidden_layers: _Layers = CLIP_VIT_LARGE_PATCH14_336["num_hidden_layers"]
+    num_attention_heads: _Heads = CLIP_VIT_LARGE_PATCH14_336["num_attention_heads"]
+    num_channels: Literal[3] = 3
+    image_size: _Pixels = CLIP_VIT_LARGE_PATCH14_336["image_size"]
+    patch_size: _Pixels = CLIP_VIT_LARGE_PATCH14_336["patch_size"]
+    hidden_act: str = CLIP_VIT_LARGE_PATCH14_336["hidden_act"]
+    layer_norm_eps: _Share = CLIP_VIT_LARGE_PATCH14_336["layer_norm_eps"]
+    attention_dropout: _Share = 0.0
+    initializer_factor: float = 1.0
+    initializer_range: float = 0.02
+
+    @model_validator(mode="after")
+    def _fits(self) -> _VisionFields:
+        _known_activation("vision_config.hidden_act", self.hidden_act)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"vision_config.hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        view_grid(self.image_size, self.patch_size)
+        return self
+
+
+class _VisionOfConfig(StrictModel):
+    """The part of a config.json that a processor needs."""
+
+    vision_config: _VisionFields | None = None
+
+
+class _RopeFields(StrictModel):
+    """`rope_scaling`; "type" and "rope_type" are two names for one thing."""
+
+    type: Literal["su", "longrope", "default"] | None = None
+    rope_type: Literal["su", "longrope", "default"] | None = None
+    short_factor: list[_Positive] | None = None
+    long_factor: list[_Positive] | None = None
+    rope_theta: _Positive | None = None
+    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+
+class _ConfigFields(StrictModel):
+    """What is read of a config.json; other fields are kept, and have no effect on an embedding."""
+
+    model_type: Literal["phi3_v"]
+    vocab_size: _Width = 32064
+    hidden_size: _Width = 3072
+    intermediate_size: _Width = 8192
+    num_hidden_layers: _Layers = 32
+    num_attention_heads: _Heads = 32
+    num_key_value_heads: _Heads | None = None
+    max_position_embeddings: _Positions = 131072
+    original_max_position_embeddings: _Positions = 4096
+    hidden_act: str = "silu"
+    rms_norm_eps: _Share = 1e-5
+    rope_theta: _Positive | None = None
+    rope_scaling: _RopeFields | None = None
+    rope_parameters: _RopeFields | None = None
+    sliding_window: _Positions | None = None
+    attention_dropout: _Share = 0.0
+    resid_pdrop: _Share = 0.0
+    embd_pdrop: _Share = 0.0
+    bos_token_id: _TokenId | None = None
+    eos_token_id: _TokenId | list[_TokenId] | None = None
+    pad_token_id: _TokenId | None = None
+    dtype: _Precision | None = None
+    torch_dtype: _Precision | None = None
+    quantization_config: None = None
+    vision_config: _VisionFields | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> _ConfigFields:
+        _known_activation("hidden_act", self.hidden_act)
+        heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
+        if self.hidden_size % (2 * heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is not an even multiple of num_attention_heads {heads}")
+        if heads % groups:
+            raise ValueError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}")
+        rope = self.rope_scaling or self.rope_parameters
+        if rope is not None and (rope.rope_type or rope.type or "default") != "default":
+            expected = self.hidden_size // heads // 2
+            for name, factors in (("short_factor", rope.short_factor), ("long_factor", rope.long_factor)):
+                if factors is None or len(factors) != expected:
+                    raise ValueError(f"rope_scaling.{name} must be {expected} numbers, half the width of a head")
+        return self
+
+
+def read_config(folder: Path, tensors: Collection[str] = (), width: int | None = None) -> dict[str, Any]:
+    """The content of a folder's config.json, checked by itself and against the weights' width and depths.
+
+    Args:
+        folder: The checkpoint.
+        tensors: The names of its weights; if there are none, depths are not compared.
+        width: Of its token embedding; None: not compared.
+
+    Raises:
+        InputError: Missing, damaged, another model's, or a value that is impossible or not the weights'; the message
+            names file and field.
+    """
+    file = folder / CONFIG_FILE
+    content = read_json(file)
+    kind = content.get("model_type")
+    if kind != Phi3VConfig.model_type:
+        raise InputError(f"{file}: model_type is {shorten(kind)}; only {Phi3VConfig.model_type!r} is supported")
+    _check_width(file, content.get("hidden_size", 3072), width)
+    checked(_ConfigFields, content, file)
+    _check_depths(file, content, tensors)
+    return content
+
+
+def read_crop_and_patch_size(folder: Path) -> tuple[int, int]:
+    """In pixels, from a folder's config.json.
+
+    Raises:
+        InputError: Missing, damaged, or an impossible vision tower.
+    """
+    file = folder / CONFIG_FILE
+    vision = checked(_VisionOfConfig, read_json(file), file).vision_config or _VisionFields()
+    return vision.image_size, vision.patch_size
+
+
+def _check_width(file: Path, written: Any, width: int | None) -> None:
+    """Compared first: other checks would stumble over a wrong width with a message about something else."""
+    if isinstance(written, int) and width not in (None, written):
+        raise InputError(
+            f"{file}: hidden_size is {written} but the weights are {width} wide (VLM2Vec's code of October 2024 wrote "
+            f"4096 there); set hidden_size to {width}"
+        )
+
+
+def _check_depths(file: Path, content: Mapping[str, Any], tensors: Collection[str]) -> None:
+    """Numbers of layers are compared before so many are built."""
+    vision = CLIP_VIT_LARGE_PATCH14_336 | (content.get("vision_config") or {})
+    for field, written, prefix in (
+        ("num_hidden_layers", content.get("num_hidden_layers", 32), "model.layers."),
+        (
+            "vision_config.num_hidden_layers",
+            vision["num_hidden_layers"],
+            "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.",
+        ),
+    ):
+        numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+        if numbers and len(numbers) != written:
+            raise InputError(f"{file}: {field} is {written}, but the weights have {len(numbers)} layers")
+
+
+def _known_activation(field: str, name: str) -> None:
+    if name not in ACT2FN:
+        raise ValueError(f"{field} {shorten(name)} is not an activation that transformers knows")
