@@ -25,7 +25,7 @@ from data_prep.arguments import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, not_n
 from data_prep.conversion import ShardResult, make_shard
 from data_prep.download import download
 from data_prep.pictures import CHECKS
-from data_prep.plan import PLAN_NAME, Options, Plan, make_plan, write_plan
+from data_prep.plan import Options, Plan, make_plan, write_plan
 from data_prep.processes import available_cores, run_tasks
 from data_prep.report import Report, SubsetReport, make_report
 from data_prep.report_table import show_report
@@ -33,7 +33,7 @@ from data_prep.source import ALL_SUBSETS
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.files import TEMPORARY_PREFIX
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
-from vlm2vec.shards.schema import MANIFEST_NAME
+from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
 
 # 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB.
 DEFAULT_ROWS_PER_SHARD = 2048

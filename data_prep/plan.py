@@ -17,8 +17,8 @@ from data_prep.source import SourceTable, source_tables, subset_names
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import parsed
 from vlm2vec.shards.manifest import SourceRecord, write_json
+from vlm2vec.shards.schema import PLAN_NAME
 
-PLAN_NAME = "plan.json"
 PLAN_VERSION = 2
 # Of each subset so many pictures are looked for before anything is written.
 _PROBED_IMAGES = 20

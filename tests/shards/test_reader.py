@@ -239,7 +239,7 @@ def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "manifest.json").unlink(), "manifest.json: no manifest"),
+        (lambda root: (root / "manifest.json").unlink(), "no manifest: the conversion is not complete"),
         (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: cannot read"),
         (lambda root: (root / "manifest.json").write_text("[]"), "manifest.json: not a manifest"),
         (lambda root: (root / "Photos/Photos-00001.tar").unlink(), "Photos-00001.tar: missing shard"),

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter
 from vlm2vec.errors import InputError
 from vlm2vec.files import committed
 from vlm2vec.json_files import Count, Sha256, parsed
+from vlm2vec.shards.no_manifest import no_manifest
 from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME, shard_name
 
 # A sample takes at least a tar header and a block of JSON.
@@ -234,13 +235,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes readable JSON, complete or not at all; the same content gives the same bytes."""
     with committed(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def no_manifest(path: str, error: OSError) -> InputError:
-    """What to say when the file cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{path}: no manifest; is the conversion (data_prep.convert) complete?")
-    return InputError(f"{path}: cannot read the manifest ({error.strerror or error})")
 
 
 def _schema_version(data: bytes, path: str) -> Any:

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from vlm2vec.errors import InputError
 from vlm2vec.shards.index import Columns, check_columns, parse_index
-from vlm2vec.shards.manifest import Manifest, ShardRecord, no_manifest
+from vlm2vec.shards.manifest import Manifest, ShardRecord
+from vlm2vec.shards.no_manifest import no_manifest
 from vlm2vec.shards.parsing import parse_sample
 from vlm2vec.shards.remote import Cache, RemoteFiles, is_url
 from vlm2vec.shards.schema import MANIFEST_NAME, Sample, fast_hash, sample_key
@@ -194,5 +195,5 @@ def _manifest(storage: Storage) -> Manifest:
     try:
         content = storage.content(MANIFEST_NAME)
     except OSError as error:
-        raise no_manifest(path, error) from error
+        raise no_manifest(path, error, isinstance(storage, RemoteFiles)) from error
     return Manifest.parse(content, path)

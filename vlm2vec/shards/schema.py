@@ -12,6 +12,7 @@ import xxhash
 # Raised when a reader of the old version would misread new files.
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+PLAN_NAME = "plan.json"  # the converter's, there from the beginning
 
 QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"
 SIDES = (QUERY, POSITIVE, NEGATIVE)
