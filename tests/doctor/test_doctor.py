@@ -163,7 +163,7 @@ def test_nothing_is_compiled_without_offload(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(shutil, "which", lambda tool: None)
     assert machine.compiler(OFFLOAD.with_name("zero2.json")).status == OK
     missing = machine.compiler(OFFLOAD)
-    assert (missing.status, "ninja, c++" in missing.what) == (FAIL, True)
+    assert (missing.status, "ninja, c++" in missing.what) == (WARN, True)
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
     assert machine.compiler(OFFLOAD).status == OK
     assert machine.compiler(tmp_path / "absent.json").status == FAIL

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from vlm2vec.doctor.data import data_findings
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
-from vlm2vec.doctor.machine import machine_findings
+from vlm2vec.doctor.machine import asked_for_cpu, machine_findings
 from vlm2vec.doctor.nodes import node_findings
 from vlm2vec.errors import InputError, OneLineErrors, run_program
 
@@ -53,7 +53,7 @@ def needed_shared_memory(recipe: Path, engine: Path | None) -> float:
     from vlm2vec.plan import read_plan
     from vlm2vec.training.estimate.shared_memory import shared_memory
 
-    num_ranks = torch.accelerator.device_count() or CPU_RANKS
+    num_ranks = CPU_RANKS if asked_for_cpu() else torch.accelerator.device_count() or CPU_RANKS
     return shared_memory(read_plan(["--config", str(recipe), "--deepspeed", str(engine), "--gpus", str(num_ranks)]))
 
 
