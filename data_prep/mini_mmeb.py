@@ -14,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from data_prep.arguments import Parser
 from data_prep.mini.writer import SPLITS, write_eval_dataset, write_readme, write_train_subset
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MINI_MMEB
@@ -70,7 +71,7 @@ def _scale(text: str) -> float:
 
 def main() -> None:
     """Parses the command line and builds."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.mini_mmeb", description="Build the miniature MMEB.")
+    parser = Parser(prog="python -m data_prep.mini_mmeb", description="Build the miniature MMEB.")
     parser.add_argument("output_dir", type=Path, help="gets the folders MMEB-train and MMEB-eval")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
     parser.add_argument("--scale", type=_scale, default=1.0, help="share of the full number of rows (default 1.0)")

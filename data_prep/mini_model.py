@@ -8,7 +8,6 @@ give the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -24,6 +23,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.arguments import Parser
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 
@@ -199,7 +199,7 @@ def build_mini_model(dataset: Path, output_dir: Path, seed: int = 0) -> int:
 
 def main() -> None:
     """Parses the command line and builds."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.mini_model", description="Write the tiny model.")
+    parser = Parser(prog="python -m data_prep.mini_model", description="Write the tiny model.")
     parser.add_argument("--dataset_name", type=Path, required=True, help="the miniature's MMEB-train folder")
     parser.add_argument("--output_dir", type=Path, required=True, help="the model's folder")
     parser.add_argument("--seed", type=int, default=0, help="decides the weights (default 0)")

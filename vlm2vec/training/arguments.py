@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,10 @@ class ModelArguments:
         "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,v_proj",
         "Linear layers with an adapter, by the last part of their name, separated by commas.",
     )
+
+    def __post_init__(self) -> None:
+        names = (name.strip() for name in self.lora_target_modules.split(","))
+        self.lora_target_modules = ",".join(name for name in names if name)
 
 
 @dataclass
@@ -165,9 +170,9 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = ()) -> RunArg
 def _config_path(argv: Sequence[str]) -> Path | None:
     for index, word in enumerate(argv):
         if word == "--config" and index + 1 < len(argv):
-            return Path(argv[index + 1])
+            return Path(os.path.expanduser(argv[index + 1]))
         if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
+            return Path(os.path.expanduser(word.removeprefix("--config=")))
     return None
 
 

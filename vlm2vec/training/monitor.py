@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from vlm2vec.errors import printable
 from vlm2vec.files import committed
 from vlm2vec.training.metrics import Figures
 from vlm2vec.training.pairs import ShownPair
@@ -104,7 +105,8 @@ class RunMonitor:
     def configuration(self, values: Mapping[str, Any]) -> None:
         """Puts the resolved arguments on TensorBoard's text page."""
         table = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(values.items()))
-        self._writer.add_text("arguments", f"| argument | value |\n| --- | --- |\n{table}", self._first_step)
+        table = f"| argument | value |\n| --- | --- |\n{table}"
+        self._writer.add_text("arguments", printable(table), self._first_step)
 
     def advance(self) -> None:
         """Moves the progress bar."""
@@ -115,7 +117,7 @@ class RunMonitor:
         cells = [[str(n), each.subset, each.query, each.positive] for n, each in enumerate(pairs, 1)]
         rows = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in cells)
         header = "| # | subset | query | target |\n| --- | --- | --- | --- |"
-        self._writer.add_text("pairs", f"{header}\n{rows}", self._first_step)
+        self._writer.add_text("pairs", printable(f"{header}\n{rows}"), self._first_step)
         for number, pair in enumerate(pairs, 1):
             if pair.picture is not None:
                 tag = f"pairs/{number}_{pair.subset}"
@@ -182,7 +184,7 @@ class RunMonitor:
 
     def bad_sample(self, step: int, reason: str) -> None:
         """Writes what is wrong with a sample everywhere."""
-        self._writer.add_text("bad_samples", reason, step)
+        self._writer.add_text("bad_samples", printable(reason), step)
         self._log.write(json.dumps({"step": step + 1, "bad_sample": reason}) + "\n")
         self._log.flush()
         self.message(f"step {step + 1}: replaced an unreadable sample: {reason}")
