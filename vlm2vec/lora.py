@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors.torch import load_file
 from torch import nn
 
+from vlm2vec.adapter_schema import check_adapter_config
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import tensor_shapes
@@ -84,6 +85,8 @@ def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) ->
     file = next((folder / name for name in _ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"{folder}: no adapter weights ({' or '.join(_ADAPTER_WEIGHTS)})")
+    found = tensor_shapes(file)
+    check_adapter_config(folder / ADAPTER_CONFIG, found)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = not trainable
@@ -91,7 +94,6 @@ def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) ->
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
     expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
-    found = tensor_shapes(file)
     odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if odd:
         raise InputError(

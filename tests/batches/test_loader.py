@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,10 +27,12 @@ from vlm2vec.batches import (
     lay_out,
 )
 from vlm2vec.batches.collate import MadeChunk, PlannedItem
+from vlm2vec.batches.inputs import NamedItem
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
+from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import Phi3VProcessor
-from vlm2vec.shards import ShardSet
+from vlm2vec.shards import Item, ShardSet
 
 STEPS, BATCH = 200, 16
 MIXTURES = {
@@ -228,3 +231,13 @@ def test_memory_is_flat(mini_shards_dir: Path, mini_model_dir: Path) -> None:
     held = list(memory_over_steps(ShardSet.open(mini_shards_dir), inputs, steps=160, windows=4))
     assert len(held) == 4
     assert held[3] < held[1] + 8  # MiB; a step's pictures are one
+
+
+def test_an_image_without_text_is_trained_with_the_default_prompt(inputs: ItemEncoderInputs) -> None:
+    """As `encode` and the evaluation have it, in planning and in the chunk alike."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(buffer, "PNG")
+    prompted = inputs.process(NamedItem(Item(IMAGE_ONLY_TEXT, buffer.getvalue()), "a"))
+    found = inputs.process(NamedItem(Item("", buffer.getvalue()), "a"))
+    assert found.input_ids.tolist() == prompted.input_ids.tolist()
+    assert inputs.num_tokens("", (40, 30), "a") == len(prompted.input_ids)

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import golden
+from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
 
 ALIAS, EMBEDDINGS = "model.vision_embed_tokens.wte.weight", "model.embed_tokens.weight"
@@ -157,3 +159,69 @@ def test_longrope_is_the_same_as_su() -> None:
     assert Phi3VConfig.from_dict(renamed).rope_parameters == Phi3VConfig.from_dict(written).rope_parameters
     with pytest.raises(ValueError, match="yarn"):
         Phi3VConfig.from_dict({**written, "rope_scaling": {**written["rope_scaling"], "type": "yarn"}})
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_git_lfs_pointers_are_named(golden_model_dir: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(golden_model_dir, tmp_path / "model")
+    (folder / name).write_bytes(LFS_POINTER)
+    with pytest.raises(InputError, match=rf"{name}: a Git LFS pointer, .*git lfs pull.*hf download"):
+        VLM2Vec.from_pretrained(folder)
+
+
+def test_git_lfs_pointers_of_adapters_are_named(golden_model_dir: Path, tmp_path: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(golden_model_dir)
+    encoder.add_lora(LoraSettings(r=2))
+    encoder.save_pretrained(tmp_path)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(LFS_POINTER)
+        with pytest.raises(InputError, match=rf"{name}: a Git LFS pointer"):
+            VLM2Vec.from_pretrained(tmp_path)
+        with pytest.raises(InputError, match=rf"{name}: a Git LFS pointer"):
+            VLM2Vec.from_pretrained(golden_model_dir, adapter=tmp_path)
+        (tmp_path / name).write_bytes(content)
+
+
+def test_output_of_a_training_run_must_be_exported_first(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint-8"
+    for part in ("encoder", "engine", "ranks"):
+        (checkpoint / part).mkdir(parents=True)
+    (checkpoint / "run.json").touch()
+    (tmp_path / "run" / "latest").write_text("checkpoint-8")
+    (checkpoint / "engine" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    for folder, run in (
+        (tmp_path / "run", tmp_path / "run"),
+        (checkpoint, checkpoint),
+        (checkpoint / "encoder", checkpoint),
+        (checkpoint / "engine", checkpoint),
+    ):
+        with pytest.raises(InputError) as refusal:
+            VLM2Vec.from_pretrained(folder)
+        expected = f"{folder}: of a training run, not a model; export it first: python -m vlm2vec.export {run} OUT"
+        assert str(refusal.value) == expected
+    elsewhere = shutil.copytree(checkpoint / "engine", tmp_path / "copy" / "global_step8")
+    for folder in (elsewhere, elsewhere.parent):
+        with pytest.raises(InputError, match="a raw ZeRO checkpoint, not a model; export it first"):
+            VLM2Vec.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({}, "weight_map is missing"),
+        ({"weight_map": ["a"]}, "weight_map is "),
+        ({"weight_map": {"a": 3}}, "weight_map.a is 3; "),
+        ({"weight_map": {"a": "../b"}}, "outside the folder"),
+        ({"weight_map": {"a": "b"}}, "shard b is missing"),
+    ],
+)
+def test_damaged_weight_indexes(golden_model_dir: Path, tmp_path: Path, index: object, said: str) -> None:
+    folder = shutil.copytree(golden_model_dir, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=said):
+        VLM2Vec.from_pretrained(folder)

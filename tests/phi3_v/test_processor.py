@@ -81,11 +81,17 @@ def test_a_stray_tag_is_text(processor: Phi3VProcessor) -> None:
     assert len(ids) > processor("\nA dog")["input_ids"].shape[1]
 
 
+def test_an_image_without_text_gets_the_default_prompt(processor: Phi3VProcessor) -> None:
+    without, prompted = processor("", PICTURE), processor("<|image_1|> Represent the given image.", PICTURE)
+    assert torch.equal(without["input_ids"], prompted["input_ids"])
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [
         ("no tag", 1),
-        ("", 1),
+        (" ", 1),
+        ("", 2),
         ("<|image_2|>", 1),
         ("<|image_1|>", 2),
         ("<|image_1|> <|image_1|>", 1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlm2vec.errors import InputError
+from vlm2vec.files import refuse_lfs_pointer
+from vlm2vec.json_files import StrictModel, checked, read_json
 from vlm2vec.phi3_v.config_file import CONFIG_FILE, read_config
 from vlm2vec.phi3_v.configuration import Phi3VConfig
 
@@ -24,13 +25,20 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = tuple(name + ".index.json" for name in _WHOLE)
 
 
+class _WeightIndex(StrictModel):
+    """`model.safetensors.index.json`: the file of every tensor."""
+
+    weight_map: dict[str, str]
+
+
 def resolve_folder(path: str | Path) -> Path:
     """A local folder as it is; otherwise a Hugging Face repository, downloaded (safetensors where there are any).
 
     Raises:
-        InputError: neither a folder nor a repository that can be reached.
+        InputError: neither a folder nor a repository that can be reached, or a folder of a training run.
     """
     if Path(path).is_dir():
+        _refuse_training_output(Path(path))
         return Path(path)
     if Path(path).exists():
         raise InputError(f"{path}: expected a checkpoint folder, not a file")
@@ -46,6 +54,28 @@ def resolve_folder(path: str | Path) -> Path:
     return folder
 
 
+def _refuse_training_output(folder: Path) -> None:
+    """A run's folder, one of its checkpoints or a part of one, or what DeepSpeed alone writes.
+
+    Raises:
+        InputError: It is one; the message says how to make a model of it.
+    """
+    if any((folder / name).is_file() for name in (*_WHOLE, *_INDEX)):
+        return
+    if any(folder.glob("checkpoint-*/run.json")) or (folder / "run.json").is_file():
+        run = folder
+    elif (folder.parent / "run.json").is_file() and folder.name in ("encoder", "engine", "ranks"):
+        run = folder.parent
+    elif any(any(folder.glob(pattern)) for pattern in ("*_optim_states.pt", "*/*_optim_states.pt")):
+        raise InputError(
+            f"{folder}: a raw ZeRO checkpoint, not a model; export it first, with the folder of its run or checkpoint "
+            "(where run.json is): python -m vlm2vec.export RUN OUT"
+        )
+    else:
+        return
+    raise InputError(f"{folder}: of a training run, not a model; export it first: python -m vlm2vec.export {run} OUT")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: safetensors before pickles, whole before sharded.
 
@@ -56,16 +86,13 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / whole).is_file():
             return [folder / whole]
         if (folder / index).is_file():
-            try:
-                names = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, AttributeError) as error:
-                raise InputError(f"{folder / index}: not a weight index ({error!r})") from error
-            return [_existing_shard(folder, name) for name in sorted(names)]
+            files = checked(_WeightIndex, read_json(folder / index), folder / index).weight_map.values()
+            return [_existing_shard(folder, name) for name in sorted(set(files))]
     raise InputError(f"{folder}: no weights ({', '.join(_WHOLE + _INDEX)})")
 
 
 def _existing_shard(folder: Path, name: str) -> Path:
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise InputError(f"{folder}: the weight index names {name!r}, which is outside the folder")
     if not (folder / name).is_file():
         raise InputError(f"{folder}: shard {name} is missing; download it again")
@@ -76,8 +103,9 @@ def tensor_shapes(file: Path) -> dict[str, Shape]:
     """Names and shapes in a weight file; reads headers only. Pickles are opened with `weights_only=True`.
 
     Raises:
-        InputError: damaged file, or a pickle with more than tensors in it.
+        InputError: damaged file, a Git LFS pointer, or a pickle with more than tensors in it.
     """
+    refuse_lfs_pointer(file)
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:

@@ -13,13 +13,18 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
 from vlm2vec.errors import InputError
-from vlm2vec.item_rules import IMAGE_TAG, image_tags
+from vlm2vec.files import refuse_lfs_pointer
+from vlm2vec.item_rules import IMAGE_TAG, image_tags, item_text
 from vlm2vec.json_files import StrictModel, checked, read_json, write_json
 from vlm2vec.phi3_v.config_file import CONFIG_FILE, read_crop_and_patch_size
 from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+
+# What transformers reads of a fast tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_REASON_CHARACTERS = 300
 
 _THREE = Field(min_length=3, max_length=3)
 _Size = Annotated[int, Field(ge=1, le=8192)]
@@ -150,7 +155,8 @@ class Phi3VProcessor:
         """Token ids of a text whose pictures take `image_tokens` tokens each.
 
         Without pictures the text is tokenized as it stands (a stray tag is ordinary text there, as in the original)
-        and truncated on the right to `max_len` tokens, bos included. With pictures nothing is truncated.
+        and truncated on the right to `max_len` tokens, bos included. With images nothing is truncated; one image
+        without text gets the default prompt (`item_text`).
 
         Raises:
             InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`, or the text holds half of a
@@ -158,6 +164,7 @@ class Phi3VProcessor:
         """
         if not image_tokens:
             return self._ids(text)[:max_len]
+        text = item_text(text, len(image_tokens))
         tags = image_tags(text, len(image_tokens))
         pieces = [self._ids(piece) for piece in IMAGE_TAG.split(text)[::2]]
         ids = list(pieces[0])
@@ -262,10 +269,13 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json; use a complete checkpoint folder")
+    for name in _TOKENIZER_FILES:
+        refuse_lfs_pointer(folder / name)
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     except Exception as error:  # the Rust library raises plain Exception
-        raise InputError(f"{folder}: damaged tokenizer files ({error})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+        raise InputError(f"{folder}: damaged tokenizer files ({', '.join(_TOKENIZER_FILES)}: {reason})") from error
     if tokenizer.pad_token_id is None:
         raise InputError(f"{folder}: tokenizer_config.json names no pad_token")
     return tokenizer
