@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from vlm2vec.errors import InputError
+from vlm2vec.json_files import Count, parsed, read_json, shorten
 
 ENGINE_TAG = "engine"
 ENCODER_FOLDER = "encoder"
@@ -37,16 +40,27 @@ class RunRecord:
             a checkpoint that holds these files is whole.
     """
 
-    step: int
-    num_ranks: int
-    zero_stage: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    step: Count
+    num_ranks: Annotated[int, Field(ge=1, le=1 << 20)]
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
     arguments: Mapping[str, Any]
     versions: Mapping[str, str]
     data: Mapping[str, str]
-    temperature: Mapping[str, float] | None = None
+    temperature: Mapping[str, FiniteFloat] | None = None
     bad_samples: Sequence[Mapping[str, Any]] = ()
-    keep_graphs: int | None = None
-    files: Mapping[str, int] = field(default_factory=dict)
+    keep_graphs: Count | None = None
+    files: Mapping[str, Count] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for sample in self.bad_samples:
+            kinds = {name: type(value) for name, value in sample.items()}
+            if kinds != {"subset": str, "position": int, "reason": str} or sample["position"] < 0:
+                raise ValueError("a bad sample has not the fields subset, position and reason")
+        for name in self.files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+                raise ValueError(f"the file {name!r} is not one of the checkpoint's")
 
     def write(self, path: Path) -> None:
         """Writes the record as JSON."""
@@ -60,19 +74,20 @@ class RunRecord:
         """Reads a record.
 
         Raises:
-            InputError: No record, or one of another program or version.
+            InputError: No record, or one of another program or version, or with a field that it cannot have.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            version = values.pop("schema_version")
-            record = cls(**values)
-        except FileNotFoundError:
-            raise InputError(f"{path.parent}: not a checkpoint of this program (no {path.name} in it)") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: not the record of a checkpoint ({error})") from error
+        if not path.exists():
+            raise InputError(f"{path.parent}: not a checkpoint of this program (no {path.name} in it)")
+        values = read_json(path)
+        if "schema_version" not in values:
+            raise InputError(f"{path}: not the record of a checkpoint (no schema_version in it)")
+        version = values.pop("schema_version")
         if version != SCHEMA_VERSION:
-            raise InputError(f"{path}: written in format {version}, this program reads {SCHEMA_VERSION}")
-        return record
+            raise InputError(f"{path}: written in format {shorten(version)}, this program reads {SCHEMA_VERSION}")
+        return parsed(_RECORD, json.dumps(values).encode(), str(path))
+
+
+_RECORD = TypeAdapter(RunRecord)
 
 
 def read_whole(checkpoint: Path) -> RunRecord:

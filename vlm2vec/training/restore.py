@@ -13,7 +13,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.training.arguments import RunArguments, TrainingArguments
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.rank_state import restore_on_other_ranks, restore_rank, seed_rank
-from vlm2vec.training.record import ENGINE_TAG
+from vlm2vec.training.record import ENGINE_TAG, RECORD
 from vlm2vec.training.resume import ResumePoint
 from vlm2vec.training.state_files import safe_state_files
 from vlm2vec.training.universal import universal_state
@@ -60,7 +60,10 @@ def restore(
     set_hyperparameters(engine, arguments.training)
     record = point.record
     if temperature is not None and record.temperature is not None:
-        temperature.load_state_dict(record.temperature)
+        try:
+            temperature.load_state_dict(record.temperature)
+        except KeyError as error:
+            raise InputError(f"{point.checkpoint / RECORD}: temperature has no {error}") from error
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     if record.num_ranks == num_ranks:
         restore_rank(point.checkpoint, rank, engine.device, meter)
