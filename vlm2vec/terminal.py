@@ -31,8 +31,11 @@ def column(heading: str, justify: JustifyMethod = "right") -> Column:
 
 def print_table(console: Console, table: Table) -> None:
     """Prints a table whole if it fits; else in blocks, each with the first column and as many others as fit."""
+    width = console.width
     for block in _blocks(console, table):
-        console.print(block, width=max(console.width, _width(console, block)), crop=False)
+        console.width = max(width, _width(console, block))  # a single column may be wider than the terminal
+        console.print(block)
+    console.width = width
 
 
 def _blocks(console: Console, table: Table) -> Iterable[Table]:
