@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vlm2vec.errors import OneLineErrors
+from vlm2vec.old_names import CONVERSION
 
 # What a program returns when the data are not whole, as told on screen; bad input is 2.
 EXIT_INCOMPLETE = 3
@@ -13,6 +14,8 @@ ALLOW_LINKS_HELP = "follow links that lead out of the image folder, for images o
 
 class Parser(OneLineErrors, argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
+
+    old_names = CONVERSION
 
 
 def positive(text: str) -> int:

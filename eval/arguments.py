@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.evaluation.summary import AUTO, BENCHMARK_NAMES
+from vlm2vec.old_names import EVALUATION
 
 POOLINGS = ("eos", "last")
 # What belongs to a model beside its weights, and may be chosen here.
@@ -18,7 +20,7 @@ SETTINGS = ("num_crops", "max_len", "normalize")
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
-    pass
+    old_names = EVALUATION
 
 
 @dataclass
@@ -141,6 +143,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     # `--normalize` alone means True; HfArgumentParser allows that only where the default is True or False.
     normalize = next(action for action in parser._actions if action.dest == "normalize")
     normalize.nargs, normalize.const = "?", True
+    parser.refuse_unknown(sys.argv[1:] if argv is None else argv)
     model, data, unknown = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 EXIT_BAD_INPUT = 2
@@ -19,22 +22,59 @@ class InputError(Exception):
     """
 
 
-class OneLineErrors:
-    """For an argument parser: reports a bad command line as all bad input, in one line without the usage block.
+class OneLineErrors(argparse.ArgumentParser):
+    """For an argument parser: a bad command line is reported as all bad input, one line, without the usage block.
 
-    A value that begins with `~` means a home folder also where no shell has expanded it: in a recipe, in `--flag=~/x`.
+    An unknown flag is named before anything else that is wrong, with the nearest one, or with what to say here instead
+    of a flag that other programs have. A value that begins with `~` means a home folder also where no shell has
+    expanded it: in a recipe, in `--flag=~/x`.
+
+    Attributes:
+        old_names: Flags of other programs, without dashes, and what to say here.
     """
 
-    prog: str
+    old_names: Mapping[str, str] = MappingProxyType({})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Called by argparse, whatever the way to parse."""
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_at_home(word) for word in words], namespace)  # type: ignore[misc]
+        return super().parse_known_args([_at_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise InputError(f"{message}; {self.prog} --help lists the options")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's, after `refuse_unknown`."""
+        words = sys.argv[1:] if args is None else args
+        self.refuse_unknown(words)
+        return super().parse_args(words, namespace)
+
+    def refuse_unknown(self, words: Sequence[str], also_known: Iterable[str] = ()) -> None:
+        """Refuses flags that the parser does not have.
+
+        Args:
+            words: Of the command line.
+            also_known: Flags that somebody else takes.
+
+        Raises:
+            InputError: The first unknown flag.
+        """
+        known = {*self._option_string_actions, *also_known}
+        for word in words:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in known:
+                raise InputError(f"unknown option {flag}{self.advice(flag, known)}")
+
+    def advice(self, flag: str, known: Iterable[str]) -> str:
+        """What to say of a flag that is not known, to follow its name."""
+        name = flag.removeprefix("--").replace("-", "_")
+        if f"--{name}" in known:
+            return f"; did you mean --{name}?"
+        if name in self.old_names:
+            return f": {self.old_names[name]}"
+        nearest = difflib.get_close_matches(f"--{name}", list(known), n=1, cutoff=0.7)
+        return f"; did you mean {nearest[0]}?" if nearest else f"; {self.prog} --help lists the options"
 
 
 def run_program(main: Callable[[], int | None]) -> int:

@@ -59,16 +59,12 @@ def read_plan(argv: Sequence[str]) -> Plan:
     """
     # transformers 5.23 warns of a name that older versions need.
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-    cluster, workload, rest = parse_cluster(argv)
-    return make_plan(parse_arguments(rest, defaults=_ABSENT), cluster, workload)
+    parser = _cluster_parser()
+    cluster, workload, rest = parse_cluster(argv, parser)
+    return make_plan(parse_arguments(rest, _ABSENT, also_known=parser._option_string_actions), cluster, workload)
 
 
-def parse_cluster(argv: Sequence[str]) -> tuple[Cluster, Workload, list[str]]:
-    """The plan's own flags; the rest is the training program's.
-
-    Raises:
-        InputError: A value without meaning.
-    """
+def _cluster_parser() -> _Parser:
     parser = _Parser(
         prog="vlm2vec.plan",
         description=__doc__,
@@ -85,7 +81,16 @@ def parse_cluster(argv: Sequence[str]) -> tuple[Cluster, Workload, list[str]]:
     add("--node_bandwidth", type=float, default=50, help="GB/s between nodes, each way; one link of 400 Gbit/s")
     add("--pictures_per_pair", type=float, default=1.0, help="items of a pair that have a picture, 0 to 2")
     add("--text_tokens", type=int, default=40, help="tokens of an item's text")
-    options, rest = parser.parse_known_args(argv)
+    return parser
+
+
+def parse_cluster(argv: Sequence[str], parser: _Parser | None = None) -> tuple[Cluster, Workload, list[str]]:
+    """The plan's own flags; the rest is the training program's.
+
+    Raises:
+        InputError: A value without meaning.
+    """
+    options, rest = (parser or _cluster_parser()).parse_known_args(argv)
     for name in ("gpus", "nodes", "gpu_memory", "peak_tflops", "gpu_bandwidth", "node_bandwidth", "text_tokens"):
         if getattr(options, name) <= 0:
             raise InputError(f"--{name} {getattr(options, name)}: must be positive")

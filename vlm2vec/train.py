@@ -20,7 +20,7 @@ from vlm2vec.contrastive import CachedStep
 from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.errors import run_program
 from vlm2vec.training.agreement import on_every_rank
-from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.arguments import RunArguments, parse_arguments, with_steps
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
     build_encoder,
@@ -94,6 +94,8 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     arguments, changed_settings = on_every_rank(partial(with_model_settings, arguments))
     shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
     compare_data(shards, order, device)
+    arguments = on_every_rank(lambda: with_steps(arguments, order.steps_per_epoch))
+    training = arguments.training
     cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))
     refuse_flops_profile(training, cluster.zero_stage)
     point = agree_on_resume(arguments, cluster, fingerprints(shards, order))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
+from data_prep.convert import _parser
+from eval.arguments import DataArguments as Data
+from eval.arguments import ModelArguments as Model
 from vlm2vec.errors import InputError
-from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
+from vlm2vec.training.arguments import argument_defaults, parse_arguments, with_steps
+from vlm2vec.training.resume import CHANGE_NOTHING
 
+PROGRAMS = {
+    "training": (TRAINING, {f"--{name}" for name in argument_defaults()}),
+    "evaluation": (EVALUATION, {f"--{each.name}" for group in (Model, Data) for each in dataclasses.fields(group)}),
+    "conversion": (CONVERSION, set(_parser()._option_string_actions)),
+    "export": (EXPORT, {"--dtype", "--merge_lora", "--base_model", "--scores", "--check", "--max_shard_size"}),
+}
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json", "--max_steps", "9"]
 BATCH = ["--global_batch_size", "64"]
 
@@ -54,7 +67,13 @@ def test_batch_size_a_device() -> None:
     ("extra", "remedy"),
     [
         (["--frobnicate", "1"], "--frobnicate"),
-        (["--learning_rat", "1"], "--learning_rat"),
+        (["--learning_rat", "1"], "unknown option --learning_rat; did you mean --learning_rate?"),
+        (["--resume_from_checkpoint", "x"], "use --resume auto"),
+        (["--gradient_accumulation_steps=4"], "use --global_batch_size"),
+        (["--image_resolution", "x"], "--num_crops"),
+        (["--num_train_epochs", "3"], "--max_steps 9 and --num_train_epochs 3.0 exclude each other"),
+        (["--warmup_ratio", "0.1", "--warmup_steps", "2"], "exclude each other"),
+        (["--warmup_ratio", "2"], "from 0 to 1"),
         (["--pooling", "mean"], "use eos"),
         (["--normalize", "False"], "leave it True"),
         (["--grad_cache", "False"], "--chunk_tokens"),
@@ -90,6 +109,64 @@ def test_refusals_name_the_remedy(extra: list[str], remedy: str) -> None:
         parse_arguments([*NEEDED, *BATCH, *extra])
     assert remedy in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_length_of_a_run_in_epochs(tmp_path: Path):
+    without_steps = [*NEEDED[:-2], *BATCH]
+    with pytest.raises(InputError, match="--max_steps 0: must be at least 1; or give --num_train_epochs"):
+        parse_arguments(without_steps)
+    epochs = parse_arguments([*without_steps, "--num_train_epochs", "2.5", "--warmup_ratio", "0.1"])
+    training = with_steps(epochs, steps_per_epoch=11).training
+    assert (training.max_steps, training.warmup_steps) == (28, 3)  # 27.5 and 2.8, rounded up
+    steps = parse_arguments([*NEEDED, *BATCH, "--warmup_steps", "4"])
+    assert with_steps(steps, steps_per_epoch=11) == steps
+    late = parse_arguments([*without_steps, "--num_train_epochs", "1", "--profile_steps", "11", "12"])
+    with pytest.raises(InputError, match="from 1 to --max_steps 11"):
+        with_steps(late, steps_per_epoch=11)
+    # On the command line either replaces the other one of a recipe.
+    (tmp_path / "recipe.yaml").write_text("max_steps: 9\nwarmup_steps: 2\n")
+    recipe = ["--config", str(tmp_path / "recipe.yaml")]
+    training = parse_arguments([*recipe, *without_steps, "--num_train_epochs", "3", "--warmup_ratio", "0.5"]).training
+    assert (training.max_steps, training.num_train_epochs, training.warmup_steps) == (0, 3, 0)
+    with pytest.raises(InputError, match="exclude each other"):
+        parse_arguments([*NEEDED, *BATCH, "--num_train_epochs", "3", "--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_resume_compares_steps_and_not_how_they_were_given():
+    assert {"num_train_epochs", "warmup_ratio"} <= CHANGE_NOTHING
+    assert not {"max_steps", "warmup_steps"} & CHANGE_NOTHING
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: x", "seed: 'x' is not a whole number"),
+        ("learning_rate: fast", "learning_rate: 'fast' is not a number"),
+        ("lora: maybe", "lora: 'maybe' is not true or false"),
+        ("seed: [1, 2]", r"seed: \[1, 2\] is a list, the flag takes one value"),
+        ("matryoshka_dims: [64, a]", "matryoshka_dims: 'a' is not a whole number"),
+        ("subset_name: []", "subset_name: an empty list"),
+        ("model_name: {a: 1}", "model_name: {'a': 1} is not a single value"),
+        ("learning_rat: 1", r"unknown key 'learning_rat'; did you mean --learning_rate\?"),
+        ("report_to: wandb", "unknown key 'report_to': curves always go to TensorBoard"),
+        ("seed: 1\nseed: 2", "the key 'seed' is there twice"),
+    ],
+)
+def test_a_bad_value_in_a_recipe_is_named_with_file_and_key(tmp_path: Path, text: str, message: str):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"recipe\.yaml: {message}") as refused:
+        parse_arguments([*NEEDED, *BATCH, "--config", str(tmp_path / "recipe.yaml")])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_old_name_is_a_flag_and_no_advice_names_one_that_is_none(program: str):
+    old_names, known = PROGRAMS[program]
+    assert not {f"--{name}" for name in old_names} & known
+    every = set().union(*(flags for _, flags in PROGRAMS.values())) | {"--ddp_timeout"}
+    for name, advice in old_names.items():
+        named = set(re.findall(r"--\w+", advice))
+        assert named <= (known if advice.startswith("use ") else every), name
 
 
 def test_a_batch_size_is_needed() -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
+from vlm2vec.old_names import TRAINING
 from vlm2vec.training.checkpoint_arguments import CheckpointArguments, checkpoint_refusals
 from vlm2vec.training.cluster_arguments import ClusterArguments, cluster_refusals
 from vlm2vec.training.data_arguments import DataArguments, data_refusals
 from vlm2vec.training.evaluation_arguments import EvaluationArguments, evaluation_refusals
+from vlm2vec.training.length import length_refusals
 from vlm2vec.training.options import option
+from vlm2vec.training.recipe import recipe_flags
 from vlm2vec.training.watch_arguments import WatchArguments, watch_refusals
 
 DEFAULT_CHUNK_TOKENS = 8192
@@ -66,7 +69,8 @@ class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
 
     output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, log, TensorBoard."})
     deepspeed: str = field(metadata={"help": "DeepSpeed configuration, such as ds_configs/zero2.json."})
-    max_steps: int = field(metadata={"help": "Steps to train."})
+    max_steps: int = option(0, "Steps to train. Or give --num_train_epochs.")
+    num_train_epochs: float | None = option(None, "Epochs to train, whole or not; --max_steps follows from the data.")
     global_batch_size: int | None = option(None, "Pairs a step over all ranks.")
     per_device_train_batch_size: int | None = option(
         None, "Pairs a step and rank; the global batch then depends on the cluster. Or give --global_batch_size."
@@ -99,6 +103,7 @@ class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
     learning_rate: float = option(2e-5, "Peak learning rate of AdamW.")
     lr_scheduler_type: str = option("linear", "Schedule after the warm-up, by transformers' names.")
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
+    warmup_ratio: float | None = option(None, "Share of all steps that is warm-up, instead of --warmup_steps.")
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
     adam_beta1: float = option(0.9, "First moment's decay.")
     adam_beta2: float = option(0.999, "Second moment's decay.")
@@ -140,28 +145,33 @@ def argument_defaults() -> dict[str, Any]:
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
-    pass
+    old_names = TRAINING
 
 
-def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = ()) -> RunArguments:
+def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_known: Iterable[str] = ()) -> RunArguments:
     """Parses flags; `--config FILE.yaml` supplies what the flags do not say, `defaults` what neither says.
+
+    Args:
+        argv: The flags.
+        defaults: Flags that a recipe and `argv` may give anew.
+        also_known: Flags that the caller has taken out of `argv`, to be proposed for mistyped ones.
 
     Raises:
         InputError: An unknown flag or key, a wrong type, a refused combination; the message names the remedy.
     """
     groups_of_flags = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments)
-    parser = _Parser(groups_of_flags, prog="vlm2vec.train", allow_abbrev=False)
+    parser = _Parser(groups_of_flags, prog="vlm2vec.train", allow_abbrev=False)  # type: ignore[misc, arg-type]
     parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
     parser.add_argument(
         "--dry_run", action="store_true", help="Print the run's plan and end; takes the flags of vlm2vec.plan too."
     )
-    known = {action.dest for action in parser._actions} - {"help", "config", "dry_run"}
-    recipe = _recipe_flags(_config_path(argv), known)
+    parser.refuse_unknown(argv, also_known)
+    recipe = recipe_flags(_config_path(argv), parser, argv)
     *groups, rest = parser.parse_args_into_dataclasses(
         [*defaults, *recipe, *argv], return_remaining_strings=True, look_for_args_file=False
     )
     if rest:
-        raise InputError(f"unknown flag {rest[0]} (--help lists all flags)")
+        raise InputError(f"unknown option {rest[0]}; {parser.prog} --help lists the options")
     arguments = RunArguments(*groups[:4])
     _check(arguments)
     return arguments
@@ -174,26 +184,6 @@ def _config_path(argv: Sequence[str]) -> Path | None:
         if word.startswith("--config="):
             return Path(os.path.expanduser(word.removeprefix("--config=")))
     return None
-
-
-def _recipe_flags(path: Path | None, known: set[str]) -> list[str]:
-    """A YAML file as flags, so that it passes the same types and checks as the command line."""
-    if path is None:
-        return []
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"--config {path}: expected lines of 'flag: value'")
-    flags: list[str] = []
-    for name, value in recipe.items():
-        if name not in known:
-            raise InputError(f"--config {path}: unknown key '{name}' (--help lists all flags)")
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *(str(each) for each in values)]
-    return flags
 
 
 def _check(arguments: RunArguments) -> None:
@@ -218,7 +208,7 @@ def _check(arguments: RunArguments) -> None:
         ),
         ((fixed[0] is None) != (fixed[1] is None), "give both --gc_q_chunk_size and --gc_p_chunk_size, or neither"),
         (any(size is not None and size < 1 for size in fixed), f"chunk sizes must be at least 1, not {fixed}"),
-        (training.max_steps < 1, f"--max_steps {training.max_steps}: must be at least 1"),
+        *length_refusals(training.max_steps, training.num_train_epochs, training.warmup_steps, training.warmup_ratio),
         (training.logging_steps < 1, f"--logging_steps {training.logging_steps}: must be at least 1"),
         (
             training.chunk_tokens is not None and training.chunk_tokens < 1,
@@ -253,12 +243,43 @@ def _check(arguments: RunArguments) -> None:
         ),
         *checkpoint_refusals(training),
         *cluster_refusals(training),
+    ]
+    if training.max_steps:
+        refusals += _step_refusals(training)
+    _refuse(refusals)
+
+
+def with_steps(arguments: RunArguments, steps_per_epoch: int) -> RunArguments:
+    """The arguments with `max_steps` and `warmup_steps` as numbers, whatever they were given by.
+
+    Both are rounded up, as transformers' Trainer does.
+
+    Raises:
+        InputError: A flag that names a step behind the last one.
+    """
+    training = arguments.training
+    steps, warmup = training.max_steps, training.warmup_steps
+    if training.num_train_epochs is not None:
+        steps = math.ceil(training.num_train_epochs * steps_per_epoch)
+    if training.warmup_ratio is not None:
+        warmup = math.ceil(training.warmup_ratio * steps)
+    training = dataclasses.replace(training, max_steps=steps, warmup_steps=warmup)
+    _refuse(_step_refusals(training))
+    return dataclasses.replace(arguments, training=training)
+
+
+def _step_refusals(training: TrainingArguments) -> list[tuple[bool, str]]:
+    """What does not fit the number of steps."""
+    return [
         *watch_refusals(training, training.max_steps),
         (
             training.warmup_steps > training.max_steps,
             f"--warmup_steps {training.warmup_steps} is more than --max_steps {training.max_steps}",
         ),
     ]
+
+
+def _refuse(refusals: Iterable[tuple[bool, str]]) -> None:
     for refused, message in refusals:
         if refused:
             raise InputError(message)

@@ -23,6 +23,7 @@ _CHUNKS = ("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_si
 # its folder's name. What is not listed here, a new argument too, must be as it was.
 CHANGE_NOTHING = frozenset(
     {
+        *("num_train_epochs", "warmup_ratio"),  # max_steps and warmup_steps, which they give, are compared
         *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir"),
         *("attn_implementation", "gradient_checkpointing"),
         *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),

@@ -136,7 +136,8 @@ def _time(plan: Plan) -> Text:
         if cluster.nodes == 1
         else f"{cluster.ring_bandwidth / _GIGA:.0f} GB/s between nodes"
     )
-    steps = plan.arguments.training.max_steps
+    # Epochs are counted in the data, which a plan does not read.
+    steps = plan.arguments.training.max_steps or 1000
     return Text(
         f"{run / _TERA:,.0f} TFLOP a rank and step; one plain forward and backward pass would be {useful / _TERA:,.0f} "
         f"({useful / run:.0%})\n"
