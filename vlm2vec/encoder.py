@@ -116,6 +116,7 @@ class VLM2Vec(nn.Module):
             backbone = load_adapter(backbone, adapter_folder)
         processor = load_processor(folder, adapter_folder, num_crops)
         encoder = cls(backbone, processor, settings.max_len, settings.normalize)
+        _check_fit(encoder, folder, adapter_folder)
         return encoder.to(device).eval() if device is not None else encoder.eval()
 
     @property
@@ -351,6 +352,25 @@ def _refuse_broken(vectors: torch.Tensor) -> None:
             f"item {int(broken[0])}: the model gives NaN or infinity for it (for {len(broken)} of {len(vectors)} "
             "items); check the checkpoint and its precision"
         )
+
+
+def _check_fit(encoder: VLM2Vec, folder: Path, adapter: Path | None) -> None:
+    """Compares a processor with the model that it makes inputs for.
+
+    Raises:
+        InputError: Crops of another size, or a token that the model has no embedding for.
+    """
+    source = adapter or folder
+    images, vision = encoder.processor.image_processor, encoder.base.config.vision_config
+    sizes = (images.crop_size, images.patch_size)
+    if sizes != (vision.image_size, vision.patch_size):
+        raise InputError(
+            f"{source / PREPROCESSOR_FILE}: crop_size and patch_size are {sizes[0]} and {sizes[1]}, the model's are "
+            f"{vision.image_size} and {vision.patch_size}"
+        )
+    largest, known = encoder.processor.largest_token_id, encoder.base.config.vocab_size
+    if largest >= known:
+        raise InputError(f"{source}: the tokenizer's files have token {largest}, the model has embeddings for {known}")
 
 
 def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Phi3VProcessor:

@@ -42,8 +42,8 @@ class PreprocessorSettings(StrictModel):
     num_crops: Annotated[int, Field(ge=1, le=1024)] | None = None
     crop_size: _Size | None = None
     patch_size: _Size | None = None
-    image_mean: Annotated[list[float], _THREE] | None = None
-    image_std: Annotated[list[Annotated[float, Field(gt=0)]], _THREE] | None = None
+    image_mean: Annotated[list[Annotated[float, Field(ge=-1e3, le=1e3)]], _THREE] | None = None
+    image_std: Annotated[list[Annotated[float, Field(ge=1e-3, le=1e3)]], _THREE] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> PreprocessorSettings:
@@ -100,6 +100,12 @@ class Phi3VProcessor:
         """The id that fills short rows of a batch."""
         return int(self.tokenizer.pad_token_id)
 
+    @property
+    def largest_token_id(self) -> int:
+        """The largest id that a text can have, or that fills short rows."""
+        ids: list[int] = list(self.tokenizer.get_vocab().values())
+        return max(self.pad_token_id, *ids)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, num_crops: int | None = None) -> Phi3VProcessor:
         """Reads tokenizer.json, preprocessor_config.json and, for the crop size, config.json's `vision_config`.
@@ -117,13 +123,11 @@ class Phi3VProcessor:
         if num_crops is None:
             raise InputError(f"{folder}: {PREPROCESSOR_FILE} gives no num_crops; pass num_crops (the paper uses 4)")
         crop_size, patch_size = _crop_and_patch_size(folder, settings)
-        image_processor = Phi3VImageProcessor(
-            num_crops,
-            crop_size,
-            patch_size,
-            tuple(settings.image_mean or CLIP_MEAN),
-            tuple(settings.image_std or CLIP_STD),
-        )
+        mean, std = tuple(settings.image_mean or CLIP_MEAN), tuple(settings.image_std or CLIP_STD)
+        try:
+            image_processor = Phi3VImageProcessor(num_crops, crop_size, patch_size, mean, std)
+        except ValueError as error:
+            raise InputError(f"{folder / PREPROCESSOR_FILE}: {error}") from error
         return cls(_load_tokenizer(folder), image_processor)
 
     def save_pretrained(self, folder: str | Path) -> None:
