@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # what a shell reports for a process that ended by SIGINT
 
 
 class InputError(Exception):
@@ -19,7 +20,12 @@ class InputError(Exception):
 
     The message is one line, names the file (and the row, where there is one) and, where it helps, the remedy.
     Programs print it without a traceback and end with exit code 2.
+
+    Attributes:
+        is_reported: Whether it has been printed already, by this process or by another rank.
     """
+
+    is_reported = False
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -78,21 +84,34 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Runs a program's `main`; an `InputError` becomes one line on stderr and exit code 2.
+    """Runs a program's `main`; an `InputError` and Ctrl-C become one line on stderr.
 
     Characters that the output's encoding lacks, in a name for example, are printed as `\\xe9` and do not end the run.
 
     Returns:
-        The exit code for `sys.exit`: 0, whatever `main` returned, or 2.
+        The exit code for `sys.exit`: 0, whatever `main` returned, 2 for bad input, or 130 for Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not in a notebook, nor under some test runners
             stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
-    except InputError as error:
+    except (InputError, KeyboardInterrupt) as error:
+        return report(error)
+
+
+def report(error: InputError | KeyboardInterrupt) -> int:
+    """Prints one line on stderr.
+
+    Returns:
+        The exit code that goes with it.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    if not error.is_reported:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_BAD_INPUT
+    return EXIT_BAD_INPUT
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,7 @@ deepspeed --module vlm2vec.train --deepspeed ds_configs/zero2.json --config laun
 
 from __future__ import annotations
 
-import faulthandler
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from vlm2vec.batches import BatchReader, ChunkSizes, ItemEncoderInputs, PlanSource, TrainingBatches
 from vlm2vec.contrastive import CachedStep
 from vlm2vec.contrastive.clock import StepClock
-from vlm2vec.errors import run_program
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.training.agreement import on_every_rank
 from vlm2vec.training.arguments import RunArguments, parse_arguments, with_steps
 from vlm2vec.training.bad_samples import BadSamples
@@ -36,6 +36,7 @@ from vlm2vec.training.build import (
 from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
 from vlm2vec.training.disk import check_disk
+from vlm2vec.training.end import end_process
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
 from vlm2vec.training.estimate.model_flops import model_flops
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
@@ -52,9 +53,6 @@ from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
 from vlm2vec.training.same import compare_ranks
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
 
-# For a rank that failed, to say so and end.
-SECONDS_TO_END = 20
-
 
 def main() -> int:
     """Runs one training from the command line, or prints its plan."""
@@ -63,14 +61,16 @@ def main() -> int:
 
         plan.main([word for word in sys.argv[1:] if word != "--dry_run"])
         return 0
-    arguments = parse_arguments(sys.argv[1:])
-    device = initialize_ranks(arguments.training.collective_timeout)
     try:
-        code = run(arguments, device)
-    except BaseException:
-        # Not `close_ranks`: it may wait for collectives that nobody joins any more, and so may the interpreter's end.
-        faulthandler.dump_traceback_later(SECONDS_TO_END, exit=True)
+        arguments = parse_arguments(sys.argv[1:])
+    except InputError as error:
+        error.is_reported = os.environ.get("LOCAL_RANK", "0") != "0"  # a node's ranks have the same command line
         raise
+    try:
+        device = initialize_ranks(arguments.training.collective_timeout)
+        code = run(arguments, device)
+    except BaseException as error:
+        end_process(error)
     close_ranks()
     return code
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.loader import memory_over_steps
+from tests.shards.written import add_subset, stored_image
 from vlm2vec.batches import (
     BatchReader,
     ChunkSizes,
@@ -33,6 +35,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.shards import Item, ShardSet
+from vlm2vec.shards.writer import StoredItem
 
 STEPS, BATCH = 200, 16
 MIXTURES = {
@@ -223,6 +226,34 @@ def test_a_step_comes_again_without_its_damaged_samples(shards: ShardSet, inputs
         assert [step for step, _ in seen] == [0, 1, 2, 2, 3, 4, 4, 5]
         assert seen[2][1] != seen[3][1]
         assert len(seen[2][1] & seen[3][1]) > 15
+
+
+def test_items_that_cannot_be_used_are_damage_and_no_error(
+    mini_shards_dir: Path, golden_model_dir: Path, tmp_path: Path
+) -> None:
+    """Found by the planner (text and image do not fit) or by a decoding worker (the index does not fit the image)."""
+    root = Path(shutil.copytree(mini_shards_dir, tmp_path / "shards"))
+    tag = "<|image_1|> What is this?"
+    rows = {
+        0: (StoredItem("no tag", stored_image((40, 30), 0)), "has no image tag"),
+        1: (StoredItem(tag, stored_image((1, 3000), 1)), "too thin"),
+        2: (StoredItem(tag, stored_image((80, 40), 2, (40, 40))), "not of the size in the shard's index"),
+        3: (StoredItem(tag, stored_image((40, 40), 3, (1 << 30, 1))), "too thin"),
+    }
+    plain = [StoredItem(tag, stored_image((40, 30), shade)) for shade in range(4, BATCH)]
+    add_subset(root, "Odd", [*(item for item, _ in rows.values()), *plain])
+    odd = ShardSet.open(root, ["Odd"])
+    processor = Phi3VProcessor.from_pretrained(golden_model_dir, num_crops=4)
+    plans = source(odd, ItemEncoderInputs(processor, max_len=64), reader=BatchReader)
+    plans = dataclasses.replace(plans, order=GlobalOrder(odd.num_samples, BATCH, 7), last_step=1)
+    for workers in (0, 1):
+        batches = TrainingBatches(plans, workers)
+        for chunk in chunks_of(batches):
+            assert len(chunk.inputs["input_ids"]) == chunk.num_items
+        assert set(batches.damage) == {("Odd", position) for position in rows}
+        for position, (_, reason) in rows.items():
+            assert batches.damage["Odd", position].startswith(f"Odd/{position:08d} (query): ")
+            assert reason in batches.damage["Odd", position]
 
 
 def test_memory_is_flat(mini_shards_dir: Path, mini_model_dir: Path) -> None:

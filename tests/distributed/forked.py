@@ -10,10 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.distributed.launcher import SECONDS_FOR_OTHERS, free_port
 from tests.distributed.launcher import environment as ranks_environment
@@ -100,6 +103,25 @@ def kill(ranks: Sequence[ForkServerProcess], moments: random.Random | None = Non
             time.sleep(moments.uniform(0, 0.05))
     for rank in ranks:
         rank.join()
+
+
+def are_gone(groups: Sequence[int | None], seconds: float = 60) -> bool:
+    """Whether all processes of these groups end soon, loader workers too; zombies wait for nobody but init."""
+    deadline = time.monotonic() + seconds
+    while _alive(groups):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _alive(groups: Sequence[int | None]) -> list[int]:
+    alive = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process.pid)
+    return alive
 
 
 def _rank(

@@ -137,11 +137,12 @@ class BatchReader:
         """Reads and tokenises the texts of this rank's items, and packs them.
 
         Raises:
-            InputError: The shards cannot be reached, or a text and its picture do not fit together.
+            InputError: The shards cannot be reached. An item that cannot be used is no error: it is planned as damaged.
         """
         references = layout.of_rank(self.rank)
-        items = self._read_texts(references)
-        packed = [PackedItem(self._num_tokens(item), item.has_image, item.reference.side == QUERY) for item in items]
+        measured = [self._measured(item) for item in self._read_texts(references)]
+        items = [item for item, _ in measured]
+        packed = [PackedItem(tokens, item.has_image, item.reference.side == QUERY) for item, tokens in measured]
         phases = self.chunk_sizes.phases(packed)
         encode, keep, _ = phases
         rows = layout.rows_of_rank(self.rank)
@@ -202,11 +203,20 @@ class BatchReader:
             name = f"{reference.subset} at {reference.position} ({reference.side})"
             return PlannedItem(reference, name, "", False, str(sample))
         item: Item | None = getattr(sample, reference.side)
-        assert item is not None  # the index says which rows have a negative
-        return PlannedItem(reference, f"{sample.key} ({reference.side})", item.text, item.image is not None)
+        name = f"{sample.key} ({reference.side})"
+        if item is None:
+            return PlannedItem(
+                reference, name, "", False, f"{name}: in the shard's index only; convert the shard again"
+            )
+        return PlannedItem(reference, name, item.text, item.image is not None)
 
-    def _num_tokens(self, item: PlannedItem) -> int:
-        return self.inputs.num_tokens(item.text, self._size(item) if item.has_image else None, item.name)
+    def _measured(self, item: PlannedItem) -> tuple[PlannedItem, int]:
+        """The item and its tokens; one that cannot be tokenised or cut becomes a damaged one without content."""
+        try:
+            return item, self.inputs.num_tokens(item.text, self._size(item) if item.has_image else None, item.name)
+        except InputError as error:
+            damaged = replace(item, text="", has_image=False, damage=str(error))
+            return damaged, self.inputs.num_tokens("", None, item.name)
 
     def _num_crops(self, items: Sequence[PlannedItem]) -> int:
         return sum(self.inputs.processor.num_crops_of(*self._size(item)) for item in items if item.has_image)
@@ -227,7 +237,10 @@ class BatchReader:
         sample = samples[_place(item.reference)]
         if isinstance(sample, DamagedSampleError):
             raise sample
-        return self.inputs.process(NamedItem(getattr(sample, item.reference.side), item.name))
+        processed = self.inputs.process(NamedItem(getattr(sample, item.reference.side), item.name))
+        if processed.pixel_values is None or len(processed.pixel_values) != self._num_crops([item]):
+            raise InputError(f"{item.name}: its image is not of the size in the shard's index; convert the shard again")
+        return processed
 
 
 def _place(reference: ItemReference) -> tuple[str, int]:

@@ -48,7 +48,10 @@ class ItemEncoderInputs:
         """Estimated tokens of an item from its index entry; width 0 means no image."""
         text = 1 + text_length // CHARACTERS_PER_TOKEN
         if width:
-            return text + self.processor.num_image_tokens(width, height)
+            try:
+                return text + self.processor.num_image_tokens(width, height)
+            except InputError:
+                return text  # an image that cannot be cut, such as 1 x 300: whoever plans the item reports it
         return min(text, self.max_len) if self.max_len else text
 
     def num_tokens(self, text: str, size: tuple[int, int] | None, name: str) -> int:
@@ -57,10 +60,12 @@ class ItemEncoderInputs:
         Raises:
             InputError: Text and picture do not fit together; the message names the sample.
         """
-        image_tokens = [] if size is None else [self.processor.num_image_tokens(*size)]
         try:
+            image_tokens = [] if size is None else [self.processor.num_image_tokens(*size)]
             return len(self.processor.tokenize(text, image_tokens, self.max_len))
-        except InputError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever one item sets off, a lone surrogate for instance, is that item's fault
             raise _named(error, name) from error
 
     def process(self, named: NamedItem) -> ProcessedItem:
@@ -73,7 +78,9 @@ class ItemEncoderInputs:
         try:
             images = [open_image(item.image, named.name)] if item.image is not None else []
             return self.processor.process_item(item.text, images, self.max_len)
-        except InputError as error:
+        except MemoryError:
+            raise
+        except Exception as error:
             raise _named(error, named.name) from error
 
     def chunk(self, items: Sequence[ProcessedItem], names: Sequence[str] = ()) -> Chunk:
@@ -107,7 +114,9 @@ class ItemEncoderInputs:
         return self.chunk([self.processor.process_item("", [], self.max_len)])
 
 
-def _named(error: InputError, name: str) -> InputError:
+def _named(error: Exception, name: str) -> InputError:
+    if not isinstance(error, InputError):
+        return InputError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
     return error if name in str(error) else InputError(f"{name}: {error}")
 
 

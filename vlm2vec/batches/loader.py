@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Set
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from vlm2vec.batches.collate import BatchReader, MadeChunk, PlannedItem, StepHeader, StepPlan
 from vlm2vec.batches.layout import lay_out
 from vlm2vec.batches.order import GlobalOrder
+from vlm2vec.batches.worker import prepare_worker
 from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.errors import InputError
 
@@ -191,16 +190,8 @@ def _loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoad
         dataset,
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         # Its own, so that starting to load draws nothing from the random state that a checkpoint restores.
         generator=torch.Generator(),
         **options,
     )
-
-
-def _prepare_worker(worker: int) -> None:
-    """A signal to the whole process group asks the ranks to save; a worker that ended by it would end its rank."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    # What the rank had is never garbage here; each look through it takes 0.15 s and copies its pages.
-    gc.freeze()

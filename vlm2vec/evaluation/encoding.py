@@ -11,6 +11,7 @@ import torch
 import torch.utils.data
 
 from vlm2vec.batches.inputs import ItemEncoderInputs, NamedItem
+from vlm2vec.batches.worker import prepare_worker
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import ItemTable
@@ -65,6 +66,7 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
             batch_size=None,
             sampler=list(batches),
             num_workers=min(num_workers, len(batches)),
+            worker_init_fn=prepare_worker,
             # A generator of its own: the loader draws a seed, which would move the random state of a training run.
             generator=torch.Generator(),
         )

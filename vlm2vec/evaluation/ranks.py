@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
+from vlm2vec.ranks import is_launched, wait_for_port
 
 Result = TypeVar("Result")
 # Ranks meet only between phases, and the first one may read for long while the others wait; the launcher sees a rank
@@ -35,8 +36,12 @@ class Ranks:
         """Meets the others that `deepspeed` or `torchrun` started, by the environment that they set.
 
         Only small messages travel, on the host: the backend is gloo on every device.
+
+        Raises:
+            InputError: the launcher's variables are incomplete, or the port is in use.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if is_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+            wait_for_port()
             dist.init_process_group("gloo", timeout=_TIMEOUT)
         return cls()
 

@@ -38,6 +38,8 @@ def parse_sample(span: bytes, key: str, subset: str, entry: Mapping[str, int]) -
 
     def item(side: str) -> Item:
         text, image = record[side]["text"], images.get(IMAGE_MEMBER_PREFIX[side])
+        if not isinstance(text, str):
+            raise TypeError(f"the text of the {side} is {type(text).__name__}, not a string")
         stated = record[side]["image"]
         size = (0, 0) if image is None else (stated["width"], stated["height"])
         found = (len(text), *size, content_hash(text, image))

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from vlm2vec.errors import InputError
+from vlm2vec.ranks import device_index, is_launched, port_in_use, wait_for_port
 from vlm2vec.training.arguments import RunArguments
 from vlm2vec.training.engine_file import read_engine_file
 
@@ -40,9 +42,12 @@ def prepare_environment() -> None:
     """What has to be set before DeepSpeed is imported and ranks meet.
 
     A start without a launcher becomes a run of one rank.
+
+    Raises:
+        InputError: The launcher's variables are incomplete.
     """
     choose_accelerator()
-    if "RANK" not in os.environ:
+    if not is_launched():
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -54,6 +59,10 @@ def initialize_ranks(timeout_seconds: int) -> torch.device:
 
     Returns:
         This rank's device.
+
+    Raises:
+        InputError: The launcher's variables are incomplete, the port is in use, the first rank cannot be reached, or
+            there are fewer devices than ranks.
     """
     prepare_environment()
     import deepspeed
@@ -66,12 +75,22 @@ def initialize_ranks(timeout_seconds: int) -> torch.device:
         # An operator for inference only, which DeepSpeed would compile here: a minute, and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
     if not on_cpu():
+        local_rank = device_index(os.environ, accelerator.device_count())
         accelerator.set_device(local_rank)
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(), timeout=timedelta(seconds=timeout_seconds), verbose=False
-    )
+    wait_for_port()
+    try:
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            timeout=timedelta(seconds=timeout_seconds),
+            verbose=False,
+        )
+    except dist.DistNetworkError as error:
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        if "EADDRINUSE" in str(error):
+            raise port_in_use(int(port)) from error
+        raise InputError(f"rank 0 cannot be reached at {address}:{port}: {str(error).splitlines()[0]}") from error
     return torch.device(accelerator.device_name(local_rank))
 
 

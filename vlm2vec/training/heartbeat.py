@@ -7,6 +7,7 @@ needs neither backend nor device: threads, and the store through which the ranks
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -26,6 +27,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from vlm2vec.batches import TrainingBatch
+from vlm2vec.errors import EXIT_BAD_INPUT, InputError, report
 from vlm2vec.training.stuck import EXIT_STUCK, GRACE_SECONDS, Mark, Verdict, Witness, Word
 
 _SECONDS_OF_A_TICK = 1.0
@@ -37,6 +39,8 @@ _SECONDS_TO_CALL_AGAIN, _SECONDS_TO_CLOSE = 10.0, 5.0
 _BEATS_TO_LOOK = 6
 # The others still have to read why this rank ends; the first rank's process, which tells them, goes last.
 _SECONDS_TO_TELL, _SECONDS_TO_SERVE = 2.0, 4.0
+# After bad input on one rank: for the others to hear of it.
+_SECONDS_TO_LEAVE = 10.0
 _watches = itertools.count()  # the ranks of a job make the same ones: a name in the store for each
 
 
@@ -59,6 +63,7 @@ class Heartbeat:
         self._is_armed = False
         self._mark = Mark(0, 0, "starting", pause_limit)
         self._end: str | None = None
+        self._is_bad_input = False
         places: list[Any] = [None] * num_ranks
         dist.all_gather_object(places, (socket.gethostname(), os.getpid()))
         first = Word(0, self._mark)
@@ -112,12 +117,56 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lines = str(error).splitlines() or [""]
+        self._is_bad_input = isinstance(error, InputError) or (
+            isinstance(error, SystemExit) and error.code == EXIT_BAD_INPUT
+        )
         self._end = f"{type(error).__name__}: {lines[0]}" if error is not None else ""
+        if isinstance(error, InputError):
+            self._report(error)
         if isinstance(error, RuntimeError):
             self._name_the_lost()
         self._closing.set()
         for thread in self._threads:
             thread.join(_SECONDS_TO_CLOSE)
+        if self._is_bad_input:
+            self._leave_together()
+
+    def _report(self, error: InputError) -> None:
+        """Prints an error, unless another rank has printed the same one."""
+        digest = hashlib.sha256(str(error).encode(errors="replace")).hexdigest()
+        is_first = True
+        if self._witness.others:
+            with suppress(RuntimeError):  # the first rank's process, which counts, is gone
+                is_first = self._main_store().add(f"{self._prefix}/error/{digest}", 1) == 1
+        if is_first:
+            report(error)
+        error.is_reported = True
+
+    def _leave_together(self) -> None:
+        """Waits until every rank has come here, and the first one until the others have left; not for long.
+
+        Collectives break as soon as a process of theirs ends, calls of the store when the first rank's ends, and a
+        launcher kills the others: each would add a traceback, or end before it has reported its error.
+        """
+        if not self._witness.others:
+            return
+        ended, left = f"{self._prefix}/ended", f"{self._prefix}/left"
+        deadline = time.monotonic() + _SECONDS_TO_LEAVE
+        with suppress(RuntimeError):
+            store = self._main_store()
+            store.add(ended, 1)
+            while store.add(ended, 0) < len(self._words) and time.monotonic() < deadline:
+                time.sleep(_SECONDS_OF_A_TICK / 20)
+            if self._rank:
+                store.add(left, 1)
+            while self._rank == 0 and store.add(left, 0) < len(self._witness.others) and time.monotonic() < deadline:
+                time.sleep(_SECONDS_OF_A_TICK / 20)
+
+    def _main_store(self) -> Store:
+        """A connection for a thread that is about to end, and does not wait for long."""
+        store = self._store(dist.distributed_c10d._get_default_store())
+        store.set_timeout(timedelta(seconds=_SECONDS_TO_CLOSE))
+        return store
 
     def _name_the_lost(self) -> None:
         """Collectives fail where another rank has died, and do not say which one."""
@@ -153,7 +202,7 @@ class Heartbeat:
             is_last = self._closing.wait(self._seconds_a_beat)
             try:
                 store = store or self._store(default)
-                store.set(keys[self._rank], _text(Word(beat, self._mark, self._end)))
+                store.set(keys[self._rank], _text(Word(beat, self._mark, self._end, self._is_bad_input)))
                 if is_last:
                     return
                 self._words = [Word.from_dict(json.loads(text)) for text in store.multi_get(keys)]
@@ -174,6 +223,11 @@ class Heartbeat:
             words = list(self._words)
             words[self._rank] = replace(words[self._rank], beat=beat, mark=self._mark)
             self._witness.hear(words, seconds)
+            if self._end is None and self._witness.is_refused():
+                self._end = "another rank ended by bad input"
+                self._leave_together()
+                sys.stdout.flush()
+                os._exit(EXIT_BAD_INPUT)
             verdict = self._witness.judge(self._step_limit if self._is_armed else self._pause_limit)
             if verdict is not None and self._end is None:
                 self._give_up(verdict)

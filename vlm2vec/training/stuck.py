@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# Ranks that end by bad input at the same time say so themselves: the others wait for so many seconds before they leave.
+SECONDS_TO_REPORT = 3.0
 # Beside 75 (stopped by a signal): a rank does not take part any more. sysexits.h's EX_PROTOCOL.
 EXIT_STUCK = 76
 # A rank that ended tells the others' own collectives, mostly: they get so many seconds to say so themselves.
@@ -41,11 +43,13 @@ class Word:
         beat: Grows as long as the process runs, whatever its main thread does.
         mark: Where the main thread is.
         end: Why the rank has ended; empty if its run is over, None if it runs.
+        is_bad_input: Whether it ended by bad input, which it has reported itself.
     """
 
     beat: int
     mark: Mark
     end: str | None = None
+    is_bad_input: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -54,7 +58,7 @@ class Word:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Word:
         """The reverse of `as_dict`."""
-        return cls(values["beat"], Mark(**values["mark"]), values["end"])
+        return cls(values["beat"], Mark(**values["mark"]), values["end"], values["is_bad_input"])
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Witness:
         self._words: list[Word] = []
         self._silent = [0.0] * len(names)
         self._still = 0.0  # since the last of the ranks moved
+        self._refused = 0.0  # since a rank ended by bad input
 
     def hear(self, words: Sequence[Word], seconds: float) -> None:
         """The ranks' words, `seconds` after those before."""
@@ -94,6 +99,8 @@ class Witness:
                 self._silent[rank] = self._silent[rank] + seconds if word.beat == before.beat else 0.0
             moved = min(word.mark.count for word in words) > min(word.mark.count for word in self._words)
             self._still = 0.0 if moved else self._still + seconds
+        if any(words[rank].is_bad_input for rank in self.others):
+            self._refused += seconds
         self._words = list(words)
 
     def judge(self, silent_limit: float) -> Verdict | None:
@@ -118,6 +125,10 @@ class Witness:
         if not behind or self._still < min(self._words[rank].mark.limit for rank in behind):
             return self.silent(silent_limit)
         return self.silent(_BEATS_OF_SILENCE * self._seconds_a_beat) or self._not_moving(behind)
+
+    def is_refused(self) -> bool:
+        """Whether another rank ended by bad input: there is nothing to wait for, and nothing to add."""
+        return self._refused > SECONDS_TO_REPORT
 
     def silent(self, seconds: float) -> Verdict | None:
         """Ranks that are stopped, dead, or not to be reached: not heard of for so long without having ended.

@@ -1,0 +1,96 @@
+"""Where a process stands among its ranks: the launcher's environment, the port where ranks meet, the device."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Mapping, MutableMapping
+
+from vlm2vec.errors import InputError
+
+# What every launcher sets (torchrun, deepspeed, the scripts in launch/).
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# The ranks of a killed job may keep their port for a moment.
+SECONDS_FOR_THE_PORT = 15.0
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process as a rank; False for a process that is a job of its own.
+
+    Raises:
+        InputError: The launcher's variables are incomplete or make no sense; the message names them.
+    """
+    if "RANK" not in environment and environment.get("WORLD_SIZE", "1") == "1":
+        return False
+    missing = [name for name in LAUNCHER_VARIABLES if not environment.get(name)]
+    if missing:
+        there = [f"{name}={environment[name]}" for name in LAUNCHER_VARIABLES if environment.get(name)]
+        raise InputError(
+            f"the environment has {', '.join(there)} but not {', '.join(missing)}: start the ranks with deepspeed, "
+            "torchrun or launch/*.sh, or unset the former for a single process"
+        )
+    for name, least in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", 1)):
+        if not environment[name].isdecimal() or int(environment[name]) < least:
+            raise InputError(f"the environment has {name}={environment[name]}: must be a whole number from {least}")
+    if int(environment["RANK"]) >= int(environment["WORLD_SIZE"]):
+        raise InputError(
+            f"the environment has RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']}: ranks count "
+            "from 0 to WORLD_SIZE - 1"
+        )
+    return True
+
+
+def wait_for_port(environment: Mapping[str, str] = os.environ, seconds: float = SECONDS_FOR_THE_PORT) -> None:
+    """On the first rank, waits until MASTER_PORT is free.
+
+    Raises:
+        InputError: Another program listens there, or the port may not be used.
+    """
+    # Under torchrun its agent listens, and ranks only connect.
+    if environment["RANK"] != "0" or environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    port, deadline = int(environment["MASTER_PORT"]), time.monotonic() + seconds
+    while True:
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", port))
+                probe.listen()
+            return
+        except (OSError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                if time.monotonic() < deadline:
+                    time.sleep(0.2)
+                    continue
+                raise port_in_use(port) from error
+            raise InputError(f"port {port} cannot be used ({error}); choose another one with --master_port") from error
+
+
+def port_in_use(port: int) -> InputError:
+    """What to say when another program listens where ranks would meet."""
+    return InputError(
+        f"port {port} is in use by another program (another training on this machine?): give the launcher a different "
+        "one, deepspeed --master_port N or MASTER_PORT=N for launch/*.sh"
+    )
+
+
+def device_index(environment: MutableMapping[str, str], num_visible: int) -> int:
+    """The device of this rank among those that it sees; LOCAL_RANK is set to it.
+
+    Where each rank is given one device of its own (SLURM's --gpus-per-task, CUDA_VISIBLE_DEVICES a rank), it is the
+    first one, whatever the rank's number. DeepSpeed takes LOCAL_RANK for the device, too.
+
+    Raises:
+        InputError: There are fewer devices than ranks.
+    """
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
+    if num_visible == 1:
+        local_rank = 0
+    if local_rank >= num_visible:
+        raise InputError(
+            f"LOCAL_RANK={local_rank}, but this process sees {num_visible} devices: start at most one rank a device"
+        )
+    environment["LOCAL_RANK"] = str(local_rank)
+    return local_rank
