@@ -23,7 +23,7 @@ from eval.results import prepare_output, write_run
 from vlm2vec import __version__
 from vlm2vec.batches.collate import ItemEncoderInputs
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU, load_processor
-from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
+from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.datasets import EvalData, read_data
 from vlm2vec.evaluation.encoding import BatchSource, collapse, encode_blocks
 from vlm2vec.evaluation.guards import dataset_warnings
@@ -250,6 +250,8 @@ def _exit_code() -> int:
         main()
     except InputError:
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -6,6 +6,7 @@ deepspeed --module vlm2vec.train --deepspeed ds_configs/zero2.json --config laun
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
 from vlm2vec.training.out_of_memory import MemoryAdvice
+from vlm2vec.training.output_folder import check_output_folder
 from vlm2vec.training.pairs import first_pairs
 from vlm2vec.training.profiling import StepProfiles, refuse_flops_profile, summarise_communication
 from vlm2vec.training.rehearsal import PeakMeter, rehearse
@@ -90,6 +92,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     """`run`, with somebody who sees that it goes on."""
     num_ranks, training = dist.get_world_size(), arguments.training
     output_dir = Path(training.output_dir)
+    announce(heartbeat, f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
     compare_ranks(arguments)
     arguments, changed_settings = on_every_rank(partial(with_model_settings, arguments))
     shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
@@ -101,9 +104,12 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     point = agree_on_resume(arguments, cluster, fingerprints(shards, order))
     if point and point.record.step >= training.max_steps:
         return nothing_left(point)
+    check_output_folder(output_dir)
+    announce(heartbeat, f"loading {arguments.model.model_name}")
     encoder = build_encoder(arguments)
     flops = model_flops(arguments, encoder, device)  # before an engine changes how torch's layers run
     is_elastic = point is not None and point.is_elastic
+    announce(heartbeat, "building the engine")
     engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks, is_elastic)
     inputs = encoder_inputs(arguments, encoder)
     temperature = learned_temperature(arguments, device)
@@ -113,8 +119,11 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
     steps = (point.record.step if point else 0, training.max_steps)
     check_disk(engine, output_dir, training, steps, arguments.evaluation.save_best, arguments.model.lora)
+    announce(heartbeat, "running the largest chunk once")
     memory = rehearsed(arguments, cached_step, inputs, sizes, heartbeat)
     meter = StepMeter(shards.subsets, device, clock, flops)
+    if point:
+        announce(heartbeat, f"loading {point.checkpoint}")
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
     first_step = start_of_run(point, arguments, engine, temperature, meter)
     reader = BatchReader(shards, inputs, sizes, dist.get_rank())
@@ -146,7 +155,26 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
             parts = (engine, cached_step, batches, meter, monitor, checkpoints)
             is_done = train(*parts, training, stop, heartbeat, bad_samples, profiles, temperature, evaluation)
         summarise_communication(engine)
+        if is_done:
+            monitor.message(next_commands(output_dir, arguments))
     return 0 if is_done else EXIT_STOPPED
+
+
+def announce(heartbeat: Heartbeat, what: str) -> None:
+    """Says what the start is doing: each of its parts may take long."""
+    heartbeat.mark(f"starting: {what}", is_pause=True)
+    if dist.get_rank() == 0:
+        print(f"starting: {what}", flush=True)
+
+
+def next_commands(output_dir: Path, arguments: RunArguments) -> str:
+    """What to do with a run that is done."""
+    folder = shlex.quote(str(output_dir))
+    exported = shlex.quote(f"{output_dir.resolve()}-{'adapter' if arguments.model.lora else 'model'}")
+    return (
+        f"done: all {arguments.training.max_steps} steps. Export: python -m vlm2vec.export {folder} {exported}\n"
+        f"Curves: tensorboard --logdir {folder}"
+    )
 
 
 def rehearsed(

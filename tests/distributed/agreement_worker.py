@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.data import compare_data
 from vlm2vec.training.monitor import SilentMonitor
+from vlm2vec.training.output_folder import check_output_folder
 
 PLACES = [("A", 3), ("B", 0), ("A", 1)]
 
@@ -25,7 +29,7 @@ class Batches(SimpleNamespace):
         self.replaced = set(damaged)
 
 
-def main(rank: int) -> None:
+def main(rank: int, folder: Path) -> None:
     """Runs all checks; an assertion that fails ends the rank."""
     order, cpu = GlobalOrder({"A": 10, "B": 10}, 4, seed=1), torch.device("cpu")
     compare_data(SimpleNamespace(fingerprint="same"), order, cpu)
@@ -35,6 +39,17 @@ def main(rank: int) -> None:
     ]:
         with pytest.raises(InputError, match=r"rank\(s\) 1 and rank 0 hold different shards"):
             compare_data(shards, other, cpu)
+
+    check_output_folder(folder / "shared" / "run")
+    assert list((folder / "shared" / "run").iterdir()) == []
+    with pytest.raises(SystemExit if rank else InputError) as caught:
+        check_output_folder(folder / f"{rank}", seconds=0)
+    listed = f"rank(s) 1: {socket.gethostname()} does not see in --output_dir {folder / '1'} what rank 0 writes there"
+    assert caught.value.code == 2 if rank else listed in str(caught.value)
+    (folder / "file").touch()
+    with pytest.raises(SystemExit if rank else InputError) as caught:
+        check_output_folder(folder / "file" / "run")
+    assert caught.value.code == 2 if rank else f"--output_dir {folder / 'file' / 'run'}: cannot" in str(caught.value)
 
     bad = BadSamples(3, [{"subset": "B", "position": 9, "reason": "before"}])
     damage = {PLACES[rank]: f"reason {rank}", **({PLACES[2]: "reason 2"} if rank else {})}
@@ -52,5 +67,5 @@ def main(rank: int) -> None:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    main(int(os.environ["RANK"]))
+    main(int(os.environ["RANK"]), Path(sys.argv[1]))
     dist.destroy_process_group()

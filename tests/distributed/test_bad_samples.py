@@ -16,6 +16,7 @@ from data_prep.convert import convert
 from tests.distributed.ending_worker import UNREACHABLE, UNREACHABLE_STEP, main
 from tests.distributed.forked import are_gone, kill, run_ranks, start_forked
 from tests.distributed.launcher import REPOSITORY
+from tests.patience import HANG_SECONDS
 from tests.shards.written import add_subset, stored_image
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.writer import StoredItem
@@ -123,7 +124,7 @@ def ended(
     """Exit codes and outputs of two ranks of the training program; none of their loader workers is left."""
     log_dir.mkdir()
     ranks = start_forked(2, main, [arguments, unreachable_rank], log_dir)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + HANG_SECONDS
     while any(rank.exitcode is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
     codes = [rank.exitcode for rank in ranks]
@@ -144,5 +145,5 @@ def test_bad_input_on_one_rank_ends_all_with_one_line(bad_shards: Path, mini_mod
     assert len([line for line in lines(tmp_path / "run") if "loss" in line]) == UNREACHABLE_STEP
 
 
-def test_two_ranks_agree_on_their_data_and_on_what_of_it_is_bad(tmp_path: Path) -> None:
-    run_ranks(2, ["-m", "tests.distributed.agreement_worker"], tmp_path)
+def test_two_ranks_agree_on_data_output_folder_and_bad_samples(tmp_path: Path) -> None:
+    run_ranks(2, ["-m", "tests.distributed.agreement_worker", str(tmp_path)], tmp_path)

@@ -13,7 +13,7 @@ import torch
 from tests.distributed.chaos import add_dropout
 from tests.distributed.forked import run_forked
 from tests.distributed.launcher import REPOSITORY
-from tests.distributed.resume_worker import UNWRITABLE_STEP, main
+from tests.distributed.resume_worker import SIGNALLED_STEP, UNWRITABLE_STEP, main
 from tests.distributed.states import differences, state_of
 from vlm2vec.training.record import read_whole
 
@@ -127,6 +127,10 @@ def test_bf16_runs_keep_float32_masters_and_moments(name: str, runs: Path) -> No
 
 def test_a_signal_to_one_rank_saves_and_stops_all(runs: Path) -> None:
     """The run stopped at the boundary before the step, went on by --resume auto, and nothing differs."""
+    output = (runs / "output.txt").read_text()
+    assert f"\nstopped at step {SIGNALLED_STEP} by SIGUSR1; start again with --resume auto to resume\n" in output
+    assert f"python -m vlm2vec.export {runs / 'signalled'} " in output
+    assert f"tensorboard --logdir {runs / 'signalled'}\n" in output
     assert differences(runs / "signalled" / LAST, runs / "straight" / DISTURBED / LAST) == []
     assert log_of(runs / "signalled") == log_of(runs / "straight" / DISTURBED)
 

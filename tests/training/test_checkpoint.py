@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.errors import InputError
+from vlm2vec.training import loop
 from vlm2vec.training.checkpoint import CheckpointError, Checkpoints, remove_unfinished
 from vlm2vec.training.engine import prepare_environment
+from vlm2vec.training.monitor import SilentMonitor
 from vlm2vec.training.record import LATEST, RECORD, RunRecord, find_checkpoint, read_whole
 from vlm2vec.training.restore import load_engine
 from vlm2vec.training.universal import convert
@@ -99,6 +102,29 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, what: str, monkeypatch:
     assert names(run) == ["checkpoint-1", LATEST]
     assert read_whole(find_checkpoint(run)).step == 1
     assert checkpoints.last_step == 1
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, engine, monitor = tmp_path / "run", SimpleNamespace(device=None), SilentMonitor()
+    checkpoints = Checkpoints(run, write_encoder, record, False)
+    monkeypatch.setattr(loop, "rank_state", lambda device, meter: {})
+
+    def failing(self: Checkpoints, engine: Any, writer: Any, folder: Path) -> None:
+        writer.written.failure = "OSError: not shared"
+
+    def save(step: int) -> Path | None:
+        return loop.save(engine, step, None, monitor, checkpoints, run_goes_on=True)
+
+    engine.checkpoint_engine = None
+    for fails, steps in ((True, range(1, loop.MOST_FAILED_SAVES)), (False, [5]), (True, range(6, 8))):
+        monkeypatch.setattr(Checkpoints, "_write_engine", failing if fails else lambda *_: None)
+        for step in steps:
+            assert (save(step) is None) == fails
+    with pytest.raises(
+        CheckpointError, match=r"not shared; 3 checkpoints in a row have failed.*\(last valid .*step 5\)"
+    ):
+        save(8)
 
 
 @pytest.mark.usefixtures("one_rank")

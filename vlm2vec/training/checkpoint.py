@@ -99,6 +99,7 @@ class Checkpoints:
 
     Attributes:
         last_step: The step of the last checkpoint.
+        failed_in_a_row: Checkpoints since then that could not be written.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Checkpoints:
         self._total_limit = total_limit
         self._best = best
         self.last_step = last_step
+        self.failed_in_a_row = 0
 
     def save(self, engine: Any, step: int, rank_state: Mapping[str, Any] | None = None) -> Path:
         """Writes the checkpoint after `step` steps; all ranks call it.
@@ -147,8 +149,9 @@ class Checkpoints:
         outcome = [self._finish(step, temporary, final, everyone) if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(outcome)
         if outcome[0] is not None:
+            self.failed_in_a_row += 1
             raise CheckpointError(f"{final} could not be written: {outcome[0]}")
-        self.last_step = step
+        self.last_step, self.failed_in_a_row = step, 0
         return final
 
     def _write_engine(self, engine: Any, writer: _FileWriter, folder: Path) -> None:

@@ -19,6 +19,9 @@ from vlm2vec.training.profiling import StepProfiles
 from vlm2vec.training.rank_state import rank_state
 from vlm2vec.training.stop import StopRequest
 
+# So many checkpoints in a row that cannot be written end a run: what it does after that would most likely be lost.
+MOST_FAILED_SAVES = 3
+
 
 def train(
     engine: Any,
@@ -56,6 +59,8 @@ def train(
             if checkpoints.last_step != header.step:
                 with heartbeat.pause(CHECKPOINT):
                     save(engine, header.step, meter, monitor, checkpoints, run_goes_on=False)
+            name = stop.name(engine.device)
+            monitor.message(f"stopped at step {header.step} by {name}; start again with --resume auto to resume")
             return False
         except DamagedItemsError:
             bad_samples.replace(batches, monitor, header.step)
@@ -102,13 +107,13 @@ def update(engine: Any, arguments: TrainingArguments, temperature: LearnedTemper
 def save(
     engine: Any, done: int, meter: StepMeter, monitor: Monitor, checkpoints: Checkpoints, run_goes_on: bool
 ) -> Path | None:
-    """Writes a checkpoint; a failure stops the run only where it would lose the steps since the one before.
+    """Writes a checkpoint; a failure stops a run that is about to end, or in which several in a row have failed.
 
     Returns:
         Its folder; None if it could not be written and the run goes on.
 
     Raises:
-        CheckpointError: It could not be written, and the run is about to end.
+        CheckpointError: It could not be written, and the run is about to end or `MOST_FAILED_SAVES` have failed.
     """
     try:
         checkpoint = checkpoints.save(engine, done, rank_state(engine.device, meter))
@@ -116,6 +121,11 @@ def save(
         if not run_goes_on:
             raise
         last = f"step {checkpoints.last_step}" if checkpoints.last_step else "none"
+        if checkpoints.failed_in_a_row >= MOST_FAILED_SAVES:
+            raise CheckpointError(
+                f"{error}; {checkpoints.failed_in_a_row} checkpoints in a row have failed, so the run ends (last valid "
+                f"checkpoint: {last}). Mend --output_dir, then start again with --resume auto"
+            ) from error
         monitor.message(f"warning: {error}; the run goes on, the last valid checkpoint is still that of {last}")
         return None
     monitor.message(f"checkpoint: {checkpoint}")

@@ -2,33 +2,81 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import threading
+import time
 from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
+
+from vlm2vec.errors import EXIT_INTERRUPTED
 
 # sysexits.h's EX_TEMPFAIL: not done, start again to go on.
 EXIT_STOPPED = 75
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: SLURM's warning before the time limit (--signal=USR1@...)
+# SIGUSR1: SLURM's warning before the time limit (--signal=USR1@...). SIGINT: Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# One Ctrl-C may come twice: from the terminal, and passed on by a launcher.
+SECONDS_OF_ONE_CTRL_C = 2.0
 
 
 class StopRequest:
-    """Within it, SIGTERM and SIGUSR1 set `requested` instead of ending the process.
+    """Within it, SIGTERM, SIGUSR1 and SIGINT set `requested` instead of ending the process; a second SIGINT ends it.
 
     Attributes:
         requested: Whether this process got one of the signals.
+        number: Which one; 0 if none.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.number = 0
+        self._first_interrupt: float | None = None
 
     def __enter__(self) -> StopRequest:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._writer.shutdown(socket.SHUT_RDWR)  # a forked worker may hold a copy, so closing is not enough
+        self._thread.join()
+        self._writer.close()
+        self._reader.close()
+
+    def name(self, device: torch.device) -> str:
+        """The signal that some rank got; all ranks call it (a collective)."""
+        number = torch.tensor([self.number], device=device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return signal.Signals(int(number)).name if int(number) else "a signal"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        self.number = number
+
+    def _listen(self) -> None:
+        """Thread: a second Ctrl-C ends the process even where the main thread waits in a collective.
+
+        Python calls its handlers only between two steps of the main thread; the numbers of the signals come here.
+        """
+        while numbers := self._reader.recv(16):
+            if signal.SIGINT not in numbers:
+                continue
+            now = time.monotonic()
+            if self._first_interrupt is None:
+                self._first_interrupt = now
+                if os.environ.get("RANK", "0") == "0":
+                    os.write(2, b"Ctrl-C: the run saves after this step and ends; a second Ctrl-C ends it at once\n")
+            elif now - self._first_interrupt > SECONDS_OF_ONE_CTRL_C:
+                os._exit(EXIT_INTERRUPTED)  # the loader's workers end with their rank

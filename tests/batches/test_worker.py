@@ -1,0 +1,57 @@
+"""Loader workers end with their rank, however it ends, and leave its port free."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from multiprocessing.connection import Connection
+
+import psutil
+import torch.utils.data
+
+from vlm2vec.batches.worker import prepare_worker
+
+SECONDS = 120
+
+
+class Pids(torch.utils.data.Dataset[int]):
+    """The worker's process, then one item that never comes."""
+
+    def __getitem__(self, index: int) -> int:
+        if index:
+            time.sleep(10 * SECONDS)
+        return os.getpid()
+
+
+def rank(told: Connection) -> None:
+    """Listens as rank 0 does at MASTER_PORT, and loads."""
+    multiprocessing.set_start_method("fork", force=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        loader = torch.utils.data.DataLoader(Pids(), None, sampler=[0, 1], num_workers=1, worker_init_fn=prepare_worker)
+        items = iter(loader)
+        told.send((int(next(items)), listening.getsockname()[1]))
+        next(items)
+
+
+def test_workers_of_a_killed_rank_end_and_its_port_is_free_at_once() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=rank, args=(theirs,))
+    process.start()
+    assert ours.poll(SECONDS)
+    worker, port = ours.recv()
+    assert process.pid is not None
+    # A signal to the process group of a rank asks it to save: its workers go on.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(worker, number)
+    for listener in psutil.Process(worker).net_connections("tcp"):
+        assert listener.status != psutil.CONN_LISTEN  # closed in the worker, whatever the rank does
+    process.kill()
+    process.join()
+    socket.create_server(("127.0.0.1", port)).close()
+    deadline = time.monotonic() + SECONDS
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,77 @@
+"""Before anything runs: every rank must see, and be able to write to, the same output folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+
+import torch.distributed as dist
+
+from vlm2vec.errors import InputError
+from vlm2vec.files import TEMPORARY_PREFIX
+from vlm2vec.training.agreement import from_first_rank, refuse_together
+
+# A network file system's clients look at a folder again after some seconds.
+SECONDS_TO_SEE = 15.0
+
+
+def check_output_folder(output_dir: Path, seconds: float = SECONDS_TO_SEE) -> None:
+    """Stops all ranks if one of them does not share the first one's output folder (a collective).
+
+    Every rank writes its part of a checkpoint there; without a shared folder no checkpoint would ever be complete.
+
+    Args:
+        output_dir: The run's folder; made if it is not there.
+        seconds: How long a rank waits for the first one's file to appear.
+
+    Raises:
+        InputError: On the first rank; it names the ranks and their hosts.
+        SystemExit: On the others.
+    """
+    token = output_dir / from_first_rank(lambda: _write_token(output_dir))
+    try:
+        refuse_together(_problem(token, seconds))
+    finally:
+        if dist.get_rank() == 0:
+            token.unlink(missing_ok=True)
+
+
+def _write_token(output_dir: Path) -> str:
+    name = f"{TEMPORARY_PREFIX}shared-{uuid.uuid4().hex}"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / name).touch()
+    except OSError as error:
+        raise InputError(f"--output_dir {output_dir}: cannot be written to ({error.strerror or error})") from error
+    return name
+
+
+def _problem(token: Path, seconds: float) -> str | None:
+    """What is wrong with the folder on this rank."""
+    host, folder = socket.gethostname(), token.parent
+    deadline = time.monotonic() + seconds
+    while not _is_there(token):
+        if time.monotonic() > deadline:
+            return (
+                f"{host} does not see in --output_dir {folder} what rank 0 writes there: give a folder on a file "
+                "system that all nodes share"
+            )
+        time.sleep(0.1)
+    own = token.with_name(f"{token.name}-{dist.get_rank()}")
+    try:
+        own.touch()
+        own.unlink()
+    except OSError as error:
+        return f"{host} cannot write to --output_dir {folder} ({error.strerror or error})"
+    return None
+
+
+def _is_there(token: Path) -> bool:
+    """Lists the folder: the answer for a single name may come from a cache for longer."""
+    try:
+        return token.name in os.listdir(token.parent)
+    except OSError:
+        return False
