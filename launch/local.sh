@@ -6,7 +6,7 @@
 # MODEL, SHARDS, OUTPUT   see common.sh; a second start with the same OUTPUT resumes the first
 # RECIPE, ENGINE          launch/recipes/lora_1024.yaml, ds_configs/zero2.json
 # GPUS                    ranks; as many as there are GPUs, or 2
-# MASTER_PORT             29500; another one for a second job on the same machine
+# MASTER_PORT             where ranks meet; a free port if not set
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=launch/common.sh
@@ -14,5 +14,7 @@ source launch/common.sh
 
 GPUS=${GPUS:-$(count_ranks)}
 require_number GPUS 1
-exec python -m deepspeed.launcher.runner --num_gpus "$GPUS" --master_port "${MASTER_PORT:-29500}" \
+MASTER_PORT=${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+require_number MASTER_PORT 1
+exec python -m deepspeed.launcher.runner --num_gpus "$GPUS" --master_port "$MASTER_PORT" \
   --module "${TRAIN[@]}" "$@"

@@ -28,9 +28,6 @@ from vlm2vec.training.record import CHECKPOINT_PREFIX
 # Of a score that is kept: what a mean's rounding changes behind them would make equal scores differ.
 _DIGITS = 9
 
-# Of a score in BEST: more than a data set of a million rows needs.
-_DIGITS = 8
-
 
 class NoEvaluation:
     """For a run that is not scored."""
