@@ -27,7 +27,7 @@ class StopRequest:
 
     Attributes:
         requested: Whether this process got one of the signals.
-        number: Which one; 0 if none.
+        number: The first of them; 0 if none.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self.number = number
+        self.number = self.number or number  # a launcher answers Ctrl-C with SIGTERM
 
     def _listen(self) -> None:
         """Thread: a second Ctrl-C ends the process even where the main thread waits in a collective.
