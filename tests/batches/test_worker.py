@@ -14,7 +14,7 @@ import torch.utils.data
 
 from vlm2vec.batches.worker import prepare_worker
 
-SECONDS = 120
+SECONDS = 600
 
 
 class Pids(torch.utils.data.Dataset[int]):

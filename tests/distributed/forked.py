@@ -105,7 +105,7 @@ def kill(ranks: Sequence[ForkServerProcess], moments: random.Random | None = Non
         rank.join()
 
 
-def are_gone(groups: Sequence[int | None], seconds: float = 60) -> bool:
+def are_gone(groups: Sequence[int | None], seconds: float = HANG_SECONDS) -> bool:
     """Whether all processes of these groups end soon, loader workers too; zombies wait for nobody but init."""
     deadline = time.monotonic() + seconds
     while _alive(groups):

@@ -13,7 +13,7 @@ from vlm2vec.errors import EXIT_INTERRUPTED, run_program
 from vlm2vec.training import stop
 from vlm2vec.training.stop import SIGNALS, StopRequest
 
-SECONDS = 120
+SECONDS = 600
 
 
 @pytest.mark.parametrize("number", SIGNALS)
