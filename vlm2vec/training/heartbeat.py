@@ -39,7 +39,7 @@ _SECONDS_TO_CALL_AGAIN, _SECONDS_TO_CLOSE = 10.0, 5.0
 _BEATS_TO_LOOK = 6
 # The others still have to read why this rank ends; the first rank's process, which tells them, goes last.
 _SECONDS_TO_TELL, _SECONDS_TO_SERVE = 2.0, 4.0
-# After bad input on one rank: for the others to hear of it.
+# At the end of a run, and after bad input on one rank: for the others to come to their end too.
 _SECONDS_TO_LEAVE = 10.0
 _watches = itertools.count()  # the ranks of a job make the same ones: a name in the store for each
 
@@ -128,7 +128,7 @@ class Heartbeat:
         self._closing.set()
         for thread in self._threads:
             thread.join(_SECONDS_TO_CLOSE)
-        if self._is_bad_input:
+        if error is None or self._is_bad_input:
             self._leave_together()
 
     def _report(self, error: InputError) -> None:
