@@ -28,6 +28,7 @@ from vlm2vec.evaluation.datasets import EvalData, read_data
 from vlm2vec.evaluation.encoding import BatchSource, collapse, encode_blocks
 from vlm2vec.evaluation.guards import dataset_warnings
 from vlm2vec.evaluation.identity import data_digests
+from vlm2vec.evaluation.naming import Thing, named_flags
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import EncodePlan, plan_encoding
 from vlm2vec.evaluation.progress import progress_bar
@@ -39,6 +40,12 @@ from vlm2vec.mmeb import Benchmark
 from vlm2vec.words import counted
 
 _KEY_DIGITS = 16
+_FLAGS = {
+    Thing.DATASET: "--dataset_name",
+    Thing.SUBSET: "--subset_name",
+    Thing.IMAGES: "--image_dir",
+    Thing.BENCHMARK: "--benchmark",
+}
 _HASHED_ITEMS = 10_000
 
 
@@ -93,12 +100,14 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
     folders = resolve_model(model_arguments)
     model_arguments, differing = use_settings(model_arguments, folders)
     name = data_arguments.dataset_name
-    data, absent = read_data(name, data_arguments.subset_name, data_arguments.dataset_split, data_arguments.benchmark)
+    split, benchmark = data_arguments.dataset_split, data_arguments.benchmark
+    with named_flags(_FLAGS):
+        data, absent = read_data(name, data_arguments.subset_name, split, benchmark)
     warnings = [f"scored with other settings than trained: {name} {text}" for name, text in differing.items()]
     if absent:
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
-    with links_remedy("--allow_links"):
+    with named_flags(_FLAGS), links_remedy("--allow_links"):
         pictures = scan_pictures(data.items, ImageFolder(data_arguments.image_dir, data_arguments.allow_links))
     output = Path(data_arguments.encode_output_path)
     prepare_output(output)

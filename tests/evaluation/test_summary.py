@@ -45,7 +45,7 @@ def test_selections_over_a_partial_folder_say_what_is_absent():
 
 @pytest.mark.parametrize("selection", ["CIRR", "retrieval", "nonsense"])
 def test_a_selection_without_a_dataset_in_the_folder_is_refused(selection: str):
-    with pytest.raises(InputError, match=rf"--subset_name {selection}: .* it has GQA, own"):
+    with pytest.raises(InputError, match=rf"^{selection}: .* it has GQA, own"):
         select([selection], ["own", "GQA"], MMEB)
 
 

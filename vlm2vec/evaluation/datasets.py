@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import Indices, ItemTable, ItemTableBuilder
+from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.summary import benchmark_of, select
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
@@ -101,12 +102,12 @@ def resolve_datasets(name: str, split: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(f"--dataset_name {name}: no such folder")
+        raise ThingError(Thing.DATASET, f"{name}: no such folder")
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=f"*/{split}-*.parquet"))
     except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
         reason = " ".join(str(error).split())
-        raise InputError(f"--dataset_name {name}: no such folder, nor a dataset on the hub ({reason})") from error
+        raise ThingError(Thing.DATASET, f"{name}: no such folder, nor a dataset on the hub ({reason})") from error
 
 
 def find_datasets(folder: Path, split: str) -> dict[str, list[Path]]:

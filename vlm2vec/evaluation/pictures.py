@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import ItemTable
+from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.image_folder import ImageFolder
 from vlm2vec.image_paths import OutsideLinkError
@@ -65,7 +66,7 @@ def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture
         more = f" (and {len(failures) - 1} more of {len(paths)} pictures)" if len(failures) > 1 else ""
         if isinstance(error, OutsideLinkError):
             raise OutsideLinkError(f"{items.use(first_use[path])}: {error}{more}")
-        raise InputError(f"{items.use(first_use[path])}: {error}{more}; check --image_dir")
+        raise ThingError(Thing.IMAGES, f"{folder.root}: {items.use(first_use[path])}: {error}{more}")
     return found
 
 

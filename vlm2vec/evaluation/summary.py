@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vlm2vec.errors import InputError
 from vlm2vec.evaluation.metrics import METRICS, DatasetScore, interval_of_mean
+from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.mmeb import META_TASKS, MINI_MMEB, MMEB, SELECT_ALL, SELECT_IND, SELECT_OOD, Benchmark
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (MMEB, MINI_MMEB)}
@@ -19,7 +19,7 @@ DISTRIBUTIONS = (SELECT_IND, SELECT_OOD)
 OVERALL = "overall"
 
 
-# `--benchmark`: by the folder's names, or none: all datasets are one's own.
+# A benchmark: by the folder's names, or none: all datasets are one's own.
 AUTO, FOLDER = "auto", "folder"
 BENCHMARK_NAMES = (AUTO, FOLDER, *BENCHMARKS)
 
@@ -40,7 +40,8 @@ def benchmark_of(name: str, found: Collection[str]) -> Benchmark | None:
     if name == FOLDER:
         return None
     if not set(found) & listed(BENCHMARKS[name]):
-        raise InputError(f"--benchmark {name}: it lists none of the folder's datasets ({', '.join(sorted(found)[:3])})")
+        some = ", ".join(sorted(found)[:3])
+        raise ThingError(Thing.BENCHMARK, f"{name}: it lists none of the folder's datasets ({some})")
     return BENCHMARKS[name]
 
 
@@ -62,7 +63,7 @@ def groups_of(name: str, benchmark: Benchmark | None) -> tuple[str, str | None]:
 def select(
     selections: Sequence[str], found: Collection[str], benchmark: Benchmark | None
 ) -> tuple[list[str], list[str]]:
-    """Expands `--subset_name` over the datasets in a folder.
+    """Expands a selection over the datasets in a folder.
 
     Args:
         selections: "all", "IND", "OOD", meta-tasks, "other", or names of datasets.
@@ -81,7 +82,7 @@ def select(
         wanted = {name for name in found if selection in (name, SELECT_ALL, *groups_of(name, benchmark))}
         if not wanted:
             have = ", ".join(in_order(found, benchmark))
-            raise InputError(f"--subset_name {selection}: the folder has no such dataset or group; it has {have}")
+            raise ThingError(Thing.SUBSET, f"{selection}: the folder has no such dataset or group; it has {have}")
         chosen |= wanted
         if benchmark and selection not in (*found, OTHER):
             absent |= set(benchmark.select([selection])) - set(found)

@@ -16,6 +16,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.evaluation.datasets import read_data
 from vlm2vec.evaluation.encoding import BatchSource
 from vlm2vec.evaluation.live import LiveEvaluation, ModelCall
+from vlm2vec.evaluation.naming import Thing, named_flags
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.files import committed
@@ -27,6 +28,7 @@ from vlm2vec.training.record import CHECKPOINT_PREFIX
 
 # Of a score that is kept: what a mean's rounding changes behind them would make equal scores differ.
 _DIGITS = 9
+_FLAGS = {Thing.DATASET: "--eval_dataset_name", Thing.SUBSET: "--eval_subsets", Thing.IMAGES: "--eval_image_dir"}
 
 
 class NoEvaluation:
@@ -145,10 +147,11 @@ def build_evaluation(
         return NoEvaluation()
     assert arguments.eval_dataset_name is not None
     assert arguments.eval_image_dir is not None
-    data, _ = read_data(arguments.eval_dataset_name, arguments.eval_subsets)
+    with named_flags(_FLAGS):
+        data, _ = read_data(arguments.eval_dataset_name, arguments.eval_subsets)
     folder = ImageFolder(arguments.eval_image_dir, arguments.eval_allow_links)
     batch_tokens = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
-    with links_remedy("--eval_allow_links"):
+    with named_flags(_FLAGS), links_remedy("--eval_allow_links"):
         images = scan_pictures(data.items, folder)
     plan = plan_encoding(data.items, images, inputs.processor, inputs.max_len, batch_tokens)
     live = LiveEvaluation(data, BatchSource(data.items, plan, folder, inputs), inputs.padding_chunk(), num_workers)
