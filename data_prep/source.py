@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file, sha256_of
 from vlm2vec.shards.schema import SUBSET_NAME
-from vlm2vec.tables import UNREADABLE_TABLE, check_names, is_text, texts, unused_columns
+from vlm2vec.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # in some subsets only
@@ -56,17 +56,17 @@ class SourceTable:
         first = self.first_row
         try:
             stamp = file_stamp(self.path)
-            for group, num_rows in enumerate(_row_groups(self.path, stamp)):
-                lower, upper = max(start, first), min(end, first + num_rows)
+            for group, group_rows in enumerate(_row_groups(self.path, stamp)):
+                lower, upper = max(start, first), min(end, first + group_rows)
                 if lower < upper:
                     table = _row_group(self.path, stamp, group, self.columns)
-                    if table.num_rows != num_rows:
-                        raise ValueError(f"row group {group} has {table.num_rows} rows, not {num_rows}")
+                    if table.num_rows != group_rows:
+                        raise ValueError(f"row group {group} has {table.num_rows} rows, not {group_rows}")
                     part = table.slice(lower - first, upper - lower)
                     columns = [texts(column).to_pylist() for column in part.columns]
                     for number, values in enumerate(zip(*columns, strict=True), start=lower):
                         yield number, dict(zip(self.columns, values, strict=True))
-                first += num_rows
+                first += group_rows
         except UNREADABLE_TABLE as error:
             raise _unreadable(self.path, error) from error
 
@@ -163,14 +163,14 @@ def _split_files(folder: Path, split: str) -> list[tuple[int, int, Path]]:
 def _opened(path: Path, first_row: int) -> SourceTable:
     try:
         with pq.ParquetFile(path) as file:
-            schema, num_rows = file.schema_arrow, file.metadata.num_rows
+            schema, rows = file.schema_arrow, num_rows(file)
             check_names(path, schema, REQUIRED_COLUMNS, OPTIONAL_COLUMNS)
             columns = tuple(name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in schema.names)
             for name in columns:
                 kind = schema.field(name).type
                 if not is_text(kind):
                     raise InputError(f"{path}: column {name} is {kind}, not text")
-            return SourceTable(path, first_row, num_rows, columns, unused_columns(path, file, columns))
+            return SourceTable(path, first_row, rows, columns, unused_columns(path, file, columns))
     except UNREADABLE_TABLE as error:
         raise _unreadable(path, error) from error
 

@@ -54,6 +54,19 @@ def check_names(path: Path, schema: pa.Schema, required: Sequence[str], optional
             raise InputError(f"{path}: column {name} is there {schema.names.count(name)} times; keep one of them")
 
 
+def num_rows(file: pq.ParquetFile) -> int:
+    """Rows of a table.
+
+    Raises:
+        ValueError: the file's head and its row groups disagree; a reader of the one would lose what the other has.
+    """
+    stated, metadata = file.metadata.num_rows, file.metadata
+    held = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    if stated != held:
+        raise ValueError(f"it says that it has {stated} rows, its row groups have {held}")
+    return int(stated)
+
+
 def unused_columns(path: Path, file: pq.ParquetFile, used: Sequence[str]) -> tuple[str, ...]:
     """The columns that nothing reads, of which none is known to carry what the texts and images lack.
 

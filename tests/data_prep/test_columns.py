@@ -82,6 +82,18 @@ def test_columns_that_cannot_be_read_or_would_be_lost_are_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_rows_that_the_head_of_a_table_hides_are_not_lost(dataset: Path, tmp_path: Path) -> None:
+    path = dataset / TABLE
+    content = path.read_bytes()
+    # num_rows in the footer (thrift field 3, a zigzag varint): 10 becomes 2, the row groups still have 4 + 4 + 2.
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    place = content.index(b"\x16\x14\x19", footer) + 1
+    path.write_bytes(content[:place] + b"\x04" + content[place + 1 :])
+    assert pq.ParquetFile(path).metadata.num_rows == 2
+    with pytest.raises(InputError, match="it says that it has 2 rows, its row groups have 10"):
+        convert(dataset, dataset, tmp_path / "o", ["A"])
+
+
 def test_a_column_that_is_there_twice_is_refused(dataset: Path, tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS)
     pq.write_table(table.append_column("qry", table.column("pos_text")), dataset / TABLE)

@@ -17,6 +17,7 @@ from vlm2vec.files import committed
 from vlm2vec.images import MAX_IMAGE_PIXELS
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import INDEX_SCHEMA, NEGATIVE, READING_COLUMNS, SIDES
+from vlm2vec.tables import UNREADABLE_TABLE, num_rows
 
 Columns = Mapping[str, npt.NDArray[Any]]
 IndexRow = tuple[int | bool, ...]  # in the order of INDEX_SCHEMA
@@ -74,11 +75,11 @@ def parse_index(
         with pq.ParquetFile(pa.BufferReader(content)) as file:
             if not file.schema_arrow.equals(INDEX_SCHEMA):
                 raise InputError(f"{path}: not this version's index columns; convert again")
-            num_rows = file.metadata.num_rows  # before anything of that size is allocated
-            if num_rows != num_samples:
-                raise InputError(f"{path}: {num_rows} samples, the manifest says {num_samples}; convert again")
+            found = num_rows(file)  # before anything of that size is allocated
+            if found != num_samples:
+                raise InputError(f"{path}: {found} samples, the manifest says {num_samples}; convert again")
             table = file.read(list(names), use_threads=False)
-    except (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError) as error:
+    except UNREADABLE_TABLE as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot read the shard's index ({reason}); convert again") from error
     return {name: np.asarray(table.column(name).to_numpy()) for name in names}

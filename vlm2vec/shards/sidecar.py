@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import Count, parsed, read_json
-from vlm2vec.shards.manifest import ShardRecord, fingerprint_of, write_json
+from vlm2vec.shards.manifest import ShardRecord, fingerprint_of, json_bytes, write_json
 
 UNUSABLE_IMAGES, UNUSABLE_ROWS = "unusable_images", "unusable_rows"
 FINGERPRINT = "fingerprint"
@@ -61,8 +61,9 @@ class Sidecar:
             InputError: it cannot be read, is not one of this version, or has changed since it was written.
         """
         content = read_json(path)
+        whole = json_bytes(content) == path.read_bytes()
         fingerprint = content.pop(FINGERPRINT, None)
-        if fingerprint_of(content) != fingerprint:
+        if not whole or fingerprint_of(content) != fingerprint:
             raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged")
         left_out = {name: content.pop(name, None) for name in (UNUSABLE_IMAGES, UNUSABLE_ROWS)}
         return parsed(_SIDECAR, json.dumps({"record": content, **left_out}).encode(), str(path))
