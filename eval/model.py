@@ -15,10 +15,10 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from eval.arguments import SETTINGS, ModelArguments
+from vlm2vec.adapter_files import ADAPTER_CONFIG, is_adapter_folder, read_base_name
 from vlm2vec.encoder import VLM2Vec, load_processor
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import read_json
-from vlm2vec.lora import ADAPTER_CONFIG, read_base_name
 from vlm2vec.model_settings import ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import resolve_folder
@@ -45,7 +45,7 @@ def resolve_model(arguments: ModelArguments) -> ModelFolders:
     base = resolve_folder(arguments.model_name)
     if arguments.checkpoint_path is not None:
         return ModelFolders(base, _adapter(resolve_folder(arguments.checkpoint_path), "checkpoint_path"))
-    if arguments.lora or (base / ADAPTER_CONFIG).is_file():
+    if is_adapter_folder(base) or arguments.lora:
         adapter = _adapter(base, "model_name")
         return ModelFolders(resolve_folder(read_base_name(read_json(adapter / ADAPTER_CONFIG), adapter)), adapter)
     return ModelFolders(base, None)

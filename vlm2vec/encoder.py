@@ -18,14 +18,22 @@ from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 
+from vlm2vec.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    is_adapter_folder,
+    read_base_name,
+    write_adapter_config,
+    write_adapter_weights,
+)
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
 from vlm2vec.items import EncodeItem, Picture, in_order, make_items, plan_batches
 from vlm2vec.json_files import read_json
-from vlm2vec.lora import ADAPTER_CONFIG, LoraSettings, add_adapter, load_adapter, read_base_name
+from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
 from vlm2vec.model_settings import DEFAULT_MAX_LEN, SETTINGS_FILE, STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
-from vlm2vec.phi3_v.checkpoint import resolve_folder
+from vlm2vec.phi3_v.checkpoint import has_weights, remove_weights, resolve_folder
 from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
 
 # Padded tokens of a batch of `encode`: about 20 pictures of 4 crops on an accelerator.
@@ -100,7 +108,7 @@ class VLM2Vec(nn.Module):
             InputError: the files do not fit together; see `Phi3VModel.from_pretrained` and `load_adapter`.
         """
         folder = resolve_folder(path)
-        if adapter is None and (folder / ADAPTER_CONFIG).is_file():
+        if adapter is None and is_adapter_folder(folder):
             adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
             folder = resolve_folder(path)
         adapter_folder = resolve_folder(adapter) if adapter is not None else None
@@ -166,12 +174,22 @@ class VLM2Vec(nn.Module):
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
-            dummy_image=dummy_image,
+            dummy_image=dummy_image or self._trains_images_alone(),
             rope_by_row=not strict_original,
         )
         last = attention_mask.sum(dim=1) - 1
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def _trains_images_alone(self) -> bool:
+        """Whether texts would have no gradient path: what is trained is in the vision tower or the projection."""
+        model = self.base.model
+        parts = (model.embed_tokens, model.layers, model.norm)
+        return (
+            torch.is_grad_enabled()
+            and not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+            and any(parameter.requires_grad for parameter in model.vision_embed_tokens.parameters())
+        )
 
     def encode(
         self,
@@ -271,11 +289,14 @@ class VLM2Vec(nn.Module):
     def add_lora(self, settings: LoraSettings | None = None) -> None:
         """Puts a fresh adapter on the backbone; only the adapter is trainable afterwards.
 
+        Layers that are frozen (`freeze`) get none.
+
         Args:
             settings: None: the original's.
 
         Raises:
-            InputError: a target that matches no layer, a value out of range, or an adapter is there already.
+            InputError: a target that matches no layer, or frozen ones alone, a value out of range, or an adapter is
+                there already.
         """
         if isinstance(self.backbone, PeftModel):
             raise InputError("the model has an adapter already; merge it first (merge_lora)")
@@ -287,7 +308,13 @@ class VLM2Vec(nn.Module):
             self.backbone = self.backbone.merge_and_unload()
 
     def freeze(self, vision_tower: bool = False, projector: bool = False) -> None:
-        """Stops training parts of the model, their adapters included: CLIP, or projection and separators."""
+        """Stops training parts of the model: CLIP, or projection and separators. `add_lora` then leaves them out.
+
+        Raises:
+            InputError: there is an adapter already, whose part there would be saved without being trained.
+        """
+        if isinstance(self.backbone, PeftModel) and (vision_tower or projector):
+            raise InputError("freeze parts of the model before an adapter is put on it: frozen parts get none")
         images = self.base.model.vision_embed_tokens
         if vision_tower:
             images.img_processor.requires_grad_(False)
@@ -303,24 +330,48 @@ class VLM2Vec(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` reads: the whole model, or an adapter that names its base.
 
-        Files appear under their final names only when all of them are complete.
+        Files appear under their final names only when all of them are complete. They replace those of a former save,
+        whose weights are removed, more or fewer shards of them too.
+
+        Raises:
+            InputError: the folder holds the other kind: a whole model where an adapter is saved, or an adapter where a
+                whole model is.
         """
         folder = Path(folder)
+        self._refuse_other_kind(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            self.backbone.save_pretrained(temporary)
-            self.processor.save_pretrained(temporary)
-            self.settings.write(Path(temporary))
+            if isinstance(self.backbone, PeftModel):
+                write_adapter_weights(self.backbone, Path(temporary))
+            else:
+                self.backbone.save_pretrained(temporary)
+            self.save_configuration(temporary)
             apply_umask(Path(temporary))
+            self._remove_former_weights(folder)
             for file in sorted(Path(temporary).iterdir()):
                 os.replace(file, folder / file.name)
+
+    def _refuse_other_kind(self, folder: Path) -> None:
+        if isinstance(self.backbone, PeftModel):
+            if has_weights(folder):
+                raise InputError(f"{folder}: holds a whole model; save the adapter into a folder of its own")
+        elif (folder / ADAPTER_CONFIG).is_file():
+            raise InputError(f"{folder}: holds an adapter; save the whole model into a folder of its own")
+
+    def _remove_former_weights(self, folder: Path) -> None:
+        """Old weights beside new ones could be the ones that are read."""
+        if isinstance(self.backbone, PeftModel):
+            for name in ADAPTER_WEIGHTS:
+                (folder / name).unlink(missing_ok=True)
+        else:
+            remove_weights(folder)
 
     def save_configuration(self, folder: str | Path) -> None:
         """Writes what `save_pretrained` writes but the weights; a checkpoint's weights complete it (export)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.backbone, PeftModel):
-            self.backbone.peft_config["default"].save_pretrained(str(folder))
+            write_adapter_config(self.backbone, folder)
         else:
             self.backbone.config.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
+from vlm2vec.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_shapes, check_adapter, read_adapter_config
 from vlm2vec.adapter_schema import check_adapter_config
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VModel
@@ -19,10 +19,6 @@ from vlm2vec.phi3_v.checkpoint import tensor_shapes
 
 # The language model's linears and the attention of the vision tower: the original's `--lora_target_modules`.
 DEFAULT_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj")
-ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# CLIP's last layer is never run: an adapter there would be saved without ever having been trained.
-_UNUSED_LAYER = r".*\.vision_model\.encoder\.layers\.{last}\..*"
 # Both draw A at random and set B to zero: normal with standard deviation 1 / r, or PEFT's own uniform default.
 _INITS: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
 
@@ -37,7 +33,8 @@ class LoraSettings:
         r: rank.
         alpha: the update is scaled by alpha / r.
         dropout: on the adapter's input.
-        target_modules: names of the linear layers to adapt; each must occur.
+        target_modules: linear layers to adapt, by the last part of their names or the last two: "o_proj",
+            "img_projection.0"; each must occur.
         use_dora: learn the weights' magnitudes too.
         init: "gaussian" or "kaiming", how A is drawn.
         seed: decides the initial adapter, so that every rank starts from the same one.
@@ -55,24 +52,65 @@ class LoraSettings:
 def add_adapter(backbone: Phi3VModel, settings: LoraSettings) -> PeftModel:
     """Wraps the backbone with a fresh adapter, in float32 whatever the backbone's dtype; the rest is frozen.
 
+    Layers that are frozen when this is called get no adapter: it would be saved without ever having been trained, and
+    a checkpoint, which leaves out what is frozen, would lack it.
+
     Raises:
-        InputError: a target that matches no linear layer, or a value out of range.
+        InputError: a target that matches no linear layer or frozen ones alone, or a value out of range.
     """
-    _check_settings(backbone, settings)
+    _check_settings(settings)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
-        exclude_modules=_UNUSED_LAYER.format(last=backbone.config.vision_config.num_hidden_layers - 1),
+        target_modules=trainable_targets(backbone, settings.target_modules),
         use_dora=settings.use_dora,
         init_lora_weights=_INITS[settings.init],
     )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        adapted = get_peft_model(backbone, config)
-    backbone.freeze_unused()
-    return adapted
+        return get_peft_model(backbone, config)
+
+
+def trainable_targets(backbone: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The layers to adapt as every version of PEFT understands them, without those that are frozen.
+
+    A target of whose layers none is frozen stays as it is. Otherwise the others stand there by their full names: PEFT's
+    `exclude_modules` is younger than adapters that must be read, and a pattern with an embedding's name in it makes
+    PEFT save embeddings.
+
+    Raises:
+        InputError: a target that matches no linear layer, something else too, or frozen ones alone.
+    """
+    modules = dict(backbone.named_modules())
+    found: list[str] = []
+    unknown: list[str] = []
+    for target in dict.fromkeys(targets):
+        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        linears = [name for name in matches if isinstance(modules[name], nn.Linear)]
+        trainable = [name for name in linears if modules[name].weight.requires_grad]
+        if not linears or target.count(".") > 1:
+            unknown.append(target)
+        elif len(linears) < len(matches):
+            other = next(name for name in matches if name not in linears)
+            raise InputError(
+                f"lora_target_modules: {target} names {other} too, which is no linear layer; give more of the name, "
+                f"such as {'.'.join(linears[0].split('.')[-2:])}"
+            )
+        else:
+            found += [target] if len(trainable) == len(matches) else trainable
+    if unknown or not targets:
+        names = sorted({name.rsplit(".", 1)[-1] for name, each in modules.items() if isinstance(each, nn.Linear)})
+        raise InputError(
+            f"lora_target_modules: {', '.join(unknown) or 'none given'}: no such linear layer; the model has "
+            f"{', '.join(names)}"
+        )
+    if not found:
+        raise InputError(
+            f"lora_target_modules: all layers named {', '.join(targets)} are frozen or never run, so that nothing "
+            "would be trained; name other layers, or do not freeze theirs"
+        )
+    return found
 
 
 def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) -> PeftModel:
@@ -82,24 +120,19 @@ def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) ->
         InputError: unreadable, or not every tensor of the file has its place and every place its tensor (PEFT only
             warns and then runs with half of an adapter).
     """
-    file = next((folder / name for name in _ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+    file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise InputError(f"{folder}: no adapter weights ({' or '.join(_ADAPTER_WEIGHTS)})")
+        raise InputError(f"{folder}: no adapter weights ({' or '.join(ADAPTER_WEIGHTS)})")
     found = tensor_shapes(file)
     check_adapter_config(folder / ADAPTER_CONFIG, found)
+    config = read_adapter_config(folder)
+    config.inference_mode = not trainable
+    config.base_model_name_or_path = None  # PEFT warns where the base was loaded by another name
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = not trainable
         adapted = get_peft_model(backbone, config)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
-    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if odd:
-        raise InputError(
-            f"{file}: the adapter does not fit the model: {len(odd)} of {len(expected)} tensors differ, first {odd[0]} "
-            f"(file {found.get(odd[0])}, model {expected.get(odd[0])})"
-        )
+    check_adapter(file, found, adapter_shapes(adapted))
     set_peft_model_state_dict(adapted, _load_tensors(file))
     backbone.freeze_unused()
     return adapted
@@ -112,28 +145,8 @@ def _load_tensors(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _check_settings(backbone: Phi3VModel, settings: LoraSettings) -> None:
-    linears = {name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
-    unknown = sorted(set(settings.target_modules) - linears)
-    if unknown or not settings.target_modules:
-        raise InputError(
-            f"lora_target_modules: {', '.join(unknown) or 'none given'}: no such linear layer; the model has "
-            f"{', '.join(sorted(linears))}"
-        )
+def _check_settings(settings: LoraSettings) -> None:
     if settings.r < 1 or not 0 <= settings.dropout < 1 or settings.alpha <= 0:
         raise InputError(f"LoRA needs r >= 1, alpha > 0 and 0 <= dropout < 1, not {settings}")
     if settings.init not in _INITS:
         raise InputError(f"unknown LoRA init {settings.init!r}; expected one of {', '.join(_INITS)}")
-
-
-def read_base_name(config: dict[str, Any], folder: Path) -> str:
-    """Where the adapter's base weights are: as written, or beside the adapter.
-
-    Raises:
-        InputError: adapter_config.json does not say.
-    """
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model; pass the base as path and this as adapter")
-    beside = folder / str(base)
-    return str(beside) if not Path(base).is_dir() and beside.is_dir() else str(base)

@@ -106,7 +106,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
         return nothing_left(point)
     check_output_folder(output_dir)
     announce(heartbeat, f"loading {arguments.model.model_name}")
-    encoder = build_encoder(arguments)
+    encoder = on_every_rank(lambda: build_encoder(arguments))
     flops = model_flops(arguments, encoder, device)  # before an engine changes how torch's layers run
     is_elastic = point is not None and point.is_elastic
     announce(heartbeat, "building the engine")

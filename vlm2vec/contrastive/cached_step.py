@@ -287,6 +287,11 @@ class CachedStep(GradCache):
 
     def _backward(self, representations: Tensor, gradient: Tensor | None) -> None:
         """One surrogate backward; None is a padding chunk's gradient: zero, but through the whole graph."""
+        if not representations.requires_grad:  # DeepSpeed would call this "loss must be a scalar tensor"
+            raise ValueError(
+                "the encoder's representations of a chunk do not depend on any trainable parameter; the encoder must "
+                "run its trainable parts on every chunk, with weight zero where their result is not needed"
+            )
         # The engine averages gradients over the ranks; each rank holds its share of a sum.
         if gradient is None:
             surrogate = representations.sum() * 0.0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from vlm2vec.adapter_files import ADAPTER_CONFIG
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel, carry_code_references, find_base, require_base
 from vlm2vec.export.card import write_card
@@ -26,7 +27,6 @@ from vlm2vec.export.shards import parse_size, write_file, write_shards
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
 from vlm2vec.json_files import read_json
-from vlm2vec.lora import ADAPTER_CONFIG
 from vlm2vec.model_settings import SETTINGS_FILE, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,7 @@ UNUSED = frozenset({"lm_head.weight", EMBEDDINGS_ALIAS})
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = tuple(name + ".index.json" for name in _WHOLE)
+_WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
 class _WeightIndex(StrictModel):
@@ -74,6 +76,18 @@ def _refuse_training_output(folder: Path) -> None:
     else:
         return
     raise InputError(f"{folder}: of a training run, not a model; export it first: python -m vlm2vec.export {run} OUT")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds the weights of a whole model, complete or not."""
+    return any((folder / name).is_file() for name in _WHOLE + _INDEX)
+
+
+def remove_weights(folder: Path) -> None:
+    """Removes the weights of a whole model: every file whose name is that of one, its shards and their index."""
+    for file in folder.iterdir():
+        if _WEIGHT_FILE.fullmatch(file.name):
+            file.unlink()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ embedding cannot see is not computed: no `lm_head`, no zero crops, no last CLIP 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ class Phi3VModel(Phi3PreTrainedModel):
         if info["missing_keys"]:  # would be random numbers
             raise InputError(f"{folder}: tensors were not loaded: {sorted(info['missing_keys'])[:3]}")
         model.freeze_unused()  # loading put new parameters in the place of the frozen ones
-        model.config.name_or_path = model.name_or_path = str(path)
+        # An adapter names its base by this: a folder must be found from everywhere.
+        name = os.path.abspath(path) if Path(path).is_dir() else str(path)
+        model.config.name_or_path = model.name_or_path = name
         result: Phi3VModel = model
         return result
 

@@ -55,7 +55,8 @@ class ModelArguments:
     lora_use_dora: bool = option(True, "Weight-decomposed LoRA (DoRA), as the original trains.")
     lora_target_modules: str = option(
         "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,v_proj",
-        "Linear layers with an adapter, by the last part of their name, separated by commas.",
+        "Linear layers with an adapter, by the last part of their name or the last two (img_projection.0), separated "
+        "by commas. Layers that are frozen or never run get none.",
     )
 
     def __post_init__(self) -> None:
@@ -233,9 +234,12 @@ def _check(arguments: RunArguments) -> None:
         ),
         (
             model.lora and model.freeze_projector,
-            "--freeze_projector: no effect with --lora, which trains adapters only and has none there",
+            "--freeze_projector: no effect with --lora, which trains adapters only; --lora_target_modules says where",
         ),
         (not model.lora and bool(lora_options), f"{', '.join(lora_options)}: no effect without --lora"),
+        (model.lora_r < 1, f"--lora_r {model.lora_r}: must be at least 1"),
+        (model.lora_alpha <= 0, f"--lora_alpha {model.lora_alpha}: must be positive"),
+        (not 0 <= model.lora_dropout < 1, f"--lora_dropout {model.lora_dropout}: must be at least 0 and below 1"),
         (training.temperature <= 0, f"--temperature {training.temperature}: must be positive"),
         (
             training.temperature_learning_rate != 1e-3 and not training.learn_temperature,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from peft import PeftModel
 from torch import Tensor
 
 from vlm2vec import __version__
@@ -51,7 +52,11 @@ def with_model_settings(arguments: RunArguments) -> tuple[RunArguments, list[str
 
 
 def build_encoder(arguments: RunArguments) -> VLM2Vec:
-    """The encoder that the arguments ask for, the same on every rank."""
+    """The encoder that the arguments ask for, the same on every rank.
+
+    Raises:
+        InputError: The model cannot be loaded, is an adapter, or nothing of it would be trained.
+    """
     model = arguments.model
     transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
     # Full fine-tuning loads float32, so that ZeRO's master weights are not rounded first.
@@ -66,24 +71,37 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
             attn_implementation=model.attn_implementation,
             normalize=model.normalize,
         )
+    if isinstance(encoder.backbone, PeftModel):
+        raise InputError(
+            f"--model_name {model.model_name}: is an adapter, and training starts from a whole model: merge it first "
+            "(VLM2Vec.from_pretrained, merge_lora, save_pretrained; of a run of this program: python -m vlm2vec.export "
+            "with --merge_lora)"
+        )
     return prepare_encoder(encoder, arguments, model.gradient_checkpointing)
 
 
 def prepare_encoder(encoder: VLM2Vec, arguments: RunArguments, gradient_checkpointing: bool) -> VLM2Vec:
-    """Adapter, frozen parts, gradient checkpointing: makes an encoder the one that is trained."""
+    """Frozen parts, adapter, gradient checkpointing: makes an encoder the one that is trained.
+
+    Raises:
+        InputError: No adapter can be made as the arguments ask for, see `VLM2Vec.add_lora`.
+    """
     model = arguments.model
-    if model.lora:
-        encoder.add_lora(
-            LoraSettings(
-                r=model.lora_r,
-                alpha=model.lora_alpha,
-                dropout=model.lora_dropout,
-                target_modules=tuple(model.lora_target_modules.split(",")),
-                use_dora=model.lora_use_dora,
-                seed=arguments.training.seed,
-            )
-        )
     encoder.freeze(vision_tower=model.freeze_vision_tower, projector=model.freeze_projector)
+    if model.lora:
+        settings = LoraSettings(
+            r=model.lora_r,
+            alpha=model.lora_alpha,
+            dropout=model.lora_dropout,
+            target_modules=[name.strip() for name in model.lora_target_modules.split(",") if name.strip()],
+            use_dora=model.lora_use_dora,
+            seed=arguments.training.seed,
+        )
+        try:
+            encoder.add_lora(settings)
+        except InputError as error:
+            frozen = ", --freeze_vision_tower" if model.freeze_vision_tower else ""
+            raise InputError(f"--lora{frozen}: {error}") from error
     if gradient_checkpointing:
         encoder.gradient_checkpointing_enable()
     return encoder.train()

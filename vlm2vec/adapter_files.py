@@ -1,0 +1,144 @@
+"""The files of an adapter: its configuration, as old versions of PEFT read it too, and what its weights must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from vlm2vec.errors import InputError
+from vlm2vec.json_files import write_json
+from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.phi3_v.checkpoint import Shape, has_weights
+
+ADAPTER_CONFIG = "adapter_config.json"
+# The first is what is written.
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# What PEFT 0.11.1 knows, which the original pins; it refuses a file with any other key.
+# https://github.com/huggingface/peft/blob/v0.11.1/src/peft/tuners/lora/config.py
+PEFT_0_11_KEYS = frozenset(
+    {
+        *("peft_type", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode"),
+        *("r", "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora"),
+        *("modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+        *("alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "use_dora", "layer_replication"),
+    }
+)
+
+
+def write_adapter_config(adapted: PeftModel, folder: Path) -> None:
+    """Writes adapter_config.json, which names the base model: a folder by its absolute path, or a repository.
+
+    A key that PEFT 0.11.1 does not know is left out where it has its default. The same configuration gives the same
+    bytes, whatever the order of a set.
+
+    Args:
+        adapted: The model with the adapter.
+        folder: Where to.
+    """
+    config = adapted.peft_config["default"]
+    defaults = type(config)().to_dict()
+    content = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+        if name in PEFT_0_11_KEYS or (value != defaults.get(name) and name != "peft_version")
+    }
+    content |= {"inference_mode": True, "base_model_name_or_path": adapted.get_base_model().name_or_path}
+    write_json(folder / ADAPTER_CONFIG, dict(sorted(content.items())))
+
+
+def write_adapter_weights(adapted: PeftModel, folder: Path) -> None:
+    """Writes the adapter's weights; PEFT's own save would put a model card in the place of the folder's README.md."""
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
+
+
+def read_adapter_config(folder: Path) -> LoraConfig:
+    """adapter_config.json as PEFT reads it.
+
+    Raises:
+        InputError: Missing, damaged, or of another kind of adapter.
+    """
+    file = folder / ADAPTER_CONFIG
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # PEFT passes on what its dataclasses and json raise
+        raise InputError(f"{file}: not a usable adapter ({' '.join(str(error).split())})") from error
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"{file}: not a usable adapter (its peft_type is {config.peft_type}; only LORA is supported)")
+    return config
+
+
+def read_base_name(config: dict[str, Any], folder: Path) -> str:
+    """Where the adapter's base weights are: as written, or beside the adapter.
+
+    Raises:
+        InputError: adapter_config.json does not say, or names a path where nothing is.
+    """
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model; pass the base as path and this as adapter")
+    beside = folder / str(base)
+    if not Path(base).is_dir() and beside.is_dir():
+        return str(beside)
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG}: its base model {base} is not there; pass the base as path and this as adapter"
+        )
+    return str(base)
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model.
+
+    Raises:
+        InputError: It holds both, so that nobody can tell which one is meant.
+    """
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if is_adapter and has_weights(folder):
+        raise InputError(
+            f"{folder}: holds an adapter and a whole model; for the adapter, pass its base as path and this folder as "
+            f"adapter; for the model, move {ADAPTER_CONFIG} and the adapter's weights away"
+        )
+    return is_adapter
+
+
+def adapter_shapes(adapted: PeftModel) -> dict[str, Shape]:
+    """Names and shapes that an adapter's weight file must have for this model."""
+    # Embeddings are never adapted; PEFT would ask the Hugging Face hub for the base's vocabulary to find out.
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def empty_adapter(config: Phi3VConfig, folder: Path) -> PeftModel:
+    """A base model with the folder's adapter on it, without numbers: which layers are adapted, and how.
+
+    Raises:
+        InputError: See `read_adapter_config`; or the adapter has no place in this base.
+    """
+    settings = read_adapter_config(folder)
+    settings.base_model_name_or_path = None  # this one has no name, and PEFT would warn of the difference
+    try:
+        with torch.device("meta"):
+            return get_peft_model(Phi3VModel(config), settings)
+    except ValueError as error:
+        raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
+
+
+def check_adapter(file: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Compares an adapter's tensors with those that loading it expects.
+
+    Raises:
+        InputError: Names or shapes differ.
+    """
+    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if odd:
+        raise InputError(
+            f"{file}: the adapter does not fit the model: {len(odd)} of {len(expected)} tensors differ, first {odd[0]} "
+            f"(file {found.get(odd[0])}, model {expected.get(odd[0])})"
+        )
