@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests import golden
 from tests.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
+from vlm2vec.adapter_files import PEFT_0_11_KEYS
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
 
@@ -104,7 +105,7 @@ def test_defaults_are_the_originals(golden_model_dir: Path) -> None:
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_dora) == (16, 64, 0.1, True)
     assert config.init_lora_weights == "gaussian"
     reference = json.loads((ADAPTER / "adapter_config.json").read_text())
-    assert config.target_modules == set(reference["target_modules"])
+    assert {name.rsplit(".", 1)[-1] for name in config.target_modules} == set(reference["target_modules"])
     trainable = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     assert trainable
     assert all("lora_" in name for name in trainable)
@@ -183,6 +184,86 @@ def test_freezing(golden_model_dir: Path) -> None:
     trainable = {name for name, parameter in encoder.base.named_parameters() if parameter.requires_grad}
     assert not any("vision_embed_tokens" in name for name in trainable)
     adapted = load(golden_model_dir)
-    adapted.add_lora(LoraSettings(r=2))
     adapted.freeze(vision_tower=True)
-    assert not any(p.requires_grad for name, p in adapted.named_parameters() if "vision_model" in name)
+    adapted.add_lora(LoraSettings(r=2))
+    assert not any("vision_model" in name for name, _ in adapted.named_parameters() if "lora_" in name)
+    with pytest.raises(InputError, match="before an adapter"):
+        adapted.freeze(projector=True)
+    with pytest.raises(InputError, match="nothing would be trained"):
+        encoder.add_lora(LoraSettings(target_modules=["q_proj", "v_proj"]))
+
+
+def test_configuration_is_what_old_versions_of_peft_read(golden_model_dir: Path, tmp_path: Path) -> None:
+    encoder = load(golden_model_dir)
+    encoder.add_lora(LoraSettings(r=2))
+    encoder.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config.keys() == PEFT_0_11_KEYS
+    assert config["inference_mode"] is True
+    # PEFT 0.11.1's rule for a list: the whole name, or its end behind a dot.
+    names = [name for name, _ in load(golden_model_dir).base.named_modules()]
+    targets = config["target_modules"]
+    chosen = {name for name in names if name in targets or any(name.endswith(f".{each}") for each in targets)}
+    adapted = {name.removeprefix("base_model.model.") for name in saved_layers(tmp_path)}
+    assert chosen == adapted
+    assert not any(".encoder.layers.2." in name for name in adapted)
+
+
+def saved_layers(folder: Path) -> set[str]:
+    return {name.split(".lora_")[0] for name in load_file(folder / "adapter_model.safetensors")}
+
+
+def test_a_relative_base_is_found_from_everywhere(
+    golden_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(golden_model_dir.parent)
+    encoder = VLM2Vec.from_pretrained(golden_model_dir.name, num_crops=1)
+    encoder.add_lora(LoraSettings(r=2))
+    monkeypatch.chdir(tmp_path)
+    encoder.save_pretrained("adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(golden_model_dir)
+    VLM2Vec.from_pretrained("adapter")
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"gone is not there; pass the base as path"):
+        VLM2Vec.from_pretrained("adapter")
+
+
+def test_kinds_are_not_mixed_in_a_folder(golden_model_dir: Path, tmp_path: Path) -> None:
+    encoder = load(golden_model_dir)
+    (tmp_path / "whole").mkdir()
+    for name in ("pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / "whole" / name).write_text("of a former save")
+    (tmp_path / "whole" / "README.md").write_text("mine")
+    encoder.save_pretrained(tmp_path / "whole")
+    left = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {"model.safetensors", "README.md"} <= left
+    assert not {"pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json"} & left
+    encoder.add_lora(LoraSettings(r=2))
+    with pytest.raises(InputError, match="holds a whole model"):
+        encoder.save_pretrained(tmp_path / "whole")
+    for _ in range(2):  # the same kind is replaced
+        encoder.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="holds an adapter"):
+        load(golden_model_dir).save_pretrained(tmp_path / "adapter")
+    shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path / "adapter")
+    with pytest.raises(InputError, match="holds an adapter and a whole model"):
+        load(tmp_path / "adapter")
+
+
+def test_texts_have_a_gradient_path_where_images_alone_are_trained(golden_model_dir: Path) -> None:
+    encoder = load(golden_model_dir)
+    encoder.add_lora(LoraSettings(r=2, target_modules=["q_proj", "v_proj"]))
+    ids = torch.tensor([[1, 2, 3]])
+    encoder(ids, torch.ones_like(ids)).sum().backward()
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
+
+
+def test_a_target_that_names_more_than_linear_layers(golden_model_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"0 names .* such as img_projection\.0"):
+        load(golden_model_dir).add_lora(LoraSettings(target_modules=["0"]))
+    encoder = load(golden_model_dir)
+    encoder.add_lora(LoraSettings(r=2, target_modules=["img_projection.0", "o_proj"]))
+    assert any("img_projection.0.lora_A" in name for name, _ in encoder.named_parameters())

@@ -16,8 +16,10 @@ from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
 from vlm2vec.phi3_v.checkpoint import Shape, has_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
-# The first is what is written.
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WRITTEN_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = (WRITTEN_WEIGHTS, "adapter_model.bin")
+# Folder with the base's config.json in a checkpoint: an export compares the adapter with it, base at hand or not.
+BASE_CONFIG = "base"
 # What PEFT 0.11.1 knows, which the original pins; it refuses a file with any other key.
 # https://github.com/huggingface/peft/blob/v0.11.1/src/peft/tuners/lora/config.py
 PEFT_0_11_KEYS = frozenset(
@@ -55,7 +57,7 @@ def write_adapter_weights(adapted: PeftModel, folder: Path) -> None:
     """Writes the adapter's weights; PEFT's own save would put a model card in the place of the folder's README.md."""
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
+    save_file(tensors, folder / WRITTEN_WEIGHTS, metadata={"format": "pt"})
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:

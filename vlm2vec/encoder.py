@@ -21,6 +21,7 @@ from tqdm import tqdm
 from vlm2vec.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    BASE_CONFIG,
     is_adapter_folder,
     read_base_name,
     write_adapter_config,
@@ -366,12 +367,19 @@ class VLM2Vec(nn.Module):
         else:
             remove_weights(folder)
 
-    def save_configuration(self, folder: str | Path) -> None:
-        """Writes what `save_pretrained` writes but the weights; a checkpoint's weights complete it (export)."""
+    def save_configuration(self, folder: str | Path, with_base: bool = False) -> None:
+        """Writes what `save_pretrained` writes but the weights; a checkpoint's weights complete it (export).
+
+        Args:
+            folder: where to.
+            with_base: beside an adapter, write its base's configuration into a folder of its own, for an export.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.backbone, PeftModel):
             write_adapter_config(self.backbone, folder)
+            if with_base:
+                self.base.config.save_pretrained(str(folder / BASE_CONFIG))
         else:
             self.backbone.config.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)

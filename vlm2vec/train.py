@@ -135,7 +135,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     batches = TrainingBatches(source, num_workers, pin_memory=device.type != "cpu")
     checkpoints = Checkpoints(
         output_dir,
-        encoder.save_configuration,
+        lambda folder: encoder.save_configuration(folder, with_base=True),
         lambda step: run_record(step, arguments, engine, shards, order, temperature, bad_samples, sizes.keep_graphs),
         exclude_frozen=arguments.model.lora,
         total_limit=training.save_total_limit,

@@ -40,7 +40,7 @@ def train_and_save(arguments: RunArguments) -> None:
         engine.step()
     Checkpoints(
         folder,
-        encoder.save_configuration,
+        lambda path: encoder.save_configuration(path, with_base=True),
         lambda step: RunRecord(
             step, dist.get_world_size(), engine.zero_optimization_stage(), arguments.as_dict(), {}, {}
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from vlm2vec.adapter_files import ADAPTER_CONFIG
+from vlm2vec.adapter_files import ADAPTER_CONFIG, BASE_CONFIG, adapter_shapes, check_adapter, empty_adapter
+from vlm2vec.adapter_files import WRITTEN_WEIGHTS as ADAPTER_WEIGHTS
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel, carry_code_references, find_base, require_base
 from vlm2vec.export.card import write_card
@@ -26,14 +26,13 @@ from vlm2vec.export.scores import read_scores
 from vlm2vec.export.shards import parse_size, write_file, write_shards
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
-from vlm2vec.json_files import read_json
+from vlm2vec.json_files import read_json, write_json
 from vlm2vec.model_settings import SETTINGS_FILE, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
 from vlm2vec.phi3_v.processor import PreprocessorSettings
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DEFAULT_SHARD_SIZE = "5GB"
 
 
@@ -80,11 +79,13 @@ def export(
         weights = {name.removeprefix(BACKBONE): each for name, each in zero_weights(checkpoint / ENGINE_TAG).items()}
         if record.arguments["lora"] and not merge_lora:
             exported = _write_adapter(weights, folder, base, base_model)
+            shutil.rmtree(folder / BASE_CONFIG, ignore_errors=True)
         else:
             if merge_lora:
                 base = require_base(base, recorded_base)
                 weights = merged_weights(base.weights, weights, base.config, folder)
                 (folder / ADAPTER_CONFIG).unlink()
+                shutil.rmtree(folder / BASE_CONFIG, ignore_errors=True)
                 base.config.save_pretrained(folder)
             dtype = dtype or (torch.bfloat16 if record.arguments["bf16"] else torch.float32)
             exported = _write_model(checkpoint, weights, folder, base, dtype, size)
@@ -135,11 +136,17 @@ def _write_adapter(
     weights: Mapping[str, LazyTensor], folder: Path, base: BaseModel | None, base_model: str | None
 ) -> Exported:
     tensors = {_name_in_adapter_file(name): tensor for name, tensor in weights.items()}
+    file, settings = folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG)
+    own_config = folder / BASE_CONFIG  # absent from checkpoints of older versions
+    if not own_config.is_dir():
+        base = require_base(base, str(settings.get("base_model_name_or_path")))
+    config = load_config(own_config, {}) if own_config.is_dir() else base.config  # type: ignore[union-attr]
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    check_adapter(folder / ADAPTER_WEIGHTS, found, adapter_shapes(empty_adapter(config, folder)))
     write_file(tensors, folder / ADAPTER_WEIGHTS, torch.float32)
     if base_model is not None:
-        file = folder / ADAPTER_CONFIG
-        settings = read_json(file) | {"base_model_name_or_path": base_model}
-        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        name = os.path.abspath(base_model) if Path(base_model).is_dir() else base_model
+        write_json(file, settings | {"base_model_name_or_path": name})
     num_bytes = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
     return Exported(num_bytes, torch.float32, is_adapter=True, has_lm_head=False, base_at_hand=base is not None)
 

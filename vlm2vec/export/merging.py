@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from vlm2vec.adapter_files import empty_adapter
 from vlm2vec.errors import InputError
 from vlm2vec.export.lazy import LazyTensor
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.phi3_v import Phi3VConfig
 
 _BASE = "base_layer."
 _IN_PEFT = "base_model.model."
@@ -35,10 +35,7 @@ def merged_weights(
     Raises:
         InputError: Adapter and base do not fit together.
     """
-    settings = PeftConfig.from_pretrained(str(adapter_folder))
-    settings.base_model_name_or_path = None  # the skeleton has no name, and PEFT would warn of the difference
-    with torch.device("meta"):  # layers without their numbers: which are adapted, and how
-        adapted = get_peft_model(Phi3VModel(config), settings)
+    adapted = empty_adapter(config, adapter_folder)
     weights, unused = dict(base), set(adapter)
     for name, layer in adapted.named_modules():
         if isinstance(layer, LoraLayer):
