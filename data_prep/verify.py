@@ -19,6 +19,7 @@ from data_prep.processes import available_cores, run_tasks
 from data_prep.shard_check import ShardCheck, broken_parts
 from vlm2vec.errors import run_program
 from vlm2vec.shards.manifest import Manifest, ShardRecord
+from vlm2vec.words import counted
 
 # Of each shard so many problems are told; one damaged place often shows in many.
 _TOLD_PER_SHARD = 5
@@ -89,8 +90,9 @@ def main() -> int:
     found = verify(arguments.shards, arguments.decode, arguments.num_workers)
     for line in found.problems:
         print(line)
-    verdict = f"{len(found.problems)} problems" if found.problems else "whole"
-    print(f"{arguments.shards}: {found.shards} shards, {found.samples} samples, {found.bytes / 1e6:.1f} MB: {verdict}")
+    verdict = counted(len(found.problems), "problem") if found.problems else "whole"
+    counts = f"{counted(found.shards, 'shard')}, {counted(found.samples, 'sample')}, {found.bytes / 1e6:.1f} MB"
+    print(f"{arguments.shards}: {counts}: {verdict}")
     return EXIT_INCOMPLETE if found.problems else 0
 
 

@@ -84,7 +84,7 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Runs a program's `main`; an `InputError` and Ctrl-C become one line on stderr.
+    """Runs a program's `main`; an `InputError`, a path that cannot be used and Ctrl-C become one line on stderr.
 
     Characters that the output's encoding lacks, in a name for example, are printed as `\\xe9` and do not end the run.
 
@@ -98,6 +98,10 @@ def run_program(main: Callable[[], int | None]) -> int:
         return main() or 0
     except (InputError, KeyboardInterrupt) as error:
         return report(error)
+    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+        if error.filename is None:
+            raise  # not about a path
+        return report(InputError(f"{os.fsdecode(error.filename)}: cannot be written or read ({error.strerror})"))
 
 
 def report(error: InputError | KeyboardInterrupt) -> int:

@@ -31,6 +31,7 @@ from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.data import fingerprints, order_remarks
 from vlm2vec.training.graph_memory import graphs_that_fit, largest_chunk
 from vlm2vec.training.record import RunRecord
+from vlm2vec.words import counted
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
 
@@ -260,7 +261,7 @@ def summary(
     total, trainable = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
     return (
         f"{num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, {trainable:,} "
-        f"trainable | {sum(order.sizes):,} pairs of {len(shards.subsets)} subsets | global batch "
+        f"trainable | {sum(order.sizes):,} pairs of {counted(len(shards.subsets), 'subset')} | global batch "
         f"{order.global_batch_size}, {order.steps_per_epoch} steps an epoch, {arguments.training.max_steps} steps"
         f"{order_remarks(order)}"
     )
