@@ -5,6 +5,7 @@ One process, or as many ranks as `deepspeed --module eval.mmeb` or `torchrun -m 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -55,7 +56,7 @@ class Setup:
 
     Attributes:
         store: the folder that it has filled.
-        folders, arguments, model: the model's files, settings and identity.
+        folders, options, model: the model's files, settings (values of `ModelArguments`) and identity.
         sources: by dataset, what its rows are and where they come from.
         benchmark: they belong to.
         num_items: distinct items over all of them.
@@ -66,7 +67,7 @@ class Setup:
 
     store: Path
     folders: ModelFolders
-    arguments: ModelArguments
+    options: Mapping[str, Any]
     model: Mapping[str, Any]
     sources: Mapping[str, Mapping[str, str]]
     benchmark: Benchmark | None
@@ -75,6 +76,11 @@ class Setup:
     warnings: tuple[str, ...]
     adds: bool
 
+    @property
+    def arguments(self) -> ModelArguments:
+        """The settings; the parser changes the class, so that its values travel by themselves."""
+        return ModelArguments(**self.options)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
@@ -82,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = device_of_rank()
     ranks = Ranks.join()
     try:
-        setup = ranks.on_first(lambda: prepare(model_arguments, data_arguments, device))
+        setup = ranks.on_first(lambda: prepare(model_arguments, data_arguments, device), Setup)
         store = EvalStore(setup.store)
         encode(ranks, setup, store, data_arguments, device)
         rank_datasets(ranks, setup, store, data_arguments.strict_original)
@@ -136,7 +142,7 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
     return Setup(
         store=store.folder,
         folders=folders,
-        arguments=model_arguments,
+        options=dataclasses.asdict(model_arguments),
         model=model,
         sources=sources,
         benchmark=data.benchmark,

@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
+from vlm2vec.rank_messages import gather_from_all, send_from_first
 from vlm2vec.ranks import is_launched, wait_for_port
 
 Result = TypeVar("Result")
@@ -50,23 +51,21 @@ class Ranks:
         if self.size > 1:
             dist.destroy_process_group()
 
-    def on_first(self, work: Callable[[], Result]) -> Result:
-        """Rank 0 does the work, all get its result.
+    def on_first(self, work: Callable[[], Result], kind: Any = Any) -> Result:
+        """Rank 0 does the work, all get its result: of type `kind`, or made of JSON's types (see `vlm2vec.rank_messages`).
 
         Raises:
             InputError: on rank 0 what the work raised; the other ranks leave with its exit code and no word.
         """
-        result: list[Result | None] = [None]
+        result: Result | None = None
         failure: InputError | None = None
         if self.rank == 0:
             try:
-                result[0] = work()
+                result = work()
             except InputError as error:
                 failure = error
         self.agree(failure)
-        if self.size > 1:
-            dist.broadcast_object_list(result)
-        return result[0]  # type: ignore[return-value]
+        return send_from_first(result, kind) if self.size > 1 else result  # type: ignore[return-value]
 
     def agree(self, failure: InputError | None) -> None:
         """All ranks go on, or none; waits for all of them.
@@ -74,10 +73,7 @@ class Ranks:
         Raises:
             InputError: on rank 0 the first rank's failure; the other ranks leave with its exit code and no word.
         """
-        failures = [str(failure) if failure else None]
-        if self.size > 1:
-            failures *= self.size
-            dist.all_gather_object(failures, str(failure) if failure else None)
+        failures = gather_from_all(str(failure) if failure else None, str | None)
         first = next((each for each in failures if each), None)
         if first is None:
             return

@@ -8,31 +8,35 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
+from vlm2vec.rank_messages import gather_from_all, send_from_first
 
 Value = TypeVar("Value")
 
 
-def from_first_rank(find: Callable[[], Value]) -> Value:
+def from_first_rank(find: Callable[[], Value], kind: Any = Any) -> Value:
     """Calls `find` on the first rank and gives its value to all; all ranks call it.
+
+    Args:
+        find: Finds the value.
+        kind: Its type, unless it is made of JSON's own types (see `vlm2vec.rank_messages`).
 
     Raises:
         InputError: On the first rank, if `find` raised it.
         SystemExit: On the others then, without a word: the first one says it.
     """
-    told: list[Any] = [None, False]
+    found: list[Value] = []
     error = None
     if dist.get_rank() == 0:
         try:
-            told[0] = find()
+            found = [find()]
         except InputError as raised:
-            error, told[1] = raised, True
-    dist.broadcast_object_list(told)
+            error = raised
+    found = send_from_first(found, list[kind])
     if error is not None:
         raise error
-    if told[1]:
+    if not found:
         raise SystemExit(EXIT_BAD_INPUT)
-    value: Value = told[0]
-    return value
+    return found[0]
 
 
 def on_every_rank(find: Callable[[], Value]) -> Value:
@@ -58,9 +62,7 @@ def refuse_together(problem: str | None) -> None:
         InputError: On the first rank.
         SystemExit: On the others.
     """
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    text = told(problems)
+    text = told(gather_from_all(problem, str | None))
     if text is None:
         return
     if dist.get_rank() == 0:

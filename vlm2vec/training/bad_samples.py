@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from vlm2vec.batches import TrainingBatches
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
+from vlm2vec.rank_messages import gather_from_all
 from vlm2vec.training.monitor import Monitor
 
 
@@ -54,10 +55,12 @@ class BadSamples:
             InputError: The run has met more bad samples than it may, or a rank found none it could name.
             SystemExit: The same, on all ranks but the first, so that the list is printed once.
         """
-        found: list[dict[tuple[str, int], str]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(found, batches.damage)
+        own = [(*place, reason) for place, reason in batches.damage.items()]
+        found = gather_from_all(own, list[tuple[str, int, str]])
         # Sorted over all ranks: which of them met a sample must not show.
-        new = dict(sorted((place, reason) for rank in found for place, reason in rank.items()))
+        new = {
+            (subset, position): reason for subset, position, reason in sorted(each for rank in found for each in rank)
+        }
         for reason in new.values():
             monitor.bad_sample(step, reason)
         self._reasons.update(new)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import publish, sync
+from vlm2vec.rank_messages import gather_from_all, send_from_first
 from vlm2vec.training.record import (
     CHECKPOINT_PREFIX,
     ENCODER_FOLDER,
@@ -144,13 +145,12 @@ class Checkpoints:
         dist.barrier()
         self._write_engine(engine, writer, temporary)
         writer.save(rank_state or {}, str(temporary / rank_file(dist.get_rank())))
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, writer.written)
-        outcome = [self._finish(step, temporary, final, everyone) if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(outcome)
-        if outcome[0] is not None:
+        everyone = gather_from_all(writer.written, _Written)
+        failure = self._finish(step, temporary, final, everyone) if dist.get_rank() == 0 else None
+        failure = send_from_first(failure, str | None)
+        if failure is not None:
             self.failed_in_a_row += 1
-            raise CheckpointError(f"{final} could not be written: {outcome[0]}")
+            raise CheckpointError(f"{final} could not be written: {failure}")
         self.last_step, self.failed_in_a_row = step, 0
         return final
 

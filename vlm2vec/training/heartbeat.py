@@ -28,6 +28,7 @@ from torch.distributed.distributed_c10d import Store
 
 from vlm2vec.batches import TrainingBatch
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, report
+from vlm2vec.rank_messages import gather_from_all
 from vlm2vec.training.stuck import EXIT_STUCK, GRACE_SECONDS, Mark, Verdict, Witness, Word
 
 _SECONDS_OF_A_TICK = 1.0
@@ -64,8 +65,7 @@ class Heartbeat:
         self._mark = Mark(0, 0, "starting", pause_limit)
         self._end: str | None = None
         self._is_bad_input = False
-        places: list[Any] = [None] * num_ranks
-        dist.all_gather_object(places, (socket.gethostname(), os.getpid()))
+        places = gather_from_all((socket.gethostname(), os.getpid()), tuple[str, int])
         first = Word(0, self._mark)
         names = [f"rank {rank} on {host} (process {pid})" for rank, (host, pid) in enumerate(places)]
         self._words = [first] * num_ranks

@@ -78,7 +78,7 @@ def agree_on_resume(
         remove_unfinished(Path(arguments.training.output_dir))
         return point
 
-    return from_first_rank(find)
+    return from_first_rank(find, ResumePoint | None)
 
 
 def resume_point(

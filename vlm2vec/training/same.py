@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import torch.distributed as dist
-
 import vlm2vec
+from vlm2vec.rank_messages import send_from_first
 from vlm2vec.training.agreement import refuse_together
 from vlm2vec.training.arguments import RunArguments
 from vlm2vec.training.build import RECORDED_PACKAGES
@@ -31,9 +30,7 @@ def compare_ranks(arguments: RunArguments) -> None:
         SystemExit: On the others.
     """
     own = facts(arguments)
-    first = [own]
-    dist.broadcast_object_list(first)
-    differing = differences(own, first[0])
+    differing = differences(own, send_from_first(own, dict[str, str]))
     refuse_together(f"on {socket.gethostname()} is not as on rank 0: {differing}" if differing else None)
 
 
