@@ -17,7 +17,7 @@ from vlm2vec.doctor import machine
 from vlm2vec.doctor.__main__ import main
 from vlm2vec.doctor.data import data_findings, read_speed
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
-from vlm2vec.doctor.nodes import node_findings, own_address
+from vlm2vec.doctor.nodes import node_findings, own_address, public_addresses
 from vlm2vec.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -242,3 +242,14 @@ def test_an_interface_settles_which_address_ranks_tell(monkeypatch: pytest.Monke
     assert own_address(1).status == OK
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     assert own_address(2).status == OK
+
+
+def test_public_addresses_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert list(public_addresses(["10.0.0.7", "127.0.0.1", "192.168.3.4", "fd00::1", "absent.invalid"])) == []
+    monkeypatch.setenv("MASTER_ADDR", "2606:4700::1111")
+    [found] = public_addresses(["10.0.0.7", "8.8.8.8"])
+    assert found.status == WARN
+    assert "2606:4700::1111 (2606:4700::1111), 8.8.8.8 (8.8.8.8)" in found.what
+    assert "10.0.0.7" not in found.what
+    assert "private network" in found.remedy

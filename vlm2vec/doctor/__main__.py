@@ -19,7 +19,7 @@ from rich.text import Text
 from vlm2vec.doctor.data import data_findings
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
 from vlm2vec.doctor.machine import asked_for_cpu, machine_findings
-from vlm2vec.doctor.nodes import node_findings
+from vlm2vec.doctor.nodes import node_findings, public_addresses
 from vlm2vec.errors import InputError, OneLineErrors, run_program
 
 # As launch/ starts them where there is no GPU.
@@ -37,6 +37,8 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
     yield from machine_findings(options.deepspeed, needed)
     if options.hostfile is not None:
         yield from node_findings(options.hostfile)
+    else:
+        yield from public_addresses([])
     if options.dataset_name is not None:
         yield from data_findings(options.dataset_name)
 

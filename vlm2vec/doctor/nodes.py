@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
@@ -32,7 +33,27 @@ def node_findings(path: Path) -> Iterator[Finding]:
         except InputError as error:
             place = str(error)  # ssh may know a way, and ranks look for the first node only
         yield _reach(node, place)
+    yield from public_addresses([node.host for node in nodes])
     yield own_address(len(nodes))
+
+
+def public_addresses(names: Sequence[str]) -> Iterator[Finding]:
+    """Warns of nodes, or a `MASTER_ADDR`, with an address of the internet: ranks trust whoever reaches their ports."""
+    given = os.environ.get("MASTER_ADDR")
+    public = []
+    for name in dict.fromkeys([*([given] if given else []), *names]):
+        try:
+            if ipaddress.ip_address(resolve(name).partition("%")[0]).is_global:
+                public.append(f"{name} ({resolve(name)})")
+        except (OSError, ValueError):
+            continue  # without an address, which is reported where ranks need it
+    if public:
+        yield Finding(
+            WARN,
+            f"public address: {', '.join(public[:4])}{', ...' if len(public) > 4 else ''}; ranks take whoever reaches "
+            "their ports for a rank",
+            "use addresses of a private network, or a firewall that lets only the nodes reach one another",
+        )
 
 
 def _reach(node: Node, place: str) -> Finding:

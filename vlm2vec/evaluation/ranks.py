@@ -52,7 +52,7 @@ class Ranks:
             dist.destroy_process_group()
 
     def on_first(self, work: Callable[[], Result], kind: Any = Any) -> Result:
-        """Rank 0 does the work, all get its result: of type `kind`, or made of JSON's types (see `vlm2vec.rank_messages`).
+        """Rank 0 does the work, all get its result: of type `kind`, or made of JSON's types (`vlm2vec.rank_messages`).
 
         Raises:
             InputError: on rank 0 what the work raised; the other ranks leave with its exit code and no word.
