@@ -31,6 +31,7 @@ def build_engine(encoder: VLM2Vec, learning_rate: float) -> Any:
         "train_micro_batch_size_per_gpu": 1,
         "optimizer": {"type": "AdamW", "params": {"lr": learning_rate, "weight_decay": 0.0, "torch_adam": True}},
         "zero_optimization": {"stage": 2},
+        "gradient_clipping": 0.0,  # DeepSpeed clips to 1 by default; the baselines do not clip
         "steps_per_print": 2**31,
     }
     trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
