@@ -127,7 +127,11 @@ class VLM2VecModule(InputModule):
         return {name: value for name, value in batch.items() if value is not None}
 
     def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
-        """Adds `sentence_embedding`, float32 (n, hidden), rows of length 1."""
+        """Adds `sentence_embedding`, float32 (n, hidden), rows of length 1.
+
+        Raises:
+            InputError: NaN or infinity in a vector, outside of training.
+        """
         sizes = features.get("image_sizes")
         vectors = self.encoder(
             features["input_ids"],
@@ -135,6 +139,9 @@ class VLM2VecModule(InputModule):
             features.get("pixel_values"),
             sizes.cpu() if sizes is not None else None,  # the layout of pictures is computed on the host
         )
+        # While encoding alone: the library fetches every batch's vectors anyway, a training step would have to wait.
+        if not torch.is_grad_enabled() and not bool(torch.isfinite(vectors).all()):
+            raise InputError("the model gives NaN or infinity; check the checkpoint and its precision")
         return {**features, "sentence_embedding": vectors}
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:

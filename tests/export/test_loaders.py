@@ -17,6 +17,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.export import export
 from vlm2vec.export.companions import MODULE_FILE
 from vlm2vec.phi3_v import Phi3VModel, collate_items
+from vlm2vec.sentence_transformer import VLM2VecModule
 from vlm2vec.training.checkpoint import find_checkpoint
 
 pytestmark = pytest.mark.numeric
@@ -103,6 +104,13 @@ def test_inputs_that_sentence_transformers_cannot_pass(
 def test_options_that_sentence_transformers_cannot_pass(exported: Path, sentence_transformer: Any) -> None:
     with pytest.raises(InputError, match="model_kwargs: depth"):
         sentence_transformer(exported / "full", model_kwargs={"depth": 3})
+
+
+def test_sentence_transformers_refuses_vectors_that_are_no_numbers(mini_model_dir: Path) -> None:
+    module = VLM2VecModule(VLM2Vec.from_pretrained(mini_model_dir))
+    module.encoder.base.model.embed_tokens.weight.data.fill_(float("nan"))
+    with torch.no_grad(), pytest.raises(InputError, match="the model gives NaN or infinity"):
+        module(module.preprocess(["a text"]))
 
 
 def test_the_folder_says_which_package_it_needs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
