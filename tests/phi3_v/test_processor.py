@@ -146,3 +146,20 @@ def test_missing_and_damaged_files(golden_model_dir: Path, tmp_path: Path) -> No
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="damaged tokenizer"):
         Phi3VProcessor.from_pretrained(tmp_path, num_crops=1)
+
+
+def test_the_tokenizers_files_are_kept_word_for_word(tmp_path: Path) -> None:
+    """transformers 5 would write a class that 4 cannot open, and rebuild tokenizer.json."""
+    source = golden.write_model_folder(tmp_path / "source")
+    (source / "added_tokens.json").write_text('{"a": 1}  \n')
+    processor = Phi3VProcessor.from_pretrained(source)
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    expected = {name: (source / name).read_bytes() for name in names}
+    shutil.rmtree(source)  # as a folder may be gone at the end of a long run
+    processor.save_pretrained(tmp_path / "saved")
+    assert {name: (tmp_path / "saved" / name).read_bytes() for name in names} == expected
+    Phi3VProcessor(processor.tokenizer, processor.image_processor).save_pretrained(tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "backend" not in config
+    assert Phi3VProcessor.from_pretrained(tmp_path / "made").tokenize("a b") == processor.tokenize("a b")

@@ -19,6 +19,7 @@ from vlm2vec.json_files import StrictModel, checked, read_json, write_json
 from vlm2vec.phi3_v.config_file import CONFIG_FILE, read_crop_and_patch_size
 from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
+from vlm2vec.phi3_v.tokenizer_files import TokenizerFiles
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -85,6 +86,7 @@ class Phi3VProcessor:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Phi3VImageProcessor) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self._tokenizer_files = TokenizerFiles({}, len(tokenizer))
         # The Rust object directly: transformers' wrapper costs ten times as much for a short text.
         self._encoder = tokenizer.backend_tokenizer
         self._encoder.no_truncation()
@@ -128,10 +130,12 @@ class Phi3VProcessor:
             image_processor = Phi3VImageProcessor(num_crops, crop_size, patch_size, mean, std)
         except ValueError as error:
             raise InputError(f"{folder / PREPROCESSOR_FILE}: {error}") from error
-        return cls(_load_tokenizer(folder), image_processor)
+        processor = cls(_load_tokenizer(folder), image_processor)
+        processor._tokenizer_files = TokenizerFiles.read(folder, len(processor.tokenizer))
+        return processor
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files and preprocessor_config.json."""
+        """Writes the tokenizer's files, as they were read if they were, and preprocessor_config.json."""
         images = self.image_processor
         settings = {
             "num_crops": images.num_crops,
@@ -144,7 +148,7 @@ class Phi3VProcessor:
             "image_processor_type": "Phi3VImageProcessor",
             "processor_class": "Phi3VProcessor",
         }
-        self.tokenizer.save_pretrained(str(folder))
+        self._tokenizer_files.write(Path(folder), self.tokenizer)
         write_json(Path(folder) / PREPROCESSOR_FILE, settings)
 
     def num_image_tokens(self, width: int, height: int) -> int:
