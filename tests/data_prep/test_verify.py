@@ -21,6 +21,7 @@ from tests.data_prep.test_report import write_half_a_photograph
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.schema import fast_hash
+from vlm2vec.words import counted
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_what_is_broken_is_named(
     *problems, verdict = capsys.readouterr().out.splitlines()
     assert any(message in problem for problem in problems)
     assert all("A-00001" in problem or "A-00003" in problem or "more in this" in problem for problem in problems)
-    assert verdict.endswith(f"{len(problems)} problems")
+    assert verdict.endswith(counted(len(problems), "problem"))
 
 
 def test_whole_shards_are_called_whole(mini_shards_dir: Path) -> None:
