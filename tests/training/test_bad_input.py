@@ -37,17 +37,18 @@ def run_train(*flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_shards_without_manifest(tmp_path: Path) -> None:
+def test_shards_without_manifest(tmp_path: Path, golden_model_dir: Path) -> None:
     (tmp_path / "shards").mkdir()
     done = run_train(
-        *("--model_name", "absent", "--dataset_name", str(tmp_path / "shards"), "--output_dir", str(tmp_path / "run")),
+        *("--model_name", str(golden_model_dir), "--dataset_name", str(tmp_path / "shards")),
+        *("--output_dir", str(tmp_path / "run")),
         *("--deepspeed", ZERO2, "--max_steps", "1", "--global_batch_size", "4"),
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert str(tmp_path / "shards" / "manifest.json") in errors[0]
+    assert errors[0].startswith(f"error: {tmp_path / 'shards'}: no manifest")
     assert not list(tmp_path.glob("run/checkpoint-*"))
 
 
