@@ -61,7 +61,10 @@ class Sidecar:
             InputError: it cannot be read, is not one of this version, or has changed since it was written.
         """
         content = read_json(path)
-        whole = json_bytes(content) == path.read_bytes()
+        try:
+            whole = json_bytes(content) == path.read_bytes()
+        except UnicodeEncodeError:  # half a character, which the converter does not write
+            whole = False
         fingerprint = content.pop(FINGERPRINT, None)
         if not whole or fingerprint_of(content) != fingerprint:
             raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged")
