@@ -35,6 +35,51 @@ _PLAIN_KEYS = (
     "wall_clock_breakdown",
     "zero_allow_untested_optimizer",
 )
+_SECTIONS = ("zero_optimization", "comms_logger")
+# ZeRO's keys that a test trains with, by the stages in which they do something.
+_GRADIENT_KEYS = ("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm", "offload_optimizer")
+_STAGE_1_2_KEYS = (
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "use_multi_rank_bucket_allreduce",
+)
+_STAGE_3_KEYS = (
+    "offload_param",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_gather_16bit_weights_on_model_save",
+    "stage3_use_all_reduce_for_fetch_params",
+    "stage3_allgather_sequential",
+    "log_trace_cache_warnings",
+)
+ACCEPTED_KEYS = {
+    1: frozenset((*_GRADIENT_KEYS, *_STAGE_1_2_KEYS)),
+    2: frozenset((*_GRADIENT_KEYS, *_STAGE_1_2_KEYS)),
+    3: frozenset((*_GRADIENT_KEYS, *_STAGE_3_KEYS)),
+}
+_ROUNDS = "it rounds what the ranks send, and the update would depend on their number"
+_OLD = "DeepSpeed no longer uses it; write"
+# Why the others may not have another value than DeepSpeed's own.
+_REFUSED = {
+    "compute_grad_norm": "--max_grad_norm and the log need the gradient's norm",
+    "cpu_offload": f'{_OLD} "offload_optimizer": {{"device": "cpu"}}',
+    "cpu_offload_param": f'{_OLD} "offload_param": {{"device": "cpu"}}',
+    "cpu_offload_use_pin_memory": f'{_OLD} "pin_memory" in the section of what is offloaded',
+    "ignore_unused_parameters": "a rank without images does not use the vision tower",
+    "load_from_fp32_weights": "a resume restores the float32 weights",
+    "memory_efficient_linear": "it follows from --bf16 and --lora",
+    "round_robin_gradients": "DeepSpeed 0.19.8 then takes weights and gradients of one parameter for another's",
+    "stage3_gather_fp16_weights_on_model_save": f'{_OLD} "stage3_gather_16bit_weights_on_model_save"',
+    "stage3_module_granularity_threshold": "DeepSpeed 0.19.8 then ends in an error about shapes",
+    "zenflow": "it updates some weights later than with their global batch",
+    "zero_quantized_gradients": _ROUNDS,
+    "zero_quantized_nontrainable_weights": _ROUNDS,
+    "zero_quantized_weights": _ROUNDS,
+}
 
 
 def read_engine_file(path: Path) -> dict[str, Any]:
@@ -53,15 +98,31 @@ def read_engine_file(path: Path) -> dict[str, Any]:
     for key, flag in MANAGED_KEYS.items():
         if key in config:
             raise InputError(f"--deepspeed {path}: remove '{key}', it follows from {flag}")
+    _refuse_unknown(path, config, "", (*_PLAIN_KEYS, *_SECTIONS))
     stage = config.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2, 3):
-        raise InputError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, not {stage}")
-    if "memory_efficient_linear" in config["zero_optimization"]:
-        raise InputError(
-            f"--deepspeed {path}: remove 'zero_optimization.memory_efficient_linear', it follows from --bf16 and --lora"
-        )
+    if type(stage) is not int or stage not in ACCEPTED_KEYS:
+        raise InputError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, not {stage!r}")
     _check_keys(path, config)
+    _check_zero(path, config["zero_optimization"])
     return config
+
+
+def _check_zero(path: Path, section: Mapping[str, Any]) -> None:
+    """Refuses what has no effect in the stage, what does not train the same, and what fails."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    stage, fields = section["stage"], DeepSpeedZeroConfig.model_fields
+    aliases = {name: each.alias or name for name, each in fields.items()}
+    defaults = {aliases[name]: each.default for name, each in fields.items()}
+    for key, value in section.items():
+        name = aliases.get(key, key)
+        if name == "stage" or name in ACCEPTED_KEYS[stage] or value == defaults[name]:
+            continue
+        why = _REFUSED.get(name)
+        if why is None:
+            others = [str(other) for other, keys in ACCEPTED_KEYS.items() if name in keys]
+            why = f"it has no effect in stage {stage}, only in {' and '.join(others)}" if others else "it is not tested"
+        raise InputError(f"--deepspeed {path}: remove 'zero_optimization.{key}' ({json.dumps(value)}): {why}")
 
 
 def _check_keys(path: Path, config: Mapping[str, Any]) -> None:
@@ -69,8 +130,7 @@ def _check_keys(path: Path, config: Mapping[str, Any]) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
-    sections = {"zero_optimization": DeepSpeedZeroConfig, "comms_logger": CommsLoggerConfig}
-    _refuse_unknown(path, config, "", (*_PLAIN_KEYS, *sections))
+    sections = dict(zip(_SECTIONS, (DeepSpeedZeroConfig, CommsLoggerConfig), strict=True))
     for name, model in sections.items():
         section = config.get(name, {})
         _check_section(path, section, name, model)
@@ -104,4 +164,4 @@ def _refuse_unknown(path: Path, section: Mapping[str, Any], place: str, known: t
     for key in section:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.0)
-            raise InputError(f"--deepspeed {path}: unknown key '{place}{key}'; the nearest known is '{place}{near[0]}'")
+            raise InputError(f"--deepspeed {path}: unknown key '{place}{key}'; did you mean '{place}{near[0]}'?")
