@@ -31,7 +31,7 @@ def test_shipped_files_pass(path: Path) -> None:
         ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "'zero_optimization.overlap_com'; did you mean"),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memmory": True}}},
-            "'zero_optimization.offload_optimizer.pin_memmory'; the nearest known is "
+            "'zero_optimization.offload_optimizer.pin_memmory'; did you mean "
             "'zero_optimization.offload_optimizer.pin_memory'",
         ),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "many"}}, "'zero_optimization.reduce_bucket_size'"),
