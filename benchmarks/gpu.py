@@ -143,9 +143,8 @@ def measure(name: str, tiny: bool, num_steps: int, peak_tflops: float | None) ->
     if device.type != "cpu":
         chunks = StepChunks(*(pinned(phase) for phase in chunks.phases))
     clock = StepClock(device)
-    autocast = torch.bfloat16 if arguments.model.lora else None
     padding = inputs.chunk([ProcessedItem(torch.tensor([1]))])
-    step = CachedStep(engine, ContrastiveLoss(0.02), padding, autocast, clock=clock)
+    step = CachedStep(engine, ContrastiveLoss(0.02), padding, clock=clock)
 
     def run(steps: int) -> dict[str, float]:
         for _ in range(steps):

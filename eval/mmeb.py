@@ -23,6 +23,7 @@ from eval.model import ModelFolders, describe_model, device_of_rank, load_encode
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
 from vlm2vec.batches.collate import ItemEncoderInputs
+from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU, load_processor
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.datasets import EvalData, read_data
@@ -185,7 +186,8 @@ def encode(
             images = ImageFolder(data_arguments.image_dir, data_arguments.allow_links)
             source = BatchSource(store.items(), plan, images, inputs)
             own = plan.deal_blocks(setup.blocks, ranks.size)[ranks.rank]
-            encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)
+            with kept_norms(encoder):
+                encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)
         except InputError as error:
             failure = error
     ranks.agree(failure)

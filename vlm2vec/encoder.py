@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from vlm2vec.adapter_files import (
     write_adapter_config,
     write_adapter_weights,
 )
+from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
 from vlm2vec.items import EncodeItem, Picture, in_order, make_items, plan_batches
@@ -151,6 +153,16 @@ class VLM2Vec(nn.Module):
             max_len=self.max_len, pooling="last", normalize=self.normalize, num_crops=self.processor.num_crops
         )
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a forward pass: with an adapter in float32 on a base in bfloat16, autocast to bfloat16.
+
+        It is entered inside of `forward`: around a DeepSpeed engine, the engine would switch CUDA's autocast off again.
+        """
+        dtype = self.base.model.embed_tokens.weight.dtype
+        if not isinstance(self.backbone, PeftModel) or dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype)
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -170,14 +182,15 @@ class VLM2Vec(nn.Module):
         Returns:
             float32 (n, hidden).
         """
-        hidden = self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            image_sizes=image_sizes,
-            dummy_image=dummy_image or self._trains_images_alone(),
-            rope_by_row=not strict_original,
-        )
+        with self.autocast():
+            hidden = self.backbone(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_values=pixel_values,
+                image_sizes=image_sizes,
+                dummy_image=dummy_image or self._trains_images_alone(),
+                rope_by_row=not strict_original,
+            )
         last = attention_mask.sum(dim=1) - 1
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
@@ -245,7 +258,11 @@ class VLM2Vec(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with torch.no_grad(), tqdm(total=len(items), unit="item", disable=not show_progress) as progress:
+            with (
+                torch.no_grad(),
+                kept_norms(self),
+                tqdm(total=len(items), unit="item", disable=not show_progress) as progress,
+            ):
                 for batch, inputs in self._prepared(items, batches):
                     on_device = {
                         name: value.to(self.device) if value is not None and name != "image_sizes" else value
@@ -326,7 +343,7 @@ class VLM2Vec(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes every layer's activations in the backward pass instead of keeping them."""
-        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.base.activation_checkpointing_enable({"use_reentrant": False})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` reads: the whole model, or an adapter that names its base.

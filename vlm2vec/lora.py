@@ -13,6 +13,7 @@ from torch import nn
 
 from vlm2vec.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_shapes, check_adapter, read_adapter_config
 from vlm2vec.adapter_schema import check_adapter_config
+from vlm2vec.dora import install_dora
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import tensor_shapes
@@ -33,6 +34,7 @@ class LoraSettings:
         r: rank.
         alpha: the update is scaled by alpha / r.
         dropout: on the adapter's input.
+        dropout_on: with DoRA, what dropout acts on, see `install_dora`.
         target_modules: linear layers to adapt, by the last part of their names or the last two: "o_proj",
             "img_projection.0"; each must occur.
         use_dora: learn the weights' magnitudes too.
@@ -43,6 +45,7 @@ class LoraSettings:
     r: int = 16
     alpha: float = 64
     dropout: float = 0.1
+    dropout_on: str = "input"
     target_modules: Sequence[str] = DEFAULT_TARGETS
     use_dora: bool = True
     init: str = "gaussian"
@@ -67,9 +70,12 @@ def add_adapter(backbone: Phi3VModel, settings: LoraSettings) -> PeftModel:
         use_dora=settings.use_dora,
         init_lora_weights=_INITS[settings.init],
     )
-    with torch.random.fork_rng():
+    # Drawn on the CPU; without a device's name, fork_rng warns on a machine with several GPUs.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return get_peft_model(backbone, config)
+        adapted = get_peft_model(backbone, config)
+    install_dora(adapted, settings.dropout_on)
+    return adapted
 
 
 def trainable_targets(backbone: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -134,6 +140,7 @@ def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) ->
         raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
     check_adapter(file, found, adapter_shapes(adapted))
     set_peft_model_state_dict(adapted, _load_tensors(file))
+    install_dora(adapted)
     backbone.freeze_unused()
     return adapted
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from rich.table import Table
 
+from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, OneLineErrors, run_program
 from vlm2vec.json_files import read_json
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.terminal import open_console, print_table
 from vlm2vec.training.arguments import RunArguments, parse_arguments
-from vlm2vec.training.engine import choose_accelerator
 from vlm2vec.training.engine_file import read_engine_file
 from vlm2vec.training.estimate.cluster import Cluster, Workload
 from vlm2vec.training.estimate.meta import MetaModel

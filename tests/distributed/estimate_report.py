@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.distributed.estimate_worker import Measured, arguments_of, settings
 from tests.distributed.launcher import run_ranks
+from vlm2vec.device import choose_accelerator
 from vlm2vec.phi3_v.checkpoint import load_config
-from vlm2vec.training.engine import choose_accelerator
 from vlm2vec.training.estimate.meta import MetaModel
 from vlm2vec.training.estimate.passes import ChunkShape
 from vlm2vec.training.estimate.states import ZeroSettings, state_memory

@@ -98,7 +98,6 @@ def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
     chunk = largest_chunk(ItemEncoderInputs(encoder.processor, 256, dtype), TokenBudget(CHUNK_TOKENS))
     meter = TensorMeter("cpu")
     meter.count([*encoder.parameters(), *encoder.buffers(), chunk.inputs["pixel_values"]])
-    autocast = torch.autocast("cpu", dtype) if arguments.model.lora else nullcontext()
     collectives = Collectives()
     with meter:
         engine = build_engine(encoder, arguments, constant, dist.get_world_size())
@@ -110,8 +109,7 @@ def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
                 for number in range(2):
                     with collectives if (step, number) == (1, 1) else nullcontext():
                         inputs = chunk.arguments(engine.device, dummy_image=False)
-                        with autocast:
-                            vectors = engine(**inputs)
+                        vectors = engine(**inputs)
                         before_backward()
                         engine.backward(vectors[:, :7].sum(), scale_wrt_gas=False)
                     del vectors, inputs

@@ -10,6 +10,7 @@ import copy
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,15 @@ from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
+from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collective_timeout
 
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm
+# Where bfloat16 adds up the same numbers in another order.
+BF16_TOLERANCE = 2.0**-8
 TEMPERATURE = 0.05
 PAIRS = 10
 DROPOUT = 0.1
@@ -66,7 +70,10 @@ CHUNKS = {
     "ragged": ChunkSizes(TokenBudget(70), no_grad_tokens=200, keep_graphs=1),
     "whole batch": ChunkSizes(TokenBudget(10**6), keep_graphs=2),
 }
-KINDS = ("full", "lora", "dora")
+# "bf16": float32 adapters on a bfloat16 base, under autocast. "adapter dropout": drops the adapter's input alone.
+PLAIN_KINDS = ("full", "lora", "dora")
+KINDS = (*PLAIN_KINDS, "dora adapter dropout", "lora bf16", "dora bf16")
+VARIANT_BATCHES = ("mixed", "text only on some ranks")
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,25 @@ class Cell:
     batch: str
     chunks: str
 
+    @property
+    def tolerance(self) -> float:
+        """With bfloat16, a chunk's result depends on its shape, and without dropout pass 1 has larger ragged chunks.
+
+        ZeRO-3's hooks change the order in which autograd adds up the gradients of a tensor that several layers read.
+        """
+        same_chunks = self.dropout > 0 or self.chunks != "ragged"
+        is_exact = "bf16" not in self.kind or (same_chunks and self.stage < 3)
+        return TOLERANCE if is_exact else BF16_TOLERANCE
+
 
 def full_grid() -> list[Cell]:
-    """Every combination but for the two extreme batches, which the test suite runs."""
+    """Every combination but the two extreme batches, which the test suite runs; for variants two kinds of batches."""
     batches = [name for name in BATCHES if name not in EXTREMES]
-    return [Cell(*each) for each in itertools.product((1, 2, 3), KINDS, (0.0, DROPOUT), batches, CHUNKS)]
+    return [
+        Cell(*each)
+        for each in itertools.product((1, 2, 3), KINDS, (0.0, DROPOUT), batches, CHUNKS)
+        if each[1] in PLAIN_KINDS or each[3] in VARIANT_BATCHES
+    ]
 
 
 class _PadTokenOnly:
@@ -100,7 +121,10 @@ def build_encoder(kind: str, dropout: float) -> VLM2Vec:
     full = kind == "full"
     encoder = VLM2Vec(tiny_model(dropout=dropout if full else 0.0), processor=None, max_len=None)  # type: ignore[arg-type]
     if not full:
-        encoder.add_lora(LoraSettings(r=4, alpha=4, dropout=dropout, use_dora=kind == "dora"))
+        encoder.to(torch.bfloat16 if "bf16" in kind else torch.float32)
+        dropout_on = "adapter" if "adapter dropout" in kind else "input"
+        settings = LoraSettings(r=4, alpha=4, dropout=dropout, dropout_on=dropout_on, use_dora="dora" in kind)
+        encoder.add_lora(settings)
         with torch.no_grad():
             for name, parameter in encoder.named_parameters():
                 if "lora_B" in name:
@@ -231,6 +255,16 @@ def build_engine(encoder: VLM2Vec, stage: int, **more: Any) -> Any:
     return engine
 
 
+@contextmanager
+def cuda_autocast(is_enabled: bool) -> Iterator[None]:
+    """Sets CUDA's autocast flag, which DeepSpeed asks for on every device: an engine switches autocast off then."""
+    torch.set_autocast_enabled("cuda", is_enabled)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
 def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
     """Of the gradient that the engine is about to step with."""
     from deepspeed.utils import safe_get_full_grad
@@ -259,7 +293,8 @@ def run_cells(cells: Sequence[Cell]) -> Iterator[float]:
             expected = plain_gradient(reference, batch, seed)
             torch.manual_seed(seed)
             step = RecordingStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk())
-            step.cache_step(batch.chunks, batch.layout)
+            with kept_norms(engine), cuda_autocast(kind.endswith("bf16")):
+                step.cache_step(batch.chunks, batch.layout)
             error = relative_error(engine, expected)
             engine.step()
             differs = torch.tensor(float(step.passes_differ(batch)) if dropout else 0.0)

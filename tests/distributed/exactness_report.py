@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed.exactness import CHUNKS, TOLERANCE, full_grid
+from tests.distributed.exactness import BF16_TOLERANCE, CHUNKS, TOLERANCE, full_grid
 from tests.distributed.launcher import run_ranks
 
 SECONDS_A_CELL = 20
@@ -28,10 +28,11 @@ Written by `{command}`; do not edit. `make exactness` runs 1, 2 and 4 ranks.
 
 Every cell is one cached step on real ranks (gloo, CPU, float32) whose gradient is compared with that of one graph over
 the whole global batch: no cache, no engine, one backward, one sum over ranks. The figure is the relative error, the
-norm of the gradient's error over the norm of the gradient, at most {tolerance:.0e}. With dropout the plain graph uses
-the same masks, and the cell also fails unless pass 2 repeats pass 1's representations bit for bit. The model is a
-Phi-3-V of two layers with random weights (`tests/distributed/tiny.py`); what batches and chunks mean stands in
-`tests/distributed/exactness.py`.
+norm of the gradient's error over the norm of the gradient, at most {tolerance:.0e}; with adapters on a bfloat16 base
+("bf16") under ZeRO-3, or with larger chunks in pass 1, at most {bf16_tolerance:.0e}: bfloat16 then adds up in another
+order. With dropout the plain graph uses the same masks, and the cell also fails unless pass 2 repeats pass 1's
+representations bit for bit. The model is a Phi-3-V of two layers with random weights (`tests/distributed/tiny.py`);
+what batches and chunks mean is in `tests/distributed/exactness.py`.
 
 {machine}
 
@@ -62,6 +63,7 @@ def main() -> int:
     options = parser.parse_args()
     cells = full_grid()
     results: list[dict[str, Any]] = []
+    bad: list[dict[str, Any]] = []
     start = time.monotonic()
     for ranks in options.ranks:
         print(f"{len(cells)} cells on {ranks} rank(s)", flush=True)
@@ -70,17 +72,21 @@ def main() -> int:
             (work / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))
             flags = ["--cells", str(work / "cells.json"), "--output", str(work / "errors.json")]
             run_ranks(ranks, ["-m", "tests.distributed.exactness", *flags], work, timeout=SECONDS_A_CELL * len(cells))
-            results += [{"ranks": ranks, **cell} for cell in json.loads((work / "errors.json").read_text())]
+            found = json.loads((work / "errors.json").read_text())
+            results += [{"ranks": ranks, **each} for each in found]
+            bad += [each for cell, each in zip(cells, found, strict=True) if not each["error"] <= cell.tolerance]
         print(f"  largest error {max(each['error'] for each in results if each['ranks'] == ranks):.1e}", flush=True)
-    bad = [cell for cell in results if not cell["error"] <= TOLERANCE]
     minutes = (time.monotonic() - start) / 60
     largest = max(each["error"] for each in results)
     machine = (
         f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {platform.machine()}: {len(results)} cells in "
-        f"{minutes:.0f} minutes, {len(bad)} above {TOLERANCE:.0e}, largest {largest:.1e}."
+        f"{minutes:.0f} minutes, {len(bad)} out of bounds, largest {largest:.1e}."
     )
     command = f"python -m tests.distributed.exactness_report --ranks {' '.join(map(str, options.ranks))}"
-    options.output.write_text(HEADER.format(command=command, tolerance=TOLERANCE, machine=machine) + table(results))
+    options.output.write_text(
+        HEADER.format(command=command, tolerance=TOLERANCE, bf16_tolerance=BF16_TOLERANCE, machine=machine)
+        + table(results)
+    )
     for cell in bad:
         print("out of bounds:", cell)
     print(f"{machine} Table: {options.output}")

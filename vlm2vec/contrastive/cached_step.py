@@ -133,7 +133,6 @@ class CachedStep(GradCache):
             `gradient_accumulation_steps` 1.
         loss_fn: The loss of a range of rows.
         padding_chunk: A minimal chunk without images; run with weight zero where another rank has more chunks.
-        autocast_dtype: Run the encoder under `torch.autocast` in this dtype (float32 adapters on a bf16 base).
         group: The process group of the ranks; the default group if None.
         progress: Told of every place that the step comes to.
         clock: Measures where the steps' time goes, such as a `StepClock`.
@@ -144,7 +143,6 @@ class CachedStep(GradCache):
         engine: Any,
         loss_fn: ContrastiveLoss,
         padding_chunk: Chunk,
-        autocast_dtype: torch.dtype | None = None,
         group: dist.ProcessGroup | None = None,
         progress: Progress = unwatched,
         clock: Regions | None = None,
@@ -157,7 +155,6 @@ class CachedStep(GradCache):
             )
         self.engine = engine
         self.padding_chunk = padding_chunk
-        self.autocast_dtype = autocast_dtype
         self.group = group
         self.progress = progress
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
@@ -202,9 +199,7 @@ class CachedStep(GradCache):
 
     def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
         """One engine call: representations (items, dimension)."""
-        device = self.engine.device.type
-        with torch.autocast(device, self.autocast_dtype) if self.autocast_dtype else nullcontext():
-            representations: Tensor = model(**model_input)
+        representations: Tensor = model(**model_input)
         return representations
 
     def forward_no_grad(self, model: nn.Module, chunks: StepChunks, slots: tuple[Slots, Slots]) -> _Encoded:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 import resource
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement
 
+from vlm2vec.device import asked_for_cpu, unseen_gpu
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding, graded
 from vlm2vec.errors import InputError
 from vlm2vec.training.engine_file import read_engine_file
@@ -69,11 +69,6 @@ def _version(requirement: Requirement) -> Finding:
     return Finding(FAIL, f"{requirement.name} {found} is outside of {requirement.specifier}", f"pip install '{wanted}'")
 
 
-def asked_for_cpu() -> bool:
-    """Whether DeepSpeed is told to use the CPU, GPU or not."""
-    return os.environ.get("DS_ACCELERATOR") == "cpu"
-
-
 def accelerator(devices: Path = Path("/dev")) -> Finding:
     """GPUs, their memory and bfloat16.
 
@@ -84,7 +79,7 @@ def accelerator(devices: Path = Path("/dev")) -> Finding:
     if asked_for_cpu():
         return Finding(WARN, "DS_ACCELERATOR=cpu: runs on CPU ranks", enough)
     if not torch.accelerator.is_available():
-        return _no_accelerator(sorted(devices.glob("nvidia*")), enough)
+        return _no_accelerator(unseen_gpu(devices), enough)
     count, kind = torch.accelerator.device_count(), torch.accelerator.current_accelerator()
     if kind is None or kind.type != "cuda":
         return Finding(WARN, f"{count} accelerators of type {kind}", "only NVIDIA GPUs and CPUs are known to work")
@@ -95,17 +90,14 @@ def accelerator(devices: Path = Path("/dev")) -> Finding:
     return Finding(OK, what)
 
 
-def _no_accelerator(devices: Sequence[Path], enough: str) -> Finding:
-    """A GPU that torch does not see would mean a run on the CPU, a thousand times slower."""
-    built_for, or_cpu = torch.version.cuda, "DS_ACCELERATOR=cpu runs on CPU ranks"
-    device = f"{devices[0]} is there, but " if devices else ""
-    if built_for is not None:
-        what = f"{device}torch, built for CUDA {built_for}, finds no GPU"
+def _no_accelerator(unseen: str | None, enough: str) -> Finding:
+    or_cpu = "DS_ACCELERATOR=cpu runs on CPU ranks"
+    if unseen is None:
+        return Finding(WARN, "no accelerator: runs on CPU ranks", enough)
+    if torch.version.cuda is not None:
         older = f"the driver may be too old for that (see nvidia-smi): update it, or {_WHEELS} (or cu128)"
-        return Finding(FAIL, what, f"{older}; {or_cpu}")
-    if devices:
-        return Finding(FAIL, f"{device}torch is built without CUDA", f"{_WHEELS} (or cu128, cu130); {or_cpu}")
-    return Finding(WARN, "no accelerator: runs on CPU ranks", enough)
+        return Finding(FAIL, unseen, f"{older}; {or_cpu}")
+    return Finding(FAIL, unseen, f"{_WHEELS} (or cu128, cu130); {or_cpu}")
 
 
 def communication() -> Finding:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from vlm2vec.contrastive import Chunk
 from vlm2vec.contrastive.gather import gather_rows
+from vlm2vec.dora import kept_norms
 from vlm2vec.evaluation.datasets import EvalData
 from vlm2vec.evaluation.encoding import BatchSource, collapse
 from vlm2vec.evaluation.scoring import score_rows
@@ -59,7 +60,7 @@ class LiveEvaluation:
         with kept_random_state(engine.device):
             engine.eval()
             try:
-                with torch.no_grad():
+                with torch.no_grad(), kept_norms(engine):
                     vectors = self._encode(engine, model_call)
             finally:
                 engine.train(was_training)

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from vlm2vec.dora import DROPOUT_PLACES
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.old_names import TRAINING
 from vlm2vec.training.checkpoint_arguments import CheckpointArguments, checkpoint_refusals
@@ -52,6 +53,11 @@ class ModelArguments:
     lora_r: int = option(16, "Rank of the adapter.")
     lora_alpha: int = option(64, "Scale of the adapter.")
     lora_dropout: float = option(0.1, "Dropout before the adapter.")
+    lora_dropout_on: str = option(
+        "input",
+        "With DoRA: 'input' drops the input of the frozen product too, as the original does; 'adapter' drops the "
+        "adapter's input alone, which saves one frozen product in every call.",
+    )
     lora_use_dora: bool = option(True, "Weight-decomposed LoRA (DoRA), as the original trains.")
     lora_target_modules: str = option(
         "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,v_proj",
@@ -235,6 +241,14 @@ def _check(arguments: RunArguments) -> None:
         (
             model.lora and model.freeze_projector,
             "--freeze_projector: no effect with --lora, which trains adapters only; --lora_target_modules says where",
+        ),
+        (
+            model.lora_dropout_on not in DROPOUT_PLACES,
+            f"--lora_dropout_on {model.lora_dropout_on}: expected {' or '.join(DROPOUT_PLACES)}",
+        ),
+        (
+            model.lora_dropout_on == "adapter" and not (model.lora_use_dora and model.lora_dropout > 0),
+            "--lora_dropout_on adapter: no effect without DoRA and dropout; leave it out",
         ),
         (not model.lora and bool(lora_options), f"{', '.join(lora_options)}: no effect without --lora"),
         (model.lora_r < 1, f"--lora_r {model.lora_r}: must be at least 1"),

@@ -94,6 +94,7 @@ def prepare_encoder(encoder: VLM2Vec, arguments: RunArguments, gradient_checkpoi
             r=model.lora_r,
             alpha=model.lora_alpha,
             dropout=model.lora_dropout,
+            dropout_on=model.lora_dropout_on,
             target_modules=[name.strip() for name in model.lora_target_modules.split(",") if name.strip()],
             use_dora=model.lora_use_dora,
             seed=arguments.training.seed,
@@ -127,8 +128,6 @@ def build_step(
         engine,
         contrastive_loss(arguments, temperature, encoder.hidden_size),
         inputs.padding_chunk(),
-        # Adapters are float32 on a bfloat16 base; everything else already has the compute dtype.
-        autocast_dtype=_compute_dtype(arguments) if arguments.model.lora and arguments.model.bf16 else None,
         progress=progress,
         clock=clock,
     )

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from vlm2vec.device import on_cpu, prepare_device
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import device_index, is_launched, port_in_use, wait_for_port
 from vlm2vec.training.arguments import RunArguments
@@ -27,17 +28,6 @@ BF16_ENGINE: dict[str, Any] = {
 }
 
 
-def on_cpu() -> bool:
-    """Whether there is no accelerator, so that ranks run on the CPU with gloo."""
-    return not torch.accelerator.is_available()
-
-
-def choose_accelerator() -> None:
-    """Tells DeepSpeed, before it is imported, that there is none; it warns where it has to find out by itself."""
-    if on_cpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
 def prepare_environment() -> None:
     """What has to be set before DeepSpeed is imported and ranks meet.
 
@@ -46,7 +36,7 @@ def prepare_environment() -> None:
     Raises:
         InputError: The launcher's variables are incomplete.
     """
-    choose_accelerator()
+    prepare_device()
     if not is_launched():
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -114,16 +104,18 @@ def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[s
                 "betas": [training.adam_beta1, training.adam_beta2],
                 "eps": training.adam_epsilon,
                 "weight_decay": training.weight_decay,
-                # torch's own AdamW needs no compiler; on an accelerator DeepSpeed's fused one is faster.
-                "torch_adam": on_cpu(),
+                # torch's own AdamW: nothing is compiled at the start, CPU ranks take the path of GPUs, and a resume is
+                # equal bit for bit, with offload too (DeepSpeed's CPU optimizer multiplies beta^t up while it runs and
+                # takes a power after a load).
+                "torch_adam": True,
+                "fused": True,
             },
         },
         "steps_per_print": 2**31,
     }
     if arguments.model.bf16 and not arguments.model.lora:
         config |= BF16_ENGINE
-        # ZeRO-3's own linear layer rounds differently from ZeRO-2's. DoRA needs it: it uses weights outside of their
-        # layer, where they are partitioned again before the backward pass.
+        # ZeRO-3's own linear layer rounds differently from ZeRO-2's.
         config["zero_optimization"] = config["zero_optimization"] | {"memory_efficient_linear": False}
     return config
 

@@ -44,12 +44,10 @@ class DeviceMemory:
     @classmethod
     def now(cls) -> DeviceMemory:
         """This rank's accelerator."""
-        from deepspeed.accelerator import get_accelerator
-
-        accelerator = get_accelerator()
-        allocated = int(accelerator.memory_allocated())
-        cached = int(accelerator.memory_reserved()) - allocated
-        return cls(allocated, int(accelerator.available_memory()) + cached, int(accelerator.total_memory()))
+        # The driver's figure: DeepSpeed's own leaves out what the cache holds or not, depending on pynvml.
+        free, total = torch.cuda.mem_get_info()
+        allocated = torch.cuda.memory_allocated()
+        return cls(allocated, free + torch.cuda.memory_reserved() - allocated, total)
 
 
 def graphs_that_fit(

@@ -8,6 +8,7 @@ from typing import Any
 from vlm2vec.batches import TrainingBatches
 from vlm2vec.contrastive import CachedStep, DamagedItemsError, LearnedTemperature, StepStoppedError
 from vlm2vec.contrastive.clock import CHECKPOINT, DATA_WAIT, EVALUATION, OPTIMIZER
+from vlm2vec.dora import kept_norms
 from vlm2vec.training.arguments import TrainingArguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoint import CheckpointError, Checkpoints
@@ -54,7 +55,8 @@ def train(
         header = batch.header
         profiles.before(header.step + 1)
         try:
-            output = cached_step.cache_step(batch.chunks, header.layout, stop.requested)
+            with kept_norms(engine):
+                output = cached_step.cache_step(batch.chunks, header.layout, stop.requested)
         except StepStoppedError:
             if checkpoints.last_step != header.step:
                 with heartbeat.pause(CHECKPOINT):

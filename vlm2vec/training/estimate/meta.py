@@ -53,7 +53,7 @@ class _Autocast(TorchFunctionMode):
     https://docs.pytorch.org/docs/stable/amp.html, "CUDA Op-Specific Behavior".
     """
 
-    _LOWER = (F.linear, F.conv2d, torch.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm)
+    _LOWER = (F.linear, torch.addmm, F.conv2d, torch.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm)
     _FLOAT32 = (F.layer_norm, F.softmax, torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt, torch.linalg.norm)
 
     def __torch_function__(
@@ -169,8 +169,9 @@ class MetaModel:
             if parameter.requires_grad:  # gradients of weights are the engine's business, and counted with it
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         if model.lora and model.bf16:  # float32 adapters on a bfloat16 base run under autocast
+            encoder.autocast = _Autocast  # type: ignore[method-assign]
             layers = [each for each in encoder.modules() if isinstance(each, GradientCheckpointingLayer)]
-            for module in (encoder, *(part for layer in layers for part in layer.children())):
+            for module in (part for layer in layers for part in layer.children()):
                 _run_under_autocast(module)
         return encoder
 
