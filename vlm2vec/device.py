@@ -71,20 +71,20 @@ def prepare_device() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def use_full_float32() -> None:
-    """In a float32 run convolutions are float32 too: cuDNN would round their inputs to TensorFloat-32."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+def choose_kernels(deterministic: bool, is_float32: bool) -> None:
+    """Decides which kernels torch may use in this process.
 
-
-def use_deterministic_kernels() -> None:
-    """Only kernels that give the same bits in every run; those that have none of that kind raise.
-
-    On a GPU the backward passes of attention and of `index_select` add up in any order otherwise.
+    Args:
+        deterministic: Only kernels that give the same bits in every run; an operator that has none raises an error.
+            Otherwise, on a GPU, the backward passes of attention and of `index_select` add up in any order.
+        is_float32: The run computes in float32: no kernel may round its inputs to TensorFloat-32.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    if is_float32:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 @dataclass(frozen=True)

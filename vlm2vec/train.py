@@ -23,6 +23,7 @@ import torch.distributed as dist
 from vlm2vec.batches import BatchReader, ChunkSizes, ItemEncoderInputs, PlanSource, TrainingBatches
 from vlm2vec.contrastive import CachedStep
 from vlm2vec.contrastive.clock import StepClock
+from vlm2vec.device import choose_kernels
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.training.agreement import on_every_rank
 from vlm2vec.training.arguments import RunArguments, parse_arguments, with_steps
@@ -99,6 +100,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     announce(heartbeat, f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
     compare_ranks(arguments)
     arguments, changed_settings = on_every_rank(partial(with_model_settings, arguments))
+    choose_kernels(training.deterministic, is_float32=not arguments.model.bf16)
     shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
     compare_data(shards, order, device)
     arguments = on_every_rank(lambda: with_steps(arguments, order.steps_per_epoch))

@@ -117,6 +117,9 @@ class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.")
     seed: int = option(42, "Seed of the order, the initial adapter and dropout.")
+    deterministic: bool = option(
+        False, "Use only kernels that give the same bits in every run: a resume on GPUs is then equal bit for bit."
+    )
     logging_steps: int = option(10, "Write a line every so many steps.")
 
 

@@ -20,6 +20,7 @@ from vlm2vec.batches.packing import Packing
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
 from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.contrastive.progress import Progress
+from vlm2vec.device import describe_device
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
@@ -60,15 +61,14 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
     """
     model = arguments.model
     transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
-    # Full fine-tuning loads float32, so that ZeRO's master weights are not rounded first.
-    dtype = torch.bfloat16 if model.bf16 and model.lora else torch.float32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChangedSettingWarning)  # the run says it once, see `with_model_settings`
         encoder = VLM2Vec.from_pretrained(
             model.model_name,
             num_crops=model.num_crops,
             max_len=STORED if model.max_len is None else model.max_len,
-            dtype=dtype,
+            # ZeRO copies its master weights from the bfloat16 ones: loading float32 would only cost host memory.
+            dtype=_compute_dtype(arguments),
             attn_implementation=model.attn_implementation,
             normalize=model.normalize,
         )
@@ -258,9 +258,12 @@ def summary(
     # Under ZeRO-3 a parameter here is empty and carries its size as ds_numel.
     sizes = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in encoder.parameters()]
     total, trainable = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+    device = describe_device(
+        engine.device, dist.get_backend(), encoder.base.config._attn_implementation, engine.basic_optimizer
+    )
     return (
-        f"{num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, {trainable:,} "
-        f"trainable | {sum(order.sizes):,} pairs of {counted(len(shards.subsets), 'subset')} | global batch "
+        f"{device} | {num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, "
+        f"{trainable:,} trainable | {sum(order.sizes):,} pairs of {counted(len(shards.subsets), 'subset')} | global batch "
         f"{order.global_batch_size}, {order.steps_per_epoch} steps an epoch, {arguments.training.max_steps} steps"
         f"{order_remarks(order)}"
     )

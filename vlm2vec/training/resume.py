@@ -29,7 +29,7 @@ CHANGE_NOTHING = frozenset(
         *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),
         *_CHUNKS,
         *("loss_block_rows", "grad_cache"),
-        *("logging_steps", "save_steps", "save_total_limit"),
+        *("logging_steps", "save_steps", "save_total_limit", "deterministic"),
         *(argument.name for argument in dataclasses.fields(EvaluationArguments)),
         *(argument.name for argument in dataclasses.fields(WatchArguments)),
     }
