@@ -39,6 +39,12 @@ SUITES = {
         "on MMEB's lengths it is faster than the original's real code, which took "
         "2.3 to 3.6 times this code's time.",
     ),
+    "padding": Suite(
+        "Padding",
+        "benchmarks.padding",
+        "A chunk ends where the next item is more than 10 % shorter than its first; `before` fills the budget whatever "
+        "the width. Shares of the real tokens. Pass 1 may hold four times the budget.",
+    ),
     "overhead": Suite(
         "The cached step against a plain one",
         "benchmarks.overhead",

@@ -36,6 +36,21 @@ def test_padding_is_small(items: list[PackedItem]) -> None:
     assert padded < 1.1 * sum(item.num_tokens for item in items)
 
 
+def lengths_of(chunks: list[list[int]], items: list[PackedItem]) -> list[list[int]]:
+    return [[items[index].num_tokens for index in chunk] for chunk in chunks]
+
+
+def test_a_chunk_ends_where_the_width_drops() -> None:
+    """More than 10 % below the first item's length, once a quarter of the budget is full."""
+    items = [PackedItem(length, False, True) for length in (100, 95, 90, 89, 70, 60)]
+    assert lengths_of(TokenBudget(1000).pack(items), items) == [[100, 95, 90], [89, 70, 60]]
+    assert lengths_of(TokenBudget(1000, max_shortfall=1.0).pack(items), items) == [[100, 95, 90, 89, 70, 60]]
+    assert lengths_of(TokenBudget(10_000).pack(items), items) == [[100, 95, 90, 89, 70, 60]]
+    apart = [[index] for index in range(6)]
+    assert lengths_of(merge(apart, items, TokenBudget(1000)), items) == [[100, 95, 90], [89, 70, 60]]
+    assert lengths_of(merge(apart, items, TokenBudget(1000, max_shortfall=1.0)), items) == [[100, 95, 90, 89, 70, 60]]
+
+
 def test_fixed_counts_mean_queries_and_targets_a_chunk(items: list[PackedItem]) -> None:
     chunks = FixedCounts(query_chunk_size=4, positive_chunk_size=7).pack(items)
     assert sorted(index for chunk in chunks for index in chunk) == list(range(97))
@@ -50,13 +65,13 @@ def test_fixed_counts_mean_queries_and_targets_a_chunk(items: list[PackedItem]) 
 
 def test_merged_chunks_hold_the_same_items_in_the_same_order(items: list[PackedItem]) -> None:
     chunks = TokenBudget(200).pack(items)
-    merged = merge(chunks, items, 800)
+    merged = merge(chunks, items, TokenBudget(800))
     assert [index for chunk in merged for index in chunk] == [index for chunk in chunks for index in chunk]
     assert len(merged) < len(chunks) / 2
     for chunk in merged:
         assert len(chunk) * max(items[index].num_tokens for index in chunk) <= 800
         assert len({items[index].has_image for index in chunk}) == 1
-    assert merge(chunks, items, 1) == chunks
+    assert merge(chunks, items, TokenBudget(1)) == chunks
 
 
 def test_nothing_packs_to_nothing() -> None:

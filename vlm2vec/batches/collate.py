@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm2vec.batches.inputs import ItemEncoderInputs, NamedItem
 from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
-from vlm2vec.batches.packing import PackedItem, Packing, merge
+from vlm2vec.batches.packing import PackedItem, Packing, TokenBudget, merge
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
@@ -42,7 +42,7 @@ class ChunkSizes:
         chunks = self.packing.pack(items)
         first_kept = max(0, len(chunks) - self.keep_graphs)
         repeat, keep = chunks[:first_kept], chunks[first_kept:]
-        encode = repeat if self.no_grad_tokens is None else merge(repeat, items, self.no_grad_tokens)
+        encode = repeat if self.no_grad_tokens is None else merge(repeat, items, TokenBudget(self.no_grad_tokens))
         return encode, keep, repeat
 
 

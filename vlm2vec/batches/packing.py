@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Of the budget: a call with fewer tokens costs nearly as much as one with that many.
+_SMALL_CHUNK = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class PackedItem:
@@ -26,10 +29,16 @@ class TokenBudget:
     """As many items a chunk as fit under a number of tokens, padding counted.
 
     Items are sorted by length, those with images first, so that padding is small and the vision tower runs in as few
-    chunks as possible. An item longer than the budget is a chunk of its own.
+    chunks as possible. An item longer than the budget is a chunk of its own. A chunk also ends where the next item is
+    shorter than its first by more than `max_shortfall`, unless the chunk is still small.
+
+    Attributes:
+        chunk_tokens: The budget.
+        max_shortfall: As a share of the first item's length; 1 never ends a chunk.
     """
 
     chunk_tokens: int
+    max_shortfall: float = 0.1
 
     def pack(self, items: Sequence[PackedItem]) -> list[list[int]]:
         """Chunks of indices into `items`; every item once."""
@@ -42,6 +51,7 @@ class TokenBudget:
                 previous is not None
                 and previous.has_image == item.has_image
                 and (len(chunks[-1]) + 1) * width <= self.chunk_tokens
+                and _is_worth_its_padding(item.num_tokens, width, len(chunks[-1]), self)
             )
             if fits:
                 chunks[-1].append(index)
@@ -73,7 +83,12 @@ class FixedCounts:
 Packing = TokenBudget | FixedCounts
 
 
-def merge(chunks: Sequence[list[int]], items: Sequence[PackedItem], budget: int) -> list[list[int]]:
+def _is_worth_its_padding(num_tokens: int, width: int, num_rows: int, budget: TokenBudget) -> bool:
+    """Whether a row of `num_tokens` joins a chunk of so many rows of this width."""
+    return num_tokens >= (1 - budget.max_shortfall) * width or num_rows * width < _SMALL_CHUNK * budget.chunk_tokens
+
+
+def merge(chunks: Sequence[list[int]], items: Sequence[PackedItem], budget: TokenBudget) -> list[list[int]]:
     """Joins neighbouring chunks of one kind as long as the padded result stays within a larger budget.
 
     For the pass without a graph, which needs a fraction of the memory. The order of the items stays.
@@ -81,9 +96,10 @@ def merge(chunks: Sequence[list[int]], items: Sequence[PackedItem], budget: int)
     merged: list[list[int]] = []
     for chunk in chunks:
         together = [*merged[-1], *chunk] if merged else chunk
-        longest = max(items[index].num_tokens for index in together)
+        longest, own = (max(items[index].num_tokens for index in each) for each in (together, chunk))
         same_kind = len({items[index].has_image for index in together}) == 1
-        if merged and same_kind and len(together) * longest <= budget:
+        fits = same_kind and len(together) * longest <= budget.chunk_tokens
+        if merged and fits and _is_worth_its_padding(own, longest, len(merged[-1]), budget):
             merged[-1] = together
         else:
             merged.append(list(chunk))

@@ -1,0 +1,47 @@
+"""Tokens of a global batch with MMEB's lengths, padded: chunks that end where the width drops, and chunks that do not.
+
+    python -m benchmarks.padding
+
+One rank's share of a global batch of 1,024 pairs on 8 ranks, 4 crops. Nothing is run: packing is a function of lengths.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.workloads import NUM_CROPS, mmeb_pairs
+from vlm2vec.batches.packing import PackedItem, TokenBudget, merge
+from vlm2vec.phi3_v import Phi3VImageProcessor
+from vlm2vec.training.arguments import NO_GRAD_FACTOR
+
+PAIRS = 128
+BUDGETS = (4_096, 8_192, 16_384, 32_768)
+NEVER = 1.0
+
+
+def padded(chunks: list[list[int]], items: list[PackedItem]) -> int:
+    """Tokens of chunks as rectangles."""
+    return sum(len(chunk) * max(items[index].num_tokens for index in chunk) for chunk in chunks)
+
+
+def main() -> None:
+    """Prints the table in Markdown."""
+    processed, _ = mmeb_pairs(PAIRS, 1, Phi3VImageProcessor(NUM_CROPS), lambda shape: torch.empty(shape[0], 0, 0, 0))
+    items = [PackedItem(len(each.input_ids), each.pixel_values is not None, True) for each in processed]
+    real = sum(item.num_tokens for item in items)
+    print(f"{len(items)} items, {real:,} tokens\n")
+    print("| budget | padding before | chunks | padding now | chunks | pass without a graph, before | now |")
+    print("| --- " * 7 + "|")
+    for budget in BUDGETS:
+        cells = [f"{budget:,}"]
+        merged_cells = []
+        for shortfall in (NEVER, TokenBudget(budget).max_shortfall):
+            chunks = TokenBudget(budget, shortfall).pack(items)
+            merged = merge(chunks, items, TokenBudget(NO_GRAD_FACTOR * budget, shortfall))
+            cells += [f"{padded(chunks, items) / real - 1:.1%}", str(len(chunks))]
+            merged_cells.append(f"{padded(merged, items) / real - 1:.1%}, {len(merged)} chunks")
+        print(f"| {' | '.join([*cells, *merged_cells])} |")
+
+
+if __name__ == "__main__":
+    main()
