@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import shutil
@@ -158,14 +159,23 @@ def gpu_with_nvcc(folder: Path, monkeypatch: pytest.MonkeyPatch, release: str | 
         nvcc.chmod(0o755)
 
 
-def test_nothing_is_compiled_without_offload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def nvme_settings(folder: Path) -> Path:
+    """Settings that offload moments to NVMe."""
+    settings = json.loads(OFFLOAD.read_text(encoding="utf-8"))
+    settings["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "nvme_path": str(folder)}
+    settings["zero_optimization"]["stage"] = 3
+    path = folder / "nvme.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return path
+
+
+def test_nothing_is_compiled_but_for_nvme(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gpu_with_nvcc(tmp_path, monkeypatch, None)
     monkeypatch.setattr(shutil, "which", lambda tool: None)
-    assert machine.compiler(OFFLOAD.with_name("zero2.json")).status == OK
-    missing = machine.compiler(OFFLOAD)
-    assert (missing.status, "ninja, c++" in missing.what) == (WARN, True)
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
-    assert machine.compiler(OFFLOAD).status == OK
+    for settings in OFFLOAD.parent.glob("*.json"):
+        assert machine.compiler(settings).status == OK
+    missing = machine.compiler(nvme_settings(tmp_path))
+    assert (missing.status, "ninja, c++" in missing.what) == (FAIL, True)
     assert machine.compiler(tmp_path / "absent.json").status == FAIL
 
 
@@ -174,9 +184,9 @@ def test_nvcc_is_held_against_torchs_cuda(
     release: str | None, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gpu_with_nvcc(tmp_path, monkeypatch, release)
-    found = machine.compiler(OFFLOAD)
+    found = machine.compiler(nvme_settings(tmp_path))
     assert found.status == status
-    assert "zero2_offload.json" in found.what
+    assert "nvme.json" in found.what
     if release == "12.4":
         assert "12.4" in found.what
         assert "toolkit 13.0" in found.remedy

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from vlm2vec.device import asked_for_cpu
 from vlm2vec.doctor.data import data_findings
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
-from vlm2vec.device import asked_for_cpu
 from vlm2vec.doctor.machine import machine_findings
 from vlm2vec.doctor.nodes import node_findings, public_addresses
 from vlm2vec.errors import InputError, OneLineErrors, run_program

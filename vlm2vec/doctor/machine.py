@@ -119,24 +119,22 @@ def communication() -> Finding:
 
 
 def compiler(engine: Path) -> Finding:
-    """DeepSpeed's own CPU optimizer is compiled at the first start, where a run offloads to it; nothing else is.
+    """DeepSpeed compiles its access to NVMe at the first start of a run that offloads there, and nothing else.
 
     Args:
         engine: The run's DeepSpeed settings.
     """
     try:
-        offload = (read_engine_file(engine)["zero_optimization"].get("offload_optimizer") or {}).get("device", "none")
+        settings = read_engine_file(engine)["zero_optimization"]
     except InputError as error:
         return Finding(FAIL, str(error), "see ds_configs/")
-    if offload == "none":
+    offloads = [settings.get(name) or {} for name in ("offload_optimizer", "offload_param")]
+    if all(offload.get("device") != "nvme" for offload in offloads):
         return Finding(OK, f"{engine.name}: nothing to compile, the optimizer is torch's")
-    if not torch.cuda.is_available() or asked_for_cpu():
-        return Finding(OK, f"{engine.name}: nothing to compile for CPU ranks")
     missing = [tool for tool in ("ninja", "c++") if shutil.which(tool) is None]
     if missing:
         remedy = "install ninja and a C++ compiler, and put them on the PATH (.venv/bin holds ninja)"
-        # Only DeepSpeed's own CPU optimizer needs them; torch's, which DeepSpeed offloads too, does not.
-        return Finding(WARN, f"{engine.name}: no {', '.join(missing)} to compile DeepSpeed's CPU optimizer", remedy)
+        return Finding(FAIL, f"{engine.name}: no {', '.join(missing)} to compile DeepSpeed's access to NVMe", remedy)
     return cuda_compiler(engine.name)
 
 
@@ -144,7 +142,7 @@ def cuda_compiler(engine: str) -> Finding:
     """nvcc against torch's CUDA, by DeepSpeed's own rule for what it compiles."""
     from deepspeed.ops.op_builder import builder
 
-    remedy = f"install the CUDA toolkit {torch.version.cuda}; DeepSpeed's CPU optimizer needs none from 0.19.8 on"
+    remedy = f"install the CUDA toolkit {torch.version.cuda}, or offload to the CPU, which compiles nothing"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.assert_no_cuda_mismatch()

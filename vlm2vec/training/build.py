@@ -263,7 +263,8 @@ def summary(
     )
     return (
         f"{device} | {num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, "
-        f"{trainable:,} trainable | {sum(order.sizes):,} pairs of {counted(len(shards.subsets), 'subset')} | global batch "
-        f"{order.global_batch_size}, {order.steps_per_epoch} steps an epoch, {arguments.training.max_steps} steps"
+        f"{trainable:,} trainable | {sum(order.sizes):,} pairs of {counted(len(shards.subsets), 'subset')} | "
+        f"global batch {order.global_batch_size}, {order.steps_per_epoch} steps an epoch, "
+        f"{arguments.training.max_steps} steps"
         f"{order_remarks(order)}"
     )
