@@ -55,6 +55,11 @@ class ModelArguments:
         },
     )
 
+    allow_other_base: bool = field(
+        default=False,
+        metadata={"help": "score an adapter on another base model than it was trained on; the scores then say so"},
+    )
+
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise InputError(

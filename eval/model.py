@@ -15,7 +15,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from eval.arguments import SETTINGS, ModelArguments
-from vlm2vec.adapter_files import ADAPTER_CONFIG, is_adapter_folder, read_base_name
+from vlm2vec.adapter_files import ADAPTER_CONFIG, OtherBaseError, check_base, is_adapter_folder, read_base_name
 from vlm2vec.encoder import VLM2Vec, load_processor
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import read_json
@@ -79,8 +79,25 @@ def use_settings(arguments: ModelArguments, folders: ModelFolders) -> tuple[Mode
     idle = [name for name in arguments.allow_changed if name not in differing]
     if idle:
         raise InputError(f"--allow_changed {idle[0]}: no effect, the model was not trained with another {idle[0]}")
+    if other := _other_base(folders):
+        if not arguments.allow_other_base:
+            raise InputError(f"{other}; score it on that base, or add --allow_other_base")
+        differing["base model"] = other
+    elif arguments.allow_other_base:
+        raise InputError("--allow_other_base: no effect, the model is no adapter, or not known to have another base")
     used = {name: given.get(name, getattr(trained, name)) for name in SETTINGS}
     return replace(arguments, **used), differing
+
+
+def _other_base(folders: ModelFolders) -> str | None:
+    """What is wrong if an adapter's base is not the one that it was trained on."""
+    if folders.adapter is None:
+        return None
+    try:
+        check_base(folders.base, folders.adapter)
+    except OtherBaseError as error:
+        return str(error)
+    return None
 
 
 def device_of_rank() -> torch.device:
@@ -103,6 +120,7 @@ def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch
             max_len=arguments.max_len,
             device=device,
             normalize=arguments.normalize,
+            allow_other_base=arguments.allow_other_base,
         )
 
 
@@ -110,7 +128,7 @@ def describe_model(arguments: ModelArguments, folders: ModelFolders, processor: 
     """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
     values = asdict(arguments)
-    del values["allow_changed"]  # what came of it is among the warnings
+    del values["allow_changed"], values["allow_other_base"]  # what came of it is among the warnings
     return {**values, "num_crops": processor.num_crops, "fingerprint": fingerprint(parts)}
 
 

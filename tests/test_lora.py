@@ -17,6 +17,8 @@ from vlm2vec import VLM2Vec
 from vlm2vec.adapter_files import PEFT_0_11_KEYS
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
+from vlm2vec.model_settings import ChangedSettingWarning
+from vlm2vec.weights import weights_fingerprint
 
 pytestmark = pytest.mark.numeric
 
@@ -267,3 +269,23 @@ def test_a_target_that_names_more_than_linear_layers(golden_model_dir: Path) -> 
     encoder = load(golden_model_dir)
     encoder.add_lora(LoraSettings(r=2, target_modules=["img_projection.0", "o_proj"]))
     assert any("img_projection.0.lora_A" in name for name, _ in encoder.named_parameters())
+
+
+def test_an_adapter_knows_its_base(golden_model_dir: Path, tmp_path: Path) -> None:
+    encoder = load(golden_model_dir)
+    encoder.add_lora(LoraSettings(r=2))
+    encoder.save_pretrained(tmp_path / "adapter")
+    other = Path(shutil.copytree(golden_model_dir, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    torch.save({name: tensor.bfloat16() for name, tensor in weights.items()}, other / "pytorch_model.bin")
+    (other / "model.safetensors").unlink()
+    assert weights_fingerprint(other) == weights_fingerprint(golden_model_dir)  # the same in another file and precision
+    load(other, adapter=tmp_path / "adapter")
+    weights["model.layers.1.mlp.down_proj.weight"] *= 1.1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="was trained on another base model"):
+        load(other, adapter=tmp_path / "adapter")
+    with pytest.warns(ChangedSettingWarning, match="another base model"):
+        load(other, adapter=tmp_path / "adapter", allow_other_base=True)
+    settings = json.loads((tmp_path / "adapter" / "vlm2vec_config.json").read_text())
+    assert settings["base_fingerprint"] == weights_fingerprint(golden_model_dir)

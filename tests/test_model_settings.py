@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vlm2vec.files import is_lfs_pointer, refuse_lfs_pointer
 from vlm2vec.json_files import read_json
 from vlm2vec.lora import LoraSettings
 from vlm2vec.model_settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
+from vlm2vec.weights import weights_fingerprint
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
 
@@ -23,7 +25,13 @@ def test_round_trip(tmp_path: Path) -> None:
     settings.write(tmp_path)
     again = ModelSettings.read(tmp_path)
     assert again == settings
-    assert again.stored == {"max_len": None, "pooling": "last", "normalize": False, "num_crops": 9}
+    assert again.stored == {
+        "max_len": None,
+        "pooling": "last",
+        "normalize": False,
+        "num_crops": 9,
+        "base_fingerprint": None,
+    }
 
 
 def test_a_folder_without_the_file_has_the_defaults(tmp_path: Path) -> None:
@@ -113,8 +121,9 @@ def saved(encoder: VLM2Vec, folder: Path) -> VLM2Vec:
 def test_every_save_writes_the_settings_and_every_load_reads_them(
     golden_model_dir: Path, tmp_path: Path, kind: str
 ) -> None:
-    chosen = {"max_len": 6, "normalize": False, "num_crops": 1}
+    chosen: dict[str, Any] = {"max_len": 6, "normalize": False, "num_crops": 1}
     encoder = VLM2Vec.from_pretrained(golden_model_dir, dtype=torch.float32, **chosen)
+    chosen["base_fingerprint"] = weights_fingerprint(golden_model_dir)
     if kind != "model":
         encoder.add_lora(LoraSettings(r=2))
     if kind == "merged":
@@ -134,7 +143,9 @@ def test_every_save_writes_the_settings_and_every_load_reads_them(
 
 def test_a_folder_that_says_nothing_has_the_originals_settings(golden_model_dir: Path) -> None:
     encoder = VLM2Vec.from_pretrained(golden_model_dir)
-    assert encoder.settings == ModelSettings(max_len=256, normalize=True, num_crops=4)
+    assert encoder.settings == ModelSettings(
+        max_len=256, normalize=True, num_crops=4, base_fingerprint=weights_fingerprint(golden_model_dir)
+    )
 
 
 def test_arguments_win_with_a_warning(golden_model_dir: Path, tmp_path: Path) -> None:

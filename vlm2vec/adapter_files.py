@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import write_json
+from vlm2vec.model_settings import ModelSettings
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
 from vlm2vec.phi3_v.checkpoint import Shape, has_weights
+from vlm2vec.weights import weights_fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 WRITTEN_WEIGHTS = "adapter_model.safetensors"
@@ -30,6 +32,10 @@ PEFT_0_11_KEYS = frozenset(
         *("alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "use_dora", "layer_replication"),
     }
 )
+
+
+class OtherBaseError(InputError):
+    """An adapter was trained on another base model than the one that is there."""
 
 
 def write_adapter_config(adapted: PeftModel, folder: Path) -> None:
@@ -108,6 +114,25 @@ def is_adapter_folder(folder: Path) -> bool:
             f"adapter; for the model, move {ADAPTER_CONFIG} and the adapter's weights away"
         )
     return is_adapter
+
+
+def check_base(base: Path, adapter: Path) -> str:
+    """The base's fingerprint, if the adapter was trained on these weights or does not say on which.
+
+    Args:
+        base: The base model's folder.
+        adapter: The adapter's, with its `vlm2vec_config.json`.
+
+    Raises:
+        OtherBaseError: It was trained on others.
+        InputError: The base's weights cannot be read.
+    """
+    found, trained = weights_fingerprint(base), ModelSettings.read(adapter).base_fingerprint
+    if trained is not None and trained != found:
+        raise OtherBaseError(
+            f"{adapter}: was trained on another base model than {base} (weights {trained[:8]}, not {found[:8]})"
+        )
+    return found
 
 
 def adapter_shapes(adapted: PeftModel) -> dict[str, Shape]:

@@ -23,6 +23,8 @@ from vlm2vec.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_CONFIG,
+    OtherBaseError,
+    check_base,
     is_adapter_folder,
     read_base_name,
     write_adapter_config,
@@ -38,6 +40,7 @@ from vlm2vec.model_settings import DEFAULT_MAX_LEN, SETTINGS_FILE, STORED, Chang
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
 from vlm2vec.phi3_v.checkpoint import has_weights, remove_weights, resolve_folder
 from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
+from vlm2vec.weights import weights_fingerprint
 
 # Padded tokens of a batch of `encode`: about 20 pictures of 4 crops on an accelerator.
 DEFAULT_BATCH_TOKENS = 16_384
@@ -78,6 +81,7 @@ class VLM2Vec(nn.Module):
         self.processor = processor
         self.max_len = max_len
         self.normalize = normalize
+        self.base_fingerprint: str | None = None  # of the weights that were loaded, see `weights_fingerprint`
 
     @classmethod
     def from_pretrained(
@@ -90,6 +94,7 @@ class VLM2Vec(nn.Module):
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         normalize: bool | None = None,
+        allow_other_base: bool = False,
     ) -> VLM2Vec:
         """Loads an encoder, with the settings that it was saved with (see `ModelSettings`).
 
@@ -106,6 +111,7 @@ class VLM2Vec(nn.Module):
             device: where to put the model; None: the CPU.
             attn_implementation: "sdpa" (the default, with flash kernels where the device has them), "eager" or
                 "flash_attention_2" (needs the flash-attn package).
+            allow_other_base: load an adapter on other weights than it was trained on, with a `ChangedSettingWarning`.
 
         Raises:
             InputError: the files do not fit together; see `Phi3VModel.from_pretrained` and `load_adapter`.
@@ -122,11 +128,13 @@ class VLM2Vec(nn.Module):
         settings, changes = ModelSettings.read(adapter_folder, folder).with_arguments(**given)
         for line in changes:
             warnings.warn(line, ChangedSettingWarning, stacklevel=2)
+        base_fingerprint = _fingerprint_of_base(folder, adapter_folder, allow_other_base)
         backbone = Phi3VModel.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
         if adapter_folder is not None:
             backbone = load_adapter(backbone, adapter_folder)
         processor = load_processor(folder, adapter_folder, num_crops)
         encoder = cls(backbone, processor, settings.max_len, settings.normalize)
+        encoder.base_fingerprint = base_fingerprint
         _check_fit(encoder, folder, adapter_folder)
         return encoder.to(device).eval() if device is not None else encoder.eval()
 
@@ -150,7 +158,11 @@ class VLM2Vec(nn.Module):
     def settings(self) -> ModelSettings:
         """What a saved model's `vlm2vec_config.json` says of it."""
         return ModelSettings(
-            max_len=self.max_len, pooling="last", normalize=self.normalize, num_crops=self.processor.num_crops
+            max_len=self.max_len,
+            pooling="last",
+            normalize=self.normalize,
+            num_crops=self.processor.num_crops,
+            base_fingerprint=self.base_fingerprint,
         )
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -401,6 +413,18 @@ class VLM2Vec(nn.Module):
             self.backbone.config.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
         self.settings.write(folder)
+
+
+def _fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> str:
+    if adapter is None:
+        return weights_fingerprint(base)
+    try:
+        return check_base(base, adapter)
+    except OtherBaseError as error:
+        if not allow_other:
+            raise InputError(f"{error}; load it on that base, or pass allow_other_base=True") from error
+        warnings.warn(str(error), ChangedSettingWarning, stacklevel=3)
+        return weights_fingerprint(base)
 
 
 def _as_vectors(name: str, values: Any) -> torch.Tensor:

@@ -34,6 +34,8 @@ class ModelSettings(StrictModel):
         pooling: "last" or "eos", two names for one thing: the last token's hidden state.
         normalize: Scale vectors to length 1.
         num_crops: Local crops per image that the model was trained with; None: not known.
+        base_fingerprint: Of the weights that training started from, an adapter's base (`weights_fingerprint`);
+            None: not known.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,6 +44,7 @@ class ModelSettings(StrictModel):
     pooling: Literal["last", "eos"] = "last"
     normalize: bool = True
     num_crops: Annotated[int, Field(ge=1, le=1024)] | None = None
+    base_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
 
     @classmethod
     def read(cls, *folders: Path | None) -> ModelSettings:

@@ -10,16 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from data_prep.mini_model import build_mini_model
 from eval import mmeb, report
-from eval.arguments import parse_arguments
+from eval.arguments import ModelArguments, parse_arguments
 from eval.model import device_of_rank, load_encoder, resolve_model, use_settings
 from tests.comparing import assert_close_relative, relative_error
 from tests.evaluation.hand import row
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
+from vlm2vec.lora import LoraSettings
 from vlm2vec.model_settings import SETTINGS_FILE
 
 pytestmark = pytest.mark.numeric
@@ -177,3 +179,24 @@ def test_an_unreadable_picture_is_named_with_its_row(data: Path, model: Path, ca
     assert "test-00000-of-00001.parquet row 1: " in lines[0]
     assert "broken.png" in lines[0]
     assert [path.name for path in (data / "bad_out").iterdir()] == ["embeddings"]
+
+
+def test_an_adapter_on_another_base_needs_a_flag(golden_model_dir: Path, tmp_path: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(golden_model_dir, num_crops=1)
+    encoder.add_lora(LoraSettings(r=2))
+    encoder.save_pretrained(tmp_path / "adapter")
+    encoder.merge_lora()
+    with torch.no_grad():
+        encoder.base.model.layers[0].mlp.down_proj.weight.mul_(1.1)
+    encoder.save_pretrained(tmp_path / "other")
+
+    def scored(base: Path, **options: bool) -> dict[str, str]:
+        arguments = ModelArguments(str(base), lora=True, checkpoint_path=str(tmp_path / "adapter"), **options)
+        return use_settings(arguments, resolve_model(arguments))[1]
+
+    assert scored(golden_model_dir) == {}
+    with pytest.raises(InputError, match=r"another base model.*--allow_other_base"):
+        scored(tmp_path / "other")
+    assert "another base model" in scored(tmp_path / "other", allow_other_base=True)["base model"]
+    with pytest.raises(InputError, match="--allow_other_base: no effect"):
+        scored(golden_model_dir, allow_other_base=True)

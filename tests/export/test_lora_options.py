@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vlm2vec import VLM2Vec
 from vlm2vec.adapter_files import PEFT_0_11_KEYS
@@ -125,3 +127,14 @@ def test_an_adapter_that_lacks_tensors_does_not_appear(golden_model_dir: Path, t
     with pytest.raises(InputError, match="do not fit together"):
         export(tmp_path / "checkpoint", tmp_path / "merged", merge_lora=True)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_another_base_is_no_base_to_merge_with(golden_model_dir: Path, tmp_path: Path) -> None:
+    arguments = arguments_of(golden_model_dir)
+    write_checkpoint(trained_encoder(arguments), arguments, tmp_path / "checkpoint")
+    other = Path(shutil.copytree(golden_model_dir, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 1.1 * tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    for merge in (False, True):
+        with pytest.raises(InputError, match=r"was trained on another base model .*--base_model"):
+            export(tmp_path / "checkpoint", tmp_path / "out", merge_lora=merge, base_model=str(other))

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import torch
 
-from vlm2vec.adapter_files import ADAPTER_CONFIG, BASE_CONFIG, adapter_shapes, check_adapter, empty_adapter
+from vlm2vec.adapter_files import (
+    ADAPTER_CONFIG,
+    BASE_CONFIG,
+    OtherBaseError,
+    adapter_shapes,
+    check_adapter,
+    check_base,
+    empty_adapter,
+)
 from vlm2vec.adapter_files import WRITTEN_WEIGHTS as ADAPTER_WEIGHTS
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel, carry_code_references, find_base, require_base
@@ -20,7 +28,6 @@ from vlm2vec.export.card import write_card
 from vlm2vec.export.check import CheckResult, check_export
 from vlm2vec.export.companions import write_companions
 from vlm2vec.export.exported import Exported
-from vlm2vec.export.lazy import LazyTensor
 from vlm2vec.export.merging import merged_weights
 from vlm2vec.export.scores import read_scores
 from vlm2vec.export.shards import parse_size, write_file, write_shards
@@ -32,6 +39,7 @@ from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
 from vlm2vec.phi3_v.processor import PreprocessorSettings
 from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
+from vlm2vec.weights import LazyTensor
 
 DEFAULT_SHARD_SIZE = "5GB"
 
@@ -76,6 +84,8 @@ def export(
     base = find_base(recorded_base, base_model)
     with _appearing(output) as folder:
         shutil.copytree(checkpoint / ENCODER_FOLDER, folder, dirs_exist_ok=True)
+        if base is not None:
+            _check_base(base, checkpoint)
         weights = {name.removeprefix(BACKBONE): each for name, each in zero_weights(checkpoint / ENGINE_TAG).items()}
         if record.arguments["lora"] and not merge_lora:
             exported = _write_adapter(weights, folder, base, base_model)
@@ -149,6 +159,13 @@ def _write_adapter(
         write_json(file, settings | {"base_model_name_or_path": name})
     num_bytes = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
     return Exported(num_bytes, torch.float32, is_adapter=True, has_lm_head=False, base_at_hand=base is not None)
+
+
+def _check_base(base: BaseModel, checkpoint: Path) -> None:
+    try:
+        check_base(base.folder, checkpoint / ENCODER_FOLDER)
+    except OtherBaseError as error:
+        raise InputError(f"{error}; say with --base_model where the run's base is") from error
 
 
 def _complete_settings(folder: Path, record: RunRecord) -> None:

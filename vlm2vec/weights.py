@@ -1,7 +1,8 @@
-"""Tensors that are read when they are asked for, and the weights of a Hugging Face folder as such."""
+"""Tensors that are read when they are asked for: the weights of a Hugging Face folder, and their fingerprint."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from vlm2vec.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, Shape, weight_files
+from vlm2vec.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, UNUSED, Shape, weight_files
+
+# Values that a fingerprint takes from the beginning, the middle and the end of a tensor.
+_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,24 @@ def folder_weights(folder: Path) -> dict[str, LazyTensor]:
 def at_hand(tensor: torch.Tensor) -> LazyTensor:
     """A tensor that is there already, in memory or as a mapped file's."""
     return LazyTensor(tuple(tensor.shape), lambda: tensor)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Tells weights apart without reading all of them: 32 hexadecimal digits over names, shapes and sampled values.
+
+    The same for the same weights, however they are cut into files, in float32 or rounded to bfloat16, with `lm_head` or
+    without. Training changes every tensor that it trains, so that a few values of each are enough.
+
+    Raises:
+        InputError: See `folder_weights`.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(folder_weights(folder).items()):
+        if name in UNUSED:
+            continue
+        values = tensor.read().reshape(-1)
+        middle = max(0, len(values) - _SAMPLED) // 2
+        parts = (values[:_SAMPLED], values[middle : middle + _SAMPLED], values[-_SAMPLED:])
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(torch.cat(parts).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:32]
