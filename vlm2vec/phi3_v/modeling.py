@@ -148,6 +148,11 @@ class Phi3VModel(Phi3PreTrainedModel):
         hidden: torch.Tensor = self.model(embeddings, lengths)
         return hidden
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Asked by PEFT, by a name of transformers' that warns of its age since version 5.23."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def freeze_unused(self) -> None:
         """Stops training what never runs, adapters on it included: it would wait for gradients that never come."""
         for module in self.model.vision_embed_tokens.img_processor.unused_modules():
