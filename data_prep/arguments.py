@@ -28,6 +28,17 @@ def not_negative(text: str) -> int:
     return _at_least(0, text)
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, for `type=`."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a number") from error
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be a share from 0 to 1")
+    return value
+
+
 def _at_least(minimum: int, text: str) -> int:
     try:
         value = int(text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import math
 import os
 import sys
 import time
@@ -21,19 +22,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.arguments import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, not_negative, positive
+from data_prep.arguments import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, not_negative, positive, share
 from data_prep.conversion import ShardResult, make_shard
 from data_prep.download import download
 from data_prep.pictures import CHECKS
 from data_prep.plan import Options, Plan, make_plan, write_plan
 from data_prep.processes import available_cores, run_tasks
-from data_prep.report import Report, SubsetReport, make_report
+from data_prep.report import Report, make_report
 from data_prep.report_table import show_report
 from data_prep.source import ALL_SUBSETS
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.files import TEMPORARY_PREFIX
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
 from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
+from vlm2vec.words import counted
 
 # 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB.
 DEFAULT_ROWS_PER_SHARD = 2048
@@ -41,6 +43,8 @@ DEFAULT_ROWS_PER_SHARD = 2048
 _MISREAD = frozenset("#?{}")
 # Workers of a killed run end within moments; another run does not.
 _LOCK_SECONDS = 5.0
+# Rows of a subset that no model can be trained on: a few slips of a table are left out, a whole table of them is not.
+DEFAULT_MAX_UNUSABLE = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def convert(
     rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
     check_images: str = "decode",
     max_missing: int = 0,
+    max_unusable: float = DEFAULT_MAX_UNUSABLE,
     num_workers: int = 0,
     allow_links: bool = False,
 ) -> Conversion:
@@ -76,8 +81,10 @@ def convert(
         max_rows: at most so many rows of each subset, the first ones (the original's --num_sample_per_subset).
         rows_per_shard: source rows per shard.
         check_images: "decode", "header" or "none".
-        max_missing: at most this many missing or unreadable images and unusable rows are left out; with more, no
-            manifest is written. Once the images are there, the same call completes the shards.
+        max_missing: at most this many missing or unreadable images are left out; with more, no manifest is written.
+            Once the images are there, the same call completes the shards.
+        max_unusable: at most this share of a subset's rows is left out because no model can be trained on them; with
+            more, no manifest is written.
         num_workers: processes; 0 converts in this one.
         allow_links: follow links that lead out of `image_dir`.
 
@@ -97,11 +104,11 @@ def convert(
             shards = _make_shards(plan, num_workers)
             report = make_report(output_dir, shards, plan.unused_columns())
             report.write(output_dir)
-            if report.total.unusable > max_missing:
-                return Conversion(report, None)
             for name, subset in report.subsets.items():
-                if subset.samples == 0:
+                if subset.samples == 0 and subset.unusable_images <= max_missing:
                     raise InputError(f"{dataset_dir / name}: no usable row (left out: {subset.skipped or 'none'})")
+            if report.total.unusable_images > max_missing or report.beyond(max_unusable):
+                return Conversion(report, None)
             manifest = _manifest(plan, shards)
             manifest.write(output_dir)
         except OSError as error:
@@ -200,7 +207,14 @@ def _parser() -> argparse.ArgumentParser:
         "--max_missing",
         type=not_negative,
         default=0,
-        help="leave out at most this many missing or unreadable images and unusable rows (default 0)",
+        help="leave out at most this many missing or unreadable images (default 0)",
+    )
+    parser.add_argument(
+        "--max_unusable",
+        type=share,
+        default=DEFAULT_MAX_UNUSABLE,
+        help="leave out at most this share of a subset's rows because no model can be trained on them: an image "
+        "without its tag, an image too thin, nothing in them (default: %(default)s)",
     )
     parser.add_argument(
         "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
@@ -209,17 +223,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _not_complete(output_dir: Path, total: SubsetReport, max_missing: int) -> str:
-    counts = (
-        (total.unusable_images, "missing or unreadable images", "once they are there, the same command completes it"),
-        (total.unusable_rows, "unusable rows", "mend the table and convert into a new folder"),
-    )
-    found = " and ".join(f"{count} {what}" for count, what, _ in counts if count)
-    remedies = "; ".join(f"{what}: {remedy}" for count, what, remedy in counts if count)
-    return (
-        f"{output_dir}: not complete: {found}, more than --max_missing {max_missing}; {remedies}; "
-        f"--max_missing {total.unusable} leaves them out"
-    )
+def _not_complete(output_dir: Path, report: Report, max_missing: int, max_unusable: float) -> str:
+    found = []
+    images = report.total.unusable_images
+    if images > max_missing:
+        found.append(
+            f"{counted(images, 'missing or unreadable image')}, more than --max_missing {max_missing}: once they are "
+            f"there, the same command completes it; --max_missing {images} leaves them out"
+        )
+    for name, subset in report.beyond(max_unusable).items():
+        needed = math.ceil(1000 * subset.unusable_share) / 1000
+        found.append(
+            f"{subset.unusable_rows} of {counted(subset.rows, 'row')} of {name} unusable, more than --max_unusable "
+            f"{max_unusable:g}: mend the table and convert into a new folder; --max_unusable {needed:g} leaves them out"
+        )
+    return f"{output_dir}: not complete: {'; '.join(found)}"
 
 
 def main() -> int:
@@ -236,12 +254,13 @@ def main() -> int:
         arguments.rows_per_shard,
         arguments.check_images,
         arguments.max_missing,
+        arguments.max_unusable,
         arguments.num_workers,
         arguments.allow_links,
     )
     show_report(conversion.report)
     if conversion.manifest is None:
-        print(_not_complete(arguments.output_dir, conversion.report.total, arguments.max_missing))
+        print(_not_complete(arguments.output_dir, conversion.report, arguments.max_missing, arguments.max_unusable))
         return EXIT_INCOMPLETE
     print(f"{arguments.output_dir}: complete, fingerprint {conversion.manifest.fingerprint}")
     return 0

@@ -65,9 +65,9 @@ class SubsetReport:
         return self.missing_images + self.unreadable_images
 
     @property
-    def unusable(self) -> int:
-        """What --max_missing limits: images and rows."""
-        return self.unusable_images + self.unusable_rows
+    def unusable_share(self) -> float:
+        """Share of the rows that no model can be trained on."""
+        return self.unusable_rows / self.rows if self.rows else 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ class Report:
 
     subsets: Mapping[str, SubsetReport]
     total: SubsetReport
+
+    def beyond(self, max_unusable: float) -> dict[str, SubsetReport]:
+        """The subsets of whose rows more than this share cannot be trained on."""
+        return {name: subset for name, subset in self.subsets.items() if subset.unusable_share > max_unusable}
 
     def write(self, output_dir: Path) -> None:
         """Writes report.json; the same conversion gives the same bytes."""

@@ -87,7 +87,7 @@ def test_empty_sides_are_skipped_and_counted_by_reason(dataset: Path, tmp_path: 
     rows[4] = row(4, pos_text="")
     rows[5] = row(5, qry="")  # a picture alone is a query
     write_rows(dataset, rows)
-    subset = converted(dataset, tmp_path / "o", rows_per_shard=4, max_missing=3).subsets["A"]
+    subset = converted(dataset, tmp_path / "o", rows_per_shard=4, max_unusable=0.3).subsets["A"]
     assert subset.skipped == {"unusable query": 1, "unusable positive": 2}
     assert [shard.num_samples for shard in subset.shards] == [2, 3, 2]
     shards = ShardSet.open(tmp_path / "o")
@@ -197,7 +197,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["--rows_per_shard", "0"], "argument --rows_per_shard: must be at least 1; python -m data_prep.convert --he"),
         (["--num_workers", "two"], "two is not a whole number"),
         (["--check_images", "maybe"], "invalid choice: 'maybe'"),
-        (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+        (["--no_such_flag"], "unknown option --no_such_flag"),
         (["--subset_name", "all", "--split_name", "nothing"], "no subset has nothing-00000-of-*.parquet"),
         (["--split_name", "orig"], "no orig-00000-of-*.parquet; is the split's name right?"),
         (["--dataset_name", "nowhere"], "nowhere: no such folder; download the data set first"),

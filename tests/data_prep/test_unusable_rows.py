@@ -54,13 +54,14 @@ def test_a_row_that_no_model_can_be_trained_on_is_named_and_left_out(
     write(dataset, changes)
     assert run_main(monkeypatch, dataset, tmp_path / "o", "--rows_per_shard", "4") == 3
     shown = capsys.readouterr().out
-    assert "not complete: 1 unusable rows, more than --max_missing 0" in shown
+    assert "not complete: 1 of 10 rows of A unusable, more than --max_unusable 0.05" in shown
+    assert "--max_unusable 0.1 leaves them out" in shown
     assert f"A/00000005 ({side}): " in shown
     with pytest.raises(InputError, match="no manifest"):
         ShardSet.open(tmp_path / "o")
 
     for _ in range(2):  # written now; taken from the sidecar
-        assert run_main(monkeypatch, dataset, tmp_path / "o", "--rows_per_shard", "4", "--max_missing", "1") == 0
+        assert run_main(monkeypatch, dataset, tmp_path / "o", "--rows_per_shard", "4", "--max_unusable", "0.1") == 0
         report = json.loads((tmp_path / "o/report.json").read_text())
         for part in (report["total"], report["subsets"]["A"]):
             assert (part["rows"], part["samples"], part["unusable_rows"]) == (10, 9, 1)
@@ -75,17 +76,29 @@ def test_a_row_that_no_model_can_be_trained_on_is_named_and_left_out(
     assert verify(tmp_path / "o").problems == ()
 
 
-def test_images_and_rows_count_together(dataset: Path, tmp_path: Path) -> None:
+def test_images_and_rows_have_limits_of_their_own(dataset: Path, tmp_path: Path) -> None:
     write(dataset, CASES["no tag"][0])
     (dataset / "images/A/Train/1.png").unlink()
-    assert convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=1).manifest is None
-    assert converted(dataset, tmp_path / "o", max_missing=2).subsets["A"].num_samples == 6
+    assert convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=9).manifest is None
+    assert convert(dataset, dataset, tmp_path / "o", ["A"], max_unusable=1.0).manifest is None
+    assert converted(dataset, tmp_path / "o", max_missing=1, max_unusable=0.1).subsets["A"].num_samples == 6
+
+
+def test_a_slip_among_many_rows_is_left_out_and_reported(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row in twenty is within the default limit; it is named on screen and in the report all the same."""
+    write_rows(dataset, [row(number) if number != 5 else row(5, qry="no tag") for number in range(20)])
+    assert run_main(monkeypatch, dataset, tmp_path / "o") == 0
+    assert "A/00000005 (query): " in capsys.readouterr().out
+    assert json.loads((tmp_path / "o/report.json").read_text())["total"]["unusable_rows"] == 1
+    assert ShardSet.open(tmp_path / "o").num_samples == {"A": 19}
 
 
 def test_a_subset_without_a_usable_row_is_refused_whatever_may_be_missing(dataset: Path, tmp_path: Path) -> None:
     write_rows(dataset, [row(number, qry="no tag") for number in range(10)])
     with pytest.raises(InputError, match=r"A: no usable row \(left out: \{'unusable query': 10\}\)"):
-        convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=100)
+        convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=100, max_unusable=1.0)
     assert not (tmp_path / "o/manifest.json").exists()
 
 
