@@ -112,6 +112,19 @@ def test_continues_bit_for_bit_from_its_saved_state() -> None:
         second.load_state_dict({"log_temperature": -2.0, "step": 1.0})
 
 
+def test_a_dropped_gradient_leaves_no_trace() -> None:
+    """A step between two others whose update is skipped: as if it had not been."""
+    one, other = LearnedTemperature(0.05), LearnedTemperature(0.05)
+    train(one, range(1))
+    train(other, range(1))
+    representations, pairs = batch_of_step(9)
+    ContrastiveLoss(other)(representations, pairs, range(BATCH))[0].backward()
+    other.drop_gradient()
+    train(one, range(1, 2))
+    train(other, range(1, 2))
+    assert one.state_dict() == other.state_dict()
+
+
 def test_two_ranks_learn_what_one_learns_and_stay_equal(tmp_path: Path) -> None:
     outputs = run_ranks(2, ["-m", "tests.contrastive.temperature_worker"], tmp_path)
     states = [json.loads(output.split("state", 1)[1].splitlines()[0]) for output in outputs]

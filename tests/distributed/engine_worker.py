@@ -19,6 +19,7 @@ from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoint import Checkpoints, RunRecord
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
+from vlm2vec.training.skipped_steps import SkippedSteps
 
 TEXTS = ["a three to the left of a seven", "Represent the given picture.", "nine", "coffee"]
 LIVE = "live.pt"
@@ -49,6 +50,11 @@ def train_and_save(arguments: RunArguments) -> None:
     live = encoder.encode(texts=TEXTS)  # on all ranks: under ZeRO-3 each holds a part of every weight
     if dist.get_rank() == 0:
         torch.save(live, folder / LIVE)
+    vectors = engine(input_ids=inputs, attention_mask=torch.ones_like(inputs), dummy_image=True)
+    engine.backward(vectors.sum() * float("nan"))
+    engine.step()
+    assert SkippedSteps(engine).total == 1, "an update with a gradient that is not finite"
+    assert torch.equal(encoder.encode(texts=TEXTS), live)
     engine.destroy()
 
 

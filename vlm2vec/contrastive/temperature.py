@@ -91,6 +91,11 @@ class LearnedTemperature:
             self.log_temperature.clamp_(*self._log_range)
         gradient.zero_()
 
+    def drop_gradient(self) -> None:
+        """Clears the gradient of a step that updates nothing."""
+        assert self.log_temperature.grad is not None
+        self.log_temperature.grad.zero_()
+
     def state_dict(self) -> dict[str, float]:
         """Value and AdamW's moments as plain numbers that survive JSON bit for bit; waits for the device."""
         moments = self._optimizer.state.get(self.log_temperature, {})

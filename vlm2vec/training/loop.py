@@ -18,6 +18,7 @@ from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor
 from vlm2vec.training.profiling import StepProfiles
 from vlm2vec.training.rank_state import rank_state
+from vlm2vec.training.skipped_steps import SkippedSteps
 from vlm2vec.training.stop import StopRequest
 
 # So many checkpoints in a row that cannot be written end a run: what it does after that would most likely be lost.
@@ -45,12 +46,13 @@ def train(
         Whether all steps are done; False if a rank was asked to stop, with a checkpoint of the steps done by then.
 
     Raises:
-        InputError: The shards cannot be reached, or more samples are unreadable than may be.
+        InputError: The shards cannot be reached, more samples are unreadable than may be, or the gradients of several
+            steps in a row are not finite.
         NonFiniteLossError: The loss of a step is not a number; that step updates nothing.
         CheckpointError: The last checkpoint could not be written.
     """
     evaluation = evaluation or NoEvaluation()
-    clock = cached_step.clock
+    clock, skipped_steps = cached_step.clock, SkippedSteps(engine)
     for batch in clock.each(DATA_WAIT, heartbeat.steps(batches)):
         header = batch.header
         profiles.before(header.step + 1)
@@ -69,7 +71,14 @@ def train(
             continue
         heartbeat.mark("optimizer step")
         with clock.part(OPTIMIZER):
-            learning_rate = update(engine, arguments, temperature)
+            learning_rate = engine.get_lr()[0]
+            engine.step()
+            was_skipped = skipped_steps.after_update(header.step + 1, monitor)
+            if temperature is not None and was_skipped:
+                temperature.drop_gradient()
+            elif temperature is not None:
+                # On the schedule of the other parameters.
+                temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
         with heartbeat.pause("profile"):
             profiles.after(header.step + 1)
         meter.add(header, output)
@@ -82,6 +91,7 @@ def train(
             figures.values["gradient_norm"] = float(engine.get_global_grad_norm())
             figures.values["epoch"] = float(header.epoch)
             figures.values["bad_samples"] = float(len(bad_samples))
+            figures.values["skipped_steps"] = float(skipped_steps.total)
             figures.values["temperature"] = (
                 float(temperature.value) if temperature is not None else arguments.temperature
             )
@@ -94,16 +104,6 @@ def train(
                 if is_best and checkpoint is not None:
                     evaluation.keep(checkpoint)
     return True
-
-
-def update(engine: Any, arguments: TrainingArguments, temperature: LearnedTemperature | None) -> float:
-    """Steps the optimizers; returns the learning rate of the step."""
-    learning_rate: float = engine.get_lr()[0]
-    engine.step()
-    if temperature is not None:
-        # On the schedule of the other parameters.
-        temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
-    return learning_rate
 
 
 def save(
