@@ -115,7 +115,7 @@ def test_several_pictures_enter_in_list_order(encoder: VLM2Vec) -> None:
         ([TAGGED], [Image.new("RGB", (0, 9))], "item 0: a picture of 0 x 9 pixels has no content"),
         ([TAGGED], [Image.new("La", (9, 9))], "item 0: a PIL image of mode La cannot be decoded"),
         ([TAGGED], [Image.new("F", (9, 9))], "item 0: an image has F pixels"),
-        ([TAGGED], [Image.new("1", (10_000, 9_000))], "item 0: 10000 x 9000 is more than 89478485 pixels"),
+        ([TAGGED], [Image.new("1", (10_000, 9_000))], "item 0: an image: 10000 x 9000 is more than 89478485 pixels"),
         ([TAGGED], [b"text"], "not a JPEG"),
         ([TAGGED], [png(Image.new("RGB", (90, 90), "red"))[:-40]], "damaged or truncated"),
         ([TAGGED], [png(Image.new("I;16", (9, 9), 30000))], "more than 8 bits"),

@@ -15,9 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.metrics import DatasetScore
+from vlm2vec.evaluation.record import scores_text
+from vlm2vec.evaluation.summary import summarise
 from vlm2vec.export import export
 from vlm2vec.export import folder as folder_module
 from vlm2vec.export.base import BaseModel, carry_code_references
+from vlm2vec.mmeb import MINI_MMEB
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.checkpoint import RECORD, find_checkpoint
@@ -145,24 +149,19 @@ def test_tokens_survive(engine_runs_dir: Path, mini_model_dir: Path, tmp_path: P
 
 
 def test_the_card_tells_the_run_and_not_the_machine(engine_runs_dir: Path, tmp_path: Path) -> None:
-    scores = {"acc": 0.5, "chance": 0.1, "num_datasets": 2, "num_datasets_of_benchmark": 3}
+    model = {"model_name": "/secret/place/model", "checkpoint_path": None, "num_crops": 4, "fingerprint": "0123abcd"}
+    accs = {"PairVQA": 0.5, "MosaicGround": 0.0}
+    datasets = {name: DatasetScore(acc, int(10 * acc), 10, 0.1, 0, 0, acc, acc, acc, acc) for name, acc in accs.items()}
+    summary = {"model": model, "warnings": [], "num_items": 30, **summarise(datasets, MINI_MMEB)}
     (tmp_path / "scores").mkdir()
-    (tmp_path / "scores" / "scores.json").write_text(
-        json.dumps(
-            {
-                "model": {"model_name": "/secret/place/model", "checkpoint_path": None, "fingerprint": "0123abcd"},
-                "benchmark": "mini-MMEB",
-                "meta_tasks": {"vqa": scores},
-                "overall": scores | {"acc": 0.25},
-            }
-        )
-    )
+    (tmp_path / "scores" / "scores.json").write_text(scores_text(summary))
     export(find_checkpoint(engine_runs_dir / "zero2"), tmp_path / "my-model", scores=tmp_path / "scores")
     card = ModelCard.load(tmp_path / "my-model" / "README.md")
     assert card.data.model_name == "my-model"
     values = {(result.dataset_name, result.dataset_config): result.metric_value for result in card.data.eval_results}
-    assert values == {("mini-MMEB", "vqa"): 50.0, ("mini-MMEB", "overall"): 25.0}
-    assert "| overall | 2 of 3 | 25.0 | 10.0 |" in card.text
+    groups = {"vqa": 50.0, "grounding": 0.0, "IND": 25.0, "overall": 25.0}
+    assert values == {("mini-MMEB", group): value for group, value in groups.items()}
+    assert "| overall | 2 of 18 | 25.0 | 10.0 |" in card.text
     assert "DeepSpeed ZeRO-2 on 2 rank(s)" in card.text
     for secret in ("/secret", str(tmp_path), str(engine_runs_dir), str(Path.home())):
         assert secret not in card.content
