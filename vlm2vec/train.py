@@ -34,6 +34,7 @@ from vlm2vec.training.build import (
     chunk_sizes,
     encoder_inputs,
     learned_temperature,
+    run_device,
     run_record,
     schedule,
     summary,
@@ -149,7 +150,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
         best=lambda: best_checkpoint(output_dir),
     )
     evaluation = build_evaluation(arguments.evaluation, output_dir, inputs, cached_step.model_call, num_workers, device)
-    with run_monitor(arguments, first_step) as monitor, StopRequest() as stop, memory:
+    with run_monitor(arguments, first_step, run_device(encoder, engine)) as monitor, StopRequest() as stop, memory:
         monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
         for line in changed_settings:
             monitor.message(f"warning: {line}")
@@ -202,7 +203,7 @@ def nothing_left(point: ResumePoint) -> int:
 
 
 @contextmanager
-def run_monitor(arguments: RunArguments, first_step: int) -> Iterator[Monitor]:
+def run_monitor(arguments: RunArguments, first_step: int, device: str) -> Iterator[Monitor]:
     """What takes the run's figures on the first rank; the others' are the same."""
     monitor: Monitor = SilentMonitor()
     if dist.get_rank() == 0:
@@ -210,7 +211,7 @@ def run_monitor(arguments: RunArguments, first_step: int) -> Iterator[Monitor]:
         output_dir.mkdir(parents=True, exist_ok=True)
         monitor = RunMonitor(output_dir, arguments.training.max_steps, first_step)
     try:
-        monitor.configuration(arguments.as_dict())
+        monitor.configuration({**arguments.as_dict(), "device": device})
         yield monitor
     finally:
         monitor.close()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from vlm2vec.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, UNUSED, Shape, weight_files
+from vlm2vec.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, UNUSED, Shape, tensor_shapes, weight_files
 
 # Values that a fingerprint takes from the beginning, the middle and the end of a tensor.
 _SAMPLED = 64
@@ -37,15 +37,14 @@ def folder_weights(folder: Path) -> dict[str, LazyTensor]:
     A second name of the token embedding is dropped, or put right where it is the only one.
 
     Raises:
-        InputError: No weights, or a shard is missing.
+        InputError: No weights, a shard is missing, or a file cannot be read, see `tensor_shapes`.
     """
     weights: dict[str, LazyTensor] = {}
     for file in weight_files(folder):
+        shapes = tensor_shapes(file)
         if file.suffix == ".safetensors":
             content: Any = safe_open(file, framework="pt")
-            for name in content.keys():  # noqa: SIM118 - not a dict
-                shape = tuple(content.get_slice(name).get_shape())
-                weights[name] = LazyTensor(shape, partial(content.get_tensor, name))
+            weights |= {name: LazyTensor(shape, partial(content.get_tensor, name)) for name, shape in shapes.items()}
         else:
             tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             weights |= {name: at_hand(tensor) for name, tensor in tensors.items()}

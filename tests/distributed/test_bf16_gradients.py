@@ -15,7 +15,7 @@ pytestmark = pytest.mark.numeric
 # the sum, therefore add a little (measured 1.11); summing chunks in bf16 would multiply the error.
 ADDED = {"one item": 1.15, "ragged": 1.03}
 # Backwards of a step, over the rank with most chunks. ZeRO-2 and 3 add every one up in float32 after its reduction.
-BACKWARDS = {"one item": 10, "ragged": 4, "whole batch": 2}
+BACKWARDS = {"one item": 10, "ragged": 6, "whole batch": 2}
 
 
 @pytest.fixture(scope="module")

@@ -19,22 +19,22 @@ from vlm2vec.training.record import read_whole
 
 STEPS, SAVED = 4, 2
 LAST = f"checkpoint-{STEPS}"
-# The ZeRO stage and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
+# The engine file and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
 # of the process.
-RUNS: dict[str, tuple[int, list[str]]] = {
-    "zero1": (1, ["--dataloader_num_workers", "2"]),
-    "zero2-lora": (2, ["--lora", "--learn_temperature", "--dataloader_num_workers", "1"]),
-    "zero2-bf16": (2, ["--bf16"]),
-    "zero3-lora-bf16": (3, ["--lora", "--bf16"]),
-    "zero3-bf16": (3, ["--bf16"]),
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "zero1": ("1", ["--dataloader_num_workers", "2"]),
+    "zero2-lora": ("2", ["--lora", "--learn_temperature", "--dataloader_num_workers", "1"]),
+    "zero2-bf16": ("2_offload", ["--bf16"]),
+    "zero3-lora-bf16": ("3", ["--lora", "--bf16"]),
+    "zero3-bf16": ("3", ["--bf16"]),
 }
 DISTURBED = "zero1"
 
 
-def flags(model: Path, shards: Path, output: Path, stage: int, *extra: str) -> list[str]:
+def flags(model: Path, shards: Path, output: Path, engine: str, *extra: str) -> list[str]:
     return [
         *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),
-        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json")),
+        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{engine}.json")),
         *("--global_batch_size", "8", "--max_steps", str(STEPS), "--logging_steps", "3", "--save_steps", str(SAVED)),
         *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "256"),
         *("--subset_name", "ColorVQA", "Recolor", "--dataloader_num_workers", "0", *extra),
@@ -68,8 +68,8 @@ def runs(dropout_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytes
     root = tmp_path_factory.mktemp("resume")
 
     def job(kind: str, name: str, output: str, *extra: str) -> tuple[str, list[str]]:
-        stage, own = RUNS[name]
-        return kind, flags(dropout_model_dir, mini_shards_dir, root / output, stage, *own, *extra)
+        engine, own = RUNS[name]
+        return kind, flags(dropout_model_dir, mini_shards_dir, root / output, engine, *own, *extra)
 
     limited = ["--save_steps", "1", "--save_total_limit", "1"]
     jobs = [

@@ -30,7 +30,7 @@ RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
         "zero2": (2, ["--chunk_tokens", "300", "--dataloader_num_workers", "1", *WATCHED]),
         "zero1": (1, ["--gc_q_chunk_size", "5", "--gc_p_chunk_size", "7"]),
     },
-    3: {"zero3": (3, ["--chunk_tokens", "512"])},
+    3: {"zero3": (3, ["--chunk_tokens", "512", "--deterministic"])},
 }
 
 

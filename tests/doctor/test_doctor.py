@@ -161,9 +161,8 @@ def gpu_with_nvcc(folder: Path, monkeypatch: pytest.MonkeyPatch, release: str | 
 
 def nvme_settings(folder: Path) -> Path:
     """Settings that offload moments to NVMe."""
-    settings = json.loads(OFFLOAD.read_text(encoding="utf-8"))
+    settings = json.loads(OFFLOAD.with_name("zero3_offload.json").read_text(encoding="utf-8"))
     settings["zero_optimization"]["offload_optimizer"] = {"device": "nvme", "nvme_path": str(folder)}
-    settings["zero_optimization"]["stage"] = 3
     path = folder / "nvme.json"
     path.write_text(json.dumps(settings), encoding="utf-8")
     return path

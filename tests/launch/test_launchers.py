@@ -24,7 +24,7 @@ LAUNCH = REPOSITORY / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
 # Says how it was called, in what environment, and ends as it is told to; hostfiles are read by the real program.
 PYTHON = """#!/usr/bin/env bash
-[[ $2 != vlm2vec.doctor.hostfile ]] || exec "$REAL_PYTHON" "$@"
+[[ $1 != -c && $2 != vlm2vec.doctor.hostfile ]] || exec "$REAL_PYTHON" "$@"
 trap 'echo "signal USR1 $RANK" >> "$CALLS"; exit 75' USR1
 trap 'echo "signal TERM $RANK" >> "$CALLS"; exit 75' TERM
 echo "rank=${RANK-} local=${LOCAL_RANK-} of=${WORLD_SIZE-} at=${MASTER_ADDR-}:${MASTER_PORT-} $*" >> "$CALLS"

@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from vlm2vec.batches import FixedCounts, ItemEncoderInputs, TokenBudget
 from vlm2vec.phi3_v import Phi3VProcessor
-from vlm2vec.training.graph_memory import largest_chunk
+from vlm2vec.training.graph_memory import DeviceMemory, largest_chunk
+
+
+def test_free_memory_counts_the_cache_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 GB, 50 are reserved, 30 of them in tensors; the driver has 25 left, as 5 are another process's."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (25, 80))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 30)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 50)
+    assert DeviceMemory.now() == DeviceMemory(allocated=30, free=25 + 20, total=80)
 
 
 @pytest.mark.parametrize("num_crops", [1, 4, 5])

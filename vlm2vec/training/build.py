@@ -251,6 +251,12 @@ def run_record(
     )
 
 
+def run_device(encoder: VLM2Vec, engine: Any) -> str:
+    """Device, backend, attention and optimizer of a run."""
+    attention = encoder.base.config._attn_implementation
+    return str(describe_device(engine.device, dist.get_backend(), attention, engine.basic_optimizer))
+
+
 def summary(
     arguments: RunArguments, encoder: VLM2Vec, shards: ShardSet, order: GlobalOrder, engine: Any, num_ranks: int
 ) -> str:
@@ -258,12 +264,10 @@ def summary(
     # Under ZeRO-3 a parameter here is empty and carries its size as ds_numel.
     sizes = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in encoder.parameters()]
     total, trainable = sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
-    device = describe_device(
-        engine.device, dist.get_backend(), encoder.base.config._attn_implementation, engine.basic_optimizer
-    )
+    subsets = counted(len(shards.subsets), "subset")
     return (
-        f"{device} | {num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | {total:,} parameters, "
-        f"{trainable:,} trainable | {sum(order.sizes):,} pairs of {counted(len(shards.subsets), 'subset')} | "
+        f"{run_device(encoder, engine)} | {num_ranks} rank(s), ZeRO-{int(engine.zero_optimization_stage())} | "
+        f"{total:,} parameters, {trainable:,} trainable | {sum(order.sizes):,} pairs of {subsets} | "
         f"global batch {order.global_batch_size}, {order.steps_per_epoch} steps an epoch, "
         f"{arguments.training.max_steps} steps"
         f"{order_remarks(order)}"
