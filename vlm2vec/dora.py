@@ -46,12 +46,12 @@ class WeightNorm:
         self.scaling = scaling
         self.bias: Tensor | None = None
 
-    @torch.no_grad()
+    # All of it works on detached tensors; `torch.no_grad` as a decorator would cut compiled code in two here.
+
     def add_a(self, weight: Tensor) -> None:
         """Takes A, (r, in_features)."""
         self._a = weight.detach().float().clone()
 
-    @torch.no_grad()
     def add_base(self, weight: Tensor, bias: Tensor | None) -> None:
         """Takes W, (out_features, in_features), and its bias."""
         squares, products = [], []
@@ -62,7 +62,6 @@ class WeightNorm:
         self._squares, self._products = torch.cat(squares), torch.cat(products)
         self.bias = None if bias is None else bias.detach().clone()
 
-    @torch.no_grad()
     def add_b(self, weight: Tensor) -> None:
         """Takes B, (out_features, r)."""
         b = weight.detach().float()
@@ -162,6 +161,7 @@ class DoraLinear(PeftLinear):
     drops_adapter_only: bool
     keeps_norm: bool
     kept_norm: WeightNorm | None
+    norm_ahead: bool  # compute the kept norm before the first call; parameters are complete at all times
 
     @classmethod
     def install(cls, layer: PeftLinear, dropout_on: str) -> None:
@@ -173,7 +173,16 @@ class DoraLinear(PeftLinear):
         layer.lora_B[name].__class__ = _FactorB
         layer.lora_magnitude_vector[name].__class__ = _Magnitude
         layer.drops_adapter_only = dropout_on == "adapter"
-        layer.keeps_norm, layer.kept_norm = False, None
+        layer.keeps_norm, layer.kept_norm, layer.norm_ahead = False, None, False
+
+    def compute_norm(self) -> WeightNorm:
+        """The norm, outside of a call."""
+        (name,) = self.lora_A
+        norm = WeightNorm(self.scaling[name])
+        norm.add_a(self.lora_A[name].weight)
+        norm.add_base(self.base_layer.weight, self.base_layer.bias)
+        norm.add_b(self.lora_B[name].weight)
+        return norm
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (..., in) to (..., out), in the dtype of the frozen product."""
@@ -233,6 +242,7 @@ def kept_norms(module: nn.Module) -> Iterator[None]:
     layers = [each for each in module.modules() if isinstance(each, DoraLinear)]
     for layer in layers:
         layer.keeps_norm = True
+        layer.kept_norm = layer.compute_norm() if layer.norm_ahead else None
     try:
         yield
     finally:

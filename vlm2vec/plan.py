@@ -23,6 +23,7 @@ from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.terminal import open_console, print_table
 from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.engine import refuse_compiled_layers
 from vlm2vec.training.engine_file import read_engine_file
 from vlm2vec.training.estimate.cluster import Cluster, Workload
 from vlm2vec.training.estimate.meta import MetaModel
@@ -126,6 +127,7 @@ def make_plan(arguments: RunArguments, cluster: Cluster, workload: Workload) -> 
         config = Phi3VConfig()
     choose_accelerator()
     zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
+    refuse_compiled_layers(arguments.model, zero.stage)
     return Plan(MetaModel(config, arguments, num_crops or _CROPS_OF_PHI_3_5), zero, cluster, workload)
 
 

@@ -44,7 +44,7 @@ from vlm2vec.training.checkpoint import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
 from vlm2vec.training.disk import check_disk
 from vlm2vec.training.end import end_process
-from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, zero_stage
+from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, refuse_compiled_layers, zero_stage
 from vlm2vec.training.estimate.model_flops import model_flops
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.heartbeat import Heartbeat
@@ -108,6 +108,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     training = arguments.training
     cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))
     refuse_flops_profile(training, cluster.zero_stage)
+    refuse_compiled_layers(arguments.model, cluster.zero_stage)
     point = agree_on_resume(arguments, cluster, fingerprints(shards, order))
     if point and point.record.step >= training.max_steps:
         return nothing_left(point)

@@ -46,6 +46,11 @@ class ModelArguments:
     )
     attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; the best installed if not given.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.")
+    compile_layers: bool = option(
+        False,
+        "Compile the decoder's and the vision tower's layers at their first calls (torch.compile): fewer, larger "
+        "kernels, the same results up to rounding. Not under ZeRO-3. Not measured on a GPU yet, therefore off.",
+    )
     freeze_vision_tower: bool = option(False, "Do not train CLIP, nor an adapter in it.")
     freeze_projector: bool = option(False, "Do not train the image projection and the separators.")
     bf16: bool = option(False, "Compute in bfloat16; master weights, moments and the loss stay in float32.")
@@ -261,6 +266,11 @@ def _check(arguments: RunArguments) -> None:
         (
             training.temperature_learning_rate != 1e-3 and not training.learn_temperature,
             "--temperature_learning_rate: no effect without --learn_temperature",
+        ),
+        (
+            model.compile_layers and training.flops_profile_step is not None,
+            f"--flops_profile_step {training.flops_profile_step}: the profile does not see the operators of compiled "
+            "layers; leave out --compile_layers for it",
         ),
         *checkpoint_refusals(training),
         *cluster_refusals(training),

@@ -17,6 +17,7 @@ from torch import Tensor
 from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
 from vlm2vec.batches.packing import Packing
+from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
 from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.contrastive.progress import Progress
@@ -78,7 +79,10 @@ def build_encoder(arguments: RunArguments) -> VLM2Vec:
             "(VLM2Vec.from_pretrained, merge_lora, save_pretrained; of a run of this program: python -m vlm2vec.export "
             "with --merge_lora)"
         )
-    return prepare_encoder(encoder, arguments, model.gradient_checkpointing)
+    encoder = prepare_encoder(encoder, arguments, model.gradient_checkpointing)
+    if model.compile_layers:
+        compile_layers(encoder)
+    return encoder
 
 
 def prepare_encoder(encoder: VLM2Vec, arguments: RunArguments, gradient_checkpointing: bool) -> VLM2Vec:

@@ -17,7 +17,7 @@ from torch import nn
 from vlm2vec.device import on_cpu, prepare_device
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import device_index, is_launched, port_in_use, wait_for_port
-from vlm2vec.training.arguments import RunArguments
+from vlm2vec.training.arguments import ModelArguments, RunArguments
 from vlm2vec.training.engine_file import read_engine_file
 
 # Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
@@ -128,6 +128,19 @@ def zero_stage(arguments: RunArguments, num_ranks: int) -> int:
     """
     config = engine_config(Path(arguments.training.deepspeed), arguments, num_ranks)
     return int(config["zero_optimization"]["stage"])
+
+
+def refuse_compiled_layers(model: ModelArguments, zero_stage: int) -> None:
+    """Refuses to compile what cannot be compiled whole.
+
+    Raises:
+        InputError: `--compile_layers` under ZeRO-3.
+    """
+    if model.compile_layers and zero_stage == 3:
+        raise InputError(
+            "--compile_layers: ZeRO-3 gathers weights in hooks within every layer, which cut compiled code into pieces "
+            "(measured: 98 instead of 8); leave it out, or give --deepspeed a file with stage 1 or 2"
+        )
 
 
 def build_engine(

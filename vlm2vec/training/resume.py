@@ -25,7 +25,7 @@ CHANGE_NOTHING = frozenset(
     {
         *("num_train_epochs", "warmup_ratio"),  # max_steps and warmup_steps, which they give, are compared
         *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir"),
-        *("attn_implementation", "gradient_checkpointing"),
+        *("attn_implementation", "gradient_checkpointing", "compile_layers"),
         *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),
         *_CHUNKS,
         *("loss_block_rows", "grad_cache"),
