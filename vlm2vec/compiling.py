@@ -7,7 +7,6 @@ decides on the host (where images go, which lengths a row has) stays outside.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -35,9 +34,9 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
     Returns:
         How many layers there are.
     """
-    layers: list[Any] = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     for layer in layers:
-        layer.__class__ = _compiled_class(type(layer), backend)
+        layer.__class__ = _compiled_class(type(layer), backend)  # type: ignore[arg-type]  # a class is hashable
         for part in layer.modules():
             if isinstance(part, DoraLinear):
                 # Code that computes the norm keeps other tensors for the backward pass than code that is given it:
@@ -50,11 +49,11 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
 def _compiled_class(kind: type[nn.Module], backend: str) -> type[nn.Module]:
     """A subclass with compiled code: a closure in each layer instead would keep the original of a copied model."""
     uncheckpointed = getattr(kind.forward, "__wrapped__", kind.forward)
-    compiled = torch.compile(
+    compiled = torch.compile(  # type: ignore[call-overload]  # torch's stubs do not know recompile_limit
         uncheckpointed,
         backend=backend,
         dynamic=True,
-        options=_OPTIONS if backend == "inductor" else None,  # type: ignore[arg-type]
+        options=_OPTIONS if backend == "inductor" else None,
         recompile_limit=_MOST_VARIANTS,
     )
     # Making the subclass puts gradient checkpointing around its `forward` again.
