@@ -24,7 +24,7 @@ from eval.results import prepare_output, write_run
 from vlm2vec import __version__
 from vlm2vec.batches.collate import ItemEncoderInputs
 from vlm2vec.dora import kept_norms
-from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU, load_processor
+from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.datasets import EvalData, read_data
 from vlm2vec.evaluation.encoding import BatchSource, collapse, encode_blocks
@@ -38,6 +38,7 @@ from vlm2vec.evaluation.ranks import Ranks
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.image_folder import ImageFolder, links_remedy
+from vlm2vec.loading import load_processor
 from vlm2vec.mmeb import Benchmark
 from vlm2vec.words import counted
 

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from peft import PeftModel
@@ -23,8 +22,6 @@ from vlm2vec.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_CONFIG,
-    OtherBaseError,
-    check_base,
     is_adapter_folder,
     read_base_name,
     write_adapter_config,
@@ -33,14 +30,14 @@ from vlm2vec.adapter_files import (
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
-from vlm2vec.items import EncodeItem, Picture, in_order, make_items, plan_batches
+from vlm2vec.items import EncodeItem, Picture, make_items, plan_batches
 from vlm2vec.json_files import read_json
+from vlm2vec.loading import check_fit, fingerprint_of_base, load_processor
 from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
-from vlm2vec.model_settings import DEFAULT_MAX_LEN, SETTINGS_FILE, STORED, ChangedSettingWarning, ModelSettings
+from vlm2vec.model_settings import DEFAULT_MAX_LEN, STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
 from vlm2vec.phi3_v.checkpoint import has_weights, remove_weights, resolve_folder
-from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
-from vlm2vec.weights import weights_fingerprint
+from vlm2vec.vectors import as_vectors, refuse_not_finite
 
 # Padded tokens of a batch of `encode`: about 20 pictures of 4 crops on an accelerator.
 DEFAULT_BATCH_TOKENS = 16_384
@@ -128,14 +125,14 @@ class VLM2Vec(nn.Module):
         settings, changes = ModelSettings.read(adapter_folder, folder).with_arguments(**given)
         for line in changes:
             warnings.warn(line, ChangedSettingWarning, stacklevel=2)
-        base_fingerprint = _fingerprint_of_base(folder, adapter_folder, allow_other_base)
+        base_fingerprint = fingerprint_of_base(folder, adapter_folder, allow_other_base)
         backbone = Phi3VModel.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
         if adapter_folder is not None:
             backbone = load_adapter(backbone, adapter_folder)
         processor = load_processor(folder, adapter_folder, num_crops)
         encoder = cls(backbone, processor, settings.max_len, settings.normalize)
         encoder.base_fingerprint = base_fingerprint
-        _check_fit(encoder, folder, adapter_folder)
+        check_fit(processor, encoder.base.config, adapter_folder or folder)
         return encoder.to(device).eval() if device is not None else encoder.eval()
 
     @property
@@ -284,7 +281,7 @@ class VLM2Vec(nn.Module):
                     progress.update(len(batch))
         finally:
             self.train(was_training)
-        _refuse_broken(vectors)
+        refuse_not_finite(vectors)
         return vectors
 
     def _prepared(
@@ -314,7 +311,7 @@ class VLM2Vec(nn.Module):
         Raises:
             InputError: What has no order (a set, a dictionary, a generator), or what are no vectors.
         """
-        return _as_vectors("a", a) @ _as_vectors("b", b).T
+        return as_vectors("a", a) @ as_vectors("b", b).T
 
     def add_lora(self, settings: LoraSettings | None = None) -> None:
         """Puts a fresh adapter on the backbone; only the adapter is trainable afterwards.
@@ -413,84 +410,3 @@ class VLM2Vec(nn.Module):
             self.backbone.config.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
         self.settings.write(folder)
-
-
-def _fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> str:
-    if adapter is None:
-        return weights_fingerprint(base)
-    try:
-        return check_base(base, adapter)
-    except OtherBaseError as error:
-        if not allow_other:
-            raise InputError(f"{error}; load it on that base, or pass allow_other_base=True") from error
-        warnings.warn(str(error), ChangedSettingWarning, stacklevel=3)
-        return weights_fingerprint(base)
-
-
-def _as_vectors(name: str, values: Any) -> torch.Tensor:
-    """Vectors as one float32 tensor, in the order in which they are iterated over."""
-    if isinstance(values, torch.Tensor):
-        return values.to(torch.float32)
-    try:
-        if getattr(values, "ndim", 1) == 2 or (isinstance(values, np.ndarray) and values.dtype != object):
-            return torch.from_numpy(np.array(values, dtype=np.float32))
-        rows = in_order(name, values)
-        return torch.stack([torch.as_tensor(row, dtype=torch.float32) for row in rows])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: not vectors of one length ({' '.join(str(error).split())})") from error
-
-
-def _refuse_broken(vectors: torch.Tensor) -> None:
-    """Looks at all vectors at once, when they are on the host.
-
-    Raises:
-        InputError: NaN or infinity, which would be ranked like numbers.
-    """
-    broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten()
-    if len(broken):
-        raise InputError(
-            f"item {int(broken[0])}: the model gives NaN or infinity for it (for {len(broken)} of {len(vectors)} "
-            "items); check the checkpoint and its precision"
-        )
-
-
-def _check_fit(encoder: VLM2Vec, folder: Path, adapter: Path | None) -> None:
-    """Compares a processor with the model that it makes inputs for.
-
-    Raises:
-        InputError: Crops of another size, or a token that the model has no embedding for.
-    """
-    source = adapter or folder
-    images, vision = encoder.processor.image_processor, encoder.base.config.vision_config
-    sizes = (images.crop_size, images.patch_size)
-    if sizes != (vision.image_size, vision.patch_size):
-        raise InputError(
-            f"{source / PREPROCESSOR_FILE}: crop_size and patch_size are {sizes[0]} and {sizes[1]}, the model's are "
-            f"{vision.image_size} and {vision.patch_size}"
-        )
-    largest, known = encoder.processor.largest_token_id, encoder.base.config.vocab_size
-    if largest >= known:
-        raise InputError(f"{source}: the tokenizer's files have token {largest}, the model has embeddings for {known}")
-
-
-def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Phi3VProcessor:
-    """The processor of a model: the adapter's where it brings one, else its base's.
-
-    Args:
-        base, adapter: folders.
-        num_crops: local crops an image; None: as the model was trained with, else what its processor says.
-
-    Raises:
-        InputError: see `Phi3VProcessor.from_pretrained`; or two files of a folder contradict each other.
-    """
-    has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
-    folder = adapter if adapter is not None and has_own else base
-    if num_crops is None:
-        num_crops = ModelSettings.read(adapter, base).num_crops
-        trained, written = ModelSettings.read(folder).num_crops, PreprocessorSettings.read(folder).num_crops
-        if None not in (trained, written) and trained != written:
-            raise InputError(
-                f"{folder}: {PREPROCESSOR_FILE} says num_crops {written}, {SETTINGS_FILE} says {trained}; make them "
-                "agree, or pass num_crops"
-            )
-    return Phi3VProcessor.from_pretrained(folder, num_crops)

@@ -1,0 +1,76 @@
+"""What loading an encoder checks: its base's weights, its processor, and whether the two fit."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from vlm2vec.adapter_files import OtherBaseError, check_base
+from vlm2vec.errors import InputError
+from vlm2vec.model_settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
+from vlm2vec.phi3_v import Phi3VConfig, Phi3VProcessor
+from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
+from vlm2vec.weights import weights_fingerprint
+
+
+def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> str:
+    """The fingerprint of the weights in `base`, for an adapter held against those that it was trained on.
+
+    Raises:
+        InputError: An adapter's base had other weights, and that is not allowed.
+    """
+    if adapter is None:
+        return weights_fingerprint(base)
+    try:
+        return check_base(base, adapter)
+    except OtherBaseError as error:
+        if not allow_other:
+            raise InputError(f"{error}; load it on that base, or pass allow_other_base=True") from error
+        warnings.warn(str(error), ChangedSettingWarning, stacklevel=4)
+        return weights_fingerprint(base)
+
+
+def check_fit(processor: Phi3VProcessor, config: Phi3VConfig, source: Path) -> None:
+    """Compares a processor with the model that it makes inputs for.
+
+    Args:
+        processor: makes the inputs.
+        config: of the model.
+        source: the processor's folder, for messages.
+
+    Raises:
+        InputError: Crops of another size, or a token that the model has no embedding for.
+    """
+    images, vision = processor.image_processor, config.vision_config
+    sizes = (images.crop_size, images.patch_size)
+    if sizes != (vision.image_size, vision.patch_size):
+        raise InputError(
+            f"{source / PREPROCESSOR_FILE}: crop_size and patch_size are {sizes[0]} and {sizes[1]}, the model's are "
+            f"{vision.image_size} and {vision.patch_size}"
+        )
+    largest, known = processor.largest_token_id, config.vocab_size
+    if largest >= known:
+        raise InputError(f"{source}: the tokenizer's files have token {largest}, the model has embeddings for {known}")
+
+
+def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Phi3VProcessor:
+    """The processor of a model: the adapter's where it brings one, else its base's.
+
+    Args:
+        base, adapter: folders.
+        num_crops: local crops an image; None: as the model was trained with, else what its processor says.
+
+    Raises:
+        InputError: see `Phi3VProcessor.from_pretrained`; or two files of a folder contradict each other.
+    """
+    has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
+    folder = adapter if adapter is not None and has_own else base
+    if num_crops is None:
+        num_crops = ModelSettings.read(adapter, base).num_crops
+        trained, written = ModelSettings.read(folder).num_crops, PreprocessorSettings.read(folder).num_crops
+        if None not in (trained, written) and trained != written:
+            raise InputError(
+                f"{folder}: {PREPROCESSOR_FILE} says num_crops {written}, {SETTINGS_FILE} says {trained}; make them "
+                "agree, or pass num_crops"
+            )
+    return Phi3VProcessor.from_pretrained(folder, num_crops)
