@@ -13,6 +13,7 @@ from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
 from vlm2vec.batches.collate import end_to_end_positions
 from vlm2vec.batches.packing import PackedItem
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
+from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import ProcessedItem
 
@@ -52,7 +53,8 @@ class CachedStepRun:
 
     def __call__(self, batch: Sequence[tuple[int, int]]) -> float:
         """One step; returns its loss."""
-        output = self._step(*laid_out(batch, self._items, self._sizes, self._inputs))
+        with kept_norms(self._engine):  # as a run's loop does
+            output = self._step(*laid_out(batch, self._items, self._sizes, self._inputs))
         self._engine.step()
         return float(output.loss)
 

@@ -1,52 +1,164 @@
-"""The program that measures on a GPU, in its small form, and what it says where there is none."""
+"""The programs that measure on a GPU, in their small form, and what they say where there is none."""
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import bench, exactness, training
+from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, DoesNotFitError, Figures, Recorder, Section
 from benchmarks.suites import SUITES
+from tests.distributed.exactness import BF16_TOLERANCE, TOLERANCE, Cell
 from tests.distributed.launcher import REPOSITORY, environment
 from tests.patience import HANG_SECONDS
 
-
-@pytest.mark.parametrize("name", gpu.ROWS)
-def test_every_row_is_a_run_that_the_program_takes(name: str) -> None:
-    arguments, tiny = (gpu.train_arguments(gpu.ROWS[name], is_tiny) for is_tiny in (False, True))
-    assert arguments.training.chunk_tokens == 32 * tiny.training.chunk_tokens
-    assert arguments.training.global_batch_size == 1024
-    assert arguments.model.lora != gpu.ROWS[name].is_full
-    config = gpu.model_config(arguments, tiny=False)
-    assert (config.hidden_size, config.num_hidden_layers, config.vision_config.num_hidden_layers) == (3072, 32, 24)
+CPU = torch.device("cpu")
+VARIANTS = {name: variant for _, variants in training.SECTIONS.values() for name, variant in variants.items()}
+SECTION = Section("Table", ("value", "more"), lambda figures: [str(figures["value"]), "more"])
 
 
-def test_the_small_form_measures_a_row() -> None:
-    command = ["-m", "benchmarks.gpu", "--tiny", "--steps", "1", "--peak_tflops", "0.01", "--measure", "keep_8"]
+def printed_rows(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if line.startswith("| ") and not line.startswith(("| run |", "| --- |"))]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_row_is_a_run_that_the_training_program_takes(name: str) -> None:
+    variant = VARIANTS[name]
+    arguments, tiny = (
+        bench.arguments_of(variant, bench.Setting(CPU, is_tiny, 24, 1, None)).training for is_tiny in (False, True)
+    )
+    assert (arguments.chunk_tokens, arguments.global_batch_size) == (variant.chunk_tokens, 24)
+    assert tiny.chunk_tokens == variant.chunk_tokens // 32
+
+
+def test_the_script_runs_every_table_on_a_cpu(tmp_path: Path) -> None:
+    """All of `gpu_first.sh --tiny`: what a GPU will run, with a tiny model."""
     done = subprocess.run(
-        [sys.executable, *command],
+        ["benchmarks/gpu_first.sh", "--tiny"],
         cwd=REPOSITORY,
-        env=environment(),
+        env={**environment(), "OUT": str(tmp_path), "PYTHON": sys.executable, "LIMIT": str(HANG_SECONDS)},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["pairs_per_second"] > 0
-    assert 10 < found["tokens_per_second"] / found["pairs_per_second"] < 200
-    assert 0 < found["mfu"] < 1
-    assert 0.5 < found["pass_1"] + found["pass_2"] < 1
+    log = (tmp_path / "all.log").read_text()
+    assert done.returncode == 0, log[-4000:]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["run"] for row in rows if row["status"] != "ok"] == []
+    tables = (tmp_path / "tables.md").read_text()
+    assert all(f"| {row['run']} | " in tables for row in rows)
+    steps = [row for row in rows if "pass_1" in row]
+    assert [row["run"] for row in steps] == [variant.what for variant in VARIANTS.values()]
+    assert all(row["pairs_per_second"] > 0 and 0.5 < row["pass_1"] + row["pass_2"] <= 1 for row in steps)
+    exact = [row for row in rows if "bound" in row]
+    assert len(exact) == len(exactness.TINY_SETTINGS) + 1
+    assert all(row["within"] and row["replayed"] is not False for row in exact)
+    # PEFT's layers and this code's take the same step; what is not the model's own work counts only as what runs.
+    by_name = dict(zip(VARIANTS, steps, strict=True))
+    assert by_name["peft"]["loss"] == pytest.approx(by_name["dora"]["loss"], rel=0.02)
+    assert by_name["dora"]["run_tflops"] * by_name["dora"]["seconds"] > 1.5 * (
+        by_name["adapter"]["run_tflops"] * by_name["adapter"]["seconds"]
+    )
+
+
+def test_a_row_that_raises_loses_nothing_but_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new" / "rows.jsonl"
+    recorder = Recorder(file, 1000, "a device")
+    recorder.begin(SECTION)
+
+    def fails(error: Exception) -> Figures:
+        raise error
+
+    assert recorder.row("first", lambda: {"value": 1})
+    assert not recorder.row("bad", lambda: fails(ValueError("a|b\nc")))
+    assert not recorder.row("memory", lambda: fails(RuntimeError("CUDA out of memory. Tried to allocate")))
+    assert not recorder.row("large", lambda: fails(DoesNotFitError("does not fit: 92 GiB planned")))
+    assert recorder.row("last", lambda: {"value": 2})
+    assert recorder.num_failed == 2
+    assert capsys.readouterr().out.splitlines()[-5:] == [
+        "| first | 1 | more |",
+        "| bad | failed: ValueError: a/b c |  |",
+        "| memory | out of memory |  |",
+        "| large | does not fit: 92 GiB planned |  |",
+        "| last | 2 | more |",
+    ]
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["run"] for row in kept] == ["first", "bad", "memory", "large", "last"]
+    assert kept[-1]["value"] == 2
+
+
+def test_when_the_time_is_over_rows_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder(tmp_path / "rows.jsonl", -1, "a device")
+    recorder.begin(SECTION)
+    recorder.row("late", lambda: pytest.fail("was started"))
+    assert capsys.readouterr().out.splitlines()[-1] == f"| late | {NOT_RUN} |  |"
+
+
+def test_a_failure_does_not_harm_the_rows_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a failure the model is built anew; no earlier one is kept alive."""
+    built: list[str] = []
+
+    class Fake:
+        def __init__(self, variant: bench.Variant, setting: bench.Setting) -> None:
+            self.kind = variant.kind
+            built.append(variant.what)
+
+        def measure(self, variant: bench.Variant) -> Figures:
+            if "32,768" in variant.what:
+                raise RuntimeError("out of memory")
+            return dict.fromkeys(("seconds", "pairs_per_second", "tokens_per_second", "mfu", "run_tflops"), 1.0) | (
+                dict.fromkeys(("peak_gib", "plan_gib", "pass_1", "pass_2"), 0.5)
+            )
+
+        def close(self) -> None:
+            built.append("closed")
+
+    monkeypatch.setattr(training, "Bench", Fake)
+    recorder = Recorder(tmp_path / "rows.jsonl", 1000, "a device")
+    training.run(recorder, bench.Setting(CPU, True, 4, 1, None), "lora")
+    assert built[:4] == [VARIANTS["dora"].what, "closed", VARIANTS["kept"].what, "closed"]
+    assert built.count("closed") == len(built) / 2
+    assert len(printed_rows(capsys)) == len(training.SECTIONS["lora"][1])
+
+
+def test_a_closed_model_is_freed() -> None:
+    made = bench.Bench(VARIANTS["compute"], bench.Setting(CPU, True, 4, 1, None))
+    encoder = weakref.ref(made._encoder)
+    made.close()
+    gc.collect()
+    assert encoder() is None
+
+
+def test_of_the_cells_the_worst_is_shown() -> None:
+    cells = [Cell(2, "dora bf16", 0.0, "mixed", chunks) for chunks in ("one item", "ragged")]
+    assert [cell.tolerance for cell in cells] == [TOLERANCE, BF16_TOLERANCE]
+    shown = exactness.summarize(cells, [2e-6, 1e-3], CPU)
+    assert (shown["error"], shown["within"], shown["replayed"]) == (2e-6, False, None)
+    on_gpu = exactness.summarize(cells, [2e-6, 1e-3], torch.device("cuda"))
+    assert (on_gpu["error"], on_gpu["within"]) == (1e-3, True)
+    dropped = [Cell(2, "full", 0.1, "mixed", chunks) for chunks in ("one item", "ragged")]
+    lost = exactness.summarize(dropped, [1e-7, float("inf")], CPU)
+    assert (lost["error"], lost["within"], lost["replayed"]) == (1e-7, False, False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which would be measured")
-def test_without_a_gpu_nothing_is_invented(capsys: pytest.CaptureFixture[str]) -> None:
-    gpu.main(["--rows", "lora", "full"])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
-    assert [row.split(" | ")[1:] for row in rows] == [[gpu.NOT_MEASURED] * 4 + [f"{gpu.NOT_MEASURED} |"]] * 2
+def test_without_a_gpu_nothing_is_invented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    assert program.main(["--output", str(file)]) == 0
+    measured = printed_rows(capsys)
+    assert len(measured) > len(VARIANTS) + len(exactness.SETTINGS)
+    assert all(set(row.removesuffix(" |").split(" | ")[1:]) == {NOT_MEASURED} for row in measured)
+    assert not file.exists()
     assert SUITES["gpu"].command == "benchmarks.gpu"

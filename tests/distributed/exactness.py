@@ -185,23 +185,24 @@ def plain_gradient(encoder: VLM2Vec, batch: RankBatch, seed: int) -> dict[str, T
     With one rank and one chunk this is the textbook step. Calls run in the order of pass 1, so that the same seed
     gives the same dropout masks.
     """
+    device = encoder.device
     encoder.zero_grad()
     torch.manual_seed(seed)
-    slots = agree_on_slots(batch.chunks, 0, torch.device("cpu"))
+    slots = agree_on_slots(batch.chunks, 0, device)
     rows = []
     for phase, phase_slots in zip(batch.chunks.phases[:2], slots[:2], strict=True):
         for chunk, is_own, with_images in phase_slots.fill(phase, padding_chunk()):
-            representations = encoder(**chunk.arguments(torch.device("cpu"), with_images))
+            representations = encoder(**chunk.arguments(device, with_images))
             if is_own:
                 rows.append(representations)
-    local = torch.cat([representations[:0], *rows])[batch.layout.local_order]
+    local = torch.cat([representations[:0], *rows])[batch.layout.local_order.to(device)]
     everything = gather_rows(local, batch.layout.counts)
-    pairs = batch.layout.pairs
+    pairs = batch.layout.pairs.to(device)
     scores = everything[pairs.query] @ everything[pairs.positive].T
     if pairs.negative is not None:
         scores = torch.cat([scores, everything[pairs.query] @ everything[pairs.negative[pairs.negative >= 0]].T], 1)
     own = list(batch.layout.rows)
-    loss = F.cross_entropy(scores[own] / TEMPERATURE, torch.tensor(own), reduction="sum") / PAIRS
+    loss = F.cross_entropy(scores[own] / TEMPERATURE, torch.tensor(own, device=device), reduction="sum") / PAIRS
     loss.backward()
     gradients = {}
     for name, each in encoder.named_parameters():
@@ -277,12 +278,12 @@ def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
     return float((error / norm).sqrt())
 
 
-def run_cells(cells: Sequence[Cell]) -> Iterator[float]:
-    """The relative error of every cell; infinite where dropout was not replayed bit for bit."""
+def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
+    """The relative error of every cell on a device; infinite where dropout was not replayed bit for bit."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     seed = 100 + rank
     for (stage, kind, dropout), group in itertools.groupby(cells, lambda cell: (cell.stage, cell.kind, cell.dropout)):
-        encoder = build_encoder(kind, dropout)
+        encoder = build_encoder(kind, dropout).to(device)
         reference = copy.deepcopy(encoder)
         engine = build_engine(encoder, stage)
         for cell in group:
@@ -293,11 +294,11 @@ def run_cells(cells: Sequence[Cell]) -> Iterator[float]:
             expected = plain_gradient(reference, batch, seed)
             torch.manual_seed(seed)
             step = RecordingStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk())
-            with kept_norms(engine), cuda_autocast(kind.endswith("bf16")):
+            with kept_norms(engine), cuda_autocast(device.type == "cpu" and kind.endswith("bf16")):
                 step.cache_step(batch.chunks, batch.layout)
             error = relative_error(engine, expected)
             engine.step()
-            differs = torch.tensor(float(step.passes_differ(batch)) if dropout else 0.0)
+            differs = torch.tensor(float(step.passes_differ(batch)) if dropout else 0.0, device=device)
             dist.all_reduce(differs)
             yield float("inf") if differs else error
         engine.destroy()
@@ -309,10 +310,10 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    initialize_ranks(COLLECTIVE_SECONDS)
+    device = initialize_ranks(COLLECTIVE_SECONDS)
     cells = [Cell(**each) for each in json.loads(options.cells.read_text())]
     errors = []
-    for cell, error in zip(cells, run_cells(cells), strict=True):
+    for cell, error in zip(cells, run_cells(cells, device), strict=True):
         errors.append({**asdict(cell), "error": error})
         if dist.get_rank() == 0:
             print(json.dumps(errors[-1]), flush=True)

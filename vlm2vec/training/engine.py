@@ -44,8 +44,12 @@ def prepare_environment() -> None:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def initialize_ranks(timeout_seconds: int) -> torch.device:
+def initialize_ranks(timeout_seconds: int, backend: str | None = None) -> torch.device:
     """Joins the ranks' process group.
+
+    Args:
+        timeout_seconds: Of every collective.
+        backend: Of the collectives; None: the device's own, NCCL on GPUs and gloo on a CPU.
 
     Returns:
         This rank's device.
@@ -72,7 +76,7 @@ def initialize_ranks(timeout_seconds: int) -> torch.device:
     wait_for_port()
     try:
         deepspeed.init_distributed(
-            dist_backend=accelerator.communication_backend_name(),
+            dist_backend=backend or accelerator.communication_backend_name(),
             timeout=timedelta(seconds=timeout_seconds),
             verbose=False,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,6 +91,14 @@ class MetaModel:
         self.depths = (int(config.num_hidden_layers), int(vision.num_hidden_layers))
         self._built: dict[tuple[int, int], VLM2Vec] = {}
         self._costs: dict[tuple[ChunkShape, bool, bool], PassCost] = {}
+
+    def without_dropout(self) -> MetaModel:
+        """The same model whose adapters drop nothing."""
+        model = self.arguments.model
+        if not model.lora or model.lora_dropout == 0:
+            return self
+        plain = dataclasses.replace(model, lora_dropout=0.0, lora_dropout_on="input")
+        return MetaModel(self.config, dataclasses.replace(self.arguments, model=plain), self.images.num_crops)
 
     def encoder(self, depths: tuple[int, int]) -> VLM2Vec:
         """The encoder in training mode, with so many layers of language model and CLIP."""

@@ -31,7 +31,12 @@ def model_flops(arguments: RunArguments, encoder: VLM2Vec, device: torch.device)
 
 
 def counted_flops(model: MetaModel, peak_flops: float) -> ModelFlops:
-    """Counted on the meta device, adapters included."""
+    """Counted on the meta device, adapters included; what only dropout costs is not.
+
+    With dropout on its input, DoRA multiplies with the frozen weights twice, and the second product is no use of its
+    own.
+    """
+    model = model.without_dropout()
 
     def flops(width: int, crops: int) -> float:
         # One row more: what a call takes whatever it holds, as DoRA's norms of the weights, is no item's.

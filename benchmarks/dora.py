@@ -1,0 +1,186 @@
+"""DoRA as this code runs it beside PEFT's own: a step of the miniature, and what a chunk of the full-size model costs.
+
+    python -m benchmarks.dora [--work FOLDER] [--rounds 5] [--pairs 128]
+
+The step: the miniature with the adapter of launch/recipes/lora_1024.yaml, on one CPU rank; both run the same batches
+from the same weights with the same dropout masks, and the program compares their losses. The chunk: forward and
+backward of ten pictures with 4 crops on the meta device, found with few layers and carried on to all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.cached_step import CachedStepRun
+from benchmarks.operators import OperatorCosts
+from benchmarks.workloads import NUM_CROPS, Workload, miniature
+from vlm2vec.batches import ChunkSizes, TokenBudget
+from vlm2vec.dora import kept_norms
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.lora import LoraSettings
+from vlm2vec.phi3_v import Phi3VConfig
+from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.training.estimate.meta import MetaModel
+from vlm2vec.training.estimate.passes import ChunkShape
+
+TEMPERATURE = 0.02
+LEARNING_RATE = 1e-4
+LOSS_TOLERANCE = 1e-4
+LORA = LoraSettings(r=8, alpha=64)
+FLAGS = "--model_name - --dataset_name - --output_dir - --deepspeed - --global_batch_size 8 --max_steps 1 --bf16 --lora"
+PEFT, OURS, PLAIN = "PEFT's DoRA", "this code's DoRA", "plain LoRA"
+LAYERS = (PEFT, OURS, PLAIN)
+# The miniature's own budget, and one with which what a call costs whatever it holds counts more.
+BUDGETS = (2048, 512)
+# Ten pictures with all their crops, 757 tokens each: a chunk of 8,192 tokens.
+CHUNK = ChunkShape(rows=10, width=757, crops=NUM_CROPS + 1)
+DROPOUTS = {
+    "none": "--lora_dropout 0",
+    "input": "--lora_dropout 0.1",
+    "adapter": "--lora_dropout 0.1 --lora_dropout_on adapter",
+}
+
+
+@contextmanager
+def peft_dora() -> Iterator[None]:
+    """Adapters added inside keep PEFT's DoRA layers."""
+    with patch("vlm2vec.lora.install_dora"):
+        yield
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one chunk, forward and backward."""
+
+    flops: float
+    bytes_moved: float
+
+    def plus(self, other: Cost, share: float) -> Cost:
+        """This cost and `share` times the other."""
+        return Cost(self.flops + share * other.flops, self.bytes_moved + share * other.bytes_moved)
+
+
+def adapted(encoder: VLM2Vec, dropout: float, layers: str) -> VLM2Vec:
+    """A copy of an encoder with a fresh adapter of one of `LAYERS`."""
+    encoder = copy.deepcopy(encoder)
+    with peft_dora() if layers == PEFT else nullcontext():
+        encoder.add_lora(replace(LORA, dropout=dropout, use_dora=layers != PLAIN))
+    return encoder.train()
+
+
+def step_seconds(workload: Workload, rounds: int, dropout: float) -> dict[str, list[float]]:
+    """Processor seconds of steps with each of `LAYERS`, which take turns.
+
+    Raises:
+        SystemExit: PEFT's DoRA and this code's compute different losses.
+    """
+    sizes = ChunkSizes(TokenBudget(workload.chunk_tokens), None, keep_graphs=1)
+    steps = {
+        layers: CachedStepRun(
+            replace(workload, encoder=adapted(workload.encoder, dropout, layers)), sizes, TEMPERATURE, LEARNING_RATE
+        )
+        for layers in LAYERS
+    }
+    seconds: dict[str, list[float]] = {layers: [] for layers in steps}
+    for number in range(rounds + 1):
+        losses = {}
+        for layers, step in steps.items():
+            torch.manual_seed(number)
+            start = time.process_time()
+            losses[layers] = step(workload.batches[number % len(workload.batches)])
+            seconds[layers].append(time.process_time() - start)
+        if abs(losses[OURS] - losses[PEFT]) > LOSS_TOLERANCE * abs(losses[PEFT]):
+            raise SystemExit(f"round {number}: the losses differ, PEFT's {losses[PEFT]}, this code's {losses[OURS]}")
+    return {layers: each[1:] for layers, each in seconds.items()}  # the first one also warms up
+
+
+def chunk_costs(dropout: str, is_peft: bool, config: Phi3VConfig, shape: ChunkShape) -> list[Cost]:
+    """Costs of a step's first call and of a later one, at the model's full depth."""
+    with peft_dora() if is_peft else nullcontext():
+        model = MetaModel(config, parse_arguments(f"{FLAGS} --lora_r 8 {dropout}".split()), NUM_CROPS)
+        shallow = [_two_calls(model.encoder(depths), shape) for depths in ((1, 2), (2, 2), (1, 3))]
+    more_language, more_vision = (depth - few for depth, few in zip(model.depths, (1, 2), strict=True))
+    return [
+        base.plus(deeper, more_language).plus(base, -more_language).plus(wider, more_vision).plus(base, -more_vision)
+        for base, deeper, wider in zip(*shallow, strict=True)
+    ]
+
+
+def _two_calls(encoder: VLM2Vec, shape: ChunkShape) -> list[Cost]:
+    """Two calls of one step."""
+    encoder.base.gradient_checkpointing_disable()
+    size = encoder.base.model.vision_embed_tokens.crop_size
+    ids = torch.full((shape.rows, shape.width), -1, device="meta")
+    pixels = torch.zeros(shape.rows * shape.crops, 3, size, size, dtype=torch.bfloat16, device="meta")
+    sizes = torch.tensor([[size, size * (shape.crops - 1)]] * shape.rows)
+    costs = []
+    with kept_norms(encoder):
+        for _ in range(2):
+            with OperatorCosts() as meter:
+                encoder(ids, torch.ones_like(ids), pixel_values=pixels, image_sizes=sizes).sum().backward()
+            costs.append(Cost(meter.flops, meter.bytes_moved))
+    return costs
+
+
+def print_steps(workload: Workload, rounds: int) -> None:
+    """Prints the table of steps in Markdown."""
+    print(f"| step | tokens a chunk | dropout | {', s | '.join(LAYERS)}, s | PEFT / this code |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for budget in BUDGETS:
+        for dropout in (0.0, 0.1):
+            seconds = step_seconds(replace(workload, chunk_tokens=budget), rounds, dropout)
+            cells = " | ".join(f"{statistics.median(each):.2f}" for each in seconds.values())
+            ratio = statistics.median(peft / ours for peft, ours in zip(seconds[PEFT], seconds[OURS], strict=True))
+            print(f"| {workload.name} | {budget:,} | {dropout} | {cells} | {ratio:.2f} |", flush=True)
+
+
+def print_chunks(config: Phi3VConfig, shape: ChunkShape) -> None:
+    """Prints the table of a chunk's costs in Markdown."""
+    print("| dropout on | layers | call of a step | TFLOP | GB moved | TFLOP, PEFT = 1 | GB, PEFT = 1 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    peft = {}
+    for dropout, flags in DROPOUTS.items():
+        if dropout != "adapter":  # PEFT has no such thing; compared with its dropout on the input
+            peft[dropout] = chunk_costs(flags, True, config, shape)[1]
+            print(f"| {dropout} | PEFT's DoRA | every | {_cells(peft[dropout], peft[dropout])} |", flush=True)
+        baseline = peft["none" if dropout == "none" else "input"]
+        for call, cost in zip(("first", "later"), chunk_costs(flags, False, config, shape), strict=True):
+            print(f"| {dropout} | this code | {call} | {_cells(cost, baseline)} |", flush=True)
+
+
+def _cells(cost: Cost, baseline: Cost) -> str:
+    ratios = f"{cost.flops / baseline.flops:.2f} | {cost.bytes_moved / baseline.bytes_moved:.2f}"
+    return f"{cost.flops / 1e12:.1f} | {cost.bytes_moved / 1e9:,.0f} | {ratios}"
+
+
+def main() -> None:
+    """Prints the tables in Markdown."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dora", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, help="Folder for the miniature; kept, and used again if it is there.")
+    parser.add_argument("--rounds", type=int, default=5, help="Timed steps of each (default %(default)s).")
+    parser.add_argument("--pairs", type=int, default=128, help="Pairs of a batch (default %(default)s).")
+    options = parser.parse_args()
+    initialize_ranks(600)
+    with tempfile.TemporaryDirectory() as folder:
+        print_steps(miniature(options.work or Path(folder), options.pairs, options.rounds + 1), options.rounds)
+    print()
+    print_chunks(Phi3VConfig(), CHUNK)
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Full-size Phi-3.5-V with random weights on one GPU: ceilings, exactness, training steps, memory.
+
+    python -m benchmarks.gpu                          everything; without a GPU rows say "not measured"
+    python -m benchmarks.gpu --pairs 24 --seconds 400 where minutes count (benchmarks/gpu_first.sh does this)
+    python -m benchmarks.gpu --sections lora full     some of the tables
+    python -m benchmarks.gpu --tiny                   a few thousand weights on the CPU: shows that all rows run
+
+Every row is printed and appended to a file as it comes; one that fails says why, and the next one runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import ceilings, exactness, training
+from benchmarks.gpu.bench import Setting
+from benchmarks.gpu.rows import Recorder
+from vlm2vec.device import asked_for_cpu
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+SECTIONS = ("ceilings", "exactness", "ranks", *training.SECTIONS)
+# One rank's share of a global batch of 1,024 on 8 GPUs.
+PAIRS = 128
+TINY_PAIRS = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the tables in Markdown; 1 if a row failed."""
+    options = _parse(argv)
+    device = torch.device("cpu")
+    name = None
+    if options.tiny or (torch.cuda.is_available() and not asked_for_cpu()):
+        device = initialize_ranks(600)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    recorder = Recorder(options.output, options.seconds, name)
+    pairs = TINY_PAIRS if options.tiny else options.pairs
+    scale = "tiny model, figures mean nothing" if options.tiny else f"{pairs} pairs, {options.steps} timed step(s)"
+    print(f"{name or 'no GPU'}, torch {torch.__version__}; {scale}", flush=True)
+    setting = Setting(device, options.tiny, pairs, options.steps, options.peak_tflops)
+    for section in options.sections:
+        if section == "ceilings":
+            ceilings.run(recorder, device, options.tiny)
+        elif section == "exactness":
+            exactness.run(recorder, device, options.tiny)
+        elif section == "ranks":
+            exactness.run_two_ranks(recorder, device, options.tiny, options.rank_seconds)
+        else:
+            training.run(recorder, setting, section)
+    close_ranks()
+    return 1 if recorder.num_failed else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="Tables, in this order (default: all).")
+    add("--pairs", type=int, default=PAIRS, help="Pairs a step (default %(default)s).")
+    add("--steps", type=int, default=1, help="Timed steps of a row, after one that warms up (default %(default)s).")
+    add("--seconds", type=float, default=3000, help="No row starts later than this (default %(default)s).")
+    add("--rank_seconds", type=float, default=60, help="Limit of each run of two ranks (default %(default)s).")
+    add("--peak_tflops", type=float, help="The GPU's in bfloat16, where its name is not known.")
+    add("--output", type=Path, default=Path("gpu_out/rows.jsonl"), help="Rows are appended here (default %(default)s).")
+    add("--tiny", action="store_true", help="A tiny model, on the CPU if there is no GPU.")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

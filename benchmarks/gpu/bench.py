@@ -1,0 +1,254 @@
+"""One model on the device, and the steps that are measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cached_step import PadTokenOnly
+from benchmarks.dora import peft_dora
+from benchmarks.gpu.model import (
+    TINY_SHARE,
+    Batch,
+    build_encoder,
+    compile_layers,
+    make_batch,
+    model_config,
+    run_arguments,
+)
+from benchmarks.gpu.rows import DoesNotFitError, Figures, release_memory
+from benchmarks.operators import OperatorCosts
+from benchmarks.workloads import NUM_CROPS
+from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
+from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
+from vlm2vec.contrastive.clock import OPTIMIZER, PASS_1, PASS_2, StepClock
+from vlm2vec.dora import kept_norms
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.phi3_v import ProcessedItem
+from vlm2vec.training.arguments import NO_GRAD_FACTOR, RunArguments
+from vlm2vec.training.build import schedule
+from vlm2vec.training.engine import build_engine
+from vlm2vec.training.engine_file import read_engine_file
+from vlm2vec.training.estimate.cluster import Cluster, Workload
+from vlm2vec.training.estimate.meta import MetaModel
+from vlm2vec.training.estimate.model_flops import counted_flops
+from vlm2vec.training.estimate.plan import Plan
+from vlm2vec.training.estimate.states import ZeroSettings
+from vlm2vec.training.utilization import ModelFlops, known_peak_tflops
+
+GIB = 2**30
+_TEXT_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row.
+
+    Attributes:
+        what: What it is called.
+        model: Flags of vlm2vec.train that decide about the model.
+        chunk_tokens: Token budget of a chunk.
+        keep_graphs: Graphs kept at most.
+        is_peft: PEFT's DoRA layers.
+        is_compiled: Compiled layers.
+        cudnn_attention: Whether torch may choose cuDNN's attention.
+        with_optimizer: False: forward and backward alone, gradients dropped as they come, for what does not fit.
+    """
+
+    what: str
+    model: str
+    chunk_tokens: int = 8192
+    keep_graphs: int = 1
+    is_peft: bool = False
+    is_compiled: bool = False
+    cudnn_attention: bool = False
+    with_optimizer: bool = True
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What it has in common with the variants that can use the same model."""
+        return self.model, self.is_peft, self.is_compiled, self.with_optimizer
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows share; `peak_tflops` None: as the device's name says, if it is known."""
+
+    device: torch.device
+    tiny: bool
+    pairs: int
+    steps: int
+    peak_tflops: float | None
+
+
+class Bench:
+    """One model on the device and what runs its steps."""
+
+    def __init__(self, variant: Variant, setting: Setting) -> None:
+        self.kind = variant.kind
+        self._setting = setting
+        self._is_compiled = False
+        arguments = arguments_of(variant, setting)
+        self._flops = _useful_flops(variant.model, setting)
+        if variant.with_optimizer and setting.device.type == "cuda":
+            _refuse_what_cannot_fit(planned_bytes(_meta(variant.model, setting), arguments, keep_graphs=0))
+        with peft_dora() if variant.is_peft else nullcontext():
+            self._encoder = build_encoder(arguments, setting.device, setting.tiny)
+        self._engine: Any = None
+        if variant.with_optimizer:
+            self._engine = build_engine(
+                self._encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks=1
+            )
+        else:
+            for parameter in self._encoder.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
+
+    def close(self) -> None:
+        """Frees the model."""
+        if self._engine is not None:
+            self._engine.destroy()
+        self._engine = self._encoder = None  # type: ignore[assignment]
+        release_memory()
+
+    def measure(self, variant: Variant) -> Figures:
+        """One row's figures."""
+        setting = self._setting
+        arguments = arguments_of(variant, setting)
+        budget = arguments.training.chunk_tokens
+        assert budget is not None
+        no_grad = None if has_dropout(self._encoder) else NO_GRAD_FACTOR * budget
+        keep_graphs = variant.keep_graphs if variant.with_optimizer else 0
+        sizes = ChunkSizes(TokenBudget(budget), no_grad, keep_graphs)
+        batch = make_batch(model_config(setting.tiny), setting.pairs, sizes, setting.device)
+        step = (
+            _Step(self._engine, batch, setting.device)
+            if variant.with_optimizer
+            else _Compute(self._encoder, batch, setting.device)
+        )
+        with _cudnn_attention(variant.cudnn_attention):
+            with OperatorCosts() as costs:  # kernels are chosen, the optimizer's state made, FLOPs counted
+                step.run()
+            if variant.is_compiled:
+                if not self._is_compiled:
+                    compile_layers(self._encoder, setting.tiny)
+                    self._is_compiled = True
+                step.run()
+            release_memory()
+            step.clock.read()
+            for _ in range(setting.steps):
+                step.run()
+            parts = step.clock.read()
+        seconds = sum(parts.values()) / setting.steps
+        lengths = batch.lengths
+        useful = self._flops.of(sum(lengths), sum(length**2 for length in lengths), batch.num_crops)
+        kept = batch.chunks.keep.num_chunks
+        planned = planned_bytes(_meta(variant.model, setting), arguments, kept)
+        return {
+            "seconds": seconds,
+            "pairs_per_second": batch.num_pairs / seconds,
+            "tokens_per_second": sum(lengths) / seconds,
+            "mfu": useful / (seconds * self._flops.peak_flops) if self._flops.peak_flops else None,
+            "run_tflops": costs.flops / seconds / 1e12,
+            "peak_gib": torch.cuda.max_memory_allocated() / GIB if setting.device.type == "cuda" else None,
+            "plan_gib": planned_bytes(_meta(variant.model, setting), arguments, kept) / GIB
+            if variant.with_optimizer
+            else None,
+            "loss": None if step.loss is None else float(step.loss),
+            "num_chunks": kept + batch.chunks.repeat.num_chunks,
+            **{part: parts.get(part, 0.0) / setting.steps / seconds for part in (PASS_1, PASS_2)},
+        }
+
+
+class _Step:
+    """A whole step, as a run's loop makes it."""
+
+    def __init__(self, engine: Any, batch: Batch, device: torch.device) -> None:
+        self.clock = StepClock(device)
+        self.loss: torch.Tensor | None = None
+        self._engine, self._batch = engine, batch
+        inputs = ItemEncoderInputs(PadTokenOnly(), None, torch.bfloat16)  # type: ignore[arg-type]
+        padding = inputs.chunk([ProcessedItem(torch.tensor([1]))])
+        self._step = CachedStep(engine, ContrastiveLoss(0.02), padding, clock=self.clock)
+
+    def run(self) -> None:
+        """One step."""
+        with kept_norms(self._engine):
+            self.loss = self._step.cache_step(self._batch.chunks, self._batch.layout).loss
+        with self.clock.part(OPTIMIZER):
+            self._engine.step()
+
+
+class _Compute:
+    """Both passes over the chunks without engine, loss and optimizer."""
+
+    loss = None
+
+    def __init__(self, encoder: VLM2Vec, batch: Batch, device: torch.device) -> None:
+        self.clock = StepClock(device)
+        self._encoder, self._batch, self._device = encoder, batch, device
+
+    def run(self) -> None:
+        """One step's chunks."""
+        chunks = self._batch.chunks
+        with kept_norms(self._encoder):
+            with self.clock.part(PASS_1), torch.no_grad():
+                for chunk in chunks.encode.chunks:
+                    self._encoder(**chunk.arguments(self._device, False))
+            with self.clock.part(PASS_2):
+                for chunk in chunks.repeat.chunks:
+                    self._encoder(**chunk.arguments(self._device, False)).sum().backward()
+
+
+def arguments_of(variant: Variant, setting: Setting) -> RunArguments:
+    """The variant as a run's arguments."""
+    flags = f"{variant.model} --chunk_tokens {variant.chunk_tokens} --keep_graphs {variant.keep_graphs}"
+    return run_arguments(flags, setting.pairs, setting.tiny)
+
+
+def planned_bytes(model: MetaModel, arguments: RunArguments, keep_graphs: int) -> float:
+    """What the plan says one rank takes on one GPU, with this many graphs kept."""
+    zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
+    plan = Plan(model, zero, Cluster(1, 1, 80 * GIB, 1.0, 1.0, 1.0, 1.0), Workload(1.0, _TEXT_TOKENS))
+    plan.arguments = replace(arguments, training=replace(arguments.training, keep_graphs=str(keep_graphs)))
+    return plan.memory(zero).peak
+
+
+def _refuse_what_cannot_fit(planned: float) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    if planned > total:
+        raise DoesNotFitError(f"does not fit: {planned / GIB:.0f} GiB planned, {total / GIB:.0f} GiB there")
+
+
+@contextmanager
+def _cudnn_attention(is_allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(is_allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+@cache
+def _meta(model_flags: str, setting: Setting) -> MetaModel:
+    """Variants that differ in their chunks share it, and what it has measured."""
+    arguments = run_arguments(f"{model_flags} --chunk_tokens {TINY_SHARE}", setting.pairs, setting.tiny)
+    return MetaModel(model_config(setting.tiny), arguments, NUM_CROPS)
+
+
+@cache
+def _useful_flops(model_flags: str, setting: Setting) -> ModelFlops:
+    """The model's own; the peak is 0 where it is not known. Takes some seconds."""
+    peak = setting.peak_tflops or known_peak_tflops(setting.device) or 0.0
+    return counted_flops(_meta(model_flags, setting), peak * 1e12)

@@ -1,0 +1,176 @@
+"""The cached step on the device against one plain graph: the grid of tests/distributed/exactness.py, thinned out.
+
+As a program this is one of several ranks on one device:
+`python -m benchmarks.gpu.exactness --backend gloo --output ERRORS.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.gpu.rows import Figures, Recorder, Section
+from tests.distributed.exactness import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell, run_cells
+from vlm2vec.device import choose_kernels
+from vlm2vec.training.engine import close_ranks, initialize_ranks
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# (ZeRO stage, what is trained, dropout)
+SETTINGS = (
+    (2, "full", 0.0),
+    (2, "dora", DROPOUT),
+    (2, "dora bf16", DROPOUT),
+    (3, "full", DROPOUT),
+    (1, "lora", 0.0),
+    (1, "full", DROPOUT),
+    (3, "dora", DROPOUT),
+    (3, "lora bf16", 0.0),
+    (2, "dora adapter dropout", DROPOUT),
+)
+TINY_SETTINGS = SETTINGS[:3]
+BATCHES = ("mixed", "duplicates across ranks")
+RANK_SETTINGS = SETTINGS[:2]
+_COLLECTIVE_SECONDS = 60
+
+
+def _cells(figures: Figures) -> list[str]:
+    replayed = {None: "", True: "bit for bit", False: "NO"}[figures["replayed"]]
+    verdict = "yes" if figures["within"] else "NO"
+    return [f"{figures['error']:.1e}", f"{figures['bound']:.1e}", verdict, replayed]
+
+
+SECTION = Section("Exactness on the device", ("largest relative error", "bound", "within", "dropout replayed"), _cells)
+RANKS_SECTION = Section("Exactness of two ranks on one device", SECTION.columns, _cells)
+
+
+def grid(setting: tuple[int, str, float]) -> list[Cell]:
+    """Cells of one setting: each kind of batch in all sizes of chunks."""
+    return [Cell(*setting, batch, chunks) for batch in BATCHES for chunks in CHUNKS]
+
+
+def summarize(cells: Sequence[Cell], errors: Sequence[float], device: torch.device) -> Figures:
+    """The cell that is nearest to its bound, or furthest beyond it."""
+    bounds = [_bound(cell, device) for cell in cells]
+    finite = [error for error in errors if math.isfinite(error)]
+    error, bound = max(zip(errors, bounds, strict=True), key=lambda each: each[0] / each[1])
+    has_dropout = any(cell.dropout for cell in cells)
+    return {
+        "error": error if math.isfinite(error) else max(finite, default=math.nan),
+        "bound": bound,
+        "within": error <= bound,
+        "replayed": len(finite) == len(errors) if has_dropout else None,
+    }
+
+
+def _bound(cell: Cell, device: torch.device) -> float:
+    """On a GPU attention's backward pass adds up in any order, so that bfloat16 never repeats to the last bit."""
+    return BF16_TOLERANCE if "bf16" in cell.kind and device.type != "cpu" else cell.tolerance
+
+
+def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
+    """One row a setting, in this process."""
+    recorder.begin(SECTION)
+    allow_tf32 = torch.backends.cudnn.allow_tf32
+    choose_kernels(deterministic=False, is_float32=True)
+    for setting in TINY_SETTINGS if tiny else SETTINGS:
+        cells = grid(setting)[-1:] if tiny else grid(setting)
+        recorder.row(
+            f"ZeRO-{setting[0]}, {setting[1]}, dropout {setting[2]}",
+            lambda cells=cells: summarize(cells, list(run_cells(cells, device)), device),
+        )
+    torch.backends.cudnn.allow_tf32 = allow_tf32
+
+
+def run_two_ranks(recorder: Recorder, device: torch.device, tiny: bool, seconds: float) -> None:
+    """One row a backend, in processes of their own with a time limit: not every backend takes two ranks on one GPU."""
+    recorder.begin(RANKS_SECTION)
+    for backend in ("gloo",) if device.type == "cpu" else ("nccl", "gloo"):
+        recorder.row(f"2 ranks, {backend}", lambda backend=backend: _two_ranks(backend, device, tiny, seconds))
+
+
+def _two_ranks(backend: str, device: torch.device, tiny: bool, seconds: float) -> Figures:
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        output, log = Path(folder) / "errors.json", Path(folder) / "log"
+        command = [sys.executable, "-m", __spec__.name, "--backend", backend, "--output", str(output)]
+        command += ["--tiny"] if tiny else []
+        job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
+        with log.open("wb") as words:
+            ranks = [
+                subprocess.Popen(
+                    command,
+                    cwd=REPOSITORY,
+                    env={**os.environ, **job, "RANK": str(rank)},
+                    stdout=words,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                for rank in range(2)
+            ]
+        try:
+            _wait(ranks, seconds)
+        finally:
+            for rank in ranks:
+                if rank.poll() is None:
+                    os.killpg(rank.pid, signal.SIGKILL)
+                rank.wait()
+        if not output.exists():
+            sys.stderr.write(log.read_text(errors="replace")[-6000:])
+            raise RuntimeError(_last_error(log.read_text(errors="replace"), seconds))
+        cells = _rank_cells(tiny)
+        return summarize(cells, json.loads(output.read_text()), device)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Until all have ended, one has failed, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        codes = [rank.poll() for rank in ranks]
+        if any(codes) or None not in codes:
+            return
+        time.sleep(0.1)
+
+
+def _last_error(log: str, seconds: float) -> str:
+    """The line of a log that names what went wrong."""
+    lines = [line.strip() for line in log.splitlines() if "rror" in line and not line.startswith(" ")]
+    return lines[-1] if lines else f"no result within {seconds:.0f} s"
+
+
+def _rank_cells(tiny: bool) -> list[Cell]:
+    return [cell for setting in RANK_SETTINGS for cell in (grid(setting)[-1:] if tiny else grid(setting))]
+
+
+def main() -> None:
+    """One rank; all of them use the first device."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    device = initialize_ranks(_COLLECTIVE_SECONDS, options.backend)
+    choose_kernels(deterministic=False, is_float32=True)
+    errors = list(run_cells(_rank_cells(options.tiny), device))
+    if dist.get_rank() == 0:
+        options.output.write_text(json.dumps(errors))
+    dist.barrier()
+    close_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The model that is measured, with random weights, and batches for it in the host's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from benchmarks.cached_step import PadTokenOnly, laid_out
+from benchmarks.workloads import NUM_CROPS, mmeb_pairs
+from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
+from vlm2vec.contrastive import Phase, StepChunks, StepLayout
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
+from vlm2vec.training.arguments import RunArguments, parse_arguments
+from vlm2vec.training.build import prepare_encoder
+
+# A tiny model's chunks hold this share of the tokens.
+TINY_SHARE = 32
+_NEEDED = "--model_name - --dataset_name - --output_dir - --max_steps 1000 --deepspeed ds_configs/zero2.json"
+
+
+def model_config(tiny: bool) -> Phi3VConfig:
+    """Phi-3.5-V, or the same in small."""
+    sizes: dict[str, Any] = {}
+    if tiny:
+        vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+        sizes = {
+            **{"vocab_size": 2048, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+            **{"num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": 0},
+            "vision_config": {**vision, "image_size": 28, "patch_size": 7},
+        }
+    return Phi3VConfig(**sizes, attn_implementation="sdpa")
+
+
+def run_arguments(flags: str, pairs: int, tiny: bool) -> RunArguments:
+    """A run's arguments from flags of vlm2vec.train; a tiny model's chunks are smaller."""
+    arguments = parse_arguments(f"{_NEEDED} --global_batch_size {pairs} {flags}".split())
+    training = arguments.training
+    assert training.chunk_tokens is not None
+    chunk_tokens = training.chunk_tokens // TINY_SHARE if tiny else training.chunk_tokens
+    return replace(arguments, training=replace(training, chunk_tokens=chunk_tokens))
+
+
+def build_encoder(arguments: RunArguments, device: torch.device, tiny: bool) -> VLM2Vec:
+    """In training mode, as a run prepares it; the weights are drawn on the device."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            backbone = Phi3VModel(model_config(tiny))
+    finally:
+        torch.set_default_dtype(before)
+    encoder = VLM2Vec(backbone, processor=None, max_len=None)  # type: ignore[arg-type]
+    encoder = prepare_encoder(encoder, arguments, arguments.model.gradient_checkpointing)
+    return encoder.to(device)
+
+
+def compile_layers(encoder: VLM2Vec, tiny: bool) -> None:
+    """Compiles the layers of decoder and vision tower, for any number of rows and any length.
+
+    A tiny model's go through the same tracing, but no kernels are made of them.
+    """
+    model = encoder.base.model
+    tower = model.vision_embed_tokens.img_processor.vision_model.encoder.layers
+    for layer in (*model.layers, *tower):
+        layer.compile(dynamic=True, backend="eager" if tiny else "inductor")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A global batch on one rank.
+
+    Attributes:
+        chunks: In the host's memory, page-locked on a machine with a GPU.
+        layout: Where their items belong.
+        num_pairs: Rows.
+        lengths: Tokens of each distinct item.
+        num_crops: Crops of all items.
+    """
+
+    chunks: StepChunks
+    layout: StepLayout
+    num_pairs: int
+    lengths: tuple[int, ...]
+    num_crops: int
+
+
+def make_batch(config: Phi3VConfig, pairs: int, sizes: ChunkSizes, device: torch.device) -> Batch:
+    """Items with MMEB's mix of lengths; one set of crops serves all images, whose content costs nothing."""
+    images = Phi3VImageProcessor(NUM_CROPS, config.vision_config.image_size, config.vision_config.patch_size)
+    bank = torch.randn(NUM_CROPS + 1, 3, images.crop_size, images.crop_size, dtype=torch.bfloat16)
+    items, (batch,) = mmeb_pairs(pairs, 1, images, lambda shape: bank[: shape[0]])
+    inputs = ItemEncoderInputs(PadTokenOnly(), None, torch.bfloat16)  # type: ignore[arg-type]
+    chunks, layout = laid_out(batch, items, sizes, inputs)
+    if device.type != "cpu":
+        chunks = StepChunks(*(_pinned(phase) for phase in chunks.phases))
+    used = [items[number] for number in {item for pair in batch for item in pair}]
+    return Batch(
+        chunks,
+        layout,
+        len(batch),
+        tuple(len(item.input_ids) for item in used),
+        sum(len(item.pixel_values) for item in used if item.pixel_values is not None),
+    )
+
+
+def _pinned(phase: Phase) -> Phase:
+    """With chunks in page-locked memory, as a run's loader leaves them."""
+    return Phase([chunk.pin_memory() for chunk in phase.chunks], phase.num_chunks, phase.num_image_chunks)
