@@ -17,7 +17,6 @@ from benchmarks.gpu.model import (
     TINY_SHARE,
     Batch,
     build_encoder,
-    compile_layers,
     make_batch,
     model_config,
     run_arguments,
@@ -26,6 +25,7 @@ from benchmarks.gpu.rows import DoesNotFitError, Figures, release_memory
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
+from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
 from vlm2vec.contrastive.clock import OPTIMIZER, PASS_1, PASS_2, StepClock
 from vlm2vec.dora import kept_norms
@@ -43,6 +43,7 @@ from vlm2vec.training.estimate.states import ZeroSettings
 from vlm2vec.training.utilization import ModelFlops, known_peak_tflops
 
 GIB = 2**30
+_TERA = 1e12
 _TEXT_TOKENS = 40
 
 
@@ -95,7 +96,6 @@ class Bench:
         self._setting = setting
         self._is_compiled = False
         arguments = arguments_of(variant, setting)
-        self._flops = _useful_flops(variant.model, setting)
         if variant.with_optimizer and setting.device.type == "cuda":
             _refuse_what_cannot_fit(planned_bytes(_meta(variant.model, setting), arguments, keep_graphs=0))
         with peft_dora() if variant.is_peft else nullcontext():
@@ -132,12 +132,14 @@ class Bench:
             if variant.with_optimizer
             else _Compute(self._encoder, batch, setting.device)
         )
-        with _cudnn_attention(variant.cudnn_attention):
+        # A tiny model's compiled layers run as they are: compiling takes a CPU minutes.
+        stance = torch.compiler.set_stance("force_eager" if setting.tiny else "default")
+        with _cudnn_attention(variant.cudnn_attention), stance:
             with OperatorCosts() as costs:  # kernels are chosen, the optimizer's state made, FLOPs counted
                 step.run()
             if variant.is_compiled:
                 if not self._is_compiled:
-                    compile_layers(self._encoder, setting.tiny)
+                    compile_layers(self._encoder)
                     self._is_compiled = True
                 step.run()
             release_memory()
@@ -147,19 +149,18 @@ class Bench:
             parts = step.clock.read()
         seconds = sum(parts.values()) / setting.steps
         lengths = batch.lengths
-        useful = self._flops.of(sum(lengths), sum(length**2 for length in lengths), batch.num_crops)
         kept = batch.chunks.keep.num_chunks
-        planned = planned_bytes(_meta(variant.model, setting), arguments, kept)
+        planned = None
+        if variant.with_optimizer and setting.device.type == "cuda":
+            planned = planned_bytes(_meta(variant.model, setting), arguments, kept) / GIB
         return {
             "seconds": seconds,
             "pairs_per_second": batch.num_pairs / seconds,
             "tokens_per_second": sum(lengths) / seconds,
-            "mfu": useful / (seconds * self._flops.peak_flops) if self._flops.peak_flops else None,
-            "run_tflops": costs.flops / seconds / 1e12,
+            "mfu": _utilization(variant.model, batch, seconds, setting),
+            "run_tflops": costs.flops / seconds / _TERA,
             "peak_gib": torch.cuda.max_memory_allocated() / GIB if setting.device.type == "cuda" else None,
-            "plan_gib": planned_bytes(_meta(variant.model, setting), arguments, kept) / GIB
-            if variant.with_optimizer
-            else None,
+            "plan_gib": planned,
             "loss": None if step.loss is None else float(step.loss),
             "num_chunks": kept + batch.chunks.repeat.num_chunks,
             **{part: parts.get(part, 0.0) / setting.steps / seconds for part in (PASS_1, PASS_2)},
@@ -247,8 +248,17 @@ def _meta(model_flags: str, setting: Setting) -> MetaModel:
     return MetaModel(model_config(setting.tiny), arguments, NUM_CROPS)
 
 
+def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Setting) -> float | None:
+    """MFU; None where the peak is not known."""
+    peak = setting.peak_tflops or known_peak_tflops(setting.device)
+    if peak is None:
+        return None
+    squared = sum(length**2 for length in batch.lengths)
+    useful = _useful_flops(model_flags, setting).of(sum(batch.lengths), squared, batch.num_crops)
+    return useful / (seconds * peak * _TERA)
+
+
 @cache
 def _useful_flops(model_flags: str, setting: Setting) -> ModelFlops:
-    """The model's own; the peak is 0 where it is not known. Takes some seconds."""
-    peak = setting.peak_tflops or known_peak_tflops(setting.device) or 0.0
-    return counted_flops(_meta(model_flags, setting), peak * 1e12)
+    """The model's own. Takes some seconds."""
+    return counted_flops(_meta(model_flags, setting), _TERA)

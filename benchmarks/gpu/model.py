@@ -58,17 +58,6 @@ def build_encoder(arguments: RunArguments, device: torch.device, tiny: bool) -> 
     return encoder.to(device)
 
 
-def compile_layers(encoder: VLM2Vec, tiny: bool) -> None:
-    """Compiles the layers of decoder and vision tower, for any number of rows and any length.
-
-    A tiny model's go through the same tracing, but no kernels are made of them.
-    """
-    model = encoder.base.model
-    tower = model.vision_embed_tokens.img_processor.vision_model.encoder.layers
-    for layer in (*model.layers, *tower):
-        layer.compile(dynamic=True, backend="eager" if tiny else "inductor")
-
-
 @dataclass(frozen=True)
 class Batch:
     """A global batch on one rank.

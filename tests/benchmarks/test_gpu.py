@@ -19,6 +19,7 @@ from benchmarks.suites import SUITES
 from tests.distributed.exactness import BF16_TOLERANCE, TOLERANCE, Cell
 from tests.distributed.launcher import REPOSITORY, environment
 from tests.patience import HANG_SECONDS
+from vlm2vec.training.estimate.model_flops import counted_flops
 
 CPU = torch.device("cpu")
 VARIANTS = {name: variant for _, variants in training.SECTIONS.values() for name, variant in variants.items()}
@@ -139,6 +140,22 @@ def test_a_closed_model_is_freed() -> None:
     made.close()
     gc.collect()
     assert encoder() is None
+
+
+def test_mfu_counts_the_models_own_work_and_the_plan_stands_beside_the_peak() -> None:
+    setting = bench.Setting(CPU, True, 4, 1, 1.0)
+    variant = VARIANTS["dora"]
+    model = bench._meta(variant.model, setting)
+    assert model.arguments.model.lora_dropout == 0.1
+    assert model.without_dropout().arguments.model == bench.arguments_of(VARIANTS["no_dropout"], setting).model
+    flops = bench._useful_flops(variant.model, setting)
+    assert flops == counted_flops(model.without_dropout(), 1e12)
+    batch = bench.make_batch(bench.model_config(True), 4, bench.ChunkSizes(bench.TokenBudget(256)), CPU)
+    expected = flops.of(sum(batch.lengths), sum(length**2 for length in batch.lengths), batch.num_crops)
+    assert bench._utilization(variant.model, batch, 2.0, setting) == pytest.approx(expected / 2e12)
+    assert bench._utilization(variant.model, batch, 2.0, bench.Setting(CPU, True, 4, 1, None)) is None
+    planned = [bench.planned_bytes(model, bench.arguments_of(variant, setting), kept) for kept in (1, 10**6)]
+    assert 0 < planned[0] < planned[1]
 
 
 def test_of_the_cells_the_worst_is_shown() -> None:
