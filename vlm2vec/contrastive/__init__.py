@@ -12,7 +12,6 @@ from vlm2vec.contrastive.cached_step import (
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
-from vlm2vec.contrastive.reduction import can_keep_graphs
 from vlm2vec.contrastive.slots import StepStoppedError
 from vlm2vec.contrastive.temperature import LearnedTemperature
 
@@ -31,7 +30,6 @@ __all__ = [
     "StepLayout",
     "StepOutput",
     "StepStoppedError",
-    "can_keep_graphs",
     "gather_rows",
     "has_dropout",
 ]

@@ -17,7 +17,7 @@ from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.gradcache import GradCache, RandContext
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
 from vlm2vec.contrastive.progress import Progress, unwatched
-from vlm2vec.contrastive.reduction import can_keep_graphs, gradient_reduction
+from vlm2vec.contrastive.reduction import copies_at_boundary, gradient_reduction
 from vlm2vec.contrastive.slots import Slots, agree_on_slots
 
 _NAMES_IN_ERRORS = 8
@@ -161,7 +161,7 @@ class CachedStep(GradCache):
         self.clock = clock or Regions()
         self._has_dropout = has_dropout(engine.module)
         self._reduce_gradients_once = gradient_reduction(engine)
-        self._can_keep_graphs = can_keep_graphs(engine)
+        self._copies_at_boundary = copies_at_boundary(engine)
 
     def cache_step(self, chunks: StepChunks, layout: StepLayout, stop: bool = False) -> StepOutput:
         """Leaves the global batch's gradient in the engine; the caller runs `engine.step()`.
@@ -176,7 +176,7 @@ class CachedStep(GradCache):
             ChunkError: The encoder failed; the other ranks then wait until they are ended.
             DamagedItemsError: A rank could not read an item (`Chunk.damaged`).
             NonFiniteLossError: A representation is not finite.
-            ValueError: With dropout, pass 1 and pass 2 have different chunks; or graphs are kept where they cannot be.
+            ValueError: With dropout, pass 1 and pass 2 have different chunks.
             RuntimeError: The ranks are not about to run the same global batch.
         """
         if chunks.encode.num_chunks != chunks.repeat.num_chunks and self._has_dropout:
@@ -184,8 +184,6 @@ class CachedStep(GradCache):
                 "with dropout, pass 1 must run the chunks of pass 2: masks are replayed call by call "
                 f"(got {chunks.encode.num_chunks} and {chunks.repeat.num_chunks} chunks)"
             )
-        if chunks.keep.num_chunks and not self._can_keep_graphs:
-            raise ValueError("ZeRO-3 with bfloat16 parameters loses gradients of kept graphs: set keep_graphs to 0")
         self.progress("comparing chunks")
         with self.clock.part(COLLECTIVES):
             encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group, stop)
@@ -194,7 +192,9 @@ class CachedStep(GradCache):
         with self.clock.part(LOSS):
             cache, output = self.build_cache(first_pass, chunks, layout)
         with self.clock.part(PASS_2):
-            self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass)
+            has_images = keep.with_images + repeat.with_images > 0
+            closes = self._copies_at_boundary and has_images and repeat.count > repeat.with_images
+            self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass, closes)
         return output
 
     def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
@@ -254,11 +254,16 @@ class CachedStep(GradCache):
         repeat: tuple[Phase, Slots],
         cached_gradients: tuple[Tensor, list[Tensor]],
         first_pass: _Encoded,
+        closes: bool = False,
     ) -> None:
-        """Pass 2: backward through kept graphs, then every other slot with a graph; one reduction over the ranks."""
+        """Pass 2: backward through kept graphs, then every other slot with a graph; one reduction over the ranks.
+
+        With `closes`, a padding chunk with a dummy image is the last: its backward, of weight zero, reaches all that
+        is trained.
+        """
         repeated, kept = cached_gradients
         phase, slots = repeat
-        reduction = self._reduce_gradients_once(model, len(first_pass.kept) + slots.count)
+        reduction = self._reduce_gradients_once(model, len(first_pass.kept) + slots.count + closes)
         with self.clock.leaving(COLLECTIVES, reduction) as before_backward:
             # The last graph first: it is the one whose parameters ZeRO-3 still has at hand.
             while first_pass.kept:
@@ -278,7 +283,16 @@ class CachedStep(GradCache):
                 start += call.num_items
                 before_backward()
                 self._backward(representations, gradient)
+            if closes:
+                before_backward()
+                self._backward(self._closing_chunk(model, states), None)
             self.progress("reducing gradients")
+
+    def _closing_chunk(self, model: nn.Module, states: list[RandContext]) -> Tensor:
+        """The padding chunk with a dummy image; draws no random number of its own if it can be helped."""
+        (call,) = self._calls(Phase.of([]), Slots(count=1, with_images=1), "pass 2, end")
+        with states[-1] if states else nullcontext():
+            return self._encode(model, call)
 
     def _backward(self, representations: Tensor, gradient: Tensor | None) -> None:
         """One surrogate backward; None is a padding chunk's gradient: zero, but through the whole graph."""

@@ -18,7 +18,7 @@ from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
 from vlm2vec.batches.packing import Packing
 from vlm2vec.compiling import compile_layers
-from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, can_keep_graphs, has_dropout
+from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, has_dropout
 from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.contrastive.progress import Progress
 from vlm2vec.device import describe_device
@@ -164,13 +164,6 @@ def chunk_sizes(
         packing = FixedCounts(training.gc_q_chunk_size, training.gc_p_chunk_size)
     if training.keep_graphs != "auto":
         keep_graphs = int(training.keep_graphs)
-        if keep_graphs and not can_keep_graphs(engine):
-            raise InputError(
-                f"--keep_graphs {keep_graphs}: ZeRO-3 with bfloat16 parameters loses gradients of kept graphs; leave "
-                "it out"
-            )
-    elif not can_keep_graphs(engine):
-        keep_graphs = 0
     elif kept_before is not None:
         keep_graphs = kept_before
     elif engine.device.type == "cpu":

@@ -138,12 +138,11 @@ class Plan:
         rows = min(block_rows, math.ceil(self.pairs / ranks))
         return float(embeddings + _SCORE_BLOCKS * rows * self.pairs * _FLOAT32)
 
-    def keep_graphs(self, zero: ZeroSettings) -> int:
+    @property
+    def keep_graphs(self) -> int:
         """Graphs that stay from pass 1 to pass 2; `auto` is counted as the one that costs nothing in pass 2."""
         asked = self.arguments.training.keep_graphs
-        if asked != "auto":
-            return int(asked)
-        return 1 if zero.stage < 3 or self.size.in_float32 else 0
+        return 1 if asked == "auto" else int(asked)
 
     @cached_property
     def calls(self) -> EngineCalls:
@@ -198,7 +197,7 @@ class Plan:
 
     def _activations(self, zero: ZeroSettings, rows: float) -> dict[str, float]:
         """What lives besides the engine's state, by moment, with so many pictures a chunk."""
-        cost, kept = self._growth.repeat(rows), self.keep_graphs(zero)
+        cost, kept = self._growth.repeat(rows), self.keep_graphs
         embeddings = float(2 * math.ceil(2 * self.pairs / self.cluster.num_ranks) * self.width * _FLOAT32)
         return {
             "pass 1": embeddings + max(self._growth.encode_peak(rows), cost.saved * kept),
