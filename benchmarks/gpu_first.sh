@@ -75,9 +75,9 @@ failed=0
 if [ ${#tiny[@]} -gt 0 ]; then
   part all "$limit" ceilings exactness ranks lora full compiled
 else
-  part lora 190 ceilings lora
-  part exactness 100 exactness ranks
-  part full 100 full
-  part compiled 150 compiled
+  part lora 220 ceilings lora
+  part exactness 90 exactness ranks
+  part full 80 full
+  part compiled 120 compiled
 fi
 exit "$failed"

@@ -42,11 +42,11 @@ SUITES = {
     "dora": Suite(
         "DoRA beside PEFT's own",
         "benchmarks.dora",
-        "One CPU rank, processor seconds, medians of alternating rounds; the losses are compared. Plain LoRA shows "
-        "what DoRA costs at all. Full size: forward and backward of a chunk of ten pictures, counted on the meta "
-        "device with bfloat16 weights under autocast; GB are the sizes of all operators' inputs and outputs. The "
-        "weights' norms are computed in a step's first call. Dropout on the adapter's input alone is compared with "
-        "PEFT's on the input, which is all that PEFT has.",
+        "One CPU rank, processor seconds, the best of ten alternating rounds; the losses are compared. Plain LoRA "
+        "shows what DoRA costs at all. Full size: forward and backward of a chunk of ten pictures, counted on the "
+        "meta device with bfloat16 weights under autocast; GB are the sizes of all operators' inputs and outputs. "
+        "The weights' norms are computed in a step's first call. Dropout on the adapter's input alone is compared "
+        "with PEFT's on the input, which is all that PEFT has.",
         limit_seconds=1200,
     ),
     "padding": Suite(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from benchmarks.gpu.model import (
     model_config,
     run_arguments,
 )
-from benchmarks.gpu.rows import DoesNotFitError, Figures, release_memory
+from benchmarks.gpu.rows import Figures, LeftOutError, release_memory
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
@@ -113,7 +113,8 @@ class Bench:
     def close(self) -> None:
         """Frees the model."""
         if self._engine is not None:
-            self._engine.destroy()
+            with suppress(Exception):  # a step that failed may have left it in any state
+                self._engine.destroy()
         self._engine = self._encoder = None  # type: ignore[assignment]
         release_memory()
 
@@ -224,7 +225,7 @@ def planned_bytes(model: MetaModel, arguments: RunArguments, keep_graphs: int) -
 def _refuse_what_cannot_fit(planned: float) -> None:
     total = torch.cuda.get_device_properties(0).total_memory
     if planned > total:
-        raise DoesNotFitError(f"does not fit: {planned / GIB:.0f} GiB planned, {total / GIB:.0f} GiB there")
+        raise LeftOutError(f"does not fit: {planned / GIB:.0f} GiB planned, {total / GIB:.0f} GiB there")
 
 
 @contextmanager
@@ -254,7 +255,10 @@ def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Settin
     if peak is None:
         return None
     squared = sum(length**2 for length in batch.lengths)
-    useful = _useful_flops(model_flags, setting).of(sum(batch.lengths), squared, batch.num_crops)
+    # Without dropout, whose kinds and rates make no difference here.
+    useful = _useful_flops(model_flags.partition(" --lora_dropout")[0], setting).of(
+        sum(batch.lengths), squared, batch.num_crops
+    )
     return useful / (seconds * peak * _TERA)
 
 

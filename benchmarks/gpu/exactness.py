@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.gpu.rows import Figures, Recorder, Section
+from benchmarks.gpu.rows import Figures, LeftOutError, Recorder, Section
 from tests.distributed.exactness import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell, run_cells
 from vlm2vec.device import choose_kernels
 from vlm2vec.training.engine import close_ranks, initialize_ranks
@@ -44,6 +44,7 @@ TINY_SETTINGS = SETTINGS[:3]
 BATCHES = ("mixed", "duplicates across ranks")
 RANK_SETTINGS = SETTINGS[:2]
 _COLLECTIVE_SECONDS = 60
+_LONGEST_REASON = 160
 
 
 def _cells(figures: Figures) -> list[str]:
@@ -131,7 +132,7 @@ def _two_ranks(backend: str, device: torch.device, tiny: bool, seconds: float) -
                 rank.wait()
         if not output.exists():
             sys.stderr.write(log.read_text(errors="replace")[-6000:])
-            raise RuntimeError(_last_error(log.read_text(errors="replace"), seconds))
+            raise LeftOutError(_last_error(log.read_text(errors="replace"), seconds))
         cells = _rank_cells(tiny)
         return summarize(cells, json.loads(output.read_text()), device)
 
@@ -148,8 +149,8 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
 
 def _last_error(log: str, seconds: float) -> str:
     """The line of a log that names what went wrong."""
-    lines = [line.strip() for line in log.splitlines() if "rror" in line and not line.startswith(" ")]
-    return lines[-1] if lines else f"no result within {seconds:.0f} s"
+    lines = [line.strip().replace("|", "/") for line in log.splitlines() if "rror" in line]
+    return f"no result: {lines[-1][:_LONGEST_REASON]}" if lines else f"no result within {seconds:.0f} s"
 
 
 def _rank_cells(tiny: bool) -> list[Cell]:

@@ -21,8 +21,8 @@ _LONGEST_REASON = 160
 Figures = dict[str, Any]
 
 
-class DoesNotFitError(Exception):
-    """A row that is left out, with the reason; no failure."""
+class LeftOutError(Exception):
+    """A row that cannot be measured on this device, with the reason; no failure."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Recorder:
         else:
             try:
                 figures = measure()
-            except DoesNotFitError as reason:
+            except LeftOutError as reason:
                 status = str(reason)
             except Exception as error:
                 status = _reason(error)

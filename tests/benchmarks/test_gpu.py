@@ -14,12 +14,11 @@ import torch
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import bench, exactness, training
-from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, DoesNotFitError, Figures, Recorder, Section
+from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, Figures, LeftOutError, Recorder, Section
 from benchmarks.suites import SUITES
 from tests.distributed.exactness import BF16_TOLERANCE, TOLERANCE, Cell
 from tests.distributed.launcher import REPOSITORY, environment
 from tests.patience import HANG_SECONDS
-from vlm2vec.training.estimate.model_flops import counted_flops
 
 CPU = torch.device("cpu")
 VARIANTS = {name: variant for _, variants in training.SECTIONS.values() for name, variant in variants.items()}
@@ -83,7 +82,7 @@ def test_a_row_that_raises_loses_nothing_but_itself(tmp_path: Path, capsys: pyte
     assert recorder.row("first", lambda: {"value": 1})
     assert not recorder.row("bad", lambda: fails(ValueError("a|b\nc")))
     assert not recorder.row("memory", lambda: fails(RuntimeError("CUDA out of memory. Tried to allocate")))
-    assert not recorder.row("large", lambda: fails(DoesNotFitError("does not fit: 92 GiB planned")))
+    assert not recorder.row("large", lambda: fails(LeftOutError("does not fit: 92 GiB planned")))
     assert recorder.row("last", lambda: {"value": 2})
     assert recorder.num_failed == 2
     assert capsys.readouterr().out.splitlines()[-5:] == [
@@ -149,7 +148,6 @@ def test_mfu_counts_the_models_own_work_and_the_plan_stands_beside_the_peak() ->
     assert model.arguments.model.lora_dropout == 0.1
     assert model.without_dropout().arguments.model == bench.arguments_of(VARIANTS["no_dropout"], setting).model
     flops = bench._useful_flops(variant.model, setting)
-    assert flops == counted_flops(model.without_dropout(), 1e12)
     batch = bench.make_batch(bench.model_config(True), 4, bench.ChunkSizes(bench.TokenBudget(256)), CPU)
     expected = flops.of(sum(batch.lengths), sum(length**2 for length in batch.lengths), batch.num_crops)
     assert bench._utilization(variant.model, batch, 2.0, setting) == pytest.approx(expected / 2e12)
