@@ -178,7 +178,7 @@ def announce(heartbeat: Heartbeat, what: str) -> None:
 def next_commands(output_dir: Path, arguments: RunArguments) -> str:
     """What to do with a run that is done."""
     folder = shlex.quote(str(output_dir))
-    exported = shlex.quote(f"{output_dir.resolve()}-{'adapter' if arguments.model.lora else 'model'}")
+    exported = shlex.quote(f"{output_dir}-{'adapter' if arguments.model.lora else 'model'}")
     return (
         f"done: all {arguments.training.max_steps} steps. Export: python -m vlm2vec.export {folder} {exported}\n"
         f"Curves: tensorboard --logdir {folder}"

@@ -41,7 +41,7 @@ def test_what_an_epoch_does_not_deliver_is_said(mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA"])
     total = sum(shards.num_samples.values())
     plain = global_order(arguments(str(mini_shards_dir)), shards, 1)
-    assert order_remarks(plain) == f" | an epoch leaves out {total % 16} pairs, other ones each time"
+    assert order_remarks(plain) == f" | an epoch leaves out {total % 16} pairs, different ones each time"
     distinct = global_order(arguments(str(mini_shards_dir), "--no_duplicate_positives"), shards, 1)
     left = distinct.duplicate_targets(0)
     assert f" | {left} pairs of epoch 0 share a target with one of their batch" in order_remarks(distinct)

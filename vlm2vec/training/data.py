@@ -108,7 +108,7 @@ def order_remarks(order: GlobalOrder) -> str:
     """What an epoch does not deliver."""
     remarks = []
     if order.covers_each_sample_once and order.remainder:
-        remarks.append(f"an epoch leaves out {order.remainder:,} pairs, other ones each time")
+        remarks.append(f"an epoch leaves out {order.remainder:,} pairs, different ones each time")
     if order.mixture.distinct_positives:
         remarks.append(f"{order.duplicate_targets(0):,} pairs of epoch 0 share a target with one of their batch")
     return "".join(f" | {remark}" for remark in remarks)
