@@ -96,6 +96,17 @@ def test_shared_memory_that_a_plan_asks_for(
         main(["--config", recipe])
 
 
+def test_a_plan_does_not_hide_a_gpu_that_torch_does_not_see(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "to be restored")
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.setattr(machine, "unseen_gpu", lambda devices: "torch, built for CUDA 13.0, finds no GPU")
+    recipe = str(REPOSITORY / "launch" / "recipes" / "lora_1024.yaml")
+    assert main(["--config", recipe, "--deepspeed", str(OFFLOAD)]) == 1
+    assert "fail torch, built for CUDA 13.0, finds no GPU" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("files", "status"), [(256, FAIL), (1024, WARN), (resource.RLIM_INFINITY, OK)])
 def test_open_files(files: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (files, files))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,7 +35,10 @@ class _Parser(OneLineErrors, argparse.ArgumentParser):
 
 def findings(options: argparse.Namespace) -> Iterator[Finding]:
     """All checks, one after another."""
-    needed = needed_shared_memory(options.config, options.deepspeed) if options.config else None
+    if options.config and options.deepspeed is None:
+        raise InputError("--config needs --deepspeed: a run has both")
+    # Called after the accelerator was looked for: planning may set the variable that asks for the CPU.
+    needed = partial(needed_shared_memory, options.config, options.deepspeed) if options.config else None
     yield from machine_findings(options.deepspeed, needed)
     if options.hostfile is not None:
         yield from node_findings(options.hostfile)
@@ -44,14 +48,12 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield from data_findings(options.dataset_name)
 
 
-def needed_shared_memory(recipe: Path, engine: Path | None) -> float:
+def needed_shared_memory(recipe: Path, engine: Path) -> float:
     """Bytes of shared memory that a run takes on this machine, on its own.
 
     Raises:
         InputError: The recipe or the engine file is refused.
     """
-    if engine is None:
-        raise InputError("--config needs --deepspeed: a run has both")
     # They import transformers, which takes seconds.
     from vlm2vec.plan import read_plan
     from vlm2vec.training.estimate.shared_memory import shared_memory

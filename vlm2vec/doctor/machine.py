@@ -8,7 +8,7 @@ import math
 import resource
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement
 
-from vlm2vec.device import asked_for_cpu, unseen_gpu
+from vlm2vec.device import asked_for_cpu, choose_accelerator, unseen_gpu
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding, graded
 from vlm2vec.errors import InputError
 from vlm2vec.training.engine_file import read_engine_file
@@ -29,19 +29,22 @@ _OPEN_FILES = (512, 4096)
 _WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
 
 
-def machine_findings(engine: Path | None = None, needed_shared_memory: float | None = None) -> Iterator[Finding]:
+def machine_findings(
+    engine: Path | None = None, needed_shared_memory: Callable[[], float] | None = None
+) -> Iterator[Finding]:
     """All checks of this machine.
 
     Args:
         engine: The run's DeepSpeed settings; they say whether something has to be compiled.
-        needed_shared_memory: Bytes that the run's plan asks for; what is enough for most runs if not given.
+        needed_shared_memory: Gives the bytes that the run's plan asks for; what is enough for most runs if not given.
     """
     yield from versions()
     yield accelerator()
     yield communication()
+    choose_accelerator()  # DeepSpeed is imported next
     if engine is not None:
         yield compiler(engine)
-    yield shared_memory(Path("/dev/shm"), needed_shared_memory)
+    yield shared_memory(Path("/dev/shm"), needed_shared_memory() if needed_shared_memory else None)
     yield from limits()
 
 
