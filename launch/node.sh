@@ -26,7 +26,7 @@ export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500} WORLD_SIZE=$((NODES * GPUS)
 
 ranks=()
 for ((local_rank = 0; local_rank < GPUS; local_rank++)); do
-  RANK=$((NODE_RANK * GPUS + local_rank)) LOCAL_RANK=$local_rank python -m "${TRAIN[@]}" "$@" &
+  RANK=$((NODE_RANK * GPUS + local_rank)) LOCAL_RANK=$local_rank LOCAL_WORLD_SIZE=$GPUS python -m "${TRAIN[@]}" "$@" &
   ranks+=($!)
 done
 for signal in TERM INT USR1; do

@@ -11,6 +11,7 @@ import torch
 
 from vlm2vec import device
 from vlm2vec.errors import InputError
+from vlm2vec.training.engine import share_cores
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +88,21 @@ def test_the_description() -> None:
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)
     found = str(device.describe_device(torch.device("cpu"), "gloo", "sdpa", optimizer))
     assert found == f"CPU ({torch.get_num_threads()} threads a rank), gloo, attention sdpa, torch AdamW fused"
+
+
+def test_an_optimizer_on_the_host_gets_the_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers set one thread a rank."""
+    given: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    offloading = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    share_cores(offloading)
+    assert given == []
+    os.environ["LOCAL_SIZE"] = "4"
+    share_cores(offloading)
+    share_cores({"stage": 2})
+    assert given == [4]
+    os.environ["LOCAL_WORLD_SIZE"] = "32"
+    share_cores(offloading)
+    assert given == [4, 1]

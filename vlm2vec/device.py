@@ -121,4 +121,6 @@ def describe_device(device: torch.device, backend: str, attention: str, optimize
 def _optimizer_name(optimizer: Any) -> str:
     kind = type(optimizer)
     fused = " fused" if optimizer.defaults.get("fused") else ""
-    return f"{kind.__module__.split('.')[0]} {kind.__name__}{fused}"
+    on_host = next((each.device.type for group in optimizer.param_groups for each in group["params"]), "cpu") == "cpu"
+    threads = f" on the host ({torch.get_num_threads()} threads a rank)" if on_host and not on_cpu() else ""
+    return f"{kind.__module__.split('.')[0]} {kind.__name__}{fused}{threads}"

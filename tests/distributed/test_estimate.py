@@ -43,5 +43,5 @@ def test_every_shipped_configuration_became_an_engine() -> None:
 
 def test_zero_3_gathers_weights_as_often_as_planned(found: Found) -> None:
     assert found["zero3_offload", "full bf16"][0].gathered == pytest.approx(FETCHES, rel=0.01)
-    for kind in ("full fp32, checkpointed", "LoRA bf16"):
-        assert FETCHES < found["zero3", kind][0].gathered < MOST_FETCHES
+    assert FETCHES < found["zero3", "full fp32, checkpointed"][0].gathered < MOST_FETCHES
+    assert found["zero3", "LoRA bf16"][0].gathered == pytest.approx(FETCHES, rel=0.1)

@@ -155,6 +155,25 @@ def test_nothing_fits_into_nothing(small: Plan) -> None:
     assert "nor does another" in str(next(iter(tables(made))))
 
 
+def test_kept_graphs_fill_the_memory_and_save_a_forward_pass_each(small: Plan) -> None:
+    chunks = small.calls.repeat_with_images
+    assert small.graphs_that_fit(small.zero) == chunks > 1
+    state = small.memory(small.zero).state.in_pass
+    for graphs in range(1, chunks):
+        needed = state + max(small._activations(small._growth.rows, graphs).values())
+        tight = with_memory(small, needed / small.cluster.usable_memory * small.cluster.gpu_memory * (1 + 1e-9))
+        assert tight.graphs_that_fit(tight.zero) in (graphs, chunks)  # where graphs are small, pass 1 decides
+        assert (
+            tight.memory(tight.zero).state.in_pass
+            + max(tight._activations(tight._growth.rows, tight.graphs_that_fit(tight.zero)).values())
+            <= tight.cluster.usable_memory
+        )
+    assert with_memory(small, 1.0).graphs_that_fit(small.zero) == 0
+    forward = small.model.cost(small.pictures(small.rows(small.picture_tokens)), True, True).forward_flops
+    expected = forward / (small.cluster.peak_flops * small.cluster.utilization)
+    assert small.seconds_saved(3) == pytest.approx(3 * expected)
+
+
 def test_traffic_follows_the_chunks(small: Plan) -> None:
     """Gradients of bfloat16 weights travel once a chunk; under ZeRO-1, and of float32 weights, once a step."""
     assert small.calls.repeat > 1

@@ -168,10 +168,19 @@ def build_engine(
     config = engine_config(Path(arguments.training.deepspeed), arguments, num_ranks)
     if loads_universal:
         config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
+    share_cores(config["zero_optimization"])
     trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=encoder, model_parameters=trainable, config=config, lr_scheduler=schedule)
     set_collective_timeout(arguments.training.collective_timeout)
     return engine
+
+
+def share_cores(zero_section: dict[str, Any]) -> None:
+    """Gives the optimizer of an offloading run this rank's share of the node's cores; launchers set one thread."""
+    # torchrun's name and DeepSpeed's; where neither is set, ranks share the cores in an unknown way.
+    ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    if ranks and zero_section.get("offload_optimizer"):
+        torch.set_num_threads(max(torch.get_num_threads(), len(os.sched_getaffinity(0)) // int(ranks)))
 
 
 def set_collective_timeout(seconds: int) -> None:

@@ -24,8 +24,8 @@ _SCORE_BLOCKS = 6
 _GATHERED_COPIES = 6
 _LOCAL_COPIES = 4
 _FLOAT32 = 4
-# How often ZeRO-3 gathers a layer in a call with backward; the second is the most, where layers are recomputed, or
-# where DoRA looks at the weights besides using them (counted: 2.4 and 2.5, tests/distributed/test_estimate.py).
+# How often ZeRO-3 gathers a layer in a call with backward; the second is the most, where layers are recomputed
+# (counted: 2.4; with adapters and no recomputation 1.8, tests/distributed/test_estimate.py).
 FETCHES, MOST_FETCHES = 2, 3
 # `--chunk_tokens` is proposed in whole thousands.
 _ROUND = 1024
@@ -123,10 +123,10 @@ class Plan:
         """One rank's memory with these settings."""
         state = state_memory(self.size, zero, self.cluster.num_ranks)
         held = state.in_pass
-        at_work = self._activations(zero, self._growth.rows)
+        at_work = self._activations(self._growth.rows, self.keep_graphs)
         moments = {moment: held + size for moment, size in at_work.items()}
         moments["update"] = state.in_update
-        largest = self._largest_chunk(zero, held) if moments["update"] <= self.cluster.usable_memory else 0
+        largest = self._largest_chunk(held) if moments["update"] <= self.cluster.usable_memory else 0
         return Memory(zero, state, self._growth.one.peak, self.loss_bytes, moments, largest)
 
     @cached_property
@@ -143,6 +143,18 @@ class Plan:
         """Graphs that stay from pass 1 to pass 2; `auto` is counted as the one that costs nothing in pass 2."""
         asked = self.arguments.training.keep_graphs
         return 1 if asked == "auto" else int(asked)
+
+    def graphs_that_fit(self, zero: ZeroSettings) -> int:
+        """Graphs that could stay from pass 1 to pass 2, at most one for each chunk with images; 0 if none fits."""
+        held = state_memory(self.size, zero, self.cluster.num_ranks).in_pass
+        for kept in range(self.calls.repeat_with_images, 0, -1):
+            if held + max(self._activations(self._growth.rows, kept).values()) <= self.cluster.usable_memory:
+                return kept
+        return 0
+
+    def seconds_saved(self, graphs: int) -> float:
+        """Computing that kept graphs save in a step: a forward pass of pass 1 each."""
+        return graphs * self._growth.one.forward_flops / (self.cluster.peak_flops * self.cluster.utilization)
 
     @cached_property
     def calls(self) -> EngineCalls:
@@ -163,9 +175,7 @@ class Plan:
 
     def traffic(self, zero: ZeroSettings) -> list[Collective]:
         """All transfers of a step."""
-        model = self.arguments.model
-        again = model.gradient_checkpointing or (model.lora and model.lora_use_dora)
-        fetches = MOST_FETCHES if again else FETCHES
+        fetches = MOST_FETCHES if self.arguments.model.gradient_checkpointing else FETCHES
         return collectives(self.size, zero, self.cluster.num_ranks, 2 * self.pairs, self.width, self.calls, fetches)
 
     @cached_property
@@ -195,9 +205,9 @@ class Plan:
         one, two = (self.model.cost(self.pictures(number), True, checkpointing) for number in (rows, 2 * rows))
         return _Growth(rows, encode, one, two)
 
-    def _activations(self, zero: ZeroSettings, rows: float) -> dict[str, float]:
-        """What lives besides the engine's state, by moment, with so many pictures a chunk."""
-        cost, kept = self._growth.repeat(rows), self.keep_graphs
+    def _activations(self, rows: float, kept: int) -> dict[str, float]:
+        """What lives besides the engine's state, by moment, with a number of images a chunk and of kept graphs."""
+        cost = self._growth.repeat(rows)
         embeddings = float(2 * math.ceil(2 * self.pairs / self.cluster.num_ranks) * self.width * _FLOAT32)
         return {
             "pass 1": embeddings + max(self._growth.encode_peak(rows), cost.saved * kept),
@@ -205,12 +215,12 @@ class Plan:
             "pass 2": embeddings + cost.saved * max(0, kept - 1) + cost.peak,
         }
 
-    def _largest_chunk(self, zero: ZeroSettings, held: float) -> int:
+    def _largest_chunk(self, held: float) -> int:
         """The largest `--chunk_tokens` with which all moments fit; memory grows with it, so halving finds it."""
         fits = [0, 2**16]
         while fits[1] - fits[0] > 1:
             middle = sum(fits) // 2
-            too_much = held + max(self._activations(zero, middle).values()) > self.cluster.usable_memory
+            too_much = held + max(self._activations(middle, self.keep_graphs).values()) > self.cluster.usable_memory
             fits[1 if too_much else 0] = middle
         tokens = fits[0] * self.picture_tokens
         return tokens - tokens % _ROUND if tokens > _ROUND else tokens

@@ -24,6 +24,7 @@ def tables(plan: Plan) -> Iterator[RenderableType]:
     yield _chunk_table(plan)
     yield _traffic_table(plan)
     yield _time(plan)
+    yield _kept_graphs(plan)
     yield _shared_memory(plan)
 
 
@@ -146,6 +147,19 @@ def _time(plan: Plan) -> Text:
         f"{steps:,} steps in {steps * (computing + network) / 3600:.1f} h at most\n"
         f"Assumed: {cluster.utilization:.0%} of {cluster.peak_flops / _TERA:,.0f} TFLOP/s on what runs (MFU "
         f"{cluster.utilization * useful / run:.0%}); {slowest}; data is never waited for"
+    )
+
+
+def _kept_graphs(plan: Plan) -> Text:
+    """What `--keep_graphs auto` can save with each stage, which the times above do not count."""
+    parts = []
+    for zero in plan.zero.variants():
+        if not zero.offload_optimizer:
+            graphs = plan.graphs_that_fit(zero)
+            parts.append(f"{zero.name} {graphs} ({plan.seconds_saved(graphs):.1f} s)")
+    return Text(
+        f"Graphs of the {plan.calls.repeat_with_images} chunks with images that fit until pass 2, and the computing "
+        f"that they save a step: {', '.join(parts)}"
     )
 
 
