@@ -200,13 +200,15 @@ def test_refusals(flags: list[str], remedy: str) -> None:
         parse_cluster(flags)
 
 
-@pytest.mark.parametrize(("workers", "pictures"), [(0, 0), (1, 16 + 10), (2, 16 + 10 + 6), (3, 32), (4, 32 + 16)])
+@pytest.mark.parametrize(
+    ("workers", "pictures"), [(0, 0), (1, 16), (2, 16 + 10), (3, 16 + 10 + 6), (4, 32), (8, 32 + 16)]
+)
 def test_shared_memory_is_that_of_the_chunks_made_ahead(
     workers: int, pictures: int, small: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step's tasks: its mark; in pass 1 16 pictures, 16 texts; in pass 2 10 and 6 pictures, 12 and 4 texts.
 
-    A process has two tasks ahead, and the rank takes one more.
+    A process has one task ahead, and the rank takes one more.
     """
     monkeypatch.setattr(small.arguments.data, "dataloader_num_workers", workers)
     edge = small.model.images.crop_size

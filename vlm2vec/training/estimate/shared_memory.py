@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
+from vlm2vec.batches.loader import CHUNKS_AHEAD
 from vlm2vec.training.estimate.plan import Plan
-
-# Tasks that torch's loader hands to each of its processes ahead of time, its default `prefetch_factor`.
-PREFETCH = 2
 
 
 def shared_memory(plan: Plan) -> float:
@@ -28,7 +26,7 @@ def shared_memory(plan: Plan) -> float:
         (rows, calls.repeat, calls.repeat_with_images),
     ):
         step += _chunks(pictures, size) + [0] * (num_chunks - with_images)
-    window = PREFETCH * workers + 1
+    window = CHUNKS_AHEAD * workers + 1
     tasks = step * (2 + window // len(step))
     most = max(sum(tasks[start : start + window]) for start in range(len(step)))
     return most * plan.encode_cost.pixels / encode_rows * plan.cluster.gpus
