@@ -129,13 +129,14 @@ class _FrozenLinear(nn.Linear):
     """The base model's layer; called by anything but a DoRA layer it is a plain linear layer."""
 
     def forward(self, x: Tensor, *dropped: Tensor, norm: WeightNorm | None = None, without_bias: bool = False) -> Any:
-        """W x + b; with `without_bias` W x, or the pair (W x + b, W dropped); adds W and b to `norm`."""
+        """W x + b; with `without_bias` W x, or the pair (W (x - dropped) + b, W dropped); adds W and b to `norm`."""
         if norm is not None:
             norm.add_base(self.weight, self.bias)
         if not without_bias:
             return super().forward(x)
         if dropped:
-            return super().forward(x), F.linear(dropped[0], self.weight)
+            # The difference of the inputs instead of the outputs, which are wider.
+            return super().forward(x - dropped[0]), F.linear(dropped[0], self.weight)
         return F.linear(x, self.weight)
 
 
@@ -198,8 +199,7 @@ class DoraLinear(PeftLinear):
         hidden = self.lora_A[name](dropped, norm=new_norm)
         residual: Tensor | None = None
         if is_dropped and not self.drops_adapter_only:
-            whole, frozen = self.base_layer(x, dropped, norm=new_norm, without_bias=True)
-            residual = whole - frozen
+            residual, frozen = self.base_layer(x, dropped, norm=new_norm, without_bias=True)
         else:
             frozen = self.base_layer(x, norm=new_norm, without_bias=True)
         adapted = self.lora_B[name](hidden, frozen, self.scaling[name], norm=new_norm)
