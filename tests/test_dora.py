@@ -115,6 +115,16 @@ def test_a_small_change_of_a_magnitude_reaches_bf16_results() -> None:
     assert 0 < float((after - before).abs().mean() / before.abs().mean()) < BF16_STEP
 
 
+def test_norms_are_float32_under_autocast() -> None:
+    model = ours(adapted_model(dtype=torch.bfloat16)).eval()
+    layer = model.base_model.model.first
+    a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
+    expected = (layer.base_layer.weight.double() + 2.0 * b @ a).norm(dim=1)
+    with torch.no_grad(), kept_norms(model), torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, WIDTHS[0]).bfloat16())
+        assert is_equal(layer.kept_norm.value.double(), expected)
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_adapters_move_between_peft_and_ours(tmp_path: Path, merged: bool) -> None:
     mine = ours(adapted_model())

@@ -58,7 +58,7 @@ class WeightNorm:
         for rows in torch.split(weight.detach(), _NORM_ROWS):
             rows = rows.float()  # no copy where it is float32 already
             squares.append(rows.square().sum(dim=1))
-            products.append(rows @ self._a.T)
+            products.append(_float32_product(rows, self._a.T))
         self._squares, self._products = torch.cat(squares), torch.cat(products)
         self.bias = None if bias is None else bias.detach().clone()
 
@@ -66,9 +66,14 @@ class WeightNorm:
         """Takes B, (out_features, r)."""
         b = weight.detach().float()
         cross = (self._products * b).sum(dim=1)
-        quadratic = ((b @ (self._a @ self._a.T)) * b).sum(dim=1)
+        quadratic = (_float32_product(b, _float32_product(self._a, self._a.T)) * b).sum(dim=1)
         self.value = (self._squares + 2 * self.scaling * cross + self.scaling**2 * quadratic).clamp_(min=0).sqrt_()
         del self._a, self._squares, self._products
+
+
+def _float32_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32: autocast would round both to bfloat16, but for products into a given tensor."""
+    return torch.mm(left, right, out=left.new_empty(left.shape[0], right.shape[1]))
 
 
 class _ScaleRows(torch.autograd.Function):
