@@ -180,15 +180,18 @@ class Plan:
 
     @cached_property
     def flops(self) -> tuple[float, float]:
-        """FLOPs that a rank runs in a step, and those of one plain forward and backward pass over the same items."""
+        """FLOPs that a rank runs in a step, and those of one plain forward and backward pass over the same items.
+
+        The plain pass recomputes nothing and, with DoRA, has no second product that only dropout needs.
+        """
         text_rows = self.rows(self.workload.text_tokens, is_query=False)
-        checkpointing = self.arguments.model.gradient_checkpointing
-        text = self.model.cost(ChunkShape(text_rows, self.workload.text_tokens, 0), True, checkpointing)
+        checkpointing, plain = self.arguments.model.gradient_checkpointing, self.model.without_dropout()
         run = useful = 0.0
-        kinds = ((self._growth.one, self._growth.rows), (text, text_rows))
-        for items, (cost, rows) in zip(self.items_a_rank, kinds, strict=True):
-            run += items / rows * (cost.forward_flops + sum(cost.flops))
-            useful += items / rows * (sum(cost.flops) - (cost.forward_flops if checkpointing else 0))
+        shapes = (self.pictures(self._growth.rows), ChunkShape(text_rows, self.workload.text_tokens, 0))
+        for items, shape in zip(self.items_a_rank, shapes, strict=True):
+            cost = self.model.cost(shape, True, checkpointing)
+            run += items / shape.rows * (cost.forward_flops + sum(cost.flops))
+            useful += items / shape.rows * sum(plain.cost(shape, True).flops)
         return run, useful
 
     def seconds(self, zero: ZeroSettings) -> tuple[float, float]:
