@@ -70,7 +70,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_its_rows_are_left_out(
     spoil, reason, rows, kind = CASES[case]
     spoil(dataset)
     assert run_main(monkeypatch, dataset, tmp_path / "o", "--rows_per_shard", "4") == 3
-    assert "1 missing or unreadable images, more than --max_missing 0" in capsys.readouterr().out
+    assert "1 missing or unreadable image, more than --max_missing 0" in capsys.readouterr().out
     with pytest.raises(InputError, match="no manifest"):
         ShardSet.open(tmp_path / "o")
 
