@@ -37,6 +37,8 @@ from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collectiv
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm
 # Where bfloat16 adds up the same numbers in another order.
 BF16_TOLERANCE = 2.0**-8
+# Where it adds them up in the same order; seen: 3e-6 on one processor, below 1e-9 on another.
+BF16_SAME_ORDER_TOLERANCE = 1e-4
 TEMPERATURE = 0.05
 PAIRS = 10
 DROPOUT = 0.1
@@ -93,10 +95,12 @@ class Cell:
         """With bfloat16, a chunk's result depends on its shape, and without dropout pass 1 has larger ragged chunks.
 
         ZeRO-3's hooks change the order in which autograd adds up the gradients of a tensor that several layers read.
+        Otherwise only float32 differs, which now and then rounds to another bfloat16 number.
         """
+        if "bf16" not in self.kind:
+            return TOLERANCE
         same_chunks = self.dropout > 0 or self.chunks != "ragged"
-        is_exact = "bf16" not in self.kind or (same_chunks and self.stage < 3)
-        return TOLERANCE if is_exact else BF16_TOLERANCE
+        return BF16_SAME_ORDER_TOLERANCE if same_chunks and self.stage < 3 else BF16_TOLERANCE
 
 
 def full_grid() -> list[Cell]:

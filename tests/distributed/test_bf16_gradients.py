@@ -38,10 +38,13 @@ def test_chunks_add_up_in_float32(measured: dict[str, Any]) -> None:
 
 
 def test_offloaded_gradients_are_whole_and_of_this_step(measured: dict[str, Any]) -> None:
-    """DeepSpeed by itself copies what the last backward reaches, and leaves the last step's gradient elsewhere."""
+    """DeepSpeed by itself copies what the last backward reaches, and leaves the last step's gradient elsewhere.
+
+    Errors would be near 1; those of bfloat16 itself are 0.01 to 0.02, depending on the processor.
+    """
     offloaded = {name: error for name, error in measured["errors"].items() if "offload" in name}
     assert len(offloaded) == 6
-    assert [name for name, error in offloaded.items() if not 0 < error < 0.012] == []
+    assert [name for name, error in offloaded.items() if not 0 < error < 0.03] == []
 
 
 @pytest.mark.parametrize(("stage", "a_backward"), [(1, False), (2, True), (3, True)])
