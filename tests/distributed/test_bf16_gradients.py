@@ -35,7 +35,8 @@ def test_chunks_add_up_in_float32(measured: dict[str, Any]) -> None:
         for chunks, factor in ADDED.items():
             assert errors[f"ZeRO-{stage}, {chunks}"] < factor * plain
         # ZeRO-3 by itself would lose most of the gradient here, without an error.
-        assert errors[f"ZeRO-{stage}, kept graphs"] == pytest.approx(plain, rel=0.25)
+        # The kept graphs are those of the ragged chunks, so that the processor's rounding is the same.
+        assert errors[f"ZeRO-{stage}, kept graphs"] == pytest.approx(errors[f"ZeRO-{stage}, ragged"], rel=0.03)
 
 
 def test_offloaded_gradients_are_whole_and_of_this_step(measured: dict[str, Any]) -> None:
