@@ -26,7 +26,6 @@ from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.device import choose_kernels
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.training.agreement import on_every_rank
-from vlm2vec.training.arguments import RunArguments, parse_arguments, with_steps
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
     build_encoder,
@@ -47,6 +46,7 @@ from vlm2vec.training.end import end_process
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, refuse_compiled_layers, zero_stage
 from vlm2vec.training.estimate.model_flops import model_flops
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
+from vlm2vec.training.flags.run import RunArguments, parse_arguments, with_steps
 from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter

@@ -13,8 +13,8 @@ from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
 from vlm2vec.contrastive import Phase, StepChunks, StepLayout
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
-from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.build import prepare_encoder
+from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
 # A tiny model's chunks hold this share of the tokens.
 TINY_SHARE = 32

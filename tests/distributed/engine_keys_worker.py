@@ -24,7 +24,7 @@ from tests.distributed.exactness import (
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.training.engine import close_ranks, initialize_ranks
-from vlm2vec.training.engine_file import read_engine_file
+from vlm2vec.training.flags.engine_file import read_engine_file
 
 SMALL = {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
 # Each key with another value than DeepSpeed's own, and under ZeRO-2 all pairs of those that choose how it sends.

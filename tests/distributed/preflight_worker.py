@@ -14,8 +14,8 @@ from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
 from vlm2vec.errors import InputError
 from vlm2vec.training import data, rehearsal, same
-from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.training.flags.run import parse_arguments
 
 FITTING_TOKENS = 100
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.train import run
-from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.training.flags.run import parse_arguments
 
 
 def main(runs: Path) -> None:

@@ -12,7 +12,7 @@ from eval.arguments import parse_arguments
 from tests.evaluation.hand import row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.training.evaluation import build_evaluation
-from vlm2vec.training.evaluation_arguments import EvaluationArguments
+from vlm2vec.training.flags.evaluation import EvaluationArguments
 
 CASES = [
     ({"data": "no/such/folder"}, "dataset_name", "no/such/folder: no such folder"),

@@ -18,7 +18,7 @@ import yaml
 from tests.distributed.launcher import REPOSITORY
 from tests.patience import HANG_SECONDS
 from vlm2vec.doctor.nodes import read_hostfile
-from vlm2vec.training.arguments import parse_arguments
+from vlm2vec.training.flags.run import parse_arguments
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]

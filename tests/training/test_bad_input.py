@@ -16,11 +16,11 @@ from tests.evaluation.hand import row, write_dataset, write_image
 from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.export import __main__ as export_program
-from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.checkpoint import find_checkpoint
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.evaluation import build_evaluation
-from vlm2vec.training.evaluation_arguments import EvaluationArguments
+from vlm2vec.training.flags.evaluation import EvaluationArguments
+from vlm2vec.training.flags.run import parse_arguments
 
 ZERO2 = str(REPOSITORY / "ds_configs/zero2.json")
 

@@ -8,8 +8,8 @@ import pytest
 
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
-from vlm2vec.training.arguments import RunArguments, parse_arguments
 from vlm2vec.training.data import global_order, open_shards, order_remarks
+from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
 
 def arguments(shards: str, *extra: str) -> RunArguments:

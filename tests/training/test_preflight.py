@@ -17,9 +17,9 @@ from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
 from vlm2vec.errors import InputError
 from vlm2vec.training import disk, out_of_memory
 from vlm2vec.training.agreement import told
-from vlm2vec.training.arguments import parse_arguments
-from vlm2vec.training.checkpoint_arguments import CheckpointArguments
 from vlm2vec.training.disk import check_disk, checkpoint_bytes, checkpoints_to_come
+from vlm2vec.training.flags.checkpoint import CheckpointArguments
+from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.graph_memory import DeviceMemory
 from vlm2vec.training.out_of_memory import MemoryAdvice
 from vlm2vec.training.rehearsal import ChunkMemory, PeakMeter, rehearse

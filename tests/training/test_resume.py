@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vlm2vec.errors import InputError
-from vlm2vec.training.arguments import argument_defaults, parse_arguments
+from vlm2vec.training.flags.run import argument_defaults, parse_arguments
 from vlm2vec.training.metrics import Figures
 from vlm2vec.training.monitor import RunMonitor
 from vlm2vec.training.record import RECORD, RunRecord, read_whole

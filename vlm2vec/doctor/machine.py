@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from vlm2vec.device import asked_for_cpu, choose_accelerator, unseen_gpu
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding, graded
 from vlm2vec.errors import InputError
-from vlm2vec.training.engine_file import read_engine_file
+from vlm2vec.training.flags.engine_file import read_engine_file
 
 DISTRIBUTION = "vlm2vec-deepspeed"
 GIB = 2**30

@@ -28,9 +28,9 @@ from vlm2vec.lora import LoraSettings
 from vlm2vec.model_settings import STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.shards import ShardSet
-from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.data import fingerprints, order_remarks
+from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.graph_memory import graphs_that_fit, largest_chunk
 from vlm2vec.training.record import RunRecord
 from vlm2vec.words import counted

@@ -13,7 +13,7 @@ from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
-from vlm2vec.training.arguments import RunArguments
+from vlm2vec.training.flags.run import RunArguments
 
 
 def open_shards(arguments: RunArguments) -> ShardSet:

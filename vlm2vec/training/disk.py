@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.agreement import from_first_rank
-from vlm2vec.training.checkpoint_arguments import CheckpointArguments
+from vlm2vec.training.flags.checkpoint import CheckpointArguments
 from vlm2vec.training.record import checkpoints_of
 
 # AdamW's two moments and the master weights.

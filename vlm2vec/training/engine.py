@@ -17,8 +17,8 @@ from torch import nn
 from vlm2vec.device import on_cpu, prepare_device
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import device_index, is_launched, port_in_use, wait_for_port
-from vlm2vec.training.arguments import ModelArguments, RunArguments
-from vlm2vec.training.engine_file import read_engine_file
+from vlm2vec.training.flags.engine_file import read_engine_file
+from vlm2vec.training.flags.run import ModelArguments, RunArguments
 
 # Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
 BF16_ENGINE: dict[str, Any] = {

@@ -22,7 +22,7 @@ from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.files import committed
 from vlm2vec.image_folder import ImageFolder, links_remedy
 from vlm2vec.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
-from vlm2vec.training.evaluation_arguments import BEST, EvaluationArguments
+from vlm2vec.training.flags.evaluation import BEST, EvaluationArguments
 from vlm2vec.training.monitor import Monitor
 from vlm2vec.training.record import CHECKPOINT_PREFIX
 

@@ -9,10 +9,10 @@ from vlm2vec.batches import TrainingBatches
 from vlm2vec.contrastive import CachedStep, DamagedItemsError, LearnedTemperature, StepStoppedError
 from vlm2vec.contrastive.clock import CHECKPOINT, DATA_WAIT, EVALUATION, OPTIMIZER
 from vlm2vec.dora import kept_norms
-from vlm2vec.training.arguments import TrainingArguments
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoint import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
+from vlm2vec.training.flags.run import TrainingArguments
 from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor

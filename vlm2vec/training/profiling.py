@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.profiler import profile
 
 from vlm2vec.errors import InputError
-from vlm2vec.training.watch_arguments import WatchArguments
+from vlm2vec.training.flags.watch import WatchArguments
 
 FOLDER = "profile"
 

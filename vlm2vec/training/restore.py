@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from vlm2vec.contrastive import LearnedTemperature
 from vlm2vec.errors import InputError
-from vlm2vec.training.arguments import RunArguments, TrainingArguments
+from vlm2vec.training.flags.run import RunArguments, TrainingArguments
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.rank_state import restore_on_other_ranks, restore_rank, seed_rank
 from vlm2vec.training.record import ENGINE_TAG, RECORD

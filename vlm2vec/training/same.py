@@ -11,8 +11,8 @@ from pathlib import Path
 import vlm2vec
 from vlm2vec.rank_messages import send_from_first
 from vlm2vec.training.agreement import refuse_together
-from vlm2vec.training.arguments import RunArguments
 from vlm2vec.training.build import RECORDED_PACKAGES
+from vlm2vec.training.flags.run import RunArguments
 
 # Where something lies may differ from node to node; what lies there is compared instead.
 PLACES = frozenset(

@@ -19,10 +19,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
-from vlm2vec.training.arguments import RunArguments
 from vlm2vec.training.build import prepare_encoder
 from vlm2vec.training.estimate.passes import ChunkShape, PassCost, at_depth, measure
 from vlm2vec.training.estimate.states import ModelSize
+from vlm2vec.training.flags.run import RunArguments
 
 _ATTENTION = "fused_on_meta"
 _FEWEST_LAYERS = 1

@@ -7,9 +7,9 @@ import warnings
 import torch
 
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.training.arguments import RunArguments
 from vlm2vec.training.estimate.meta import MetaModel
 from vlm2vec.training.estimate.passes import ChunkShape
+from vlm2vec.training.flags.run import RunArguments
 from vlm2vec.training.utilization import ModelFlops, known_peak_tflops
 
 _TERA = 1e12

@@ -8,12 +8,12 @@ from functools import cached_property
 
 from vlm2vec.contrastive import has_dropout
 from vlm2vec.contrastive.loss import BLOCK_SCORES
-from vlm2vec.training.arguments import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.estimate.cluster import Cluster, Workload
 from vlm2vec.training.estimate.meta import MetaModel
 from vlm2vec.training.estimate.passes import ChunkShape, PassCost
 from vlm2vec.training.estimate.states import ModelSize, StateMemory, ZeroSettings, state_memory
 from vlm2vec.training.estimate.traffic import Collective, EngineCalls, collectives
+from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 
 GIB = 2**30
 # Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time, 5.5 with recomputation;

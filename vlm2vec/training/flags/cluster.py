@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlm2vec.training.options import option
+from vlm2vec.training.flags.option import option
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.errors import InputError
-from vlm2vec.training.engine_file import read_engine_file
+from vlm2vec.training.flags.engine_file import read_engine_file
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,14 @@ from transformers import HfArgumentParser
 from vlm2vec.dora import DROPOUT_PLACES
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.old_names import TRAINING
-from vlm2vec.training.checkpoint_arguments import CheckpointArguments, checkpoint_refusals
-from vlm2vec.training.cluster_arguments import ClusterArguments, cluster_refusals
-from vlm2vec.training.data_arguments import DataArguments, data_refusals
-from vlm2vec.training.evaluation_arguments import EvaluationArguments, evaluation_refusals
-from vlm2vec.training.length import length_refusals
-from vlm2vec.training.options import option
-from vlm2vec.training.recipe import recipe_flags
-from vlm2vec.training.watch_arguments import WatchArguments, watch_refusals
+from vlm2vec.training.flags.checkpoint import CheckpointArguments, checkpoint_refusals
+from vlm2vec.training.flags.cluster import ClusterArguments, cluster_refusals
+from vlm2vec.training.flags.data import DataArguments, data_refusals
+from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_refusals
+from vlm2vec.training.flags.length import length_refusals
+from vlm2vec.training.flags.option import option
+from vlm2vec.training.flags.recipe import recipe_flags
+from vlm2vec.training.flags.watch import WatchArguments, watch_refusals
 
 DEFAULT_CHUNK_TOKENS = 8192
 # Without a graph a chunk needs a fraction of the memory.

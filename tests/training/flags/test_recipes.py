@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launcher import REPOSITORY
-from vlm2vec.training.arguments import parse_arguments
 from vlm2vec.training.engine import engine_config
+from vlm2vec.training.flags.run import parse_arguments
 
 RECIPES = sorted((REPOSITORY / "launch/recipes").glob("*.yaml"))
 ENGINES = sorted((REPOSITORY / "ds_configs").glob("*.json"))

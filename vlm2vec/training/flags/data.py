@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vlm2vec.batches.mixture import BLOCK, ORDERS
 from vlm2vec.shards import is_url
-from vlm2vec.training.options import option
+from vlm2vec.training.flags.option import option
 
 
 @dataclass

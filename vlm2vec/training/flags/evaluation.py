@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vlm2vec.training.options import option
+from vlm2vec.training.flags.option import option
 
 # In a run's folder: the name and score of its best checkpoint.
 BEST = "best.json"

@@ -1,0 +1,1 @@
+"""What a run is told: one file per group of flags, recipes, refusals, the engine file."""
