@@ -51,14 +51,14 @@ from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.loop import train
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
-from vlm2vec.training.out_of_memory import MemoryAdvice
-from vlm2vec.training.output_folder import check_output_folder
 from vlm2vec.training.pairs import first_pairs
+from vlm2vec.training.preflight.compare_ranks import compare_ranks
+from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
+from vlm2vec.training.preflight.output_folder import check_output_folder
+from vlm2vec.training.preflight.rehearsal import PeakMeter, rehearse
 from vlm2vec.training.profiling import StepProfiles, refuse_flops_profile, summarise_communication
-from vlm2vec.training.rehearsal import PeakMeter, rehearse
 from vlm2vec.training.restore import start_of_run
 from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
-from vlm2vec.training.same import compare_ranks
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
 
 

@@ -29,7 +29,7 @@ from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, TokenBudget
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.training.engine import BF16_ENGINE, close_ranks, initialize_ranks
-from vlm2vec.training.graph_memory import DeviceMemory, graphs_that_fit
+from vlm2vec.training.preflight.graph_memory import DeviceMemory, graphs_that_fit
 
 GRAPH_BYTES, TOTAL_BYTES = 10**9, 20 * 10**9
 FREE_BYTES = (9 * 10**9, 7 * 10**9)  # of rank 0 and rank 1; a fifth of it is left free, and two graphs

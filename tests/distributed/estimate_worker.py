@@ -28,7 +28,7 @@ from vlm2vec.training.build import build_encoder
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
 from vlm2vec.training.estimate.meter import TensorMeter
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
-from vlm2vec.training.graph_memory import largest_chunk
+from vlm2vec.training.preflight.graph_memory import largest_chunk
 
 KINDS = {
     "full bf16": ["--bf16"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlm2vec.training.graph_memory import LEFT_FREE
+from vlm2vec.training.preflight.graph_memory import LEFT_FREE
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vlm2vec.batches import ChunkSizes, FixedCounts
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
 from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, RunArguments
-from vlm2vec.training.rehearsal import ChunkMemory
+from vlm2vec.training.preflight.rehearsal import ChunkMemory
 
 # Where a chunk should have fitted, others took the rest: room for them.
 _SMALLER = 0.75

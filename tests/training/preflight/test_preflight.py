@@ -15,15 +15,16 @@ from torch import nn
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
 from vlm2vec.errors import InputError
-from vlm2vec.training import disk, out_of_memory
+from vlm2vec.training import disk
 from vlm2vec.training.agreement import told
 from vlm2vec.training.disk import check_disk, checkpoint_bytes, checkpoints_to_come
 from vlm2vec.training.flags.checkpoint import CheckpointArguments
 from vlm2vec.training.flags.run import parse_arguments
-from vlm2vec.training.graph_memory import DeviceMemory
-from vlm2vec.training.out_of_memory import MemoryAdvice
-from vlm2vec.training.rehearsal import ChunkMemory, PeakMeter, rehearse
-from vlm2vec.training.same import differences, facts
+from vlm2vec.training.preflight import out_of_memory
+from vlm2vec.training.preflight.compare_ranks import differences, facts
+from vlm2vec.training.preflight.graph_memory import DeviceMemory
+from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
+from vlm2vec.training.preflight.rehearsal import ChunkMemory, PeakMeter, rehearse
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 MIB = 2**20
@@ -177,10 +178,13 @@ class Device:
 def test_the_value_told_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two parts of the chunk run before it; the value is below what is free less a tenth of the device."""
     device = Device()
-    monkeypatch.setattr("vlm2vec.training.rehearsal._forward_backward", lambda step, tokens: device.run(tokens))
-    monkeypatch.setattr("vlm2vec.training.rehearsal.num_tokens", lambda tokens: tokens)
     monkeypatch.setattr(
-        "vlm2vec.training.rehearsal.largest_chunk", lambda inputs, packing, part=1: packing.chunk_tokens // part
+        "vlm2vec.training.preflight.rehearsal._forward_backward", lambda step, tokens: device.run(tokens)
+    )
+    monkeypatch.setattr("vlm2vec.training.preflight.rehearsal.num_tokens", lambda tokens: tokens)
+    monkeypatch.setattr(
+        "vlm2vec.training.preflight.rehearsal.largest_chunk",
+        lambda inputs, packing, part=1: packing.chunk_tokens // part,
     )
     monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 0)
     sizes = ChunkSizes(TokenBudget(2048))

@@ -9,7 +9,7 @@ import torch
 
 from vlm2vec.batches import FixedCounts, ItemEncoderInputs, TokenBudget
 from vlm2vec.phi3_v import Phi3VProcessor
-from vlm2vec.training.graph_memory import DeviceMemory, largest_chunk
+from vlm2vec.training.preflight.graph_memory import DeviceMemory, largest_chunk
 
 
 def test_free_memory_counts_the_cache_once(monkeypatch: pytest.MonkeyPatch) -> None:

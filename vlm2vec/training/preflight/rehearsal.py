@@ -14,7 +14,7 @@ from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
 from vlm2vec.contrastive import CachedStep, Chunk
 from vlm2vec.contrastive.progress import Progress
 from vlm2vec.contrastive.reduction import gradient_reduction
-from vlm2vec.training.graph_memory import LEFT_FREE, DeviceMemory, largest_chunk
+from vlm2vec.training.preflight.graph_memory import LEFT_FREE, DeviceMemory, largest_chunk
 
 # Chunks of these parts of the largest one are measured first: where that one does not fit, they say how much would.
 _PARTS = (8, 4)
