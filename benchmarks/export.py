@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from vlm2vec.export import export
 from vlm2vec.lora import DEFAULT_TARGETS
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
-from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
+from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 from vlm2vec.training.engine import prepare_environment
 
 Shapes = Mapping[str, Sequence[int]]

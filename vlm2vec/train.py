@@ -39,9 +39,11 @@ from vlm2vec.training.build import (
     summary,
     with_model_settings,
 )
-from vlm2vec.training.checkpoint import Checkpoints
+from vlm2vec.training.checkpoints.disk_space import check_disk
+from vlm2vec.training.checkpoints.restore import start_of_run
+from vlm2vec.training.checkpoints.resume import Cluster, ResumePoint, agree_on_resume
+from vlm2vec.training.checkpoints.writer import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
-from vlm2vec.training.disk import check_disk
 from vlm2vec.training.end import end_process
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, refuse_compiled_layers, zero_stage
 from vlm2vec.training.estimate.model_flops import model_flops
@@ -57,8 +59,6 @@ from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
 from vlm2vec.training.preflight.output_folder import check_output_folder
 from vlm2vec.training.preflight.rehearsal import PeakMeter, rehearse
 from vlm2vec.training.profiling import StepProfiles, refuse_flops_profile, summarise_communication
-from vlm2vec.training.restore import start_of_run
-from vlm2vec.training.resume import Cluster, ResumePoint, agree_on_resume
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
 
 

@@ -26,7 +26,7 @@ from tests.distributed.chaos_rank import main as train
 from tests.distributed.forked import kill, start_forked, wait, warm_up
 from tests.distributed.launcher import REPOSITORY
 from tests.distributed.states import differences
-from vlm2vec.training.record import LATEST
+from vlm2vec.training.checkpoints.record import LATEST
 
 RANKS, STEPS, BATCH = 2, 7, 8
 # The ZeRO stage and what else differs; loader workers run in all.

@@ -21,7 +21,7 @@ import psutil
 from tests.distributed.launcher import SECONDS_FOR_OTHERS, free_port
 from tests.distributed.launcher import environment as ranks_environment
 from tests.patience import HANG_SECONDS
-from vlm2vec.training.state_files import environment
+from vlm2vec.training.checkpoints.state_files import environment
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.test_resume import LAST, SAVED, STEPS, log_of, run_jobs
 from tests.distributed.test_resume import flags as run_flags
-from vlm2vec.training.record import read_whole
+from vlm2vec.training.checkpoints.record import read_whole
 
 pytestmark = pytest.mark.numeric
 

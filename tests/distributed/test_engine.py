@@ -13,7 +13,7 @@ from tests.distributed.engine_runs import REFERENCE, RUNS
 from tests.distributed.engine_worker import LIVE, TEXTS
 from vlm2vec import VLM2Vec
 from vlm2vec.export import export
-from vlm2vec.training.checkpoint import find_checkpoint
+from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 pytestmark = pytest.mark.numeric
 

@@ -13,9 +13,9 @@ from tests.distributed.launcher import REPOSITORY
 from tests.distributed.preflight_worker import FITTING_TOKENS, main
 from tests.distributed.states import differences
 from vlm2vec.training.build import build_encoder
-from vlm2vec.training.disk import checkpoint_bytes
+from vlm2vec.training.checkpoints.disk_space import checkpoint_bytes
+from vlm2vec.training.checkpoints.record import read_whole
 from vlm2vec.training.flags.run import parse_arguments
-from vlm2vec.training.record import read_whole
 
 STEPS = 2
 LAST = f"checkpoint-{STEPS}"

@@ -15,7 +15,7 @@ from tests.distributed.forked import run_forked
 from tests.distributed.launcher import REPOSITORY
 from tests.distributed.resume_worker import SIGNALLED_STEP, UNWRITABLE_STEP, main
 from tests.distributed.states import differences, state_of
-from vlm2vec.training.record import read_whole
+from vlm2vec.training.checkpoints.record import read_whole
 
 STEPS, SAVED = 4, 2
 LAST = f"checkpoint-{STEPS}"

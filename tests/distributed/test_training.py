@@ -16,7 +16,7 @@ from tests.distributed.forked import run_ranks
 from tests.distributed.launcher import REPOSITORY, environment, free_port
 from tests.patience import HANG_SECONDS
 from vlm2vec.export import export
-from vlm2vec.training.checkpoint import find_checkpoint
+from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 pytestmark = pytest.mark.numeric
 

@@ -19,7 +19,7 @@ from vlm2vec.export import export
 from vlm2vec.export.companions import MODULE_FILE
 from vlm2vec.phi3_v import Phi3VModel, collate_items
 from vlm2vec.sentence_transformer import VLM2VecModule
-from vlm2vec.training.checkpoint import find_checkpoint
+from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 pytestmark = pytest.mark.numeric
 

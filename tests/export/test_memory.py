@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.export import Request, measure, write_full, write_lora
-from vlm2vec.training.checkpoint import ENGINE_TAG
+from vlm2vec.training.checkpoints.writer import ENGINE_TAG
 
 SHARD = 20_000_000
 

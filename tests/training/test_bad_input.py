@@ -16,7 +16,7 @@ from tests.evaluation.hand import row, write_dataset, write_image
 from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.export import __main__ as export_program
-from vlm2vec.training.checkpoint import find_checkpoint
+from vlm2vec.training.checkpoints.writer import find_checkpoint
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.evaluation import build_evaluation
 from vlm2vec.training.flags.evaluation import EvaluationArguments

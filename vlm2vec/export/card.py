@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vlm2vec.export.exported import Exported
 from vlm2vec.export.scores import Mean, Scores
-from vlm2vec.training.checkpoint import RunRecord
+from vlm2vec.training.checkpoints.writer import RunRecord
 
 CARD = "README.md"
 _TEMPLATE = Path(__file__).with_name("card_template.md")

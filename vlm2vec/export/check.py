@@ -19,7 +19,7 @@ from vlm2vec.export.exported import Exported
 from vlm2vec.export.zero_state import BACKBONE, module_state
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import EMBEDDINGS_ALIAS, Shape, checkpoint_shapes, load_config
-from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RunRecord
+from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RunRecord
 
 LIMIT = 1e-6
 _TEXTS = ["a", "A cat and a dog", "Represent the given question: what is in the picture? " * 8]

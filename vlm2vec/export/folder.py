@@ -38,7 +38,7 @@ from vlm2vec.model_settings import SETTINGS_FILE, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
 from vlm2vec.phi3_v.processor import PreprocessorSettings
-from vlm2vec.training.checkpoint import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
+from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 from vlm2vec.weights import LazyTensor
 
 DEFAULT_SHARD_SIZE = "5GB"
@@ -61,7 +61,7 @@ def export(
     come from the float32 master copies. A whole model gets its base's `lm_head`, if the base is at hand.
 
     Args:
-        checkpoint: As `vlm2vec.training.checkpoint.Checkpoints` writes it.
+        checkpoint: As `vlm2vec.training.checkpoints.writer.Checkpoints` writes it.
         output: The folder to make. It appears under its name when it is complete.
         dtype: Of the written weights; None: bfloat16 if the run computed in it, else float32. An adapter stays float32.
         merge_lora: Add the adapter to the base model's weights.

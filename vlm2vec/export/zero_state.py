@@ -15,8 +15,8 @@ import torch
 
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v.checkpoint import Shape
+from vlm2vec.training.checkpoints.state_files import safe_state_files
 from vlm2vec.training.engine import prepare_environment
-from vlm2vec.training.state_files import safe_state_files
 from vlm2vec.weights import LazyTensor, at_hand
 
 # How the trained module's parameters are called inside `VLM2Vec`.

@@ -29,10 +29,10 @@ from vlm2vec.model_settings import STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.bad_samples import BadSamples
+from vlm2vec.training.checkpoints.record import RunRecord
 from vlm2vec.training.data import fingerprints, order_remarks
 from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.preflight.graph_memory import graphs_that_fit, largest_chunk
-from vlm2vec.training.record import RunRecord
 from vlm2vec.words import counted
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")

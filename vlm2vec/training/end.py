@@ -9,7 +9,7 @@ import traceback
 from typing import NoReturn
 
 from vlm2vec.errors import EXIT_INTERRUPTED, InputError, report
-from vlm2vec.training.checkpoint import CheckpointError
+from vlm2vec.training.checkpoints.writer import CheckpointError
 
 
 def end_process(error: BaseException) -> NoReturn:

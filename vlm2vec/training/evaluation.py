@@ -22,9 +22,9 @@ from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.files import committed
 from vlm2vec.image_folder import ImageFolder, links_remedy
 from vlm2vec.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
+from vlm2vec.training.checkpoints.record import CHECKPOINT_PREFIX
 from vlm2vec.training.flags.evaluation import BEST, EvaluationArguments
 from vlm2vec.training.monitor import Monitor
-from vlm2vec.training.record import CHECKPOINT_PREFIX
 
 # Of a score that is kept: what a mean's rounding changes behind them would make equal scores differ.
 _DIGITS = 9

@@ -10,14 +10,14 @@ from vlm2vec.contrastive import CachedStep, DamagedItemsError, LearnedTemperatur
 from vlm2vec.contrastive.clock import CHECKPOINT, DATA_WAIT, EVALUATION, OPTIMIZER
 from vlm2vec.dora import kept_norms
 from vlm2vec.training.bad_samples import BadSamples
-from vlm2vec.training.checkpoint import CheckpointError, Checkpoints
+from vlm2vec.training.checkpoints.rank_state import rank_state
+from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
 from vlm2vec.training.flags.run import TrainingArguments
 from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.metrics import StepMeter
 from vlm2vec.training.monitor import Monitor
 from vlm2vec.training.profiling import StepProfiles
-from vlm2vec.training.rank_state import rank_state
 from vlm2vec.training.skipped_steps import SkippedSteps
 from vlm2vec.training.stop import StopRequest
 

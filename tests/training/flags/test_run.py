@@ -13,8 +13,8 @@ from eval.arguments import DataArguments as Data
 from eval.arguments import ModelArguments as Model
 from vlm2vec.errors import InputError
 from vlm2vec.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
+from vlm2vec.training.checkpoints.resume import CHANGE_NOTHING
 from vlm2vec.training.flags.run import argument_defaults, parse_arguments, with_steps
-from vlm2vec.training.resume import CHANGE_NOTHING
 
 PROGRAMS = {
     "training": (TRAINING, {f"--{name}" for name in argument_defaults()}),

@@ -15,9 +15,9 @@ from torch import nn
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
 from vlm2vec.errors import InputError
-from vlm2vec.training import disk
 from vlm2vec.training.agreement import told
-from vlm2vec.training.disk import check_disk, checkpoint_bytes, checkpoints_to_come
+from vlm2vec.training.checkpoints import disk_space as disk
+from vlm2vec.training.checkpoints.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come
 from vlm2vec.training.flags.checkpoint import CheckpointArguments
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.preflight import out_of_memory

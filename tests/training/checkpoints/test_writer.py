@@ -15,12 +15,12 @@ import torch.distributed as dist
 
 from vlm2vec.errors import InputError
 from vlm2vec.training import loop
-from vlm2vec.training.checkpoint import CheckpointError, Checkpoints, remove_unfinished
+from vlm2vec.training.checkpoints.record import LATEST, RECORD, RunRecord, find_checkpoint, read_whole
+from vlm2vec.training.checkpoints.restore import load_engine
+from vlm2vec.training.checkpoints.universal import convert
+from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints, remove_unfinished
 from vlm2vec.training.engine import prepare_environment
 from vlm2vec.training.monitor import SilentMonitor
-from vlm2vec.training.record import LATEST, RECORD, RunRecord, find_checkpoint, read_whole
-from vlm2vec.training.restore import load_engine
-from vlm2vec.training.universal import convert
 
 STATE_FILE = "mp_rank_00_model_states.pt"
 

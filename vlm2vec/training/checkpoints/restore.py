@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 from vlm2vec.contrastive import LearnedTemperature
 from vlm2vec.errors import InputError
+from vlm2vec.training.checkpoints.rank_state import restore_on_other_ranks, restore_rank, seed_rank
+from vlm2vec.training.checkpoints.record import ENGINE_TAG, RECORD
+from vlm2vec.training.checkpoints.resume import ResumePoint
+from vlm2vec.training.checkpoints.state_files import safe_state_files
+from vlm2vec.training.checkpoints.universal import universal_state
 from vlm2vec.training.flags.run import RunArguments, TrainingArguments
 from vlm2vec.training.metrics import StepMeter
-from vlm2vec.training.rank_state import restore_on_other_ranks, restore_rank, seed_rank
-from vlm2vec.training.record import ENGINE_TAG, RECORD
-from vlm2vec.training.resume import ResumePoint
-from vlm2vec.training.state_files import safe_state_files
-from vlm2vec.training.universal import universal_state
 
 
 def start_of_run(

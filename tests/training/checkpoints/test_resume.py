@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from vlm2vec.errors import InputError
+from vlm2vec.training.checkpoints.record import RECORD, RunRecord, read_whole
+from vlm2vec.training.checkpoints.resume import CHANGE_NOTHING, Cluster, changes, resume_point
 from vlm2vec.training.flags.run import argument_defaults, parse_arguments
 from vlm2vec.training.metrics import Figures
 from vlm2vec.training.monitor import RunMonitor
-from vlm2vec.training.record import RECORD, RunRecord, read_whole
-from vlm2vec.training.resume import CHANGE_NOTHING, Cluster, changes, resume_point
 
 DATA = {"shards": "a", "order": "b"}
 HERE = Cluster(num_ranks=2, zero_stage=2)

@@ -10,11 +10,11 @@ from typing import Any
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.agreement import from_first_rank
-from vlm2vec.training.checkpoint import remove_unfinished
+from vlm2vec.training.checkpoints.record import RunRecord, checkpoints_of, find_checkpoint, read_whole
+from vlm2vec.training.checkpoints.writer import remove_unfinished
 from vlm2vec.training.flags.evaluation import EvaluationArguments
 from vlm2vec.training.flags.run import RunArguments, argument_defaults
 from vlm2vec.training.flags.watch import WatchArguments
-from vlm2vec.training.record import RunRecord, checkpoints_of, find_checkpoint, read_whole
 
 AUTO, NONE = "auto", "none"
 _CHUNKS = ("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size")

@@ -11,7 +11,7 @@ import pytest
 from tests.shards.damage import OPERATORS
 from tests.shards.forgery import forge_json
 from vlm2vec.errors import InputError
-from vlm2vec.training.record import RunRecord
+from vlm2vec.training.checkpoints.record import RunRecord
 
 TRIALS = 400
 BAD = {"subset": "A", "position": 3, "reason": "damaged"}

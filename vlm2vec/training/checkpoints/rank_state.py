@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vlm2vec.errors import InputError
-from vlm2vec.training.checkpoint import rank_file
+from vlm2vec.training.checkpoints.writer import rank_file
 from vlm2vec.training.metrics import StepMeter
 
 

@@ -1,6 +1,6 @@
 """A checkpoint's state for other ranks or another ZeRO stage: DeepSpeed's universal form, and what it leaves undone.
 
-python -m vlm2vec.training.universal ENGINE_STATE OUTPUT ZERO_STAGE
+python -m vlm2vec.training.checkpoints.universal ENGINE_STATE OUTPUT ZERO_STAGE
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.training.agreement import from_first_rank
-from vlm2vec.training.checkpoint import TEMPORARY_PREFIX
-from vlm2vec.training.record import ENGINE_TAG
-from vlm2vec.training.state_files import safe_state_files
+from vlm2vec.training.checkpoints.record import ENGINE_TAG
+from vlm2vec.training.checkpoints.state_files import safe_state_files
+from vlm2vec.training.checkpoints.writer import TEMPORARY_PREFIX
 
 FOLDER = f"{TEMPORARY_PREFIX}universal"
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -57,7 +57,7 @@ def _start(checkpoint: Path, folder: Path, zero_stage: int) -> subprocess.Popen[
     folder.mkdir(parents=True)
     arguments = [str(checkpoint / ENGINE_TAG), str(folder / ENGINE_TAG), str(zero_stage)]
     return subprocess.Popen(
-        [sys.executable, "-m", "vlm2vec.training.universal", *arguments],
+        [sys.executable, "-m", "vlm2vec.training.checkpoints.universal", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -144,7 +144,9 @@ def _load(path: Path) -> Any:
 
 def main() -> None:
     """Converts from the command line."""
-    parser = argparse.ArgumentParser(prog="vlm2vec.training.universal", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="vlm2vec.training.checkpoints.universal", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("source", type=Path, help="folder of the engine's state in a checkpoint")
     parser.add_argument("output", type=Path, help="folder to make")
     parser.add_argument("zero_stage", type=int, choices=(1, 2, 3), help="of the engine that will load it")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from vlm2vec.errors import InputError
 from vlm2vec.files import publish, sync
 from vlm2vec.rank_messages import gather_from_all, send_from_first
-from vlm2vec.training.record import (
+from vlm2vec.training.checkpoints.record import (
     CHECKPOINT_PREFIX,
     ENCODER_FOLDER,
     ENGINE_TAG,

@@ -10,8 +10,8 @@ from typing import Any
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.agreement import from_first_rank
+from vlm2vec.training.checkpoints.record import checkpoints_of
 from vlm2vec.training.flags.checkpoint import CheckpointArguments
-from vlm2vec.training.record import checkpoints_of
 
 # AdamW's two moments and the master weights.
 _STATE_BYTES = 3 * 4
