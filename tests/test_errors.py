@@ -14,7 +14,7 @@ from eval.arguments import parse_arguments as parse_evaluation
 from tests.data_prep.hand_made import make_dataset, row, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, printable, run_program
 from vlm2vec.training.flags.run import parse_arguments as parse_training
-from vlm2vec.training.monitor import RunMonitor
+from vlm2vec.training.watch.monitor import RunMonitor
 
 NAME = "é\udce9-图"  # the middle: how Python reads a file name that is not UTF-8
 

@@ -49,17 +49,17 @@ from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks,
 from vlm2vec.training.estimate.model_flops import model_flops
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.flags.run import RunArguments, parse_arguments, with_steps
-from vlm2vec.training.heartbeat import Heartbeat
 from vlm2vec.training.loop import train
-from vlm2vec.training.metrics import StepMeter
-from vlm2vec.training.monitor import Monitor, RunMonitor, SilentMonitor
-from vlm2vec.training.pairs import first_pairs
 from vlm2vec.training.preflight.compare_ranks import compare_ranks
 from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
 from vlm2vec.training.preflight.output_folder import check_output_folder
 from vlm2vec.training.preflight.rehearsal import PeakMeter, rehearse
-from vlm2vec.training.profiling import StepProfiles, refuse_flops_profile, summarise_communication
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
+from vlm2vec.training.watch.first_pairs import first_pairs
+from vlm2vec.training.watch.heartbeat import Heartbeat
+from vlm2vec.training.watch.metrics import StepMeter
+from vlm2vec.training.watch.monitor import Monitor, RunMonitor, SilentMonitor
+from vlm2vec.training.watch.profiling import StepProfiles, refuse_flops_profile, summarise_communication
 
 
 def main() -> int:

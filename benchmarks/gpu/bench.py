@@ -40,7 +40,7 @@ from vlm2vec.training.estimate.plan import Plan
 from vlm2vec.training.estimate.states import ZeroSettings
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import NO_GRAD_FACTOR, RunArguments
-from vlm2vec.training.utilization import ModelFlops, known_peak_tflops
+from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 
 GIB = 2**30
 _TERA = 1e12

@@ -16,8 +16,8 @@ from vlm2vec.batches import GlobalOrder
 from vlm2vec.errors import InputError
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.data import compare_data
-from vlm2vec.training.monitor import SilentMonitor
 from vlm2vec.training.preflight.output_folder import check_output_folder
+from vlm2vec.training.watch.monitor import SilentMonitor
 
 PLACES = [("A", 3), ("B", 0), ("A", 1)]
 

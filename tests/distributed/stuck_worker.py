@@ -19,8 +19,8 @@ from vlm2vec.batches import TrainingBatch, TrainingBatches
 from vlm2vec.training.checkpoints.writer import Checkpoints
 from vlm2vec.training.engine import close_ranks, initialize_ranks
 from vlm2vec.training.flags.run import parse_arguments
-from vlm2vec.training.heartbeat import Heartbeat
-from vlm2vec.training.stuck import Mark, Word
+from vlm2vec.training.watch.heartbeat import Heartbeat
+from vlm2vec.training.watch.stuck import Mark, Word
 
 # Of the run whose pauses take longer than a step may.
 STEP_TIMEOUT = 10

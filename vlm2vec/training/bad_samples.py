@@ -10,7 +10,7 @@ import torch.distributed as dist
 from vlm2vec.batches import TrainingBatches
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
 from vlm2vec.rank_messages import gather_from_all
-from vlm2vec.training.monitor import Monitor
+from vlm2vec.training.watch.monitor import Monitor
 
 
 class BadSamples:

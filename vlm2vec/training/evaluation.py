@@ -24,7 +24,7 @@ from vlm2vec.image_folder import ImageFolder, links_remedy
 from vlm2vec.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
 from vlm2vec.training.checkpoints.record import CHECKPOINT_PREFIX
 from vlm2vec.training.flags.evaluation import BEST, EvaluationArguments
-from vlm2vec.training.monitor import Monitor
+from vlm2vec.training.watch.monitor import Monitor
 
 # Of a score that is kept: what a mean's rounding changes behind them would make equal scores differ.
 _DIGITS = 9

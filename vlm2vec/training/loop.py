@@ -14,12 +14,12 @@ from vlm2vec.training.checkpoints.rank_state import rank_state
 from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
 from vlm2vec.training.flags.run import TrainingArguments
-from vlm2vec.training.heartbeat import Heartbeat
-from vlm2vec.training.metrics import StepMeter
-from vlm2vec.training.monitor import Monitor
-from vlm2vec.training.profiling import StepProfiles
 from vlm2vec.training.skipped_steps import SkippedSteps
 from vlm2vec.training.stop import StopRequest
+from vlm2vec.training.watch.heartbeat import Heartbeat
+from vlm2vec.training.watch.metrics import StepMeter
+from vlm2vec.training.watch.monitor import Monitor
+from vlm2vec.training.watch.profiling import StepProfiles
 
 # So many checkpoints in a row that cannot be written end a run: what it does after that would most likely be lost.
 MOST_FAILED_SAVES = 3

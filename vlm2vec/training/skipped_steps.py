@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm2vec.errors import InputError
-from vlm2vec.training.monitor import Monitor
+from vlm2vec.training.watch.monitor import Monitor
 
 # This many in a row end a run: the weights no longer change.
 MOST_SKIPPED_STEPS = 3

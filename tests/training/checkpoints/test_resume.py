@@ -13,8 +13,8 @@ from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.record import RECORD, RunRecord, read_whole
 from vlm2vec.training.checkpoints.resume import CHANGE_NOTHING, Cluster, changes, resume_point
 from vlm2vec.training.flags.run import argument_defaults, parse_arguments
-from vlm2vec.training.metrics import Figures
-from vlm2vec.training.monitor import RunMonitor
+from vlm2vec.training.watch.metrics import Figures
+from vlm2vec.training.watch.monitor import RunMonitor
 
 DATA = {"shards": "a", "order": "b"}
 HERE = Cluster(num_ranks=2, zero_stage=2)

@@ -20,7 +20,7 @@ from vlm2vec.training.checkpoints.restore import load_engine
 from vlm2vec.training.checkpoints.universal import convert
 from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints, remove_unfinished
 from vlm2vec.training.engine import prepare_environment
-from vlm2vec.training.monitor import SilentMonitor
+from vlm2vec.training.watch.monitor import SilentMonitor
 
 STATE_FILE = "mp_rank_00_model_states.pt"
 

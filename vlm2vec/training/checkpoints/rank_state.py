@@ -11,7 +11,7 @@ import torch
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.writer import rank_file
-from vlm2vec.training.metrics import StepMeter
+from vlm2vec.training.watch.metrics import StepMeter
 
 
 def rank_state(device: torch.device, meter: StepMeter) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from vlm2vec.training.checkpoints.resume import ResumePoint
 from vlm2vec.training.checkpoints.state_files import safe_state_files
 from vlm2vec.training.checkpoints.universal import universal_state
 from vlm2vec.training.flags.run import RunArguments, TrainingArguments
-from vlm2vec.training.metrics import StepMeter
+from vlm2vec.training.watch.metrics import StepMeter
 
 
 def start_of_run(

@@ -10,7 +10,7 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.training.estimate.meta import MetaModel
 from vlm2vec.training.estimate.passes import ChunkShape
 from vlm2vec.training.flags.run import RunArguments
-from vlm2vec.training.utilization import ModelFlops, known_peak_tflops
+from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 
 _TERA = 1e12
 _TEXT_WIDTHS = (64, 128)

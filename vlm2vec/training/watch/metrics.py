@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm2vec.batches import StepHeader
 from vlm2vec.contrastive import StepOutput
 from vlm2vec.contrastive.clock import COLLECTIVES, DATA_WAIT, EVALUATION, PARTS, StepClock
-from vlm2vec.training.utilization import ModelFlops
+from vlm2vec.training.watch.mfu import ModelFlops
 
 _FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked")
 _COUNTS = ("tokens", "squared_tokens", "crops", "items")

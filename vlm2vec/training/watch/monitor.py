@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from vlm2vec.errors import printable
 from vlm2vec.files import committed
-from vlm2vec.training.metrics import Figures
-from vlm2vec.training.pairs import ShownPair
+from vlm2vec.training.watch.first_pairs import ShownPair
+from vlm2vec.training.watch.metrics import Figures
 
 LOG = "log.jsonl"
 

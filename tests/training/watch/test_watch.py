@@ -21,11 +21,11 @@ from vlm2vec.shards import ShardSet
 from vlm2vec.training.estimate.model_flops import counted_flops
 from vlm2vec.training.estimate.passes import ChunkShape
 from vlm2vec.training.flags.watch import WatchArguments
-from vlm2vec.training.metrics import HARDEST_NEGATIVE, POSITIVE, SIMILARITY_BINS, Figures, StepMeter
-from vlm2vec.training.monitor import RunMonitor
-from vlm2vec.training.pairs import first_pairs
-from vlm2vec.training.profiling import refuse_flops_profile
-from vlm2vec.training.utilization import PEAK_TFLOPS, ModelFlops
+from vlm2vec.training.watch.first_pairs import first_pairs
+from vlm2vec.training.watch.metrics import HARDEST_NEGATIVE, POSITIVE, SIMILARITY_BINS, Figures, StepMeter
+from vlm2vec.training.watch.mfu import PEAK_TFLOPS, ModelFlops
+from vlm2vec.training.watch.monitor import RunMonitor
+from vlm2vec.training.watch.profiling import refuse_flops_profile
 
 pytestmark = pytest.mark.numeric
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlm2vec.training.stuck import GRACE_SECONDS, Mark, Verdict, Witness, Word
+from vlm2vec.training.watch.stuck import GRACE_SECONDS, Mark, Verdict, Witness, Word
 
 STEP, PAUSE = 60.0, 600.0
 NAMES = ["rank 0 on a", "rank 1 on b", "rank 2 on c"]

@@ -1,0 +1,1 @@
+"""Everything that observes a run: heartbeat, metrics, TensorBoard, profiles, MFU."""
