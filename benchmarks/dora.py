@@ -29,9 +29,9 @@ from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import Phi3VConfig
+from vlm2vec.plan.meta import MetaModel
+from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.training.engine import close_ranks, initialize_ranks
-from vlm2vec.training.estimate.meta import MetaModel
-from vlm2vec.training.estimate.passes import ChunkShape
 from vlm2vec.training.flags.run import parse_arguments
 
 TEMPERATURE = 0.02

@@ -25,6 +25,7 @@ from vlm2vec.contrastive import CachedStep
 from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.device import choose_kernels
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.plan.model_flops import model_flops
 from vlm2vec.training.agreement import on_every_rank
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
@@ -46,7 +47,6 @@ from vlm2vec.training.checkpoints.writer import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
 from vlm2vec.training.end import end_process
 from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, refuse_compiled_layers, zero_stage
-from vlm2vec.training.estimate.model_flops import model_flops
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.flags.run import RunArguments, parse_arguments, with_steps
 from vlm2vec.training.loop import train
@@ -65,7 +65,7 @@ from vlm2vec.training.watch.profiling import StepProfiles, refuse_flops_profile,
 def main() -> int:
     """Runs one training from the command line, or prints its plan."""
     if "--dry_run" in sys.argv:
-        from vlm2vec import plan
+        from vlm2vec.plan import run_plan as plan
 
         plan.main([word for word in sys.argv[1:] if word != "--dry_run"])
         return 0

@@ -31,13 +31,13 @@ from vlm2vec.contrastive.clock import OPTIMIZER, PASS_1, PASS_2, StepClock
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import ProcessedItem
+from vlm2vec.plan.cluster import Cluster, Workload
+from vlm2vec.plan.estimate import Plan
+from vlm2vec.plan.meta import MetaModel
+from vlm2vec.plan.model_flops import counted_flops
+from vlm2vec.plan.states import ZeroSettings
 from vlm2vec.training.build import schedule
 from vlm2vec.training.engine import build_engine
-from vlm2vec.training.estimate.cluster import Cluster, Workload
-from vlm2vec.training.estimate.meta import MetaModel
-from vlm2vec.training.estimate.model_flops import counted_flops
-from vlm2vec.training.estimate.plan import Plan
-from vlm2vec.training.estimate.states import ZeroSettings
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops

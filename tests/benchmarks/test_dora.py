@@ -11,7 +11,7 @@ from benchmarks.operators import OperatorCosts
 from vlm2vec.dora import DoraLinear
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VModel
-from vlm2vec.training.estimate.passes import ChunkShape
+from vlm2vec.plan.passes import ChunkShape
 
 
 def test_costs_of_operators_are_their_products_and_the_sizes_of_their_tensors() -> None:

@@ -15,9 +15,9 @@ from tests.distributed.estimate_worker import Measured, arguments_of, settings
 from tests.distributed.launcher import run_ranks
 from vlm2vec.device import choose_accelerator
 from vlm2vec.phi3_v.checkpoint import load_config
-from vlm2vec.training.estimate.meta import MetaModel
-from vlm2vec.training.estimate.passes import ChunkShape
-from vlm2vec.training.estimate.states import ZeroSettings, state_memory
+from vlm2vec.plan.meta import MetaModel
+from vlm2vec.plan.passes import ChunkShape
+from vlm2vec.plan.states import ZeroSettings, state_memory
 
 RANKS = 2
 PATIENCE = 1200  # seconds, against hangs

@@ -9,7 +9,7 @@ import pytest
 from tests.distributed.estimate_report import PATIENCE, measure, planned
 from tests.distributed.estimate_worker import CASES, Measured
 from tests.distributed.launcher import REPOSITORY
-from vlm2vec.training.estimate.plan import FETCHES, MOST_FETCHES
+from vlm2vec.plan.estimate import FETCHES, MOST_FETCHES
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
 # What docs/benchmarks.md says of the plan's error. States are exact but for the padding of partitions; ZeRO-3's own

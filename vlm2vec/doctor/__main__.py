@@ -55,8 +55,8 @@ def needed_shared_memory(recipe: Path, engine: Path) -> float:
         InputError: The recipe or the engine file is refused.
     """
     # They import transformers, which takes seconds.
-    from vlm2vec.plan import read_plan
-    from vlm2vec.training.estimate.shared_memory import shared_memory
+    from vlm2vec.plan.run_plan import read_plan
+    from vlm2vec.plan.shared_memory import shared_memory
 
     num_ranks = CPU_RANKS if asked_for_cpu() else torch.accelerator.device_count() or CPU_RANKS
     return shared_memory(read_plan(["--config", str(recipe), "--deepspeed", str(engine), "--gpus", str(num_ranks)]))

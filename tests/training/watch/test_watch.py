@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.training.test_plan import model
+from tests.plan.test_plan import model
 from vlm2vec.batches import GlobalOrder, StepHeader
 from vlm2vec.contrastive import StepOutput
 from vlm2vec.contrastive.clock import DATA_WAIT, EVALUATION, LOSS, OTHER, PASS_1, StepClock
@@ -17,9 +17,9 @@ from vlm2vec.contrastive.loss import RowStatistics
 from vlm2vec.errors import InputError
 from vlm2vec.images import open_image
 from vlm2vec.phi3_v.checkpoint import load_config
+from vlm2vec.plan.model_flops import counted_flops
+from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.shards import ShardSet
-from vlm2vec.training.estimate.model_flops import counted_flops
-from vlm2vec.training.estimate.passes import ChunkShape
 from vlm2vec.training.flags.watch import WatchArguments
 from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.metrics import HARDEST_NEGATIVE, POSITIVE, SIMILARITY_BINS, Figures, StepMeter

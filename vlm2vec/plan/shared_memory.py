@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from vlm2vec.batches.loader import CHUNKS_AHEAD
-from vlm2vec.training.estimate.plan import Plan
+from vlm2vec.plan.estimate import Plan
 
 
 def shared_memory(plan: Plan) -> float:

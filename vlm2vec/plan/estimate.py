@@ -8,16 +8,16 @@ from functools import cached_property
 
 from vlm2vec.contrastive import has_dropout
 from vlm2vec.contrastive.loss import BLOCK_SCORES
-from vlm2vec.training.estimate.cluster import Cluster, Workload
-from vlm2vec.training.estimate.meta import MetaModel
-from vlm2vec.training.estimate.passes import ChunkShape, PassCost
-from vlm2vec.training.estimate.states import ModelSize, StateMemory, ZeroSettings, state_memory
-from vlm2vec.training.estimate.traffic import Collective, EngineCalls, collectives
+from vlm2vec.plan.cluster import Cluster, Workload
+from vlm2vec.plan.meta import MetaModel
+from vlm2vec.plan.passes import ChunkShape, PassCost
+from vlm2vec.plan.states import ModelSize, StateMemory, ZeroSettings, state_memory
+from vlm2vec.plan.traffic import Collective, EngineCalls, collectives
 from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 
 GIB = 2**30
 # Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time, 5.5 with recomputation;
-# tests/training/test_plan.py compares.
+# tests/plan/test_plan.py compares.
 _SCORE_BLOCKS = 6
 # Copies of all ranks' embeddings that live in the loss: gathered, its buffer, queries and targets picked from it, and
 # the gradients of these.

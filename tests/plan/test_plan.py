@@ -19,14 +19,14 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
-from vlm2vec.plan import make_plan, parse_cluster
-from vlm2vec.training.estimate.meta import MetaModel
-from vlm2vec.training.estimate.meter import TensorMeter
-from vlm2vec.training.estimate.passes import ChunkShape, measure
-from vlm2vec.training.estimate.plan import GIB, Plan
-from vlm2vec.training.estimate.report import tables
-from vlm2vec.training.estimate.shared_memory import shared_memory
-from vlm2vec.training.estimate.traffic import collectives
+from vlm2vec.plan.estimate import GIB, Plan
+from vlm2vec.plan.meta import MetaModel
+from vlm2vec.plan.meter import TensorMeter
+from vlm2vec.plan.passes import ChunkShape, measure
+from vlm2vec.plan.report import tables
+from vlm2vec.plan.run_plan import make_plan, parse_cluster
+from vlm2vec.plan.shared_memory import shared_memory
+from vlm2vec.plan.traffic import collectives
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
 SHAPE = ChunkShape(rows=5, width=40, crops=5)

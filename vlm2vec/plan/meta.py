@@ -19,9 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
+from vlm2vec.plan.passes import ChunkShape, PassCost, at_depth, measure
+from vlm2vec.plan.states import ModelSize
 from vlm2vec.training.build import prepare_encoder
-from vlm2vec.training.estimate.passes import ChunkShape, PassCost, at_depth, measure
-from vlm2vec.training.estimate.states import ModelSize
 from vlm2vec.training.flags.run import RunArguments
 
 _ATTENTION = "fused_on_meta"

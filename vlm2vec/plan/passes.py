@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.training.estimate.meter import TensorMeter
+from vlm2vec.plan.meter import TensorMeter
 
 # Where a pass is cut to find its peak: each part's own peak grows with the layers whose graph lives then.
 VISION_FORWARD, LANGUAGE_FORWARD, LANGUAGE_BACKWARD, VISION_BACKWARD = range(4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlm2vec.training.estimate.states import ModelSize, ZeroSettings
+from vlm2vec.plan.states import ModelSize, ZeroSettings
 
 _FLOAT32 = 4
 _AGREEMENT_BYTES = 56  # seven integers a rank

@@ -7,8 +7,8 @@ import warnings
 import torch
 
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.training.estimate.meta import MetaModel
-from vlm2vec.training.estimate.passes import ChunkShape
+from vlm2vec.plan.meta import MetaModel
+from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.training.flags.run import RunArguments
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 
