@@ -37,8 +37,8 @@ from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import item_text, plan_encoding
 from vlm2vec.evaluation.store import EvalStore
-from vlm2vec.image_folder import ImageFolder
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
+from vlm2vec.images.folder import ImageFolder
 from vlm2vec.phi3_v import ProcessedItem
 
 ORIGINAL_BATCH = 16

@@ -42,7 +42,7 @@ from vlm2vec.batches import (
     TrainingBatches,
 )
 from vlm2vec.errors import run_program
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.image_processor import Phi3VImageProcessor
 from vlm2vec.shards import ShardSet

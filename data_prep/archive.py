@@ -12,8 +12,8 @@ from typing import NoReturn
 
 from data_prep.archive_faults import METHODS, PART_OF_ZIP, closed_archive_reason, is_part_of_zip
 from vlm2vec.errors import InputError
-from vlm2vec.image_paths import MissingImageError, UnsafePathError, composed, plain_path
-from vlm2vec.images import MAX_IMAGE_BYTES
+from vlm2vec.images.decode import MAX_IMAGE_BYTES
+from vlm2vec.images.paths import MissingImageError, UnsafePathError, composed, plain_path
 
 ARCHIVE_FOLDER = "images_zip"
 # Unpacking turns images_zip/X.zip into images/X; a table's paths begin with either, a zip's members with none or both.

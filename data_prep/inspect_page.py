@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from data_prep.statistics import Histogram, SubsetStatistics
 from vlm2vec.errors import InputError
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
 from vlm2vec.shards import Sample
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, Item
 

@@ -11,9 +11,9 @@ from data_prep.archive_faults import PART_OF_ZIP, loose_parts
 from data_prep.sniff import sniff_header
 from data_prep.source import file_stamp
 from vlm2vec.errors import InputError
-from vlm2vec.image_folder import ImageFolder, links_remedy
-from vlm2vec.image_paths import MissingImageError, OutsideLinkError, UnsafePathError
-from vlm2vec.images import ImageHeader, check_image, read_header
+from vlm2vec.images.decode import ImageHeader, check_image, read_header
+from vlm2vec.images.folder import ImageFolder, links_remedy
+from vlm2vec.images.paths import MissingImageError, OutsideLinkError, UnsafePathError
 from vlm2vec.shards.schema import fast_hash
 from vlm2vec.shards.writer import StoredImage
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from data_prep.sniff import sniff_header
 from vlm2vec.errors import InputError
-from vlm2vec.images import check_image
+from vlm2vec.images.decode import check_image
 from vlm2vec.shards.index import Columns, read_index
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import (

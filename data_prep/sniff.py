@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm2vec.images import ImageHeader, check_size, read_header
+from vlm2vec.images.decode import ImageHeader, check_size, read_header
 
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _JPEG_BEGIN = b"\xff\xd8\xff"

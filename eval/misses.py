@@ -14,8 +14,8 @@ from PIL import Image
 
 from eval.results import read_predictions
 from vlm2vec.errors import InputError
-from vlm2vec.image_folder import ImageFolder
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
+from vlm2vec.images.folder import ImageFolder
 
 # Side of a thumbnail in pixels: sharp at 120 CSS pixels on a dense screen, about 8 kB each.
 _THUMBNAIL = 200

@@ -20,7 +20,7 @@ import webdataset
 from PIL import Image
 
 from vlm2vec.errors import InputError, run_program
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
 
 SHUFFLE_BUFFER = 1000  # pairs, undecoded
 

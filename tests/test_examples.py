@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import golden
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
 from vlm2vec.shards import ShardSet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

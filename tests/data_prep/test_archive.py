@@ -13,7 +13,7 @@ from data_prep.archive import ImageArchive
 from data_prep.convert import convert
 from tests.data_prep.hand_made import converted, picture, row, tree, write_rows
 from vlm2vec.errors import InputError
-from vlm2vec.image_paths import MissingImageError, UnsafePathError
+from vlm2vec.images.paths import MissingImageError, UnsafePathError
 from vlm2vec.shards import ShardSet
 
 PICTURES = "images/A/Train"

@@ -12,7 +12,7 @@ import pytest
 from data_prep.archive import ImageArchive
 from tests.data_prep.hand_made import converted, picture, row, write_rows
 from vlm2vec.errors import InputError
-from vlm2vec.image_paths import MissingImageError
+from vlm2vec.images.paths import MissingImageError
 from vlm2vec.shards import ShardSet
 
 NAME = "A/Train/é 1.png"

@@ -15,7 +15,7 @@ from vlm2vec.evaluation.encoding import BatchSource, check_finite, collapse, enc
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.evaluation.store import EvalStore
-from vlm2vec.image_folder import ImageFolder
+from vlm2vec.images.folder import ImageFolder
 
 pytestmark = pytest.mark.numeric
 

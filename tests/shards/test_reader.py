@@ -16,7 +16,7 @@ import pytest
 
 from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
-from vlm2vec.images import read_header
+from vlm2vec.images.decode import read_header
 from vlm2vec.mmeb import MINI_MMEB
 from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet, content_hash, storage
 from vlm2vec.shards.manifest import Manifest

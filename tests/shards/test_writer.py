@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from vlm2vec.images import read_header
+from vlm2vec.images.decode import read_header
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.writer import ShardWriter, StoredItem
 

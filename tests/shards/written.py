@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm2vec.images import ImageHeader
+from vlm2vec.images.decode import ImageHeader
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
 from vlm2vec.shards.schema import POSITIVE, QUERY, fast_hash, shard_name
 from vlm2vec.shards.writer import ShardWriter, StoredImage, StoredItem

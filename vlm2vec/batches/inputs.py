@@ -12,7 +12,7 @@ import torch.utils.data
 
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
 from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem, collate_items
 from vlm2vec.shards import Item
 

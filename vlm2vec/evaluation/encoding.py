@@ -18,7 +18,7 @@ from vlm2vec.evaluation.items import ItemTable
 from vlm2vec.evaluation.plan import EncodePlan, encoded_text
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.store import EvalStore
-from vlm2vec.image_folder import ImageFolder
+from vlm2vec.images.folder import ImageFolder
 from vlm2vec.shards import Item
 
 # Vectors that differ in no number by more than this part of the largest number are the same vector in float32.

@@ -12,9 +12,9 @@ from vlm2vec.errors import InputError
 from vlm2vec.evaluation.items import ItemTable
 from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.evaluation.progress import progress_bar
-from vlm2vec.image_folder import ImageFolder
-from vlm2vec.image_paths import OutsideLinkError
-from vlm2vec.images import read_header
+from vlm2vec.images.decode import read_header
+from vlm2vec.images.folder import ImageFolder
+from vlm2vec.images.paths import OutsideLinkError
 
 # Reading, hashing and Pillow's header parser wait for the disk or work outside the interpreter's lock.
 _THREADS = 8

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vlm2vec.errors import InputError
-from vlm2vec.images import check_size
+from vlm2vec.images.decode import check_size
 from vlm2vec.phi3_v.configuration import view_grid
 
 # CLIP's statistics, the values in every published preprocessor_config.json.

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from vlm2vec.files import publish, temporary_for
-from vlm2vec.images import ImageHeader
+from vlm2vec.images.decode import ImageHeader
 from vlm2vec.shards.index import IndexRow, write_index
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import IMAGE_MEMBER_PREFIX, JSON_MEMBER, NEGATIVE, SIDES, fast_hash, item_hash, sample_key

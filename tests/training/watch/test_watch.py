@@ -15,7 +15,7 @@ from vlm2vec.contrastive import StepOutput
 from vlm2vec.contrastive.clock import DATA_WAIT, EVALUATION, LOSS, OTHER, PASS_1, StepClock
 from vlm2vec.contrastive.loss import RowStatistics
 from vlm2vec.errors import InputError
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
 from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.passes import ChunkShape

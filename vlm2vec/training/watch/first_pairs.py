@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.errors import InputError
-from vlm2vec.images import open_image
+from vlm2vec.images.decode import open_image
 from vlm2vec.shards import DamagedSampleError, Item, ShardSet
 
 SHOWN_PAIRS = 4

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer
-from vlm2vec.image_metadata import without_metadata
+from vlm2vec.images.metadata import without_metadata
 
 # Pillow's own limit (a quarter of a gigabyte as RGB). Pillow merely warns above it and refuses at twice the number;
 # here it is a hard limit, kept even if a program lifts Pillow's.

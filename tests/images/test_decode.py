@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from data_prep.sniff import sniff_header
 from vlm2vec.errors import InputError
-from vlm2vec.images import MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, ImageHeader, check_image, open_image, read_header
+from vlm2vec.images.decode import MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, ImageHeader, check_image, open_image, read_header
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (23, 31, 3), dtype=np.uint8)

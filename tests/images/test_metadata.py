@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from vlm2vec.errors import InputError
-from vlm2vec.image_metadata import without_metadata
-from vlm2vec.images import ImageHeader, open_image, read_header
+from vlm2vec.images.decode import ImageHeader, open_image, read_header
+from vlm2vec.images.metadata import without_metadata
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 13, 3), dtype=np.uint8)
 IMAGE = Image.fromarray(PIXELS)

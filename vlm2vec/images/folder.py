@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlm2vec.errors import InputError
-from vlm2vec.image_paths import MissingImageError, OutsideLinkError, composed, plain_path
-from vlm2vec.images import MAX_IMAGE_BYTES
+from vlm2vec.images.decode import MAX_IMAGE_BYTES
+from vlm2vec.images.paths import MissingImageError, OutsideLinkError, composed, plain_path
 
 
 class ImageFolder:

@@ -7,8 +7,8 @@ from unicodedata import normalize
 import pytest
 
 from vlm2vec.errors import InputError
-from vlm2vec.image_folder import ImageFolder
-from vlm2vec.image_paths import MissingImageError, OutsideLinkError, UnsafePathError
+from vlm2vec.images.folder import ImageFolder
+from vlm2vec.images.paths import MissingImageError, OutsideLinkError, UnsafePathError
 
 
 @pytest.fixture
