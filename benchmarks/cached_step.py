@@ -11,10 +11,10 @@ import torch
 from benchmarks.workloads import Workload
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
 from vlm2vec.batches.collate import end_to_end_positions
-from vlm2vec.batches.packing import PackedItem
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.packing import PackedItem
 from vlm2vec.phi3_v import ProcessedItem
 
 

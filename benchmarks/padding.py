@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.workloads import NUM_CROPS, mmeb_pairs
-from vlm2vec.batches.packing import PackedItem, TokenBudget, merge
+from vlm2vec.inputs.packing import PackedItem, TokenBudget, merge
 from vlm2vec.phi3_v import Phi3VImageProcessor
 from vlm2vec.training.flags.run import NO_GRAD_FACTOR
 

@@ -29,10 +29,10 @@ from vlm2vec.batches import (
     lay_out,
 )
 from vlm2vec.batches.collate import MadeChunk, PlannedItem
-from vlm2vec.batches.inputs import NamedItem
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
-from vlm2vec.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.inputs.encoder_inputs import NamedItem
+from vlm2vec.inputs.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.shards import Item, ShardSet
 from vlm2vec.shards.writer import StoredItem

@@ -15,9 +15,9 @@ from benchmarks.collectives import Collectives
 from tests.distributed.exactness import BATCHES, TEMPERATURE, build_encoder, padding_chunk, rank_batch
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches.collate import ChunkSizes
-from vlm2vec.batches.packing import FixedCounts
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.packing import FixedCounts
 from vlm2vec.training.engine import close_ranks, initialize_ranks
 
 PASS_1, LOSS, PASS_2, UPDATE = "pass 1", "gather and loss", "pass 2", "update"

@@ -24,12 +24,12 @@ from tests.distributed.tiny import tiny_item, tiny_model
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
 from vlm2vec.batches.collate import end_to_end_positions
-from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collective_timeout

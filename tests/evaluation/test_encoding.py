@@ -9,13 +9,13 @@ import torch
 from tests.comparing import assert_close_relative
 from tests.evaluation.hand import read, row, write_dataset, write_image
 from vlm2vec import VLM2Vec
-from vlm2vec.batches.inputs import ItemEncoderInputs
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.encoding import BatchSource, check_finite, collapse, encode_blocks
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 
 pytestmark = pytest.mark.numeric
 

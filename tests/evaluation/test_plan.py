@@ -14,7 +14,7 @@ from vlm2vec.evaluation.guards import dataset_warnings
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.images.folder import ImageFolder
-from vlm2vec.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.inputs.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.mmeb import MMEB
 from vlm2vec.phi3_v import Phi3VProcessor
 

@@ -1,13 +1,13 @@
 """The global order, dealing it to ranks, packing chunks, loading."""
 
 from vlm2vec.batches.collate import BatchReader, ChunkSizes, StepHeader
-from vlm2vec.batches.inputs import ItemEncoderInputs
 from vlm2vec.batches.layout import BatchLayout, lay_out
 from vlm2vec.batches.loader import PlanSource, TrainingBatch, TrainingBatches
 from vlm2vec.batches.mixture import Mixture
 from vlm2vec.batches.order import GlobalOrder
-from vlm2vec.batches.packing import FixedCounts, TokenBudget
 from vlm2vec.batches.replacement import GlobalBatch
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 
 __all__ = [
     "BatchLayout",

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm2vec.batches.inputs import ItemEncoderInputs, NamedItem
 from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
-from vlm2vec.batches.packing import PackedItem, Packing, TokenBudget, merge
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs, NamedItem
+from vlm2vec.inputs.packing import PackedItem, Packing, TokenBudget, merge
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet
 

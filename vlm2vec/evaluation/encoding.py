@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 import torch.utils.data
 
-from vlm2vec.batches.inputs import ItemEncoderInputs, NamedItem
 from vlm2vec.batches.worker import prepare_worker
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
@@ -19,6 +18,7 @@ from vlm2vec.evaluation.plan import EncodePlan, encoded_text
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs, NamedItem
 from vlm2vec.shards import Item
 
 # Vectors that differ in no number by more than this part of the largest number are the same vector in float32.

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
-from vlm2vec.batches.packing import Packing
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, has_dropout
 from vlm2vec.contrastive.clock import StepClock
@@ -24,6 +23,7 @@ from vlm2vec.contrastive.progress import Progress
 from vlm2vec.device import describe_device
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.packing import Packing
 from vlm2vec.lora import LoraSettings
 from vlm2vec.model_settings import STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v.checkpoint import resolve_folder

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vlm2vec.batches.packing import FixedCounts, PackedItem, TokenBudget, merge
+from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget, merge
 
 
 @pytest.fixture

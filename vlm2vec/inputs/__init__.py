@@ -1,0 +1,1 @@
+"""From an item (text, images) to the tensors of one encoder call."""
