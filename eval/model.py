@@ -15,12 +15,18 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from eval.arguments import SETTINGS, ModelArguments
-from vlm2vec.adapter_files import ADAPTER_CONFIG, OtherBaseError, check_base, is_adapter_folder, read_base_name
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.json_files import read_json
-from vlm2vec.loading import load_processor
-from vlm2vec.model_settings import ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.adapter_files import (
+    ADAPTER_CONFIG,
+    OtherBaseError,
+    check_base,
+    is_adapter_folder,
+    read_base_name,
+)
+from vlm2vec.model_folder.loading import load_processor
+from vlm2vec.model_folder.settings import ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tests import golden
 from tests.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
-from vlm2vec.adapter_files import PEFT_0_11_KEYS
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
-from vlm2vec.model_settings import ChangedSettingWarning
-from vlm2vec.weights import weights_fingerprint
+from vlm2vec.model_folder.adapter_files import PEFT_0_11_KEYS
+from vlm2vec.model_folder.settings import ChangedSettingWarning
+from vlm2vec.model_folder.weights import weights_fingerprint
 
 pytestmark = pytest.mark.numeric
 

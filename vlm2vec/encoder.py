@@ -18,7 +18,14 @@ from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 
-from vlm2vec.adapter_files import (
+from vlm2vec.dora import kept_norms
+from vlm2vec.errors import InputError
+from vlm2vec.files import apply_umask
+from vlm2vec.inputs.items import EncodeItem, Picture, make_items, plan_batches
+from vlm2vec.inputs.vectors import as_vectors, refuse_not_finite
+from vlm2vec.json_files import read_json
+from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
+from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_CONFIG,
@@ -27,15 +34,8 @@ from vlm2vec.adapter_files import (
     write_adapter_config,
     write_adapter_weights,
 )
-from vlm2vec.dora import kept_norms
-from vlm2vec.errors import InputError
-from vlm2vec.files import apply_umask
-from vlm2vec.inputs.items import EncodeItem, Picture, make_items, plan_batches
-from vlm2vec.inputs.vectors import as_vectors, refuse_not_finite
-from vlm2vec.json_files import read_json
-from vlm2vec.loading import check_fit, fingerprint_of_base, load_processor
-from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
-from vlm2vec.model_settings import DEFAULT_MAX_LEN, STORED, ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.loading import check_fit, fingerprint_of_base, load_processor
+from vlm2vec.model_folder.settings import DEFAULT_MAX_LEN, STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
 from vlm2vec.phi3_v.checkpoint import has_weights, remove_weights, resolve_folder
 

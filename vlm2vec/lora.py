@@ -11,10 +11,16 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
-from vlm2vec.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_shapes, check_adapter, read_adapter_config
-from vlm2vec.adapter_schema import check_adapter_config
 from vlm2vec.dora import install_dora
 from vlm2vec.errors import InputError
+from vlm2vec.model_folder.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_shapes,
+    check_adapter,
+    read_adapter_config,
+)
+from vlm2vec.model_folder.adapter_schema import check_adapter_config
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import tensor_shapes
 

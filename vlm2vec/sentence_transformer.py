@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import Picture, make_items
-from vlm2vec.model_settings import SETTINGS_FILE
+from vlm2vec.model_folder.settings import SETTINGS_FILE
 from vlm2vec.phi3_v import collate_items
 
 # What `SentenceTransformer(..., model_kwargs=..., processor_kwargs=...)` may carry.

@@ -22,7 +22,7 @@ from tests.evaluation.hand import row
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.lora import LoraSettings
-from vlm2vec.model_settings import SETTINGS_FILE
+from vlm2vec.model_folder.settings import SETTINGS_FILE
 
 pytestmark = pytest.mark.numeric
 

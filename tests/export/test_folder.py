@@ -22,10 +22,10 @@ from vlm2vec.export import export
 from vlm2vec.export import folder as folder_module
 from vlm2vec.export.base import BaseModel, carry_code_references
 from vlm2vec.mmeb import MINI_MMEB
+from vlm2vec.model_folder.weights import at_hand
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.training.checkpoints.writer import RECORD, find_checkpoint
 from vlm2vec.training.flags.run import parse_arguments
-from vlm2vec.weights import at_hand
 
 LM_HEAD = "lm_head.weight"
 AUTO_MAP = {"AutoConfig": "configuration_phi3_v.Phi3VConfig"}

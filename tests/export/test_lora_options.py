@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm2vec import VLM2Vec
-from vlm2vec.adapter_files import PEFT_0_11_KEYS
 from vlm2vec.errors import InputError
 from vlm2vec.export import export
+from vlm2vec.model_folder.adapter_files import PEFT_0_11_KEYS
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 from vlm2vec.training.flags.run import RunArguments, parse_arguments

@@ -12,16 +12,6 @@ from pathlib import Path
 
 import torch
 
-from vlm2vec.adapter_files import (
-    ADAPTER_CONFIG,
-    BASE_CONFIG,
-    OtherBaseError,
-    adapter_shapes,
-    check_adapter,
-    check_base,
-    empty_adapter,
-)
-from vlm2vec.adapter_files import WRITTEN_WEIGHTS as ADAPTER_WEIGHTS
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel, carry_code_references, find_base, require_base
 from vlm2vec.export.card import write_card
@@ -34,12 +24,22 @@ from vlm2vec.export.shards import parse_size, write_file, write_shards
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
 from vlm2vec.json_files import read_json, write_json
-from vlm2vec.model_settings import SETTINGS_FILE, ModelSettings
+from vlm2vec.model_folder.adapter_files import (
+    ADAPTER_CONFIG,
+    BASE_CONFIG,
+    OtherBaseError,
+    adapter_shapes,
+    check_adapter,
+    check_base,
+    empty_adapter,
+)
+from vlm2vec.model_folder.adapter_files import WRITTEN_WEIGHTS as ADAPTER_WEIGHTS
+from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings
+from vlm2vec.model_folder.weights import LazyTensor
 from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
 from vlm2vec.phi3_v.processor import PreprocessorSettings
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
-from vlm2vec.weights import LazyTensor
 
 DEFAULT_SHARD_SIZE = "5GB"
 

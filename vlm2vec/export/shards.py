@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from vlm2vec.errors import InputError
-from vlm2vec.weights import LazyTensor
+from vlm2vec.model_folder.weights import LazyTensor
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _METADATA = {"format": "pt"}

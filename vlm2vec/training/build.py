@@ -25,7 +25,7 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import Packing
 from vlm2vec.lora import LoraSettings
-from vlm2vec.model_settings import STORED, ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.settings import STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.bad_samples import BadSamples

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from vlm2vec.adapter_files import OtherBaseError, check_base
 from vlm2vec.errors import InputError
-from vlm2vec.model_settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.adapter_files import OtherBaseError, check_base
+from vlm2vec.model_folder.settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.weights import weights_fingerprint
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VProcessor
 from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
-from vlm2vec.weights import weights_fingerprint
 
 
 def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> str:

@@ -14,8 +14,8 @@ from vlm2vec.errors import InputError
 from vlm2vec.files import is_lfs_pointer, refuse_lfs_pointer
 from vlm2vec.json_files import read_json
 from vlm2vec.lora import LoraSettings
-from vlm2vec.model_settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
-from vlm2vec.weights import weights_fingerprint
+from vlm2vec.model_folder.settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.weights import weights_fingerprint
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
 
