@@ -15,7 +15,7 @@ from data_prep.conversion import ShardTask
 from data_prep.pictures import PictureSource, UnusableImageError, archive_path, refuse_linked_folders
 from data_prep.source import SourceTable, source_tables, subset_names
 from vlm2vec.errors import InputError
-from vlm2vec.json_files import parsed
+from vlm2vec.formats.json_files import parsed
 from vlm2vec.shards.manifest import SourceRecord, write_json
 from vlm2vec.shards.schema import PLAN_NAME
 

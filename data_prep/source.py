@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file, sha256_of
+from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
 from vlm2vec.shards.schema import SUBSET_NAME
-from vlm2vec.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # in some subsets only

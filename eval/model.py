@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from eval.arguments import SETTINGS, ModelArguments
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.json_files import read_json
+from vlm2vec.formats.json_files import read_json
 from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,
     OtherBaseError,

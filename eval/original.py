@@ -13,7 +13,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.evaluation.metrics import DatasetScore
 from vlm2vec.evaluation.record import SCORES_FILE, Count, Share
 from vlm2vec.evaluation.summary import in_order, listed, recognise, summarise
-from vlm2vec.json_files import StrictModel, checked, read_json
+from vlm2vec.formats.json_files import StrictModel, checked, read_json
 
 IS_ORIGINAL = "is_original"
 

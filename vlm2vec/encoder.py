@@ -21,9 +21,9 @@ from tqdm import tqdm
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
+from vlm2vec.formats.json_files import read_json
 from vlm2vec.inputs.items import EncodeItem, Picture, make_items, plan_batches
 from vlm2vec.inputs.vectors import as_vectors, refuse_not_finite
-from vlm2vec.json_files import read_json
 from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
 from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,

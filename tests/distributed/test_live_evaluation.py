@@ -13,7 +13,7 @@ from eval import mmeb
 from tests.distributed.forked import run_ranks
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.export import export
-from vlm2vec.json_files import read_json, without_checksum
+from vlm2vec.formats.json_files import read_json, without_checksum
 
 pytestmark = pytest.mark.numeric
 

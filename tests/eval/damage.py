@@ -25,7 +25,7 @@ from tests.evaluation.hand import read, row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.export.scores import read_scores as read_card_scores
-from vlm2vec.json_files import with_checksum, write_json
+from vlm2vec.formats.json_files import with_checksum, write_json
 from vlm2vec.mmeb import MMEB
 from vlm2vec.training.evaluation import read_best
 

@@ -21,8 +21,8 @@ from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.summary import benchmark_of, select
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
+from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
 from vlm2vec.mmeb import Benchmark
-from vlm2vec.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 # Rows in memory at a time: a thousand candidates each would otherwise fill it.

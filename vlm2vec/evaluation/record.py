@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.metrics import METRICS
 from vlm2vec.evaluation.summary import DISTRIBUTIONS, OVERALL
-from vlm2vec.json_files import CHECKSUM, StrictModel, checked, read_json, with_checksum, without_checksum
+from vlm2vec.formats.json_files import CHECKSUM, StrictModel, checked, read_json, with_checksum, without_checksum
 
 SCORES_FILE = "scores.json"
 # A mean is computed from shares, so it may differ from ours by rounding only.

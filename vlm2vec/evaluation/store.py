@@ -23,7 +23,7 @@ from vlm2vec.evaluation.datasets import EvalData, EvalRows
 from vlm2vec.evaluation.items import ItemTable
 from vlm2vec.evaluation.plan import EncodePlan
 from vlm2vec.files import committed
-from vlm2vec.json_files import Count, Sha256, parsed
+from vlm2vec.formats.json_files import Count, Sha256, parsed
 
 _ABOUT, _ITEMS, _PLAN, _VECTORS, _BLOCKS = "about.json", "items.arrow", "plan.npz", "vectors.npy", "blocks"
 _PLAN_ARRAYS = {"order": np.int32, "position": np.int32, "bounds": np.int64, "costs": np.int64}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlm2vec.json_files import write_json
+from vlm2vec.formats.json_files import write_json
 
 MODULE_FILE = "vlm2vec_module.py"
 # Run by sentence-transformers when it is told trust_remote_code=True.

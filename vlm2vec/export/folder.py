@@ -23,7 +23,7 @@ from vlm2vec.export.scores import read_scores
 from vlm2vec.export.shards import parse_size, write_file, write_shards
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
-from vlm2vec.json_files import read_json, write_json
+from vlm2vec.formats.json_files import read_json, write_json
 from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,
     BASE_CONFIG,

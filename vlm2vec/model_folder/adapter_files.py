@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors.torch import save_file
 
 from vlm2vec.errors import InputError
-from vlm2vec.json_files import write_json
+from vlm2vec.formats.json_files import write_json
 from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.model_folder.weights import weights_fingerprint
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel

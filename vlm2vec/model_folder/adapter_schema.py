@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vlm2vec.errors import InputError
-from vlm2vec.json_files import StrictModel, checked, read_json
+from vlm2vec.formats.json_files import StrictModel, checked, read_json
 
 _Rank = Annotated[int, Field(ge=1, le=65536)]
 _Scale = Annotated[float, Field(gt=0, le=1e9)]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from vlm2vec.json_files import StrictModel, checked, read_json, write_json
+from vlm2vec.formats.json_files import StrictModel, checked, read_json, write_json
 
 SETTINGS_FILE = "vlm2vec_config.json"
 DEFAULT_MAX_LEN = 256

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from vlm2vec.json_files import read_json, write_json
+from vlm2vec.formats.json_files import read_json, write_json
 
 CONFIG = "tokenizer_config.json"
 _NAMES = (

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, OneLineErrors, run_program
-from vlm2vec.json_files import read_json
+from vlm2vec.formats.json_files import read_json
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.cluster import Cluster, Workload

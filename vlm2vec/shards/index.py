@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import committed
+from vlm2vec.formats.tables import UNREADABLE_TABLE, num_rows
 from vlm2vec.images.decode import MAX_IMAGE_PIXELS
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import INDEX_SCHEMA, NEGATIVE, READING_COLUMNS, SIDES
-from vlm2vec.tables import UNREADABLE_TABLE, num_rows
 
 Columns = Mapping[str, npt.NDArray[Any]]
 IndexRow = tuple[int | bool, ...]  # in the order of INDEX_SCHEMA

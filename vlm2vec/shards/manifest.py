@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import committed
-from vlm2vec.json_files import Count, Sha256, parsed
+from vlm2vec.formats.json_files import Count, Sha256, parsed
 from vlm2vec.shards.no_manifest import no_manifest
 from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME, shard_name
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from vlm2vec.errors import InputError
-from vlm2vec.json_files import Count, parsed, read_json
+from vlm2vec.formats.json_files import Count, parsed, read_json
 from vlm2vec.shards.manifest import ShardRecord, fingerprint_of, json_bytes, write_json
 
 UNUSABLE_IMAGES, UNUSABLE_ROWS = "unusable_images", "unusable_rows"

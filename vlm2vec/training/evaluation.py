@@ -20,8 +20,8 @@ from vlm2vec.evaluation.naming import Thing, named_flags
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.files import committed
+from vlm2vec.formats.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
 from vlm2vec.images.folder import ImageFolder, links_remedy
-from vlm2vec.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
 from vlm2vec.training.checkpoints.record import CHECKPOINT_PREFIX
 from vlm2vec.training.flags.evaluation import BEST, EvaluationArguments
 from vlm2vec.training.watch.monitor import Monitor

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
 from vlm2vec.errors import InputError
-from vlm2vec.json_files import Count, parsed, read_json, shorten
+from vlm2vec.formats.json_files import Count, parsed, read_json, shorten
 
 ENGINE_TAG = "engine"
 ENCODER_FOLDER = "encoder"

@@ -1,0 +1,1 @@
+"""File formats that others may have written: JSON and parquet, read with every bound checked."""
