@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vlm2vec.errors import OneLineErrors
-from vlm2vec.old_names import CONVERSION
+from vlm2vec.messages.old_names import CONVERSION
 
 # What a program returns when the data are not whole, as told on screen; bad input is 2.
 EXIT_INCOMPLETE = 3

@@ -33,9 +33,9 @@ from data_prep.report_table import show_report
 from data_prep.source import ALL_SUBSETS
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.files import TEMPORARY_PREFIX
+from vlm2vec.messages.words import counted
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
 from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
-from vlm2vec.words import counted
 
 # 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB.
 DEFAULT_ROWS_PER_SHARD = 2048

@@ -20,10 +20,10 @@ from data_prep.inspect_page import page
 from data_prep.statistics import Histogram, SideStatistics, SubsetStatistics, subset_statistics, token_counter
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.files import committed
+from vlm2vec.messages.terminal import column, open_console, print_table
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY
-from vlm2vec.terminal import column, open_console, print_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
 

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_prep.report import Report, SubsetReport
-from vlm2vec.terminal import column, open_console, print_table
-from vlm2vec.words import counted
+from vlm2vec.messages.terminal import column, open_console, print_table
+from vlm2vec.messages.words import counted
 
 
 def show_report(report: Report) -> None:

@@ -18,8 +18,8 @@ from data_prep.arguments import EXIT_INCOMPLETE, Parser, not_negative
 from data_prep.processes import available_cores, run_tasks
 from data_prep.shard_check import ShardCheck, broken_parts
 from vlm2vec.errors import run_program
+from vlm2vec.messages.words import counted
 from vlm2vec.shards.manifest import Manifest, ShardRecord
-from vlm2vec.words import counted
 
 # Of each shard so many problems are told; one damaged place often shows in many.
 _TOLD_PER_SHARD = 5

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.evaluation.summary import AUTO, BENCHMARK_NAMES
-from vlm2vec.old_names import EVALUATION
+from vlm2vec.messages.old_names import EVALUATION
 
 POOLINGS = ("eos", "last")
 # What belongs to a model beside its weights, and may be chosen here.

@@ -38,9 +38,9 @@ from vlm2vec.evaluation.ranks import Ranks
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder, links_remedy
+from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import Benchmark
 from vlm2vec.model_folder.loading import load_processor
-from vlm2vec.words import counted
 
 _KEY_DIGITS = 16
 _FLAGS = {

@@ -24,8 +24,8 @@ from eval.table import (
     score_table,
 )
 from vlm2vec.evaluation.summary import DISTRIBUTIONS, OVERALL, TASKS, in_order
+from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import PUBLISHED_SCORES
-from vlm2vec.words import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STEP_COLOURS = ("#111827", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b5cf6")

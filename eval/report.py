@@ -14,7 +14,7 @@ from eval.original import IS_ORIGINAL
 from eval.results import prepare_output, read_scores, write_text
 from eval.table import Run, ScoreTable, metrics_table, notes, paper_table, score_table, step_of
 from vlm2vec.errors import InputError, OneLineErrors, run_program
-from vlm2vec.terminal import column, open_console, print_table
+from vlm2vec.messages.terminal import column, open_console, print_table
 
 MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
 

@@ -11,8 +11,8 @@ from typing import Any
 from eval.original import IS_ORIGINAL
 from vlm2vec.evaluation.metrics import METRICS
 from vlm2vec.evaluation.summary import BENCHMARKS, DISTRIBUTIONS, OVERALL, TASKS, in_order
+from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
-from vlm2vec.words import counted
 
 NOT_SCORED = "-"
 # All groups that have a mean, in the order of the paper's table.

@@ -19,9 +19,9 @@ from data_prep.verify import verify
 from tests.data_prep.hand_made import converted, make_dataset
 from tests.data_prep.test_report import write_half_a_photograph
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.words import counted
 from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.schema import fast_hash
-from vlm2vec.words import counted
 
 
 @pytest.fixture(scope="module")

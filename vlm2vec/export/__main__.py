@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from vlm2vec.errors import OneLineErrors, run_program
 from vlm2vec.export.folder import DEFAULT_SHARD_SIZE, export
-from vlm2vec.old_names import EXPORT
+from vlm2vec.messages.old_names import EXPORT
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vlm2vec.messages.terminal import column
 from vlm2vec.plan.estimate import GIB, Memory, Plan
 from vlm2vec.plan.shared_memory import shared_memory
-from vlm2vec.terminal import column
 
 _TERA, _GIGA = 1e12, 1e9
 

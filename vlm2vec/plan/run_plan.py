@@ -19,6 +19,7 @@ from rich.table import Table
 from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, OneLineErrors, run_program
 from vlm2vec.formats.json_files import read_json
+from vlm2vec.messages.terminal import open_console, print_table
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.cluster import Cluster, Workload
@@ -26,7 +27,6 @@ from vlm2vec.plan.estimate import GIB, Plan
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.report import tables
 from vlm2vec.plan.states import ZeroSettings
-from vlm2vec.terminal import open_console, print_table
 from vlm2vec.training.engine import refuse_compiled_layers
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments

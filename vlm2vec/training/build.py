@@ -25,6 +25,7 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import Packing
 from vlm2vec.lora import LoraSettings
+from vlm2vec.messages.words import counted
 from vlm2vec.model_folder.settings import STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.shards import ShardSet
@@ -33,7 +34,6 @@ from vlm2vec.training.checkpoints.record import RunRecord
 from vlm2vec.training.data import fingerprints, order_remarks
 from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
 from vlm2vec.training.preflight.graph_memory import graphs_that_fit, largest_chunk
-from vlm2vec.words import counted
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
 

@@ -12,7 +12,7 @@ from data_prep.convert import _parser
 from eval.arguments import DataArguments as Data
 from eval.arguments import ModelArguments as Model
 from vlm2vec.errors import InputError
-from vlm2vec.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
+from vlm2vec.messages.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
 from vlm2vec.training.checkpoints.resume import CHANGE_NOTHING
 from vlm2vec.training.flags.run import argument_defaults, parse_arguments, with_steps
 

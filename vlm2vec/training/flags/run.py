@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from vlm2vec.dora import DROPOUT_PLACES
 from vlm2vec.errors import InputError, OneLineErrors
-from vlm2vec.old_names import TRAINING
+from vlm2vec.messages.old_names import TRAINING
 from vlm2vec.training.flags.checkpoint import CheckpointArguments, checkpoint_refusals
 from vlm2vec.training.flags.cluster import ClusterArguments, cluster_refusals
 from vlm2vec.training.flags.data import DataArguments, data_refusals

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from vlm2vec.terminal import LOG_WIDTH, column, open_console, print_table
+from vlm2vec.messages.terminal import LOG_WIDTH, column, open_console, print_table
 
 HEADINGS = (
     "",

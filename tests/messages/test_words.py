@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm2vec.errors import EXIT_BAD_INPUT, run_program
-from vlm2vec.words import counted
+from vlm2vec.messages.words import counted
 
 
 def test_one_thing_and_more():

@@ -1,0 +1,1 @@
+"""Text for people: tables on a terminal, counted nouns, names from other programs."""
