@@ -1,7 +1,9 @@
 """`python -m vlm2vec.plan`."""
 
+import sys
+
 from vlm2vec.errors import run_program
 from vlm2vec.plan.run_plan import main
 
 if __name__ == "__main__":
-    run_program(main)
+    sys.exit(run_program(main))

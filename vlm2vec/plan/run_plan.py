@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.table import Table
 
 from vlm2vec.device import choose_accelerator
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.formats.json_files import read_json
 from vlm2vec.messages.terminal import open_console, print_table
 from vlm2vec.phi3_v import Phi3VConfig
@@ -129,7 +129,3 @@ def make_plan(arguments: RunArguments, cluster: Cluster, workload: Workload) -> 
     zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
     refuse_compiled_layers(arguments.model, zero.stage)
     return Plan(MetaModel(config, arguments, num_crops or _CROPS_OF_PHI_3_5), zero, cluster, workload)
-
-
-if __name__ == "__main__":
-    sys.exit(run_program(main))
