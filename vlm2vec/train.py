@@ -42,7 +42,7 @@ from vlm2vec.training.build import (
 )
 from vlm2vec.training.checkpoints.disk_space import check_disk
 from vlm2vec.training.checkpoints.restore import start_of_run
-from vlm2vec.training.checkpoints.resume import Cluster, ResumePoint, agree_on_resume
+from vlm2vec.training.checkpoints.resume import Partitioning, ResumePoint, agree_on_resume
 from vlm2vec.training.checkpoints.writer import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
 from vlm2vec.training.end import end_process
@@ -106,7 +106,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     compare_data(shards, order, device)
     arguments = on_every_rank(lambda: with_steps(arguments, order.steps_per_epoch))
     training = arguments.training
-    cluster = Cluster(num_ranks, zero_stage(arguments, num_ranks))
+    cluster = Partitioning(num_ranks, zero_stage(arguments, num_ranks))
     refuse_flops_profile(training, cluster.zero_stage)
     refuse_compiled_layers(arguments.model, cluster.zero_stage)
     point = agree_on_resume(arguments, cluster, fingerprints(shards, order))

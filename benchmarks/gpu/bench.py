@@ -31,8 +31,8 @@ from vlm2vec.contrastive.clock import OPTIMIZER, PASS_1, PASS_2, StepClock
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import ProcessedItem
-from vlm2vec.plan.cluster import Cluster, Workload
-from vlm2vec.plan.estimate import Plan
+from vlm2vec.plan.assumptions import Hardware, Workload
+from vlm2vec.plan.estimate import RunPlan
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.states import ZeroSettings
@@ -217,7 +217,7 @@ def arguments_of(variant: Variant, setting: Setting) -> RunArguments:
 def planned_bytes(model: MetaModel, arguments: RunArguments, keep_graphs: int) -> float:
     """What the plan says one rank takes on one GPU, with this many graphs kept."""
     zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
-    plan = Plan(model, zero, Cluster(1, 1, 80 * GIB, 1.0, 1.0, 1.0, 1.0), Workload(1.0, _TEXT_TOKENS))
+    plan = RunPlan(model, zero, Hardware(1, 1, 80 * GIB, 1.0, 1.0, 1.0, 1.0), Workload(1.0, _TEXT_TOKENS))
     plan.arguments = replace(arguments, training=replace(arguments.training, keep_graphs=str(keep_graphs)))
     return plan.memory(zero).peak
 

@@ -19,13 +19,13 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
-from vlm2vec.plan.estimate import GIB, Plan
+from vlm2vec.plan.estimate import GIB, RunPlan
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.meter import TensorMeter
 from vlm2vec.plan.passes import ChunkShape, measure
-from vlm2vec.plan.report import tables
 from vlm2vec.plan.run_plan import make_plan, parse_cluster
 from vlm2vec.plan.shared_memory import shared_memory
+from vlm2vec.plan.tables import tables
 from vlm2vec.plan.traffic import collectives
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
@@ -111,21 +111,21 @@ def test_flops_are_those_of_torchs_counter(config: Phi3VConfig) -> None:
     assert sum(made.cost(ChunkShape(3, 20, 0), True).flops) == counter.get_total_flops()
 
 
-def plan(*flags: str, memory: float = 80) -> Plan:
+def plan(*flags: str, memory: float = 80) -> RunPlan:
     cluster, workload, _ = parse_cluster(["--gpus", "2", "--nodes", "2", "--gpu_memory", str(memory)])
     return make_plan(arguments(*flags), cluster, workload)
 
 
 @pytest.fixture(scope="module")
-def small(mini_model_dir: Path) -> Plan:
+def small(mini_model_dir: Path) -> RunPlan:
     return plan("--model_name", str(mini_model_dir), "--bf16", "--chunk_tokens", "512")
 
 
-def with_memory(made: Plan, memory: float) -> Plan:
-    return Plan(made.model, made.zero, dataclasses.replace(made.cluster, gpu_memory=memory), made.workload)
+def with_memory(made: RunPlan, memory: float) -> RunPlan:
+    return RunPlan(made.model, made.zero, dataclasses.replace(made.cluster, gpu_memory=memory), made.workload)
 
 
-def test_the_loss_takes_at_most_what_is_planned(small: Plan) -> None:
+def test_the_loss_takes_at_most_what_is_planned(small: RunPlan) -> None:
     pairs, ranks = small.pairs, small.cluster.num_ranks
     meter = TensorMeter("cpu")
     with meter:
@@ -136,7 +136,7 @@ def test_the_loss_takes_at_most_what_is_planned(small: Plan) -> None:
     assert 0.5 * small.loss_bytes < meter.peak < small.loss_bytes
 
 
-def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: Plan, mini_model_dir: Path) -> None:
+def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: RunPlan, mini_model_dir: Path) -> None:
     at_first = small.memory(small.zero)
     memory = (at_first.peak + 7 * at_first.chunk) / 0.9
     found = with_memory(small, memory).memory(small.zero).chunk_tokens
@@ -146,7 +146,7 @@ def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: Plan, mini_mode
         assert (made.memory(made.zero).peak <= made.cluster.usable_memory) == fits
 
 
-def test_nothing_fits_into_nothing(small: Plan) -> None:
+def test_nothing_fits_into_nothing(small: RunPlan) -> None:
     """Nor where chunks would, but the buckets in which gradients are reduced do not."""
     half_a_bucket = with_memory(small, 2 * small.zero.reduce_bucket)
     assert half_a_bucket.memory(half_a_bucket.zero).chunk_tokens == 0
@@ -155,7 +155,7 @@ def test_nothing_fits_into_nothing(small: Plan) -> None:
     assert "nor does another" in str(next(iter(tables(made))))
 
 
-def test_kept_graphs_fill_the_memory_and_save_a_forward_pass_each(small: Plan) -> None:
+def test_kept_graphs_fill_the_memory_and_save_a_forward_pass_each(small: RunPlan) -> None:
     chunks = small.calls.repeat_with_images
     assert small.graphs_that_fit(small.zero) == chunks > 1
     state = small.memory(small.zero).state.in_pass
@@ -174,7 +174,7 @@ def test_kept_graphs_fill_the_memory_and_save_a_forward_pass_each(small: Plan) -
     assert small.seconds_saved(3) == pytest.approx(3 * expected)
 
 
-def test_traffic_follows_the_chunks(small: Plan) -> None:
+def test_traffic_follows_the_chunks(small: RunPlan) -> None:
     """Gradients of bfloat16 weights travel once a chunk; under ZeRO-1, and of float32 weights, once a step."""
     assert small.calls.repeat > 1
     once = small.size.trainable * 4
@@ -204,7 +204,7 @@ def test_refusals(flags: list[str], remedy: str) -> None:
     ("workers", "pictures"), [(0, 0), (1, 16), (2, 16 + 10), (3, 16 + 10 + 6), (4, 32), (8, 32 + 16)]
 )
 def test_shared_memory_is_that_of_the_chunks_made_ahead(
-    workers: int, pictures: int, small: Plan, monkeypatch: pytest.MonkeyPatch
+    workers: int, pictures: int, small: RunPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step's tasks: its mark; in pass 1 16 pictures, 16 texts; in pass 2 10 and 6 pictures, 12 and 4 texts.
 

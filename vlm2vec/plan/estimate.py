@@ -8,7 +8,7 @@ from functools import cached_property
 
 from vlm2vec.contrastive import has_dropout
 from vlm2vec.contrastive.loss import BLOCK_SCORES
-from vlm2vec.plan.cluster import Cluster, Workload
+from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape, PassCost
 from vlm2vec.plan.states import ModelSize, StateMemory, ZeroSettings, state_memory
@@ -57,7 +57,7 @@ class Memory:
         return max(self.moments.values())
 
 
-class Plan:
+class RunPlan:
     """Everything that can be said before a run, without weights or accelerator.
 
     Args:
@@ -67,7 +67,7 @@ class Plan:
         workload: The batch.
     """
 
-    def __init__(self, model: MetaModel, zero: ZeroSettings, cluster: Cluster, workload: Workload) -> None:
+    def __init__(self, model: MetaModel, zero: ZeroSettings, cluster: Hardware, workload: Workload) -> None:
         self.model = model
         self.arguments: RunArguments = model.arguments
         self.zero = zero

@@ -22,11 +22,11 @@ from vlm2vec.formats.json_files import read_json
 from vlm2vec.messages.terminal import open_console, print_table
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.phi3_v.checkpoint import load_config
-from vlm2vec.plan.cluster import Cluster, Workload
-from vlm2vec.plan.estimate import GIB, Plan
+from vlm2vec.plan.assumptions import Hardware, Workload
+from vlm2vec.plan.estimate import GIB, RunPlan
 from vlm2vec.plan.meta import MetaModel
-from vlm2vec.plan.report import tables
 from vlm2vec.plan.states import ZeroSettings
+from vlm2vec.plan.tables import tables
 from vlm2vec.training.engine import refuse_compiled_layers
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(part)
 
 
-def read_plan(argv: Sequence[str]) -> Plan:
+def read_plan(argv: Sequence[str]) -> RunPlan:
     """The plan that a command line asks for.
 
     Raises:
@@ -85,7 +85,7 @@ def _cluster_parser() -> _Parser:
     return parser
 
 
-def parse_cluster(argv: Sequence[str], parser: _Parser | None = None) -> tuple[Cluster, Workload, list[str]]:
+def parse_cluster(argv: Sequence[str], parser: _Parser | None = None) -> tuple[Hardware, Workload, list[str]]:
     """The plan's own flags; the rest is the training program's.
 
     Raises:
@@ -99,7 +99,7 @@ def parse_cluster(argv: Sequence[str], parser: _Parser | None = None) -> tuple[C
         raise InputError(f"--pictures_per_pair {options.pictures_per_pair}: a pair has 0 to 2 pictures")
     if not 0 < options.utilization <= 1:
         raise InputError(f"--utilization {options.utilization}: must be above 0 and at most 1")
-    cluster = Cluster(
+    cluster = Hardware(
         gpus=options.gpus,
         nodes=options.nodes,
         gpu_memory=options.gpu_memory * GIB,
@@ -111,7 +111,7 @@ def parse_cluster(argv: Sequence[str], parser: _Parser | None = None) -> tuple[C
     return cluster, Workload(options.pictures_per_pair, options.text_tokens), rest
 
 
-def make_plan(arguments: RunArguments, cluster: Cluster, workload: Workload) -> Plan:
+def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) -> RunPlan:
     """The plan of a run.
 
     Raises:
@@ -128,4 +128,4 @@ def make_plan(arguments: RunArguments, cluster: Cluster, workload: Workload) -> 
     choose_accelerator()
     zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
     refuse_compiled_layers(arguments.model, zero.stage)
-    return Plan(MetaModel(config, arguments, num_crops or _CROPS_OF_PHI_3_5), zero, cluster, workload)
+    return RunPlan(MetaModel(config, arguments, num_crops or _CROPS_OF_PHI_3_5), zero, cluster, workload)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from vlm2vec.batches.loader import CHUNKS_AHEAD
-from vlm2vec.plan.estimate import Plan
+from vlm2vec.plan.estimate import RunPlan
 
 
-def shared_memory(plan: Plan) -> float:
+def shared_memory(plan: RunPlan) -> float:
     """Bytes that a node's ranks hold in shared memory at most, if every picture has all its crops.
 
     A step's chunks are made in the order in which they run: pass 1 with pictures, pass 1 without, then pass 2 in the

@@ -11,13 +11,13 @@ import pytest
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.record import RECORD, RunRecord, read_whole
-from vlm2vec.training.checkpoints.resume import CHANGE_NOTHING, Cluster, changes, resume_point
+from vlm2vec.training.checkpoints.resume import CHANGE_NOTHING, Partitioning, changes, resume_point
 from vlm2vec.training.flags.run import argument_defaults, parse_arguments
 from vlm2vec.training.watch.metrics import Figures
 from vlm2vec.training.watch.monitor import RunMonitor
 
 DATA = {"shards": "a", "order": "b"}
-HERE = Cluster(num_ranks=2, zero_stage=2)
+HERE = Partitioning(num_ranks=2, zero_stage=2)
 
 
 def arguments(output: Path, *extra: str, batch: str = "--global_batch_size") -> Any:
@@ -42,7 +42,7 @@ def write_checkpoint(output: Path, step: int, *extra: str, **record: Any) -> Pat
     return folder
 
 
-def point(output: Path, *extra: str, cluster: Cluster = HERE, data: dict[str, str] = DATA) -> Any:
+def point(output: Path, *extra: str, cluster: Partitioning = HERE, data: dict[str, str] = DATA) -> Any:
     warnings: list[str] = []
     found = resume_point(arguments(output, *extra), cluster, data, warnings.append)
     return found, warnings
@@ -95,8 +95,8 @@ def test_a_path_must_not_leave_later_checkpoints_behind(tmp_path: Path) -> None:
     assert point(tmp_path / "fork", "--resume", str(first))[0].record.step == 2
 
 
-@pytest.mark.parametrize("cluster", [Cluster(1, 2), Cluster(2, 3)])
-def test_other_ranks_or_stages_are_elastic(tmp_path: Path, cluster: Cluster) -> None:
+@pytest.mark.parametrize("cluster", [Partitioning(1, 2), Partitioning(2, 3)])
+def test_other_ranks_or_stages_are_elastic(tmp_path: Path, cluster: Partitioning) -> None:
     write_checkpoint(tmp_path, 2)
     assert point(tmp_path, "--resume", "auto", cluster=cluster)[0].is_elastic
 
@@ -139,7 +139,7 @@ def test_kept_graphs_are_not_measured_again(tmp_path: Path) -> None:
     found = point(tmp_path, "--resume", "auto")[0]
     assert found.kept_graphs(arguments(tmp_path)) == 3
     assert found.kept_graphs(arguments(tmp_path, "--chunk_tokens", "9")) is None
-    assert point(tmp_path, "--resume", "auto", cluster=Cluster(1, 2))[0].kept_graphs(arguments(tmp_path)) is None
+    assert point(tmp_path, "--resume", "auto", cluster=Partitioning(1, 2))[0].kept_graphs(arguments(tmp_path)) is None
 
 
 def test_a_batch_a_device_on_other_ranks_is_another_batch(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class ResumePoint:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Partitioning:
     """What may differ between the runs before and after a resume."""
 
     num_ranks: int
@@ -69,7 +69,7 @@ class Cluster:
 
 
 def agree_on_resume(
-    arguments: RunArguments, cluster: Cluster, data: Mapping[str, str], message: Callable[[str], None] = print
+    arguments: RunArguments, cluster: Partitioning, data: Mapping[str, str], message: Callable[[str], None] = print
 ) -> ResumePoint | None:
     """`resume_point` of the first rank, for all; also clears away what a killed run left unfinished."""
 
@@ -82,7 +82,7 @@ def agree_on_resume(
 
 
 def resume_point(
-    arguments: RunArguments, cluster: Cluster, data: Mapping[str, str], message: Callable[[str], None]
+    arguments: RunArguments, cluster: Partitioning, data: Mapping[str, str], message: Callable[[str], None]
 ) -> ResumePoint | None:
     """Finds the checkpoint that `--resume` means and compares its run with this one.
 
@@ -126,7 +126,7 @@ def resume_point(
             "would leave behind; remove them or choose another --output_dir"
         )
     refuse_changes(checkpoint, changes(record, arguments, cluster.num_ranks, data), training.allow_changed)
-    return ResumePoint(checkpoint, record, cluster != Cluster(record.num_ranks, record.zero_stage))
+    return ResumePoint(checkpoint, record, cluster != Partitioning(record.num_ranks, record.zero_stage))
 
 
 def newest_whole(

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vlm2vec.messages.terminal import column
-from vlm2vec.plan.estimate import GIB, Memory, Plan
+from vlm2vec.plan.estimate import GIB, Memory, RunPlan
 from vlm2vec.plan.shared_memory import shared_memory
 
 _TERA, _GIGA = 1e12, 1e9
 
 
-def tables(plan: Plan) -> Iterator[RenderableType]:
+def tables(plan: RunPlan) -> Iterator[RenderableType]:
     """What the plan program prints, one after another, the verdict first."""
     memories = plan.memories()
     yield _verdict(plan, memories)
@@ -32,7 +32,7 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f}" if size >= 0.05 * GIB else f"{size / GIB:.2f}" if size else "-"
 
 
-def _heading(plan: Plan) -> Text:
+def _heading(plan: RunPlan) -> Text:
     size, cluster, model = plan.size, plan.cluster, plan.arguments.model
     kind = "LoRA" + (" (DoRA)" if model.lora_use_dora else "") if model.lora else "all weights"
     pictures, texts = plan.items_a_rank
@@ -47,7 +47,7 @@ def _heading(plan: Plan) -> Text:
     return Text("\n".join(lines))
 
 
-def _memory_table(plan: Plan, memories: list[Memory]) -> Table:
+def _memory_table(plan: RunPlan, memories: list[Memory]) -> Table:
     parts_of_memory = ("weights", "gradients", "optimizer", "buffers", "chunk", "loss", "peak", "host")
     table = Table(
         column("", "left"),
@@ -80,7 +80,7 @@ _MEMORY_NOTE = (
 )
 
 
-def _chunk_table(plan: Plan) -> Table:
+def _chunk_table(plan: RunPlan) -> Table:
     table = Table(
         column("", "left"),
         *(column(heading) for heading in ("tokens", "crops", "pixels", "graph", "peak")),
@@ -108,7 +108,7 @@ def _chunk_table(plan: Plan) -> Table:
     return table
 
 
-def _traffic_table(plan: Plan) -> Table:
+def _traffic_table(plan: RunPlan) -> Table:
     ranks = plan.cluster.num_ranks
     table = Table(
         *(column("", "left"), column("tensor, GiB"), column("sent (ring), GiB")),
@@ -128,7 +128,7 @@ def _traffic_table(plan: Plan) -> Table:
     return table
 
 
-def _time(plan: Plan) -> Text:
+def _time(plan: RunPlan) -> Text:
     cluster = plan.cluster
     run, useful = plan.flops
     computing, network = plan.seconds(plan.zero)
@@ -150,7 +150,7 @@ def _time(plan: Plan) -> Text:
     )
 
 
-def _kept_graphs(plan: Plan) -> Text:
+def _kept_graphs(plan: RunPlan) -> Text:
     """What `--keep_graphs auto` can save with each stage, which the times above do not count."""
     parts = []
     for zero in plan.zero.variants():
@@ -163,7 +163,7 @@ def _kept_graphs(plan: Plan) -> Text:
     )
 
 
-def _shared_memory(plan: Plan) -> Text:
+def _shared_memory(plan: RunPlan) -> Text:
     workers = plan.arguments.data.dataloader_num_workers
     return Text(
         f"Shared memory (/dev/shm) of a node: at most {_gib(shared_memory(plan))} GiB for {plan.cluster.gpus} "
@@ -171,7 +171,7 @@ def _shared_memory(plan: Plan) -> Text:
     )
 
 
-def _verdict(plan: Plan, memories: list[Memory]) -> Text:
+def _verdict(plan: RunPlan, memories: list[Memory]) -> Text:
     chosen = next(each for each in memories if each.zero == plan.zero)
     usable = plan.cluster.usable_memory
     if chosen.peak <= usable:

@@ -8,7 +8,7 @@ from vlm2vec.training.preflight.graph_memory import LEFT_FREE
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Hardware:
     """Where the run is to run, and what is assumed of it.
 
     Attributes:
