@@ -25,7 +25,7 @@ from vlm2vec.contrastive import CachedStep, ContrastiveLoss, Pairs, StepChunks, 
 from vlm2vec.contrastive.reduction import at_last_backward
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import ProcessedItem
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 RANKS = 2
 MIB = 2**20

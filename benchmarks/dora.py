@@ -31,7 +31,7 @@ from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.flags.run import parse_arguments
 
 TEMPERATURE = 0.02

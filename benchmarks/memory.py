@@ -29,7 +29,7 @@ TRAIN_AND_TELL = """
 import resource, sys
 from vlm2vec.train import run
 from vlm2vec.training.flags.run import parse_arguments
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 run(parse_arguments(sys.argv[1:]), initialize_ranks(600))
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 close_ranks()

@@ -21,7 +21,7 @@ from vlm2vec.batches import ChunkSizes, TokenBudget
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 PAIRS, LENGTH, CHUNKS = 64, 64, 8
 TEMPERATURE, LEARNING_RATE = 0.05, 1e-4

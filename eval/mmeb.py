@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,13 +33,13 @@ from vlm2vec.evaluation.naming import Thing, named_flags
 from vlm2vec.evaluation.pictures import scan_pictures
 from vlm2vec.evaluation.plan import EncodePlan, plan_encoding
 from vlm2vec.evaluation.progress import progress_bar
-from vlm2vec.evaluation.ranks import Ranks
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder, links_remedy
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import Benchmark
 from vlm2vec.model_folder.loading import load_processor
+from vlm2vec.ranks import host_ranks, is_first_rank, on_every_rank, on_first_rank, own_rank, world_size
 
 _KEY_DIGITS = 16
 _FLAGS = {
@@ -88,15 +87,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
     model_arguments, data_arguments = parse_arguments(argv)
     device = device_of_rank()
-    ranks = Ranks.join()
-    try:
-        setup = ranks.on_first(lambda: prepare(model_arguments, data_arguments, device), Setup)
+    with host_ranks():
+        setup = on_first_rank(lambda: prepare(model_arguments, data_arguments, device), Setup)
         store = EvalStore(setup.store)
-        encode(ranks, setup, store, data_arguments, device)
-        rank_datasets(ranks, setup, store, data_arguments.strict_original)
-        ranks.on_first(lambda: finish(setup, store, data_arguments))
-    finally:
-        ranks.leave()
+        if setup.blocks:
+            on_every_rank(lambda: encode(setup, store, data_arguments, device), names_ranks=False)
+        on_first_rank(lambda: store.assemble(store.plan()))
+        missing = on_first_rank(lambda: store.missing_predictions(len(setup.sources), data_arguments.strict_original))
+        on_every_rank(lambda: rank_datasets(missing, store, data_arguments.strict_original), names_ranks=False)
+        on_first_rank(lambda: finish(setup, store, data_arguments))
 
 
 def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, device: torch.device) -> Setup:
@@ -170,35 +169,31 @@ def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodePlan, device
     return digest.hexdigest()[:_KEY_DIGITS]
 
 
-def encode(
-    ranks: Ranks,
-    setup: Setup,
-    store: EvalStore,
-    data_arguments: DataArguments,
-    device: torch.device,
-) -> None:
-    """Encodes the missing blocks, dealt to the ranks by their tokens, and joins all of them."""
-    failure = None
-    if setup.blocks:
-        try:
-            encoder = load_encoder(setup.folders, setup.arguments, device)
-            plan = store.plan()
-            inputs = ItemEncoderInputs(encoder.processor, setup.arguments.max_len, encoder.base.dtype)
-            images = ImageFolder(data_arguments.image_dir, data_arguments.allow_links)
-            source = BatchSource(store.items(), plan, images, inputs)
-            own = plan.deal_blocks(setup.blocks, ranks.size)[ranks.rank]
-            with kept_norms(encoder):
-                encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)
-        except InputError as error:
-            failure = error
-    ranks.agree(failure)
-    ranks.on_first(lambda: store.assemble(store.plan()))
+def encode(setup: Setup, store: EvalStore, data_arguments: DataArguments, device: torch.device) -> None:
+    """Encodes this rank's share of the missing blocks, which are distributed by their tokens.
+
+    Raises:
+        InputError: The model cannot be loaded, or an image cannot be decoded any more.
+    """
+    encoder = load_encoder(setup.folders, setup.arguments, device)
+    plan = store.plan()
+    inputs = ItemEncoderInputs(encoder.processor, setup.arguments.max_len, encoder.base.dtype)
+    images = ImageFolder(data_arguments.image_dir, data_arguments.allow_links)
+    source = BatchSource(store.items(), plan, images, inputs)
+    own = plan.deal_blocks(setup.blocks, world_size())[own_rank()]
+    with kept_norms(encoder):
+        encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)
 
 
-def rank_datasets(ranks: Ranks, setup: Setup, store: EvalStore, strict_original: bool) -> None:
-    """Ranks the candidates of every dataset; the ranks share the datasets."""
-    missing = ranks.on_first(lambda: store.missing_predictions(len(setup.sources), strict_original))
-    own = missing[ranks.rank :: ranks.size]
+def rank_datasets(missing: Sequence[int], store: EvalStore, strict_original: bool) -> None:
+    """Ranks the candidates of this rank's share of the datasets.
+
+    Args:
+        missing: Numbers of the datasets without predictions, the same on all ranks.
+        store: Has the vectors, and takes the predictions.
+        strict_original: As the flag of that name.
+    """
+    own = missing[own_rank() :: world_size()]
     vectors, position, items = store.vectors(), store.plan().position, store.items()
     with progress_bar(len(own), "score", "dataset") as progress:
         for number in own:
@@ -206,7 +201,6 @@ def rank_datasets(ranks: Ranks, setup: Setup, store: EvalStore, strict_original:
             scores = score_rows(vectors, position, rows, strict_original)
             store.write_predictions(number, strict_original, predictions_table(rows, scores, items))
             progress.update()
-    ranks.agree(None)
 
 
 def finish(setup: Setup, store: EvalStore, arguments: DataArguments) -> None:
@@ -262,7 +256,7 @@ def _print_scores(summary: Mapping[str, Any], output: str) -> None:
 
 def _exit_code() -> int:
     """Every rank parses the same command line; one of them says what is wrong with it."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_rank():
         return run_program(main)
     try:
         main()

@@ -29,6 +29,7 @@ from vlm2vec.model_folder.loading import load_processor
 from vlm2vec.model_folder.settings import ChangedSettingWarning, ModelSettings
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import resolve_folder
+from vlm2vec.ranks import is_first_rank
 
 # What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json")
@@ -116,7 +117,7 @@ def device_of_rank() -> torch.device:
 
 def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch.device) -> VLM2Vec:
     """Loads the encoder, in the precision of its files."""
-    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+    if not sys.stderr.isatty() or not is_first_rank():
         disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChangedSettingWarning)  # said by `use_settings`

@@ -26,7 +26,7 @@ from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.device import choose_kernels
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.plan.model_flops import model_flops
-from vlm2vec.training.agreement import on_every_rank
+from vlm2vec.ranks import close_ranks, initialize_ranks, on_every_rank
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.build import (
     build_encoder,
@@ -46,7 +46,7 @@ from vlm2vec.training.checkpoints.resume import Partitioning, ResumePoint, agree
 from vlm2vec.training.checkpoints.writer import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
 from vlm2vec.training.end import end_process
-from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks, refuse_compiled_layers, zero_stage
+from vlm2vec.training.engine import build_engine, refuse_compiled_layers, zero_stage
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
 from vlm2vec.training.flags.run import RunArguments, parse_arguments, with_steps
 from vlm2vec.training.loop import train

@@ -20,7 +20,7 @@ from benchmarks.gpu import ceilings, exactness, training
 from benchmarks.gpu.bench import Setting
 from benchmarks.gpu.rows import Recorder
 from vlm2vec.device import asked_for_cpu
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 SECTIONS = ("ceilings", "exactness", "ranks", *training.SECTIONS)
 # One rank's share of a global batch of 1,024 on 8 GPUs.

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from benchmarks.gpu.rows import Figures, LeftOutError, Recorder, Section
 from tests.distributed.exactness import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell, run_cells
 from vlm2vec.device import choose_kernels
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # (ZeRO stage, what is trained, dropout)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.comparing import relative_error
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 PAIRS, FEATURES, TEMPERATURE = 11, 5, 0.02  # 22 items: the example's chunks of 8 end with a ragged one
 

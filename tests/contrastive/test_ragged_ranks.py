@@ -17,7 +17,7 @@ from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches.collate import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout, gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 RANKS = 3
 # Row r is item r's query and item 4 + r its target; rank 0 encodes one item, rank 1 six, rank 2 one.

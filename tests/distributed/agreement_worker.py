@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from vlm2vec.batches import GlobalOrder
 from vlm2vec.errors import InputError
+from vlm2vec.ranks import on_every_rank, on_first_rank, own_rank, refuse_alike, refuse_together, world_size
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.data import compare_data
 from vlm2vec.training.preflight.output_folder import check_output_folder
@@ -29,8 +30,33 @@ class Batches(SimpleNamespace):
         self.replaced = set(damaged)
 
 
+def refused(text: str) -> None:
+    raise InputError(text)
+
+
+def agree(rank: int) -> None:
+    """All continue, or the first one says why not and the other one ends without a word."""
+    assert (own_rank(), world_size()) == (rank, 2)
+    assert on_first_rank(lambda: Path(f"{rank}"), Path) == Path("0")
+    assert on_every_rank(lambda: rank) == rank
+    refuse_together(None)
+    for refuse, text in [
+        (lambda: on_first_rank(lambda: refused(f"of {rank}")), "of 0"),
+        (lambda: on_every_rank(lambda: refused(f"of {rank}")), "rank(s) 0: of 0; rank(s) 1: of 1"),
+        (lambda: on_every_rank(lambda: refused("of 1") if rank else None), "rank(s) 1: of 1"),
+        (lambda: on_every_rank(lambda: refused("of 1") if rank else None, names_ranks=False), "of 1"),
+        (lambda: on_every_rank(lambda: refused(f"of {rank}"), names_ranks=False), "of 0"),
+        (lambda: refuse_together("same"), "same"),
+        (lambda: refuse_alike("same"), "same"),
+    ]:
+        with pytest.raises(SystemExit if rank else InputError) as caught:
+            refuse()
+        assert (caught.value.code == 2) if rank else (str(caught.value) == text), (rank, text, caught.value)
+
+
 def main(rank: int, folder: Path) -> None:
     """Runs all checks; an assertion that fails ends the rank."""
+    agree(rank)
     order, cpu = GlobalOrder({"A": 10, "B": 10}, 4, seed=1), torch.device("cpu")
     compare_data(SimpleNamespace(fingerprint="same"), order, cpu)
     for shards, other in [

@@ -28,7 +28,8 @@ from tests.distributed.exactness import (
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, TokenBudget
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
-from vlm2vec.training.engine import BF16_ENGINE, close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
+from vlm2vec.training.engine import BF16_ENGINE
 from vlm2vec.training.preflight.graph_memory import DeviceMemory, graphs_that_fit
 
 GRAPH_BYTES, TOTAL_BYTES = 10**9, 20 * 10**9

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
 from vlm2vec.batches import TrainingBatch, TrainingBatches
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.flags.run import parse_arguments
 
 SAMPLES = "samples.jsonl"

@@ -18,7 +18,7 @@ from vlm2vec.batches.collate import ChunkSizes
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import FixedCounts
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 PASS_1, LOSS, PASS_2, UPDATE = "pass 1", "gather and loss", "pass 2", "update"
 STAGES = (1, 2, 3)

@@ -23,7 +23,7 @@ from tests.distributed.exactness import (
 )
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
-from vlm2vec.training.engine import close_ranks, initialize_ranks
+from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.flags.engine_file import read_engine_file
 
 SMALL = {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}

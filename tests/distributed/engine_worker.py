@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 from tests import golden
 from tests.patience import COLLECTIVE_SECONDS
+from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.writer import Checkpoints, RunRecord
-from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
+from vlm2vec.training.engine import build_engine
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 from vlm2vec.training.skipped_steps import SkippedSteps
 

@@ -25,8 +25,9 @@ from vlm2vec.batches import ItemEncoderInputs, TokenBudget
 from vlm2vec.contrastive.reduction import gradient_reduction
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.plan.meter import TensorMeter
+from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder
-from vlm2vec.training.engine import build_engine, close_ranks, initialize_ranks
+from vlm2vec.training.engine import build_engine
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 from vlm2vec.training.preflight.graph_memory import largest_chunk
 

@@ -32,7 +32,7 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import ProcessedItem
-from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collective_timeout
+from vlm2vec.ranks import close_ranks, initialize_ranks, set_collective_timeout
 
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm
 # Where bfloat16 adds up the same numbers in another order.

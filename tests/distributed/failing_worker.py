@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.patience import HANG_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, NonFiniteLossError, Pairs, StepChunks, StepLayout
-from vlm2vec.training.engine import close_ranks, initialize_ranks, set_collective_timeout
+from vlm2vec.ranks import close_ranks, initialize_ranks, set_collective_timeout
 
 PAIRS = 3  # of a rank; each of its 6 items is a chunk
 FAILING_RANK, FAILING_ITEM = 1, 4

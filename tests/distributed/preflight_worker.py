@@ -13,8 +13,8 @@ import torch.distributed as dist
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
 from vlm2vec.errors import InputError
+from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training import data
-from vlm2vec.training.engine import close_ranks, initialize_ranks
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.preflight import compare_ranks as same
 from vlm2vec.training.preflight import rehearsal

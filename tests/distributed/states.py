@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from vlm2vec.ranks import prepare_environment
 from vlm2vec.training.checkpoints.state_files import safe_state_files
-from vlm2vec.training.engine import prepare_environment
 
 # Not part of what a run computes: what it was told, and where it was loaded from.
 _SETTINGS = ("ds_config",)

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from tests.patience import HANG_SECONDS
 from vlm2vec import train
 from vlm2vec.batches import TrainingBatch, TrainingBatches
+from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.checkpoints.writer import Checkpoints
-from vlm2vec.training.engine import close_ranks, initialize_ranks
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.watch.heartbeat import Heartbeat
 from vlm2vec.training.watch.stuck import Mark, Word

@@ -44,13 +44,12 @@ def choose(monkeypatch) -> Callable[[dict[str, list[float]]], list[str]]:
     asked: list[str] = []
 
     def install(vectors: dict[str, list[float]]) -> list[str]:
-        def encode(ranks, setup, store: EvalStore, *_) -> None:
+        def encode(setup, store: EvalStore, *_) -> None:
             plan, items = store.plan(), store.items()
             for number in setup.blocks:
                 texts = [items.text(plan.order[each]) for batch in plan.blocks()[number] for each in plan.rows(batch)]
                 asked.extend(texts)
                 store.write_block(number, np.asarray([vectors[text] for text in texts], dtype=np.float32))
-            store.assemble(plan)
 
         monkeypatch.setattr(mmeb, "encode", encode)
         return asked

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 
 from vlm2vec.contrastive import Chunk
 from vlm2vec.contrastive.gather import gather_rows
@@ -19,6 +18,7 @@ from vlm2vec.evaluation.datasets import EvalData
 from vlm2vec.evaluation.encoding import BatchSource, collapse
 from vlm2vec.evaluation.scoring import score_rows
 from vlm2vec.evaluation.summary import summarise
+from vlm2vec.ranks import own_rank, world_size
 
 # One engine call: the engine and the encoder's arguments to float32 (items, hidden).
 ModelCall = Callable[[Any, dict[str, Any]], torch.Tensor]
@@ -73,7 +73,7 @@ class LiveEvaluation:
 
     def _encode(self, engine: Any, model_call: ModelCall) -> npt.NDArray[np.float32] | None:
         """All vectors in the plan's order on the first rank, float32 (distinct items, hidden)."""
-        plan, (rank, ranks) = self.source.plan, _place()
+        plan, (rank, ranks) = self.source.plan, (own_rank(), world_size())
         vectors: npt.NDArray[np.float32] | None = None
         own = self.source.chunks(range(rank, plan.num_batches, ranks), self.num_workers)
         for start, chunk in zip(
@@ -100,8 +100,3 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
     else:
         with torch.random.fork_rng(devices=[device], device_type=device.type):
             yield
-
-
-def _place() -> tuple[int, int]:
-    """This rank and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

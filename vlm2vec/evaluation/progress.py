@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 from tqdm import tqdm
+
+from vlm2vec.ranks import is_first_rank
 
 
 def progress_bar(total: int, description: str, unit: str) -> tqdm[Any]:
@@ -23,5 +24,5 @@ def progress_bar(total: int, description: str, unit: str) -> tqdm[Any]:
         delay=max(1.0, every),
         mininterval=every,
         leave=False,
-        disable=os.environ.get("RANK", "0") != "0",
+        disable=not is_first_rank(),
     )

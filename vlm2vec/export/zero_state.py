@@ -16,8 +16,8 @@ import torch
 from vlm2vec.errors import InputError
 from vlm2vec.model_folder.weights import LazyTensor, at_hand
 from vlm2vec.phi3_v.checkpoint import Shape
+from vlm2vec.ranks import prepare_environment
 from vlm2vec.training.checkpoints.state_files import safe_state_files
-from vlm2vec.training.engine import prepare_environment
 
 # How the trained module's parameters are called inside `VLM2Vec`.
 BACKBONE = "backbone."

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch.distributed as dist
-
 from vlm2vec.batches import TrainingBatches
-from vlm2vec.errors import EXIT_BAD_INPUT, InputError
-from vlm2vec.rank_messages import gather_from_all
+from vlm2vec.ranks import gather_from_all, refuse_alike
 from vlm2vec.training.watch.monitor import Monitor
 
 
@@ -65,10 +62,8 @@ class BadSamples:
             monitor.bad_sample(step, reason)
         self._reasons.update(new)
         if len(self) > self._most:
-            if dist.get_rank():
-                raise SystemExit(EXIT_BAD_INPUT)
             listed = "; ".join(self._reasons.values())
-            raise InputError(
+            refuse_alike(
                 f"{len(self)} unreadable sample(s), --max_bad_samples allows {self._most}: {listed}. "
                 "python -m data_prep.verify lists all damage"
             )

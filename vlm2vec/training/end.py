@@ -9,6 +9,7 @@ import traceback
 from typing import NoReturn
 
 from vlm2vec.errors import EXIT_INTERRUPTED, InputError, report
+from vlm2vec.ranks import is_first_rank
 from vlm2vec.training.checkpoints.writer import CheckpointError
 
 
@@ -28,7 +29,7 @@ def end_process(error: BaseException) -> NoReturn:
 
 def exit_code(error: BaseException) -> int:
     """The exit code of an error, which is printed, if it is not another rank's to report."""
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = is_first_rank()
     if isinstance(error, InputError) or (isinstance(error, KeyboardInterrupt) and is_first):
         return report(error)
     if isinstance(error, KeyboardInterrupt):

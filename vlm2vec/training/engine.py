@@ -1,22 +1,17 @@
-"""The DeepSpeed engine: process group, configuration, optimizer, schedule."""
+"""The DeepSpeed engine: configuration, optimizer, schedule."""
 
 from __future__ import annotations
 
 import os
-import socket
-import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from vlm2vec.device import on_cpu, prepare_device
 from vlm2vec.errors import InputError
-from vlm2vec.ranks import device_index, is_launched, port_in_use, wait_for_port
+from vlm2vec.ranks import set_collective_timeout
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import ModelArguments, RunArguments
 
@@ -26,66 +21,6 @@ BF16_ENGINE: dict[str, Any] = {
     "data_types": {"grad_accum_dtype": "fp32"},
     "communication_data_type": "fp32",
 }
-
-
-def prepare_environment() -> None:
-    """What has to be set before DeepSpeed is imported and ranks meet.
-
-    A start without a launcher becomes a run of one rank.
-
-    Raises:
-        InputError: The launcher's variables are incomplete.
-    """
-    prepare_device()
-    if not is_launched():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-
-def initialize_ranks(timeout_seconds: int, backend: str | None = None) -> torch.device:
-    """Joins the ranks' process group.
-
-    Args:
-        timeout_seconds: Of every collective.
-        backend: Of the collectives; None: the device's own, NCCL on GPUs and gloo on a CPU.
-
-    Returns:
-        This rank's device.
-
-    Raises:
-        InputError: The launcher's variables are incomplete, the port is in use, the first rank cannot be reached, or
-            there are fewer devices than ranks.
-    """
-    prepare_environment()
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.accelerator import get_accelerator
-
-    # torch 2.13 renames two collectives and warns at every call of the old names, which older versions need.
-    warnings.filterwarnings("ignore", message=r".*_tensor` is deprecated", category=FutureWarning)
-    if on_cpu():
-        # An operator for inference only, which DeepSpeed would compile here: a minute, and a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    accelerator = get_accelerator()
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if not on_cpu():
-        local_rank = device_index(os.environ, accelerator.device_count())
-        accelerator.set_device(local_rank)
-    wait_for_port()
-    try:
-        deepspeed.init_distributed(
-            dist_backend=backend or accelerator.communication_backend_name(),
-            timeout=timedelta(seconds=timeout_seconds),
-            verbose=False,
-        )
-    except dist.DistNetworkError as error:
-        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-        if "EADDRINUSE" in str(error):
-            raise port_in_use(int(port)) from error
-        raise InputError(f"rank 0 cannot be reached at {address}:{port}: {str(error).splitlines()[0]}") from error
-    return torch.device(accelerator.device_name(local_rank))
 
 
 def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[str, Any]:
@@ -181,16 +116,3 @@ def share_cores(zero_section: dict[str, Any]) -> None:
     ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     if ranks and zero_section.get("offload_optimizer"):
         torch.set_num_threads(max(torch.get_num_threads(), len(os.sched_getaffinity(0)) // int(ranks)))
-
-
-def set_collective_timeout(seconds: int) -> None:
-    """Gives every process group the time limit; ZeRO makes groups of its own, which keep torch's 30 minutes."""
-    groups = torch.distributed.distributed_c10d
-    for group in list(groups._world.pg_map):
-        groups._set_pg_timeout(timedelta(seconds=seconds), group)
-
-
-def close_ranks() -> None:
-    """Leaves the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()

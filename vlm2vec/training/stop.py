@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.errors import EXIT_INTERRUPTED
+from vlm2vec.ranks import is_first_rank
 
 # sysexits.h's EX_TEMPFAIL: not done, start again to go on.
 EXIT_STOPPED = 75
@@ -76,7 +77,7 @@ class StopRequest:
             now = time.monotonic()
             if self._first_interrupt is None:
                 self._first_interrupt = now
-                if os.environ.get("RANK", "0") == "0":
+                if is_first_rank():
                     os.write(2, b"Ctrl-C: the run saves after this step and ends; a second Ctrl-C ends it at once\n")
             elif now - self._first_interrupt > SECONDS_OF_ONE_CTRL_C:
                 os._exit(EXIT_INTERRUPTED)  # the loader's workers end with their rank

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.errors import InputError
+from vlm2vec.ranks import prepare_environment
 from vlm2vec.training import loop
 from vlm2vec.training.checkpoints.record import LATEST, RECORD, RunRecord, find_checkpoint, read_whole
 from vlm2vec.training.checkpoints.restore import load_engine
 from vlm2vec.training.checkpoints.universal import convert
 from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints, remove_unfinished
-from vlm2vec.training.engine import prepare_environment
 from vlm2vec.training.watch.monitor import SilentMonitor
 
 STATE_FILE = "mp_rank_00_model_states.pt"

@@ -15,8 +15,6 @@ from torch import nn
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
 from vlm2vec.errors import InputError
-from vlm2vec.training.agreement import told
-from vlm2vec.training.checkpoints import disk_space as disk
 from vlm2vec.training.checkpoints.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come
 from vlm2vec.training.flags.checkpoint import CheckpointArguments
 from vlm2vec.training.flags.run import parse_arguments
@@ -37,12 +35,6 @@ def arguments(*flags: str):
             *("--deepspeed", str(REPOSITORY / "ds_configs/zero2.json"), "--global_batch_size", "4", *flags),
         ]
     )
-
-
-def test_problems_are_told_with_their_ranks() -> None:
-    assert told([None, None]) is None
-    assert told(["no shards", "no shards"]) == "no shards"
-    assert told([None, "no shards", "other flags", "no shards"]) == "rank(s) 1, 3: no shards; rank(s) 2: other flags"
 
 
 def test_facts_name_flags_files_and_packages(tmp_path: Path) -> None:
@@ -84,7 +76,6 @@ def test_a_full_disk_is_refused_and_one_that_fills_up_is_warned_of(
 ) -> None:
     engine = SimpleNamespace(module=nn.Linear(1024, 1024, bias=False), zero_optimization_stage=lambda: 2)
     assert checkpoint_bytes(engine, exclude_frozen=False) == 16 * MIB
-    monkeypatch.setattr(disk, "from_first_rank", lambda find: find())
     warnings: list[str] = []
 
     def check(free: int, limit: int | None) -> None:

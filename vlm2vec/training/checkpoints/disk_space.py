@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import InputError
-from vlm2vec.training.agreement import from_first_rank
+from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import checkpoints_of
 from vlm2vec.training.flags.checkpoint import CheckpointArguments
 
@@ -102,7 +102,7 @@ def check_disk(
         if most * size > free:
             message("warning: " + text.format(most))
 
-    from_first_rank(check)
+    on_first_rank(check)
 
 
 def _size(num_bytes: int) -> str:

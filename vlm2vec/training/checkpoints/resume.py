@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import InputError
-from vlm2vec.training.agreement import from_first_rank
+from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import RunRecord, checkpoints_of, find_checkpoint, read_whole
 from vlm2vec.training.checkpoints.writer import remove_unfinished
 from vlm2vec.training.flags.evaluation import EvaluationArguments
@@ -78,7 +78,7 @@ def agree_on_resume(
         remove_unfinished(Path(arguments.training.output_dir))
         return point
 
-    return from_first_rank(find, ResumePoint | None)
+    return on_first_rank(find, ResumePoint | None)
 
 
 def resume_point(

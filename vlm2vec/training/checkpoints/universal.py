@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.errors import InputError, run_program
-from vlm2vec.training.agreement import from_first_rank
+from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import ENGINE_TAG
 from vlm2vec.training.checkpoints.state_files import safe_state_files
 from vlm2vec.training.checkpoints.writer import TEMPORARY_PREFIX
@@ -38,11 +38,11 @@ def universal_state(checkpoint: Path, output_dir: Path, zero_stage: int) -> Iter
     collectives, so that a long conversion is no time-out.
 
     Raises:
-        InputError: The state cannot be read; on the first rank (the others end, see `from_first_rank`).
+        InputError: The state cannot be read; on the first rank (the others end, see `on_first_rank`).
     """
     folder = output_dir / FOLDER
     process = _start(checkpoint, folder, zero_stage) if dist.get_rank() == 0 else None
-    while not from_first_rank(lambda: _has_ended(process, checkpoint)):
+    while not on_first_rank(lambda: _has_ended(process, checkpoint)):
         pass
     try:
         yield folder

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import publish, sync
-from vlm2vec.rank_messages import gather_from_all, send_from_first
+from vlm2vec.ranks import gather_from_all, on_first_rank
 from vlm2vec.training.checkpoints.record import (
     CHECKPOINT_PREFIX,
     ENCODER_FOLDER,
@@ -146,8 +146,7 @@ class Checkpoints:
         self._write_engine(engine, writer, temporary)
         writer.save(rank_state or {}, str(temporary / rank_file(dist.get_rank())))
         everyone = gather_from_all(writer.written, _Written)
-        failure = self._finish(step, temporary, final, everyone) if dist.get_rank() == 0 else None
-        failure = send_from_first(failure, str | None)
+        failure = on_first_rank(lambda: self._finish(step, temporary, final, everyone), str | None)
         if failure is not None:
             self.failed_in_a_row += 1
             raise CheckpointError(f"{final} could not be written: {failure}")

@@ -9,8 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import vlm2vec
-from vlm2vec.rank_messages import send_from_first
-from vlm2vec.training.agreement import refuse_together
+from vlm2vec.ranks import refuse_together, send_from_first
 from vlm2vec.training.build import RECORDED_PACKAGES
 from vlm2vec.training.flags.run import RunArguments
 

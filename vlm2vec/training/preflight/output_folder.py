@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import TEMPORARY_PREFIX
-from vlm2vec.training.agreement import from_first_rank, refuse_together
+from vlm2vec.ranks import on_first_rank, refuse_together
 
 # A network file system's clients look at a folder again after some seconds.
 SECONDS_TO_SEE = 15.0
@@ -31,7 +31,7 @@ def check_output_folder(output_dir: Path, seconds: float = SECONDS_TO_SEE) -> No
         InputError: On the first rank; it names the ranks and their hosts.
         SystemExit: On the others.
     """
-    token = output_dir / from_first_rank(lambda: _write_token(output_dir))
+    token = output_dir / on_first_rank(lambda: _write_token(output_dir))
     try:
         refuse_together(_problem(token, seconds))
     finally:

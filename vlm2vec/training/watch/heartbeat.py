@@ -28,7 +28,7 @@ from torch.distributed.distributed_c10d import Store
 
 from vlm2vec.batches import TrainingBatch
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, report
-from vlm2vec.rank_messages import gather_from_all
+from vlm2vec.ranks import gather_from_all
 from vlm2vec.training.watch.stuck import EXIT_STUCK, GRACE_SECONDS, Mark, Verdict, Witness, Word
 
 _SECONDS_OF_A_TICK = 1.0

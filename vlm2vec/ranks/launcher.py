@@ -1,4 +1,4 @@
-"""Where a process stands among its ranks: the launcher's environment, the port where ranks meet, the device."""
+"""What a launcher gives a rank: the environment, the port where ranks meet, the device. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from vlm2vec.errors import InputError
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # The ranks of a killed job may keep their port for a moment.
 SECONDS_FOR_THE_PORT = 15.0
+
+
+def is_first_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the first rank or a job of its own; before the ranks have met, and after."""
+    return environment.get("RANK", "0") == "0"
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:

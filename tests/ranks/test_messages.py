@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from tests.distributed.forked import run_forked
 from tests.distributed.launcher import REPOSITORY
-from vlm2vec import rank_messages
 from vlm2vec.errors import InputError
-from vlm2vec.rank_messages import decoded, encoded, gather_from_all, send_from_first
+from vlm2vec.ranks import messages
+from vlm2vec.ranks.messages import decoded, encoded, gather_from_all, send_from_first
 
 NUMBERS = {"list": [1, 2.5, None, True], "text": "größer \ud800 \x00", "nested": {"a": {}}}
 
@@ -81,19 +81,19 @@ def rank() -> None:
     assert gather_from_all(values[own], Found) == values
     assert send_from_first(values[own], Found) == values[0]
     assert send_from_first(None if own == 0 else NUMBERS) is None
-    true_encoding, most = rank_messages.encoded, rank_messages.MOST_BYTES
+    true_encoding, most = messages.encoded, messages.MOST_BYTES
     for sender in (0, 2):
-        rank_messages.encoded = pickled if own == sender else true_encoding
+        messages.encoded = pickled if own == sender else true_encoding
         with pytest.raises(InputError, match=rf"what rank {sender} sent cannot be read \(not JSON"):
             gather_from_all(NUMBERS)
-    rank_messages.encoded = pickled
+    messages.encoded = pickled
     with pytest.raises(InputError, match="what rank 0 sent cannot be read"):
         send_from_first(NUMBERS)
-    rank_messages.encoded, rank_messages.MOST_BYTES = true_encoding, 10
+    messages.encoded, messages.MOST_BYTES = true_encoding, 10
     for tell in (gather_from_all, send_from_first):
         with pytest.raises(InputError, match=r"what rank 0 sent cannot be read \(\d+ bytes, expected 1 to 10\)"):
             tell(NUMBERS)
-    rank_messages.MOST_BYTES = most
+    messages.MOST_BYTES = most
     assert gather_from_all(own) == [0, 1, 2]  # all of them refused, and none was left behind
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""What ranks tell one another, as JSON.
+"""What ranks send to one another, as JSON.
 
 torch's own collectives of objects unpickle what arrives, and unpickling runs code: whoever reaches the job's port
 before a rank does could run anything. Here only text arrives, and it is read as the type that is expected.

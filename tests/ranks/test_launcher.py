@@ -8,13 +8,16 @@ import threading
 import pytest
 
 from vlm2vec.errors import InputError
-from vlm2vec.ranks import LAUNCHER_VARIABLES, device_index, is_launched, wait_for_port
+from vlm2vec.ranks import LAUNCHER_VARIABLES, device_index, is_first_rank, is_launched, wait_for_port
 
 WHOLE = dict(zip(LAUNCHER_VARIABLES, ("0", "0", "2", "127.0.0.1", "29500"), strict=True))
 
 
 def test_a_process_of_its_own_and_a_rank_are_told_apart() -> None:
     assert is_launched(WHOLE)
+    assert is_first_rank(WHOLE)
+    assert not is_first_rank({**WHOLE, "RANK": "1"})
+    assert is_first_rank({})
     for alone in ({}, {"WORLD_SIZE": "1"}, {"MASTER_ADDR": "a", "MASTER_PORT": "1"}):
         assert not is_launched(alone)
 

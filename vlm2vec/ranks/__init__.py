@@ -1,0 +1,63 @@
+"""The ranks of a job, for training and evaluation: join, leave, time limits, and agreements among all of them.
+
+Everything works in one process without a process group as well: it is rank 0 of 1.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlm2vec.ranks.launcher import (
+    LAUNCHER_VARIABLES,
+    device_index,
+    is_first_rank,
+    is_launched,
+    port_in_use,
+    wait_for_port,
+)
+
+if TYPE_CHECKING:
+    from vlm2vec.ranks.agreement import on_every_rank, on_first_rank, refuse_alike, refuse_together
+    from vlm2vec.ranks.group import (
+        close_ranks,
+        host_ranks,
+        initialize_ranks,
+        own_rank,
+        prepare_environment,
+        set_collective_timeout,
+        world_size,
+    )
+    from vlm2vec.ranks.messages import gather_from_all, send_from_first
+
+__all__ = [
+    "LAUNCHER_VARIABLES",
+    "close_ranks",
+    "device_index",
+    "gather_from_all",
+    "host_ranks",
+    "initialize_ranks",
+    "is_first_rank",
+    "is_launched",
+    "on_every_rank",
+    "on_first_rank",
+    "own_rank",
+    "port_in_use",
+    "prepare_environment",
+    "refuse_alike",
+    "refuse_together",
+    "send_from_first",
+    "set_collective_timeout",
+    "wait_for_port",
+    "world_size",
+]
+# These need torch; the launcher's environment does not, and light programs read it.
+_NEED_TORCH = ("agreement", "group", "messages")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{each}" for each in _NEED_TORCH)):
+            if name in vars(module):
+                return vars(module)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
