@@ -23,7 +23,7 @@ from benchmarks.sentence_transformers_step import SentenceTransformersStep
 from benchmarks.workloads import Workload, miniature, mmeb_mix
 from vlm2vec.batches import ChunkSizes, TokenBudget
 from vlm2vec.ranks import close_ranks, initialize_ranks
-from vlm2vec.training.flags.run import NO_GRAD_FACTOR
+from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 
 TEMPERATURE = 0.02
 LEARNING_RATE = 1e-4

@@ -8,19 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
-from vlm2vec.errors import InputError, OneLineErrors
+from vlm2vec.errors import InputError
 from vlm2vec.evaluation.summary import AUTO, BENCHMARK_NAMES
+from vlm2vec.messages.dataclass_parser import DataclassParser
 from vlm2vec.messages.old_names import EVALUATION
 
 POOLINGS = ("eos", "last")
 # What belongs to a model beside its weights, and may be chosen here.
 SETTINGS = ("num_crops", "max_len", "normalize")
-
-
-class _Parser(OneLineErrors, HfArgumentParser):
-    old_names = EVALUATION
 
 
 @dataclass
@@ -138,8 +133,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     Raises:
         InputError: an unknown or incomplete option, a folder that does not exist, options that contradict.
     """
-    parser = _Parser(
-        [ModelArguments, DataArguments],
+    parser = DataclassParser(
+        (ModelArguments, DataArguments),
+        old_names=EVALUATION,
         prog="python -m eval.mmeb",
         description="Scores a model on datasets in MMEB-eval's layout: Precision@1, one folder of results.",
         allow_abbrev=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +18,9 @@ from vlm2vec.messages.terminal import column, open_console, print_table
 MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
 
 
-class _Parser(OneLineErrors, argparse.ArgumentParser):
-    pass
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, show, write."""
-    parser = _Parser(prog="python -m eval.report", description=__doc__, allow_abbrev=False)
+    parser = OneLineErrors(prog="python -m eval.report", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder that eval.mmeb (or the original) wrote"
     )

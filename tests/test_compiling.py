@@ -18,7 +18,7 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings
 from vlm2vec.training.engine import refuse_compiled_layers
-from vlm2vec.training.flags.run import ModelArguments
+from vlm2vec.training.flags.model import ModelArguments
 
 # The code that autograd gets, run operator by operator: inductor's C++ compiler would take minutes.
 BACKEND = "aot_eager"

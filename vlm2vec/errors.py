@@ -29,17 +29,24 @@ class InputError(Exception):
 
 
 class OneLineErrors(argparse.ArgumentParser):
-    """For an argument parser: a bad command line is reported as all bad input, one line, without the usage block.
+    """An argument parser: a bad command line is reported as all bad input, one line, without the usage block.
 
     An unknown flag is named before anything else that is wrong, with the nearest one, or with what to say here instead
     of a flag that other programs have. A value that begins with `~` means a home folder also where no shell has
     expanded it: in a recipe, in `--flag=~/x`.
 
-    Attributes:
+    Args:
+        args: As argparse's.
         old_names: Flags of other programs, without dashes, and what to say here.
+        kwargs: As argparse's.
     """
 
     old_names: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, *args: Any, old_names: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if old_names is not None:
+            self.old_names = old_names
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Called by argparse, whatever the way to parse."""

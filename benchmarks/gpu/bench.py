@@ -39,7 +39,8 @@ from vlm2vec.plan.states import ZeroSettings
 from vlm2vec.training.build import schedule
 from vlm2vec.training.engine import build_engine
 from vlm2vec.training.flags.engine_file import read_engine_file
-from vlm2vec.training.flags.run import NO_GRAD_FACTOR, RunArguments
+from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 
 GIB = 2**30

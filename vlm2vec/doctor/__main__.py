@@ -29,10 +29,6 @@ CPU_RANKS = 2
 _COLORS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
-class _Parser(OneLineErrors, argparse.ArgumentParser):
-    pass
-
-
 def findings(options: argparse.Namespace) -> Iterator[Finding]:
     """All checks, one after another."""
     if options.config and options.deepspeed is None:
@@ -64,7 +60,9 @@ def needed_shared_memory(recipe: Path, engine: Path) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report; 1 if something failed."""
-    parser = _Parser(prog="vlm2vec.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineErrors(
+        prog="vlm2vec.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hostfile", type=Path, help="nodes to reach, see launch/hostfile.example")
     parser.add_argument("--dataset_name", type=Path, help="folder of shards")
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed settings of the run: can they be compiled")

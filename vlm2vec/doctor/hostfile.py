@@ -37,10 +37,6 @@ _OWN_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopba
 _HOST = re.compile(r"^\w(?:[\w.-]*\w)?\.?$")
 
 
-class _Parser(OneLineErrors, argparse.ArgumentParser):
-    pass
-
-
 @dataclass(frozen=True)
 class Node:
     """One line of a hostfile.
@@ -264,7 +260,7 @@ def check_ssh(nodes: Sequence[Node]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints where the ranks of a hostfile meet."""
-    parser = _Parser(
+    parser = OneLineErrors(
         prog="vlm2vec.doctor.hostfile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("hostfile", type=Path, help="nodes, see launch/hostfile.example")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from pathlib import Path
@@ -18,13 +17,9 @@ from vlm2vec.training.checkpoints.writer import find_checkpoint
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-class _Parser(OneLineErrors, argparse.ArgumentParser):
-    old_names = EXPORT
-
-
 def main() -> None:
     """Exports from the command line."""
-    parser = _Parser(prog="vlm2vec.export", description=__doc__, allow_abbrev=False)
+    parser = OneLineErrors(old_names=EXPORT, prog="vlm2vec.export", description=__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder (its latest checkpoint)")
     parser.add_argument("output", type=Path, help="folder to make; must not exist, or be empty")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights; the run's compute dtype if not given")

@@ -13,7 +13,8 @@ from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape, PassCost
 from vlm2vec.plan.states import ModelSize, StateMemory, ZeroSettings, state_memory
 from vlm2vec.plan.traffic import Collective, EngineCalls, collectives
-from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
+from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR
 
 GIB = 2**30
 # Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time, 5.5 with recomputation;

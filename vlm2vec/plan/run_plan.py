@@ -37,10 +37,6 @@ _CROPS_OF_PHI_3_5 = 4
 _GIGA, _TERA = 1e9, 1e12
 
 
-class _Parser(OneLineErrors, argparse.ArgumentParser):
-    pass
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the plan of a run."""
     plan = read_plan(list(sys.argv[1:] if argv is None else argv))
@@ -65,8 +61,8 @@ def read_plan(argv: Sequence[str]) -> RunPlan:
     return make_plan(parse_arguments(rest, _ABSENT, also_known=parser._option_string_actions), cluster, workload)
 
 
-def _cluster_parser() -> _Parser:
-    parser = _Parser(
+def _cluster_parser() -> OneLineErrors:
+    parser = OneLineErrors(
         prog="vlm2vec.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,7 +81,7 @@ def _cluster_parser() -> _Parser:
     return parser
 
 
-def parse_cluster(argv: Sequence[str], parser: _Parser | None = None) -> tuple[Hardware, Workload, list[str]]:
+def parse_cluster(argv: Sequence[str], parser: OneLineErrors | None = None) -> tuple[Hardware, Workload, list[str]]:
     """The plan's own flags; the rest is the training program's.
 
     Raises:

@@ -32,7 +32,8 @@ from vlm2vec.shards import ShardSet
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoints.record import RunRecord
 from vlm2vec.training.data import fingerprints, order_remarks
-from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR, RunArguments
+from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR
 from vlm2vec.training.preflight.graph_memory import graphs_that_fit, largest_chunk
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")

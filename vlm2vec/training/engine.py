@@ -13,7 +13,8 @@ from torch import nn
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import set_collective_timeout
 from vlm2vec.training.flags.engine_file import read_engine_file
-from vlm2vec.training.flags.run import ModelArguments, RunArguments
+from vlm2vec.training.flags.model import ModelArguments
+from vlm2vec.training.flags.run import RunArguments
 
 # Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
 BF16_ENGINE: dict[str, Any] = {

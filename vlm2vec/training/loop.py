@@ -13,7 +13,7 @@ from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoints.rank_state import rank_state
 from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
-from vlm2vec.training.flags.run import TrainingArguments
+from vlm2vec.training.flags.training import TrainingArguments
 from vlm2vec.training.skipped_steps import SkippedSteps
 from vlm2vec.training.stop import StopRequest
 from vlm2vec.training.watch.heartbeat import Heartbeat

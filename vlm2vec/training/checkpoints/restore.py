@@ -15,7 +15,8 @@ from vlm2vec.training.checkpoints.record import ENGINE_TAG, RECORD
 from vlm2vec.training.checkpoints.resume import ResumePoint
 from vlm2vec.training.checkpoints.state_files import safe_state_files
 from vlm2vec.training.checkpoints.universal import universal_state
-from vlm2vec.training.flags.run import RunArguments, TrainingArguments
+from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.flags.training import TrainingArguments
 from vlm2vec.training.watch.metrics import StepMeter
 
 

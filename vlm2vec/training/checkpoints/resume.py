@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +11,10 @@ from vlm2vec.errors import InputError
 from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import RunRecord, checkpoints_of, find_checkpoint, read_whole
 from vlm2vec.training.checkpoints.writer import remove_unfinished
-from vlm2vec.training.flags.evaluation import EvaluationArguments
-from vlm2vec.training.flags.run import RunArguments, argument_defaults
-from vlm2vec.training.flags.watch import WatchArguments
+from vlm2vec.training.flags.checkpoint import AUTO, NONE
+from vlm2vec.training.flags.run import POLICIES, RunArguments, argument_defaults
 
-AUTO, NONE = "auto", "none"
 _CHUNKS = ("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size")
-# Arguments that a resumed run may have otherwise: they say where and how fast it runs, not what it computes (up to
-# rounding; with dropout, other chunks or ranks draw other masks). The data's own fingerprint is compared instead of
-# its folder's name. What is not listed here, a new argument too, must be as it was.
-CHANGE_NOTHING = frozenset(
-    {
-        *("num_train_epochs", "warmup_ratio"),  # max_steps and warmup_steps, which they give, are compared
-        *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir"),
-        *("attn_implementation", "gradient_checkpointing", "compile_layers"),
-        *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),
-        *_CHUNKS,
-        *("loss_block_rows", "grad_cache"),
-        *("logging_steps", "save_steps", "save_total_limit", "deterministic"),
-        *(argument.name for argument in dataclasses.fields(EvaluationArguments)),
-        *(argument.name for argument in dataclasses.fields(WatchArguments)),
-    }
-)
 # Differences that are no argument's: other shards behind the same flags, another order of the same samples.
 DATA, ORDER = "dataset_name", "order"
 _BATCH = ("global_batch_size", "per_device_train_batch_size")
@@ -147,7 +128,7 @@ def changes(record: RunRecord, arguments: RunArguments, num_ranks: int, data: Ma
     found = {
         name: f"{before.get(name)} -> {now}"
         for name, now in arguments.as_dict().items()
-        if name not in CHANGE_NOTHING and name not in _BATCH and _plain(before.get(name)) != _plain(now)
+        if POLICIES[name].is_compared_on_resume and _plain(before.get(name)) != _plain(now)
     }
     old_batch = before["global_batch_size"] or before["per_device_train_batch_size"] * record.num_ranks
     new_batch = arguments.global_batch_size(num_ranks)

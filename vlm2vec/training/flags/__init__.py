@@ -1,1 +1,1 @@
-"""What a run is told: one file per group of flags, recipes, refusals, the engine file."""
+"""The flags of a run: one file per group (fields, help, policy, refusals), parsing, recipes, the engine file."""

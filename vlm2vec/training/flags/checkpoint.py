@@ -1,34 +1,39 @@
-"""What a run is told of its checkpoints."""
+"""Flags for checkpoints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from vlm2vec.training.flags.option import option
+from vlm2vec.training.flags.option import Refusal, option
+
+AUTO, NONE = "auto", "none"
 
 
 @dataclass(kw_only=True)
 class CheckpointArguments:
-    """When they are written, how many stay, and from which one a run goes on."""
+    """When checkpoints are written, how many are kept, and from which one a run resumes."""
 
-    save_steps: int | None = option(None, "Write a checkpoint every so many steps; one is always written at the end.")
+    save_steps: int | None = option(None, "Write a checkpoint every N steps, and always one at the end.", "speed")
     save_total_limit: int | None = option(
-        None, "Keep so many checkpoints, the newest, and the best if there is one; all if not given."
+        None, "Keep at most N checkpoints: the newest, and the best if there is one; all if not given.", "speed"
     )
     resume: str = option(
-        "none", "'auto' goes on from the newest whole checkpoint of --output_dir, if there is one; or a checkpoint."
+        NONE,
+        f"'{AUTO}' resumes from the newest complete checkpoint of --output_dir, if there is one; or a checkpoint.",
+        "place",
     )
-    allow_changed: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Arguments that may change the result and yet differ from the checkpoint's, with --resume."},
+    allow_changed: list[str] = option(
+        [],
+        "Arguments that may change the result and yet differ from the checkpoint's, with --resume.",
+        "speed",
+        needs="resume",
     )
 
 
-def checkpoint_refusals(arguments: CheckpointArguments) -> list[tuple[bool, str]]:
-    """What cannot work or would be ignored: whether it is so, and what to say."""
+def checkpoint_refusals(arguments: CheckpointArguments) -> list[Refusal]:
+    """What cannot work or would be ignored."""
     every, most = arguments.save_steps, arguments.save_total_limit
     return [
         (every is not None and every < 1, f"--save_steps {every}: must be at least 1"),
         (most is not None and most < 1, f"--save_total_limit {most}: must be at least 1"),
-        (bool(arguments.allow_changed) and arguments.resume == "none", "--allow_changed: no effect without --resume"),
     ]

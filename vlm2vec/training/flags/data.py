@@ -1,35 +1,39 @@
-"""The flags that say which data a run sees, and in what order."""
+"""Flags for the data: which samples, and in what order."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vlm2vec.batches.mixture import BLOCK, ORDERS
+from vlm2vec.errors import InputError
 from vlm2vec.shards import is_url
-from vlm2vec.training.flags.option import option
+from vlm2vec.training.flags.option import REQUIRED, Refusal, given, no_effect, option
 
 
 @dataclass
 class DataArguments:
     """The shards."""
 
-    dataset_name: str = field(metadata={"help": "Folder of shards, as data_prep.convert writes it, or its URL."})
-    subset_name: list[str] = field(
-        default_factory=lambda: ["all"],
-        metadata={"help": "Subsets to train on; 'all' takes every subset of the shards."},
+    dataset_name: str = option(
+        REQUIRED, "Folder of shards, as data_prep.convert writes it, or its URL.", "place", per_node=True
     )
+    subset_name: list[str] = option(["all"], "Subsets to train on; 'all' takes every subset of the shards.")
     num_sample_per_subset: int | None = option(
-        None, "Use at most so many samples of a subset, drawn with --seed (--first_n: the first ones)."
+        None, "Use at most N samples of a subset, drawn with --seed (--first_n: the first ones)."
     )
-    first_n: bool = option(False, "--num_sample_per_subset takes a subset's first samples, as the original does.")
-    mixture_weights: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Each subset's share of the batches, such as VisDial=2 NIGHTS=1; by size if not given."},
+    first_n: bool = option(
+        False,
+        "--num_sample_per_subset takes a subset's first samples, as the original does.",
+        needs="num_sample_per_subset",
+    )
+    mixture_weights: list[str] = option(
+        [], "Each subset's share of the batches, such as VisDial=2 NIGHTS=1; by size if not given."
     )
     mixture_temperature: float | None = option(
         None, "T: shares by (number of samples)^(1/T) instead; 1 = by size, larger = more even."
     )
-    homogeneous_batch_size: int = option(1, "So many consecutive rows of a batch come from one subset; 1 mixes freely.")
+    homogeneous_batch_size: int = option(1, "N consecutive rows of a batch come from one subset; 1 mixes freely.")
     no_duplicate_positives: bool = option(
         False, "Keep rows with the same target out of each other's batch as far as the data allows."
     )
@@ -37,33 +41,40 @@ class DataArguments:
         "random", "'random' over each subset, or 'block': in blocks read in one piece, for shards behind http or S3."
     )
     cache_dir: str | None = option(
-        None, "Local folder for pieces of shards behind a URL, shared by a node's ranks; a temporary one if not given."
+        None,
+        "Local folder for pieces of shards behind a URL, shared by a node's ranks; a temporary one if not given.",
+        "place",
+        per_node=True,
     )
-    cache_gb: float = option(50.0, "The oldest pieces of shards behind a URL go when there are more gigabytes.")
+    cache_gb: float = option(50.0, "Cache size limit in GB; the oldest pieces are evicted first.", "speed")
     max_bad_samples: int = option(
-        10, "Samples found unreadable are replaced by others of their subset and reported; more than this end the run."
+        10,
+        "Samples found unreadable are replaced by others of their subset and reported; more than this end the run.",
+        "speed",
     )
-    image_dir: str | None = option(None, "Refused: shards carry their pictures. Give it to data_prep.convert.")
+    image_dir: str | None = option(
+        None, "Refused: shards carry their images. Give it to data_prep.convert.", "place", per_node=True
+    )
     dataloader_num_workers: int = option(
-        2, "Processes a rank that decode and crop ahead, and one more that plans; 0 = in the rank itself."
+        2, "Processes a rank that decode and crop ahead, and one more that plans; 0 = in the rank itself.", "speed"
     )
 
 
-def data_refusals(data: DataArguments) -> list[tuple[bool, str]]:
-    """What cannot work or would be ignored, each with whether it is so and the remedy."""
+def data_refusals(data: DataArguments) -> list[Refusal]:
+    """What cannot work or would be ignored."""
     most, temperature = data.num_sample_per_subset, data.mixture_temperature
     return [
         (most is not None and most < 1, f"--num_sample_per_subset {most}: must be at least 1"),
-        (data.first_n and most is None, "--first_n: no effect without --num_sample_per_subset"),
         (temperature is not None and temperature <= 0, f"--mixture_temperature {temperature}: must be positive"),
         (
             temperature is not None and bool(data.mixture_weights),
             "--mixture_weights and --mixture_temperature exclude each other: give one",
         ),
         (data.homogeneous_batch_size < 1, "--homogeneous_batch_size: must be at least 1"),
-        (
-            (data.cache_dir is not None or data.cache_gb != 50.0) and not is_url(data.dataset_name),
-            "--cache_dir, --cache_gb: no effect on shards in a folder, only on those behind a URL",
+        no_effect(
+            given(data, ["cache_dir", "cache_gb"]),
+            "on shards in a folder, only on those behind a URL",
+            when=not is_url(data.dataset_name),
         ),
         (data.cache_gb <= 0, f"--cache_gb {data.cache_gb}: must be positive"),
         (data.max_bad_samples < 0, f"--max_bad_samples {data.max_bad_samples}: must be at least 0"),
@@ -73,4 +84,24 @@ def data_refusals(data: DataArguments) -> list[tuple[bool, str]]:
             "--order block with --num_sample_per_subset: a drawn sample has no neighbours to read in one piece; add "
             "--first_n",
         ),
+        (data.image_dir is not None, "--image_dir: shards carry their images; give it to data_prep.convert"),
     ]
+
+
+def mixture_weights(words: Sequence[str]) -> dict[str, float] | None:
+    """The shares that `--mixture_weights` gives to subsets; None if it is not given.
+
+    Raises:
+        InputError: A word that is no share, or a subset twice.
+    """
+    weights: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            raise InputError(f"--mixture_weights {word}: expected SUBSET=WEIGHT, such as NIGHTS=2") from None
+        if name in weights:
+            raise InputError(f"--mixture_weights {name}: given twice")
+        weights[name] = weight
+    return weights or None

@@ -1,11 +1,111 @@
-"""A flag as a dataclass field: its default and its help text."""
+"""A flag as a dataclass field: its default, its help text, and its policy."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlm2vec.errors import InputError
+
+Effect = Literal["result", "speed", "place"]
+REQUIRED = dataclasses.MISSING
+# Whether something is refused, and the message: the flag, what is wrong, the remedy.
+Refusal = tuple[bool, str]
+
+_POLICY = "policy"
 
 
-def option(default: Any, text: str) -> Any:
-    """A field whose docstring is the flag's help."""
-    return dataclasses.field(default=default, metadata={"help": text})
+@dataclass(frozen=True)
+class Policy:
+    """What a flag's value decides, and therefore where it is compared.
+
+    Attributes:
+        effect: "result": what the run computes; a resume refuses another value. "speed": how fast it runs or what is
+            reported, and "place": where something lies; a resume may change both.
+        per_node: Whether the value may differ between nodes, as what lies there is compared instead. All other values
+            must be the same on every rank.
+        compared_as: What a resume compares in the value's place, as the value alone does not decide the result.
+        needs: The flag without which this one has no effect.
+    """
+
+    effect: Effect
+    per_node: bool = False
+    compared_as: str | None = None
+    needs: str | None = None
+
+    @property
+    def is_compared_on_resume(self) -> bool:
+        """Whether a resume refuses another value."""
+        return self.effect == "result" and self.compared_as is None
+
+
+def option(
+    default: Any,
+    text: str,
+    effect: Effect = "result",
+    *,
+    per_node: bool = False,
+    compared_as: str | None = None,
+    needs: str | None = None,
+) -> Any:
+    """A field that is a flag.
+
+    Args:
+        default: Its default; a list for a flag with several values; `REQUIRED` for none.
+        text: The flag's help.
+        effect: See `Policy`, as for the rest.
+        per_node: Whether nodes may have different values.
+        compared_as: What a resume compares instead.
+        needs: A flag of the same group.
+    """
+    metadata = {"help": text, _POLICY: Policy(effect, per_node, compared_as, needs)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def policies(group: Any) -> dict[str, Policy]:
+    """The policies of a group's flags, by name."""
+    return {each.name: each.metadata[_POLICY] for each in dataclasses.fields(group)}
+
+
+def given(group: Any, names: Iterable[str]) -> list[str]:
+    """Those of a group's flags that differ from their defaults, with dashes."""
+    defaults = _defaults(group)
+    return [f"--{name}" for name in names if getattr(group, name) != defaults.get(name)]
+
+
+def unused_refusals(group: Any) -> Iterator[Refusal]:
+    """Refuses the flags of a group whose `needs` is not given."""
+    dependent: dict[str, list[str]] = defaultdict(list)
+    for name, policy in policies(group).items():
+        if policy.needs is not None:
+            dependent[policy.needs].append(name)
+    for needed, names in dependent.items():
+        yield no_effect(given(group, names), f"without --{needed}", when=not given(group, [needed]))
+
+
+def no_effect(flags: list[str], why: str, when: bool = True) -> Refusal:
+    """Refuses flags that would be ignored: "--a, --b: no effect without --c"."""
+    return when and bool(flags), f"{', '.join(flags)}: no effect {why}"
+
+
+def refuse(refusals: Iterable[Refusal]) -> None:
+    """Raises the first refusal that applies.
+
+    Raises:
+        InputError: It.
+    """
+    for is_refused, message in refusals:
+        if is_refused:
+            raise InputError(message)
+
+
+def _defaults(group: Any) -> dict[str, Any]:
+    return {
+        each.name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        for each in dataclasses.fields(group)
+    }

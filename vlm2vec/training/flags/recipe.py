@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vlm2vec.errors import InputError, OneLineErrors
-from vlm2vec.training.flags.length import ALTERNATIVES
+from vlm2vec.training.flags.training import ALTERNATIVES
 
 _NOT_IN_A_RECIPE = ("help", "config", "dry_run")
 

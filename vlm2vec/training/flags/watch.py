@@ -1,30 +1,33 @@
-"""What a run is told of watching it."""
+"""Flags for profiling and MFU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from vlm2vec.training.flags.option import option
+from vlm2vec.training.flags.option import Refusal, option
 
 
 @dataclass(kw_only=True)
 class WatchArguments:
     """Profiles, and what utilization is counted by."""
 
-    profile_steps: list[int] = field(
-        default_factory=list,
-        metadata={"help": "A B: write a torch.profiler trace of steps A to B, counted from 1, into profile/."},
+    profile_steps: list[int] = option(
+        [], "A B: write a torch.profiler trace of steps A to B, counted from 1, into profile/.", "speed"
     )
     flops_profile_step: int | None = option(
-        None, "Write what DeepSpeed's flops profiler counts in this step's forward passes into profile/; not ZeRO-3."
+        None,
+        "Write what DeepSpeed's flops profiler counts in this step's forward passes into profile/; not ZeRO-3.",
+        "speed",
     )
     peak_tflops: float | None = option(
-        None, "A device's TFLOP/s in the compute dtype, for MFU; a table has those of known GPUs in bfloat16."
+        None,
+        "A device's TFLOP/s in the compute dtype, for MFU; a table has those of known GPUs in bfloat16.",
+        "speed",
     )
 
 
-def watch_refusals(arguments: WatchArguments, max_steps: int) -> list[tuple[bool, str]]:
-    """What cannot work or would be ignored: whether it is so, and what to say."""
+def watch_refusals(arguments: WatchArguments, max_steps: int) -> list[Refusal]:
+    """What cannot work, once the number of steps is known."""
     steps, once, peak = arguments.profile_steps, arguments.flops_profile_step, arguments.peak_tflops
     given = f"--profile_steps {' '.join(map(str, steps))}"
     return [

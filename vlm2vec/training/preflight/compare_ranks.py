@@ -1,4 +1,4 @@
-"""Before anything runs: ranks that would not do the same thing are told apart."""
+"""Startup check: stop if any rank's code, packages, flags or files differ from rank 0's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from pathlib import Path
 import vlm2vec
 from vlm2vec.ranks import refuse_together, send_from_first
 from vlm2vec.training.build import RECORDED_PACKAGES
-from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.flags.run import POLICIES, RunArguments
 
-# Where something lies may differ from node to node; what lies there is compared instead.
-PLACES = frozenset(
-    {"model_name", "dataset_name", "deepspeed", "cache_dir", "eval_dataset_name", "eval_image_dir", "image_dir"}
-)
 _MOST = 5
 ABSENT = "absent"
 
@@ -43,7 +39,7 @@ def differences(own: Mapping[str, str], first: Mapping[str, str]) -> str:
 
 def facts(arguments: RunArguments) -> dict[str, str]:
     """What has to be the same on every rank, by what a user knows it as."""
-    flags = {f"--{name}": repr(value) for name, value in arguments.as_dict().items() if name not in PLACES}
+    flags = {f"--{name}": repr(value) for name, value in arguments.as_dict().items() if not POLICIES[name].per_node}
     packages = {f"package {name}": version(name) for name in RECORDED_PACKAGES}
     root = Path(vlm2vec.__file__).parent
     code = {f"file {path.relative_to(root.parent)}": _hash(path) for path in sorted(root.rglob("*.py"))}

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from vlm2vec.batches import ChunkSizes, FixedCounts
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
-from vlm2vec.training.flags.run import DEFAULT_CHUNK_TOKENS, RunArguments
+from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS
 from vlm2vec.training.preflight.rehearsal import ChunkMemory
 
 # Where a chunk should have fitted, others took the rest: room for them.

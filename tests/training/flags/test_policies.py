@@ -1,0 +1,89 @@
+"""A flag's policy stands with the flag: what a resume and the ranks compare, and what is refused, follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from vlm2vec.errors import InputError
+from vlm2vec.training.checkpoints.record import RunRecord
+from vlm2vec.training.checkpoints.resume import changes
+from vlm2vec.training.flags.option import given, option, refuse, unused_refusals
+from vlm2vec.training.flags.run import GROUPS, POLICIES, argument_defaults, parse_arguments
+from vlm2vec.training.preflight.compare_ranks import facts
+
+NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json"]
+DATA = {"shards": "a", "order": "b"}
+PLACES = {"model_name", "dataset_name", "deepspeed", "cache_dir", "eval_dataset_name", "eval_image_dir", "image_dir"}
+
+
+def arguments(*flags: str) -> Any:
+    return parse_arguments([*NEEDED, "--max_steps", "9", "--global_batch_size", "16", *flags])
+
+
+def test_every_flag_says_what_its_value_decides() -> None:
+    fields = [field for group in GROUPS for field in dataclasses.fields(group)]
+    assert len(fields) == len(POLICIES) == len({field.name for field in fields})
+    assert set(argument_defaults()) == set(POLICIES) - {"local_rank"}
+    assert {policy.effect for policy in POLICIES.values()} == {"result", "speed", "place"}
+    for group in GROUPS:
+        names = {field.name for field in dataclasses.fields(group)}
+        assert {POLICIES[name].needs for name in names} - {None} <= names
+
+
+@pytest.mark.parametrize("name", sorted(argument_defaults()))
+def test_a_resume_refuses_another_value_if_the_flag_decides_the_result(name: str) -> None:
+    now = arguments()
+    before = {**json.loads(json.dumps(now.as_dict())), name: "another"}
+    if POLICIES[name].compared_as == "global batch":
+        before |= {"global_batch_size": None, "per_device_train_batch_size": 9}
+    record = RunRecord(step=1, num_ranks=2, zero_stage=2, arguments=before, versions={}, data=DATA)
+    found = changes(record, now, 2, DATA)
+    if POLICIES[name].compared_as == "global batch":
+        assert list(found) == ["global_batch_size"]
+    else:
+        assert list(found) == ([name] if POLICIES[name].effect == "result" and not POLICIES[name].compared_as else [])
+    # What gives steps is compared as steps; nothing else may be left to something else.
+    assert POLICIES[name].compared_as in (None, "global batch", "max_steps", "warmup_steps")
+
+
+def test_ranks_compare_every_flag_but_those_of_a_nodes_places() -> None:
+    compared = {name.removeprefix("--") for name in facts(arguments()) if name.startswith("--")}
+    assert set(argument_defaults()) - compared == PLACES - {"deepspeed"}  # its content is compared under its name
+    assert {name for name, policy in POLICIES.items() if policy.per_node} == {*PLACES, "local_rank"}
+
+
+@dataclasses.dataclass
+class Group:
+    adapter: bool = option(False, "An adapter.")
+    rank: int = option(8, "Its rank.", needs="adapter")
+    layers: list[str] = option(["all"], "Its layers.", "speed", needs="adapter")
+
+
+def test_a_flag_that_needs_another_one_is_refused_without_it() -> None:
+    assert given(Group(rank=4, layers=["a"]), ["rank", "layers"]) == ["--rank", "--layers"]
+    for group in (Group(), Group(adapter=True, rank=4)):
+        refuse(unused_refusals(group))
+    with pytest.raises(InputError, match=r"^--rank, --layers: no effect without --adapter$"):
+        refuse(unused_refusals(Group(rank=4, layers=["a"])))
+    Group().layers.append("b")
+    assert Group().layers == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora_r", "4", "--lora_use_dora", "False"], "--lora_r, --lora_use_dora: no effect without --lora"),
+        (["--allow_changed", "seed"], "--allow_changed: no effect without --resume"),
+        (["--first_n"], "--first_n: no effect without --num_sample_per_subset"),
+        (["--cache_gb", "9"], "--cache_gb: no effect on shards in a folder, only on those behind a URL"),
+        (["--save_best"], "--save_best: no effect without --eval_steps"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        arguments(*flags)
+    assert str(refused.value) == message
