@@ -37,10 +37,10 @@ LAYERS = (
     # The model's own code, and files.
     ("model_folder",),
     ("phi3_v",),
-    ("images", "dora", "device"),
+    ("images", "dora"),
     # What everything may use.
     ("ranks", "mmeb", "formats", "messages"),
-    ("rank_messages",),
+    ("device",),
     ("files",),
     ("errors",),
 )
