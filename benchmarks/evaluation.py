@@ -32,10 +32,10 @@ from eval.arguments import DataArguments
 from vlm2vec import VLM2Vec
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS_CPU
-from vlm2vec.evaluation.datasets import read_data
+from vlm2vec.evaluation.data.datasets import read_data
+from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
-from vlm2vec.evaluation.pictures import scan_pictures
-from vlm2vec.evaluation.plan import item_text, plan_encoding
+from vlm2vec.evaluation.encoding_plan import item_text, plan_encoding
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.decode import open_image
 from vlm2vec.images.folder import ImageFolder
@@ -94,7 +94,7 @@ class Miniature:
         """Encoding the distinct items; finding and encoding them."""
         items, processor = self._data.items, self._encoder.processor
         with stopwatch() as together:
-            pictures = scan_pictures(items, self._images)
+            pictures = scan_images(items, self._images)
             plan = plan_encoding(items, pictures, processor, MAX_LEN, DEFAULT_BATCH_TOKENS_CPU)
             with stopwatch() as encoding:
                 store = EvalStore(self._root / f"store{number}")

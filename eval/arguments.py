@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.summary import AUTO, BENCHMARK_NAMES
+from vlm2vec.evaluation.data.selection import AUTO, BENCHMARK_NAMES
 from vlm2vec.messages.dataclass_parser import DataclassParser
 from vlm2vec.messages.old_names import EVALUATION
 

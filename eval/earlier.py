@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.record import SCORES_FILE, read_summary
-from vlm2vec.evaluation.summary import BENCHMARKS, listed
+from vlm2vec.evaluation.data.selection import BENCHMARKS, listed
+from vlm2vec.evaluation.scores_file import SCORES_FILE, read_summary
 from vlm2vec.mmeb import Benchmark
 
 EMBEDDINGS_FOLDER = "embeddings"

@@ -25,13 +25,13 @@ from vlm2vec.batches.collate import ItemEncoderInputs
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
-from vlm2vec.evaluation.datasets import EvalData, read_data
+from vlm2vec.evaluation.data.datasets import EvalData, read_data
+from vlm2vec.evaluation.data.digests import data_digests
+from vlm2vec.evaluation.data.images import scan_images
+from vlm2vec.evaluation.data.warnings import dataset_warnings
 from vlm2vec.evaluation.encoding import BatchSource, collapse, encode_blocks
-from vlm2vec.evaluation.guards import dataset_warnings
-from vlm2vec.evaluation.identity import data_digests
+from vlm2vec.evaluation.encoding_plan import EncodingPlan, plan_encoding
 from vlm2vec.evaluation.naming import Thing, named_flags
-from vlm2vec.evaluation.pictures import scan_pictures
-from vlm2vec.evaluation.plan import EncodePlan, plan_encoding
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
@@ -102,7 +102,7 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
     """Reads the datasets and pictures and plans the encoding; on rank 0.
 
     Raises:
-        InputError: see `read_data`, `scan_pictures` and `plan_encoding`.
+        InputError: see `read_data`, `scan_images` and `plan_encoding`.
     """
     folders = resolve_model(model_arguments)
     model_arguments, differing = use_settings(model_arguments, folders)
@@ -115,7 +115,7 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
     with named_flags(_FLAGS), links_remedy("--allow_links"):
-        pictures = scan_pictures(data.items, ImageFolder(data_arguments.image_dir, data_arguments.allow_links))
+        pictures = scan_images(data.items, ImageFolder(data_arguments.image_dir, data_arguments.allow_links))
     output = Path(data_arguments.encode_output_path)
     prepare_output(output)
     processor = load_processor(folders.base, folders.adapter, model_arguments.num_crops)
@@ -154,7 +154,7 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
     )
 
 
-def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodePlan, device: torch.device) -> str:
+def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodingPlan, device: torch.device) -> str:
     """Hash of all that decides vectors and ranks: weights, processor settings, items and rows; not of any name."""
     digest = hashlib.sha256(plan.digest.encode())
     settings = [model[name] for name in ("fingerprint", "num_crops", "max_len", "normalize")]
@@ -228,7 +228,7 @@ def finish(setup: Setup, store: EvalStore, arguments: DataArguments) -> None:
     _print_scores(summary, arguments.encode_output_path)
 
 
-def _announce(data: EvalData, plan: EncodePlan, blocks: Sequence[int], warnings: Sequence[str]) -> None:
+def _announce(data: EvalData, plan: EncodingPlan, blocks: Sequence[int], warnings: Sequence[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     num_rows = sum(len(rows) for rows in data.datasets)

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from eval.earlier import EMBEDDINGS_FOLDER, SCORE_SUFFIX
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.aggregation import summarise
+from vlm2vec.evaluation.data.selection import in_order, listed, recognise
 from vlm2vec.evaluation.metrics import DatasetScore
-from vlm2vec.evaluation.record import SCORES_FILE, Count, Share
-from vlm2vec.evaluation.summary import in_order, listed, recognise, summarise
+from vlm2vec.evaluation.scores_file import SCORES_FILE, Count, Share
 from vlm2vec.formats.json_files import StrictModel, checked, read_json
 
 IS_ORIGINAL = "is_original"

@@ -23,7 +23,8 @@ from eval.table import (
     percent,
     score_table,
 )
-from vlm2vec.evaluation.summary import DISTRIBUTIONS, OVERALL, TASKS, in_order
+from vlm2vec.evaluation.aggregation import OVERALL
+from vlm2vec.evaluation.data.selection import DISTRIBUTIONS, TASKS, in_order
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import PUBLISHED_SCORES
 

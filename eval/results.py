@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from eval.earlier import common_benchmark, earlier_scores, refuse_other
 from eval.original import is_original, read_original
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.aggregation import summarise
+from vlm2vec.evaluation.data.selection import in_order
 from vlm2vec.evaluation.metrics import DatasetScore
-from vlm2vec.evaluation.record import SCORES_FILE, read_summary, scores_text
+from vlm2vec.evaluation.scores_file import SCORES_FILE, read_summary, scores_text
 from vlm2vec.evaluation.scoring import PREDICTIONS_SCHEMA, TOP, score_of_table
-from vlm2vec.evaluation.summary import in_order, summarise
 from vlm2vec.files import committed
 from vlm2vec.mmeb import Benchmark
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.original import IS_ORIGINAL
+from vlm2vec.evaluation.aggregation import OVERALL
+from vlm2vec.evaluation.data.selection import BENCHMARKS, DISTRIBUTIONS, TASKS, in_order
 from vlm2vec.evaluation.metrics import METRICS
-from vlm2vec.evaluation.summary import BENCHMARKS, DISTRIBUTIONS, OVERALL, TASKS, in_order
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
 

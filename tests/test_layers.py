@@ -55,7 +55,7 @@ IMPORTS_TO_MEND = {
     ("vlm2vec.phi3_v.processor", "vlm2vec.inputs.item_rules"),
 }
 FUNCTIONS_TO_SHORTEN = {"vlm2vec.training.loop.train", "data_prep.convert.convert"}
-FOLDERS_TO_SHRINK = {"vlm2vec/evaluation"}
+FOLDERS_TO_SHRINK: set[str] = set()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from eval.report import name_runs, to_markdown, to_terminal
 from eval.results import read_scores
 from eval.table import Run, ScoreTable, notes, paper_table, score_table
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
+from vlm2vec.evaluation.aggregation import summarise
 from vlm2vec.evaluation.metrics import DatasetScore
-from vlm2vec.evaluation.summary import summarise
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
 
 MODEL = {"model_name": "models/x", "checkpoint_path": None, "num_crops": 4, "fingerprint": "0123456789abcdef"}

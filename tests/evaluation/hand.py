@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm2vec.evaluation.datasets import EvalRows, read_dataset
-from vlm2vec.evaluation.items import ItemTable, ItemTableBuilder
+from vlm2vec.evaluation.data.datasets import EvalRows, read_dataset
+from vlm2vec.evaluation.data.items import ItemTable, ItemTableBuilder
 
 Row = dict[str, Any]
 

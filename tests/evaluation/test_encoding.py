@@ -10,9 +10,9 @@ from tests.comparing import assert_close_relative
 from tests.evaluation.hand import read, row, write_dataset, write_image
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource, check_finite, collapse, encode_blocks
-from vlm2vec.evaluation.pictures import scan_pictures
-from vlm2vec.evaluation.plan import plan_encoding
+from vlm2vec.evaluation.encoding_plan import plan_encoding
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
@@ -38,7 +38,7 @@ def source_of(folder: Path, encoder: VLM2Vec, batch_tokens: int) -> BatchSource:
     path = write_dataset(folder, "A", [first, row("q", [TAG] * 5 + [""], images=images)])
     _, items = read(path)
     images_of = ImageFolder(folder)
-    plan = plan_encoding(items, scan_pictures(items, images_of), encoder.processor, 256, batch_tokens)
+    plan = plan_encoding(items, scan_images(items, images_of), encoder.processor, 256, batch_tokens)
     return BatchSource(items, plan, images_of, ItemEncoderInputs(encoder.processor, 256))
 
 

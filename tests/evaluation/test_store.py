@@ -12,8 +12,8 @@ from tests.evaluation.hand import read, row, write_dataset
 from tests.shards.damage import OPERATORS
 from tests.shards.forgery import forge_json
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.datasets import EvalData
-from vlm2vec.evaluation.plan import EncodePlan
+from vlm2vec.evaluation.data.datasets import EvalData
+from vlm2vec.evaluation.encoding_plan import EncodingPlan
 from vlm2vec.evaluation.store import EvalStore
 
 TRIALS = 100
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> EvalStore:
     rows, items = read(write_dataset(tmp_path, "D", [row("q1", ["a", "b"]), row("q2", ["b", "a"])]))
     order = np.array([2, 0, 3, 1], np.int32)
     bounds, costs = np.array([0, 2, 4], np.int64), np.array([6, 4], np.int64)
-    plan = EncodePlan(order, np.argsort(order).astype(np.int32), bounds, 0, costs, "0" * 64)
+    plan = EncodingPlan(order, np.argsort(order).astype(np.int32), bounds, 0, costs, "0" * 64)
     made = EvalStore(tmp_path / "store")
     made.write_data(EvalData(tuple(rows), items, None), plan)
     for number in (0, 1):

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.aggregation import summarise
 from vlm2vec.evaluation.metrics import DatasetScore
-from vlm2vec.evaluation.record import scores_text
-from vlm2vec.evaluation.summary import summarise
+from vlm2vec.evaluation.scores_file import scores_text
 from vlm2vec.export import export
 from vlm2vec.export import folder as folder_module
 from vlm2vec.export.base import BaseModel, carry_code_references

@@ -13,8 +13,8 @@ import torch.utils.data
 from vlm2vec.batches.worker import prepare_worker
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.items import ItemTable
-from vlm2vec.evaluation.plan import EncodePlan, encoded_text
+from vlm2vec.evaluation.data.items import ItemTable
+from vlm2vec.evaluation.encoding_plan import EncodingPlan, encoded_text
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder
@@ -41,7 +41,7 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
         inputs: makes the encoder's inputs.
     """
 
-    def __init__(self, items: ItemTable, plan: EncodePlan, folder: ImageFolder, inputs: ItemEncoderInputs) -> None:
+    def __init__(self, items: ItemTable, plan: EncodingPlan, folder: ImageFolder, inputs: ItemEncoderInputs) -> None:
         self.items = items
         self.plan = plan
         self.folder = folder

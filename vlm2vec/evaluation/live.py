@@ -14,10 +14,10 @@ import torch
 from vlm2vec.contrastive import Chunk
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.dora import kept_norms
-from vlm2vec.evaluation.datasets import EvalData
+from vlm2vec.evaluation.aggregation import summarise
+from vlm2vec.evaluation.data.datasets import EvalData
 from vlm2vec.evaluation.encoding import BatchSource, collapse
 from vlm2vec.evaluation.scoring import score_rows
-from vlm2vec.evaluation.summary import summarise
 from vlm2vec.ranks import own_rank, world_size
 
 # One engine call: the engine and the encoder's arguments to float32 (items, hidden).

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from vlm2vec.evaluation.datasets import EvalRows
-from vlm2vec.evaluation.items import Indices, ItemTable
+from vlm2vec.evaluation.data.datasets import EvalRows
+from vlm2vec.evaluation.data.items import Indices, ItemTable
 from vlm2vec.evaluation.metrics import DatasetScore, score_of_ranks
 
 # Scores closer than this, relative to the vectors' lengths, are equal: about ten times what the order of a float32

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.datasets import EvalData, EvalRows
-from vlm2vec.evaluation.items import ItemTable
-from vlm2vec.evaluation.plan import EncodePlan
+from vlm2vec.evaluation.data.datasets import EvalData, EvalRows
+from vlm2vec.evaluation.data.items import ItemTable
+from vlm2vec.evaluation.encoding_plan import EncodingPlan
 from vlm2vec.files import committed
 from vlm2vec.formats.json_files import Count, Sha256, parsed
 
@@ -67,7 +67,7 @@ class EvalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write_data(self, data: EvalData, plan: EncodePlan) -> None:
+    def write_data(self, data: EvalData, plan: EncodingPlan) -> None:
         """Writes what is to be encoded and ranked."""
         names = tuple(rows.name for rows in data.datasets)
         about = _About(names, data.items.files, len(data.items), plan.num_image_batches, plan.digest)
@@ -114,7 +114,7 @@ class EvalStore:
             _expect_indices(table.column("file").to_numpy(), len(about.files))
         return items
 
-    def plan(self) -> EncodePlan:
+    def plan(self) -> EncodingPlan:
         """The batches.
 
         Raises:
@@ -122,7 +122,7 @@ class EvalStore:
         """
         about, path = self._about(), self.folder / _PLAN
         with self._read(path):
-            plan = EncodePlan(
+            plan = EncodingPlan(
                 **_arrays(path, _PLAN_ARRAYS), num_image_batches=about.num_image_batches, digest=about.digest
             )
             _expect_ends(plan.bounds, len(plan.order))
@@ -148,7 +148,7 @@ class EvalStore:
             _expect(len(rows.offsets) == len(rows) + 1, "not one offset for each row")
         return rows
 
-    def missing_blocks(self, plan: EncodePlan) -> list[int]:
+    def missing_blocks(self, plan: EncodingPlan) -> list[int]:
         """Numbers of the blocks that are still to be encoded."""
         if (self.folder / _VECTORS).is_file():
             return []
@@ -159,7 +159,7 @@ class EvalStore:
         with self._told(), committed(self._block(number)) as path, path.open("wb") as file:
             np.save(file, vectors)
 
-    def assemble(self, plan: EncodePlan) -> None:
+    def assemble(self, plan: EncodingPlan) -> None:
         """Joins all blocks into one file; called on one rank when no block is missing."""
         if (self.folder / _VECTORS).is_file():
             return

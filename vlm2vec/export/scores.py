@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.record import read_summary
+from vlm2vec.evaluation.scores_file import read_summary
 
 _FURTHER_GROUPS = ("IND", "OOD", "overall")
 

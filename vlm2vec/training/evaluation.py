@@ -13,12 +13,12 @@ from pydantic import Field
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.datasets import read_data
+from vlm2vec.evaluation.data.datasets import read_data
+from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource
+from vlm2vec.evaluation.encoding_plan import plan_encoding
 from vlm2vec.evaluation.live import LiveEvaluation, ModelCall
 from vlm2vec.evaluation.naming import Thing, named_flags
-from vlm2vec.evaluation.pictures import scan_pictures
-from vlm2vec.evaluation.plan import plan_encoding
 from vlm2vec.files import committed
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
 from vlm2vec.images.folder import ImageFolder, links_remedy
@@ -152,7 +152,7 @@ def build_evaluation(
     folder = ImageFolder(arguments.eval_image_dir, arguments.eval_allow_links)
     batch_tokens = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
     with named_flags(_FLAGS), links_remedy("--eval_allow_links"):
-        images = scan_pictures(data.items, folder)
+        images = scan_images(data.items, folder)
     plan = plan_encoding(data.items, images, inputs.processor, inputs.max_len, batch_tokens)
     live = LiveEvaluation(data, BatchSource(data.items, plan, folder, inputs), inputs.padding_chunk(), num_workers)
     return RunEvaluation(live, model_call, arguments.eval_steps, output_dir, arguments.save_best, device)

@@ -39,7 +39,7 @@ class Monitor(Protocol):
         """A window's figures after `step` steps."""
 
     def scores(self, step: int, summary: Mapping[str, Any]) -> None:
-        """An evaluation's scores after `step` steps, as `vlm2vec.evaluation.summary.summarise` gives them."""
+        """An evaluation's scores after `step` steps, as `vlm2vec.evaluation.aggregation.summarise` gives them."""
 
     def bad_sample(self, step: int, reason: str) -> None:
         """A sample of a step, counted from 0, that could not be read; another one stands in its place."""

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vlm2vec.errors import InputError
+from vlm2vec.evaluation.aggregation import OVERALL
+from vlm2vec.evaluation.data.selection import DISTRIBUTIONS
 from vlm2vec.evaluation.metrics import METRICS
-from vlm2vec.evaluation.summary import DISTRIBUTIONS, OVERALL
 from vlm2vec.formats.json_files import CHECKSUM, StrictModel, checked, read_json, with_checksum, without_checksum
 
 SCORES_FILE = "scores.json"

@@ -8,31 +8,31 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from vlm2vec.evaluation.datasets import EvalData, EvalRows
-from vlm2vec.evaluation.items import ItemTable
-from vlm2vec.evaluation.pictures import Picture
+from vlm2vec.evaluation.data.datasets import EvalData, EvalRows
+from vlm2vec.evaluation.data.images import ImageFile
+from vlm2vec.evaluation.data.items import ItemTable
 
 _ITEM_BYTES = 16
 _ROWS_AT_A_TIME = 256
 
 
-def data_digests(data: EvalData, pictures: Mapping[str, Picture]) -> dict[str, str]:
+def data_digests(data: EvalData, images: Mapping[str, ImageFile]) -> dict[str, str]:
     """By dataset, a hash of its rows in their order: texts, image paths, the images' bytes.
 
     Args:
         data: What is scored.
-        pictures: Its images by path.
+        images: Its images by path.
     """
-    items = _item_digests(data.items, pictures)
+    items = _item_digests(data.items, images)
     return {rows.name: _digest(rows, items) for rows in data.datasets}
 
 
-def _item_digests(items: ItemTable, pictures: Mapping[str, Picture]) -> npt.NDArray[np.uint8]:
+def _item_digests(items: ItemTable, images: Mapping[str, ImageFile]) -> npt.NDArray[np.uint8]:
     """A hash of every item of the table, uint8 (items, 16)."""
     parts = bytearray()
     for index in range(len(items)):
         image = items.image(index)
-        digest = hashlib.blake2b(pictures[image].content if image else b"", digest_size=_ITEM_BYTES)
+        digest = hashlib.blake2b(images[image].content if image else b"", digest_size=_ITEM_BYTES)
         for text in (items.text(index), image):
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)

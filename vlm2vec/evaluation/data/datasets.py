@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.items import Indices, ItemTable, ItemTableBuilder
+from vlm2vec.evaluation.data.items import Indices, ItemTable, ItemTableBuilder
+from vlm2vec.evaluation.data.selection import benchmark_of, select
 from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.evaluation.progress import progress_bar
-from vlm2vec.evaluation.summary import benchmark_of, select
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
 from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
 from vlm2vec.mmeb import Benchmark

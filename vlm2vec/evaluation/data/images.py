@@ -1,4 +1,4 @@
-"""What the pictures of a run are, before any is decoded: content and size."""
+"""The image files that items name, before any is decoded: content and size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.items import ItemTable
+from vlm2vec.evaluation.data.items import ItemTable
 from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.images.decode import read_header
@@ -23,16 +23,16 @@ _AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file: 128-bit hash of its bytes, width and height in pixels."""
+class ImageFile:
+    """An image file: 128-bit hash of its bytes, width and height in pixels."""
 
     content: bytes
     width: int
     height: int
 
 
-def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture]:
-    """Reads every picture file of the items once, undecoded.
+def scan_images(items: ItemTable, folder: ImageFolder) -> Mapping[str, ImageFile]:
+    """Reads every image file of the items once, undecoded.
 
     Returns:
         By path.
@@ -40,7 +40,7 @@ def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture
     Raises:
         OutsideLinkError: a link that leads out of the folder and is not allowed, found before an image is read if it
             is a folder's or all images' of a folder.
-        InputError: a path that leads out of the folder, a missing file, a file that is no picture; the message names
+        InputError: a path that leads out of the folder, a missing file, a file that is no image; the message names
             the first one, the row that uses it, and how many more are bad.
     """
     first_use: dict[str, int] = {}
@@ -49,14 +49,14 @@ def scan_pictures(items: ItemTable, folder: ImageFolder) -> Mapping[str, Picture
             first_use.setdefault(image, index)
     paths = list(first_use)
     _refuse_outside_links(items, first_use, folder)
-    found: dict[str, Picture] = {}
+    found: dict[str, ImageFile] = {}
     failures: list[tuple[str, InputError]] = []
 
     runs = [paths[start : start + _AT_A_TIME] for start in range(0, len(paths), _AT_A_TIME)]
     with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(paths), "check", "picture") as progress:
         for run, results in zip(runs, pool.map(lambda run: [_scan(folder, path) for path in run], runs), strict=True):
             for path, result in zip(run, results, strict=True):
-                if isinstance(result, Picture):
+                if isinstance(result, ImageFile):
                     found[path] = result
                 else:
                     failures.append((path, result))
@@ -84,10 +84,10 @@ def _refuse_outside_links(items: ItemTable, first_use: Mapping[str, int], folder
             pass  # counted among all images' failures
 
 
-def _scan(folder: ImageFolder, path: str) -> Picture | InputError:
+def _scan(folder: ImageFolder, path: str) -> ImageFile | InputError:
     try:
         data = folder.read(path)
         header = read_header(data, str(folder.root / path))
     except InputError as error:
         return error
-    return Picture(hashlib.blake2b(data, digest_size=16).digest(), header.width, header.height)
+    return ImageFile(hashlib.blake2b(data, digest_size=16).digest(), header.width, header.height)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlm2vec.evaluation.datasets import EvalRows
-from vlm2vec.evaluation.items import Indices
-from vlm2vec.evaluation.summary import listed
+from vlm2vec.evaluation.data.datasets import EvalRows
+from vlm2vec.evaluation.data.items import Indices
+from vlm2vec.evaluation.data.selection import listed
 from vlm2vec.mmeb import MMEB, MMEB_EVAL_ROWS, Benchmark
 
 
@@ -15,7 +15,7 @@ def dataset_warnings(rows: EvalRows, position: Indices, benchmark: Benchmark | N
 
     Args:
         rows: the dataset.
-        position: the number of the distinct item (same text, same picture bytes) for every item of the table.
+        position: the number of the distinct item (same text, same image bytes) for every item of the table.
         benchmark: what it is scored as part of.
     """
     warnings = []

@@ -10,10 +10,10 @@ import pytest
 
 from tests.evaluation.hand import pairs, read, row, write_dataset
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation import datasets
-from vlm2vec.evaluation.datasets import find_datasets, read_data, read_dataset, resolve_datasets
-from vlm2vec.evaluation.guards import dataset_warnings
-from vlm2vec.evaluation.items import ItemTableBuilder
+from vlm2vec.evaluation.data import datasets
+from vlm2vec.evaluation.data.datasets import find_datasets, read_data, read_dataset, resolve_datasets
+from vlm2vec.evaluation.data.items import ItemTableBuilder
+from vlm2vec.evaluation.data.warnings import dataset_warnings
 
 
 def test_equal_items_share_an_index_within_and_across_datasets(tmp_path: Path):

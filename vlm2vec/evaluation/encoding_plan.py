@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from vlm2vec.batches.layout import deal
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.items import Indices, ItemTable
-from vlm2vec.evaluation.pictures import Picture
+from vlm2vec.evaluation.data.images import ImageFile
+from vlm2vec.evaluation.data.items import Indices, ItemTable
 from vlm2vec.inputs.item_rules import item_text
 from vlm2vec.inputs.packing import PackedItem, TokenBudget
 from vlm2vec.phi3_v import Phi3VProcessor
@@ -23,7 +23,7 @@ _LEAST_BLOCKS = 64
 
 
 @dataclass(frozen=True)
-class EncodePlan:
+class EncodingPlan:
     """The order in which distinct items are encoded, and the batches they share.
 
     Two items are the same where text and picture bytes are, whatever the picture's path. The plan depends on the items
@@ -73,12 +73,12 @@ class EncodePlan:
 
 def plan_encoding(
     items: ItemTable,
-    pictures: Mapping[str, Picture],
+    pictures: Mapping[str, ImageFile],
     processor: Phi3VProcessor,
     max_len: int | None,
     batch_tokens: int,
     max_items: int | None = None,
-) -> EncodePlan:
+) -> EncodingPlan:
     """Finds the distinct items, counts their tokens and packs batches of like length.
 
     Args:
@@ -113,7 +113,7 @@ def plan_encoding(
     row_of_number[order] = np.arange(len(order), dtype=np.int32)
     bounds = np.cumsum([0, *(len(batch) for batch in batches)]).astype(np.int64)
     keys = list(numbers)
-    return EncodePlan(
+    return EncodingPlan(
         order=np.asarray(first, dtype=np.int32)[order],
         position=row_of_number[distinct],
         bounds=bounds,
@@ -136,7 +136,7 @@ def encoded_text(items: ItemTable, index: int) -> str:
 
 
 def _num_tokens(
-    items: ItemTable, index: int, picture: Picture | None, processor: Phi3VProcessor, max_len: int | None
+    items: ItemTable, index: int, picture: ImageFile | None, processor: Phi3VProcessor, max_len: int | None
 ) -> int:
     try:
         image_tokens = [processor.num_image_tokens(picture.width, picture.height)] if picture else []

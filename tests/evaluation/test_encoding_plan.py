@@ -10,9 +10,9 @@ import pytest
 
 from tests.evaluation.hand import read, row, write_dataset, write_image
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.guards import dataset_warnings
-from vlm2vec.evaluation.pictures import scan_pictures
-from vlm2vec.evaluation.plan import plan_encoding
+from vlm2vec.evaluation.data.images import scan_images
+from vlm2vec.evaluation.data.warnings import dataset_warnings
+from vlm2vec.evaluation.encoding_plan import plan_encoding
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.mmeb import MMEB
@@ -28,7 +28,7 @@ def processor(mini_model_dir: Path) -> Phi3VProcessor:
 
 def plan_of(folder: Path, items, processor, batch_tokens: int = 64, max_items: int | None = None):
     return plan_encoding(
-        items, scan_pictures(items, ImageFolder(folder)), processor, 256, batch_tokens, max_items=max_items
+        items, scan_images(items, ImageFolder(folder)), processor, 256, batch_tokens, max_items=max_items
     )
 
 
@@ -121,7 +121,7 @@ def test_missing_pictures_are_counted_before_anything_is_loaded(tmp_path: Path):
     path = write_dataset(tmp_path, "A", [row("q", ["", "", ""], images=["here.png", "gone.png", "lost.png"])])
     message = r"row 0: .*gone\.png: no such image .* \(and 1 more of 3 pictures\)"
     with pytest.raises(InputError, match=message):
-        scan_pictures(read(path)[1], ImageFolder(tmp_path))
+        scan_images(read(path)[1], ImageFolder(tmp_path))
 
 
 @pytest.mark.parametrize("image", ["/etc/hostname", "../secret.png", "a/../../secret.png", "nul\0.png", "link.png"])
@@ -131,14 +131,14 @@ def test_pictures_outside_the_folder_are_refused(tmp_path: Path, image):
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x"], query_image=image)])
     with pytest.raises(InputError, match=r"row 0: .*(relative and without|leads out of|NUL)"):
-        scan_pictures(read(path)[1], ImageFolder(tmp_path / "images"))
+        scan_images(read(path)[1], ImageFolder(tmp_path / "images"))
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     path = write_dataset(tmp_path, "A", [row(TAG, ["x"], query_image="a.png")])
     with pytest.raises(InputError, match=r"row 0: .*a\.png: not a JPEG"):
-        scan_pictures(read(path)[1], ImageFolder(tmp_path))
+        scan_images(read(path)[1], ImageFolder(tmp_path))
 
 
 def warnings_of(tmp_path: Path, name: str, rows: list, benchmark=None) -> list[str]:
