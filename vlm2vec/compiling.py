@@ -6,9 +6,12 @@ decides on the host (where images go, which lengths a row has) stays outside.
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
+from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -17,7 +20,7 @@ from vlm2vec.dora import DoraLinear
 # A layer's variants: with and without a graph, training or not, one row or several, DoRA norms kept or not.
 _MOST_VARIANTS = 32
 # Dropout draws the numbers that it draws uncompiled. Pass 1 and pass 2 are compiled apart, and must have equal masks.
-_OPTIONS = {"fallback_random": True}
+_OPTIONS: dict[str, Any] = {"fallback_random": True}
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
@@ -49,12 +52,12 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
 def _compiled_class(kind: type[nn.Module], backend: str) -> type[nn.Module]:
     """A subclass with compiled code: a closure in each layer instead would keep the original of a copied model."""
     uncheckpointed = getattr(kind.forward, "__wrapped__", kind.forward)
-    compiled = torch.compile(  # type: ignore[call-overload]  # torch's stubs do not know recompile_limit
-        uncheckpointed,
-        backend=backend,
-        dynamic=True,
-        options=_OPTIONS if backend == "inductor" else None,
-        recompile_limit=_MOST_VARIANTS,
+    limit: dict[str, Any] = {"recompile_limit": _MOST_VARIANTS}
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:  # before torch 2.12, for the process alone
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
+        limit = {}
+    compiled = torch.compile(
+        uncheckpointed, backend=backend, dynamic=True, options=_OPTIONS if backend == "inductor" else None, **limit
     )
     # Making the subclass puts gradient checkpointing around its `forward` again.
     return type(kind.__name__, (kind,), {"forward": compiled, "__module__": kind.__module__})

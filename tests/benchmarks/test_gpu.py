@@ -51,7 +51,7 @@ def test_the_script_runs_every_table_on_a_cpu(tmp_path: Path) -> None:
         timeout=HANG_SECONDS,
         check=False,
     )
-    log = (tmp_path / "all.log").read_text()
+    log = (tmp_path / "log.txt").read_text()
     assert done.returncode == 0, log[-4000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["run"] for row in rows if row["status"] != "ok"] == []
