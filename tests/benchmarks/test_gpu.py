@@ -71,6 +71,29 @@ def test_the_script_runs_every_table_on_a_cpu(tmp_path: Path) -> None:
     )
 
 
+def test_the_script_takes_parts_and_shows_why_one_failed(tmp_path: Path) -> None:
+    def ran(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["benchmarks/gpu_first.sh", "--tiny", *words],
+            cwd=REPOSITORY,
+            env={**environment(), "OUT": str(tmp_path), "PYTHON": sys.executable, **more},
+            capture_output=True,
+            text=True,
+            timeout=HANG_SECONDS,
+            check=False,
+        )
+
+    refused = ran("ceilings")
+    assert (refused.returncode, refused.stderr) == (2, "gpu_first.sh: ceilings: expected TABLE[+TABLE...]:SECONDS\n")
+    done = ran("nonsense:300", "ceilings:300", LIMIT=str(HANG_SECONDS))
+    assert done.returncode == 1
+    tables = (tmp_path / "tables.md").read_text()
+    assert "nonsense: exit code 2; the end of what it said:" in tables
+    assert "invalid choice: 'nonsense'" in tables
+    assert "| copy on the device | " in tables
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["log.txt", "machine.txt", "rows.jsonl", "tables.md"]
+
+
 def test_a_row_that_raises_loses_nothing_but_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "new" / "rows.jsonl"
     recorder = Recorder(file, 1000, "a device")
