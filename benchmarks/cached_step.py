@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.workloads import Workload
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
-from vlm2vec.batches.collate import end_to_end_positions
+from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec

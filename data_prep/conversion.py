@@ -10,7 +10,7 @@ from data_prep.pictures import CheckedPictures, PictureSource, UnusableImageErro
 from data_prep.source import SourceTable
 from vlm2vec.errors import InputError
 from vlm2vec.files import sha256_of
-from vlm2vec.inputs.item_rules import check_item, says_nothing
+from vlm2vec.item_rules import check_item, says_nothing
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_name
 from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow

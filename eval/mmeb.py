@@ -21,7 +21,6 @@ from eval.earlier import EMBEDDINGS_FOLDER, earlier_scores, refuse_other
 from eval.model import ModelFolders, describe_model, device_of_rank, load_encoder, resolve_model, use_settings
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
-from vlm2vec.batches.collate import ItemEncoderInputs
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
@@ -36,6 +35,7 @@ from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder, links_remedy
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import Benchmark
 from vlm2vec.model_folder.loading import load_processor

@@ -20,8 +20,8 @@ from tests import golden
 from tests.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.inputs.items import EncodeItem, plan_batches
+from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import collate_items
 
 pytestmark = pytest.mark.numeric

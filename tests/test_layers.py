@@ -39,7 +39,7 @@ LAYERS = (
     ("phi3_v",),
     ("images", "dora"),
     # What everything may use.
-    ("ranks", "mmeb", "formats", "messages"),
+    ("ranks", "mmeb", "formats", "messages", "item_rules"),
     ("device",),
     ("files",),
     ("errors",),
@@ -52,7 +52,6 @@ MANY_PARAMETERS = {"vlm2vec.encoder.VLM2Vec.from_pretrained"}
 # Still to do, to be empty: (importing module, imported module); functions; folders.
 IMPORTS_TO_MEND = {
     ("benchmarks.gpu.exactness", "tests.distributed.exactness"),
-    ("vlm2vec.phi3_v.processor", "vlm2vec.inputs.item_rules"),
 }
 FUNCTIONS_TO_SHORTEN = {"vlm2vec.training.loop.train", "data_prep.convert.convert"}
 FOLDERS_TO_SHRINK: set[str] = set()

@@ -28,11 +28,12 @@ from vlm2vec.batches import (
     TrainingBatches,
     lay_out,
 )
-from vlm2vec.batches.collate import MadeChunk, PlannedItem
+from vlm2vec.batches.reader import MadeChunk
+from vlm2vec.batches.step_plan import PlannedItem
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import NamedItem
-from vlm2vec.inputs.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.shards import Item, ShardSet
 from vlm2vec.shards.writer import StoredItem

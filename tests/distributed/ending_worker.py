@@ -7,7 +7,7 @@ import sys
 
 from vlm2vec import train
 from vlm2vec.batches import PlanSource
-from vlm2vec.batches.collate import StepPlan
+from vlm2vec.batches.step_plan import StepPlan
 from vlm2vec.errors import InputError, run_program
 
 UNREACHABLE = "http://store/Photos-00000.tar: no answer after 4 attempts"

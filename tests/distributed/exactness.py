@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tests.distributed.tiny import tiny_item, tiny_model
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
-from vlm2vec.batches.collate import end_to_end_positions
+from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots

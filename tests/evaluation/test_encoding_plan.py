@@ -14,7 +14,7 @@ from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.data.warnings import dataset_warnings
 from vlm2vec.evaluation.encoding_plan import plan_encoding
 from vlm2vec.images.folder import ImageFolder
-from vlm2vec.inputs.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.mmeb import MMEB
 from vlm2vec.phi3_v import Phi3VProcessor
 

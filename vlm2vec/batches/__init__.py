@@ -1,11 +1,12 @@
 """The global order, dealing it to ranks, packing chunks, loading."""
 
-from vlm2vec.batches.collate import BatchReader, ChunkSizes, StepHeader
 from vlm2vec.batches.layout import BatchLayout, lay_out
 from vlm2vec.batches.loader import PlanSource, TrainingBatch, TrainingBatches
 from vlm2vec.batches.mixture import Mixture
 from vlm2vec.batches.order import GlobalOrder
+from vlm2vec.batches.reader import BatchReader
 from vlm2vec.batches.replacement import GlobalBatch
+from vlm2vec.batches.step_plan import ChunkSizes, StepHeader
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 

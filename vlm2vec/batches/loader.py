@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from vlm2vec.batches.collate import BatchReader, MadeChunk, PlannedItem, StepHeader, StepPlan
 from vlm2vec.batches.layout import lay_out
 from vlm2vec.batches.order import GlobalOrder
+from vlm2vec.batches.reader import BatchReader, MadeChunk
+from vlm2vec.batches.step_plan import PlannedItem, StepHeader, StepPlan
 from vlm2vec.batches.worker import prepare_worker
 from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.errors import InputError

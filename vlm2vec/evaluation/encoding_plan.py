@@ -13,8 +13,8 @@ from vlm2vec.batches.layout import deal
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.images import ImageFile
 from vlm2vec.evaluation.data.items import Indices, ItemTable
-from vlm2vec.inputs.item_rules import item_text
 from vlm2vec.inputs.packing import PackedItem, TokenBudget
+from vlm2vec.item_rules import item_text
 from vlm2vec.phi3_v import Phi3VProcessor
 
 # A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.

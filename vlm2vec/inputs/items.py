@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image, read_header
-from vlm2vec.inputs.item_rules import item_text
+from vlm2vec.item_rules import item_text
 from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem
 
 # An image: already decoded, a path, or a file's bytes.

@@ -16,8 +16,8 @@ from torch import Tensor
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.contrastive import Chunk
 from vlm2vec.inputs.encoder_inputs import NamedItem
-from vlm2vec.inputs.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.inputs.packing import FixedCounts, Packing
+from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.shards import Item
 
 # A backward pass holds more than its graph: the layer that runs backward, recomputed activations, their gradients.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.item_rules import check_item, image_tags
+from vlm2vec.item_rules import check_item, image_tags
 
 SQUARE = (30, 30)
 

@@ -1,108 +1,26 @@
-"""From references into the shards to a rank's chunks: read, tokenise, pack; decode and crop when a chunk is made."""
+"""Reads a rank's items from the shards: their texts to plan a step, their images when a chunk is made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
 from vlm2vec.batches.replacement import GlobalBatch
+from vlm2vec.batches.step_plan import ChunkSizes, PlannedItem, StepHeader, StepPlan, end_to_end_positions
 from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs, NamedItem
-from vlm2vec.inputs.packing import PackedItem, Packing, TokenBudget, merge
+from vlm2vec.inputs.packing import PackedItem
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet
 
 # Samples that are in memory with their undecoded pictures while a step is planned.
 _READ_TOGETHER = 512
-
-
-@dataclass(frozen=True)
-class ChunkSizes:
-    """How a rank's items become chunks.
-
-    Attributes:
-        packing: Chunks with a graph.
-        no_grad_tokens: Token budget of the pass without a graph; None runs the chunks of the pass with one.
-        keep_graphs: So many chunks, the last ones, keep their graph from pass 1 and do not run twice.
-    """
-
-    packing: Packing
-    no_grad_tokens: int | None = None
-    keep_graphs: int = 0
-
-    def phases(self, items: Sequence[PackedItem]) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-        """Indices of the items of each chunk: in pass 1, in pass 1 with graph, in pass 2 (see `StepChunks`)."""
-        chunks = self.packing.pack(items)
-        first_kept = max(0, len(chunks) - self.keep_graphs)
-        repeat, keep = chunks[:first_kept], chunks[first_kept:]
-        encode = repeat if self.no_grad_tokens is None else merge(repeat, items, TokenBudget(self.no_grad_tokens))
-        return encode, keep, repeat
-
-
-@dataclass(frozen=True)
-class StepHeader:
-    """One rank's part of a global batch but for the chunks.
-
-    Attributes:
-        step: Counted from 0.
-        epoch: Counted from 0.
-        layout: Where the items belong in the global batch.
-        row_subsets: The subset of each of this rank's rows, as index into the shards' subsets, shape (rows,), int64.
-        num_items: Items that this rank encodes.
-        num_tokens: Their tokens, padding not counted.
-        squared_tokens: The sum of the squares of their tokens, which attention costs.
-        num_crops: Crops of their pictures.
-        phases: For each phase of `StepChunks` the number of chunks, and of chunks with images.
-    """
-
-    step: int
-    epoch: int
-    layout: StepLayout
-    row_subsets: Tensor
-    num_items: int
-    num_tokens: int
-    squared_tokens: int
-    num_crops: int
-    phases: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedItem:
-    """An item of a step: its text, and where its picture is read.
-
-    Attributes:
-        reference: Where it is read.
-        name: What messages call it.
-        text: Its text.
-        has_image: Whether it has a picture.
-        damage: Why it cannot be read; None if it could.
-    """
-
-    reference: ItemReference
-    name: str
-    text: str
-    has_image: bool
-    damage: str | None = None
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """A step of one rank, tokenised and packed but not decoded; small, as it travels between processes.
-
-    Attributes:
-        header: What is known without decoding.
-        chunks: The items of every chunk, in the order in which the step runs them: all phases, one after another.
-    """
-
-    header: StepHeader
-    chunks: list[list[PlannedItem]]
 
 
 class MadeChunk(NamedTuple):
@@ -245,11 +163,3 @@ class BatchReader:
 
 def _place(reference: ItemReference) -> tuple[str, int]:
     return reference.subset, reference.position
-
-
-def end_to_end_positions(chunks: Sequence[Sequence[int]]) -> Tensor:
-    """For each item its position in the chunks put end to end, shape (items,), int64."""
-    end_to_end = torch.tensor([index for chunk in chunks for index in chunk], dtype=torch.int64)
-    position = torch.empty_like(end_to_end)
-    position[end_to_end] = torch.arange(len(end_to_end))
-    return position
