@@ -103,7 +103,7 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     arguments, changed_settings = on_every_rank(partial(with_model_settings, arguments))
     choose_kernels(training.deterministic, is_float32=not arguments.model.bf16)
     shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
-    compare_data(shards, order, device)
+    compare_data(shards, order)
     arguments = on_every_rank(lambda: with_steps(arguments, order.steps_per_epoch))
     training = arguments.training
     cluster = Partitioning(num_ranks, zero_stage(arguments, num_ranks))

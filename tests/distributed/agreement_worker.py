@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from vlm2vec.batches import GlobalOrder
@@ -57,14 +56,14 @@ def agree(rank: int) -> None:
 def main(rank: int, folder: Path) -> None:
     """Runs all checks; an assertion that fails ends the rank."""
     agree(rank)
-    order, cpu = GlobalOrder({"A": 10, "B": 10}, 4, seed=1), torch.device("cpu")
-    compare_data(SimpleNamespace(fingerprint="same"), order, cpu)
+    order = GlobalOrder({"A": 10, "B": 10}, 4, seed=1)
+    compare_data(SimpleNamespace(fingerprint="same"), order)
     for shards, other in [
         (SimpleNamespace(fingerprint=f"{rank}"), order),
         (SimpleNamespace(fingerprint="same"), GlobalOrder({"A": 10, "B": 10}, 4, seed=rank)),
     ]:
         with pytest.raises(InputError, match=r"rank\(s\) 1 and rank 0 hold different shards"):
-            compare_data(shards, other, cpu)
+            compare_data(shards, other)
 
     check_output_folder(folder / "shared" / "run")
     # The first rank takes its file away last.

@@ -7,7 +7,6 @@ import io
 import math
 import resource
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from packaging.requirements import Requirement
 from vlm2vec.device import asked_for_cpu, choose_accelerator, unseen_gpu
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding, graded
 from vlm2vec.errors import InputError
+from vlm2vec.ranks import free_port
 from vlm2vec.training.flags.engine_file import read_engine_file
 
 DISTRIBUTION = "vlm2vec-deepspeed"
@@ -107,11 +107,8 @@ def communication() -> Finding:
     """A collective through the backend that ranks would use, alone."""
     on_gpu = torch.cuda.is_available() and not asked_for_cpu()
     backend = "nccl" if on_gpu else "gloo"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     try:
-        dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+        dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
         dist.all_reduce(torch.ones(1, device="cuda" if on_gpu else "cpu"))
     except (RuntimeError, ValueError, OSError) as error:
         return Finding(FAIL, f"{backend}: {' '.join(str(error).split())[:200]}", "NCCL_DEBUG=INFO says more")

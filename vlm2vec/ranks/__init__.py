@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vlm2vec.ranks.launcher import (
     LAUNCHER_VARIABLES,
     device_index,
+    free_port,
     is_first_rank,
     is_launched,
     port_in_use,
+    ranks_of_node,
     wait_for_port,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "LAUNCHER_VARIABLES",
     "close_ranks",
     "device_index",
+    "free_port",
     "gather_from_all",
     "host_ranks",
     "initialize_ranks",
@@ -44,6 +47,7 @@ __all__ = [
     "own_rank",
     "port_in_use",
     "prepare_environment",
+    "ranks_of_node",
     "refuse_alike",
     "refuse_together",
     "send_from_first",

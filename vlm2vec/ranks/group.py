@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch.distributed as dist
 
 from vlm2vec.device import on_cpu, prepare_device
 from vlm2vec.errors import InputError
-from vlm2vec.ranks.launcher import device_index, is_launched, port_in_use, wait_for_port
+from vlm2vec.ranks.launcher import device_index, free_port, is_launched, port_in_use, wait_for_port
 
 # The ranks of an evaluation meet only between phases, and the first one may read for long while the others wait; the
 # launcher sees a rank that dies.
@@ -41,10 +40,8 @@ def prepare_environment() -> None:
     """
     prepare_device()
     if not is_launched():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
 
 
 def initialize_ranks(timeout_seconds: int, backend: str | None = None) -> torch.device:

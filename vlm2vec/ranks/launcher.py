@@ -73,12 +73,26 @@ def wait_for_port(environment: Mapping[str, str] = os.environ, seconds: float = 
             raise InputError(f"port {port} cannot be used ({error}); choose another one with --master_port") from error
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def port_in_use(port: int) -> InputError:
     """What to say when another program listens where ranks would meet."""
     return InputError(
         f"port {port} is in use by another program (another training on this machine?): give the launcher a different "
         "one, deepspeed --master_port N or MASTER_PORT=N for launch/*.sh"
     )
+
+
+def ranks_of_node(environment: Mapping[str, str]) -> int | None:
+    """How many ranks share this machine; None where the launcher does not say."""
+    # torchrun's name and DeepSpeed's.
+    given = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE")
+    return int(given) if given else None
 
 
 def device_index(environment: MutableMapping[str, str], num_visible: int) -> int:

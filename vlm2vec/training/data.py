@@ -6,12 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
+from vlm2vec.ranks import gather_from_all
 from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
 from vlm2vec.training.flags.run import RunArguments
 
@@ -81,20 +79,17 @@ def _weights(words: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def compare_data(shards: ShardSet, order: GlobalOrder, device: torch.device) -> None:
+def compare_data(shards: ShardSet, order: GlobalOrder) -> None:
     """Stops all ranks, before anything runs, if they do not hold the same data in the same order (a collective).
 
     Raises:
         InputError: The manifest or the order of a rank differs; the message names the rank.
     """
-    digest = hashlib.sha256(f"{shards.fingerprint} {order.digest}".encode()).digest()
-    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device)
-    everyone = own.new_empty((dist.get_world_size(), len(own)))
-    dist.all_gather_into_tensor(everyone.view(-1), own)
-    strangers = (everyone != everyone[0]).any(dim=1).nonzero().flatten().tolist()
-    if strangers:
+    first, *others = gather_from_all(hashlib.sha256(f"{shards.fingerprint} {order.digest}".encode()).hexdigest())
+    mismatched = [rank for rank, digest in enumerate(others, start=1) if digest != first]
+    if mismatched:
         raise InputError(
-            f"rank(s) {', '.join(map(str, strangers))} and rank 0 hold different shards or flags: --dataset_name must "
+            f"rank(s) {', '.join(map(str, mismatched))} and rank 0 hold different shards or flags: --dataset_name must "
             "have the same manifest.json on every node, and every rank the same flags"
         )
 

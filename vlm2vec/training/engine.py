@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vlm2vec.errors import InputError
-from vlm2vec.ranks import set_collective_timeout
+from vlm2vec.ranks import ranks_of_node, set_collective_timeout
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.model import ModelArguments
 from vlm2vec.training.flags.run import RunArguments
@@ -113,7 +113,6 @@ def build_engine(
 
 def share_cores(zero_section: dict[str, Any]) -> None:
     """Gives the optimizer of an offloading run this rank's share of the node's cores; launchers set one thread."""
-    # torchrun's name and DeepSpeed's; where neither is set, ranks share the cores in an unknown way.
-    ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
-    if ranks and zero_section.get("offload_optimizer"):
-        torch.set_num_threads(max(torch.get_num_threads(), len(os.sched_getaffinity(0)) // int(ranks)))
+    num_ranks = ranks_of_node(os.environ)  # where the launcher does not say, ranks share the cores in an unknown way
+    if num_ranks and zero_section.get("offload_optimizer"):
+        torch.set_num_threads(max(torch.get_num_threads(), len(os.sched_getaffinity(0)) // num_ranks))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 
 from vlm2vec.batches import ItemEncoderInputs
@@ -22,6 +21,7 @@ from vlm2vec.evaluation.naming import Thing, named_flags
 from vlm2vec.files import committed
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
 from vlm2vec.images.folder import ImageFolder, links_remedy
+from vlm2vec.ranks import own_rank, send_from_first
 from vlm2vec.training.checkpoints.record import CHECKPOINT_PREFIX
 from vlm2vec.training.flags.evaluation import BEST, EvaluationArguments
 from vlm2vec.training.watch.monitor import Monitor
@@ -51,7 +51,6 @@ class RunEvaluation:
         every: steps from one evaluation to the next.
         output_dir: the run's folder; the best checkpoint's name and score stand in its best.json.
         save_best: whether the best so far is to be kept.
-        device: where ranks agree on the score.
     """
 
     def __init__(
@@ -61,14 +60,12 @@ class RunEvaluation:
         every: int,
         output_dir: Path,
         save_best: bool,
-        device: torch.device,
     ) -> None:
         self._live = live
         self._model_call = model_call
         self._every = every
         self._output_dir = output_dir
         self._save_best = save_best
-        self._device = device
         best = read_best(output_dir)
         self._best = best.score if best else -math.inf
         self._last = -math.inf
@@ -84,19 +81,16 @@ class RunEvaluation:
         summary = self._live(engine, self._model_call)
         if summary is not None:
             monitor.scores(done, summary)
-        elif dist.get_rank() == 0:
+        elif own_rank() == 0:
             monitor.message(f"evaluation after {done} steps: NaN or infinity in the embeddings; no score")
-        score = torch.tensor(
-            [summary["overall"]["acc"] if summary is not None else -math.inf], dtype=torch.float64, device=self._device
-        )
-        dist.broadcast(score, 0)
-        self._last = round(float(score), _DIGITS)
+        score = send_from_first(None if summary is None else summary["overall"]["acc"], float | None)
+        self._last = -math.inf if score is None else round(score, _DIGITS)
         return self._save_best and self._last > self._best
 
     def keep(self, checkpoint: Path) -> None:
         """Notes that the checkpoint, just written, is the best so far; all ranks call it."""
         self._best = self._last
-        if dist.get_rank() == 0:
+        if own_rank() == 0:
             with committed(self._output_dir / BEST) as path:
                 write_json(path, with_checksum({"checkpoint": checkpoint.name, "score": self._best}))
 
@@ -155,4 +149,4 @@ def build_evaluation(
         images = scan_images(data.items, folder)
     plan = plan_encoding(data.items, images, inputs.processor, inputs.max_len, batch_tokens)
     live = LiveEvaluation(data, BatchSource(data.items, plan, folder, inputs), inputs.padding_chunk(), num_workers)
-    return RunEvaluation(live, model_call, arguments.eval_steps, output_dir, arguments.save_best, device)
+    return RunEvaluation(live, model_call, arguments.eval_steps, output_dir, arguments.save_best)
