@@ -58,7 +58,7 @@ from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
 from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.heartbeat import Heartbeat
 from vlm2vec.training.watch.metrics import StepMeter
-from vlm2vec.training.watch.monitor import Monitor, RunMonitor, SilentMonitor
+from vlm2vec.training.watch.monitor import Monitor, RunMonitor
 from vlm2vec.training.watch.profiling import StepProfiles, refuse_flops_profile, summarise_communication
 
 
@@ -206,7 +206,7 @@ def nothing_left(point: ResumePoint) -> int:
 @contextmanager
 def run_monitor(arguments: RunArguments, first_step: int, device: str) -> Iterator[Monitor]:
     """What takes the run's figures on the first rank; the others' are the same."""
-    monitor: Monitor = SilentMonitor()
+    monitor = Monitor()
     if dist.get_rank() == 0:
         output_dir = Path(arguments.training.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from vlm2vec.ranks import on_every_rank, on_first_rank, own_rank, refuse_alike, 
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.data import compare_data
 from vlm2vec.training.preflight.output_folder import check_output_folder
-from vlm2vec.training.watch.monitor import SilentMonitor
+from vlm2vec.training.watch.monitor import Monitor
 
 PLACES = [("A", 3), ("B", 0), ("A", 1)]
 
@@ -81,11 +81,11 @@ def main(rank: int, folder: Path) -> None:
     damage = {PLACES[rank]: f"reason {rank}", **({PLACES[2]: "reason 2"} if rank else {})}
     batches = Batches(damage=damage)
     with pytest.raises(SystemExit if rank else InputError) as caught:
-        bad.replace(batches, SilentMonitor(), step=5)
+        bad.replace(batches, Monitor(), step=5)
     listed = "4 unreadable sample(s), --max_bad_samples allows 3: before; reason 2; reason 0; reason 1."
     assert caught.value.code == 2 if rank else listed in str(caught.value)
     bad = BadSamples(3)
-    bad.replace(batches, SilentMonitor(), step=5)
+    bad.replace(batches, Monitor(), step=5)
     assert batches.replaced == bad.places == set(PLACES)
     assert [each["reason"] for each in bad.record] == ["reason 2", "reason 0", "reason 1"]
     assert BadSamples(3, bad.record).record == bad.record

@@ -8,10 +8,10 @@ import pytest
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.skipped_steps import MOST_SKIPPED_STEPS, SkippedSteps
-from vlm2vec.training.watch.monitor import SilentMonitor
+from vlm2vec.training.watch.monitor import Monitor
 
 
-class Messages(SilentMonitor):
+class Messages(Monitor):
     """Keeps what it is told."""
 
     def __init__(self) -> None:

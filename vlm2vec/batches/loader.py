@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import deque
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -108,7 +107,6 @@ class TrainingBatches:
         pin_memory: Put chunks into page-locked memory, for an accelerator.
 
     Attributes:
-        seconds_waiting: How long this process has waited for data so far.
         damage: Samples (subset, position) found unreadable on this rank in the current step, with the reason.
     """
 
@@ -117,7 +115,6 @@ class TrainingBatches:
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._starts_again = False
-        self.seconds_waiting = 0.0
         self.damage: dict[tuple[str, int], str] = {}
 
     def __iter__(self) -> Iterator[TrainingBatch]:
@@ -162,9 +159,7 @@ class TrainingBatches:
 
     def _received(self, messages: Iterator[Message], count: int) -> Iterator[MadeChunk | None]:
         for _ in range(count):
-            start = time.perf_counter()
             message = next(messages)
-            self.seconds_waiting += time.perf_counter() - start
             if isinstance(message, InputError):
                 raise message
             yield message

@@ -20,7 +20,7 @@ from vlm2vec.training.checkpoints.record import LATEST, RECORD, RunRecord, find_
 from vlm2vec.training.checkpoints.restore import load_engine
 from vlm2vec.training.checkpoints.universal import convert
 from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints, remove_unfinished
-from vlm2vec.training.watch.monitor import SilentMonitor
+from vlm2vec.training.watch.monitor import Monitor
 
 STATE_FILE = "mp_rank_00_model_states.pt"
 
@@ -106,7 +106,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, what: str, monkeypatch:
 
 @pytest.mark.usefixtures("one_rank")
 def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, engine, monitor = tmp_path / "run", SimpleNamespace(device=None), SilentMonitor()
+    run, engine, monitor = tmp_path / "run", SimpleNamespace(device=None), Monitor()
     checkpoints = Checkpoints(run, write_encoder, record, False)
     monkeypatch.setattr(loop, "rank_state", lambda device, meter: {})
 

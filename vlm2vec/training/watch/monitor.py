@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,8 +23,8 @@ from vlm2vec.training.watch.metrics import Figures
 LOG = "log.jsonl"
 
 
-class Monitor(Protocol):
-    """Takes what a run reports."""
+class Monitor:
+    """Takes what a run reports. This one keeps none of it: for all ranks but the first."""
 
     def configuration(self, values: Mapping[str, Any]) -> None:
         """The resolved arguments, once."""
@@ -51,35 +51,7 @@ class Monitor(Protocol):
         """Flushes everything."""
 
 
-class SilentMonitor:
-    """For all ranks but the first."""
-
-    def configuration(self, values: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def advance(self) -> None:
-        """Nothing."""
-
-    def pairs(self, pairs: Sequence[ShownPair]) -> None:
-        """Nothing."""
-
-    def figures(self, step: int, figures: Figures) -> None:
-        """Nothing."""
-
-    def scores(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def bad_sample(self, step: int, reason: str) -> None:
-        """Nothing."""
-
-    def message(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class RunMonitor:
+class RunMonitor(Monitor):
     """Writes below a run's folder and to the terminal.
 
     Args:
