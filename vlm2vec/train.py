@@ -22,7 +22,6 @@ import torch.distributed as dist
 
 from vlm2vec.batches import BatchReader, ChunkSizes, ItemEncoderInputs, PlanSource, TrainingBatches
 from vlm2vec.contrastive import CachedStep
-from vlm2vec.contrastive.clock import StepClock
 from vlm2vec.device import choose_kernels
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.plan.model_flops import model_flops
@@ -55,11 +54,13 @@ from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
 from vlm2vec.training.preflight.output_folder import check_output_folder
 from vlm2vec.training.preflight.rehearsal import PeakMeter, rehearse
 from vlm2vec.training.stop import EXIT_STOPPED, StopRequest
+from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.heartbeat import Heartbeat
 from vlm2vec.training.watch.metrics import StepMeter
 from vlm2vec.training.watch.monitor import Monitor, RunMonitor
 from vlm2vec.training.watch.profiling import StepProfiles, refuse_flops_profile, summarise_communication
+from vlm2vec.training.watch.run_watch import RunWatch
 
 
 def main() -> int:
@@ -91,14 +92,14 @@ def run(arguments: RunArguments, device: torch.device) -> int:
     """
     training = arguments.training
     with Heartbeat(training.step_timeout, training.collective_timeout) as heartbeat:
-        return run_watched(arguments, device, heartbeat)
+        return run_watched(arguments, device, RunWatch(heartbeat, StepClock(device)))
 
 
-def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartbeat) -> int:
+def run_watched(arguments: RunArguments, device: torch.device, watch: RunWatch) -> int:
     """`run`, with somebody who sees that it goes on."""
     num_ranks, training = dist.get_world_size(), arguments.training
     output_dir = Path(training.output_dir)
-    announce(heartbeat, f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
+    watch.starting(f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
     compare_ranks(arguments)
     arguments, changed_settings = on_every_rank(partial(with_model_settings, arguments))
     choose_kernels(training.deterministic, is_float32=not arguments.model.bf16)
@@ -113,25 +114,24 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
     if point and point.record.step >= training.max_steps:
         return nothing_left(point)
     check_output_folder(output_dir)
-    announce(heartbeat, f"loading {arguments.model.model_name}")
+    watch.starting(f"loading {arguments.model.model_name}")
     encoder = on_every_rank(lambda: build_encoder(arguments))
     flops = model_flops(arguments, encoder, device)  # before an engine changes how torch's layers run
     is_elastic = point is not None and point.is_elastic
-    announce(heartbeat, "building the engine")
+    watch.starting("building the engine")
     engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks, is_elastic)
     inputs = encoder_inputs(arguments, encoder)
     temperature = learned_temperature(arguments, device)
-    clock = StepClock(device)
-    cached_step = build_step(arguments, engine, encoder, inputs, temperature, heartbeat.mark, clock)
+    cached_step = build_step(arguments, engine, encoder, inputs, temperature, watch)
     kept_before = point.kept_graphs(arguments) if point else None
     sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
     steps = (point.record.step if point else 0, training.max_steps)
     check_disk(engine, output_dir, training, steps, arguments.evaluation.save_best, arguments.model.lora)
-    announce(heartbeat, "running the largest chunk once")
-    memory = rehearsed(arguments, cached_step, inputs, sizes, heartbeat)
-    meter = StepMeter(shards.subsets, device, clock, flops)
+    watch.starting("running the largest chunk once")
+    memory = rehearsed(arguments, cached_step, inputs, sizes, watch)
+    meter = StepMeter(shards.subsets, device, watch.clock, flops)
     if point:
-        announce(heartbeat, f"loading {point.checkpoint}")
+        watch.starting(f"loading {point.checkpoint}")
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
     first_step = start_of_run(point, arguments, engine, temperature, meter)
     reader = BatchReader(shards, inputs, sizes, dist.get_rank())
@@ -161,18 +161,11 @@ def run_watched(arguments: RunArguments, device: torch.device, heartbeat: Heartb
             monitor.pairs(first_pairs(order.batch(first_step, source.damaged), shards))
         with StepProfiles(training, output_dir, engine, monitor.message) as profiles:
             parts = (engine, cached_step, batches, meter, monitor, checkpoints)
-            is_done = train(*parts, training, stop, heartbeat, bad_samples, profiles, temperature, evaluation)
+            is_done = train(*parts, training, stop, watch, bad_samples, profiles, temperature, evaluation)
         summarise_communication(engine)
         if is_done:
             monitor.message(next_commands(output_dir, arguments))
     return 0 if is_done else EXIT_STOPPED
-
-
-def announce(heartbeat: Heartbeat, what: str) -> None:
-    """Says what the start is doing: each of its parts may take long."""
-    heartbeat.mark(f"starting: {what}", is_pause=True)
-    if dist.get_rank() == 0:
-        print(f"starting: {what}", flush=True)
 
 
 def next_commands(output_dir: Path, arguments: RunArguments) -> str:
@@ -186,13 +179,13 @@ def next_commands(output_dir: Path, arguments: RunArguments) -> str:
 
 
 def rehearsed(
-    arguments: RunArguments, step: CachedStep, inputs: ItemEncoderInputs, sizes: ChunkSizes, heartbeat: Heartbeat
+    arguments: RunArguments, step: CachedStep, inputs: ItemEncoderInputs, sizes: ChunkSizes, watch: RunWatch
 ) -> MemoryAdvice:
     """Runs the largest chunk once; returns what explains running out of memory, there and later."""
-    memory = MemoryAdvice(arguments, sizes, heartbeat.where)
+    memory = MemoryAdvice(arguments, sizes, watch)
     meter = PeakMeter.of_accelerator() if step.engine.device.type != "cpu" else None
     with memory:
-        rehearse(step, inputs, sizes, heartbeat.mark, memory.measured, meter)
+        rehearse(step, inputs, sizes, watch, memory.measured, meter)
     return memory
 
 

@@ -27,7 +27,7 @@ from benchmarks.workloads import NUM_CROPS
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
-from vlm2vec.contrastive.clock import OPTIMIZER, PASS_1, PASS_2, StepClock
+from vlm2vec.contrastive.watch import Part
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import ProcessedItem
@@ -41,7 +41,9 @@ from vlm2vec.training.engine import build_engine
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments
 from vlm2vec.training.flags.training import NO_GRAD_FACTOR
+from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
+from vlm2vec.training.watch.parts import RunPart
 
 GIB = 2**30
 _TERA = 1e12
@@ -165,7 +167,7 @@ class Bench:
             "plan_gib": planned,
             "loss": None if step.loss is None else float(step.loss),
             "num_chunks": kept + batch.chunks.repeat.num_chunks,
-            **{part: parts.get(part, 0.0) / setting.steps / seconds for part in (PASS_1, PASS_2)},
+            **{part.value: parts.get(part, 0.0) / setting.steps / seconds for part in (Part.PASS_1, Part.PASS_2)},
         }
 
 
@@ -178,13 +180,13 @@ class _Step:
         self._engine, self._batch = engine, batch
         inputs = ItemEncoderInputs(PadTokenOnly(), None, torch.bfloat16)  # type: ignore[arg-type]
         padding = inputs.chunk([ProcessedItem(torch.tensor([1]))])
-        self._step = CachedStep(engine, ContrastiveLoss(0.02), padding, clock=self.clock)
+        self._step = CachedStep(engine, ContrastiveLoss(0.02), padding, watch=self.clock)
 
     def run(self) -> None:
         """One step."""
         with kept_norms(self._engine):
             self.loss = self._step.cache_step(self._batch.chunks, self._batch.layout).loss
-        with self.clock.part(OPTIMIZER):
+        with self.clock.part(RunPart.OPTIMIZER):
             self._engine.step()
 
 
@@ -201,10 +203,10 @@ class _Compute:
         """One step's chunks."""
         chunks = self._batch.chunks
         with kept_norms(self._encoder):
-            with self.clock.part(PASS_1), torch.no_grad():
+            with self.clock.part(Part.PASS_1), torch.no_grad():
                 for chunk in chunks.encode.chunks:
                     self._encoder(**chunk.arguments(self._device, False))
-            with self.clock.part(PASS_2):
+            with self.clock.part(Part.PASS_2):
                 for chunk in chunks.repeat.chunks:
                     self._encoder(**chunk.arguments(self._device, False)).sum().backward()
 

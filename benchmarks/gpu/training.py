@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.gpu.bench import Bench, Setting, Variant
 from benchmarks.gpu.rows import Figures, Recorder, Section
-from vlm2vec.contrastive.clock import PASS_1, PASS_2
+from vlm2vec.contrastive.watch import Part
 
 LORA = "--bf16 --lora --lora_r 8 --lora_alpha 64 --gradient_checkpointing"
 FULL = "--bf16 --gradient_checkpointing"
@@ -46,7 +46,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
 
 
 def _cells(figures: Figures) -> list[str]:
-    rest = 1 - figures[PASS_1] - figures[PASS_2]
+    rest = 1 - figures[Part.PASS_1.value] - figures[Part.PASS_2.value]
     memory = f"{figures['peak_gib']:.1f}" if figures["peak_gib"] else "-"
     planned = f" ({figures['plan_gib']:.1f})" if figures["plan_gib"] else ""
     return [
@@ -56,7 +56,7 @@ def _cells(figures: Figures) -> list[str]:
         f"{figures['mfu']:.1%}" if figures["mfu"] else "peak unknown",
         f"{figures['run_tflops']:.3g}",
         memory + planned,
-        f"{figures[PASS_1]:.0%}, {figures[PASS_2]:.0%}, {rest:.0%}",
+        f"{figures[Part.PASS_1.value]:.0%}, {figures[Part.PASS_2.value]:.0%}, {rest:.0%}",
     ]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import doctest
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from tests.comparing import relative_error
 from tests.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout
+from vlm2vec.contrastive.watch import AnyPart, Place, Watch
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 PAIRS, FEATURES, TEMPERATURE = 11, 5, 0.02  # 22 items: the example's chunks of 8 end with a ragged one
@@ -31,7 +35,26 @@ class Encoder(nn.Module):
         return F.normalize(self.linear(tokens), dim=-1)
 
 
-def run_example(engine: Any, tokens: Tensor) -> tuple[Tensor, int]:
+class Diary(Watch):
+    """Keeps what it is told: parts, and inside them places."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._part = "outside"
+
+    @contextmanager
+    def part(self, part: AnyPart, place: Place | None = None) -> Iterator[None]:
+        before, self._part = self._part, part.value
+        with super().part(part, place):
+            yield
+        self._part = before
+
+    def at(self, place: Place) -> None:
+        marks = [mark for mark, is_so in (("kept", place.is_kept), ("pause", place.is_pause)) if is_so]
+        self.lines.append(f"{self._part}: {place.part.value}: {place.words}{''.join(f' [{mark}]' for mark in marks)}")
+
+
+def run_example(engine: Any, tokens: Tensor) -> tuple[Tensor, int, list[str]]:
     """Executes every statement of the docstring, then its `train_step`: the loss, and how many chunks there were."""
     padding = torch.zeros(1, FEATURES)
     seen: list[int] = []
@@ -49,7 +72,11 @@ def run_example(engine: Any, tokens: Tensor) -> tuple[Tensor, int]:
     }
     for example in doctest.DocTestParser().get_examples(CachedStep.__doc__ or ""):
         exec(example.source, names)
-    return names["train_step"](engine, names["cached_step"], tokens, 0), *seen
+    loss = names["train_step"](engine, names["cached_step"], tokens, 0)
+    diary = Diary()
+    watched = CachedStep(engine, ContrastiveLoss(TEMPERATURE), Chunk({"tokens": padding}, 1), watch=diary)
+    names["train_step"](SimpleNamespace(step=lambda: None), watched, tokens, 1)  # without an update
+    return loss, seen[0], diary.lines
 
 
 def main() -> None:
@@ -75,13 +102,14 @@ def main() -> None:
         "steps_per_print": 10**9,
     }
     engine, *_ = deepspeed.initialize(model=encoder, model_parameters=list(encoder.parameters()), config=config)
-    loss, num_chunks = run_example(engine, tokens)
+    loss, num_chunks, places = run_example(engine, tokens)
     moved, wanted = (
         torch.cat([(after - before).detach().flatten() for before, after in zip(start, each.parameters(), strict=True)])
         for each in (encoder, plain)
     )
     result = {
         "chunks": num_chunks,
+        "places": places,
         "loss error": relative_error(loss, expected),
         "gradient error": relative_error(moved, wanted),
         "gradient": float(wanted.abs().max()),

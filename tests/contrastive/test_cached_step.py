@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +21,40 @@ def chunk(has_image: bool = False) -> Chunk:
     return Chunk({"tokens": torch.zeros(2, 3)}, 2, has_image)
 
 
-def test_the_docstrings_example_steps_as_one_graph_does(tmp_path: Path) -> None:
-    """As written, on an engine around a linear encoder; plain SGD with rate 1 moves the weights by the gradient."""
-    (output,) = run_ranks(1, ["-m", "tests.contrastive.example_worker"], tmp_path)
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    (output,) = run_ranks(1, ["-m", "tests.contrastive.example_worker"], tmp_path_factory.mktemp("example"))
     (line,) = [line for line in output.splitlines() if line.startswith("result ")]
-    result = json.loads(line.removeprefix("result "))
+    parsed: dict[str, Any] = json.loads(line.removeprefix("result "))
+    return parsed
+
+
+def test_the_docstrings_example_steps_as_one_graph_does(result: dict[str, Any]) -> None:
+    """As written, on an engine around a linear encoder; plain SGD with rate 1 moves the weights by the gradient."""
     assert result["chunks"] == 3
     assert result["gradient"] > 0.1
     assert result["gradient error"] < 1e-6
     assert result["loss error"] < 1e-6
+
+
+def test_a_step_names_its_parts_and_places(result: dict[str, Any]) -> None:
+    """Three chunks, the last of them with its graph kept: the part that is timed, the part of the place, its words."""
+    assert result["places"] == [
+        "collectives: collectives: comparing chunks",
+        "data_wait: pass_1: pass 1, chunk 1 of 2, waiting for its data [pause]",
+        "pass_1: pass_1: pass 1, chunk 1 of 2",
+        "data_wait: pass_1: pass 1, chunk 2 of 2, waiting for its data [pause]",
+        "pass_1: pass_1: pass 1, chunk 2 of 2",
+        "data_wait: pass_1: pass 1 with graph, chunk 1 of 1, waiting for its data [kept] [pause]",
+        "pass_1: pass_1: pass 1 with graph, chunk 1 of 1 [kept]",
+        "loss: loss: loss",
+        "pass_2: pass_2: pass 2, kept chunk 1 [kept]",
+        "data_wait: pass_2: pass 2, chunk 1 of 2, waiting for its data [pause]",
+        "pass_2: pass_2: pass 2, chunk 1 of 2",
+        "data_wait: pass_2: pass 2, chunk 2 of 2, waiting for its data [pause]",
+        "pass_2: pass_2: pass 2, chunk 2 of 2",
+        "collectives: collectives: reducing gradients",
+    ]
 
 
 def test_a_phase_counts_its_chunks() -> None:

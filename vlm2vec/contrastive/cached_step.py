@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,17 +12,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
-from vlm2vec.contrastive.clock import COLLECTIVES, DATA_WAIT, LOSS, PASS_1, PASS_2, Regions
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.gradcache import GradCache, RandContext
 from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
-from vlm2vec.contrastive.progress import Progress, unwatched
 from vlm2vec.contrastive.reduction import copies_at_boundary, gradient_reduction
 from vlm2vec.contrastive.slots import Slots, agree_on_slots
+from vlm2vec.contrastive.watch import Part, Place, Watch
 
 _NAMES_IN_ERRORS = 8
 # Where transformers' attention modules keep the rate that they hand to the attention kernel.
 _DROPOUT_RATES = ("dropout", "attention_dropout")
+_COMPARING = Place(Part.COLLECTIVES, "comparing chunks")
+_LOSS = Place(Part.LOSS, "loss")
+_REDUCING = Place(Part.COLLECTIVES, "reducing gradients")
+# The phases; their chunks are numbered in the places of a step.
+_PASS_1 = Place(Part.PASS_1, "pass 1")
+_PASS_1_WITH_GRAPH = Place(Part.PASS_1, "pass 1 with graph", is_kept=True)
+_PASS_2 = Place(Part.PASS_2, "pass 2")
+_PASS_2_END = Place(Part.PASS_2, "pass 2, end")
 
 
 class ChunkError(RuntimeError):
@@ -134,8 +141,7 @@ class CachedStep(GradCache):
         loss_fn: The loss of a range of rows.
         padding_chunk: A minimal chunk without images; run with weight zero where another rank has more chunks.
         group: The process group of the ranks; the default group if None.
-        progress: Told of every place that the step comes to.
-        clock: Measures where the steps' time goes, such as a `StepClock`.
+        watch: Follows the step's parts and places.
     """
 
     def __init__(
@@ -144,8 +150,7 @@ class CachedStep(GradCache):
         loss_fn: ContrastiveLoss,
         padding_chunk: Chunk,
         group: dist.ProcessGroup | None = None,
-        progress: Progress = unwatched,
-        clock: Regions | None = None,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__(models=[engine], chunk_sizes=1, loss_fn=loss_fn)
         if engine.gradient_accumulation_steps() != 1:
@@ -156,9 +161,8 @@ class CachedStep(GradCache):
         self.engine = engine
         self.padding_chunk = padding_chunk
         self.group = group
-        self.progress = progress
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
-        self.clock = clock or Regions()
+        self.watch = watch or Watch()
         self._has_dropout = has_dropout(engine.module)
         self._reduce_gradients_once = gradient_reduction(engine)
         self._copies_at_boundary = copies_at_boundary(engine)
@@ -184,14 +188,13 @@ class CachedStep(GradCache):
                 "with dropout, pass 1 must run the chunks of pass 2: masks are replayed call by call "
                 f"(got {chunks.encode.num_chunks} and {chunks.repeat.num_chunks} chunks)"
             )
-        self.progress("comparing chunks")
-        with self.clock.part(COLLECTIVES):
+        with self.watch.part(Part.COLLECTIVES, _COMPARING):
             encode, keep, repeat = agree_on_slots(chunks, layout.digest, self.engine.device, self.group, stop)
-        with self.clock.part(PASS_1):
+        with self.watch.part(Part.PASS_1):
             first_pass = self.forward_no_grad(self.engine, chunks, (encode, keep))
-        with self.clock.part(LOSS):
+        with self.watch.part(Part.LOSS, _LOSS):
             cache, output = self.build_cache(first_pass, chunks, layout)
-        with self.clock.part(PASS_2):
+        with self.watch.part(Part.PASS_2):
             has_images = keep.with_images + repeat.with_images > 0
             closes = self._copies_at_boundary and has_images and repeat.count > repeat.with_images
             self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass, closes)
@@ -207,11 +210,11 @@ class CachedStep(GradCache):
         encoded: list[Tensor] = []
         random_states: list[RandContext] = []
         with torch.no_grad():
-            for call in self._calls(chunks.encode, slots[0], "pass 1"):
+            for call in self._calls(chunks.encode, slots[0], _PASS_1):
                 if self._has_dropout:  # a state takes 5 KB and a copy
                     random_states.append(RandContext(*self.get_input_tensors(call.arguments)))
                 encoded.append(self._encode(model, call))
-        kept = [self._encode(model, call) for call in self._calls(chunks.keep, slots[1], "pass 1 with graph")]
+        kept = [self._encode(model, call) for call in self._calls(chunks.keep, slots[1], _PASS_1_WITH_GRAPH)]
         return _Encoded(encoded, kept, random_states)
 
     def build_cache(
@@ -226,12 +229,11 @@ class CachedStep(GradCache):
             DamagedItemsError: See `cache_step`.
             NonFiniteLossError: Checked here, before anything is updated: the one look at the device in a step.
         """
-        self.progress("loss")
         own = first_pass.encoded[: chunks.encode.num_chunks] + first_pass.kept[: chunks.keep.num_chunks]
         nothing = (first_pass.encoded + first_pass.kept)[0][:0]
         local = torch.cat([nothing, *own]).detach().requires_grad_()
         ordered = local.index_select(0, layout.local_order.to(local.device, non_blocking=True))
-        everything = gather_rows(ordered, layout.counts, self.group, lambda: self.clock.part(COLLECTIVES))
+        everything = gather_rows(ordered, layout.counts, self.group, lambda: self.watch.part(Part.COLLECTIVES))
         loss, statistics = self.loss_fn(everything, layout.pairs.to(local.device), layout.rows)
         # All representations and not only this rank's rows: then all ranks stop, and none waits for another.
         if not bool(torch.isfinite(everything).all() & torch.isfinite(loss)):
@@ -264,17 +266,17 @@ class CachedStep(GradCache):
         repeated, kept = cached_gradients
         phase, slots = repeat
         reduction = self._reduce_gradients_once(model, len(first_pass.kept) + slots.count + closes)
-        with self.clock.leaving(COLLECTIVES, reduction) as before_backward:
+        with self.watch.leaving(Part.COLLECTIVES, _REDUCING, reduction) as before_backward:
             # The last graph first: it is the one whose parameters ZeRO-3 still has at hand.
             while first_pass.kept:
                 representations = first_pass.kept.pop()
                 gradient = kept[len(first_pass.kept)] if len(first_pass.kept) < len(kept) else None
                 before_backward()
-                self.progress(f"pass 2, kept chunk {len(first_pass.kept) + 1}")
+                self.watch.at(Place(Part.PASS_2, f"pass 2, kept chunk {len(first_pass.kept) + 1}", is_kept=True))
                 self._backward(representations, gradient)
             start = 0
             states = first_pass.random_states
-            for slot, call in enumerate(self._calls(phase, slots, "pass 2")):
+            for slot, call in enumerate(self._calls(phase, slots, _PASS_2)):
                 if call.damaged:
                     raise ChunkError(f"rank {self._rank()}, {call.place}: an item that pass 1 could read is unreadable")
                 with states[slot] if slot < len(states) else nullcontext():
@@ -286,11 +288,10 @@ class CachedStep(GradCache):
             if closes:
                 before_backward()
                 self._backward(self._closing_chunk(model, states), None)
-            self.progress("reducing gradients")
 
     def _closing_chunk(self, model: nn.Module, states: list[RandContext]) -> Tensor:
         """The padding chunk with a dummy image; draws no random number of its own if it can be helped."""
-        (call,) = self._calls(Phase.of([]), Slots(count=1, with_images=1), "pass 2, end")
+        (call,) = self._calls(Phase.of([]), Slots(count=1, with_images=1), _PASS_2_END)
         with states[-1] if states else nullcontext():
             return self._encode(model, call)
 
@@ -308,19 +309,19 @@ class CachedStep(GradCache):
             surrogate = torch.dot(representations.flatten(), gradient.flatten()) * self.world_size
         self.engine.backward(surrogate, scale_wrt_gas=False)
 
-    def _calls(self, phase: Phase, slots: Slots, what: str) -> Iterator[_Call]:
+    def _calls(self, phase: Phase, slots: Slots, phase_place: Place) -> Iterator[_Call]:
         """The engine calls of a phase; a chunk is on the device only while it runs."""
         chunks = slots.fill(phase, self.padding_chunk)
         for slot in range(slots.count):
-            place = f"{what}, chunk {slot + 1} of {slots.count}"
-            self.progress(f"{place}, waiting for its data", is_pause=True)
-            with self.clock.part(DATA_WAIT):
+            place = replace(phase_place, words=f"{phase_place.words}, chunk {slot + 1} of {slots.count}")
+            waiting = replace(place, words=f"{place.words}, waiting for its data", is_pause=True)
+            with self.watch.part(Part.DATA_WAIT, waiting):
                 chunk, is_own, with_images = next(chunks)
-            self.progress(place)
+            self.watch.at(place)
             yield _Call(
                 arguments=chunk.arguments(self.engine.device, dummy_image=with_images),
                 num_items=chunk.num_items if is_own else 0,
-                place=place,
+                place=place.words,
                 names=chunk.names,
                 damaged=chunk.damaged if is_own else (),
             )

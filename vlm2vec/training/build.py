@@ -18,8 +18,7 @@ from vlm2vec import __version__
 from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, has_dropout
-from vlm2vec.contrastive.clock import StepClock
-from vlm2vec.contrastive.progress import Progress
+from vlm2vec.contrastive.watch import Watch
 from vlm2vec.device import describe_device
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
@@ -125,17 +124,11 @@ def build_step(
     encoder: VLM2Vec,
     inputs: ItemEncoderInputs,
     temperature: LearnedTemperature | None,
-    progress: Progress,
-    clock: StepClock,
+    watch: Watch,
 ) -> CachedStep:
     """The cached step of a run."""
-    return CachedStep(
-        engine,
-        contrastive_loss(arguments, temperature, encoder.hidden_size),
-        inputs.padding_chunk(),
-        progress=progress,
-        clock=clock,
-    )
+    loss = contrastive_loss(arguments, temperature, encoder.hidden_size)
+    return CachedStep(engine, loss, inputs.padding_chunk(), watch=watch)
 
 
 def _compute_dtype(arguments: RunArguments) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm2vec.batches import TrainingBatches
 from vlm2vec.contrastive import CachedStep, DamagedItemsError, LearnedTemperature, StepStoppedError
-from vlm2vec.contrastive.clock import CHECKPOINT, DATA_WAIT, EVALUATION, OPTIMIZER
+from vlm2vec.contrastive.watch import Place
 from vlm2vec.dora import kept_norms
 from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoints.rank_state import rank_state
@@ -16,13 +16,15 @@ from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
 from vlm2vec.training.flags.training import TrainingArguments
 from vlm2vec.training.skipped_steps import SkippedSteps
 from vlm2vec.training.stop import StopRequest
-from vlm2vec.training.watch.heartbeat import Heartbeat
 from vlm2vec.training.watch.metrics import StepMeter
 from vlm2vec.training.watch.monitor import Monitor
+from vlm2vec.training.watch.parts import RunPart
 from vlm2vec.training.watch.profiling import StepProfiles
+from vlm2vec.training.watch.run_watch import RunWatch
 
 # So many checkpoints in a row that cannot be written end a run: what it does after that would most likely be lost.
 MOST_FAILED_SAVES = 3
+_OPTIMIZER_STEP = Place(RunPart.OPTIMIZER, "optimizer step")
 
 
 def train(
@@ -34,7 +36,7 @@ def train(
     checkpoints: Checkpoints,
     arguments: TrainingArguments,
     stop: StopRequest,
-    heartbeat: Heartbeat,
+    watch: RunWatch,
     bad_samples: BadSamples,
     profiles: StepProfiles,
     temperature: LearnedTemperature | None = None,
@@ -52,8 +54,8 @@ def train(
         CheckpointError: The last checkpoint could not be written.
     """
     evaluation = evaluation or NoEvaluation()
-    clock, skipped_steps = cached_step.clock, SkippedSteps(engine)
-    for batch in clock.each(DATA_WAIT, heartbeat.steps(batches)):
+    skipped_steps = SkippedSteps(engine)
+    for batch in watch.steps(batches):
         header = batch.header
         profiles.before(header.step + 1)
         try:
@@ -61,7 +63,7 @@ def train(
                 output = cached_step.cache_step(batch.chunks, header.layout, stop.requested)
         except StepStoppedError:
             if checkpoints.last_step != header.step:
-                with heartbeat.pause(CHECKPOINT):
+                with watch.pause(RunPart.CHECKPOINT):
                     save(engine, header.step, meter, monitor, checkpoints, run_goes_on=False)
             name = stop.name(engine.device)
             monitor.message(f"stopped at step {header.step} by {name}; start again with --resume auto to resume")
@@ -69,8 +71,7 @@ def train(
         except DamagedItemsError:
             bad_samples.replace(batches, monitor, header.step)
             continue
-        heartbeat.mark("optimizer step")
-        with clock.part(OPTIMIZER):
+        with watch.part(RunPart.OPTIMIZER, _OPTIMIZER_STEP):
             learning_rate = engine.get_lr()[0]
             engine.step()
             was_skipped = skipped_steps.after_update(header.step + 1, monitor)
@@ -79,7 +80,7 @@ def train(
             elif temperature is not None:
                 # On the schedule of the other parameters.
                 temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
-        with heartbeat.pause("profile"):
+        with watch.pause(RunPart.PROFILE):
             profiles.after(header.step + 1)
         meter.add(header, output)
         monitor.advance()
@@ -96,10 +97,10 @@ def train(
                 float(temperature.value) if temperature is not None else arguments.temperature
             )
             monitor.figures(done, figures)
-        with heartbeat.pause(EVALUATION), clock.part(EVALUATION):
+        with watch.pause(RunPart.EVALUATION):
             is_best = evaluation.after_step(engine, done, is_last, monitor)
         if is_last or is_best or (arguments.save_steps and done % arguments.save_steps == 0):
-            with heartbeat.pause(CHECKPOINT), clock.part(CHECKPOINT):
+            with watch.pause(RunPart.CHECKPOINT):
                 checkpoint = save(engine, done, meter, monitor, checkpoints, run_goes_on=not is_last)
                 if is_best and checkpoint is not None:
                     evaluation.keep(checkpoint)

@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.distributed.launcher import REPOSITORY
 from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
+from vlm2vec.contrastive.watch import AnyPart, Part, Place, Watch
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come
 from vlm2vec.training.flags.checkpoint import CheckpointArguments
@@ -23,6 +24,7 @@ from vlm2vec.training.preflight.compare_ranks import differences, facts
 from vlm2vec.training.preflight.graph_memory import DeviceMemory
 from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
 from vlm2vec.training.preflight.rehearsal import ChunkMemory, PeakMeter, rehearse
+from vlm2vec.training.watch.parts import RunPart
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 MIB = 2**20
@@ -107,46 +109,83 @@ def test_a_line_through_two_chunks_says_how_many_tokens_fit() -> None:
 SIZES = ChunkSizes(TokenBudget(8192), 4 * 8192, 6)
 
 
+class WatchAt(Watch):
+    """A run's watch in its third step."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def at(self, place: Place) -> None:
+        self.place = place
+
+    def where(self) -> str:
+        return f"step 3, {self.place.words}"
+
+
+IN_PASS_1, IN_PASS_2 = Place(Part.PASS_1, "pass 1, chunk 2 of 9"), Place(Part.PASS_2, "pass 2, chunk 2 of 9")
+ANYWHERE = Place(RunPart.OTHER, "beginning")
+OPTIMIZER_REMEDY = "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload.json"
+
+
 @pytest.mark.parametrize(
-    ("where", "sizes", "flags", "expected"),
+    ("place", "sizes", "flags", "expected"),
     [
+        (IN_PASS_2, SIZES, [], "set --chunk_tokens 4096 (now 8192), or add --gradient_checkpointing"),
+        (IN_PASS_2, SIZES, ["--gradient_checkpointing"], "set --chunk_tokens 4096 (now 8192)"),
+        (IN_PASS_1, SIZES, [], "set --no_grad_chunk_tokens 16384 (now 32768)"),
         (
-            "step 3, pass 2, chunk 2 of 9",
+            Place(Part.PASS_1, "pass 1 with graph, chunk 5 of 6", is_kept=True),
             SIZES,
             [],
-            "set --chunk_tokens 4096 (now 8192), or add --gradient_checkpointing",
+            "set --keep_graphs 3 (now 6)",
         ),
-        ("step 3, pass 2, chunk 2 of 9", SIZES, ["--gradient_checkpointing"], "set --chunk_tokens 4096 (now 8192)"),
-        ("step 3, pass 1, chunk 2 of 9", SIZES, [], "set --no_grad_chunk_tokens 16384 (now 32768)"),
-        ("step 3, pass 1 with graph, chunk 5 of 6", SIZES, [], "set --keep_graphs 3 (now 6)"),
-        ("step 3, pass 2, kept chunk 5", SIZES, [], "set --keep_graphs 3 (now 6)"),
+        (Place(Part.PASS_2, "pass 2, kept chunk 5", is_kept=True), SIZES, [], "set --keep_graphs 3 (now 6)"),
         (
-            "step 3, pass 1, chunk 2 of 9",
+            IN_PASS_1,
             ChunkSizes(FixedCounts(8, 4)),
             ["--gradient_checkpointing"],
             "set --gc_q_chunk_size 4 --gc_p_chunk_size 2 (now 8 and 4)",
         ),
-        ("step 3, loss", SIZES, ["--loss_block_rows", "64"], "set --loss_block_rows 32"),
-        ("step 3, optimizer step", SIZES, [], "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload.json"),
+        (Place(Part.LOSS, "loss"), SIZES, ["--loss_block_rows", "64"], "set --loss_block_rows 32"),
+        (Place(RunPart.OPTIMIZER, "optimizer step"), SIZES, [], OPTIMIZER_REMEDY),
     ],
 )
 def test_the_flag_follows_from_the_place(
-    where: str, sizes: ChunkSizes, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+    place: Place, sizes: ChunkSizes, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 5)
     monkeypatch.setattr(out_of_memory.dist, "get_world_size", lambda: 8)
     cause = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(InputError) as told_error, MemoryAdvice(arguments(*flags), sizes, lambda: where):
+    with pytest.raises(InputError) as told_error, MemoryAdvice(arguments(*flags), sizes, WatchAt(place)):
         raise RuntimeError("rank 5, pass 1, chunk 2 (an item)") from cause
     text = str(told_error.value)
     assert text.startswith("rank 5 on ")
-    assert f"ran out of memory in {where}: " in text
+    assert f"ran out of memory in step 3, {place.words}: " in text
     assert text.endswith(expected)
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("words", ["", "loss", "pass 1, chunk 2 of 9", "pass 1 with graph", "pass 2, kept chunk 5"])
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (Part.PASS_1, "set --no_grad_chunk_tokens 16384 "),
+        (Part.PASS_2, "set --chunk_tokens 4096 "),
+        (Part.LOSS, "set --loss_block_rows 32"),
+        (Part.COLLECTIVES, "the optimizer's states"),
+        (RunPart.OPTIMIZER, "the optimizer's states"),
+        (RunPart.START, "the optimizer's states"),  # its words name the model's folder, whatever that is called
+    ],
+)
+def test_the_words_of_a_place_decide_nothing(part: AnyPart, expected: str, words: str) -> None:
+    advice = MemoryAdvice(arguments("--loss_block_rows", "64"), SIZES, WatchAt(ANYWHERE))
+    assert advice.remedy(Place(part, words)).startswith(expected)
+    kept = advice.remedy(Place(part, words, is_kept=True))
+    assert kept == "set --keep_graphs 3 (now 6)"
+
+
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="another"), MemoryAdvice(arguments(), SIZES, str):
+    with pytest.raises(RuntimeError, match="another"), MemoryAdvice(arguments(), SIZES, WatchAt(ANYWHERE)):
         raise RuntimeError("another")
 
 
@@ -179,8 +218,10 @@ def test_the_value_told_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 0)
     sizes = ChunkSizes(TokenBudget(2048))
-    memory = MemoryAdvice(arguments("--chunk_tokens", "2048"), sizes, lambda: "pass 2, the largest chunk")
+    watch = WatchAt(ANYWHERE)
+    memory = MemoryAdvice(arguments("--chunk_tokens", "2048"), sizes, watch)
     with pytest.raises(InputError) as refused, memory:
-        rehearse(None, None, sizes, lambda place, is_pause=False: None, memory.measured, device.meter())
+        rehearse(None, None, sizes, watch, memory.measured, device.meter())
+    assert watch.place == Place(Part.PASS_2, "pass 2, the largest chunk")
     assert "set --chunk_tokens 640 (now 2048; measured: 1.00 MiB a token, 0.7 GiB free)" in str(refused.value)
     device.run(640)

@@ -10,10 +10,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.plan.test_plan import model
+from tests.training.watch.device import CPU, Device
 from vlm2vec.batches import GlobalOrder, StepHeader
 from vlm2vec.contrastive import StepOutput
-from vlm2vec.contrastive.clock import DATA_WAIT, EVALUATION, LOSS, OTHER, PASS_1, StepClock
 from vlm2vec.contrastive.loss import RowStatistics
+from vlm2vec.contrastive.watch import Part
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image
 from vlm2vec.phi3_v.checkpoint import load_config
@@ -21,61 +22,17 @@ from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.flags.watch import WatchArguments
+from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.metrics import HARDEST_NEGATIVE, POSITIVE, SIMILARITY_BINS, Figures, StepMeter
 from vlm2vec.training.watch.mfu import PEAK_TFLOPS, ModelFlops
 from vlm2vec.training.watch.monitor import RunMonitor
+from vlm2vec.training.watch.parts import RunPart
 from vlm2vec.training.watch.profiling import refuse_flops_profile
 
 pytestmark = pytest.mark.numeric
 
-CPU = torch.device("cpu")
 ROWS = 200
-
-
-class Device:
-    """A device whose stream takes a second for each piece of work, and counts who waits for it."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.looks = 0
-
-    def between(self, start: float, end: float) -> float:
-        self.looks += 1
-        return end - start
-
-    def clock(self) -> StepClock:
-        return StepClock(CPU, lambda: self.seconds, self.between)
-
-
-def test_parts_add_up_and_nobody_waits_before_the_end() -> None:
-    device = Device()
-    clock = device.clock()
-    for _ in range(2):
-        with clock.part(PASS_1):
-            for _ in clock.each(DATA_WAIT, [1, 2, 3]):
-                device.seconds += 1  # inside the loop's body: no wait for data
-            with clock.leaving(LOSS, clock.part(DATA_WAIT)):
-                device.seconds += 0.25
-        device.seconds += 0.5
-    assert device.looks == 0
-    assert clock.read() == {PASS_1: 6.0, DATA_WAIT: 0.5, LOSS: 0.0, OTHER: 1.0}
-    assert clock.read() == {OTHER: 0.0}
-
-
-def test_a_failure_leaves_the_clock_where_it_was() -> None:
-    device = Device()
-    clock = device.clock()
-
-    def failing() -> None:
-        with clock.part(PASS_1):
-            device.seconds += 1
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        failing()
-    device.seconds += 2
-    assert clock.read() == {PASS_1: 1.0, OTHER: 2.0}
 
 
 def step_of(rows: int, seed: int) -> tuple[StepHeader, StepOutput]:
@@ -111,9 +68,9 @@ def test_histograms_and_subsets_are_those_of_the_rows() -> None:
     meter = StepMeter(["even", "odd", "unseen"], CPU, clock, flops)
     steps = [step_of(ROWS, seed) for seed in (0, 1)]
     for each in steps:
-        with clock.part(PASS_1):
+        with clock.part(Part.PASS_1):
             device.seconds += 1
-        with clock.part(EVALUATION):
+        with clock.part(RunPart.EVALUATION):
             device.seconds += 5
         meter.add(*each)
     other = StepMeter(["even", "odd", "unseen"], CPU, StepClock(CPU), flops)
@@ -134,11 +91,11 @@ def test_histograms_and_subsets_are_those_of_the_rows() -> None:
         assert (values["milliseconds_per_step"], values["pairs_per_second"]) == (1000.0, ROWS)  # without evaluation
         assert values["mfu"] == pytest.approx(ROWS * (3.0 * 10 + 0.5 * 100 + 7.0) / 1e6)
     meter.add(*steps[0])
-    with clock.part(PASS_1):
+    with clock.part(Part.PASS_1):
         device.seconds += 3
     figures = meter.report()
     assert sum(figures.histograms[POSITIVE]) == ROWS  # a new window
-    assert {part: figures.values[f"time_ms/{part}"] for part in (PASS_1, OTHER)} == {PASS_1: 3000.0, OTHER: 0.0}
+    assert {part: figures.values[f"time_ms/{part}"] for part in ("pass_1", "other")} == {"pass_1": 3000.0, "other": 0.0}
 
 
 def test_pairs_are_the_first_of_the_batch_with_their_pictures(mini_shards_dir: Path) -> None:

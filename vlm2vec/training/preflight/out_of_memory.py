@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -11,10 +10,12 @@ import torch.distributed as dist
 
 from vlm2vec.batches import ChunkSizes, FixedCounts
 from vlm2vec.contrastive.loss import BLOCK_SCORES
+from vlm2vec.contrastive.watch import Part, Place
 from vlm2vec.errors import InputError
 from vlm2vec.training.flags.run import RunArguments
 from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS
 from vlm2vec.training.preflight.rehearsal import ChunkMemory
+from vlm2vec.training.watch.run_watch import RunWatch
 
 # Where a chunk should have fitted, others took the rest: room for them.
 _SMALLER = 0.75
@@ -26,14 +27,14 @@ class MemoryAdvice:
     Args:
         arguments: The run's arguments.
         sizes: How items become chunks.
-        where: Says in which pass and chunk the run is.
+        watch: Asked for the part and the place where memory ran out.
 
     Attributes:
         chunks: What chunks take, once it is measured.
     """
 
-    def __init__(self, arguments: RunArguments, sizes: ChunkSizes, where: Callable[[], str]) -> None:
-        self._arguments, self._sizes, self._where = arguments, sizes, where
+    def __init__(self, arguments: RunArguments, sizes: ChunkSizes, watch: RunWatch) -> None:
+        self._arguments, self._sizes, self._watch = arguments, sizes, watch
         self.chunks: ChunkMemory | None = None
 
     def measured(self, chunks: ChunkMemory) -> None:
@@ -47,24 +48,24 @@ class MemoryAdvice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and is_out_of_memory(error):
-            where = self._where()
             raise InputError(
-                f"rank {dist.get_rank()} on {socket.gethostname()} ran out of memory in {where}: {self.remedy(where)}"
+                f"rank {dist.get_rank()} on {socket.gethostname()} ran out of memory in {self._watch.where()}: "
+                f"{self.remedy(self._watch.place)}"
             ) from error
 
-    def remedy(self, where: str) -> str:
-        """What to change after running out of memory at a place, by its words (see `CachedStep`)."""
+    def remedy(self, place: Place) -> str:
+        """What to change after running out of memory at a place."""
         training, sizes = self._arguments.training, self._sizes
-        if sizes.keep_graphs > 1 and ("with graph" in where or "kept" in where):
+        if sizes.keep_graphs > 1 and place.is_kept:
             return f"set --keep_graphs {sizes.keep_graphs // 2} (now {sizes.keep_graphs})"
-        if "pass 1" in where and sizes.no_grad_tokens is not None:
+        if place.part is Part.PASS_1 and sizes.no_grad_tokens is not None:
             tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
             if sizes.no_grad_tokens > tokens:
                 fitting = max(tokens, sizes.no_grad_tokens // 2)
                 return f"set --no_grad_chunk_tokens {fitting} (now {sizes.no_grad_tokens})"
-        if "pass" in where:
+        if place.part in (Part.PASS_1, Part.PASS_2):
             return self._smaller_chunks()
-        if "loss" in where:
+        if place.part is Part.LOSS:
             rows = training.loss_block_rows or BLOCK_SCORES // self._arguments.global_batch_size(dist.get_world_size())
             return f"set --loss_block_rows {max(1, rows // 2)}"
         return (

@@ -12,12 +12,14 @@ import torch.distributed as dist
 
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
 from vlm2vec.contrastive import CachedStep, Chunk
-from vlm2vec.contrastive.progress import Progress
 from vlm2vec.contrastive.reduction import gradient_reduction
+from vlm2vec.contrastive.watch import Part, Place, Watch
 from vlm2vec.training.preflight.graph_memory import LEFT_FREE, DeviceMemory, largest_chunk
 
 # Chunks of these parts of the largest one are measured first: where that one does not fit, they say how much would.
 _PARTS = (8, 4)
+_PASS_1 = Place(Part.PASS_1, "pass 1, the largest chunk")
+_PASS_2 = Place(Part.PASS_2, "pass 2, the largest chunk")
 
 
 class _RehearsedError(Exception):
@@ -82,7 +84,7 @@ def rehearse(
     step: CachedStep,
     inputs: ItemEncoderInputs,
     sizes: ChunkSizes,
-    progress: Progress,
+    watch: Watch,
     measured: Callable[[ChunkMemory], None],
     meter: PeakMeter | None,
 ) -> None:
@@ -94,7 +96,7 @@ def rehearse(
         step: Whose engine runs the chunks.
         inputs: Makes them.
         sizes: How large they get.
-        progress: Told where it is, in the words of a step.
+        watch: Told where it is, as by a step; nothing is measured by it.
         measured: Takes what was measured, before the largest chunk runs.
         meter: Reads the device's memory; None where there is nothing to read, as on a CPU.
 
@@ -111,10 +113,10 @@ def rehearse(
             points.append((num_tokens(chunk), meter.peak() - before.allocated))
         now = meter.now()
         measured(ChunkMemory.through(points[0], points[1], now.free - LEFT_FREE * now.total))
-    progress("pass 2, the largest chunk")
+    watch.at(_PASS_2)
     _forward_backward(step, largest_chunk(inputs, sizes.packing))
     if sizes.no_grad_tokens is not None:
-        progress("pass 1, the largest chunk")
+        watch.at(_PASS_1)
         with torch.no_grad():
             _forward(step, largest_chunk(inputs, TokenBudget(sizes.no_grad_tokens)))
     dist.barrier()

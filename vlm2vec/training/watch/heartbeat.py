@@ -16,8 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -26,7 +25,6 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from vlm2vec.batches import TrainingBatch
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, report
 from vlm2vec.ranks import gather_from_all
 from vlm2vec.training.watch.stuck import EXIT_STUCK, GRACE_SECONDS, Mark, Verdict, Witness, Word
@@ -80,29 +78,17 @@ class Heartbeat:
             self._threads.append(threading.Thread(target=self._talk, name="heartbeat", daemon=True))
 
     def mark(self, place: str, is_pause: bool = False) -> None:
-        """The main thread has come to a place; see `vlm2vec.contrastive.progress`."""
+        """The main thread has come to a place; `is_pause` where it may take long. The ranks make the same marks."""
         limit = self._step_limit if self._is_armed and not is_pause else self._pause_limit
         self._mark = Mark(self._mark.count + 1, self._steps_begun, place, limit)
 
-    @contextmanager
-    def pause(self, place: str) -> Iterator[None]:
-        """Something that may take long, such as a checkpoint."""
-        self.mark(place, is_pause=True)
-        yield
-        self.mark(f"{place} done")
+    def begin_step(self, step: int) -> None:
+        """A step begins, counted from 1: the marks that follow are its."""
+        self._steps_begun = step
 
-    def steps(self, batches: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
-        """The batches, with a mark before and after each wait for one."""
-        source = iter(batches)
-        while True:
-            self.mark("waiting for data", is_pause=True)
-            batch = next(source, None)
-            if batch is None:
-                return
-            self._steps_begun = batch.header.step + 1
-            self.mark("beginning")
-            yield batch
-            self._is_armed = True
+    def end_step(self) -> None:
+        """A step has ended; from the first one's end on, `step_limit` counts."""
+        self._is_armed = True
 
     def where(self) -> str:
         """The last mark, in words."""

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from vlm2vec.batches import StepHeader
 from vlm2vec.contrastive import StepOutput
-from vlm2vec.contrastive.clock import COLLECTIVES, DATA_WAIT, EVALUATION, PARTS, StepClock
+from vlm2vec.contrastive.watch import AnyPart, Part
+from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops
+from vlm2vec.training.watch.parts import STEP_PARTS, RunPart
 
 _FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked")
 _COUNTS = ("tokens", "squared_tokens", "crops", "items")
@@ -64,7 +66,7 @@ class StepMeter:
         self._counts = [0] * len(_COUNTS)
         self._steps = self._timed_steps = 0
         self._seconds_before = 0.0
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._seconds: defaultdict[AnyPart, float] = defaultdict(float)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of the window so far; waits for the device."""
@@ -109,9 +111,9 @@ class StepMeter:
 
     def _elapsed(self) -> float:
         """The window's seconds so far, evaluation left out; waits for the device."""
-        for name, seconds in self._clock.read().items():
-            if name != EVALUATION:
-                self._seconds[name] += seconds
+        for part, seconds in self._clock.read().items():
+            if part is not RunPart.EVALUATION:
+                self._seconds[part] += seconds
         return self._seconds_before + sum(self._seconds.values())
 
     def report(self) -> Figures:
@@ -122,7 +124,7 @@ class StepMeter:
             `time_ms/<part>`: milliseconds of a step since the run was started or resumed, which add up to all of it.
         """
         self._elapsed()
-        in_parts = [self._seconds[name] / max(self._timed_steps, 1) for name in PARTS]
+        in_parts = [self._seconds[part] / max(self._timed_steps, 1) for part in STEP_PARTS]
         known = self._sums.new_tensor([*self._counts, *in_parts])
         whole = [known, self._sums, self._subset_rows.flatten(), self._similarities.flatten()]
         sums = torch.cat(whole)
@@ -132,19 +134,21 @@ class StepMeter:
             dist.all_reduce(sums)
             dist.all_reduce(most, op=dist.ReduceOp.MAX)
         known, fields, subset_rows, similarities = torch.split(sums.cpu(), [len(each) for each in whole])
-        counts = dict(zip((*_COUNTS, *PARTS), known.tolist(), strict=True))
+        numbers = known.tolist()
+        counts = dict(zip(_COUNTS, numbers[: len(_COUNTS)], strict=True))
+        of_parts = {part: each / ranks for part, each in zip(STEP_PARTS, numbers[len(_COUNTS) :], strict=True)}
         total = dict(zip(_FIELDS, fields.tolist(), strict=True))
         peak_memory, seconds_before = most.tolist()
-        of_step = sum(counts[name] for name in PARTS) / ranks
+        of_step = sum(of_parts.values())
         seconds = seconds_before + of_step * self._timed_steps
         report = self._rates(total, counts, seconds)
         report["peak_memory_gib"] = peak_memory / 2**30
         if self._model_flops is not None:
             flops = self._model_flops.of(counts["tokens"], counts["squared_tokens"], counts["crops"])
             report["mfu"] = flops / (seconds * ranks * self._model_flops.peak_flops)
-        report |= {f"time_ms/{name}": 1000 * counts[name] / ranks for name in PARTS}
-        for name in (DATA_WAIT, COLLECTIVES):
-            report[f"{name}_share"] = counts[name] / ranks / of_step if of_step else 0.0
+        report |= {f"time_ms/{part.value}": 1000 * seconds for part, seconds in of_parts.items()}
+        for part in (Part.DATA_WAIT, Part.COLLECTIVES):
+            report[f"{part.value}_share"] = of_parts[part] / of_step if of_step else 0.0
         for name, hits, rows, loss in zip(self._subsets, *subset_rows.view(3, -1).tolist(), strict=True):
             if rows:
                 report[f"subset_loss/{name}"] = loss / rows
