@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data_prep.arguments import Parser, positive
-from data_prep.convert import convert
+from data_prep.conversion import convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from data_prep.mini_model import build_mini_model
+from data_prep.source import SourceData
 from vlm2vec.batches import (
     BatchReader,
     ChunkSizes,
@@ -121,7 +124,11 @@ def _processor_seconds() -> float:
 def compare(work: Path, pairs: int, rounds: int) -> None:
     """Prints the loader's time beside the baseline's."""
     write_photographs(work / "source", pairs)
-    convert(work / "source", work / "source", work / "shards", [SUBSET], check_images="none")
+    convert(
+        SourceData(work / "source", work / "source", [SUBSET]),
+        work / "shards",
+        replace(DEFAULT_OPTIONS, check_images="none"),
+    )
     shards = ShardSet.open(work / "shards")
     processor = Phi3VProcessor(_tokenizer(work), Phi3VImageProcessor(CROPS))
     inputs = ItemEncoderInputs(processor, max_len=256)
@@ -177,7 +184,7 @@ def main() -> None:
         work = Path(folder)
         compare(work, arguments.pairs, arguments.rounds)
         train = work / "mini" / TRAIN_FOLDER
-        convert(train, train, work / "mini_shards", ["all"])
+        convert(SourceData(train, train, ["all"]), work / "mini_shards")
         inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(work / "model"), max_len=64)
         shards = ShardSet.open(work / "mini_shards")
         held = list(memory_over_steps(shards, inputs, arguments.memory_steps, _WINDOWS))

@@ -16,8 +16,9 @@ import tempfile
 from pathlib import Path
 
 from data_prep import mini_model
-from data_prep.convert import convert
+from data_prep.conversion import convert
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
+from data_prep.source import SourceData
 from vlm2vec.batches import GlobalOrder
 from vlm2vec.shards import ShardSet
 
@@ -79,7 +80,7 @@ def main() -> None:
         # The miniature has 14,900 pairs.
         build_mini_mmeb(work / "mini", seed=0, scale=max(0.1, 1.05 * max(options.batches) / 14_900))
         train = work / "mini" / TRAIN_FOLDER
-        convert(train, train, work / "shards", ["all"])
+        convert(SourceData(train, train, ["all"]), work / "shards")
         mini_model.build_mini_model(train, work / "model")
         shards = ShardSet.open(str(work / "shards"))
         print("| global batch | peak, MiB | embeddings and undecoded pairs, MiB | the rest, first = 1 |")

@@ -1,157 +1,166 @@
-"""Turns ranges of source rows into shards; every range is a task of its own, independent of all others."""
+"""A conversion as a whole: plan, shards by tasks that do not depend on one another, report, manifest."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.pictures import CheckedPictures, PictureSource, UnusableImageError
-from data_prep.source import SourceTable
+from tqdm import tqdm
+
+from data_prep.conversion_plan import DEFAULT_OPTIONS, ConversionPlan, Options, make_plan, write_plan
+from data_prep.conversion_report import ConversionReport, make_report
+from data_prep.processes import run_tasks
+from data_prep.shard_tasks import ShardResult, make_shard
+from data_prep.source import SourceData
 from vlm2vec.errors import InputError
-from vlm2vec.files import sha256_of
-from vlm2vec.item_rules import check_item, says_nothing
-from vlm2vec.shards.manifest import ShardRecord
-from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_name
-from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
-from vlm2vec.shards.writer import ShardWriter, StoredItem
+from vlm2vec.files import TEMPORARY_PREFIX
+from vlm2vec.shards.manifest import Manifest, SubsetRecord
+from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
 
-# The columns of each side: text, path of the picture.
-SIDE_COLUMNS = {
-    QUERY: ("qry", "qry_image_path"),
-    POSITIVE: ("pos_text", "pos_image_path"),
-    NEGATIVE: ("neg_text", "neg_image_path"),
-}
+# webdataset takes a path for a URL and expands braces.
+_MISREAD = frozenset("#?{}")
+# Workers of a killed run end within moments; another run does not.
+_LOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """One shard to write: a fixed range of rows (first, end) of one table, whatever happens to its rows.
+class Tolerance:
+    """What may be left out of the shards; with more, no manifest is written.
 
     Attributes:
-        subset: its name.
-        number: of the shard in its subset.
-        table: the source.
-        rows: first row and end of the range.
-        image_dir: what the table's picture paths are relative to.
-        output_dir: the data set's folder.
-        check_images: a key of `pictures.CHECKS`.
-        allow_links: follow links that lead out of `image_dir`.
+        max_missing: At most this many missing or unreadable images. Once they are there, the same conversion completes
+            the shards.
+        max_unusable: At most this share of a subset's rows, 0 to 1, because no model can be trained on them.
     """
 
-    subset: str
-    number: int
-    table: SourceTable
-    rows: tuple[int, int]
-    image_dir: Path
-    output_dir: Path
-    check_images: str
-    allow_links: bool
+    max_missing: int = 0
+    # A few slips of a table are left out, a whole table of them is not.
+    max_unusable: float = 0.05
 
-    @property
-    def images(self) -> PictureSource:
-        """Where the table's images are."""
-        return PictureSource(self.image_dir, self.subset, self.allow_links)
+    def is_exceeded(self, report: ConversionReport) -> bool:
+        """Whether a conversion left out more."""
+        return report.total.unusable_images > self.max_missing or bool(report.beyond(self.max_unusable))
 
-    @property
-    def stem(self) -> Path:
-        """The shard's path without a suffix."""
-        return self.output_dir / self.subset / shard_name(self.subset, self.number)
+
+# Nothing missing, and few unusable rows.
+DEFAULT_TOLERANCE = Tolerance()
 
 
 @dataclass(frozen=True)
-class ShardResult:
-    """A committed shard.
+class Conversion:
+    """What came of it; without a manifest (too much is missing) the shards cannot be used yet."""
 
-    Attributes:
-        record: what the manifest says about it.
-        unusable_images: each image that rows were left out for.
-        unusable_rows: each row that no model can be trained on.
-    """
-
-    record: ShardRecord
-    unusable_images: tuple[UnusableImage, ...]
-    unusable_rows: tuple[UnusableRow, ...]
+    report: ConversionReport
+    manifest: Manifest | None
 
 
-class UnusableItemError(Exception):
-    """One side of a row that no processor can encode, or that says nothing."""
+def convert(
+    source: SourceData,
+    output_dir: Path,
+    options: Options = DEFAULT_OPTIONS,
+    tolerance: Tolerance = DEFAULT_TOLERANCE,
+    num_workers: int = 0,
+) -> Conversion:
+    """Converts subsets of one split, or continues a conversion of the same.
 
-    def __init__(self, side: str, error: InputError) -> None:
-        super().__init__(str(error))
-        self.side = side
-
-
-def make_shard(task: ShardTask) -> ShardResult:
-    """The shard, as an earlier run committed it or written now."""
-    return _committed_shard(task) or write_shard(task)
-
-
-def write_shard(task: ShardTask) -> ShardResult:
-    """Writes one shard; it appears complete or not at all. A row that cannot be trained on is left out and noted.
+    Args:
+        source: The subsets' tables and images.
+        output_dir: Is created; an earlier run of the same conversion may have begun to fill it.
+        options: What shapes the shards' content.
+        tolerance: What may be left out.
+        num_workers: Processes; 0 converts in this one.
 
     Raises:
-        InputError: the table is damaged.
+        InputError: Anything wrong with these or with what they name, another conversion's folder, no usable row, no
+            space left; the message says file and row.
     """
-    pictures = CheckedPictures(task.images, task.check_images)
-    skipped: Counter[str] = Counter()
-    unusable: dict[str, UnusableImage] = {}
-    rows: list[UnusableRow] = []
-    with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
-        for row, record in task.table.rows(*task.rows):
-            try:
-                shard.add(row, _sides(record, pictures))
-            except UnusableImageError as error:
-                skipped[error.problem] += 1
-                unusable.setdefault(error.path, UnusableImage(error.path, error.problem, str(error), row))
-            except UnusableItemError as error:
-                skipped[f"unusable {error.side}"] += 1
-                rows.append(UnusableRow(sample_key(task.subset, row), row, error.side, str(error)))
-        committed = shard.commit(task.rows, skipped, list(unusable.values()), rows)
-        return ShardResult(committed, tuple(unusable.values()), tuple(rows))
-
-
-def _committed_shard(task: ShardTask) -> ShardResult | None:
-    """The shard as an earlier run committed it; None if it must be written (again).
-
-    It must if rows were left out for a picture, which may be there by now, and if a picture has changed since. (A
-    changed table or zip is refused before, by the plan.)
-    """
-    sidecar_path = task.stem.with_suffix(".json")
-    try:
-        committed_ns = sidecar_path.stat().st_mtime_ns
-        sidecar = Sidecar.read(sidecar_path)
-        record = sidecar.record
-        same_size = task.stem.with_suffix(".tar").stat().st_size == record.bytes
-        same_index = sha256_of(task.stem.with_suffix(".parquet")) == record.index_sha256
-    except (OSError, InputError):
-        return None
-    if (record.name, record.rows) != (task.stem.name, task.rows) or not (same_size and same_index):
-        return None
-    if sidecar.unusable_images:
-        return None
-    images = task.images
-    if any(images.changed_since(committed_ns, path) for path in _image_paths(task)):
-        return None
-    return ShardResult(record, (), sidecar.unusable_rows)
-
-
-def _image_paths(task: ShardTask) -> set[str]:
-    columns = [path for _, path in SIDE_COLUMNS.values()]
-    return {record[name] for _, record in task.table.rows(*task.rows) for name in columns if record.get(name)}
-
-
-def _sides(record: dict[str, str], pictures: CheckedPictures) -> dict[str, StoredItem]:
-    """The row's sides; a query or target must be there (the original puts a dummy text in the place of nothing)."""
-    sides: dict[str, StoredItem] = {}
-    for side, columns in SIDE_COLUMNS.items():
-        text, path = (record.get(column, "") for column in columns)
-        if side == NEGATIVE and not path and says_nothing(text):
-            continue
-        image = pictures.load(path) if path else None
+    if _MISREAD.intersection(str(output_dir.absolute())):
+        raise InputError(
+            f"{output_dir}: webdataset cannot open tars below a path with any of {' '.join(sorted(_MISREAD))}"
+        )
+    plan = make_plan(source, output_dir, options)
+    with _locked(output_dir):
+        _prepare(output_dir, plan)
         try:
-            check_item(text, (image.header.width, image.header.height) if image else None)
-        except InputError as error:
-            raise UnusableItemError(side, error) from error
-        sides[side] = StoredItem(text, image)
-    return sides
+            shards = _make_shards(plan, num_workers)
+            report = make_report(output_dir, shards, plan.unused_columns())
+            report.write(output_dir)
+            for name, subset in report.subsets.items():
+                if subset.samples == 0 and subset.unusable_images <= tolerance.max_missing:
+                    left_out = subset.skipped or "none"
+                    raise InputError(f"{source.dataset_dir / name}: no usable row (left out: {left_out})")
+            if tolerance.is_exceeded(report):
+                return Conversion(report, None)
+            manifest = _manifest(plan, shards)
+            manifest.write(output_dir)
+        except OSError as error:
+            raise InputError(f"{error.filename or output_dir}: {error.strerror}; the same command continues") from error
+    return Conversion(report, manifest)
+
+
+@contextmanager
+def _locked(output_dir: Path) -> Iterator[None]:
+    """Creates the folder and keeps other conversions out of it until this one and all its workers have ended."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InputError(f"{output_dir}: cannot create the folder ({error.strerror})") from error
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise InputError(f"{output_dir}: another conversion is writing here") from error
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(output_dir: Path, plan: ConversionPlan) -> None:
+    """Makes the folder this plan's: an empty one gets the plan, a begun one must have the same.
+
+    A manifest would vouch for shards that may be about to change, so it goes first and comes back last.
+    """
+    if (output_dir / PLAN_NAME).exists():
+        plan.refuse_unless_same(output_dir / PLAN_NAME)
+        for folder in (output_dir, *(output_dir / name for name in plan.tasks)):
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                leftover.unlink()
+    else:
+        leftovers = list(output_dir.glob(f"{TEMPORARY_PREFIX}*-{PLAN_NAME}"))
+        if set(output_dir.iterdir()) - set(leftovers):
+            raise InputError(f"{output_dir}: not an empty folder, and no conversion's; choose another")
+        for leftover in leftovers:
+            leftover.unlink()
+        write_plan(plan, output_dir)
+    (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
+
+
+def _make_shards(plan: ConversionPlan, num_workers: int) -> dict[str, list[ShardResult]]:
+    tasks = [task for subset in plan.tasks.values() for task in subset]
+    results: dict[tuple[str, int], ShardResult] = {}
+    total = sum(task.rows[1] - task.rows[0] for task in tasks)
+    with tqdm(total=total, unit=" rows", unit_scale=True, disable=None) as bar:  # None: only on a terminal
+        for task, result in run_tasks(make_shard, tasks, num_workers):
+            results[task.subset, task.number] = result
+            bar.set_description(task.subset, refresh=False)
+            bar.update(task.rows[1] - task.rows[0])
+    return {name: [results[name, task.number] for task in subset] for name, subset in plan.tasks.items()}
+
+
+def _manifest(plan: ConversionPlan, shards: Mapping[str, Sequence[ShardResult]]) -> Manifest:
+    subsets = {
+        name: SubsetRecord(plan.sources[name], tuple(result.record for result in results))
+        for name, results in shards.items()
+    }
+    return Manifest(options=asdict(plan.options), subsets=subsets)

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.report import Report, SubsetReport
+from data_prep.conversion_report import ConversionReport, SubsetReport
 from vlm2vec.messages.terminal import column, open_console, print_table
 from vlm2vec.messages.words import counted
 
 
-def show_report(report: Report) -> None:
+def show_report(report: ConversionReport) -> None:
     """Prints a table, and below it what is missing or unreadable."""
     console = open_console()
     print_table(console, _table(report))
@@ -29,7 +29,7 @@ def show_report(report: Report) -> None:
         _show_names(console, name, "unusable rows", subset.unusable_rows, subset.first_unusable)
 
 
-def _table(report: Report) -> Table:
+def _table(report: ConversionReport) -> Table:
     headings = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs", "missing", "unreadable")
     columns = (column("subset", "left"), *(column(heading) for heading in headings))
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -23,6 +23,24 @@ ALL_SUBSETS = "all"
 
 _BATCH_ROWS = 4096
 DOWNLOAD_HINT = "download the data set first (data_prep.download) and give its folder"
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """What is converted.
+
+    Attributes:
+        dataset_dir: MMEB-train's folder.
+        image_dir: What the tables' image paths are relative to; what is not unpacked there is read from its
+            images_zip/<Subset>.zip.
+        subsets: Their names, or ["all"].
+        allow_links: Follow links that lead out of `image_dir`.
+    """
+
+    dataset_dir: Path
+    image_dir: Path
+    subsets: Sequence[str]
+    allow_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,7 @@ def _row_group(path: Path, stamp: tuple[int, ...], group: int, columns: tuple[st
         return file.read_row_group(group, columns=list(columns), use_threads=False)
 
 
-def subset_names(root: Path, asked_for: list[str], split: str) -> list[str]:
+def subset_names(root: Path, asked_for: Sequence[str], split: str) -> list[str]:
     """The subsets to convert; "all" stands for every folder that has tables of the split.
 
     Raises:
@@ -118,20 +136,21 @@ def subset_names(root: Path, asked_for: list[str], split: str) -> list[str]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; {DOWNLOAD_HINT}")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if asked_for == [ALL_SUBSETS]:
-        asked_for = [name for name in folders if _split_files(root / name, split)]
-        if not asked_for:
+    names = list(asked_for)
+    if names == [ALL_SUBSETS]:
+        names = [name for name in folders if _split_files(root / name, split)]
+        if not names:
             raise InputError(f"{root}: no subset has {split}-00000-of-*.parquet; is it MMEB-train's folder?")
-    for name in asked_for:
+    for name in names:
         if not SUBSET_NAME.fullmatch(name):
             raise InputError(
                 f"{name}: not a subset's name (up to 60 letters, digits, '-' and '_': it becomes part of tar members)"
             )
         if name not in folders:
             raise InputError(f"{root}: no subset {name}; there are {', '.join(folders) or 'none'}")
-        if asked_for.count(name) > 1:
+        if names.count(name) > 1:
             raise InputError(f"{name}: subset given twice")
-    return asked_for
+    return names
 
 
 def source_tables(root: Path, subset: str, split: str) -> list[SourceTable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from tests.processors import imitate_processor
 
 imitate_processor()
 
-from data_prep.convert import convert  # noqa: E402
+from data_prep.conversion import convert  # noqa: E402
+from data_prep.conversion_plan import DEFAULT_OPTIONS  # noqa: E402
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb  # noqa: E402
 from data_prep.mini_model import build_mini_model  # noqa: E402
+from data_prep.source import SourceData  # noqa: E402
 from tests.distributed.engine_runs import train_engines  # noqa: E402
 from tests.golden import write_model_folder  # noqa: E402
 
@@ -55,7 +58,12 @@ def mini_mmeb_dir(once: Once) -> Path:
 def mini_shards_dir(mini_mmeb_dir: Path, once: Once) -> Path:
     """All subsets of `mini_mmeb_dir` as shards of 16 rows, so that each subset has two; do not write to it."""
     train = mini_mmeb_dir / TRAIN_FOLDER
-    return once("mini_shards", lambda folder: convert(train, train, folder, ["all"], rows_per_shard=ROWS_PER_SHARD))
+    return once(
+        "mini_shards",
+        lambda folder: convert(
+            SourceData(train, train, ["all"]), folder, replace(DEFAULT_OPTIONS, rows_per_shard=ROWS_PER_SHARD)
+        ),
+    )
 
 
 @pytest.fixture(scope="session")

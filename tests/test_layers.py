@@ -53,7 +53,7 @@ MANY_PARAMETERS = {"vlm2vec.encoder.VLM2Vec.from_pretrained"}
 IMPORTS_TO_MEND = {
     ("benchmarks.gpu.exactness", "tests.distributed.exactness"),
 }
-FUNCTIONS_TO_SHORTEN = {"vlm2vec.training.loop.train", "data_prep.convert.convert"}
+FUNCTIONS_TO_SHORTEN = {"vlm2vec.training.loop.train"}
 FOLDERS_TO_SHRINK: set[str] = set()
 
 

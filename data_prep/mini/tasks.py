@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from data_prep.mini.pictures import INKS, PHOTOS, Digits, Picture, in_grid, photo_crop
+from data_prep.mini.drawing import INKS, PHOTOS, Digits, DrawnImage, in_grid, photo_crop
 from data_prep.mini.prompts import TARGET_CAPTIONED, TARGET_CROP, TARGET_IMAGE, Prompt
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -23,7 +23,7 @@ class Entry:
     """One side of a pair: text, picture, or both."""
 
     text: str = ""
-    picture: Picture | None = None
+    picture: DrawnImage | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Draft:
     """A query without its instruction, its target, and distractors, the hardest first."""
 
     question: str
-    picture: Picture | None
+    picture: DrawnImage | None
     target: Entry
     distractors: tuple[Entry, ...]
 
@@ -60,11 +60,11 @@ class Source:
         scan = scans[self.rng.integers(len(scans))]
         return self.scan(label, gallery, other_than) if scan == other_than else scan
 
-    def tile(self, label: int, ink: str | None = None) -> Picture:
+    def tile(self, label: int, ink: str | None = None) -> DrawnImage:
         """A random handwriting of a digit, as a picture."""
         return self.digits.tile(self.scan(label), ink, self.look)
 
-    def candidate(self, label: int, ink: str | None = None) -> Picture:
+    def candidate(self, label: int, ink: str | None = None) -> DrawnImage:
         """The same, from the gallery."""
         return self.digits.tile(self.scan(label, gallery=True), ink, self.look)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from data_prep.mini.pictures import Digits, Picture
+from data_prep.mini.drawing import Digits, DrawnImage
 from data_prep.mini.prompts import NUM_PARAPHRASES
 from data_prep.mini.tasks import TASKS, VARIANTS, Draft, Entry, Source, Variant
 from vlm2vec.mmeb import EvalDataset, TrainSubset
@@ -28,7 +28,7 @@ SPLITS = ("original", "diverse_instruction")
 STRING_TARGET_TEXT = ("SameDigit-Tilted",)
 
 
-class PictureFolder:
+class ImageWriter:
     """Writes each picture once, under its own name."""
 
     def __init__(self, folder: Path, prefix: str) -> None:
@@ -37,7 +37,7 @@ class PictureFolder:
         self._written: set[str] = set()
         folder.mkdir(parents=True)
 
-    def path_of(self, picture: Picture | None) -> str:
+    def path_of(self, picture: DrawnImage | None) -> str:
         """The path to put into a table, "" for no picture; the file exists afterwards."""
         if picture is None:
             return ""
@@ -47,7 +47,7 @@ class PictureFolder:
         return f"{self._prefix}/{picture.name}"
 
 
-def _encoded(picture: Picture) -> bytes:
+def _encoded(picture: DrawnImage) -> bytes:
     buffer, pixels = io.BytesIO(), picture.draw()
     if picture.name.endswith(".jpg"):
         Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
@@ -66,7 +66,7 @@ def write_train_subset(root: Path, subset: TrainSubset, scale: float, seed: int)
     task = TASKS[subset.name]
     source = Source("train", _generator(seed, "train", subset.name), Digits("train"), GALLERY_SIZE["train"])
     drafts = [task.draw(source, 1) for _ in range(max(MIN_ROWS, round(scale * subset.rows)))]
-    pictures = PictureFolder(root / "images" / subset.name / "Train", f"images/{subset.name}/Train")
+    pictures = ImageWriter(root / "images" / subset.name / "Train", f"images/{subset.name}/Train")
     columns = {
         "qry_image_path": [pictures.path_of(draft.picture) for draft in drafts],
         **_side("pos", [draft.target for draft in drafts], pictures),
@@ -85,7 +85,7 @@ def write_train_subset(root: Path, subset: TrainSubset, scale: float, seed: int)
     return len(drafts)
 
 
-def _side(name: str, entries: Sequence[Entry], pictures: PictureFolder) -> dict[str, list[str]]:
+def _side(name: str, entries: Sequence[Entry], pictures: ImageWriter) -> dict[str, list[str]]:
     return {
         f"{name}_text": [entry.text for entry in entries],
         f"{name}_image_path": [pictures.path_of(entry.picture) for entry in entries],
@@ -111,7 +111,7 @@ def write_eval_dataset(root: Path, dataset: EvalDataset, scale: float, seed: int
     )
     num_rows = max(MIN_ROWS, round(scale * EVAL_ROWS))
     drafts = [task.draw(source, dataset.num_candidates - 1) for _ in range(num_rows)]
-    pictures = PictureFolder(root / "images" / dataset.name, dataset.name)
+    pictures = ImageWriter(root / "images" / dataset.name, dataset.name)
     candidates = [(draft.target, *draft.distractors) for draft in drafts]
     texts: list[str] | list[list[str]] = [[entry.text for entry in row] for row in candidates]
     if dataset.name in STRING_TARGET_TEXT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 from PIL import Image
 
 from data_prep import convert as program
-from data_prep.convert import convert
+from data_prep.conversion import DEFAULT_TOLERANCE, Tolerance, convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
+from data_prep.source import SourceData
 from vlm2vec.errors import run_program
 from vlm2vec.shards.manifest import Manifest
 
@@ -58,8 +61,18 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def converted(dataset: Path, output: Path, subsets: Sequence[str] = ("A",), **options: Any) -> Manifest:
-    manifest = convert(dataset, dataset, output, list(subsets), **options).manifest
+def converted(
+    dataset: Path,
+    output: Path,
+    subsets: Sequence[str] = ("A",),
+    allow_links: bool = False,
+    num_workers: int = 0,
+    tolerance: Tolerance = DEFAULT_TOLERANCE,
+    **options: Any,
+) -> Manifest:
+    """The manifest of a conversion; `options` are fields of `Options`."""
+    source = SourceData(dataset, dataset, list(subsets), allow_links)
+    manifest = convert(source, output, replace(DEFAULT_OPTIONS, **options), tolerance, num_workers).manifest
     assert manifest is not None
     return manifest
 

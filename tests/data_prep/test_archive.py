@@ -4,13 +4,16 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data_prep.archive import ImageArchive
-from data_prep.convert import convert
+from data_prep.conversion import convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
+from data_prep.source import SourceData
 from tests.data_prep.hand_made import converted, picture, row, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.images.paths import MissingImageError, UnsafePathError
@@ -34,7 +37,7 @@ def pack(dataset: Path, prefix: str, compression: int = zipfile.ZIP_DEFLATED) ->
 def test_a_zip_is_read_as_if_it_were_unpacked(prefix: str, dataset: Path, tmp_path: Path) -> None:
     unpacked = converted(dataset, tmp_path / "unpacked", rows_per_shard=4).subsets["A"]
     pack(dataset, prefix)
-    zipped = converted(dataset, tmp_path / "zipped", rows_per_shard=4, num_workers=2).subsets["A"]
+    zipped = converted(dataset, tmp_path / "zipped", num_workers=2, rows_per_shard=4).subsets["A"]
     assert zipped.shards == unpacked.shards
     assert [source.file for source in zipped.sources] == ["A/original-00000-of-00001.parquet", "images_zip/A.zip"]
     tars = {name: content for name, content in tree(tmp_path / "zipped").items() if name.startswith("A/")}
@@ -55,14 +58,14 @@ def test_another_zip_is_refused(dataset: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("A/Train/3.png", picture(3))
     with pytest.raises(InputError, match=r"was begun with another images_zip/A\.zip"):
-        convert(dataset, dataset, tmp_path / "o", ["A"])
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 
 def test_a_part_of_a_zip_is_refused_before_anything_is_written(dataset: Path, tmp_path: Path) -> None:
     path = pack(dataset, "A/Train/")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"A\.zip: not a complete zip .*download it again"):
-        convert(dataset, dataset, tmp_path / "o", ["A"])
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
@@ -104,7 +107,9 @@ def test_a_damaged_member_is_reported_by_name(case: str, dataset: Path, tmp_path
     content = bytearray(path.read_bytes())
     spoil(content)
     path.write_bytes(content)
-    report = convert(dataset, dataset, tmp_path / "o", ["A"], check_images="none").report.subsets["A"]
+    report = convert(
+        SourceData(dataset, dataset, ["A"]), tmp_path / "o", replace(DEFAULT_OPTIONS, check_images="none")
+    ).report.subsets["A"]
     assert (report.samples, report.unreadable_images) == (7, 1)
     assert f"{PICTURES}/2.png" in report.first_unreadable[0]
     assert re.search(message, report.first_unreadable[0])
@@ -133,5 +138,5 @@ def test_links_and_paths_that_lead_out_are_refused(tmp_path: Path) -> None:
 def test_missing_members_are_reported(dataset: Path, tmp_path: Path) -> None:
     pack(dataset, "A/Train/")
     write_rows(dataset, [row(0), row(1, qry_image_path=f"{PICTURES}/x.png")])
-    report = convert(dataset, dataset, tmp_path / "o", ["A"]).report.subsets["A"]
+    report = convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o").report.subsets["A"]
     assert (report.missing_images, report.first_missing) == (1, [f"{PICTURES}/x.png"])

@@ -4,12 +4,15 @@ import gzip
 import io
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_prep.archive import ImageArchive
-from data_prep.convert import convert
+from data_prep.conversion import convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
+from data_prep.source import SourceData
 from tests.data_prep.hand_made import TABLE, picture
 from vlm2vec.errors import InputError
 
@@ -70,18 +73,18 @@ def test_parts_that_were_never_joined_are_named(parts: tuple[str, ...], dataset:
     for part in parts:
         (dataset / "images_zip" / part).write_bytes(b"part")
     with pytest.raises(InputError, match=rf"images_zip/{parts[0]}: one part of a zip of several parts"):
-        convert(dataset, dataset, tmp_path / "o", ["A"])
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 
 def test_git_lfs_pointers_are_told_apart_from_damage(dataset: Path, tmp_path: Path) -> None:
     (dataset / "images/A/Train/1.png").write_bytes(LFS_POINTER)
-    report = convert(dataset, dataset, tmp_path / "o", ["A"]).report.subsets["A"]
+    report = convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o").report.subsets["A"]
     assert report.unreadable_images == 1
     assert "Train/1.png: a Git LFS pointer" in report.first_unreadable[0]
     assert "git lfs pull" in report.first_unreadable[0]
     (dataset / TABLE).write_bytes(LFS_POINTER)
     with pytest.raises(InputError, match=rf"{TABLE}: a Git LFS pointer.*`git lfs pull`"):
-        convert(dataset, dataset, tmp_path / "p", ["A"])
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "p")
 
 
 def test_equal_broken_images_are_each_reported_by_their_own_path(dataset: Path, tmp_path: Path) -> None:
@@ -90,7 +93,9 @@ def test_equal_broken_images_are_each_reported_by_their_own_path(dataset: Path, 
             (dataset / f"images/A/Train/{number}.png").write_bytes(content)
         for check in ("decode", "header"):
             output = tmp_path / f"{check}-{len(content)}"
-            report = convert(dataset, dataset, output, ["A"], check_images=check).report.subsets["A"]
+            report = convert(
+                SourceData(dataset, dataset, ["A"]), output, replace(DEFAULT_OPTIONS, check_images=check)
+            ).report.subsets["A"]
             if check == "header" and content.startswith(b"\x89PNG"):
                 continue  # only decoding finds that
             assert report.unreadable_images == 2

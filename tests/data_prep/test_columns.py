@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.convert import convert
+from data_prep.conversion import convert
+from data_prep.source import SourceData
 from tests.data_prep.hand_made import TABLE, converted, row, run_main, tree
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
@@ -91,14 +92,14 @@ def test_rows_that_the_head_of_a_table_hides_are_not_lost(dataset: Path, tmp_pat
     path.write_bytes(content[:place] + b"\x04" + content[place + 1 :])
     assert pq.ParquetFile(path).metadata.num_rows == 2
     with pytest.raises(InputError, match="it says that it has 2 rows, its row groups have 10"):
-        convert(dataset, dataset, tmp_path / "o", ["A"])
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 
 def test_a_column_that_is_there_twice_is_refused(dataset: Path, tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS)
     pq.write_table(table.append_column("qry", table.column("pos_text")), dataset / TABLE)
     with pytest.raises(InputError, match=r"parquet: column qry is there 2 times; keep one of them"):
-        convert(dataset, dataset, tmp_path / "o", ["A"])
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 
 def test_other_columns_are_listed_and_empty_ones_lose_nothing(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from data_prep.convert import convert
+from data_prep.conversion import Tolerance, convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
+from data_prep.source import SourceData
 from tests.data_prep.hand_made import converted, picture, row, run_main, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Item, ShardSet
@@ -20,7 +23,7 @@ def test_same_input_same_bytes_wherever_it_lies(mini_mmeb_dir: Path, mini_shards
     train = mini_mmeb_dir / "MMEB-train"
     moved = tmp_path / "elsewhere"
     moved.symlink_to(train)
-    convert(moved, moved, tmp_path / "again", ["all"], rows_per_shard=16)
+    convert(SourceData(moved, moved, ["all"]), tmp_path / "again", replace(DEFAULT_OPTIONS, rows_per_shard=16))
     assert tree(tmp_path / "again") == tree(mini_shards_dir)
 
 
@@ -32,7 +35,7 @@ def test_all_means_the_splits_folders_and_nothing_legacy(dataset: Path, tmp_path
     assert {k: v.num_samples for k, v in converted(dataset, tmp_path / "o", subsets=["all"]).subsets.items()} == {
         "A": 10
     }
-    other = converted(dataset, tmp_path / "d", subsets=["all"], split="diverse_instruction")
+    other = converted(dataset, tmp_path / "d", subsets=["all"], split_name="diverse_instruction")
     assert other.subsets["A"].num_samples == 7
 
 
@@ -42,7 +45,7 @@ def test_a_subset_whose_name_webdataset_would_misread_is_refused_and_not_left_ou
 ) -> None:
     write_rows(dataset, [row(0)], f"{name}/original-00000-of-00001.parquet")
     with pytest.raises(InputError, match="not a subset's name"):
-        convert(dataset, dataset, tmp_path / "o", ["all"])
+        convert(SourceData(dataset, dataset, ["all"]), tmp_path / "o")
 
 
 def test_any_picture_path_and_text_come_through_webdataset(dataset: Path, tmp_path: Path) -> None:
@@ -75,7 +78,11 @@ def test_shards_are_fixed_row_ranges_over_several_tables(dataset: Path, tmp_path
 
 @pytest.mark.parametrize(("limit", "kept"), [(1, 1), (7, 7), (10, 10), (99, 10)])
 def test_the_first_rows_are_kept(limit: int, kept: int, dataset: Path, tmp_path: Path) -> None:
-    convert(dataset, dataset, tmp_path / "o", ["A"], max_rows=limit, rows_per_shard=4)
+    convert(
+        SourceData(dataset, dataset, ["A"]),
+        tmp_path / "o",
+        replace(DEFAULT_OPTIONS, num_sample_per_subset=limit, rows_per_shard=4),
+    )
     shards = ShardSet.open(tmp_path / "o")
     assert shards.columns("A")["row"].tolist() == list(range(kept))
 
@@ -87,7 +94,7 @@ def test_empty_sides_are_skipped_and_counted_by_reason(dataset: Path, tmp_path: 
     rows[4] = row(4, pos_text="")
     rows[5] = row(5, qry="")  # a picture alone is a query
     write_rows(dataset, rows)
-    subset = converted(dataset, tmp_path / "o", rows_per_shard=4, max_unusable=0.3).subsets["A"]
+    subset = converted(dataset, tmp_path / "o", tolerance=Tolerance(max_unusable=0.3), rows_per_shard=4).subsets["A"]
     assert subset.skipped == {"unusable query": 1, "unusable positive": 2}
     assert [shard.num_samples for shard in subset.shards] == [2, 3, 2]
     shards = ShardSet.open(tmp_path / "o")
@@ -99,7 +106,7 @@ def test_negatives_are_kept_where_there_are_any(dataset: Path, tmp_path: Path) -
     path = "images/A/Train/1.png"
     rows = [{**row(n), "neg_text": text, "neg_image_path": image} for n, (text, image) in enumerate(NEGATIVES)]
     write_rows(dataset, rows)
-    convert(dataset, dataset, tmp_path / "o", ["A"])
+    convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
     shards = ShardSet.open(tmp_path / "o")
     assert [shards.read("A", n).negative for n in range(4)] == [
         Item("wrong", None),
@@ -117,7 +124,7 @@ def test_nulls_and_a_column_of_nothing_else_are_empty(dataset: Path, tmp_path: P
     rows["pos_image_path"] = [None] * 3
     rows["neg_text"] = [None, "wrong", None]
     pq.write_table(pa.table(rows), dataset / "A/original-00000-of-00001.parquet")
-    convert(dataset, dataset, tmp_path / "o", ["A"])
+    convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
     shards = ShardSet.open(tmp_path / "o")
     assert [shards.read("A", n).negative for n in range(3)] == [None, Item("wrong", None), None]
 

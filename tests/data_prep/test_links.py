@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.convert import convert
+from data_prep.conversion import Tolerance, convert
 from data_prep.download import missing_images
+from data_prep.source import SourceData
 from tests.data_prep.hand_made import TABLE, converted, picture, row, run_main, tree, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
 
@@ -37,7 +38,7 @@ def test_allowed_links_give_the_same_shards(place: str, dataset: Path, tmp_path:
     (dataset / place).rename(tmp_path / "disk2")
     (dataset / place).symlink_to(tmp_path / "disk2")
     with pytest.raises(InputError, match="pass --allow_links"):
-        convert(dataset, dataset, tmp_path / "refused", ["A"])
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "refused")
     converted(dataset, tmp_path / "linked", allow_links=True, num_workers=2)
     assert tree(tmp_path / "linked") == tree(tmp_path / "plain")
     assert missing_images(dataset, dataset, ["A"], "original", allow_links=True) == {"A": []}
@@ -53,7 +54,7 @@ def test_a_link_to_a_single_image_is_reported_with_the_flag(dataset: Path, tmp_p
     image = dataset / "images/A/Train/1.png"
     image.unlink()
     image.symlink_to(tmp_path / "elsewhere.png")
-    report = convert(dataset, dataset, tmp_path / "o", ["A"]).report.subsets["A"]
+    report = convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o").report.subsets["A"]
     assert report.unreadable_images == 1
     assert "images/A/Train/1.png: a link that leads out" in report.first_unreadable[0]
     assert "--allow_links" in report.first_unreadable[0]
@@ -66,7 +67,7 @@ def test_images_that_are_all_links_out_end_the_conversion_before_it_writes(datas
         image.rename(tmp_path / image.name)
         image.symlink_to(tmp_path / image.name)
     with pytest.raises(InputError, match=r"none of its first images .* can be used: .*leads out.*--allow_links"):
-        convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=100)
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o", tolerance=Tolerance(max_missing=100))
     assert not (tmp_path / "o").exists()
     converted(dataset, tmp_path / "o", allow_links=True)
 
@@ -82,4 +83,4 @@ def test_nothing_left_is_never_complete(
     (dataset / "B").mkdir()
     write_rows(dataset, [row(0, qry_image_path="", qry="text")], "B/original-00000-of-00001.parquet")
     with pytest.raises(InputError, match="/A: no usable row"):
-        convert(dataset, dataset, tmp_path / "p", ["A", "B"], max_missing=100)
+        convert(SourceData(dataset, dataset, ["A", "B"]), tmp_path / "p", tolerance=Tolerance(max_missing=100))

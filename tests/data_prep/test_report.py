@@ -6,13 +6,16 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.convert import convert
+from data_prep.conversion import Tolerance, convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
+from data_prep.source import SourceData
 from tests.data_prep.hand_made import TABLE, converted, picture, row, run_main, tree, write_rows
 from tests.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
@@ -93,7 +96,12 @@ def test_once_the_pictures_are_there_the_same_call_completes_the_shards(dataset:
     path = dataset / PICTURES / "1.png"
     content = path.read_bytes()
     path.unlink()
-    assert convert(dataset, dataset, tmp_path / "o", ["A"], rows_per_shard=4).manifest is None
+    assert (
+        convert(
+            SourceData(dataset, dataset, ["A"]), tmp_path / "o", replace(DEFAULT_OPTIONS, rows_per_shard=4)
+        ).manifest
+        is None
+    )
     path.write_bytes(content)
     converted(dataset, tmp_path / "o", rows_per_shard=4)
     assert tree(tmp_path / "o") == tree(tmp_path / "whole")
@@ -102,8 +110,14 @@ def test_once_the_pictures_are_there_the_same_call_completes_the_shards(dataset:
 def test_the_limit_is_on_pictures_and_an_excess_takes_the_manifest_away(dataset: Path, tmp_path: Path) -> None:
     for name in ("0.png", "1.png"):
         (dataset / PICTURES / name).unlink()
-    assert convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=2).manifest is not None
-    assert convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=1).manifest is None
+    assert (
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o", tolerance=Tolerance(max_missing=2)).manifest
+        is not None
+    )
+    assert (
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o", tolerance=Tolerance(max_missing=1)).manifest
+        is None
+    )
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
@@ -112,7 +126,7 @@ def test_a_wrong_image_folder_is_told_before_anything_is_written(dataset: Path, 
     with pytest.raises(
         InputError, match=f"{TABLE}: none of its first images below .* can be used: .*0.png: no such image"
     ):
-        convert(dataset, tmp_path / "empty", tmp_path / "o", ["A"])
+        convert(SourceData(dataset, tmp_path / "empty", ["A"]), tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
@@ -121,7 +135,9 @@ def test_repeats_are_counted_by_content(dataset: Path, tmp_path: Path) -> None:
     rows = [row(0), row(0), row(0, qry_image_path=f"{PICTURES}/9.png"), row(0, pos_text="other"), row(1)]
     write_rows(dataset, rows)
     write_rows(dataset, [row(1)], "B/original-00000-of-00001.parquet")
-    report = convert(dataset, dataset, tmp_path / "o", ["A", "B"], rows_per_shard=2).report
+    report = convert(
+        SourceData(dataset, dataset, ["A", "B"]), tmp_path / "o", replace(DEFAULT_OPTIONS, rows_per_shard=2)
+    ).report
     counts = {
         name: (part.images, part.distinct_images, part.samples - part.distinct_pairs)
         for name, part in (*report.subsets.items(), ("all", report.total))
@@ -139,7 +155,7 @@ def test_a_lighter_check_passes_half_a_picture_but_never_a_page(
 ) -> None:
     (dataset / PICTURES / "1.png").write_text("<html>")
     write_half_a_photograph(dataset / PICTURES / "2.png")
-    converted(dataset, tmp_path / "o", check_images=check, max_missing=2)
+    converted(dataset, tmp_path / "o", tolerance=Tolerance(max_missing=2), check_images=check)
     columns = ShardSet.open(tmp_path / "o").columns("A")
     assert columns["row"].tolist() == [number for number in range(10) if number not in left_out]
     assert set(zip(columns["query_width"].tolist(), columns["query_height"].tolist(), strict=True)) <= {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import convert as program
+from data_prep import conversion
 from tests.data_prep.hand_made import TABLE, converted, make_dataset, picture, row, run_main, tree, write_rows
 from vlm2vec.shards import ShardSet
 
@@ -15,7 +15,7 @@ from vlm2vec.shards import ShardSet
 def test_workers_change_nothing(dataset: Path, tmp_path: Path) -> None:
     write_rows(dataset, [row(number) for number in range(60)])
     for workers in (0, 1, 3):
-        converted(dataset, tmp_path / str(workers), rows_per_shard=4, num_workers=workers)
+        converted(dataset, tmp_path / str(workers), num_workers=workers, rows_per_shard=4)
     assert tree(tmp_path / "0") == tree(tmp_path / "1") == tree(tmp_path / "3")
     assert len(list((tmp_path / "0" / "A").glob("*.tar"))) == 15
 
@@ -140,7 +140,7 @@ def test_a_damaged_plan_and_a_foreign_folder_are_refused(
 def test_two_conversions_do_not_share_a_folder(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(program, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(conversion, "_LOCK_SECONDS", 0.1)
     (tmp_path / "o").mkdir()
     holder = os.open(tmp_path / "o", os.O_RDONLY)
     try:

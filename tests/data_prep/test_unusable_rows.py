@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.convert import convert
+from data_prep.conversion import Tolerance, convert
+from data_prep.source import SourceData
 from data_prep.verify import verify
 from tests.data_prep.hand_made import converted, row, run_main, write_rows
 from vlm2vec.errors import InputError
@@ -79,9 +80,20 @@ def test_a_row_that_no_model_can_be_trained_on_is_named_and_left_out(
 def test_images_and_rows_have_limits_of_their_own(dataset: Path, tmp_path: Path) -> None:
     write(dataset, CASES["no tag"][0])
     (dataset / "images/A/Train/1.png").unlink()
-    assert convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=9).manifest is None
-    assert convert(dataset, dataset, tmp_path / "o", ["A"], max_unusable=1.0).manifest is None
-    assert converted(dataset, tmp_path / "o", max_missing=1, max_unusable=0.1).subsets["A"].num_samples == 6
+    assert (
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o", tolerance=Tolerance(max_missing=9)).manifest
+        is None
+    )
+    assert (
+        convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o", tolerance=Tolerance(max_unusable=1.0)).manifest
+        is None
+    )
+    assert (
+        converted(dataset, tmp_path / "o", tolerance=Tolerance(max_missing=1, max_unusable=0.1))
+        .subsets["A"]
+        .num_samples
+        == 6
+    )
 
 
 def test_a_slip_among_many_rows_is_left_out_and_reported(
@@ -98,7 +110,9 @@ def test_a_slip_among_many_rows_is_left_out_and_reported(
 def test_a_subset_without_a_usable_row_is_refused_whatever_may_be_missing(dataset: Path, tmp_path: Path) -> None:
     write_rows(dataset, [row(number, qry="no tag") for number in range(10)])
     with pytest.raises(InputError, match=r"A: no usable row \(left out: \{'unusable query': 10\}\)"):
-        convert(dataset, dataset, tmp_path / "o", ["A"], max_missing=100, max_unusable=1.0)
+        convert(
+            SourceData(dataset, dataset, ["A"]), tmp_path / "o", tolerance=Tolerance(max_missing=100, max_unusable=1.0)
+        )
     assert not (tmp_path / "o/manifest.json").exists()
 
 

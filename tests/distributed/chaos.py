@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,17 @@ def _samples(output: Path) -> tuple[list[str], int]:
 
 def build_inputs(root: Path) -> tuple[Path, Path]:
     """The miniature's model, with dropout, and its shards."""
-    from data_prep.convert import convert
+    from data_prep.conversion import convert
+    from data_prep.conversion_plan import DEFAULT_OPTIONS
     from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
     from data_prep.mini_model import build_mini_model
+    from data_prep.source import SourceData
 
     build_mini_mmeb(root / "mini", seed=0, scale=0.02)
     train = root / "mini" / TRAIN_FOLDER
-    convert(train, train, root / "shards", ["ColorVQA", "Recolor"], rows_per_shard=16)
+    convert(
+        SourceData(train, train, ["ColorVQA", "Recolor"]), root / "shards", replace(DEFAULT_OPTIONS, rows_per_shard=16)
+    )
     build_mini_model(train, root / "model", seed=0)
     add_dropout(root / "model")
     return root / "model", root / "shards"

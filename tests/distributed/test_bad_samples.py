@@ -7,12 +7,15 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data_prep.convert import convert
+from data_prep.conversion import convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
+from data_prep.source import SourceData
 from tests.distributed.ending_worker import UNREACHABLE, UNREACHABLE_STEP, main
 from tests.distributed.forked import are_gone, kill, run_ranks, start_forked
 from tests.distributed.launcher import REPOSITORY
@@ -39,12 +42,19 @@ def bad_shards(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("bad")
     train = Path(shutil.copytree(mini_mmeb_dir / "MMEB-train", root / "train"))
     pictures = sorted((train / "images" / "Photos" / "Train").iterdir())
-    convert(train, train, root / "whole", SUBSETS, rows_per_shard=16)
+    convert(SourceData(train, train, SUBSETS), root / "whole", replace(DEFAULT_OPTIONS, rows_per_shard=16))
     whole = ShardSet.open(root / "whole")
     target = whole.read("Photos", UNDECODABLE_ROW).query.image
     (picture,) = [path for path in pictures if path.read_bytes() == target]
     os.truncate(picture, picture.stat().st_size * 2 // 3)
-    assert convert(train, train, root / "shards", SUBSETS, rows_per_shard=16, check_images="none").manifest is not None
+    assert (
+        convert(
+            SourceData(train, train, SUBSETS),
+            root / "shards",
+            replace(DEFAULT_OPTIONS, rows_per_shard=16, check_images="none"),
+        ).manifest
+        is not None
+    )
     tar = root / "shards" / "Pairs_t2i" / "Pairs_t2i-00000.tar"
     content = bytearray(tar.read_bytes())
     content[int(whole.columns("Pairs_t2i")["offset"][DAMAGED_POSITION]) + 600] ^= 1

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import mini_model
-from data_prep.convert import convert
+from data_prep.conversion import convert
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
+from data_prep.source import SourceData
 from tests.distributed.launcher import REPOSITORY, run_ranks
 
 # One picture is 1 MB of crops: all pictures of the large batch at once would double the process.
@@ -37,7 +38,7 @@ def peak_mib(model: Path, shards: Path, work: Path, global_batch_size: int) -> f
 def test_peak_memory_is_flat_from_64_to_1024_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_mini_mmeb(tmp_path / "mini", seed=0, scale=0.04)
     train = tmp_path / "mini" / TRAIN_FOLDER
-    convert(train, train, tmp_path / "shards", ["all"])
+    convert(SourceData(train, train, ["all"]), tmp_path / "shards")
     monkeypatch.setitem(mini_model.VISION, "image_size", CROP_SIZE)
     monkeypatch.setitem(mini_model.VISION, "patch_size", CROP_SIZE // 2)
     mini_model.build_mini_model(train, tmp_path / "model")

@@ -21,14 +21,16 @@ import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_prep.convert import convert
+from data_prep.conversion import Tolerance, convert
+from data_prep.conversion_plan import DEFAULT_OPTIONS
+from data_prep.source import SourceData
 from data_prep.verify import verify
 from tests.data_prep.hand_made import TABLE, make_dataset, row, tree, write_rows
 from tests.shards.damage import OPERATORS
@@ -63,7 +65,7 @@ def make_world(root: Path) -> World:
     write_rows(dataset, rows)
     write_rows(dataset, rows[::-1], "B/original-00000-of-00001.parquet")
     shards = root / "shards"
-    convert(dataset, dataset, shards, ["A", "B"], rows_per_shard=4)
+    convert(SourceData(dataset, dataset, ["A", "B"]), shards, replace(DEFAULT_OPTIONS, rows_per_shard=4))
     zipped = Path(shutil.copytree(dataset, root / "zipped"))
     (zipped / "images_zip").mkdir()
     with zipfile.ZipFile(zipped / "images_zip/A.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -121,7 +123,9 @@ def _numbers(world: World) -> list[int]:
 def continue_conversion(world: World, folder: Path) -> str:
     """The converter repairs what it can, to the same bytes, or refuses."""
     try:
-        convert(world.dataset, world.dataset, folder, ["A", "B"], rows_per_shard=4)
+        convert(
+            SourceData(world.dataset, world.dataset, ["A", "B"]), folder, replace(DEFAULT_OPTIONS, rows_per_shard=4)
+        )
     except InputError:
         return REFUSED
     if tree(folder) != tree(world.shards):
@@ -132,7 +136,9 @@ def continue_conversion(world: World, folder: Path) -> str:
 def convert_table(world: World, folder: Path) -> str:
     """A damaged table is refused, or the shards hold what pyarrow reads in it."""
     try:
-        conversion = convert(folder, folder, folder.with_name("out"), ["A"], rows_per_shard=4)
+        conversion = convert(
+            SourceData(folder, folder, ["A"]), folder.with_name("out"), replace(DEFAULT_OPTIONS, rows_per_shard=4)
+        )
     except InputError:
         return REFUSED
     rows = [
@@ -152,7 +158,12 @@ def convert_zip(world: World, folder: Path) -> str:
     """A damaged zip is refused, its pictures are reported, or the shards are the undamaged ones."""
     out = folder.with_name("out")
     try:
-        conversion = convert(folder, folder, out, ["A"], rows_per_shard=4, check_images="none", max_missing=3)
+        conversion = convert(
+            SourceData(folder, folder, ["A"]),
+            out,
+            replace(DEFAULT_OPTIONS, rows_per_shard=4, check_images="none"),
+            tolerance=Tolerance(max_missing=3),
+        )
     except InputError:
         return REFUSED
     if conversion.manifest is not None and conversion.report.total.samples:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from data_prep.archive import ImageArchive
-from data_prep.conversion import ShardTask
-from data_prep.pictures import PictureSource, UnusableImageError, archive_path, refuse_linked_folders
-from data_prep.source import SourceTable, source_tables, subset_names
+from data_prep.images import ImageSource, UnusableImageError, archive_path, refuse_linked_folders
+from data_prep.shard_tasks import ShardTask
+from data_prep.source import SourceData, SourceTable, source_tables, subset_names
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import parsed
 from vlm2vec.shards.manifest import SourceRecord, write_json
@@ -36,8 +36,13 @@ class Options:
     check_images: str
 
 
+# 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB. The class has no defaults: a plan's file must
+# name every option.
+DEFAULT_OPTIONS = Options("original", None, 2048, "decode")
+
+
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """All shards to write, and the sources that they are written from."""
 
     options: Options
@@ -81,38 +86,27 @@ class Plan:
             )
 
 
-def make_plan(
-    dataset_dir: Path,
-    image_dir: Path,
-    output_dir: Path,
-    subsets: list[str],
-    options: Options,
-    allow_links: bool = False,
-) -> Plan:
+def make_plan(source: SourceData, output_dir: Path, options: Options) -> ConversionPlan:
     """Cuts the subsets' tables into ranges of rows and identifies the sources by their checksums.
 
     Raises:
         InputError: anything wrong with the folders, the subsets or the tables; a zip that is not complete; a link
-            that leads out of `image_dir`; images of which the first ones are all missing or cannot be used.
+            that leads out of the image folder; images of which the first ones are all missing or cannot be used.
     """
-    names = subset_names(dataset_dir, subsets, options.split_name)
-    refuse_linked_folders(image_dir, names, allow_links)
+    image_dir, names = source.image_dir, subset_names(source.dataset_dir, source.subsets, options.split_name)
+    refuse_linked_folders(image_dir, names, source.allow_links)
     tasks, sources = {}, {}
     for name in names:
-        tables = source_tables(dataset_dir, name, options.split_name)
-        _probe(PictureSource(image_dir, name, allow_links), tables, image_dir)
-        tasks[name] = _cut(name, tables, image_dir, output_dir, options, allow_links)
-        sources[name] = (*(_table_record(table, dataset_dir) for table in tables), *_archive_records(image_dir, name))
-    return Plan(options, tasks, sources)
+        tables = source_tables(source.dataset_dir, name, options.split_name)
+        _probe(ImageSource(image_dir, name, source.allow_links), tables, image_dir)
+        tasks[name] = _cut(name, tables, source, output_dir, options)
+        records = (_table_record(table, source.dataset_dir) for table in tables)
+        sources[name] = (*records, *_archive_records(image_dir, name))
+    return ConversionPlan(options, tasks, sources)
 
 
 def _cut(
-    subset: str,
-    tables: list[SourceTable],
-    image_dir: Path,
-    output_dir: Path,
-    options: Options,
-    allow_links: bool,
+    subset: str, tables: list[SourceTable], source: SourceData, output_dir: Path, options: Options
 ) -> list[ShardTask]:
     """Ranges of rows; a limit keeps the first rows, as the original does."""
     limit, step = options.num_sample_per_subset, options.rows_per_shard
@@ -122,12 +116,12 @@ def _cut(
         end = end if limit is None else min(end, limit)
         for first in range(table.first_row, end, step):
             rows = (first, min(first + step, end))
-            place = (subset, len(tasks), table, rows, image_dir, output_dir)
-            tasks.append(ShardTask(*place, options.check_images, allow_links))
+            place = (subset, len(tasks), table, rows, source.image_dir, output_dir)
+            tasks.append(ShardTask(*place, options.check_images, source.allow_links))
     return tasks
 
 
-def _probe(images: PictureSource, tables: list[SourceTable], image_dir: Path) -> None:
+def _probe(images: ImageSource, tables: list[SourceTable], image_dir: Path) -> None:
     """A wrong image folder, or a zip that cannot be read, is an error at once, not a million images later."""
     first: UnusableImageError | None = None
     for table in tables:
@@ -154,7 +148,7 @@ def _archive_records(image_dir: Path, subset: str) -> list[SourceRecord]:
     return [SourceRecord(str(path.relative_to(image_dir)), ImageArchive(path).digest(), path.stat().st_size, 0)]
 
 
-def write_plan(plan: Plan, output_dir: Path) -> None:
+def write_plan(plan: ConversionPlan, output_dir: Path) -> None:
     """Writes the plan's file."""
     write_json(output_dir / PLAN_NAME, plan.content())
 
@@ -179,7 +173,7 @@ class _PlanFile(_PlanVersion):
 _PLAN_VERSION_OF, _PLAN_FILE = TypeAdapter(_PlanVersion), TypeAdapter(_PlanFile)
 
 
-def _changes(earlier: _PlanFile, now: Plan) -> str:
+def _changes(earlier: _PlanFile, now: ConversionPlan) -> str:
     """Names what differs, "" if nothing does."""
     before_options = asdict(earlier.options)
     changes = [

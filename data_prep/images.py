@@ -42,7 +42,7 @@ class UnusableImageError(Exception):
             self.problem = UNSAFE
 
 
-class PictureSource:
+class ImageSource:
     """Opens a subset's images: a file of the unpacked tree, or else a member of the subset's zip.
 
     Args:
@@ -123,7 +123,7 @@ def _opened_archive(path: Path, stamp: tuple[int, ...]) -> ImageArchive:
     return ImageArchive(path)
 
 
-class CheckedPictures:
+class CheckedImages:
     """Reads images and checks each different one once: several rows often share one (four in DocVQA).
 
     Args:
@@ -131,7 +131,7 @@ class CheckedPictures:
         check: A key of `CHECKS`.
     """
 
-    def __init__(self, source: PictureSource, check: str) -> None:
+    def __init__(self, source: ImageSource, check: str) -> None:
         self._source, self._check = source, CHECKS[check]
         self._checked: dict[int, ImageHeader] = {}
 

@@ -59,7 +59,7 @@ _DARK_BORDER_SHARE = {"retina": 0.18}  # the black surround of the eye shows not
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnImage:
     """A file name and how to draw what belongs in it.
 
     The name tells how the pixels are made, so equal names are equal pictures: each is drawn and written once.
@@ -93,13 +93,13 @@ class Digits:
         kept = [i for i in sorted(first_of_kind) if (i % TEST_SHARE == 0) == (split == "test")]
         self.by_label: list[list[int]] = [[i for i in kept if labels[i] == label] for label in range(10)]
 
-    def tile(self, index: int, ink: str | None, look: str) -> Picture:
+    def tile(self, index: int, ink: str | None, look: str) -> DrawnImage:
         """One digit, 32 x 32 pixels, in a named ink or (None) in white, on the dark ground.
 
         `look` is "" (upright and clean), "tilted", "noisy" or "inverted".
         """
         name = "_".join(part for part in (f"d{index:04d}", ink, look) if part)
-        return Picture(f"{name}.png", lambda: _changed(self._draw(index, ink), look, name))
+        return DrawnImage(f"{name}.png", lambda: _changed(self._draw(index, ink), look, name))
 
     def _draw(self, index: int, ink: str | None) -> Pixels:
         if index not in self._coverage:
@@ -117,14 +117,14 @@ def _scans_and_labels() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
     return scans, labels
 
 
-def in_grid(tiles: Sequence[Picture], columns: int) -> Picture:
+def in_grid(tiles: Sequence[DrawnImage], columns: int) -> DrawnImage:
     """Puts equally large tiles side by side, row by row."""
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     name = "-".join(tile.name.removesuffix(".png") for tile in tiles)
-    return Picture(f"{name}.png", lambda: np.vstack([np.hstack([tile.draw() for tile in row]) for row in rows]))
+    return DrawnImage(f"{name}.png", lambda: np.vstack([np.hstack([tile.draw() for tile in row]) for row in rows]))
 
 
-def photo_crop(photo: str, split: str, rng: np.random.Generator, mirrored: bool = False) -> Picture:
+def photo_crop(photo: str, split: str, rng: np.random.Generator, mirrored: bool = False) -> DrawnImage:
     """A square crop, 48 x 48 pixels, from a random place in one of the photograph's blocks of that split."""
     pixels = _photo(photo)
     block_height, block_width = pixels.shape[0] // BLOCKS_PER_SIDE, pixels.shape[1] // BLOCKS_PER_SIDE
@@ -139,7 +139,7 @@ def photo_crop(photo: str, split: str, rng: np.random.Generator, mirrored: bool 
         crop = crop.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)
         return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop)
 
-    return Picture(f"{photo.replace(' ', '_')}_{left}_{top}{suffix}.jpg", draw)
+    return DrawnImage(f"{photo.replace(' ', '_')}_{left}_{top}{suffix}.jpg", draw)
 
 
 def _blocks(split: str) -> list[tuple[int, int]]:

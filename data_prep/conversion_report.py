@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.conversion import ShardResult
-from data_prep.pictures import MISSING
+from data_prep.images import MISSING
+from data_prep.shard_tasks import ShardResult
 from vlm2vec.shards.index import read_index
 from vlm2vec.shards.manifest import write_json
 from vlm2vec.shards.schema import POSITIVE, QUERY, SIDES
@@ -71,7 +71,7 @@ class SubsetReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class ConversionReport:
     """A whole conversion: every subset, and the sum, in which pictures that subsets share count as one."""
 
     subsets: Mapping[str, SubsetReport]
@@ -89,13 +89,13 @@ class Report:
 
 def make_report(
     output_dir: Path, shards: Mapping[str, Sequence[ShardResult]], unused_columns: Mapping[str, list[str]]
-) -> Report:
+) -> ConversionReport:
     """Collects the report from what the shards' writers noted and from the indexes."""
     hashes = {name: _hashes(output_dir / name, results) for name, results in shards.items()}
     subsets = {name: _subset_report(results, *hashes[name], unused_columns[name]) for name, results in shards.items()}
     images = np.concatenate([images for images, _ in hashes.values()])
     pairs = np.concatenate([pairs for _, pairs in hashes.values()])
-    return Report(subsets, _total(list(subsets.values()), images, pairs))
+    return ConversionReport(subsets, _total(list(subsets.values()), images, pairs))
 
 
 def _subset_report(

@@ -1,0 +1,157 @@
+"""Turns ranges of source rows into shards; every range is a task of its own, independent of all others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.images import CheckedImages, ImageSource, UnusableImageError
+from data_prep.source import SourceTable
+from vlm2vec.errors import InputError
+from vlm2vec.files import sha256_of
+from vlm2vec.item_rules import check_item, says_nothing
+from vlm2vec.shards.manifest import ShardRecord
+from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_name
+from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
+from vlm2vec.shards.writer import ShardWriter, StoredItem
+
+# The columns of each side: text, path of the picture.
+SIDE_COLUMNS = {
+    QUERY: ("qry", "qry_image_path"),
+    POSITIVE: ("pos_text", "pos_image_path"),
+    NEGATIVE: ("neg_text", "neg_image_path"),
+}
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: a fixed range of rows (first, end) of one table, whatever happens to its rows.
+
+    Attributes:
+        subset: its name.
+        number: of the shard in its subset.
+        table: the source.
+        rows: first row and end of the range.
+        image_dir: what the table's picture paths are relative to.
+        output_dir: the data set's folder.
+        check_images: a key of `images.CHECKS`.
+        allow_links: follow links that lead out of `image_dir`.
+    """
+
+    subset: str
+    number: int
+    table: SourceTable
+    rows: tuple[int, int]
+    image_dir: Path
+    output_dir: Path
+    check_images: str
+    allow_links: bool
+
+    @property
+    def images(self) -> ImageSource:
+        """Where the table's images are."""
+        return ImageSource(self.image_dir, self.subset, self.allow_links)
+
+    @property
+    def stem(self) -> Path:
+        """The shard's path without a suffix."""
+        return self.output_dir / self.subset / shard_name(self.subset, self.number)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A committed shard.
+
+    Attributes:
+        record: what the manifest says about it.
+        unusable_images: each image that rows were left out for.
+        unusable_rows: each row that no model can be trained on.
+    """
+
+    record: ShardRecord
+    unusable_images: tuple[UnusableImage, ...]
+    unusable_rows: tuple[UnusableRow, ...]
+
+
+class UnusableItemError(Exception):
+    """One side of a row that no processor can encode, or that says nothing."""
+
+    def __init__(self, side: str, error: InputError) -> None:
+        super().__init__(str(error))
+        self.side = side
+
+
+def make_shard(task: ShardTask) -> ShardResult:
+    """The shard, as an earlier run committed it or written now."""
+    return _committed_shard(task) or write_shard(task)
+
+
+def write_shard(task: ShardTask) -> ShardResult:
+    """Writes one shard; it appears complete or not at all. A row that cannot be trained on is left out and noted.
+
+    Raises:
+        InputError: the table is damaged.
+    """
+    pictures = CheckedImages(task.images, task.check_images)
+    skipped: Counter[str] = Counter()
+    unusable: dict[str, UnusableImage] = {}
+    rows: list[UnusableRow] = []
+    with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
+        for row, record in task.table.rows(*task.rows):
+            try:
+                shard.add(row, _sides(record, pictures))
+            except UnusableImageError as error:
+                skipped[error.problem] += 1
+                unusable.setdefault(error.path, UnusableImage(error.path, error.problem, str(error), row))
+            except UnusableItemError as error:
+                skipped[f"unusable {error.side}"] += 1
+                rows.append(UnusableRow(sample_key(task.subset, row), row, error.side, str(error)))
+        committed = shard.commit(task.rows, skipped, list(unusable.values()), rows)
+        return ShardResult(committed, tuple(unusable.values()), tuple(rows))
+
+
+def _committed_shard(task: ShardTask) -> ShardResult | None:
+    """The shard as an earlier run committed it; None if it must be written (again).
+
+    It must if rows were left out for a picture, which may be there by now, and if a picture has changed since. (A
+    changed table or zip is refused before, by the plan.)
+    """
+    sidecar_path = task.stem.with_suffix(".json")
+    try:
+        committed_ns = sidecar_path.stat().st_mtime_ns
+        sidecar = Sidecar.read(sidecar_path)
+        record = sidecar.record
+        same_size = task.stem.with_suffix(".tar").stat().st_size == record.bytes
+        same_index = sha256_of(task.stem.with_suffix(".parquet")) == record.index_sha256
+    except (OSError, InputError):
+        return None
+    if (record.name, record.rows) != (task.stem.name, task.rows) or not (same_size and same_index):
+        return None
+    if sidecar.unusable_images:
+        return None
+    images = task.images
+    if any(images.changed_since(committed_ns, path) for path in _image_paths(task)):
+        return None
+    return ShardResult(record, (), sidecar.unusable_rows)
+
+
+def _image_paths(task: ShardTask) -> set[str]:
+    columns = [path for _, path in SIDE_COLUMNS.values()]
+    return {record[name] for _, record in task.table.rows(*task.rows) for name in columns if record.get(name)}
+
+
+def _sides(record: dict[str, str], pictures: CheckedImages) -> dict[str, StoredItem]:
+    """The row's sides; a query or target must be there (the original puts a dummy text in the place of nothing)."""
+    sides: dict[str, StoredItem] = {}
+    for side, columns in SIDE_COLUMNS.items():
+        text, path = (record.get(column, "") for column in columns)
+        if side == NEGATIVE and not path and says_nothing(text):
+            continue
+        image = pictures.load(path) if path else None
+        try:
+            check_item(text, (image.header.width, image.header.height) if image else None)
+        except InputError as error:
+            raise UnusableItemError(side, error) from error
+        sides[side] = StoredItem(text, image)
+    return sides
