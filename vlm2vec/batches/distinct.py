@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
 
 from vlm2vec.batches.permutation import words
 
@@ -14,8 +14,8 @@ _PATIENCE = 4
 
 
 def separate(
-    targets: NDArray[np.int64], groups: NDArray[np.int64], batch_size: int, *key: str | int
-) -> tuple[NDArray[np.int64], int]:
+    targets: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], batch_size: int, *key: str | int
+) -> tuple[npt.NDArray[np.int64], int]:
     """Swaps rows between batches until no batch holds a target twice, or nothing more can be gained.
 
     Every round, each row whose target stands in its batch before it proposes a swap with a random row of its own group.
@@ -58,19 +58,19 @@ def separate(
     return rows, count_duplicates(targets[rows], batch_size)
 
 
-def count_duplicates(targets: NDArray[np.int64], batch_size: int) -> int:
+def count_duplicates(targets: npt.NDArray[np.int64], batch_size: int) -> int:
     """For how many rows the target stands in the same batch before them."""
     held = np.sort(np.arange(len(targets)) // batch_size * len(targets) + targets)
     return int((held[1:] == held[:-1]).sum())
 
 
-def _contains(ordered: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _contains(ordered: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    found: NDArray[np.bool_] = ordered[place] == values
+    found: npt.NDArray[np.bool_] = ordered[place] == values
     return found
 
 
-def _first_uses(*pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _first_uses(*pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Columns none of whose numbers stands in an earlier column; each of `pairs` has shape (2, columns)."""
     accepted = np.ones(pairs[0].shape[1], dtype=np.bool_)
     for pair in pairs:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
 
 from vlm2vec.batches.replacement import GlobalBatch
 
@@ -23,7 +23,7 @@ class SampleIndex(Protocol):
     def subsets(self) -> tuple[str, ...]:
         """Names of the subsets."""
 
-    def columns(self, subset: str) -> Mapping[str, NDArray[np.generic]]:
+    def columns(self, subset: str) -> Mapping[str, npt.NDArray[np.generic]]:
         """The subset's index columns, one entry a sample."""
 
 
@@ -58,9 +58,9 @@ class BatchLayout:
 
     items: tuple[ItemReference, ...]
     counts: tuple[int, ...]
-    query: NDArray[np.int64]
-    positive: NDArray[np.int64]
-    negative: NDArray[np.int64] | None
+    query: npt.NDArray[np.int64]
+    positive: npt.NDArray[np.int64]
+    negative: npt.NDArray[np.int64] | None
     digest: int
 
     def of_rank(self, rank: int) -> tuple[ItemReference, ...]:
@@ -114,7 +114,7 @@ def lay_out(
     )
 
 
-def deal(costs: NDArray[np.int64], num_ranks: int) -> list[NDArray[np.int64]]:
+def deal(costs: npt.NDArray[np.int64], num_ranks: int) -> list[npt.NDArray[np.int64]]:
     """Deals items to ranks so that the ranks' costs are about equal (longest processing time first).
 
     Every choice depends on the costs and the items' order only, so all ranks deal alike.
@@ -136,11 +136,11 @@ class _Side:
     """One side of the rows that have it: which rows, what their items are, what they cost; shape (entries,) each."""
 
     name: str
-    rows: NDArray[np.int64]
-    hashes: NDArray[np.int64]
-    costs: NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.int64]
+    costs: npt.NDArray[np.int64]
 
-    def over_rows(self, numbers: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+    def over_rows(self, numbers: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.int64]:
         """The entries' item numbers by row, -1 for rows without this side."""
         by_row = np.full(num_rows, -1, dtype=np.int64)
         by_row[self.rows] = numbers
@@ -166,7 +166,7 @@ def _side(batch: GlobalBatch, index: SampleIndex, item_cost: ItemCost, side: str
 
 
 def _references(
-    batch: GlobalBatch, index: SampleIndex, sides: Sequence[_Side], entries: NDArray[np.int64]
+    batch: GlobalBatch, index: SampleIndex, sides: Sequence[_Side], entries: npt.NDArray[np.int64]
 ) -> Iterator[ItemReference]:
     """Where some entries, counted over all sides, are read."""
     rows = np.concatenate([side.rows for side in sides])[entries]

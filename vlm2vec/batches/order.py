@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Set
 
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
 
 from vlm2vec.batches.distinct import count_duplicates, separate
 from vlm2vec.batches.mixture import BLOCK, Mixture
@@ -22,7 +22,7 @@ _ORDER_VERSION = 2
 # The loader reads ahead, so a run alternates between two epochs at most.
 _EPOCHS_IN_MEMORY = 2
 
-Indices = NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 class GlobalOrder:
@@ -57,7 +57,7 @@ class GlobalOrder:
         global_batch_size: int,
         seed: int,
         mixture: Mixture | None = None,
-        target_hashes: Callable[[str], NDArray[np.int64]] | None = None,
+        target_hashes: Callable[[str], npt.NDArray[np.int64]] | None = None,
     ) -> None:
         self.mixture = mixture or Mixture()
         unit = self.mixture.unit
@@ -96,7 +96,7 @@ class GlobalOrder:
         if self.mixture.distinct_positives and target_hashes is None:
             raise ValueError("distinct positives need the targets' hashes")
         self._targets = self._number_targets(target_hashes) if target_hashes is not None else None
-        self._whole_epochs: dict[int, tuple[NDArray[np.int16], NDArray[np.int32]]] = {}
+        self._whole_epochs: dict[int, tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]] = {}
 
     @property
     def digest(self) -> str:
@@ -146,7 +146,7 @@ class GlobalOrder:
         offsets = units * self.mixture.unit + places % self.mixture.unit
         return self.passes.positions(subsets, passes, offsets)
 
-    def _whole_epoch(self, epoch: int) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+    def _whole_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
         """Subset and position at every place of an epoch's whole batches, for what one batch alone cannot tell."""
         if epoch not in self._whole_epochs:
             unit = self.mixture.unit
@@ -164,7 +164,9 @@ class GlobalOrder:
             self._whole_epochs[epoch] = subsets.astype(np.int16), positions.astype(np.int32)
         return self._whole_epochs[epoch]
 
-    def _number_targets(self, target_hashes: Callable[[str], NDArray[np.int64]]) -> tuple[NDArray[np.int32], ...]:
+    def _number_targets(
+        self, target_hashes: Callable[[str], npt.NDArray[np.int64]]
+    ) -> tuple[npt.NDArray[np.int32], ...]:
         hashes = [target_hashes(name) for name in self.subsets]
         _, numbers = np.unique(np.concatenate(hashes), return_inverse=True)
         return tuple(np.split(numbers.astype(np.int32), np.cumsum(self._all_sizes)[:-1]))

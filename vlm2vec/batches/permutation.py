@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
 
 # Few rounds show in small domains; twelve cost microseconds a thousand indices.
 _ROUNDS = 12
@@ -22,14 +22,14 @@ _AT_ONCE = 1 << 16
 Key = tuple[str | int, ...]
 
 
-def permute(indices: NDArray[np.int64], size: int, *key: str | int) -> NDArray[np.int64]:
+def permute(indices: npt.NDArray[np.int64], size: int, *key: str | int) -> npt.NDArray[np.int64]:
     """Where the permutation of `range(size)` that `key` chooses sends some indices, shape (n,)."""
     return permute_groups(indices, np.zeros(len(indices), dtype=np.int64), [size], [key])
 
 
 def permute_groups(
-    indices: NDArray[np.int64], groups: NDArray[np.int64], sizes: Sequence[int], keys: Sequence[Key]
-) -> NDArray[np.int64]:
+    indices: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], sizes: Sequence[int], keys: Sequence[Key]
+) -> npt.NDArray[np.int64]:
     """Where some permutations send some indices.
 
     A Feistel network on the smallest even number of bits that holds the range; a result outside the range goes through
@@ -58,32 +58,32 @@ def permute_groups(
     return values.astype(np.int64)
 
 
-def words(count: int, *key: str | int) -> NDArray[np.uint64]:
+def words(count: int, *key: str | int) -> npt.NDArray[np.uint64]:
     """So many random 64-bit words, a function of the key only, shape (count,)."""
-    numbers: NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
+    numbers: npt.NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
     return _mixed(_mixed(numbers) + _round_keys(json.dumps(key))[0])
 
 
 @lru_cache(maxsize=256)
-def _round_keys(key: str) -> NDArray[np.uint64]:
+def _round_keys(key: str) -> npt.NDArray[np.uint64]:
     return np.frombuffer(hashlib.shake_128(key.encode()).digest(8 * _ROUNDS), dtype="<u8").astype(np.uint64)
 
 
 def _encrypt(
-    values: NDArray[np.uint64], bits: NDArray[np.uint64], round_keys: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
+    values: npt.NDArray[np.uint64], bits: npt.NDArray[np.uint64], round_keys: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
     """Permutations of [0, 4^bits)."""
     mask = (np.uint64(1) << bits) - np.uint64(1)
     left, right = values >> bits, values & mask
     for key in round_keys:
         left, right = right, left ^ (_mixed(right + key) & mask)
-    joined: NDArray[np.uint64] = (left << bits) | right
+    joined: npt.NDArray[np.uint64] = (left << bits) | right
     return joined
 
 
-def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Every output bit depends on every input bit (the finaliser of splitmix64; Steele, Lea and Flood, 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = words ^ (words >> np.uint64(31))
+    mixed: npt.NDArray[np.uint64] = words ^ (words >> np.uint64(31))
     return mixed

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -114,7 +114,7 @@ class MetaModel:
     def size(self) -> ModelSize:
         """The parameters at full depth."""
 
-        def count(depths: tuple[int, int]) -> NDArray[np.int64]:
+        def count(depths: tuple[int, int]) -> npt.NDArray[np.int64]:
             encoder = self.encoder(depths)
             images = encoder.base.model.vision_embed_tokens
             unused = {id(each) for part in images.img_processor.unused_modules() for each in part.parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
 from PIL import Image
 
 from vlm2vec.batches.replacement import GlobalBatch
@@ -34,7 +34,7 @@ class ShownPair:
     subset: str
     query: str
     positive: str
-    picture: NDArray[np.uint8] | None
+    picture: npt.NDArray[np.uint8] | None
 
     @property
     def line(self) -> str:
@@ -60,7 +60,7 @@ def first_pairs(batch: GlobalBatch, shards: ShardSet, count: int = SHOWN_PAIRS) 
     return pairs
 
 
-def _side_by_side(query: Item, positive: Item, name: str) -> NDArray[np.uint8] | None:
+def _side_by_side(query: Item, positive: Item, name: str) -> npt.NDArray[np.uint8] | None:
     if query.image is None and positive.image is None:
         return None
     canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), (_GREY, _GREY, _GREY))
