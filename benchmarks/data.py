@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_prep.arguments import Parser, positive
+from data_prep.command_line import Parser, positive
 from data_prep.processes import available_cores
 from vlm2vec.errors import run_program
 

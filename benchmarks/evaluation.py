@@ -28,7 +28,7 @@ from benchmarks.original_encoder import OriginalEncoder, padded, process
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb
 from data_prep.mini_model import build_mini_model
 from eval import mmeb
-from eval.arguments import DataArguments
+from eval.mmeb_flags import ScoringArguments
 from vlm2vec import VLM2Vec
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.encoder import DEFAULT_BATCH_TOKENS_CPU
@@ -101,7 +101,7 @@ class Miniature:
                 store.write_data(self._data, plan)
                 source = BatchSource(items, plan, self._images, ItemEncoderInputs(processor, MAX_LEN))
                 blocks, device = range(len(plan.blocks())), torch.device("cpu")
-                encode_blocks(self._encoder, source, store, blocks, device, DataArguments.dataloader_num_workers)
+                encode_blocks(self._encoder, source, store, blocks, device, ScoringArguments.dataloader_num_workers)
                 store.assemble(plan)
         self.num_distinct = len(plan.order)
         vectors = store.vectors()

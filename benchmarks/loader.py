@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data_prep.arguments import Parser, positive
+from data_prep.command_line import Parser, positive
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_prep.arguments import Parser, positive
+from data_prep.command_line import Parser, positive
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MMEB, TrainSubset
 

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from data_prep.arguments import Parser, positive
+from data_prep.command_line import Parser, positive
 from vlm2vec.batches import GlobalOrder, ItemEncoderInputs, Mixture, lay_out
 from vlm2vec.errors import run_program
 from vlm2vec.mmeb import MMEB, TrainSubset

@@ -14,7 +14,7 @@ import math
 import sys
 from pathlib import Path
 
-from data_prep.arguments import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, not_negative, positive, share
+from data_prep.command_line import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, not_negative, positive, share
 from data_prep.conversion import DEFAULT_TOLERANCE, Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS, Options
 from data_prep.conversion_report import ConversionReport

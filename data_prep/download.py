@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.archive import ARCHIVE_FOLDER
-from data_prep.arguments import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser
+from data_prep.command_line import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser
 from data_prep.conversion_report import FIRST_NAMES
 from data_prep.images import ImageSource, UnusableImageError, refuse_linked_folders
 from data_prep.source import ALL_SUBSETS, DOWNLOAD_HINT, source_tables, subset_names

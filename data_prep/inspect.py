@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.arguments import Parser, not_negative
+from data_prep.command_line import Parser, not_negative
 from data_prep.inspect_page import page
 from data_prep.statistics import Histogram, SideStatistics, SubsetStatistics, subset_statistics, token_counter
 from vlm2vec.errors import InputError, run_program

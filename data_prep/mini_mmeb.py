@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from data_prep.arguments import Parser
+from data_prep.command_line import Parser
 from data_prep.mini.writer import SPLITS, write_eval_dataset, write_readme, write_train_subset
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MINI_MMEB

@@ -23,7 +23,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.arguments import Parser
+from data_prep.command_line import Parser
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 

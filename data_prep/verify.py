@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.arguments import EXIT_INCOMPLETE, Parser, not_negative
+from data_prep.command_line import EXIT_INCOMPLETE, Parser, not_negative
 from data_prep.processes import available_cores, run_tasks
 from data_prep.shard_check import ShardCheck, broken_parts
 from vlm2vec.errors import run_program

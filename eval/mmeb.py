@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from eval.arguments import DataArguments, ModelArguments, parse_arguments
 from eval.earlier import EMBEDDINGS_FOLDER, earlier_scores, refuse_other
+from eval.mmeb_flags import EncoderArguments, ScoringArguments, parse_arguments
 from eval.model import ModelFolders, describe_model, device_of_rank, load_encoder, resolve_model, use_settings
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
@@ -57,7 +57,7 @@ class Setup:
 
     Attributes:
         store: the folder that it has filled.
-        folders, options, model: the model's files, settings (values of `ModelArguments`) and identity.
+        folders, options, model: the model's files, settings (values of `EncoderArguments`) and identity.
         sources: by dataset, what its rows are and where they come from.
         benchmark: they belong to.
         num_items: distinct items over all of them.
@@ -78,62 +78,65 @@ class Setup:
     adds: bool
 
     @property
-    def arguments(self) -> ModelArguments:
+    def arguments(self) -> EncoderArguments:
         """The settings; the parser changes the class, so that its values travel by themselves."""
-        return ModelArguments(**self.options)
+        return EncoderArguments(**self.options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
-    model_arguments, data_arguments = parse_arguments(argv)
+    encoder_arguments, scoring = parse_arguments(argv)
     device = device_of_rank()
     with host_ranks():
-        setup = on_first_rank(lambda: prepare(model_arguments, data_arguments, device), Setup)
+        setup = on_first_rank(lambda: prepare(encoder_arguments, scoring, device), Setup)
         store = EvalStore(setup.store)
         if setup.blocks:
-            on_every_rank(lambda: encode(setup, store, data_arguments, device), names_ranks=False)
+            on_every_rank(lambda: encode(setup, store, scoring, device), names_ranks=False)
         on_first_rank(lambda: store.assemble(store.plan()))
-        missing = on_first_rank(lambda: store.missing_predictions(len(setup.sources), data_arguments.strict_original))
-        on_every_rank(lambda: rank_datasets(missing, store, data_arguments.strict_original), names_ranks=False)
-        on_first_rank(lambda: finish(setup, store, data_arguments))
+        missing = on_first_rank(lambda: store.missing_predictions(len(setup.sources), scoring.strict_original))
+        on_every_rank(lambda: rank_datasets(missing, store, scoring.strict_original), names_ranks=False)
+        on_first_rank(lambda: finish(setup, store, scoring))
 
 
-def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, device: torch.device) -> Setup:
+def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, device: torch.device) -> Setup:
     """Reads the datasets and pictures and plans the encoding; on rank 0.
 
     Raises:
         InputError: see `read_data`, `scan_images` and `plan_encoding`.
     """
-    folders = resolve_model(model_arguments)
-    model_arguments, differing = use_settings(model_arguments, folders)
-    name = data_arguments.dataset_name
-    split, benchmark = data_arguments.dataset_split, data_arguments.benchmark
+    folders = resolve_model(encoder_arguments)
+    encoder_arguments, differing = use_settings(encoder_arguments, folders)
+    name = scoring.dataset_name
+    split, benchmark = scoring.dataset_split, scoring.benchmark
     with named_flags(_FLAGS):
-        data, absent = read_data(name, data_arguments.subset_name, split, benchmark)
+        data, absent = read_data(name, scoring.subset_name, split, benchmark)
     warnings = [f"scored with other settings than trained: {name} {text}" for name, text in differing.items()]
     if absent:
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
     with named_flags(_FLAGS), links_remedy("--allow_links"):
-        pictures = scan_images(data.items, ImageFolder(data_arguments.image_dir, data_arguments.allow_links))
-    output = Path(data_arguments.encode_output_path)
+        pictures = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links))
+    output = Path(scoring.encode_output_path)
     prepare_output(output)
-    processor = load_processor(folders.base, folders.adapter, model_arguments.num_crops)
+    processor = load_processor(folders.base, folders.adapter, encoder_arguments.num_crops)
     default = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
     plan = plan_encoding(
         data.items,
         pictures,
         processor,
-        model_arguments.max_len,
-        data_arguments.batch_tokens or default,
-        data_arguments.per_device_eval_batch_size,
+        encoder_arguments.max_len,
+        scoring.batch_tokens or default,
+        scoring.per_device_eval_batch_size,
     )
-    model = describe_model(model_arguments, folders, processor)
-    place = {"dataset_split": data_arguments.dataset_split, "image_dir": str(Path(data_arguments.image_dir).resolve())}
+    model = describe_model(encoder_arguments, folders, processor)
+    place = {
+        "dataset_split": scoring.dataset_split,
+        "image_dir": str(Path(scoring.image_dir).resolve()),
+    }
     sources = {name: {"data": digest, **place} for name, digest in data_digests(data, pictures).items()}
     earlier = earlier_scores(output, sources)
     if earlier is not None:
-        about = {"model": model, "strict_original": data_arguments.strict_original}
+        about = {"model": model, "strict_original": scoring.strict_original}
         refuse_other(output, earlier, about, sources, data.benchmark)
     store = EvalStore(output / EMBEDDINGS_FOLDER / store_key(model, data, plan, device))
     store.write_data(data, plan)
@@ -143,7 +146,7 @@ def prepare(model_arguments: ModelArguments, data_arguments: DataArguments, devi
     return Setup(
         store=store.folder,
         folders=folders,
-        options=dataclasses.asdict(model_arguments),
+        options=dataclasses.asdict(encoder_arguments),
         model=model,
         sources=sources,
         benchmark=data.benchmark,
@@ -169,7 +172,7 @@ def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodingPlan, devi
     return digest.hexdigest()[:_KEY_DIGITS]
 
 
-def encode(setup: Setup, store: EvalStore, data_arguments: DataArguments, device: torch.device) -> None:
+def encode(setup: Setup, store: EvalStore, scoring: ScoringArguments, device: torch.device) -> None:
     """Encodes this rank's share of the missing blocks, which are distributed by their tokens.
 
     Raises:
@@ -178,11 +181,11 @@ def encode(setup: Setup, store: EvalStore, data_arguments: DataArguments, device
     encoder = load_encoder(setup.folders, setup.arguments, device)
     plan = store.plan()
     inputs = ItemEncoderInputs(encoder.processor, setup.arguments.max_len, encoder.base.dtype)
-    images = ImageFolder(data_arguments.image_dir, data_arguments.allow_links)
+    images = ImageFolder(scoring.image_dir, scoring.allow_links)
     source = BatchSource(store.items(), plan, images, inputs)
     own = plan.deal_blocks(setup.blocks, world_size())[own_rank()]
     with kept_norms(encoder):
-        encode_blocks(encoder, source, store, own, device, data_arguments.dataloader_num_workers)
+        encode_blocks(encoder, source, store, own, device, scoring.dataloader_num_workers)
 
 
 def rank_datasets(missing: Sequence[int], store: EvalStore, strict_original: bool) -> None:
@@ -203,7 +206,7 @@ def rank_datasets(missing: Sequence[int], store: EvalStore, strict_original: boo
             progress.update()
 
 
-def finish(setup: Setup, store: EvalStore, arguments: DataArguments) -> None:
+def finish(setup: Setup, store: EvalStore, arguments: ScoringArguments) -> None:
     """Writes the run's files and prints its scores; on rank 0."""
     warnings = list(setup.warnings)
     collapsed = collapse(store.vectors())

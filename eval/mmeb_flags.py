@@ -19,7 +19,7 @@ SETTINGS = ("num_crops", "max_len", "normalize")
 
 
 @dataclass
-class ModelArguments:
+class EncoderArguments:
     """Which model, and how it turns an item into a vector."""
 
     model_name: str = field(
@@ -75,7 +75,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class ScoringArguments:
     """Which datasets, where they lie, and where the scores go."""
 
     dataset_name: str = field(metadata={"help": "folder or Hugging Face name of a dataset in MMEB-eval's layout"})
@@ -127,14 +127,14 @@ class DataArguments:
             raise InputError(f"--image_dir {self.image_dir}: no such folder")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments]:
+def parse_arguments(argv: Sequence[str] | None = None) -> tuple[EncoderArguments, ScoringArguments]:
     """Parses the command line (`sys.argv` if None).
 
     Raises:
         InputError: an unknown or incomplete option, a folder that does not exist, options that contradict.
     """
     parser = DataclassParser(
-        (ModelArguments, DataArguments),
+        (EncoderArguments, ScoringArguments),
         old_names=EVALUATION,
         prog="python -m eval.mmeb",
         description="Scores a model on datasets in MMEB-eval's layout: Precision@1, one folder of results.",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from eval.arguments import SETTINGS, ModelArguments
+from eval.mmeb_flags import SETTINGS, EncoderArguments
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
@@ -44,7 +44,7 @@ class ModelFolders:
     adapter: Path | None
 
 
-def resolve_model(arguments: ModelArguments) -> ModelFolders:
+def resolve_model(arguments: EncoderArguments) -> ModelFolders:
     """Finds the folders that the options name, downloading Hugging Face repositories.
 
     Raises:
@@ -59,7 +59,7 @@ def resolve_model(arguments: ModelArguments) -> ModelFolders:
     return ModelFolders(base, None)
 
 
-def use_settings(arguments: ModelArguments, folders: ModelFolders) -> tuple[ModelArguments, dict[str, str]]:
+def use_settings(arguments: EncoderArguments, folders: ModelFolders) -> tuple[EncoderArguments, dict[str, str]]:
     """The settings that a model is scored with: those given, else those that it was trained with.
 
     A folder without vlm2vec_config.json, such as a base model, does not say how it was trained.
@@ -115,7 +115,7 @@ def device_of_rank() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch.device) -> VLM2Vec:
+def load_encoder(folders: ModelFolders, arguments: EncoderArguments, device: torch.device) -> VLM2Vec:
     """Loads the encoder, in the precision of its files."""
     if not sys.stderr.isatty() or not is_first_rank():
         disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
@@ -132,7 +132,7 @@ def load_encoder(folders: ModelFolders, arguments: ModelArguments, device: torch
         )
 
 
-def describe_model(arguments: ModelArguments, folders: ModelFolders, processor: Phi3VProcessor) -> dict[str, Any]:
+def describe_model(arguments: EncoderArguments, folders: ModelFolders, processor: Phi3VProcessor) -> dict[str, Any]:
     """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
     values = asdict(arguments)

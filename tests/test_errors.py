@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import convert, download
-from data_prep.arguments import Parser
+from data_prep.command_line import Parser
 from eval import report
-from eval.arguments import parse_arguments as parse_evaluation
+from eval.mmeb_flags import parse_arguments as parse_evaluation
 from tests.data_prep.hand_made import make_dataset, row, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, printable, run_program
 from vlm2vec.training.flags.run import parse_arguments as parse_training

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.arguments import parse_arguments
+from eval.mmeb_flags import parse_arguments
 
 ORIGINAL_FULL = (
     "--model_name TIGER-Lab/VLM2Vec-Full --encode_output_path outputs/ --num_crops 4 --max_len 256 --pooling last "

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep.mini_model import build_mini_model
 from eval import mmeb, report
-from eval.arguments import ModelArguments, parse_arguments
+from eval.mmeb_flags import EncoderArguments, parse_arguments
 from eval.model import device_of_rank, load_encoder, resolve_model, use_settings
 from tests.comparing import assert_close_relative, relative_error
 from tests.evaluation.hand import row
@@ -191,7 +191,7 @@ def test_an_adapter_on_another_base_needs_a_flag(golden_model_dir: Path, tmp_pat
     encoder.save_pretrained(tmp_path / "other")
 
     def scored(base: Path, **options: bool) -> dict[str, str]:
-        arguments = ModelArguments(str(base), lora=True, checkpoint_path=str(tmp_path / "adapter"), **options)
+        arguments = EncoderArguments(str(base), lora=True, checkpoint_path=str(tmp_path / "adapter"), **options)
         return use_settings(arguments, resolve_model(arguments))[1]
 
     assert scored(golden_model_dir) == {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval import mmeb
-from eval.arguments import parse_arguments
+from eval.mmeb_flags import parse_arguments
 from tests.evaluation.hand import row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.training.evaluation import build_evaluation

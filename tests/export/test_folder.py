@@ -220,7 +220,7 @@ def test_no_room_there(engine_runs_dir: Path, tmp_path: Path, monkeypatch: pytes
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlm2vec.export.shards.save_file", full)
+    monkeypatch.setattr("vlm2vec.export.safetensors_files.save_file", full)
     with pytest.raises(InputError, match="No space left on device"):
         export(checkpoint, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -19,8 +19,8 @@ from vlm2vec.export.check import CheckResult, check_export
 from vlm2vec.export.companions import write_companions
 from vlm2vec.export.exported import Exported
 from vlm2vec.export.merging import merged_weights
+from vlm2vec.export.safetensors_files import parse_size, write_file, write_tensors
 from vlm2vec.export.scores import read_scores
-from vlm2vec.export.shards import parse_size, write_file, write_shards
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
 from vlm2vec.formats.json_files import read_json, write_json
@@ -133,7 +133,7 @@ def _write_model(
     check_tensors(checkpoint, found, expected)
     head = base.lm_head(expected) if base is not None else {}
     tensors = {name: weights[name] for name in expected} | head
-    num_bytes = write_shards(tensors, folder, dtype, max_shard_size)
+    num_bytes = write_tensors(tensors, folder, dtype, max_shard_size)
     config.dtype = dtype  # the checkpoint's configuration says what the run loaded, not what is written here
     config.architectures = ["Phi3VForCausalLM" if head else Phi3VModel.__name__]
     config.save_pretrained(folder)

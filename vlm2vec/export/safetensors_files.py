@@ -32,7 +32,7 @@ def parse_size(size: int | str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def write_shards(tensors: Mapping[str, LazyTensor], folder: Path, dtype: torch.dtype, max_shard_size: int) -> int:
+def write_tensors(tensors: Mapping[str, LazyTensor], folder: Path, dtype: torch.dtype, max_shard_size: int) -> int:
     """Writes model.safetensors, or shards and their index when the tensors exceed `max_shard_size`.
 
     Args:

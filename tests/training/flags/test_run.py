@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from data_prep.convert import _parser
-from eval.arguments import DataArguments as Data
-from eval.arguments import ModelArguments as Model
+from eval.mmeb_flags import EncoderArguments, ScoringArguments
 from vlm2vec.errors import InputError
 from vlm2vec.messages.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
 from vlm2vec.training.flags.run import POLICIES, argument_defaults, parse_arguments, with_steps
 
 PROGRAMS = {
     "training": (TRAINING, {f"--{name}" for name in argument_defaults()}),
-    "evaluation": (EVALUATION, {f"--{each.name}" for group in (Model, Data) for each in dataclasses.fields(group)}),
+    "evaluation": (
+        EVALUATION,
+        {f"--{each.name}" for group in (EncoderArguments, ScoringArguments) for each in dataclasses.fields(group)},
+    ),
     "conversion": (CONVERSION, set(_parser()._option_string_actions)),
     "export": (EXPORT, {"--dtype", "--merge_lora", "--base_model", "--scores", "--check", "--max_shard_size"}),
 }
