@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from tests.distributed.tiny import tiny_item, tiny_model
+from trials.rig.tiny import tiny_item, tiny_model
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import Chunk

@@ -11,7 +11,7 @@ from data_prep import convert, download
 from data_prep.command_line import Parser
 from eval import report
 from eval.mmeb_flags import parse_arguments as parse_evaluation
-from tests.data_prep.hand_made import make_dataset, row, write_rows
+from trials.rig.hand_made_train import make_dataset, row, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, printable, run_program
 from vlm2vec.training.flags.run import parse_arguments as parse_training
 from vlm2vec.training.watch.monitor import RunMonitor

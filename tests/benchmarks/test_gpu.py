@@ -17,8 +17,8 @@ from benchmarks.gpu import bench, exactness, training
 from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, Figures, LeftOutError, Recorder, Section
 from benchmarks.suites import SUITES
 from tests.distributed.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
-from tests.distributed.launcher import REPOSITORY, environment
-from tests.patience import HANG_SECONDS
+from trials.rig.launcher import REPOSITORY, environment
+from trials.rig.patience import HANG_SECONDS
 
 CPU = torch.device("cpu")
 VARIANTS = {name: variant for _, variants in training.SECTIONS.values() for name, variant in variants.items()}

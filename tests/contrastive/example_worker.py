@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.comparing import relative_error
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.contrastive.watch import AnyPart, Place, Watch
 from vlm2vec.ranks import close_ranks, initialize_ranks

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.comparing import assert_close_relative
-from tests.distributed.forked import run_forked
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.forked import run_forked
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout, gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.comparing import assert_close_relative
 from tests.contrastive.naive import naive_loss
-from tests.distributed.forked import run_ranks
+from trials.rig.forked import run_ranks
 from vlm2vec.contrastive import ContrastiveLoss, Pairs, temperature
 from vlm2vec.contrastive.temperature import LearnedTemperature
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.hand_made import make_dataset
+from trials.rig.hand_made_train import make_dataset
 
 
 @pytest.fixture

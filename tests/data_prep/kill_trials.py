@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
-from tests.data_prep.hand_made import tree
+from trials.rig.hand_made_train import tree
 
 ROWS_PER_SHARD = 2
 _LIMIT_SECONDS = 1200.0

@@ -14,7 +14,7 @@ from data_prep.archive import ImageArchive
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from tests.data_prep.hand_made import converted, picture, row, tree, write_rows
+from trials.rig.hand_made_train import converted, picture, row, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.images.paths import MissingImageError, UnsafePathError
 from vlm2vec.shards import ShardSet

@@ -13,7 +13,7 @@ from data_prep.archive import ImageArchive
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from tests.data_prep.hand_made import TABLE, picture
+from trials.rig.hand_made_train import TABLE, picture
 from vlm2vec.errors import InputError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.conversion import convert
 from data_prep.source import SourceData
-from tests.data_prep.hand_made import TABLE, converted, row, run_main, tree
+from trials.rig.hand_made_train import TABLE, converted, row, run_main, tree
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 

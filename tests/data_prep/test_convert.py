@@ -14,7 +14,7 @@ import webdataset
 from data_prep.conversion import Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from tests.data_prep.hand_made import converted, picture, row, run_main, tree, write_rows
+from trials.rig.hand_made_train import converted, picture, row, run_main, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Item, ShardSet
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from data_prep import download as program
-from tests.data_prep.hand_made import row, tree, write_rows
 from tests.data_prep.hub_server import running_hub
 from tests.data_prep.test_archive import pack
-from tests.patience import HANG_SECONDS
+from trials.rig.hand_made_train import row, tree, write_rows
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError, run_program
 
 PICTURES = "images/A/Train"

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import inspect as program
 from data_prep.statistics import Histogram
-from tests.data_prep.hand_made import converted, row, write_rows
+from trials.rig.hand_made_train import converted, row, write_rows
 from vlm2vec.errors import run_program
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> \u202e & "quotes" \'single\''

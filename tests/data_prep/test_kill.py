@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_prep.kill_trials import run_trials
-from tests.patience import HANG_SECONDS
+from trials.rig.patience import HANG_SECONDS
 
 TRIALS = 2  # four kills; `python -m tests.data_prep.kill_trials` runs more
 

@@ -7,7 +7,7 @@ import pytest
 from data_prep.conversion import Tolerance, convert
 from data_prep.download import missing_images
 from data_prep.source import SourceData
-from tests.data_prep.hand_made import TABLE, converted, picture, row, run_main, tree, write_rows
+from trials.rig.hand_made_train import TABLE, converted, picture, row, run_main, tree, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
 
 

@@ -10,7 +10,7 @@ from unicodedata import normalize
 import pytest
 
 from data_prep.archive import ImageArchive
-from tests.data_prep.hand_made import converted, picture, row, write_rows
+from trials.rig.hand_made_train import converted, picture, row, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.images.paths import MissingImageError
 from vlm2vec.shards import ShardSet

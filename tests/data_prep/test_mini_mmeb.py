@@ -14,7 +14,7 @@ from data_prep.mini.prompts import IMAGE_TAG, NUM_PARAPHRASES
 from data_prep.mini.tasks import TASKS
 from data_prep.mini.writer import STRING_TARGET_TEXT
 from data_prep.mini_mmeb import build_mini_mmeb
-from tests.patience import HANG_SECONDS
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image
 from vlm2vec.mmeb import MINI_MMEB, EvalDataset, TrainSubset

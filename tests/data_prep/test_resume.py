@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import conversion
-from tests.data_prep.hand_made import TABLE, converted, make_dataset, picture, row, run_main, tree, write_rows
+from trials.rig.hand_made_train import TABLE, converted, make_dataset, picture, row, run_main, tree, write_rows
 from vlm2vec.shards import ShardSet
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from data_prep.conversion import Tolerance, convert
 from data_prep.source import SourceData
 from data_prep.verify import verify
-from tests.data_prep.hand_made import converted, row, run_main, write_rows
+from trials.rig.hand_made_train import converted, row, run_main, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 

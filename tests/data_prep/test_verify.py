@@ -16,8 +16,8 @@ import pytest
 
 from data_prep import verify as program
 from data_prep.verify import verify
-from tests.data_prep.hand_made import converted, make_dataset
 from tests.data_prep.test_report import write_half_a_photograph
+from trials.rig.hand_made_train import converted, make_dataset
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.words import counted
 from vlm2vec.shards.manifest import Manifest

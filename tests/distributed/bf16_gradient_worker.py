@@ -25,7 +25,7 @@ from tests.distributed.exactness import (
     rank_batch,
     relative_error,
 )
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, TokenBudget
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.ranks import close_ranks, initialize_ranks

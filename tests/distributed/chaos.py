@@ -23,9 +23,9 @@ from typing import Any
 
 from tests.distributed.chaos_rank import SAMPLES
 from tests.distributed.chaos_rank import main as train
-from tests.distributed.forked import kill, start_forked, wait, warm_up
-from tests.distributed.launcher import REPOSITORY
-from tests.distributed.states import differences
+from trials.rig.forked import kill, start_forked, wait, warm_up
+from trials.rig.launcher import REPOSITORY
+from trials.rig.states import differences
 from vlm2vec.training.checkpoints.record import LATEST
 
 RANKS, STEPS, BATCH = 2, 7, 8

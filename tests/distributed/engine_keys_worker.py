@@ -21,7 +21,7 @@ from tests.distributed.exactness import (
     rank_batch,
     relative_error,
 )
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.flags.engine_file import read_engine_file

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.distributed.forked import run_ranks
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.forked import run_ranks
+from trials.rig.launcher import REPOSITORY
 
 # The ZeRO stage and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
 # of the process.

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from tests import golden
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.writer import Checkpoints, RunRecord

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.distributed.estimate_worker import Measured, arguments_of, settings
-from tests.distributed.launcher import run_ranks
+from trials.rig.launcher import run_ranks
 from vlm2vec.device import choose_accelerator
 from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.meta import MetaModel

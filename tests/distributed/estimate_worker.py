@@ -19,8 +19,8 @@ from torch import nn
 
 from tests.distributed.collectives_worker import Collectives
 from tests.distributed.engine_worker import constant
-from tests.distributed.launcher import REPOSITORY
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.launcher import REPOSITORY
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ItemEncoderInputs, TokenBudget
 from vlm2vec.contrastive.reduction import gradient_reduction
 from vlm2vec.encoder import VLM2Vec

@@ -20,8 +20,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.distributed.tiny import tiny_item, tiny_model
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
+from trials.rig.tiny import tiny_item, tiny_model
 from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout

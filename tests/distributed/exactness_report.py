@@ -25,7 +25,7 @@ from tests.distributed.exactness import (
     TOLERANCE,
     full_grid,
 )
-from tests.distributed.launcher import run_ranks
+from trials.rig.launcher import run_ranks
 
 SECONDS_A_CELL = 20
 BF16_BOUNDS = {"bf16_tolerance": BF16_TOLERANCE, "same_order_tolerance": BF16_SAME_ORDER_TOLERANCE}
@@ -39,7 +39,7 @@ norm of the gradient's error over the norm of the gradient, at most {tolerance:.
 ("bf16") under ZeRO-3, or with larger chunks in pass 1: at most {bf16_tolerance:.0e}, as bfloat16 adds up in another
 order there; otherwise with such adapters at most {same_order_tolerance:.0e}. With dropout the plain graph uses the same
 masks, and the cell also fails unless pass 2 repeats pass 1's representations bit for bit. The model is a Phi-3-V of two
-layers with random weights (`tests/distributed/tiny.py`); what batches and chunks mean is in
+layers with random weights (`trials/rig/tiny.py`); what batches and chunks mean is in
 `tests/distributed/exactness.py`.
 
 {machine}

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.patience import HANG_SECONDS
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, NonFiniteLossError, Pairs, StepChunks, StepLayout
 from vlm2vec.ranks import close_ranks, initialize_ranks, set_collective_timeout
 

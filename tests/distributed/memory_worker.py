@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.train import run
 from vlm2vec.training.flags.run import parse_arguments

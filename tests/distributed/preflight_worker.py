@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import close_ranks, initialize_ranks

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tests.patience import HANG_SECONDS
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec import train
 from vlm2vec.batches import TrainingBatch, TrainingBatches
 from vlm2vec.ranks import close_ranks, initialize_ranks

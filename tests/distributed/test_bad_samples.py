@@ -17,10 +17,10 @@ from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
 from tests.distributed.ending_worker import UNREACHABLE, UNREACHABLE_STEP, main
-from tests.distributed.forked import are_gone, kill, run_ranks, start_forked
-from tests.distributed.launcher import REPOSITORY
-from tests.patience import HANG_SECONDS
 from tests.shards.written import add_subset, stored_image
+from trials.rig.forked import are_gone, kill, run_ranks, start_forked
+from trials.rig.launcher import REPOSITORY
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.writer import StoredItem
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.forked import run_ranks
+from trials.rig.forked import run_ranks
 
 pytestmark = pytest.mark.numeric
 

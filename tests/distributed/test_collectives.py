@@ -10,7 +10,7 @@ import pytest
 from benchmarks.collectives import AGREE
 from tests.distributed.collectives_worker import CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
 from tests.distributed.exactness import build_encoder
-from tests.distributed.forked import run_ranks
+from trials.rig.forked import run_ranks
 
 RANKS = 2
 ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, BROADCAST = (

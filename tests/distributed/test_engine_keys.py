@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.engine_keys_worker import SETTINGS
 from tests.distributed.exactness import TOLERANCE
-from tests.distributed.forked import run_ranks
+from trials.rig.forked import run_ranks
 from vlm2vec.training.flags.engine_file import ACCEPTED_KEYS
 
 pytestmark = pytest.mark.numeric

@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.estimate_report import PATIENCE, measure, planned
 from tests.distributed.estimate_worker import CASES, Measured
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.launcher import REPOSITORY
 from vlm2vec.plan.estimate import FETCHES, MOST_FETCHES
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE)

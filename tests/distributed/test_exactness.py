@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.exactness import BATCHES, CHUNKS, DROPOUT, Cell
-from tests.distributed.forked import run_ranks
+from trials.rig.forked import run_ranks
 
 pytestmark = pytest.mark.numeric
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.failing_worker import FAILED_AT, FAILING_ITEM, FAILING_RANK, PAIRS, name
-from tests.distributed.launcher import REPOSITORY, environment, free_port
-from tests.patience import HANG_SECONDS
+from trials.rig.launcher import REPOSITORY, environment, free_port
+from trials.rig.patience import HANG_SECONDS
 
 RANKS = 2
 SECONDS_TO_END = HANG_SECONDS

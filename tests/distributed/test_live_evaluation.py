@@ -10,8 +10,8 @@ import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
-from tests.distributed.forked import run_ranks
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.forked import run_ranks
+from trials.rig.launcher import REPOSITORY
 from vlm2vec.export import export
 from vlm2vec.formats.json_files import read_json, without_checksum
 

@@ -11,7 +11,7 @@ from data_prep import mini_model
 from data_prep.conversion import convert
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from data_prep.source import SourceData
-from tests.distributed.launcher import REPOSITORY, run_ranks
+from trials.rig.launcher import REPOSITORY, run_ranks
 
 # One picture is 1 MB of crops: all pictures of the large batch at once would double the process.
 CROP_SIZE = 128

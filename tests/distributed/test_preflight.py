@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.distributed.forked import run_forked
-from tests.distributed.launcher import REPOSITORY
 from tests.distributed.preflight_worker import FITTING_TOKENS, main
-from tests.distributed.states import differences
+from trials.rig.forked import run_forked
+from trials.rig.launcher import REPOSITORY
+from trials.rig.states import differences
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.disk_space import checkpoint_bytes
 from vlm2vec.training.checkpoints.record import read_whole

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.distributed.chaos import add_dropout
-from tests.distributed.forked import run_forked
-from tests.distributed.launcher import REPOSITORY
 from tests.distributed.resume_worker import SIGNALLED_STEP, UNWRITABLE_STEP, main
-from tests.distributed.states import differences, state_of
+from trials.rig.forked import run_forked
+from trials.rig.launcher import REPOSITORY
+from trials.rig.states import differences, state_of
 from vlm2vec.training.checkpoints.record import read_whole
 
 STEPS, SAVED = 4, 2

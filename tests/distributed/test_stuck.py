@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.forked import kill, start_forked, warm_up
-from tests.distributed.launcher import REPOSITORY
 from tests.distributed.stuck_worker import LONG_TIMEOUT, STUCK_AT, STUCK_PLACE, STUCK_STEP, main
-from tests.patience import HANG_SECONDS
+from trials.rig.forked import kill, start_forked, warm_up
+from trials.rig.launcher import REPOSITORY
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.training.watch.stuck import EXIT_STUCK
 
 

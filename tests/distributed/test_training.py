@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.distributed.forked import run_ranks
-from tests.distributed.launcher import REPOSITORY, environment, free_port
-from tests.patience import HANG_SECONDS
+from trials.rig.forked import run_ranks
+from trials.rig.launcher import REPOSITORY, environment, free_port
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.export import export
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launcher import REPOSITORY, environment
 from tests.distributed.two_nodes import ADDRESSES, INTERFACE, Nodes, has_ssh, two_nodes, why_not
+from trials.rig.launcher import REPOSITORY, environment
 
 REASON = why_not()
 pytestmark = [pytest.mark.skipif(REASON is not None, reason=str(REASON)), pytest.mark.timeout(3 * 1200)]

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.patience import COLLECTIVE_SECONDS
+from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.train import run
 from vlm2vec.training.flags.run import parse_arguments

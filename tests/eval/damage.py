@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from eval.misses import Gallery
 from eval.results import SOURCE_KEYS, read_scores, write_run
 from eval.table import Run, metrics_table, notes, score_table
-from tests.evaluation.hand import read, row, write_dataset
+from trials.rig.hand_made_eval import read, row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.export.scores import read_scores as read_card_scores

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval import mmeb, report
-from tests.evaluation.hand import row, write_dataset, write_image
+from trials.rig.hand_made_eval import row, write_dataset, write_image
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.store import EvalStore
 

@@ -18,7 +18,7 @@ from PIL import Image
 from eval import report
 from eval.table import step_of
 from tests.eval.test_report import MODEL, scores_of
-from tests.evaluation.hand import read, row, write_dataset, write_image
+from trials.rig.hand_made_eval import read, row, write_dataset, write_image
 from vlm2vec.errors import EXIT_BAD_INPUT, run_program
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
-from tests.distributed.launcher import run_ranks, start_ranks
+from trials.rig.launcher import run_ranks, start_ranks
 from vlm2vec.evaluation.store import EvalStore
 
 SIGKILL_EXIT = -9

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.comparing import assert_close_relative
-from tests.evaluation.hand import read, row, write_dataset, write_image
+from trials.rig.hand_made_eval import read, row, write_dataset, write_image
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.images import scan_images

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluation.hand import read, row, write_dataset, write_image
+from trials.rig.hand_made_eval import read, row, write_dataset, write_image
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.data.warnings import dataset_warnings

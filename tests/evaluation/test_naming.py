@@ -9,7 +9,7 @@ import torch
 
 from eval import mmeb
 from eval.mmeb_flags import parse_arguments
-from tests.evaluation.hand import row, write_dataset
+from trials.rig.hand_made_eval import row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.training.evaluation import build_evaluation
 from vlm2vec.training.flags.evaluation import EvaluationArguments

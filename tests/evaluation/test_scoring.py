@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 
-from tests.evaluation.hand import read, row, write_dataset
+from trials.rig.hand_made_eval import read, row, write_dataset
 from vlm2vec.evaluation.data.datasets import EvalRows
 from vlm2vec.evaluation.metrics import DatasetScore, interval_of_mean, score_of_ranks
 from vlm2vec.evaluation.scoring import RowScores, predictions_table, score_of_table, score_rows

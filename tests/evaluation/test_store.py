@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluation.hand import read, row, write_dataset
-from tests.shards.damage import OPERATORS
-from tests.shards.forgery import forge_json
+from trials.rig.damage import OPERATORS
+from trials.rig.forgery import forge_json
+from trials.rig.hand_made_eval import read, row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.datasets import EvalData
 from vlm2vec.evaluation.encoding_plan import EncodingPlan

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.distributed.launcher import REPOSITORY
-from tests.patience import HANG_SECONDS
+from trials.rig.launcher import REPOSITORY
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.doctor.nodes import read_hostfile
 from vlm2vec.training.flags.run import parse_arguments
 

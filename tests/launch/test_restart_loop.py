@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.launcher import REPOSITORY
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.distributed.launcher import REPOSITORY, environment
-from tests.patience import HANG_SECONDS
+from trials.rig.launcher import REPOSITORY, environment
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from tests.distributed.forked import run_forked
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.forked import run_forked
+from trials.rig.launcher import REPOSITORY
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import messages
 from vlm2vec.ranks.messages import decoded, encoded, gather_from_all, send_from_first

@@ -32,9 +32,9 @@ from data_prep.conversion import Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
 from data_prep.verify import verify
-from tests.data_prep.hand_made import TABLE, make_dataset, row, tree, write_rows
-from tests.shards.damage import OPERATORS
-from tests.shards.forgery import forge_document, forge_index, forge_manifest
+from trials.rig.damage import OPERATORS
+from trials.rig.forgery import forge_document, forge_index, forge_manifest
+from trials.rig.hand_made_train import TABLE, make_dataset, row, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Sample, ShardSet
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.patience import HANG_SECONDS
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import read_header
 from vlm2vec.mmeb import MINI_MMEB

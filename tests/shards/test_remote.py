@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import HANG_SECONDS
 from tests.shards.range_server import Store, served
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.mixture import BLOCK
 from vlm2vec.errors import InputError

@@ -11,9 +11,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from tests.distributed.launcher import REPOSITORY, environment
-from tests.evaluation.hand import row, write_dataset, write_image
-from tests.patience import HANG_SECONDS
+from trials.rig.hand_made_eval import row, write_dataset, write_image
+from trials.rig.launcher import REPOSITORY, environment
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.export import __main__ as export_program
 from vlm2vec.training.checkpoints.writer import find_checkpoint

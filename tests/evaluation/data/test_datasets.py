@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.evaluation.hand import pairs, read, row, write_dataset
+from trials.rig.hand_made_eval import pairs, read, row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data import datasets
 from vlm2vec.evaluation.data.datasets import find_datasets, read_data, read_dataset, resolve_datasets

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.shards.damage import OPERATORS
-from tests.shards.forgery import forge_json
+from trials.rig.damage import OPERATORS
+from trials.rig.forgery import forge_json
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.record import RunRecord
 

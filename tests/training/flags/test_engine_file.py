@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.launcher import REPOSITORY
 from vlm2vec.errors import InputError
 from vlm2vec.training.flags.engine_file import read_engine_file
 

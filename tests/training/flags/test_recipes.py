@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.launcher import REPOSITORY
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.flags.run import parse_arguments
 

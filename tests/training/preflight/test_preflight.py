@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distributed.launcher import REPOSITORY
+from trials.rig.launcher import REPOSITORY
 from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
 from vlm2vec.contrastive.watch import AnyPart, Part, Place, Watch
 from vlm2vec.errors import InputError

@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
-from tests.distributed.launcher import SECONDS_FOR_OTHERS, free_port
-from tests.distributed.launcher import environment as ranks_environment
-from tests.patience import HANG_SECONDS
+from trials.rig.launcher import SECONDS_FOR_OTHERS, free_port
+from trials.rig.launcher import environment as ranks_environment
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.training.checkpoints.state_files import environment
 
 
@@ -28,7 +28,7 @@ from vlm2vec.training.checkpoints.state_files import environment
 def _fork_server() -> ForkServerContext:
     """One for the process; its first child waits for the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.distributed.forked_imports"])
+    context.set_forkserver_preload(["trials.rig.forked_imports"])
     first = context.Process(target=int)
     with environment(**ranks_environment()):
         first.start()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.patience import HANG_SECONDS
+from trials.rig.patience import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # When a rank has failed, the others get this long to end by themselves.
