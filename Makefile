@@ -35,7 +35,7 @@ portable-fast: $(STAMP)
 	  tests/phi3_v/test_image_processor.py
 
 exactness: $(STAMP)
-	$(BIN)/python -m tests.distributed.exactness_report
+	$(BIN)/python -m trials.exactness_report
 
 chaos: $(STAMP)
 	$(BIN)/python -m tests.distributed.chaos --trials 50

@@ -51,7 +51,7 @@ MANY_PARAMETERS = {"vlm2vec.encoder.VLM2Vec.from_pretrained"}
 
 # Still to do, to be empty: (importing module, imported module); functions; folders.
 IMPORTS_TO_MEND = {
-    ("benchmarks.gpu.exactness", "tests.distributed.exactness"),
+    ("benchmarks.gpu.exactness", "trials.exactness"),
 }
 FUNCTIONS_TO_SHORTEN = {"vlm2vec.training.loop.train"}
 FOLDERS_TO_SHRINK: set[str] = set()

@@ -1,4 +1,4 @@
-"""The cached step on the device against one plain graph: the grid of tests/distributed/exactness.py, thinned out.
+"""The cached step on the device against one plain graph: the grid of trials/exactness.py, thinned out.
 
 As a program this is one of several ranks on one device:
 `python -m benchmarks.gpu.exactness --backend gloo --output ERRORS.json`.
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu.rows import Figures, LeftOutError, Recorder, Section
-from tests.distributed.exactness import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell, run_cells
+from trials.exactness import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell, run_cells
 from vlm2vec.device import choose_kernels
 from vlm2vec.ranks import close_ranks, initialize_ranks
 

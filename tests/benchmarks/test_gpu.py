@@ -16,7 +16,7 @@ from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import bench, exactness, training
 from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, Figures, LeftOutError, Recorder, Section
 from benchmarks.suites import SUITES
-from tests.distributed.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
+from trials.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from benchmarks.collectives import Collectives
 from tests.distributed.collectives_worker import PASS_2, StepInParts
-from tests.distributed.exactness import (
+from trials.exactness import (
     BATCHES,
     CHUNKS,
     TEMPERATURE,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tests.distributed.exactness import (
+from trials.exactness import (
     BATCHES,
     CHUNKS,
     TEMPERATURE,

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.collectives import AGREE
 from tests.distributed.collectives_worker import CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
-from tests.distributed.exactness import build_encoder
+from trials.exactness import build_encoder
 from trials.rig.forked import run_ranks
 
 RANKS = 2

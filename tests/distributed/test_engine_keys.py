@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.engine_keys_worker import SETTINGS
-from tests.distributed.exactness import TOLERANCE
+from trials.exactness import TOLERANCE
 from trials.rig.forked import run_ranks
 from vlm2vec.training.flags.engine_file import ACCEPTED_KEYS
 

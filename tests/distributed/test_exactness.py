@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.exactness import BATCHES, CHUNKS, DROPOUT, Cell
+from trials.exactness import BATCHES, CHUNKS, DROPOUT, Cell
 from trials.rig.forked import run_ranks
 
 pytestmark = pytest.mark.numeric
@@ -47,7 +47,7 @@ def test_the_gradient_is_that_of_one_graph(ranks: int, tmp_path: Path) -> None:
     cells.write_text(json.dumps([asdict(cell) for cell in CELLS[ranks]]))
     run_ranks(
         ranks,
-        ["-m", "tests.distributed.exactness", "--cells", str(cells), "--output", str(output)],
+        ["-m", "trials.exactness", "--cells", str(cells), "--output", str(output)],
         tmp_path,
     )
     results = json.loads(output.read_text())

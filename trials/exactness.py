@@ -1,6 +1,6 @@
 """The exactness grid: cached steps on ranks against one plain graph over the same global batch.
 
-As a program this is one rank: `python -m tests.distributed.exactness --cells CELLS.json --output ERRORS.json`.
+As a program this is one rank: `python -m trials.exactness --cells CELLS.json --output ERRORS.json`.
 """
 
 from __future__ import annotations

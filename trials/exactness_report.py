@@ -1,6 +1,6 @@
 """`make exactness`: the whole grid on 1, 2 and 4 ranks, written to docs/exactness.md.
 
-python -m tests.distributed.exactness_report [--ranks 1 2 4] [--output docs/exactness.md]
+python -m trials.exactness_report [--ranks 1 2 4] [--output docs/exactness.md]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed.exactness import (
+from trials.exactness import (
     BF16_SAME_ORDER_TOLERANCE,
     BF16_TOLERANCE,
     CHUNKS,
@@ -40,7 +40,7 @@ norm of the gradient's error over the norm of the gradient, at most {tolerance:.
 order there; otherwise with such adapters at most {same_order_tolerance:.0e}. With dropout the plain graph uses the same
 masks, and the cell also fails unless pass 2 repeats pass 1's representations bit for bit. The model is a Phi-3-V of two
 layers with random weights (`trials/rig/tiny.py`); what batches and chunks mean is in
-`tests/distributed/exactness.py`.
+`trials/exactness.py`.
 
 {machine}
 
@@ -79,7 +79,7 @@ def main() -> int:
             work = Path(folder)
             (work / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))
             flags = ["--cells", str(work / "cells.json"), "--output", str(work / "errors.json")]
-            run_ranks(ranks, ["-m", "tests.distributed.exactness", *flags], work, timeout=SECONDS_A_CELL * len(cells))
+            run_ranks(ranks, ["-m", "trials.exactness", *flags], work, timeout=SECONDS_A_CELL * len(cells))
             found = json.loads((work / "errors.json").read_text())
             results += [{"ranks": ranks, **each} for each in found]
             bad += [each for cell, each in zip(cells, found, strict=True) if not each["error"] <= cell.tolerance]
@@ -90,7 +90,7 @@ def main() -> int:
         f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {platform.machine()}: {len(results)} cells in "
         f"{minutes:.0f} minutes, {len(bad)} out of bounds, largest {largest:.1e}."
     )
-    command = f"python -m tests.distributed.exactness_report --ranks {' '.join(map(str, options.ranks))}"
+    command = f"python -m trials.exactness_report --ranks {' '.join(map(str, options.ranks))}"
     options.output.write_text(
         HEADER.format(command=command, tolerance=TOLERANCE, machine=machine, **BF16_BOUNDS) + table(results)
     )
