@@ -38,7 +38,7 @@ exactness: $(STAMP)
 	$(BIN)/python -m trials.exactness_report
 
 chaos: $(STAMP)
-	$(BIN)/python -m tests.distributed.chaos --trials 50
+	$(BIN)/python -m trials.chaos --trials 50
 
 # The ranks and the programs that benchmarks start use one thread each, or they would wait for one another's.
 bench: $(STAMP)

@@ -119,7 +119,7 @@ SUITES = {
     ),
     "kills": Suite(
         "The converter killed and started again",
-        "tests.data_prep.kill_trials --trials 20",
+        "trials.kills --trials 20",
         "Two workers; SIGKILL at random moments, to all processes or to the program alone, once or three times. At the "
         "end the shards are compared with those of an undisturbed run byte by byte.",
         limit_seconds=1800,
@@ -127,7 +127,7 @@ SUITES = {
     ),
     "chaos": Suite(
         "Training killed and resumed",
-        "tests.distributed.chaos --trials 50",
+        "trials.chaos --trials 50",
         "`make chaos`: SIGKILL at random moments, half of them in a save, once or twice a run. Bit-equal: the last "
         "checkpoint (weights, moments, schedule, random states) and the log are those of an undisturbed run.",
         limit_seconds=3600,

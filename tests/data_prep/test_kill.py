@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.kill_trials import run_trials
+from trials.kills import run_trials
 from trials.rig.patience import HANG_SECONDS
 
-TRIALS = 2  # four kills; `python -m tests.data_prep.kill_trials` runs more
+TRIALS = 2  # four kills; `python -m trials.kills` runs more
 
 
 def test_killed_and_started_again_the_shards_are_the_same(mini_mmeb_dir: Path, tmp_path: Path) -> None:

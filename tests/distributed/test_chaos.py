@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.distributed.chaos import ANY_TIME, IN_SAVE, Chaos, add_dropout
+from trials.chaos import ANY_TIME, IN_SAVE, Chaos, add_dropout
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.chaos import add_dropout
 from tests.distributed.resume_worker import SIGNALLED_STEP, UNWRITABLE_STEP, main
+from trials.chaos import add_dropout
 from trials.rig.forked import run_forked
 from trials.rig.launcher import REPOSITORY
 from trials.rig.states import differences, state_of

@@ -1,6 +1,6 @@
 """Kills the converter at random moments, starts it again, and compares the shards with those of an undisturbed run.
 
-    python -m tests.data_prep.kill_trials [--trials 20] [--seed 0]
+    python -m trials.kills [--trials 20] [--seed 0]
 
 Every other trial kills the program alone, so that its workers must notice; the others kill all its processes. Every
 third trial kills three times before it lets the program finish.
@@ -128,7 +128,7 @@ def run_trials(source: Path, work: Path, trials: int, seed: int) -> list[Trial]:
 
 def main() -> None:
     """Parses the command line, runs the trials, prints each."""
-    parser = argparse.ArgumentParser(prog="python -m tests.data_prep.kill_trials", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trials.kills", description=__doc__)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Kills training runs at random moments and lets them go on: `python -m tests.distributed.chaos --trials 50`.
+"""Kills training runs at random moments and lets them go on: `python -m trials.chaos --trials 50`.
 
 A trial starts ranks with `--resume auto`, kills one of them with SIGKILL and the others a moment later, and starts
 again until a run ends by itself. About half of the kills wait for a checkpoint's temporary folder to appear. The end is
@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.chaos_rank import SAMPLES
-from tests.distributed.chaos_rank import main as train
+from trials.chaos_rank import SAMPLES
+from trials.chaos_rank import main as train
 from trials.rig.forked import kill, start_forked, wait, warm_up
 from trials.rig.launcher import REPOSITORY
 from trials.rig.states import differences
@@ -212,7 +212,7 @@ def _report(trials: list[Trial]) -> Iterator[str]:
 
 def main() -> int:
     """Runs the trials and prints a table; 1 if one of them was not exact."""
-    parser = argparse.ArgumentParser(prog="tests.distributed.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="trials.chaos", description=__doc__)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
