@@ -112,7 +112,7 @@ SUITES = {
     ),
     "plan": Suite(
         "The plan's memory beside what engines hold",
-        "tests.distributed.estimate_report --model_name demo/untrained",
+        "trials.plan_error --model_name demo/untrained",
         "After `make demo`. Bytes of tensors in KiB, which do not depend on the device, between steps and at the most "
         "while chunks run. GPU: not measured; what its allocator rounds up and what libraries take comes on top.",
         is_long=True,

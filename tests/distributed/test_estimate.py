@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.estimate_report import PATIENCE, measure, planned
-from tests.distributed.estimate_worker import CASES, Measured
+from trials.plan_error import PATIENCE, measure, planned
+from trials.plan_error_rank import CASES, Measured
 from trials.rig.launcher import REPOSITORY
 from vlm2vec.plan.estimate import FETCHES, MOST_FETCHES
 

@@ -1,6 +1,6 @@
 """The plan's memory beside what engines of every shipped configuration hold, on two ranks, as a table in Markdown.
 
-python -m tests.distributed.estimate_report --model_name demo/untrained
+python -m trials.plan_error --model_name demo/untrained
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.distributed.estimate_worker import Measured, arguments_of, settings
+from trials.plan_error_rank import Measured, arguments_of, settings
 from trials.rig.launcher import run_ranks
 from vlm2vec.device import choose_accelerator
 from vlm2vec.phi3_v.checkpoint import load_config
@@ -26,7 +26,7 @@ PATIENCE = 1200  # seconds, against hangs
 def measure(model: Path, folder: Path) -> list[Measured]:
     """Starts the ranks; what rank 0 found."""
     output = folder / "measured.json"
-    worker = ["-m", "tests.distributed.estimate_worker", "--model_name", str(model), "--output", str(output)]
+    worker = ["-m", "trials.plan_error_rank", "--model_name", str(model), "--output", str(output)]
     run_ranks(RANKS, worker, folder, timeout=PATIENCE)
     return [Measured(**each) for each in json.loads(output.read_text())]
 
