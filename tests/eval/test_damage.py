@@ -1,10 +1,10 @@
-"""Damaged files of an evaluation: a sample of what `python -m tests.eval.damage` tries."""
+"""Damaged files of an evaluation: a sample of what `python -m trials.fuzz_results` tries."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.eval import damage
+from trials import fuzz_results as damage
 
 
 def test_damaged_files_are_refused_in_one_line_or_read_to_the_undamaged_values(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.phi3_v.fuzz_configs import run
+from trials.fuzz_configs import run
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor
 from vlm2vec.phi3_v.checkpoint import checkpoint_shapes, load_config

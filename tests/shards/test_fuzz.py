@@ -4,9 +4,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from tests.shards.fuzz import CORRECT, REFUSED, TARGETS, in_own_process, make_world, read_shards, run
+from trials.fuzz_shards import CORRECT, REFUSED, TARGETS, in_own_process, make_world, read_shards, run
 
-MUTATIONS = 48  # `python -m tests.shards.fuzz` makes 2,000
+MUTATIONS = 48  # `python -m trials.fuzz_shards` makes 2,000
 
 
 def test_damaged_files_give_a_clear_error_or_the_right_data(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Damages tars, indexes, manifests, sidecars, plans, tables and zips at random, and reads them.
 
-    python -m tests.shards.fuzz [--mutations 2000] [--seed 0]
+    python -m trials.fuzz_shards [--mutations 2000] [--seed 0]
 
 Each damaged folder is read in a process of its own, under a limit of time and memory. Good outcomes are a clear error
 (`InputError`) and a correct read; a crash, a hang, a traceback and different data are failures. Some files are forged:
@@ -275,7 +275,7 @@ def run(mutations: int, seed: int, work: Path) -> list[Outcome]:
 
 def main() -> None:
     """Parses the command line, runs, prints a table of outcomes and every failure."""
-    parser = argparse.ArgumentParser(prog="python -m tests.shards.fuzz")
+    parser = argparse.ArgumentParser(prog="python -m trials.fuzz_shards")
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

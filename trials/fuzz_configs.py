@@ -1,6 +1,6 @@
 """Damages the JSON files of a saved model: each is refused in one line, or the vectors are the undamaged ones.
 
-python -m tests.phi3_v.fuzz_configs --model_name demo/untrained --trials 400 --seed 0
+python -m trials.fuzz_configs --model_name demo/untrained --trials 400 --seed 0
 """
 
 from __future__ import annotations

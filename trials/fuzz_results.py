@@ -1,6 +1,6 @@
 """Damages the files that an evaluation leaves: each is refused in one line, or read to the undamaged values.
 
-python -m tests.eval.damage [--mutations N] [--seed S]
+python -m trials.fuzz_results [--mutations N] [--seed S]
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def run(work: Path, mutations: int, seed: int) -> tuple[Counter[tuple[str, str]]
 
 def main() -> int:
     """Parses the command line, damages, prints how often what came out."""
-    parser = argparse.ArgumentParser(prog="python -m tests.eval.damage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trials.fuzz_results", description=__doc__)
     parser.add_argument("--mutations", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
