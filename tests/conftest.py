@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.processors import imitate_processor
+from tests.rig.processors import imitate_processor
 
 imitate_processor()
 
@@ -18,8 +18,8 @@ from data_prep.conversion_plan import DEFAULT_OPTIONS  # noqa: E402
 from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb  # noqa: E402
 from data_prep.mini_model import build_mini_model  # noqa: E402
 from data_prep.source import SourceData  # noqa: E402
-from tests.distributed.engine_runs import train_engines  # noqa: E402
-from tests.golden import write_model_folder  # noqa: E402
+from tests.rig.engine_runs import train_engines  # noqa: E402
+from tests.rig.golden import write_model_folder  # noqa: E402
 
 MINI_SCALE = 0.02
 ROWS_PER_SHARD = 16

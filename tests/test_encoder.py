@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import golden
-from tests.comparing import assert_close_relative
+from tests.rig import golden
+from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, plan_batches

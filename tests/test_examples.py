@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import golden
+from tests.rig import golden
 from vlm2vec.images.decode import open_image
 from vlm2vec.shards import ShardSet
 

@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from tests import golden
-from tests.comparing import assert_close_relative
+from tests.rig import golden
+from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings

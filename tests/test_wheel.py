@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import PHI3V
+from tests.rig.golden import PHI3V
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("vlm2vec", "data_prep", "eval")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.loader import memory_over_steps
-from tests.shards.written import add_subset, stored_image
+from tests.rig.written import add_subset, stored_image
 from vlm2vec.batches import (
     BatchReader,
     ChunkSizes,

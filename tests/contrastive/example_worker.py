@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.comparing import relative_error
+from tests.rig.comparing import relative_error
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.contrastive.watch import AnyPart, Place, Watch

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.comparing import assert_close_relative
+from tests.rig.comparing import assert_close_relative
 from trials.rig.forked import run_forked
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches.step_plan import end_to_end_positions

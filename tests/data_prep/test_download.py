@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data_prep import download as program
-from tests.data_prep.hub_server import running_hub
 from tests.data_prep.test_archive import pack
+from tests.rig.hub_server import running_hub
 from trials.rig.hand_made_train import row, tree, write_rows
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError, run_program

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_prep.mini_model import MARK_FILE, build_mini_model
-from tests import golden
+from tests.rig import golden
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests import golden
+from tests.rig import golden
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder

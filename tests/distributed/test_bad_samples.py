@@ -17,7 +17,7 @@ from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
 from tests.distributed.ending_worker import UNREACHABLE, UNREACHABLE_STEP, main
-from tests.shards.written import add_subset, stored_image
+from tests.rig.written import add_subset, stored_image
 from trials.rig.forked import are_gone, kill, run_ranks, start_forked
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import HANG_SECONDS

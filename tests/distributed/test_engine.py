@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import golden
-from tests.comparing import assert_close_relative
-from tests.distributed.engine_runs import REFERENCE, RUNS
 from tests.distributed.engine_worker import LIVE, TEXTS
+from tests.rig import golden
+from tests.rig.comparing import assert_close_relative
+from tests.rig.engine_runs import REFERENCE, RUNS
 from vlm2vec import VLM2Vec
 from vlm2vec.export import export
 from vlm2vec.training.checkpoints.writer import find_checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.two_nodes import ADDRESSES, INTERFACE, Nodes, has_ssh, two_nodes, why_not
+from tests.rig.two_nodes import ADDRESSES, INTERFACE, Nodes, has_ssh, two_nodes, why_not
 from trials.rig.launcher import REPOSITORY, environment
 
 REASON = why_not()

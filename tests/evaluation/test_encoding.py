@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.comparing import assert_close_relative
+from tests.rig.comparing import assert_close_relative
 from trials.rig.hand_made_eval import read, row, write_dataset, write_image
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.comparing import assert_close_relative
+from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.export import export

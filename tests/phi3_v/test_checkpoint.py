@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import golden
+from tests.rig import golden
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import golden
-from tests.comparing import assert_close_relative
+from tests.rig import golden
+from tests.rig.comparing import assert_close_relative
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VImageProcessor
 from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD

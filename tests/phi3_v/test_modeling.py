@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests import golden
-from tests.comparing import assert_close_relative
+from tests.rig import golden
+from tests.rig.comparing import assert_close_relative
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
 
 pytestmark = pytest.mark.numeric

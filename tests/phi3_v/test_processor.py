@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import golden
+from tests.rig import golden
 from vlm2vec.errors import InputError
 from vlm2vec.phi3_v import Phi3VImageProcessor, Phi3VProcessor, collate_items
 

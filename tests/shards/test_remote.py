@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shards.range_server import Store, served
+from tests.rig.range_server import Store, served
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.mixture import BLOCK

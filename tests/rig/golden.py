@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from vlm2vec.phi3_v import Phi3VProcessor, collate_items
 
-ROOT = Path(__file__).parent / "data" / "golden"
+ROOT = Path(__file__).parents[1] / "data" / "golden"
 PHI3V = ROOT / "phi3v"
 # The reference's README suggests these.
 EMBEDDING_LIMIT, HIDDEN_LIMIT, GRADIENT_LIMIT, LOSS_LIMIT = 5e-6, 5e-5, 1e-4, 1e-4
