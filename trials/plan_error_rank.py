@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.distributed.collectives_worker import Collectives
-from tests.distributed.engine_worker import constant
+from tests.distributed.workers.collectives import Collectives
+from tests.distributed.workers.engine import constant
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ItemEncoderInputs, TokenBudget

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from tests.distributed.ending_worker import UNREACHABLE, UNREACHABLE_STEP, main
+from tests.distributed.workers.ending import UNREACHABLE, UNREACHABLE_STEP, main
 from tests.rig.written import add_subset, stored_image
 from trials.rig.forked import are_gone, kill, run_ranks, start_forked
 from trials.rig.launcher import REPOSITORY
@@ -83,7 +83,7 @@ def test_they_are_replaced_alike_on_any_number_of_ranks_and_workers(
     for ranks, workers in ((1, "0"), (2, "1")):
         runs = [flags(mini_model_dir, bad_shards, tmp_path / f"{ranks}", "--dataloader_num_workers", workers)]
         (tmp_path / "runs.json").write_text(json.dumps(runs))
-        output = run_ranks(ranks, ["-m", "tests.distributed.training_worker", str(tmp_path / "runs.json")], tmp_path)
+        output = run_ranks(ranks, ["-m", "tests.distributed.workers.training", str(tmp_path / "runs.json")], tmp_path)
         assert "replaced an unreadable sample" in output[0]
     alone, shared = lines(tmp_path / "1"), lines(tmp_path / "2")
     told = [line["bad_sample"] for line in alone if "bad_sample" in line]
@@ -156,4 +156,4 @@ def test_bad_input_on_one_rank_ends_all_with_one_line(bad_shards: Path, mini_mod
 
 
 def test_two_ranks_agree_on_data_output_folder_and_bad_samples(tmp_path: Path) -> None:
-    run_ranks(2, ["-m", "tests.distributed.agreement_worker", str(tmp_path)], tmp_path)
+    run_ranks(2, ["-m", "tests.distributed.workers.agreement", str(tmp_path)], tmp_path)

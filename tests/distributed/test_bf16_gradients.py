@@ -22,7 +22,7 @@ BACKWARDS = {"one item": 10, "ragged": 6, "whole batch": 2}
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bf16")
-    run_ranks(2, ["-m", "tests.distributed.bf16_gradient_worker", "--output", str(folder / "measured.json")], folder)
+    run_ranks(2, ["-m", "tests.distributed.workers.bf16_gradient", "--output", str(folder / "measured.json")], folder)
     values: dict[str, Any] = json.loads((folder / "measured.json").read_text())
     return values
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from benchmarks.collectives import AGREE
-from tests.distributed.collectives_worker import CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
+from tests.distributed.workers.collectives import CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
 from trials.exactness import build_encoder
 from trials.rig.forked import run_ranks
 
@@ -29,7 +29,7 @@ Rank = dict[tuple[int, str], Recorded]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
     """Every rank's steps by ZeRO stage and chunks."""
     folder = tmp_path_factory.mktemp("collectives")
-    run_ranks(RANKS, ["-m", "tests.distributed.collectives_worker", str(folder)], folder)
+    run_ranks(RANKS, ["-m", "tests.distributed.workers.collectives", str(folder)], folder)
     recorded = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
     return [{(step["stage"], step["chunks"]): Recorded(**step) for step in steps} for steps in recorded]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.engine_worker import LIVE, TEXTS
+from tests.distributed.workers.engine import LIVE, TEXTS
 from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
 from tests.rig.engine_runs import REFERENCE, RUNS

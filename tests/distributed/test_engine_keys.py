@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.engine_keys_worker import SETTINGS
+from tests.distributed.workers.engine_keys import SETTINGS
 from trials.exactness import TOLERANCE
 from trials.rig.forked import run_ranks
 from vlm2vec.training.flags.engine_file import ACCEPTED_KEYS
@@ -22,7 +22,7 @@ def test_every_accepted_key_is_tried() -> None:
 
 
 def test_every_setting_gives_the_gradient_of_one_graph(tmp_path: Path) -> None:
-    run_ranks(3, ["-m", "tests.distributed.engine_keys_worker", str(tmp_path)], tmp_path)
+    run_ranks(3, ["-m", "tests.distributed.workers.engine_keys", str(tmp_path)], tmp_path)
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert len(errors) == len(SETTINGS)
     assert [(each, error) for each, error in zip(SETTINGS, errors, strict=True) if not error <= TOLERANCE] == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.failing_worker import FAILED_AT, FAILING_ITEM, FAILING_RANK, PAIRS, name
+from tests.distributed.workers.failing import FAILED_AT, FAILING_ITEM, FAILING_RANK, PAIRS, name
 from trials.rig.launcher import REPOSITORY, environment, free_port
 from trials.rig.patience import HANG_SECONDS
 
@@ -34,7 +34,7 @@ class Job:
 def launch(folder: Path, *arguments: str) -> Job:
     """A job of the `deepspeed` launcher in a process group of its own, so that nothing of it is left."""
     launcher = [*(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS))]
-    launcher += ["--master_port", str(free_port()), "--module", "tests.distributed.failing_worker"]
+    launcher += ["--master_port", str(free_port()), "--module", "tests.distributed.workers.failing"]
     with (folder / "output.log").open("wb") as log:
         process = subprocess.Popen(
             [*launcher, "--folder", str(folder), *arguments],

@@ -47,7 +47,7 @@ def runs(mini_mmeb_dir: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_p
                 ]
             )
     (root / "runs.json").write_text(json.dumps(commands))
-    run_ranks(2, ["-m", "tests.distributed.training_worker", str(root / "runs.json")], root)
+    run_ranks(2, ["-m", "tests.distributed.workers.training", str(root / "runs.json")], root)
     return root
 
 

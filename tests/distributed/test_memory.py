@@ -23,7 +23,7 @@ def peak_mib(model: Path, shards: Path, work: Path, global_batch_size: int) -> f
     (output,) = run_ranks(
         1,
         [
-            *("-m", "tests.distributed.memory_worker", "--model_name", str(model), "--dataset_name", str(shards)),
+            *("-m", "tests.distributed.workers.memory", "--model_name", str(model), "--dataset_name", str(shards)),
             *("--output_dir", str(work / "run"), "--deepspeed", str(REPOSITORY / "ds_configs/zero2.json")),
             *("--global_batch_size", str(global_batch_size), "--max_steps", "1", "--chunk_tokens", "512"),
             *("--no_grad_chunk_tokens", "512", "--dataloader_num_workers", "0", "--temperature", "0.05"),

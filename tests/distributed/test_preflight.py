@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.distributed.preflight_worker import FITTING_TOKENS, main
+from tests.distributed.workers.preflight import FITTING_TOKENS, main
 from trials.rig.forked import run_forked
 from trials.rig.launcher import REPOSITORY
 from trials.rig.states import differences

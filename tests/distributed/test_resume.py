@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.resume_worker import SIGNALLED_STEP, UNWRITABLE_STEP, main
+from tests.distributed.workers.resume import SIGNALLED_STEP, UNWRITABLE_STEP, main
 from trials.chaos import add_dropout
 from trials.rig.forked import run_forked
 from trials.rig.launcher import REPOSITORY

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.stuck_worker import LONG_TIMEOUT, STUCK_AT, STUCK_PLACE, STUCK_STEP, main
+from tests.distributed.workers.stuck import LONG_TIMEOUT, STUCK_AT, STUCK_PLACE, STUCK_STEP, main
 from trials.rig.forked import kill, start_forked, warm_up
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import HANG_SECONDS

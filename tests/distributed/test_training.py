@@ -58,7 +58,7 @@ def trained(
             for name, (stage, extra) in RUNS[ranks].items()
         ]
         (root / "runs.json").write_text(json.dumps(runs))
-        run_ranks(ranks, ["-m", "tests.distributed.training_worker", str(root / "runs.json")], root)
+        run_ranks(ranks, ["-m", "tests.distributed.workers.training", str(root / "runs.json")], root)
         for name in RUNS[ranks]:
             export(find_checkpoint(root / name), root / name / "exported")
         return root

@@ -1,4 +1,4 @@
-"""Agreements among ranks; `tests/distributed/agreement_worker.py` runs them on two ranks."""
+"""Agreements among ranks; `tests/distributed/workers/agreement.py` runs them on two ranks."""
 
 from __future__ import annotations
 

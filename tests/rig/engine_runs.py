@@ -35,4 +35,4 @@ def train_engines(model: Path, reference_model: Path, root: Path) -> None:
     jobs = [("encode reference", flags(reference_model, root / REFERENCE, 2, "--bf16"))]
     jobs += [("train and save", flags(model, root / name, stage, *extra)) for name, (stage, extra) in RUNS.items()]
     (root / "jobs.json").write_text(json.dumps(jobs))
-    run_ranks(2, ["-m", "tests.distributed.engine_worker", str(root / "jobs.json")], root)
+    run_ranks(2, ["-m", "tests.distributed.workers.engine", str(root / "jobs.json")], root)

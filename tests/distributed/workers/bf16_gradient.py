@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from benchmarks.collectives import Collectives
-from tests.distributed.collectives_worker import PASS_2, StepInParts
+from tests.distributed.workers.collectives import PASS_2, StepInParts
 from trials.exactness import (
     BATCHES,
     CHUNKS,
