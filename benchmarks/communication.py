@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.collectives import Collectives
 from benchmarks.overhead import LENGTH, PAIRS, texts
+from trials.rig.collectives import Collectives
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.contrastive.reduction import at_last_backward

@@ -50,9 +50,7 @@ ALONE = {"contrastive": ("errors",)}
 MANY_PARAMETERS = {"vlm2vec.encoder.VLM2Vec.from_pretrained"}
 
 # Still to do, to be empty: (importing module, imported module); functions; folders.
-IMPORTS_TO_MEND = {
-    ("benchmarks.gpu.exactness", "trials.exactness"),
-}
+IMPORTS_TO_MEND: set[tuple[str, str]] = set()
 FUNCTIONS_TO_SHORTEN = {"vlm2vec.training.loop.train"}
 FOLDERS_TO_SHRINK: set[str] = set()
 

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.distributed.workers.collectives import Collectives
-from tests.distributed.workers.engine import constant
+from trials.rig.collectives import Collectives
+from trials.rig.engines import constant
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ItemEncoderInputs, TokenBudget

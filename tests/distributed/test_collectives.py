@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.collectives import AGREE
 from tests.distributed.workers.collectives import CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
 from trials.exactness import build_encoder
+from trials.rig.collectives import AGREE
 from trials.rig.forked import run_ranks
 
 RANKS = 2

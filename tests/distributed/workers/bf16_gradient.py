@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from benchmarks.collectives import Collectives
 from tests.distributed.workers.collectives import PASS_2, StepInParts
 from trials.exactness import (
     BATCHES,
@@ -25,6 +24,7 @@ from trials.exactness import (
     rank_batch,
     relative_error,
 )
+from trials.rig.collectives import Collectives
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes, TokenBudget
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from benchmarks.collectives import Collectives
 from trials.exactness import BATCHES, TEMPERATURE, build_encoder, padding_chunk, rank_batch
+from trials.rig.collectives import Collectives
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches.step_plan import ChunkSizes
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from tests.rig import golden
+from trials.rig.engines import constant
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder
@@ -24,10 +25,6 @@ from vlm2vec.training.skipped_steps import SkippedSteps
 
 TEXTS = ["a three to the left of a seven", "Represent the given picture.", "nine", "coffee"]
 LIVE = "live.pt"
-
-
-def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ConstantLR:
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
 
 
 def train_and_save(arguments: RunArguments) -> None:
