@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm2vec.batches import StepHeader
 from vlm2vec.contrastive import StepOutput
 from vlm2vec.contrastive.watch import AnyPart, Part
+from vlm2vec.ranks import world_size
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops
 from vlm2vec.training.watch.parts import STEP_PARTS, RunPart
@@ -129,7 +130,7 @@ class StepMeter:
         whole = [known, self._sums, self._subset_rows.flatten(), self._similarities.flatten()]
         sums = torch.cat(whole)
         most = self._sums.new_tensor([_peak_memory(self._device), self._seconds_before])
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        ranks = world_size()
         if ranks > 1:
             dist.all_reduce(sums)
             dist.all_reduce(most, op=dist.ReduceOp.MAX)

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.profiler import profile
 
 from vlm2vec.errors import InputError
+from vlm2vec.ranks import own_rank
 from vlm2vec.training.flags.watch import WatchArguments
 
 FOLDER = "profile"
@@ -53,7 +53,7 @@ class StepProfiles:
         """Before a step, counted from 1; again for one that runs again."""
         if self._steps and step == self._steps[0] and "trace" not in self._running:
             self._running["trace"] = self._trace()
-        if step == self._flops_step and "flops" not in self._running and _rank() == 0:
+        if step == self._flops_step and "flops" not in self._running and own_rank() == 0:
             self._running["flops"] = self._flops(step)
 
     def after(self, step: int) -> None:
@@ -68,7 +68,7 @@ class StepProfiles:
         activities = list(torch.profiler.supported_activities())  # type: ignore[no-untyped-call]
         tracing = ExitStack()
         trace = tracing.enter_context(profile(activities=activities))
-        path = self._folder / f"rank{_rank()}_steps{self._steps[0]}-{self._steps[-1]}.pt.trace.json"
+        path = self._folder / f"rank{own_rank()}_steps{self._steps[0]}-{self._steps[-1]}.pt.trace.json"
 
         def end() -> None:
             tracing.close()
@@ -114,7 +114,3 @@ def summarise_communication(engine: Any) -> None:
         import deepspeed.comm
 
         deepspeed.comm.log_summary()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
