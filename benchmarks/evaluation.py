@@ -30,15 +30,16 @@ from data_prep.mini_model import build_mini_model
 from eval import mmeb
 from eval.mmeb_flags import ScoringArguments
 from vlm2vec import VLM2Vec
-from vlm2vec.batches import ItemEncoderInputs
-from vlm2vec.encoder import DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.evaluation.data.datasets import read_data
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
-from vlm2vec.evaluation.encoding_plan import item_text, plan_encoding
+from vlm2vec.evaluation.encoding_plan import plan_encoding
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.decode import open_image
 from vlm2vec.images.folder import ImageFolder
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU
+from vlm2vec.item_rules import item_text
 from vlm2vec.phi3_v import ProcessedItem
 
 ORIGINAL_BATCH = 16
@@ -88,18 +89,21 @@ class Miniature:
     def _processed(self, index: int) -> ProcessedItem:
         path = self._data.items.image(index)
         image = open_image(self._images.read(path)) if path else None
-        return process(self._encoder.processor, item_text(self._data.items, index), image, MAX_LEN)
+        return process(
+            self._encoder.processor, item_text(self._data.items.text(index), 1 if path else 0), image, MAX_LEN
+        )
 
     def ours(self, number: int) -> tuple[Cost, Cost]:
         """Encoding the distinct items; finding and encoding them."""
         items, processor = self._data.items, self._encoder.processor
         with stopwatch() as together:
             pictures = scan_images(items, self._images)
-            plan = plan_encoding(items, pictures, processor, MAX_LEN, DEFAULT_BATCH_TOKENS_CPU)
+            inputs = ItemEncoderInputs(processor, MAX_LEN)
+            plan = plan_encoding(items, pictures, inputs, DEFAULT_BATCH_TOKENS_CPU)
             with stopwatch() as encoding:
                 store = EvalStore(self._root / f"store{number}")
                 store.write_data(self._data, plan)
-                source = BatchSource(items, plan, self._images, ItemEncoderInputs(processor, MAX_LEN))
+                source = BatchSource(items, plan, self._images, inputs)
                 blocks, device = range(len(plan.blocks())), torch.device("cpu")
                 encode_blocks(self._encoder, source, store, blocks, device, ScoringArguments.dataloader_num_workers)
                 store.assemble(plan)

@@ -13,7 +13,7 @@ import torch
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.inputs.encoder_inputs import NamedItem
+from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, ProcessedItem
 from vlm2vec.shards import Item, ShardSet
 
@@ -71,7 +71,10 @@ def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
         batches.append(
             [tuple(numbers.setdefault(item, len(numbers)) for item in (each.query, each.positive)) for each in samples]
         )
-    items = [inputs.process(NamedItem(item, "item")) for item in numbers]
+    items = [
+        inputs.process(EncodeItem(item.text, (ItemImage(item.image, "image"),) if item.image else (), "item"))
+        for item in numbers
+    ]
     return Workload(f"miniature, {pairs} pairs", encoder, items, batches, chunk_tokens=2048)
 
 

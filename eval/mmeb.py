@@ -22,7 +22,6 @@ from eval.model import ModelFolders, describe_model, device_of_rank, load_encode
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
 from vlm2vec.dora import kept_norms
-from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.data.datasets import EvalData, read_data
 from vlm2vec.evaluation.data.digests import data_digests
@@ -36,6 +35,7 @@ from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder, links_remedy
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import Benchmark
 from vlm2vec.model_folder.loading import load_processor
@@ -119,13 +119,11 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
     output = Path(scoring.encode_output_path)
     prepare_output(output)
     processor = load_processor(folders.base, folders.adapter, encoder_arguments.num_crops)
-    default = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
     plan = plan_encoding(
         data.items,
         pictures,
-        processor,
-        encoder_arguments.max_len,
-        scoring.batch_tokens or default,
+        ItemEncoderInputs(processor, encoder_arguments.max_len),
+        scoring.batch_tokens or default_batch_tokens(device),
         scoring.per_device_eval_batch_size,
     )
     model = describe_model(encoder_arguments, folders, processor)

@@ -20,7 +20,8 @@ from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.items import EncodeItem, plan_batches
+from vlm2vec.inputs.ahead import chunks_ahead
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import collate_items
 
@@ -158,13 +159,12 @@ def test_an_image_that_vanishes_between_the_two_passes(
     encoder: VLM2Vec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.png").write_bytes(png(SQUARE))
-    prepared = VLM2Vec._prepared
 
-    def removing(self: VLM2Vec, *args: Any) -> Any:
+    def removing(*args: Any) -> Any:
         (tmp_path / "a.png").unlink()
-        return prepared(self, *args)
+        return chunks_ahead(*args)
 
-    monkeypatch.setattr(VLM2Vec, "_prepared", removing)
+    monkeypatch.setattr("vlm2vec.encoder.chunks_ahead", removing)
     with pytest.raises(InputError, match=r"item 1: .*a\.png: cannot read the picture"):
         encoder.encode(images=[SQUARE, tmp_path / "a.png"])
 
@@ -297,12 +297,6 @@ def test_the_same_vector_in_any_company(
     assert_close_relative(strict, expected, SAME_VECTOR)
 
 
-def test_strict_original_keeps_neighbours() -> None:
-    assert plan_batches([3, 9, 2, 4], batch_tokens=10, keep_order=True) == [[0], [1], [2, 3]]
-    assert plan_batches([3, 9, 2, 4], batch_tokens=10) == [[1], [3, 0], [2]]
-    assert plan_batches([50, 60], batch_tokens=10) == [[1], [0]]  # one item always fits
-
-
 def test_max_len(golden_model_dir: Path) -> None:
     encoder = VLM2Vec.from_pretrained(golden_model_dir, num_crops=1, max_len=6, dtype=torch.float32)
     long = "A cat and a dog and a bird"
@@ -314,9 +308,9 @@ def test_max_len(golden_model_dir: Path) -> None:
 def test_pictures_are_opened_as_they_are_needed(encoder: VLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flat memory: at no time are more than three batches' pictures decoded."""
     opened, finished, most = 0, 0, 0
-    process, forward = EncodeItem.process, encoder.forward
+    process, forward = ItemEncoderInputs.process, encoder.forward
 
-    def counting_process(self: EncodeItem, *args: object) -> object:
+    def counting_process(self: ItemEncoderInputs, *args: Any) -> object:
         nonlocal opened, most
         opened += 1
         most = max(most, opened - finished)
@@ -328,7 +322,7 @@ def test_pictures_are_opened_as_they_are_needed(encoder: VLM2Vec, monkeypatch: p
         finished += len(result)
         return result
 
-    monkeypatch.setattr(EncodeItem, "process", counting_process)
+    monkeypatch.setattr(ItemEncoderInputs, "process", counting_process)
     monkeypatch.setattr(encoder, "forward", counting_forward)
     picture = golden.PHI3V / "images/rgba.png"
     encoder.encode(images=[picture] * 24, batch_tokens=700)  # two items a batch

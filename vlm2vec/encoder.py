@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,31 +16,20 @@ from tqdm import tqdm
 
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
-from vlm2vec.files import apply_umask
-from vlm2vec.formats.json_files import read_json
-from vlm2vec.inputs.items import EncodeItem, Picture, make_items, plan_batches
+from vlm2vec.inputs.ahead import chunks_ahead
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.items import ImageSource
+from vlm2vec.inputs.packing import TokenBudget, default_batch_tokens
+from vlm2vec.inputs.user_lists import make_items
 from vlm2vec.inputs.vectors import as_vectors, refuse_not_finite
 from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
-from vlm2vec.model_folder.adapter_files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    BASE_CONFIG,
-    is_adapter_folder,
-    read_base_name,
-    write_adapter_config,
-    write_adapter_weights,
-)
-from vlm2vec.model_folder.loading import check_fit, fingerprint_of_base, load_processor
+from vlm2vec.model_folder.loading import check_fit, find_folders, fingerprint_of_base, load_processor
+from vlm2vec.model_folder.saving import save_model, write_model_config
 from vlm2vec.model_folder.settings import DEFAULT_MAX_LEN, STORED, ChangedSettingWarning, ModelSettings
-from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor, collate_items
-from vlm2vec.phi3_v.checkpoint import has_weights, remove_weights, resolve_folder
+from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor
 
-# Padded tokens of a batch of `encode`: about 20 pictures of 4 crops on an accelerator.
-DEFAULT_BATCH_TOKENS = 16_384
-DEFAULT_BATCH_TOKENS_CPU = 4_096
 # `encode` shows its progress from this many items on.
 LONG_LIST = 256
-_PREPARED_AHEAD = 2
 
 
 class VLM2Vec(nn.Module):
@@ -113,11 +98,7 @@ class VLM2Vec(nn.Module):
         Raises:
             InputError: the files do not fit together; see `Phi3VModel.from_pretrained` and `load_adapter`.
         """
-        folder = resolve_folder(path)
-        if adapter is None and is_adapter_folder(folder):
-            adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
-            folder = resolve_folder(path)
-        adapter_folder = resolve_folder(adapter) if adapter is not None else None
+        path, folder, adapter_folder = find_folders(path, adapter)
         given = {"num_crops": num_crops, "normalize": normalize}
         given = {name: value for name, value in given.items() if value is not None}
         if max_len != STORED:
@@ -197,27 +178,17 @@ class VLM2Vec(nn.Module):
                 attention_mask=attention_mask,
                 pixel_values=pixel_values,
                 image_sizes=image_sizes,
-                dummy_image=dummy_image or self._trains_images_alone(),
+                dummy_image=dummy_image or self.base.trains_images_alone,
                 rope_by_row=not strict_original,
             )
         last = attention_mask.sum(dim=1) - 1
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
 
-    def _trains_images_alone(self) -> bool:
-        """Whether texts would have no gradient path: what is trained is in the vision tower or the projection."""
-        model = self.base.model
-        parts = (model.embed_tokens, model.layers, model.norm)
-        return (
-            torch.is_grad_enabled()
-            and not any(parameter.requires_grad for part in parts for parameter in part.parameters())
-            and any(parameter.requires_grad for parameter in model.vision_embed_tokens.parameters())
-        )
-
     def encode(
         self,
         texts: Sequence[str | None] | None = None,
-        images: Sequence[Picture | Sequence[Picture] | None] | None = None,
+        images: Sequence[ImageSource | Sequence[ImageSource] | None] | None = None,
         batch_tokens: int | None = None,
         show_progress: bool | None = None,
         strict_original: bool = False,
@@ -258,11 +229,12 @@ class VLM2Vec(nn.Module):
             raise InputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         items = make_items(texts, images)
         if batch_tokens is None:
-            batch_tokens = DEFAULT_BATCH_TOKENS_CPU if self.device.type == "cpu" else DEFAULT_BATCH_TOKENS
+            batch_tokens = default_batch_tokens(self.device)
         if show_progress is None:
             show_progress = len(items) >= LONG_LIST
-        lengths = [item.num_tokens(self.processor, self.max_len) for item in items]
-        batches = plan_batches(lengths, batch_tokens, keep_order=strict_original)
+        inputs = ItemEncoderInputs(self.processor, self.max_len)
+        packing = TokenBudget(batch_tokens, max_shortfall=1.0, images_apart=False, keep_order=strict_original)
+        batches = packing.pack([inputs.measure_item(item) for item in items])
         vectors = torch.empty(len(items), self.hidden_size)
         was_training = self.training
         self.eval()
@@ -272,34 +244,14 @@ class VLM2Vec(nn.Module):
                 kept_norms(self),
                 tqdm(total=len(items), unit="item", disable=not show_progress) as progress,
             ):
-                for batch, inputs in self._prepared(items, batches):
-                    on_device = {
-                        name: value.to(self.device) if value is not None and name != "image_sizes" else value
-                        for name, value in inputs.items()
-                    }
-                    vectors[batch] = self(**on_device, strict_original=strict_original).cpu()
+                for batch, chunk in zip(batches, chunks_ahead(inputs, items, batches), strict=True):
+                    arguments = chunk.arguments(self.device, dummy_image=False)
+                    vectors[batch] = self(**arguments, strict_original=strict_original).cpu()
                     progress.update(len(batch))
         finally:
             self.train(was_training)
         refuse_not_finite(vectors)
         return vectors
-
-    def _prepared(
-        self, items: Sequence[EncodeItem], batches: Sequence[list[int]]
-    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor | None]]]:
-        """Batches with their inputs; a thread opens and cuts the next pictures while the model works."""
-
-        def prepare(batch: list[int]) -> tuple[list[int], dict[str, torch.Tensor | None]]:
-            processed = [items[index].process(self.processor, self.max_len) for index in batch]
-            return batch, collate_items(processed, self.processor.pad_token_id)
-
-        todo = iter(batches)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            ahead: list[Future[Any]] = [pool.submit(prepare, batch) for batch in islice(todo, _PREPARED_AHEAD)]
-            while ahead:
-                ready = ahead.pop(0).result()
-                ahead += [pool.submit(prepare, batch) for batch in islice(todo, 1)]
-                yield ready
 
     @staticmethod
     def similarity(a: ArrayLike | torch.Tensor, b: ArrayLike | torch.Tensor) -> torch.Tensor:
@@ -342,13 +294,7 @@ class VLM2Vec(nn.Module):
         """
         if isinstance(self.backbone, PeftModel) and (vision_tower or projector):
             raise InputError("freeze parts of the model before an adapter is put on it: frozen parts get none")
-        images = self.base.model.vision_embed_tokens
-        if vision_tower:
-            images.img_processor.requires_grad_(False)
-        if projector:
-            images.img_projection.requires_grad_(False)
-            images.glb_GN.requires_grad_(False)
-            images.sub_GN.requires_grad_(False)
+        self.base.freeze(vision_tower, projector)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes every layer's activations in the backward pass instead of keeping them."""
@@ -364,34 +310,7 @@ class VLM2Vec(nn.Module):
             InputError: the folder holds the other kind: a whole model where an adapter is saved, or an adapter where a
                 whole model is.
         """
-        folder = Path(folder)
-        self._refuse_other_kind(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            if isinstance(self.backbone, PeftModel):
-                write_adapter_weights(self.backbone, Path(temporary))
-            else:
-                self.backbone.save_pretrained(temporary)
-            self.save_configuration(temporary)
-            apply_umask(Path(temporary))
-            self._remove_former_weights(folder)
-            for file in sorted(Path(temporary).iterdir()):
-                os.replace(file, folder / file.name)
-
-    def _refuse_other_kind(self, folder: Path) -> None:
-        if isinstance(self.backbone, PeftModel):
-            if has_weights(folder):
-                raise InputError(f"{folder}: holds a whole model; save the adapter into a folder of its own")
-        elif (folder / ADAPTER_CONFIG).is_file():
-            raise InputError(f"{folder}: holds an adapter; save the whole model into a folder of its own")
-
-    def _remove_former_weights(self, folder: Path) -> None:
-        """Old weights beside new ones could be the ones that are read."""
-        if isinstance(self.backbone, PeftModel):
-            for name in ADAPTER_WEIGHTS:
-                (folder / name).unlink(missing_ok=True)
-        else:
-            remove_weights(folder)
+        save_model(self.backbone, Path(folder), self.save_configuration)
 
     def save_configuration(self, folder: str | Path, with_base: bool = False) -> None:
         """Writes what `save_pretrained` writes but the weights; a checkpoint's weights complete it (export).
@@ -401,12 +320,6 @@ class VLM2Vec(nn.Module):
             with_base: beside an adapter, write its base's configuration into a folder of its own, for an export.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(self.backbone, PeftModel):
-            write_adapter_config(self.backbone, folder)
-            if with_base:
-                self.base.config.save_pretrained(str(folder / BASE_CONFIG))
-        else:
-            self.backbone.config.save_pretrained(str(folder))
+        write_model_config(self.backbone, folder, with_base)
         self.processor.save_pretrained(folder)
         self.settings.write(folder)

@@ -52,9 +52,22 @@ def item_text(text: str, num_images: int) -> str:
     Raises:
         InputError: neither text nor image.
     """
+    refuse_empty(text, num_images)
+    return IMAGE_ONLY_TEXT if num_images == 1 and not text else text
+
+
+def refuse_empty(text: str, num_images: int) -> None:
+    """Refuses an item of which a vector would say nothing.
+
+    Args:
+        text: the item's own, "" if it has none.
+        num_images: its images.
+
+    Raises:
+        InputError: neither text nor image.
+    """
     if not num_images and says_nothing(text):
         raise InputError(f"the text {shorten(text)!r} says nothing and there is no image" if text else _EMPTY)
-    return IMAGE_ONLY_TEXT if num_images == 1 and not text else text
 
 
 def says_nothing(text: str) -> bool:

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.items import Picture, make_items
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.items import ImageSource
+from vlm2vec.inputs.user_lists import make_items
 from vlm2vec.model_folder.settings import SETTINGS_FILE
-from vlm2vec.phi3_v import collate_items
 
 # What `SentenceTransformer(..., model_kwargs=..., processor_kwargs=...)` may carry.
 _MODEL_OPTIONS = frozenset({"dtype", "torch_dtype", "attn_implementation"})
@@ -122,8 +123,8 @@ class VLM2VecModule(InputModule):
         """
         pairs = [_text_and_pictures(index, value, prompt or "") for index, value in enumerate(inputs)]
         items = make_items([text for text, _ in pairs], [pictures for _, pictures in pairs])
-        processor = self.encoder.processor
-        batch = collate_items([item.process(processor, self.max_len) for item in items], processor.pad_token_id)
+        chunk = ItemEncoderInputs(self.encoder.processor, self.max_len).chunk_of(items)
+        batch = {**chunk.inputs, **chunk.host_inputs}
         return {name: value for name, value in batch.items() if value is not None}
 
     def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
@@ -156,7 +157,7 @@ def _options(name: str, given: dict[str, Any] | None, known: frozenset[str]) -> 
     return dict(given or {})
 
 
-def _text_and_pictures(index: int, value: Any, prompt: str) -> tuple[str, list[Picture] | None]:
+def _text_and_pictures(index: int, value: Any, prompt: str) -> tuple[str, list[ImageSource] | None]:
     """One input as text and pictures; None for no pictures."""
     if isinstance(value, dict):
         unknown = sorted(value.keys() - {"text", "image"})

@@ -32,10 +32,10 @@ from vlm2vec.batches.reader import MadeChunk
 from vlm2vec.batches.step_plan import PlannedItem
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.encoder_inputs import NamedItem
+from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import Phi3VProcessor
-from vlm2vec.shards import Item, ShardSet
+from vlm2vec.shards import ShardSet
 from vlm2vec.shards.writer import StoredItem
 
 STEPS, BATCH = 200, 16
@@ -269,7 +269,8 @@ def test_an_image_without_text_is_trained_with_the_default_prompt(inputs: ItemEn
     """As `encode` and the evaluation have it, in planning and in the chunk alike."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(buffer, "PNG")
-    prompted = inputs.process(NamedItem(Item(IMAGE_ONLY_TEXT, buffer.getvalue()), "a"))
-    found = inputs.process(NamedItem(Item("", buffer.getvalue()), "a"))
+    images = (ItemImage(buffer.getvalue(), "a"),)
+    prompted = inputs.process(EncodeItem(IMAGE_ONLY_TEXT, images, "a"))
+    found = inputs.process(EncodeItem("", images, "a"))
     assert found.input_ids.tolist() == prompted.input_ids.tolist()
-    assert inputs.num_tokens("", (40, 30), "a") == len(prompted.input_ids)
+    assert inputs.measure("", [(40, 30)], "a").num_tokens == len(prompted.input_ids)

@@ -38,8 +38,9 @@ def source_of(folder: Path, encoder: VLM2Vec, batch_tokens: int) -> BatchSource:
     path = write_dataset(folder, "A", [first, row("q", [TAG] * 5 + [""], images=images)])
     _, items = read(path)
     images_of = ImageFolder(folder)
-    plan = plan_encoding(items, scan_images(items, images_of), encoder.processor, 256, batch_tokens)
-    return BatchSource(items, plan, images_of, ItemEncoderInputs(encoder.processor, 256))
+    inputs = ItemEncoderInputs(encoder.processor, 256)
+    plan = plan_encoding(items, scan_images(items, images_of), inputs, batch_tokens)
+    return BatchSource(items, plan, images_of, inputs)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

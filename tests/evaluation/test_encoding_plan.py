@@ -14,6 +14,7 @@ from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.data.warnings import dataset_warnings
 from vlm2vec.evaluation.encoding_plan import plan_encoding
 from vlm2vec.images.folder import ImageFolder
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.mmeb import MMEB
 from vlm2vec.phi3_v import Phi3VProcessor
@@ -22,24 +23,22 @@ TAG = "<|image_1|> what?"
 
 
 @pytest.fixture(scope="module")
-def processor(mini_model_dir: Path) -> Phi3VProcessor:
-    return Phi3VProcessor.from_pretrained(mini_model_dir)
+def inputs(mini_model_dir: Path) -> ItemEncoderInputs:
+    return ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir), 256)
 
 
-def plan_of(folder: Path, items, processor, batch_tokens: int = 64, max_items: int | None = None):
-    return plan_encoding(
-        items, scan_images(items, ImageFolder(folder)), processor, 256, batch_tokens, max_items=max_items
-    )
+def plan_of(folder: Path, items, inputs, batch_tokens: int = 64, max_items: int | None = None):
+    return plan_encoding(items, scan_images(items, ImageFolder(folder)), inputs, batch_tokens, max_items)
 
 
-def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, processor):
+def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, inputs):
     write_image(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "copy.png")
     write_image(tmp_path / "b.png", (0, 0, 255))
     images = ["a.png", "copy.png", "b.png", "a.png"]
     path = write_dataset(tmp_path, "A", [row("q", [TAG, TAG, TAG, ""], images=images)])
     (rows,), items = read(path)
-    plan = plan_of(tmp_path, items, processor)
+    plan = plan_of(tmp_path, items, inputs)
     place = plan.position[rows.of_row(0)]
     assert place[0] == place[1]
     assert len(set(place.tolist())) == 3
@@ -47,22 +46,22 @@ def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, proc
     assert sorted(plan.position[plan.order].tolist()) == [0, 1, 2, 3]
 
 
-def test_a_lone_picture_is_the_picture_under_the_benchmarks_prompt(tmp_path: Path, processor):
+def test_a_lone_picture_is_the_picture_under_the_benchmarks_prompt(tmp_path: Path, inputs):
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["", IMAGE_ONLY_TEXT], images=["a.png", "a.png"])])
     (rows,), items = read(path)
-    place = plan_of(tmp_path, items, processor).position[rows.of_row(0)]
+    place = plan_of(tmp_path, items, inputs).position[rows.of_row(0)]
     assert place[0] == place[1]
 
 
-def test_batches_hold_like_items_within_the_budget(tmp_path: Path, processor):
+def test_batches_hold_like_items_within_the_budget(tmp_path: Path, inputs):
     for number in range(5):
         write_image(tmp_path / f"{number}.png", (number, 0, 0), size=(40 + 30 * number, 40))
     texts = [f"word {'of many ' * (number % 7)}{number}" for number in range(60)]
     images = [f"{number}.png" for number in range(5)]
     path = write_dataset(tmp_path, "A", [row("q", texts), row("q", [TAG] * 5, images=images)])
     _, items = read(path)
-    plan = plan_of(tmp_path, items, processor, batch_tokens=64)
+    plan = plan_of(tmp_path, items, inputs, batch_tokens=64)
     lengths = []
     for batch in range(plan.num_batches):
         own = [int(plan.order[each]) for each in plan.rows(batch)]
@@ -73,14 +72,14 @@ def test_batches_hold_like_items_within_the_budget(tmp_path: Path, processor):
     images_first = lengths[: plan.num_image_batches]
     assert images_first == sorted(images_first, reverse=True)
     assert lengths[plan.num_image_batches :] == sorted(lengths[plan.num_image_batches :], reverse=True)
-    most = plan_of(tmp_path, items, processor, batch_tokens=10_000, max_items=4)
+    most = plan_of(tmp_path, items, inputs, batch_tokens=10_000, max_items=4)
     assert max(len(most.rows(batch)) for batch in range(most.num_batches)) == 4
 
 
-def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, processor):
+def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, inputs):
     path = write_dataset(tmp_path, "A", [row("q", [f"text {number}" for number in range(40)])])
     _, items = read(path)
-    plan = plan_of(tmp_path, items, processor, max_items=2)
+    plan = plan_of(tmp_path, items, inputs, max_items=2)
     left = list(range(3, len(plan.blocks())))
     hands = plan.deal_blocks(left, 3)
     assert sorted(number for hand in hands for number in hand) == left
@@ -88,32 +87,32 @@ def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, process
     assert max(loads) - min(loads) <= plan.costs.max()
 
 
-def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, processor):
+def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, inputs):
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x", TAG], images=["", "a.png"])])
     _, items = read(path)
-    digests = [plan_of(tmp_path, items, processor).digest, plan_of(tmp_path, items, processor).digest]
+    digests = [plan_of(tmp_path, items, inputs).digest, plan_of(tmp_path, items, inputs).digest]
     assert digests[0] == digests[1]
-    digests.append(plan_of(tmp_path, items, processor, max_items=1).digest)
+    digests.append(plan_of(tmp_path, items, inputs, max_items=1).digest)
     write_image(tmp_path / "a.png", (1, 2, 3))
-    digests.append(plan_of(tmp_path, items, processor).digest)
+    digests.append(plan_of(tmp_path, items, inputs).digest)
     write_dataset(tmp_path, "A", [row("q", ["y", TAG], images=["", "a.png"])])
-    digests.append(plan_of(tmp_path, read(path)[1], processor).digest)
+    digests.append(plan_of(tmp_path, read(path)[1], inputs).digest)
     assert len(set(digests)) == 4
 
 
 @pytest.mark.parametrize("text", ["", " \n", "<|image_1|>"])
-def test_an_item_without_information_is_named(tmp_path: Path, processor, text: str):
+def test_an_item_without_information_is_named(tmp_path: Path, inputs, text: str):
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("q", ["x", text])])
     with pytest.raises(InputError, match=r"row 1: .*neither text nor image|row 1: .*says nothing and there is no im"):
-        plan_of(tmp_path, read(path)[1], processor)
+        plan_of(tmp_path, read(path)[1], inputs)
 
 
-def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, processor):
+def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, inputs):
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("what?", ["x"], "a.png")])
     with pytest.raises(InputError, match=r"row 1: an item with 1 image\(s\) has no image tag"):
-        plan_of(tmp_path, read(path)[1], processor)
+        plan_of(tmp_path, read(path)[1], inputs)
 
 
 def test_missing_pictures_are_counted_before_anything_is_loaded(tmp_path: Path):

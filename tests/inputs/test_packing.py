@@ -51,6 +51,19 @@ def test_a_chunk_ends_where_the_width_drops() -> None:
     assert lengths_of(merge(apart, items, TokenBudget(1000, max_shortfall=1.0)), items) == [[100, 95, 90, 89, 70, 60]]
 
 
+def batches_of(lengths: list[int], budget: int, keep_order: bool = False) -> list[list[int]]:
+    """As `encode` packs them, texts and images mixed."""
+    items = [PackedItem(length, vision_units=index % 2) for index, length in enumerate(lengths)]
+    return TokenBudget(budget, max_shortfall=1.0, images_apart=False, keep_order=keep_order).pack(items)
+
+
+def test_strict_original_keeps_neighbours() -> None:
+    assert batches_of([3, 9, 2, 4], 10, keep_order=True) == [[0], [1], [2, 3]]
+    assert batches_of([3, 9, 2, 4], 10) == [[1], [3, 0], [2]]
+    assert batches_of([50, 60], 10) == [[1], [0]]  # one item always fits
+    assert batches_of([2, 3, 4, 9], 10, keep_order=True) == [[0, 1], [2], [3]]  # the longest item makes the width
+
+
 def test_fixed_counts_mean_queries_and_targets_a_chunk(items: list[PackedItem]) -> None:
     chunks = FixedCounts(query_chunk_size=4, positive_chunk_size=7).pack(items)
     assert sorted(index for chunk in chunks for index in chunk) == list(range(97))

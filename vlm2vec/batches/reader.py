@@ -14,12 +14,12 @@ from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.batches.step_plan import ChunkSizes, PlannedItem, StepHeader, StepPlan, end_to_end_positions
 from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs, NamedItem
-from vlm2vec.inputs.packing import PackedItem
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet
 
-# Samples that are in memory with their undecoded pictures while a step is planned.
+# Samples that are in memory with their undecoded images while a step is planned.
 _READ_TOGETHER = 512
 
 
@@ -57,11 +57,9 @@ class BatchReader:
         Raises:
             InputError: The shards cannot be reached. An item that cannot be used is no error: it is planned as damaged.
         """
-        references = layout.of_rank(self.rank)
-        measured = [self._measured(item) for item in self._read_texts(references)]
-        items = [item for item, _ in measured]
-        packed = [PackedItem(tokens, item.has_image, item.reference.side == QUERY) for item, tokens in measured]
-        phases = self.chunk_sizes.phases(packed)
+        items = self._read_texts(layout.of_rank(self.rank))
+        measured = [item.measured for item in items]
+        phases = self.chunk_sizes.phases(measured)
         encode, keep, _ = phases
         rows = layout.rows_of_rank(self.rank)
         negative = None if layout.negative is None else torch.from_numpy(layout.negative)
@@ -77,21 +75,21 @@ class BatchReader:
             ),
             row_subsets=torch.from_numpy(np.ascontiguousarray(batch.subsets[rows.start : rows.stop])),
             num_items=len(items),
-            num_tokens=sum(item.num_tokens for item in packed),
-            squared_tokens=sum(item.num_tokens**2 for item in packed),
-            num_crops=self._num_crops(items),
-            phases=tuple((len(phase), sum(packed[chunk[0]].has_image for chunk in phase)) for phase in phases),
+            num_tokens=sum(item.num_tokens for item in measured),
+            squared_tokens=sum(item.num_tokens**2 for item in measured),
+            num_crops=sum(item.vision_units for item in measured),
+            phases=tuple((len(phase), sum(measured[chunk[0]].has_image for chunk in phase)) for phase in phases),
         )
         return StepPlan(header, [[items[index] for index in chunk] for phase in phases for chunk in phase])
 
     def chunk(self, items: Sequence[PlannedItem]) -> MadeChunk:
-        """Reads, decodes and crops the pictures of a chunk.
+        """Reads, decodes and crops the images of a chunk.
 
         Raises:
             InputError: The shards cannot be reached.
         """
-        pictured = [item for item in items if item.has_image and item.damage is None]
-        samples = self.shards.read_many(dict.fromkeys(_place(item.reference) for item in pictured))
+        with_image = [item for item in items if item.measured.has_image]
+        samples = self.shards.read_many(dict.fromkeys(_place(item.reference) for item in with_image))
         damage: dict[int, tuple[ItemReference, str]] = {}
 
         def processed() -> Iterator[ProcessedItem]:
@@ -100,13 +98,14 @@ class BatchReader:
                     yield self._processed(item, samples)
                 except InputError as error:
                     damage[index] = item.reference, str(error)
-                    yield self.inputs.process(NamedItem(Item("", None), item.name))
+                    yield self.inputs.process(EncodeItem("", (), item.name))
 
-        chunk = self.inputs.chunk_of(processed(), self._num_crops(pictured), [item.name for item in items])
+        num_crops = sum(item.measured.vision_units for item in with_image)
+        chunk = self.inputs.collate(processed(), num_crops, [item.name for item in items])
         return MadeChunk(replace(chunk, damaged=tuple(damage)), tuple(damage.values()))
 
     def _read_texts(self, references: Sequence[ItemReference]) -> list[PlannedItem]:
-        """The items without their pictures, which come with the texts but are needed later: so many at a time."""
+        """The items without their images, which come with the texts but are needed later: so many at a time."""
         by_place = sorted(range(len(references)), key=lambda index: _place(references[index]))
         items: dict[int, PlannedItem] = {}
         for start in range(0, len(references), _READ_TOGETHER):
@@ -119,30 +118,26 @@ class BatchReader:
     def _planned(self, reference: ItemReference, sample: Sample | DamagedSampleError) -> PlannedItem:
         if isinstance(sample, DamagedSampleError):
             name = f"{reference.subset} at {reference.position} ({reference.side})"
-            return PlannedItem(reference, name, "", False, str(sample))
+            return self._damaged(reference, name, str(sample))
         item: Item | None = getattr(sample, reference.side)
         name = f"{sample.key} ({reference.side})"
         if item is None:
-            return PlannedItem(
-                reference, name, "", False, f"{name}: in the shard's index only; convert the shard again"
-            )
-        return PlannedItem(reference, name, item.text, item.image is not None)
-
-    def _measured(self, item: PlannedItem) -> tuple[PlannedItem, int]:
-        """The item and its tokens; one that cannot be tokenised or cut becomes a damaged one without content."""
+            return self._damaged(reference, name, f"{name}: in the shard's index only; convert the shard again")
+        sizes = [] if item.image is None else [self._size(reference)]
         try:
-            return item, self.inputs.num_tokens(item.text, self._size(item) if item.has_image else None, item.name)
+            measured = self.inputs.measure(item.text, sizes, name, reference.side == QUERY)
         except InputError as error:
-            damaged = replace(item, text="", has_image=False, damage=str(error))
-            return damaged, self.inputs.num_tokens("", None, item.name)
+            return self._damaged(reference, name, str(error))
+        return PlannedItem(reference, name, item.text, measured)
 
-    def _num_crops(self, items: Sequence[PlannedItem]) -> int:
-        return sum(self.inputs.processor.num_crops_of(*self._size(item)) for item in items if item.has_image)
+    def _damaged(self, reference: ItemReference, name: str, damage: str) -> PlannedItem:
+        """An item without content in the place of one that cannot be used."""
+        return PlannedItem(reference, name, "", self.inputs.measure("", [], name, reference.side == QUERY), damage)
 
-    def _size(self, item: PlannedItem) -> tuple[int, int]:
-        """Width and height of an item's picture, from the index."""
-        columns, side = self.shards.columns(item.reference.subset), item.reference.side
-        width, height = (int(columns[f"{side}_{name}"][item.reference.position]) for name in ("width", "height"))
+    def _size(self, reference: ItemReference) -> tuple[int, int]:
+        """Width and height of an item's image, from the index."""
+        columns, side = self.shards.columns(reference.subset), reference.side
+        width, height = (int(columns[f"{side}_{name}"][reference.position]) for name in ("width", "height"))
         return width, height
 
     def _processed(
@@ -150,13 +145,15 @@ class BatchReader:
     ) -> ProcessedItem:
         if item.damage is not None:
             raise InputError(item.damage)
-        if not item.has_image:
-            return self.inputs.process(NamedItem(Item(item.text, None), item.name))
+        if not item.measured.has_image:
+            return self.inputs.process(EncodeItem(item.text, (), item.name))
         sample = samples[_place(item.reference)]
         if isinstance(sample, DamagedSampleError):
             raise sample
-        processed = self.inputs.process(NamedItem(getattr(sample, item.reference.side), item.name))
-        if processed.pixel_values is None or len(processed.pixel_values) != self._num_crops([item]):
+        stored: Item = getattr(sample, item.reference.side)
+        images = () if stored.image is None else (ItemImage(stored.image, item.name),)
+        processed = self.inputs.process(EncodeItem(stored.text, images, item.name))
+        if processed.pixel_values is None or len(processed.pixel_values) != item.measured.vision_units:
             raise InputError(f"{item.name}: its image is not of the size in the shard's index; convert the shard again")
         return processed
 

@@ -65,20 +65,20 @@ class StepHeader:
 
 @dataclass(frozen=True, slots=True)
 class PlannedItem:
-    """An item of a step: its text, and where its picture is read.
+    """An item of a step: its text, and where its image is read when its chunk is made.
 
     Attributes:
         reference: Where it is read.
         name: What messages call it.
         text: Its text.
-        has_image: Whether it has a picture.
-        damage: Why it cannot be read; None if it could.
+        measured: What it takes; an item that cannot be used takes what an empty text does.
+        damage: Why it cannot be used; None if it can.
     """
 
     reference: ItemReference
     name: str
     text: str
-    has_image: bool
+    measured: PackedItem
     damage: str | None = None
 
 

@@ -14,12 +14,12 @@ from vlm2vec.batches.worker import prepare_worker
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.items import ItemTable
-from vlm2vec.evaluation.encoding_plan import EncodingPlan, encoded_text
+from vlm2vec.evaluation.encoding_plan import EncodingPlan
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs, NamedItem
-from vlm2vec.shards import Item
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.items import EncodeItem, ItemImage
 
 # Vectors that differ in no number by more than this part of the largest number are the same vector in float32.
 _EQUAL_TOLERANCE = 1e-6
@@ -50,8 +50,7 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
     def __getitem__(self, batch: int) -> Chunk | InputError:
         try:
             indices = [int(self.plan.order[row]) for row in self.plan.rows(batch)]
-            named = [self._read(index) for index in indices]
-            return self.inputs.chunk([self.inputs.process(each) for each in named], [each.name for each in named])
+            return self.inputs.chunk_of([self._read(index) for index in indices])
         except InputError as error:
             return error
 
@@ -75,15 +74,16 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
                 raise chunk
             yield chunk
 
-    def _read(self, index: int) -> NamedItem:
-        use, image = self.items.use(index), self.items.image(index)
+    def _read(self, index: int) -> EncodeItem:
+        use, text, image = self.items.use(index), self.items.text(index), self.items.image(index)
         if not image:
-            return NamedItem(Item(encoded_text(self.items, index), None), use)
+            return EncodeItem(text, (), use)
         try:
             data = self.folder.read(image)
         except InputError as error:  # there when the run began
             raise InputError(f"{use}: {error}") from error
-        return NamedItem(Item(encoded_text(self.items, index), data), f"{use}: {self.folder.root / image}")
+        name = f"{use}: {self.folder.root / image}"
+        return EncodeItem(text, (ItemImage(data, name),), name)
 
 
 def encode_blocks(

@@ -13,9 +13,10 @@ from vlm2vec.batches.layout import deal
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.images import ImageFile
 from vlm2vec.evaluation.data.items import Indices, ItemTable
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.items import errors_of
 from vlm2vec.inputs.packing import PackedItem, TokenBudget
 from vlm2vec.item_rules import item_text
-from vlm2vec.phi3_v import Phi3VProcessor
 
 # A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.
 _BLOCK_BATCHES = 16
@@ -73,9 +74,8 @@ class EncodingPlan:
 
 def plan_encoding(
     items: ItemTable,
-    pictures: Mapping[str, ImageFile],
-    processor: Phi3VProcessor,
-    max_len: int | None,
+    images: Mapping[str, ImageFile],
+    inputs: ItemEncoderInputs,
     batch_tokens: int,
     max_items: int | None = None,
 ) -> EncodingPlan:
@@ -83,14 +83,13 @@ def plan_encoding(
 
     Args:
         items: the table.
-        pictures: of its images, by path.
-        processor: tokenises.
-        max_len: longest text-only item in tokens.
+        images: its image files, by path.
+        inputs: measures the items.
         batch_tokens: most padded tokens of a batch.
         max_items: most items of a batch; None: as many as fit.
 
     Raises:
-        InputError: a text whose tags do not fit its picture, or an item with neither; the message names the row.
+        InputError: a text whose tags do not fit its image, or an item with neither; the message names the row.
     """
     if not len(items):
         raise InputError("no items to encode")
@@ -99,14 +98,16 @@ def plan_encoding(
     packed: list[PackedItem] = []
     distinct = np.empty(len(items), dtype=np.int32)
     for index in range(len(items)):
-        image = items.image(index)
-        picture = pictures[image] if image else None
-        key = (encoded_text(items, index), picture.content if picture else b"")
+        path = items.image(index)
+        image = images[path] if path else None
+        with errors_of(items.use(index)):
+            # As it is encoded: an image alone is the same item as an image with the default prompt.
+            text = item_text(items.text(index), 1 if image else 0)
+        key = (text, image.content if image else b"")
         number = distinct[index] = numbers.setdefault(key, len(first))
         if number == len(first):
             first.append(index)
-            tokens = _num_tokens(items, index, picture, processor, max_len)
-            packed.append(PackedItem(tokens, picture is not None, False))
+            packed.append(inputs.measure(text, [(image.width, image.height)] if image else [], items.use(index)))
     batches = _split(TokenBudget(batch_tokens).pack(packed), max_items)
     order = np.asarray([number for batch in batches for number in batch], dtype=np.int32)
     row_of_number = np.empty(len(order), dtype=np.int32)
@@ -121,28 +122,6 @@ def plan_encoding(
         costs=np.asarray([len(batch) * packed[batch[0]].num_tokens for batch in batches], dtype=np.int64),
         digest=_digest((keys[number] for number in order), bounds),
     )
-
-
-def encoded_text(items: ItemTable, index: int) -> str:
-    """The text that is encoded; see `item_text`.
-
-    Raises:
-        InputError: The item has neither text nor image; the message names its row.
-    """
-    try:
-        return item_text(items.text(index), 1 if items.image(index) else 0)
-    except InputError as error:
-        raise InputError(f"{items.use(index)}: {error}") from error
-
-
-def _num_tokens(
-    items: ItemTable, index: int, picture: ImageFile | None, processor: Phi3VProcessor, max_len: int | None
-) -> int:
-    try:
-        image_tokens = [processor.num_image_tokens(picture.width, picture.height)] if picture else []
-        return len(processor.tokenize(encoded_text(items, index), image_tokens, max_len))
-    except InputError as error:
-        raise InputError(f"{items.use(index)}: {error}") from error
 
 
 def _split(batches: list[list[int]], max_items: int | None) -> list[list[int]]:

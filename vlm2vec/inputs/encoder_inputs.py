@@ -1,38 +1,34 @@
-"""The encoder's inputs from items: tokenise, decode, crop, collate."""
+"""The one way from an item to an encoder call: measure, tokenise, decode, crop, collate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.utils.data
+from PIL import Image
 
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
-from vlm2vec.images.decode import open_image
+from vlm2vec.inputs.items import EncodeItem, ItemImage, errors_of
+from vlm2vec.inputs.packing import PackedItem
 from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem, collate_items
-from vlm2vec.shards import Item
 
 # English text has about four characters a token under the Phi-3 tokenizer. Only the ranks' balance depends on it.
 CHARACTERS_PER_TOKEN = 4
 
 
-@dataclass(frozen=True)
-class NamedItem:
-    """An item as it was read, its picture undecoded, with the name that messages use."""
-
-    item: Item
-    name: str
-
-
 class ItemEncoderInputs:
-    """Makes the encoder's inputs from items.
+    """Makes the encoder's inputs from items, for `encode`, evaluation and training.
+
+    `measure` says what an item takes without decoding it, for planning (`vlm2vec.inputs.packing`); `process` decodes an
+    item; `collate` makes a chunk: tensors for the device, and values that stay on the host.
 
     Args:
-        processor: Tokenises text and crops pictures.
+        processor: Tokenises text and crops images.
         max_len: Longest text-only item in tokens (`--max_len`).
         pixel_dtype: Dtype in which crops wait for their turn; the compute dtype, so that bf16 halves their memory.
     """
@@ -54,49 +50,66 @@ class ItemEncoderInputs:
                 return text  # an image that cannot be cut, such as 1 x 300: whoever plans the item reports it
         return min(text, self.max_len) if self.max_len else text
 
-    def num_tokens(self, text: str, size: tuple[int, int] | None, name: str) -> int:
-        """Tokens of an item with a picture of this size (width, height), or without one.
+    def measure(
+        self, text: str, image_sizes: Sequence[tuple[int, int]], name: str, is_query: bool = False
+    ) -> PackedItem:
+        """What planning needs of an item, from its text and the sizes of its images.
+
+        Args:
+            text: Its text.
+            image_sizes: (width, height) in pixels of each image.
+            name: What messages call it.
+            is_query: Whether it is the query side of a pair.
 
         Raises:
-            InputError: Text and picture do not fit together; the message names the sample.
+            InputError: Text and images do not fit together; the message names the item.
         """
-        try:
-            image_tokens = [] if size is None else [self.processor.num_image_tokens(*size)]
-            return len(self.processor.tokenize(text, image_tokens, self.max_len))
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever one item sets off, a lone surrogate for instance, is that item's fault
-            raise _named(error, name) from error
+        with errors_of(name):
+            image_tokens = [self.processor.num_image_tokens(*size) for size in image_sizes]
+            num_tokens = len(self.processor.tokenize(text, image_tokens, self.max_len))
+            vision_units = sum(self.processor.num_crops_of(*size) for size in image_sizes)
+            return PackedItem(num_tokens, vision_units, is_query)
 
-    def process(self, named: NamedItem) -> ProcessedItem:
+    def measure_item(self, item: EncodeItem) -> PackedItem:
+        """What planning needs of an item, from its text and the headers of its images; none is decoded.
+
+        Raises:
+            InputError: The item cannot be encoded; the message names it.
+        """
+        with errors_of(item.name):
+            return self.measure(item.text, [image.size() for image in item.images], item.name)
+
+    def process(self, item: EncodeItem) -> ProcessedItem:
         """Decodes and tokenises one item.
 
         Raises:
-            InputError: The picture or the text cannot be used; the message names the sample.
+            InputError: An image or the text cannot be used; the message names the item.
         """
-        item = named.item
-        try:
-            images = [open_image(item.image, named.name)] if item.image is not None else []
-            return self.processor.process_item(item.text, images, self.max_len)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise _named(error, named.name) from error
+        with errors_of(item.name):
+            return self.processor.process_item(item.text, [image.open() for image in item.images], self.max_len)
+
+    def chunk_of(self, items: Sequence[EncodeItem]) -> Chunk:
+        """One encoder call for some items.
+
+        Raises:
+            InputError: See `process`.
+        """
+        return self.chunk([self.process(item) for item in items], [item.name for item in items])
 
     def chunk(self, items: Sequence[ProcessedItem], names: Sequence[str] = ()) -> Chunk:
-        """One engine call for some items."""
+        """One encoder call for items that are processed."""
         num_crops = sum(len(item.pixel_values) for item in items if item.pixel_values is not None)
-        return self.chunk_of(items, num_crops, names)
+        return self.collate(items, num_crops, names)
 
-    def chunk_of(self, items: Iterable[ProcessedItem], num_crops: int, names: Sequence[str] = ()) -> Chunk:
-        """One engine call for items that are made one after another, so that only one picture is held twice.
+    def collate(self, items: Iterable[ProcessedItem], vision_units: int, names: Sequence[str] = ()) -> Chunk:
+        """One encoder call for items that are processed one after another, so that only one's images are held twice.
 
         Args:
             items: At least one.
-            num_crops: Crops of all their pictures, or more.
+            vision_units: Crops of all their images, or more.
             names: What messages call them.
         """
-        pixels = _Pixels(num_crops, self.pixel_dtype)
+        pixels = _Pixels(vision_units, self.pixel_dtype)
         texts = []
         for item in items:
             if item.pixel_values is not None:
@@ -109,15 +122,14 @@ class ItemEncoderInputs:
         inputs["pixel_values"] = pixels.joined
         return Chunk(inputs, len(texts), pixels.joined is not None, {"image_sizes": image_sizes}, tuple(names))
 
+    def largest_item(self) -> ProcessedItem:
+        """An image with all the crops that an image may have, and the default prompt."""
+        image = Image.new("RGB", self.processor.largest_image_size)
+        return self.process(EncodeItem("", (ItemImage(image, "image"),), "the largest item"))
+
     def padding_chunk(self) -> Chunk:
         """The smallest chunk: what a rank runs, with weight zero, where others have more chunks."""
         return self.chunk([self.processor.process_item("", [], self.max_len)])
-
-
-def _named(error: Exception, name: str) -> InputError:
-    if not isinstance(error, InputError):
-        return InputError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
-    return error if name in str(error) else InputError(f"{name}: {error}")
 
 
 class _Pixels:

@@ -1,27 +1,37 @@
-"""Packing a rank's items into chunks."""
+"""Packing items into the batches of encoder calls: chunks of a step, batches of `encode` and of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+# Padded tokens of a batch of `encode` and of an evaluation: about 20 images of 4 crops on an accelerator.
+DEFAULT_BATCH_TOKENS = 16_384
+DEFAULT_BATCH_TOKENS_CPU = 4_096
 # Of the budget: a call with fewer tokens costs nearly as much as one with that many.
 _SMALL_CHUNK = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class PackedItem:
-    """What packing looks at.
+    """What planning knows of an item that is not decoded.
 
     Attributes:
         num_tokens: Length of the item's row, image tokens included.
-        has_image: Whether the vision tower runs for it.
+        vision_units: What the vision tower runs on for it (crops of its images); 0 without images.
         is_query: Whether it is the query side of a pair.
     """
 
     num_tokens: int
-    has_image: bool
-    is_query: bool
+    vision_units: int
+    is_query: bool = False
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the vision tower runs for it."""
+        return self.vision_units > 0
 
 
 @dataclass(frozen=True)
@@ -34,31 +44,44 @@ class TokenBudget:
 
     Attributes:
         chunk_tokens: The budget.
-        max_shortfall: As a share of the first item's length; 1 never ends a chunk.
+        max_shortfall: As a share of the longest item's length; 1 never ends a chunk.
+        images_apart: No chunk holds both items with images and items without, as ranks in lock-step need.
+        keep_order: Chunks are neighbours in the order given.
     """
 
     chunk_tokens: int
     max_shortfall: float = 0.1
+    images_apart: bool = True
+    keep_order: bool = False
 
     def pack(self, items: Sequence[PackedItem]) -> list[list[int]]:
         """Chunks of indices into `items`; every item once."""
         chunks: list[list[int]] = []
         width = 0
-        for index in _longest_first(items, range(len(items))):
+        for index in self._ordered(items):
             item = items[index]
             previous = items[chunks[-1][0]] if chunks else None
+            together = max(width, item.num_tokens)
             fits = (
                 previous is not None
-                and previous.has_image == item.has_image
-                and (len(chunks[-1]) + 1) * width <= self.chunk_tokens
+                and (previous.has_image == item.has_image or not self.images_apart)
+                and (len(chunks[-1]) + 1) * together <= self.chunk_tokens
                 and _is_worth_its_padding(item.num_tokens, width, len(chunks[-1]), self)
             )
             if fits:
                 chunks[-1].append(index)
+                width = together
             else:
                 chunks.append([index])
                 width = item.num_tokens
         return chunks
+
+    def _ordered(self, items: Sequence[PackedItem]) -> Sequence[int]:
+        if self.keep_order:
+            return range(len(items))
+        if self.images_apart:
+            return _longest_first(items, range(len(items)))
+        return sorted(range(len(items)), key=lambda index: -items[index].num_tokens)
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,11 @@ class FixedCounts:
 
 
 Packing = TokenBudget | FixedCounts
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Padded tokens of a batch where the user names no number."""
+    return DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
 
 
 def _is_worth_its_padding(num_tokens: int, width: int, num_rows: int, budget: TokenBudget) -> bool:

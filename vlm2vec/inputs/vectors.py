@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.items import in_order
+from vlm2vec.inputs.user_lists import in_order
 
 
 def as_vectors(name: str, values: Any) -> torch.Tensor:

@@ -6,11 +6,39 @@ import warnings
 from pathlib import Path
 
 from vlm2vec.errors import InputError
-from vlm2vec.model_folder.adapter_files import OtherBaseError, check_base
+from vlm2vec.formats.json_files import read_json
+from vlm2vec.model_folder.adapter_files import (
+    ADAPTER_CONFIG,
+    OtherBaseError,
+    check_base,
+    is_adapter_folder,
+    read_base_name,
+)
 from vlm2vec.model_folder.settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
 from vlm2vec.model_folder.weights import weights_fingerprint
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VProcessor
+from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
+
+
+def find_folders(path: str | Path, adapter: str | Path | None) -> tuple[str | Path, Path, Path | None]:
+    """Where a model's files are; a path to an adapter's folder means that adapter on its base.
+
+    Args:
+        path: A folder or a Hugging Face repository.
+        adapter: The same, of an adapter on top of `path`; None: without one, unless `path` is one.
+
+    Returns:
+        What names the base, the base's folder, and the adapter's folder.
+
+    Raises:
+        InputError: There is no such folder, or an adapter does not name its base.
+    """
+    folder = resolve_folder(path)
+    if adapter is None and is_adapter_folder(folder):
+        adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
+        folder = resolve_folder(path)
+    return path, folder, resolve_folder(adapter) if adapter is not None else None
 
 
 def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> str:

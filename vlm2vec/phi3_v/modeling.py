@@ -153,6 +153,26 @@ class Phi3VModel(Phi3PreTrainedModel):
         """Asked by PEFT, by a name of transformers' that warns of its age since version 5.23."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
+    @property
+    def trains_images_alone(self) -> bool:
+        """Whether texts have no gradient path: what is trained is in the vision tower or the projection."""
+        parts = (self.model.embed_tokens, self.model.layers, self.model.norm)
+        return (
+            torch.is_grad_enabled()
+            and not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+            and any(parameter.requires_grad for parameter in self.model.vision_embed_tokens.parameters())
+        )
+
+    def freeze(self, vision_tower: bool, projector: bool) -> None:
+        """Stops training CLIP, or projection and separators."""
+        images = self.model.vision_embed_tokens
+        if vision_tower:
+            images.img_processor.requires_grad_(False)
+        if projector:
+            images.img_projection.requires_grad_(False)
+            images.glb_GN.requires_grad_(False)
+            images.sub_GN.requires_grad_(False)
+
     def freeze_unused(self) -> None:
         """Stops training what never runs, adapters on it included: it would wait for gradients that never come."""
         for module in self.model.vision_embed_tokens.img_processor.unused_modules():

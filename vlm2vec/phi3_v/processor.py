@@ -98,6 +98,11 @@ class Phi3VProcessor:
         return self.image_processor.num_crops
 
     @property
+    def largest_image_size(self) -> tuple[int, int]:
+        """Width and height in pixels of an image that gets all crops: as many crops wide as an image may have."""
+        return self.image_processor.crop_size * self.num_crops, self.image_processor.crop_size
+
+    @property
     def pad_token_id(self) -> int:
         """The id that fills short rows of a batch."""
         return int(self.tokenizer.pad_token_id)

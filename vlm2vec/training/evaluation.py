@@ -9,8 +9,6 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from vlm2vec.batches import ItemEncoderInputs
-from vlm2vec.encoder import DEFAULT_BATCH_TOKENS, DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.datasets import read_data
 from vlm2vec.evaluation.data.images import scan_images
@@ -21,6 +19,8 @@ from vlm2vec.evaluation.naming import Thing, named_flags
 from vlm2vec.files import committed
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, with_checksum, without_checksum, write_json
 from vlm2vec.images.folder import ImageFolder, links_remedy
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.ranks import own_rank, send_from_first
 from vlm2vec.training.checkpoints.record import CHECKPOINT_PREFIX
 from vlm2vec.training.flags.evaluation import BEST, EvaluationArguments
@@ -144,9 +144,8 @@ def build_evaluation(
     with named_flags(_FLAGS):
         data, _ = read_data(arguments.eval_dataset_name, arguments.eval_subsets)
     folder = ImageFolder(arguments.eval_image_dir, arguments.eval_allow_links)
-    batch_tokens = DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
     with named_flags(_FLAGS), links_remedy("--eval_allow_links"):
         images = scan_images(data.items, folder)
-    plan = plan_encoding(data.items, images, inputs.processor, inputs.max_len, batch_tokens)
+    plan = plan_encoding(data.items, images, inputs, default_batch_tokens(device))
     live = LiveEvaluation(data, BatchSource(data.items, plan, folder, inputs), inputs.padding_chunk(), num_workers)
     return RunEvaluation(live, model_call, arguments.eval_steps, output_dir, arguments.save_best)

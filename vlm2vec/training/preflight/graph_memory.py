@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 
 from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.contrastive import Chunk
-from vlm2vec.inputs.encoder_inputs import NamedItem
 from vlm2vec.inputs.packing import FixedCounts, Packing
-from vlm2vec.item_rules import IMAGE_ONLY_TEXT
-from vlm2vec.shards import Item
 
 # A backward pass holds more than its graph: the layer that runs backward, recomputed activations, their gradients.
 _GRAPHS_A_BACKWARD_TAKES = 2
@@ -92,11 +87,7 @@ def largest_chunk(inputs: ItemEncoderInputs, packing: Packing, part: int = 1) ->
         packing: The budget.
         part: Of so many parts of the pictures only one, but at least one picture.
     """
-    crop, crops = inputs.processor.image_processor.crop_size, inputs.processor.num_crops
-    picture = io.BytesIO()
-    # As many crops wide as a picture may have: the layout then keeps all of them.
-    Image.new("RGB", (crop * crops, crop)).save(picture, "PNG")
-    item = inputs.process(NamedItem(Item(IMAGE_ONLY_TEXT, picture.getvalue()), "the largest chunk"))
+    item = inputs.largest_item()
     if isinstance(packing, FixedCounts):
         count = max(packing.query_chunk_size, packing.positive_chunk_size)
     else:

@@ -1,0 +1,123 @@
+"""What a user may hand to `VLM2Vec.encode`: sequences of texts and images of many libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set, Sized
+from io import IOBase
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlm2vec.errors import InputError
+from vlm2vec.inputs.items import EncodeItem, ImageSource, ItemImage, errors_of, one_line
+from vlm2vec.item_rules import refuse_empty
+
+_IMAGE_KINDS = (Image.Image, str, Path, bytes)
+# What is iterable but is one thing, not a list of things.
+_SINGLE = (*_IMAGE_KINDS, bytearray, memoryview, IOBase)
+# What is sized but can be neither an image nor several of them.
+_NO_IMAGES = (bytearray, memoryview, Mapping)
+
+
+def make_items(
+    texts: Sequence[str | None] | None, images: Sequence[ImageSource | Sequence[ImageSource] | None] | None
+) -> list[EncodeItem]:
+    """Pairs texts and images up by their place in the two sequences.
+
+    Args:
+        texts, images: Lists, tuples, numpy arrays, columns of pandas, Arrow or Hugging Face data sets: anything with a
+            length and an order. A column's labels are not looked at. Missing values (None, NaN, NA) mean none.
+
+    Raises:
+        InputError: A single item instead of a list, what has no order (a set, a dictionary) or no length (a generator),
+            lists of different lengths, or an entry that is no text or image.
+    """
+    if texts is None and images is None:
+        raise InputError("give texts, images or both")
+    all_texts = in_order("texts", texts) if texts is not None else None
+    all_images = in_order("images", images) if images is not None else None
+    if all_texts is None:
+        all_texts = [None] * len(all_images or ())
+    if all_images is None:
+        all_images = [None] * len(all_texts)
+    if len(all_texts) != len(all_images):
+        raise InputError(f"{len(all_texts)} texts but {len(all_images)} images; use None where an item has no image")
+    return [_make_item(index, *pair) for index, pair in enumerate(zip(all_texts, all_images, strict=True))]
+
+
+def in_order(name: str, values: Any, entry: str = "item") -> list[Any]:
+    """The values of a sequence in the order in which they are iterated over, never looked up by label.
+
+    Args:
+        name: What messages call the sequence.
+        values: See `make_items`.
+        entry: What messages call one of its values.
+
+    Raises:
+        InputError: See `make_items`.
+    """
+    if isinstance(values, _SINGLE):
+        raise InputError(f"{name} must be a list, one entry an item, not a single {type(values).__name__}")
+    if isinstance(values, (Set, Mapping)):
+        raise InputError(f"{name} is a {type(values).__name__}, which has no order of items; give a list")
+    if not isinstance(values, Sized) or not hasattr(values, "__iter__"):
+        raise InputError(f"{name} is a {type(values).__name__}, which has no length; give a list, as in list(...)")
+    if getattr(values, "ndim", 1) != 1:
+        raise InputError(
+            f"{name} is a {type(values).__name__} of {getattr(values, 'ndim', 1)} dimensions; give a list or one "
+            "column, one entry an item (PIL.Image.fromarray makes an image of an array of pixels)"
+        )
+    entries: list[Any] = []
+    try:
+        for value in values:
+            entries.append(_plain(value))
+    except Exception as error:  # a column that decodes on demand raises whatever its entry triggers
+        raise InputError(f"{entry} {len(entries)}: {name} cannot be read ({one_line(error)})") from error
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    """An entry without the wrapper of the library that it comes from; None for a missing value."""
+    if hasattr(value, "as_py"):  # an Arrow scalar
+        value = value.as_py()
+    is_missing = type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    return None if is_missing else value
+
+
+def _make_item(index: int, text: Any, images: Any) -> EncodeItem:
+    name = f"item {index}"
+    with errors_of(name):
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"a text must be a string, not {type(text).__name__}")
+        if images is None:
+            sources: tuple[ImageSource, ...] = ()
+        elif isinstance(images, _IMAGE_KINDS):
+            sources = (images,)
+        elif isinstance(images, Sized) and getattr(images, "ndim", 1) == 1 and not isinstance(images, _NO_IMAGES):
+            sources = tuple(_checked_image(image) for image in in_order("its images", images, "image"))
+        else:
+            sources = (_checked_image(images),)
+        text = str(text or "")
+        refuse_empty(text, len(sources))
+        return EncodeItem(text, tuple(_item_image(source) for source in sources), name)
+
+
+def _checked_image(image: Any) -> ImageSource:
+    """One image.
+
+    Raises:
+        InputError: Something else.
+    """
+    if isinstance(image, _IMAGE_KINDS):
+        return image
+    remedy = ""
+    if hasattr(image, "ndim"):
+        remedy = "; PIL.Image.fromarray makes an image of an array of pixels"
+    elif isinstance(image, (IOBase, bytearray, memoryview)):
+        remedy = "; give its content as bytes"
+    raise InputError(f"an image must be a PIL image, a path or bytes, not {type(image).__name__}{remedy}")
+
+
+def _item_image(source: ImageSource) -> ItemImage:
+    return ItemImage(source, "<bytes>" if isinstance(source, bytes) else str(source))

@@ -1,0 +1,78 @@
+"""Writes a model's folder: files appear when all are complete, and replace those of a former save."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from peft import PeftModel
+
+from vlm2vec.errors import InputError
+from vlm2vec.files import apply_umask
+from vlm2vec.model_folder.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_CONFIG,
+    write_adapter_config,
+    write_adapter_weights,
+)
+from vlm2vec.phi3_v import Phi3VModel
+from vlm2vec.phi3_v.checkpoint import has_weights, remove_weights
+
+
+def save_model(backbone: Phi3VModel | PeftModel, folder: Path, write_configuration: Callable[[Path], None]) -> None:
+    """Writes the whole model, or its adapter alone where it has one.
+
+    Args:
+        backbone: Has the weights.
+        folder: Where to; made if absent. Weights of a former save are removed, more or fewer shards of them too.
+        write_configuration: Writes all other files into a folder.
+
+    Raises:
+        InputError: The folder holds the other kind: a whole model where an adapter is saved, or an adapter where a
+            whole model is.
+    """
+    is_adapter = isinstance(backbone, PeftModel)
+    _refuse_other_kind(is_adapter, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        temporary = Path(name)
+        if isinstance(backbone, PeftModel):
+            write_adapter_weights(backbone, temporary)
+        else:
+            backbone.save_pretrained(temporary)
+        write_configuration(temporary)
+        apply_umask(temporary)
+        _remove_former_weights(is_adapter, folder)
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, folder / file.name)
+
+
+def write_model_config(backbone: Phi3VModel | PeftModel, folder: Path, with_base: bool) -> None:
+    """Writes config.json, or an adapter's configuration; `with_base` its base's too, into a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(backbone, PeftModel):
+        write_adapter_config(backbone, folder)
+        if with_base:
+            backbone.get_base_model().config.save_pretrained(str(folder / BASE_CONFIG))
+    else:
+        backbone.config.save_pretrained(str(folder))
+
+
+def _refuse_other_kind(is_adapter: bool, folder: Path) -> None:
+    if is_adapter:
+        if has_weights(folder):
+            raise InputError(f"{folder}: holds a whole model; save the adapter into a folder of its own")
+    elif (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{folder}: holds an adapter; save the whole model into a folder of its own")
+
+
+def _remove_former_weights(is_adapter: bool, folder: Path) -> None:
+    """Old weights beside new ones could be the ones that are read."""
+    if is_adapter:
+        for name in ADAPTER_WEIGHTS:
+            (folder / name).unlink(missing_ok=True)
+    else:
+        remove_weights(folder)
