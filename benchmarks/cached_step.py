@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from benchmarks.workloads import Workload
-from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import PackedItem
 from vlm2vec.phi3_v import ProcessedItem
 

@@ -20,10 +20,10 @@ import torch.distributed as dist
 
 from benchmarks.overhead import LENGTH, PAIRS, texts
 from trials.rig.collectives import Collectives
-from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.contrastive.reduction import at_last_backward
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.ranks import close_ranks, initialize_ranks
 

@@ -24,9 +24,10 @@ import torch
 from benchmarks.cached_step import CachedStepRun
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS, Workload, miniature
-from vlm2vec.batches import ChunkSizes, TokenBudget
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import Phi3VConfig
 from vlm2vec.plan.meta import MetaModel

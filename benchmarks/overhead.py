@@ -17,9 +17,10 @@ import torch
 
 from benchmarks.cached_step import CachedStepRun, build_engine
 from benchmarks.workloads import Workload
-from vlm2vec.batches import ChunkSizes, TokenBudget
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
 from vlm2vec.ranks import close_ranks, initialize_ranks
 

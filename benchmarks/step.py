@@ -21,7 +21,8 @@ from benchmarks.cached_step import CachedStepRun
 from benchmarks.original_step import OriginalStep
 from benchmarks.sentence_transformers_step import SentenceTransformersStep
 from benchmarks.workloads import Workload, miniature, mmeb_mix
-from vlm2vec.batches import ChunkSizes, TokenBudget
+from vlm2vec.batches import ChunkSizes
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 

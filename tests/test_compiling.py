@@ -10,12 +10,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from trials.rig.tiny import tiny_item, tiny_model
-from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import Chunk
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.lora import LoraSettings
 from vlm2vec.training.engine import refuse_compiled_layers
 from vlm2vec.training.flags.model import ModelArguments

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from trials.rig.patience import COLLECTIVE_SECONDS
 from trials.rig.tiny import tiny_item, tiny_model
-from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import ProcessedItem

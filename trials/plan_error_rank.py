@@ -21,9 +21,10 @@ from trials.rig.collectives import Collectives
 from trials.rig.engines import constant
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import COLLECTIVE_SECONDS
-from vlm2vec.batches import ItemEncoderInputs, TokenBudget
 from vlm2vec.contrastive.reduction import gradient_reduction
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.plan.meter import TensorMeter
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder

@@ -20,10 +20,11 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0" and not {"-h", 
 import torch
 import torch.distributed as dist
 
-from vlm2vec.batches import BatchReader, ChunkSizes, ItemEncoderInputs, PlanSource, TrainingBatches
+from vlm2vec.batches import BatchReader, ChunkSizes, PlanSource, TrainingBatches
 from vlm2vec.contrastive import CachedStep
 from vlm2vec.device import choose_kernels
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.plan.model_flops import model_flops
 from vlm2vec.ranks import close_ranks, initialize_ranks, on_every_rank
 from vlm2vec.training.bad_samples import BadSamples

@@ -9,9 +9,10 @@ import torch
 
 from benchmarks.cached_step import PadTokenOnly, laid_out
 from benchmarks.workloads import NUM_CROPS, mmeb_pairs
-from vlm2vec.batches import ChunkSizes, ItemEncoderInputs
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import Phase, StepChunks, StepLayout
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 from vlm2vec.training.build import prepare_encoder
 from vlm2vec.training.flags.run import RunArguments, parse_arguments

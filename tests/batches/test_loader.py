@@ -17,22 +17,14 @@ from PIL import Image
 
 from benchmarks.loader import memory_over_steps
 from tests.rig.written import add_subset, stored_image
-from vlm2vec.batches import (
-    BatchReader,
-    ChunkSizes,
-    GlobalOrder,
-    ItemEncoderInputs,
-    Mixture,
-    PlanSource,
-    TokenBudget,
-    TrainingBatches,
-    lay_out,
-)
+from vlm2vec.batches import BatchReader, ChunkSizes, GlobalOrder, Mixture, PlanSource, TrainingBatches, lay_out
 from vlm2vec.batches.reader import MadeChunk
 from vlm2vec.batches.step_plan import PlannedItem
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.shards import ShardSet

@@ -7,21 +7,16 @@ from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.batches.reader import BatchReader
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.batches.step_plan import ChunkSizes, StepHeader
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 
 __all__ = [
     "BatchLayout",
     "BatchReader",
     "ChunkSizes",
-    "FixedCounts",
     "GlobalBatch",
     "GlobalOrder",
-    "ItemEncoderInputs",
     "Mixture",
     "PlanSource",
     "StepHeader",
-    "TokenBudget",
     "TrainingBatch",
     "TrainingBatches",
     "lay_out",

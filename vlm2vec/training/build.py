@@ -15,14 +15,15 @@ from peft import PeftModel
 from torch import Tensor
 
 from vlm2vec import __version__
-from vlm2vec.batches import ChunkSizes, FixedCounts, GlobalOrder, ItemEncoderInputs, TokenBudget
+from vlm2vec.batches import ChunkSizes, GlobalOrder
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, LearnedTemperature, has_dropout
 from vlm2vec.contrastive.watch import Watch
 from vlm2vec.device import describe_device
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.packing import Packing
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import FixedCounts, Packing, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.messages.words import counted
 from vlm2vec.model_folder.settings import STORED, ChangedSettingWarning, ModelSettings

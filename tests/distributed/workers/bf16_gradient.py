@@ -26,8 +26,9 @@ from trials.exactness import (
 )
 from trials.rig.collectives import Collectives
 from trials.rig.patience import COLLECTIVE_SECONDS
-from vlm2vec.batches import ChunkSizes, TokenBudget
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.engine import BF16_ENGINE
 from vlm2vec.training.preflight.graph_memory import DeviceMemory, graphs_that_fit

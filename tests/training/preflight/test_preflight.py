@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from trials.rig.launcher import REPOSITORY
-from vlm2vec.batches import ChunkSizes, FixedCounts, TokenBudget
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive.watch import AnyPart, Part, Place, Watch
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.training.checkpoints.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come
 from vlm2vec.training.flags.checkpoint import CheckpointArguments
 from vlm2vec.training.flags.run import parse_arguments

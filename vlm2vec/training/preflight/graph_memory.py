@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlm2vec.batches import ItemEncoderInputs
 from vlm2vec.contrastive import Chunk
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, Packing
 
 # A backward pass holds more than its graph: the layer that runs backward, recomputed activations, their gradients.

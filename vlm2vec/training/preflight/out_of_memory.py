@@ -8,10 +8,11 @@ from types import TracebackType
 import torch
 import torch.distributed as dist
 
-from vlm2vec.batches import ChunkSizes, FixedCounts
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.contrastive.watch import Part, Place
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.packing import FixedCounts
 from vlm2vec.training.flags.run import RunArguments
 from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS
 from vlm2vec.training.preflight.rehearsal import ChunkMemory

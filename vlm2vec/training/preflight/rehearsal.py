@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vlm2vec.batches import ChunkSizes, ItemEncoderInputs, TokenBudget
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import CachedStep, Chunk
 from vlm2vec.contrastive.reduction import gradient_reduction
 from vlm2vec.contrastive.watch import Part, Place, Watch
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.training.preflight.graph_memory import LEFT_FREE, DeviceMemory, largest_chunk
 
 # Chunks of these parts of the largest one are measured first: where that one does not fit, they say how much would.
