@@ -153,29 +153,29 @@ def _pair(example: Sample | str) -> str:
 def _item(item: Item, name: str) -> str:
     parts = []
     if item.image is not None:
-        parts.append(_picture(item.image, name))
+        parts.append(_thumbnail(item.image, name))
     if item.text:
         text = item.text[:_TEXT_CHARACTERS] + ("…" if len(item.text) > _TEXT_CHARACTERS else "")
         parts.append(f'<div class="text"><bdi>{html.escape(_printable(text))}</bdi></div>')
     return "".join(parts)
 
 
-def _picture(data: bytes, name: str) -> str:
+def _thumbnail(data: bytes, name: str) -> str:
     """A thumbnail inside the page; small pictures are drawn larger."""
     try:
-        picture = open_image(data, name)
+        image = open_image(data, name)
     except InputError as error:
         return f'<div class="error">{html.escape(str(error))}</div>'
-    width, height = picture.size
-    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    width, height = image.size
+    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     is_small = max(width, height) < _THUMBNAIL_PIXELS
-    picture.save(buffer, "PNG" if is_small else "JPEG")
+    image.save(buffer, "PNG" if is_small else "JPEG")
     kind = "png" if is_small else "jpeg"
     scale = max(1, (_THUMBNAIL_PIXELS // 2) // max(width, height)) if is_small else 1
     encoded = base64.b64encode(buffer.getvalue()).decode()
     size = f"{width} x {height} pixels"
-    look = f'width="{picture.width * scale}"{" class=tiny" if scale > 1 else ""} alt="{size}" title="{size}"'
+    look = f'width="{image.width * scale}"{" class=tiny" if scale > 1 else ""} alt="{size}" title="{size}"'
     return f'<img src="data:image/{kind};base64,{encoded}" {look}>'
 
 

@@ -93,14 +93,14 @@ def write_shard(task: ShardTask) -> ShardResult:
     Raises:
         InputError: the table is damaged.
     """
-    pictures = CheckedImages(task.images, task.check_images)
+    images = CheckedImages(task.images, task.check_images)
     skipped: Counter[str] = Counter()
     unusable: dict[str, UnusableImage] = {}
     rows: list[UnusableRow] = []
     with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
         for row, record in task.table.rows(*task.rows):
             try:
-                shard.add(row, _sides(record, pictures))
+                shard.add(row, _sides(record, images))
             except UnusableImageError as error:
                 skipped[error.problem] += 1
                 unusable.setdefault(error.path, UnusableImage(error.path, error.problem, str(error), row))
@@ -141,14 +141,14 @@ def _image_paths(task: ShardTask) -> set[str]:
     return {record[name] for _, record in task.table.rows(*task.rows) for name in columns if record.get(name)}
 
 
-def _sides(record: dict[str, str], pictures: CheckedImages) -> dict[str, StoredItem]:
+def _sides(record: dict[str, str], images: CheckedImages) -> dict[str, StoredItem]:
     """The row's sides; a query or target must be there (the original puts a dummy text in the place of nothing)."""
     sides: dict[str, StoredItem] = {}
     for side, columns in SIDE_COLUMNS.items():
         text, path = (record.get(column, "") for column in columns)
         if side == NEGATIVE and not path and says_nothing(text):
             continue
-        image = pictures.load(path) if path else None
+        image = images.load(path) if path else None
         try:
             check_item(text, (image.header.width, image.header.height) if image else None)
         except InputError as error:

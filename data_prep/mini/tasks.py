@@ -23,7 +23,7 @@ class Entry:
     """One side of a pair: text, picture, or both."""
 
     text: str = ""
-    picture: DrawnImage | None = None
+    image: DrawnImage | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Draft:
     """A query without its instruction, its target, and distractors, the hardest first."""
 
     question: str
-    picture: DrawnImage | None
+    image: DrawnImage | None
     target: Entry
     distractors: tuple[Entry, ...]
 
@@ -98,10 +98,10 @@ def draw_photo(source: Source, count: int) -> Draft:
 def draw_pair_question(source: Source, count: int) -> Draft:
     """Two digits, which is on the left or right -> its word; the hardest distractor is the other one."""
     left, right, *others = source.labels(count + 1)
-    picture = in_grid([source.tile(left), source.tile(right)], columns=2)
+    image = in_grid([source.tile(left), source.tile(right)], columns=2)
     side, answer, other = ("left", left, right) if source.rng.random() < 0.5 else ("right", right, left)
     wrong = tuple(Entry(WORDS[label]) for label in (other, *others))
-    return Draft(f"Which digit is on the {side}?", picture, Entry(WORDS[answer]), wrong)
+    return Draft(f"Which digit is on the {side}?", image, Entry(WORDS[answer]), wrong)
 
 
 def draw_colour_question(source: Source, count: int) -> Draft:
@@ -140,9 +140,9 @@ def draw_pair_by_caption(source: Source, count: int) -> Draft:
 def draw_caption_of_pair(source: Source, count: int) -> Draft:
     """The picture of two digits -> its caption."""
     left, right = source.labels(2)
-    picture = in_grid([source.tile(left), source.tile(right)], columns=2)
+    image = in_grid([source.tile(left), source.tile(right)], columns=2)
     wrong = tuple(Entry(_pair_caption(a, b)) for a, b in _wrong_pairs(source, left, right, count))
-    return Draft("", picture, Entry(_pair_caption(left, right)), wrong)
+    return Draft("", image, Entry(_pair_caption(left, right)), wrong)
 
 
 def draw_same_digit(source: Source, count: int) -> Draft:
@@ -178,7 +178,7 @@ def draw_recolour(source: Source, count: int) -> Draft:
         f"the same digit in {ink}",
         query,
         Entry(TARGET_IMAGE, target),
-        tuple(Entry(TARGET_IMAGE, picture) for picture in wrong),
+        tuple(Entry(TARGET_IMAGE, image) for image in wrong),
     )
 
 
@@ -201,7 +201,7 @@ def draw_grounding(source: Source, count: int) -> Draft:
     foreign_inks = [name for name in INKS if name != inks[sought]]
     alike = [source.candidate(labels[sought], foreign_inks[i]) for i in source.rng.permutation(len(foreign_inks))[:2]]
     elsewhere = [source.candidate(label, source.ink()) for label in source.labels(10) if label not in labels]
-    wrong = tuple(Entry(TARGET_CROP, picture) for picture in (*neighbours, *alike, *elsewhere)[:count])
+    wrong = tuple(Entry(TARGET_CROP, image) for image in (*neighbours, *alike, *elsewhere)[:count])
     mosaic = in_grid(tiles, source.columns)
     return Draft(f"the digit {WORDS[labels[sought]]}", mosaic, Entry(TARGET_CROP, tiles[sought]), wrong)
 

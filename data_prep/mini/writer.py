@@ -37,19 +37,19 @@ class ImageWriter:
         self._written: set[str] = set()
         folder.mkdir(parents=True)
 
-    def path_of(self, picture: DrawnImage | None) -> str:
+    def path_of(self, image: DrawnImage | None) -> str:
         """The path to put into a table, "" for no picture; the file exists afterwards."""
-        if picture is None:
+        if image is None:
             return ""
-        if picture.name not in self._written:
-            (self._folder / picture.name).write_bytes(_encoded(picture))
-            self._written.add(picture.name)
-        return f"{self._prefix}/{picture.name}"
+        if image.name not in self._written:
+            (self._folder / image.name).write_bytes(_encoded(image))
+            self._written.add(image.name)
+        return f"{self._prefix}/{image.name}"
 
 
-def _encoded(picture: DrawnImage) -> bytes:
-    buffer, pixels = io.BytesIO(), picture.draw()
-    if picture.name.endswith(".jpg"):
+def _encoded(image: DrawnImage) -> bytes:
+    buffer, pixels = io.BytesIO(), image.draw()
+    if image.name.endswith(".jpg"):
         Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     else:
         is_grey = (pixels == pixels[..., :1]).all()  # as in MMEB, not every picture is RGB
@@ -66,13 +66,13 @@ def write_train_subset(root: Path, subset: TrainSubset, scale: float, seed: int)
     task = TASKS[subset.name]
     source = Source("train", _generator(seed, "train", subset.name), Digits("train"), GALLERY_SIZE["train"])
     drafts = [task.draw(source, 1) for _ in range(max(MIN_ROWS, round(scale * subset.rows)))]
-    pictures = ImageWriter(root / "images" / subset.name / "Train", f"images/{subset.name}/Train")
+    images = ImageWriter(root / "images" / subset.name / "Train", f"images/{subset.name}/Train")
     columns = {
-        "qry_image_path": [pictures.path_of(draft.picture) for draft in drafts],
-        **_side("pos", [draft.target for draft in drafts], pictures),
+        "qry_image_path": [images.path_of(draft.image) for draft in drafts],
+        **_side("pos", [draft.target for draft in drafts], images),
     }
     if task.has_negatives:
-        columns |= _side("neg", [draft.distractors[0] for draft in drafts], pictures)
+        columns |= _side("neg", [draft.distractors[0] for draft in drafts], images)
     questions = {
         "original": [task.prompt.original(draft.question) for draft in drafts],
         "diverse_instruction": [
@@ -85,10 +85,10 @@ def write_train_subset(root: Path, subset: TrainSubset, scale: float, seed: int)
     return len(drafts)
 
 
-def _side(name: str, entries: Sequence[Entry], pictures: ImageWriter) -> dict[str, list[str]]:
+def _side(name: str, entries: Sequence[Entry], images: ImageWriter) -> dict[str, list[str]]:
     return {
         f"{name}_text": [entry.text for entry in entries],
-        f"{name}_image_path": [pictures.path_of(entry.picture) for entry in entries],
+        f"{name}_image_path": [images.path_of(entry.image) for entry in entries],
     }
 
 
@@ -111,7 +111,7 @@ def write_eval_dataset(root: Path, dataset: EvalDataset, scale: float, seed: int
     )
     num_rows = max(MIN_ROWS, round(scale * EVAL_ROWS))
     drafts = [task.draw(source, dataset.num_candidates - 1) for _ in range(num_rows)]
-    pictures = ImageWriter(root / "images" / dataset.name, dataset.name)
+    images = ImageWriter(root / "images" / dataset.name, dataset.name)
     candidates = [(draft.target, *draft.distractors) for draft in drafts]
     texts: list[str] | list[list[str]] = [[entry.text for entry in row] for row in candidates]
     if dataset.name in STRING_TARGET_TEXT:
@@ -119,9 +119,9 @@ def write_eval_dataset(root: Path, dataset: EvalDataset, scale: float, seed: int
     table = pa.table(
         {
             "qry_text": [_eval_question(variant, draft, row) for row, draft in enumerate(drafts)],
-            "qry_img_path": [pictures.path_of(draft.picture) for draft in drafts],
+            "qry_img_path": [images.path_of(draft.image) for draft in drafts],
             "tgt_text": texts,
-            "tgt_img_path": [[pictures.path_of(entry.picture) for entry in row] for row in candidates],
+            "tgt_img_path": [[images.path_of(entry.image) for entry in row] for row in candidates],
         }
     )
     _write_table(table, root / dataset.name / "test-00000-of-00001.parquet")
