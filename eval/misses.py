@@ -1,4 +1,4 @@
-"""The worst misses of a run, with their pictures small enough to be part of a page."""
+"""The worst misses of a run, with their images small enough to be part of a page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MAX_TEXT = 280
 
 @dataclass(frozen=True)
 class Side:
-    """A query or candidate of a miss: its text, and its picture as a data URI ("" = none)."""
+    """A query or candidate of a miss: its text, and its image as a data URI ("" = none)."""
 
     title: str
     text: str
-    picture: str
+    image: str
     score: float | None
 
 
@@ -105,10 +105,10 @@ class Gallery:
         return self._thumbnails[images, image]
 
 
-def _data_uri(picture: Image.Image) -> str:
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+def _data_uri(image: Image.Image) -> str:
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
+    image.save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

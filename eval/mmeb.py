@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, device: torch.device) -> Setup:
-    """Reads the datasets and pictures and plans the encoding; on rank 0.
+    """Reads the datasets and images and plans the encoding; on rank 0.
 
     Raises:
         InputError: see `read_data`, `scan_images` and `plan_encoding`.
@@ -115,13 +115,13 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
     with named_flags(_FLAGS), links_remedy("--allow_links"):
-        pictures = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links))
+        images = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links))
     output = Path(scoring.encode_output_path)
     prepare_output(output)
     processor = load_processor(folders.base, folders.adapter, encoder_arguments.num_crops)
     plan = plan_encoding(
         data.items,
-        pictures,
+        images,
         ItemEncoderInputs(processor, encoder_arguments.max_len),
         scoring.batch_tokens or default_batch_tokens(device),
         scoring.per_device_eval_batch_size,
@@ -131,7 +131,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
         "dataset_split": scoring.dataset_split,
         "image_dir": str(Path(scoring.image_dir).resolve()),
     }
-    sources = {name: {"data": digest, **place} for name, digest in data_digests(data, pictures).items()}
+    sources = {name: {"data": digest, **place} for name, digest in data_digests(data, images).items()}
     earlier = earlier_scores(output, sources)
     if earlier is not None:
         about = {"model": model, "strict_original": scoring.strict_original}

@@ -54,13 +54,13 @@ class BarGroup:
     bars: tuple[Bar, ...]
 
 
-def render(runs: Sequence[Run], misses: dict[str, list[Miss]], num_pictures_missing: int) -> str:
+def render(runs: Sequence[Run], misses: dict[str, list[Miss]], num_images_missing: int) -> str:
     """The page.
 
     Args:
         runs: in the order of the command line; misses are those of the last one.
         misses: by dataset.
-        num_pictures_missing: pictures of misses that could not be read.
+        num_images_missing: Images of misses that could not be read.
     """
     # Names, texts and paths come from data: everything is escaped but the figures, whose labels matplotlib escapes.
     environment = Environment(
@@ -79,7 +79,7 @@ def render(runs: Sequence[Run], misses: dict[str, list[Miss]], num_pictures_miss
         curves=_curves(runs),
         misses=misses,
         misses_of=runs[-1].label,
-        num_pictures_missing=num_pictures_missing,
+        num_images_missing=num_images_missing,
         tables=tables,
         notes=notes(runs),
     )
