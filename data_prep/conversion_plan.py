@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from data_prep.archive import ImageArchive
-from data_prep.images import ImageSource, UnusableImageError, archive_path, refuse_linked_folders
+from data_prep.images import SubsetImages, UnusableImageError, archive_path, refuse_linked_folders
 from data_prep.shard_tasks import ShardTask
 from data_prep.source import SourceData, SourceTable, source_tables, subset_names
 from vlm2vec.errors import InputError
@@ -98,7 +98,7 @@ def make_plan(source: SourceData, output_dir: Path, options: Options) -> Convers
     tasks, sources = {}, {}
     for name in names:
         tables = source_tables(source.dataset_dir, name, options.split_name)
-        _probe(ImageSource(image_dir, name, source.allow_links), tables, image_dir)
+        _probe(SubsetImages(image_dir, name, source.allow_links), tables, image_dir)
         tasks[name] = _cut(name, tables, source, output_dir, options)
         records = (_table_record(table, source.dataset_dir) for table in tables)
         sources[name] = (*records, *_archive_records(image_dir, name))
@@ -121,7 +121,7 @@ def _cut(
     return tasks
 
 
-def _probe(images: ImageSource, tables: list[SourceTable], image_dir: Path) -> None:
+def _probe(images: SubsetImages, tables: list[SourceTable], image_dir: Path) -> None:
     """A wrong image folder, or a zip that cannot be read, is an error at once, not a million images later."""
     first: UnusableImageError | None = None
     for table in tables:

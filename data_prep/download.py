@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data_prep.archive import ARCHIVE_FOLDER
 from data_prep.command_line import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser
 from data_prep.conversion_report import FIRST_NAMES
-from data_prep.images import ImageSource, UnusableImageError, refuse_linked_folders
+from data_prep.images import SubsetImages, UnusableImageError, refuse_linked_folders
 from data_prep.source import ALL_SUBSETS, DOWNLOAD_HINT, source_tables, subset_names
 from vlm2vec.errors import InputError, run_program
 
@@ -71,7 +71,7 @@ def missing_images(
     refuse_linked_folders(image_dir, names, allow_links)
     for name in tqdm(names, unit=" subsets", disable=None):
         tables = source_tables(dataset_dir, name, split)
-        source = ImageSource(image_dir, name, allow_links)
+        source = SubsetImages(image_dir, name, allow_links)
         missing[name] = []
         for path in dict.fromkeys(path for table in tables for path in table.image_paths()):
             try:

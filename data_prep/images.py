@@ -42,7 +42,7 @@ class UnusableImageError(Exception):
             self.problem = UNSAFE
 
 
-class ImageSource:
+class SubsetImages:
     """Opens a subset's images: a file of the unpacked tree, or else a member of the subset's zip.
 
     Args:
@@ -131,7 +131,7 @@ class CheckedImages:
         check: A key of `CHECKS`.
     """
 
-    def __init__(self, source: ImageSource, check: str) -> None:
+    def __init__(self, source: SubsetImages, check: str) -> None:
         self._source, self._check = source, CHECKS[check]
         self._checked: dict[int, ImageHeader] = {}
 

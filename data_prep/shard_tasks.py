@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.images import CheckedImages, ImageSource, UnusableImageError
+from data_prep.images import CheckedImages, SubsetImages, UnusableImageError
 from data_prep.source import SourceTable
 from vlm2vec.errors import InputError
 from vlm2vec.files import sha256_of
@@ -49,9 +49,9 @@ class ShardTask:
     allow_links: bool
 
     @property
-    def images(self) -> ImageSource:
+    def images(self) -> SubsetImages:
         """Where the table's images are."""
-        return ImageSource(self.image_dir, self.subset, self.allow_links)
+        return SubsetImages(self.image_dir, self.subset, self.allow_links)
 
     @property
     def stem(self) -> Path:
