@@ -121,8 +121,8 @@ class VLM2VecModule(InputModule):
         Raises:
             InputError: An input of another kind; the message names its place in the batch.
         """
-        pairs = [_text_and_pictures(index, value, prompt or "") for index, value in enumerate(inputs)]
-        items = make_items([text for text, _ in pairs], [pictures for _, pictures in pairs])
+        pairs = [_text_and_images(index, value, prompt or "") for index, value in enumerate(inputs)]
+        items = make_items([text for text, _ in pairs], [images for _, images in pairs])
         chunk = ItemEncoderInputs(self.encoder.processor, self.max_len).chunk_of(items)
         batch = {**chunk.inputs, **chunk.host_inputs}
         return {name: value for name, value in batch.items() if value is not None}
@@ -157,8 +157,8 @@ def _options(name: str, given: dict[str, Any] | None, known: frozenset[str]) -> 
     return dict(given or {})
 
 
-def _text_and_pictures(index: int, value: Any, prompt: str) -> tuple[str, list[ImageSource] | None]:
-    """One input as text and pictures; None for no pictures."""
+def _text_and_images(index: int, value: Any, prompt: str) -> tuple[str, list[ImageSource] | None]:
+    """One input as text and images; None for no images."""
     if isinstance(value, dict):
         unknown = sorted(value.keys() - {"text", "image"})
         if unknown or not value:
@@ -172,14 +172,14 @@ def _text_and_pictures(index: int, value: Any, prompt: str) -> tuple[str, list[I
         raise InputError(f"input {index}: a text must be a string, not {type(text).__name__}")
     if images is None:
         return prompt + text, None
-    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
-    for picture in pictures:
-        if not isinstance(picture, (Image.Image, str, Path, bytes)):
+    listed = list(images) if isinstance(images, (list, tuple)) else [images]
+    for image in listed:
+        if not isinstance(image, (Image.Image, str, Path, bytes)):
             raise InputError(
-                f"input {index}: a picture must be a PIL image or a path, not {type(picture).__name__} "
+                f"input {index}: a picture must be a PIL image or a path, not {type(image).__name__} "
                 "(PIL.Image.fromarray makes one of an array)"
             )
     text = prompt + text
-    if text and len(pictures) == 1 and _TAG not in text:
+    if text and len(listed) == 1 and _TAG not in text:
         text = f"{_TAG}1|> {text}"
-    return text, pictures
+    return text, listed

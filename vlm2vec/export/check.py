@@ -95,9 +95,9 @@ def check_export(
 
 def _encode(encoder: VLM2Vec) -> torch.Tensor:
     ramp = torch.arange(96 * 64 * 3, dtype=torch.int64).reshape(64, 96, 3)
-    picture = Image.fromarray((ramp * 37 % 256).to(torch.uint8).numpy())
+    image = Image.fromarray((ramp * 37 % 256).to(torch.uint8).numpy())
     texts = [*_TEXTS, None, "<|image_1|> Represent the given image with the following question: What is in the image"]
-    return encoder.encode(texts=texts, images=[None] * len(_TEXTS) + [picture, picture], show_progress=False)
+    return encoder.encode(texts=texts, images=[None] * len(_TEXTS) + [image, image], show_progress=False)
 
 
 def _from_checkpoint(checkpoint: Path, base: BaseModel | None, merge: bool) -> VLM2Vec:

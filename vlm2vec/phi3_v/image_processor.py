@@ -129,8 +129,8 @@ class Phi3VImageProcessor:
         canvas = image.resize(resized, Image.Resampling.BILINEAR)
         if padded != resized:
             top = int((padded[1] - resized[1]) / 2)
-            canvas, picture = Image.new("RGB", padded, (_WHITE, _WHITE, _WHITE)), canvas
-            canvas.paste(picture, (0, top))
+            canvas, content = Image.new("RGB", padded, (_WHITE, _WHITE, _WHITE)), canvas
+            canvas.paste(content, (0, top))
         return canvas.transpose(Image.Transpose.TRANSPOSE) if upright else canvas
 
     def crops(self, image: Image.Image) -> torch.Tensor:

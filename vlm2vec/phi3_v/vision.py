@@ -62,9 +62,9 @@ class ImageEmbedding(nn.Module):
         features = self._views(pixel_values)
         rows = len(features) * self.grid
         if image_sizes is None:
-            num_pictures, order = 1, None
+            num_images, order = 1, None
         else:
-            num_pictures = len(image_sizes)
+            num_images = len(image_sizes)
             sizes = (image_sizes // self.crop_size).tolist()
             rows, index = _sequence_order(sizes, self.grid)
             order = index.to(features.device, non_blocking=True)
@@ -74,7 +74,7 @@ class ImageEmbedding(nn.Module):
             [
                 features.reshape(-1, width),
                 self.sub_GN.reshape(1, width).expand(rows, width),
-                self.glb_GN.reshape(1, width).expand(num_pictures, width),
+                self.glb_GN.reshape(1, width).expand(num_images, width),
             ]
         )
         result: torch.Tensor = self.img_projection(table if order is None else table.index_select(0, order))
@@ -110,9 +110,9 @@ def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, tor
     num_lines = sum((1 + rows) * grid for rows, _ in sizes)
     parts: list[torch.Tensor] = []
     feature, line = 0, num_features
-    for picture, (rows, columns) in enumerate(sizes):
-        places, kinds = _order_in_picture(rows, columns, grid)
-        first = torch.tensor([feature, line, num_features + num_lines + picture])
+    for image, (rows, columns) in enumerate(sizes):
+        places, kinds = _order_in_image(rows, columns, grid)
+        first = torch.tensor([feature, line, num_features + num_lines + image])
         parts.append(places + first[kinds])
         feature += (1 + rows * columns) * grid * grid
         line += (1 + rows) * grid
@@ -120,7 +120,7 @@ def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, tor
 
 
 @lru_cache(maxsize=1024)
-def _order_in_picture(rows: int, columns: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _order_in_image(rows: int, columns: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One picture's image tokens: int64 (tokens,) places among its own features, line separators or view separators,
     and which of the three, int64 (tokens,). The same for all pictures of a shape, of which there are few."""
     views = torch.arange((1 + rows * columns) * grid * grid, device="cpu").view(-1, grid, grid)

@@ -48,8 +48,8 @@ def fast_hash(content: bytes) -> int:
     return int.from_bytes(xxhash.xxh3_64_digest(content), "little", signed=True)
 
 
-def item_hash(text: str, picture: int | None) -> int:
-    """Signed 64 bits that tell whether two items are the same; `picture` is the picture's `fast_hash`, None = none.
+def item_hash(text: str, image: int | None) -> int:
+    """Signed 64 bits that tell whether two items are the same; `image` is the image's `fast_hash`, None = none.
 
     With a million different items, the chance that any two collide is 3e-8.
     """
@@ -57,8 +57,8 @@ def item_hash(text: str, picture: int | None) -> int:
     encoded = text.encode()
     digest.update(len(encoded).to_bytes(8, "little"))  # so that text and picture cannot trade bytes
     digest.update(encoded)
-    if picture is not None:  # a picture of no bytes is not the same as no picture
-        digest.update(picture.to_bytes(8, "little", signed=True))
+    if image is not None:  # a picture of no bytes is not the same as no picture
+        digest.update(image.to_bytes(8, "little", signed=True))
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 

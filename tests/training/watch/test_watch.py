@@ -110,11 +110,11 @@ def test_pairs_are_the_first_of_the_batch_with_their_pictures(mini_shards_dir: P
         assert (pair.query, pair.positive) == (sample.query.text, sample.positive.text)
         sides = [sample.query.image, sample.positive.image]
         kinds.add(tuple(side is not None for side in sides))
-        if pair.picture is None:
+        if pair.image is None:
             assert sides == [None, None]
             continue
-        assert pair.picture.shape == (320, 656, 3)
-        for side, shown in zip(sides, (pair.picture[:, :320], pair.picture[:, 336:]), strict=True):
+        assert pair.image.shape == (320, 656, 3)
+        for side, shown in zip(sides, (pair.image[:, :320], pair.image[:, 336:]), strict=True):
             if side is None:
                 assert (shown == 224).all()
             else:
@@ -141,7 +141,7 @@ def test_tensorboard_shows_pairs_and_histograms(mini_shards_dir: Path, tmp_path:
     assert "MFU" not in lines[4]  # no peak, no figure
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert len(events.Tags()["images"]) == sum(pair.picture is not None for pair in pairs) > 0
+    assert len(events.Tags()["images"]) == sum(pair.image is not None for pair in pairs) > 0
     text = events.Tensors("pairs/text_summary")[0].tensor_proto.string_val[0].decode()
     assert all(pair.subset.replace("_", r"\_") in text for pair in pairs)
     (histogram,) = events.Histograms(POSITIVE)

@@ -27,14 +27,14 @@ class ShownPair:
         subset: Its subset.
         query: The query's text.
         positive: The target's text.
-        picture: The query's picture, or grey, beside the target's, uint8 (height, width, 3); None if neither has one.
+        image: The query's image, or grey, beside the target's, uint8 (height, width, 3); None if neither has one.
     """
 
     name: str
     subset: str
     query: str
     positive: str
-    picture: npt.NDArray[np.uint8] | None
+    image: npt.NDArray[np.uint8] | None
 
     @property
     def line(self) -> str:
@@ -53,10 +53,10 @@ def first_pairs(batch: GlobalBatch, shards: ShardSet, count: int = SHOWN_PAIRS) 
         if isinstance(sample, DamagedSampleError):
             continue
         try:
-            picture = _side_by_side(sample.query, sample.positive, sample.key)
+            image = _side_by_side(sample.query, sample.positive, sample.key)
         except InputError:
             continue
-        pairs.append(ShownPair(sample.key, sample.subset, sample.query.text, sample.positive.text, picture))
+        pairs.append(ShownPair(sample.key, sample.subset, sample.query.text, sample.positive.text, image))
     return pairs
 
 
@@ -66,12 +66,12 @@ def _side_by_side(query: Item, positive: Item, name: str) -> npt.NDArray[np.uint
     canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), (_GREY, _GREY, _GREY))
     for item, left in ((query, 0), (positive, _SIDE + _GAP)):
         if item.image is not None:
-            picture = open_image(item.image, name)
-            scale = _SIDE / max(picture.size)
-            width, height = (max(1, round(scale * side)) for side in picture.size)
+            image = open_image(item.image, name)
+            scale = _SIDE / max(image.size)
+            width, height = (max(1, round(scale * side)) for side in image.size)
             # A picture of a few pixels is shown as these pixels.
             how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
-            canvas.paste(picture.resize((width, height), how), (left + (_SIDE - width) // 2, (_SIDE - height) // 2))
+            canvas.paste(image.resize((width, height), how), (left + (_SIDE - width) // 2, (_SIDE - height) // 2))
     return np.asarray(canvas)
 
 

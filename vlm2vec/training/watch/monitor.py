@@ -91,9 +91,9 @@ class RunMonitor(Monitor):
         header = "| # | subset | query | target |\n| --- | --- | --- | --- |"
         self._writer.add_text("pairs", printable(f"{header}\n{rows}"), self._first_step)
         for number, pair in enumerate(pairs, 1):
-            if pair.picture is not None:
+            if pair.image is not None:
                 tag = f"pairs/{number}_{pair.subset}"
-                self._writer.add_image(tag, pair.picture, self._first_step, dataformats="HWC")
+                self._writer.add_image(tag, pair.image, self._first_step, dataformats="HWC")
             self.message(f"pair {number} of the first batch: {pair.line}")
         self._writer.flush()
 
