@@ -34,6 +34,7 @@ from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.flags.run import parse_arguments
+from vlm2vec.training.settings import EncoderSettings
 
 TEMPERATURE = 0.02
 LEARNING_RATE = 1e-4
@@ -106,10 +107,15 @@ def step_seconds(workload: Workload, rounds: int, dropout: float) -> dict[str, l
     return {layers: each[1:] for layers, each in seconds.items()}  # the first one also warms up
 
 
+def encoder_settings(flags: str = "") -> EncoderSettings:
+    """A run's encoder; nothing depends on the engine."""
+    return parse_arguments(f"{FLAGS} {flags}".split()).resolve(1, {"zero_optimization": {"stage": 2}}).encoder
+
+
 def chunk_costs(dropout: str, is_peft: bool, config: Phi3VConfig, shape: ChunkShape) -> list[Cost]:
     """Costs of a step's first call and of a later one, at the model's full depth."""
     with peft_dora() if is_peft else nullcontext():
-        model = MetaModel(config, parse_arguments(f"{FLAGS} --lora_r 8 {dropout}".split()), NUM_CROPS)
+        model = MetaModel(config, encoder_settings(f"--lora_r 8 {dropout}"), NUM_CROPS)
         shallow = [_two_calls(model.encoder(depths), shape) for depths in ((1, 2), (2, 2), (1, 3))]
     more_language, more_vision = (depth - few for depth, few in zip(model.depths, (1, 2), strict=True))
     return [

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trials.plan_error_rank import Measured, arguments_of, settings
+from trials.plan_error_rank import Measured, settings, settings_of
 from trials.rig.launcher import run_ranks
 from vlm2vec.device import choose_accelerator
 from vlm2vec.phi3_v.checkpoint import load_config
@@ -39,13 +39,13 @@ def planned(measured: Sequence[Measured], model: Path, folder: Path) -> Iterator
     models: dict[str, MetaModel] = {}
     for each in measured:
         path = settings(each.engine, folder, "plan")
-        arguments = arguments_of(each.kind, model, path)
+        encoder = settings_of(each.kind, model, path).encoder
         if each.kind not in models:
-            models[each.kind] = MetaModel(load_config(model, {}), arguments, num_crops=4)
+            models[each.kind] = MetaModel(load_config(model, {}), encoder, num_crops=4)
         meta = models[each.kind]
         zero = ZeroSettings.read(json.loads(path.read_text())["zero_optimization"])
         state = state_memory(meta.size(), zero, RANKS)
-        cost = meta.cost(ChunkShape(*each.shape), True, arguments.model.gradient_checkpointing)
+        cost = meta.cost(ChunkShape(*each.shape), True, encoder.gradient_checkpointing)
         yield int(state.at_rest + cost.pixels), int(state.in_pass + state.host + cost.peak)
 
 

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -29,7 +28,8 @@ from vlm2vec.plan.meter import TensorMeter
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.engine import build_engine
-from vlm2vec.training.flags.run import RunArguments, parse_arguments
+from vlm2vec.training.flags.engine_file import read_engine_file
+from vlm2vec.training.flags.run import RunSettings, parse_arguments
 from vlm2vec.training.preflight.graph_memory import largest_chunk
 
 KINDS = {
@@ -78,9 +78,10 @@ class Measured:
     gathered: float
 
 
-def arguments_of(kind: str, model: Path, engine_file: Path) -> RunArguments:
+def settings_of(kind: str, model: Path, engine_file: Path) -> RunSettings:
     flags = ["--model_name", str(model), "--dataset_name", "-", "--output_dir", "-", "--max_steps", "1"]
-    return parse_arguments(["--deepspeed", str(engine_file), "--global_batch_size", "2", *flags, *KINDS[kind]])
+    arguments = parse_arguments(["--deepspeed", str(engine_file), "--global_batch_size", "2", *flags, *KINDS[kind]])
+    return arguments.resolve(2, read_engine_file(engine_file))
 
 
 def settings(engine: str, folder: Path, owner: str) -> Path:
@@ -94,15 +95,15 @@ def settings(engine: str, folder: Path, owner: str) -> Path:
 
 def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
     """Two steps of two chunks each; the second step, in which the moments exist, is measured."""
-    arguments = arguments_of(kind, model, settings(engine_name, folder, f"rank{dist.get_rank()}"))
-    encoder = build_encoder(arguments)
-    dtype = torch.bfloat16 if arguments.model.bf16 else torch.float32
+    made = settings_of(kind, model, settings(engine_name, folder, f"rank{dist.get_rank()}"))
+    encoder = build_encoder(made.encoder)
+    dtype = made.encoder.precision.compute
     chunk = largest_chunk(ItemEncoderInputs(encoder.processor, 256, dtype), TokenBudget(CHUNK_TOKENS))
     meter = TensorMeter("cpu")
     meter.count([*encoder.parameters(), *encoder.buffers(), chunk.inputs["pixel_values"]])
     collectives = Collectives()
     with meter:
-        engine = build_engine(encoder, arguments, constant, dist.get_world_size())
+        engine = build_engine(encoder, made.engine, constant)
         for step in range(2):
             gc.collect()
             at_rest = meter.alive

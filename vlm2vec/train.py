@@ -42,13 +42,14 @@ from vlm2vec.training.build import (
 )
 from vlm2vec.training.checkpoints.disk_space import check_disk
 from vlm2vec.training.checkpoints.restore import start_of_run
-from vlm2vec.training.checkpoints.resume import Partitioning, ResumePoint, agree_on_resume
+from vlm2vec.training.checkpoints.resume import ResumePoint, agree_on_resume
 from vlm2vec.training.checkpoints.writer import Checkpoints
 from vlm2vec.training.data import compare_data, fingerprints, open_data
 from vlm2vec.training.end import end_process
-from vlm2vec.training.engine import build_engine, refuse_compiled_layers, zero_stage
+from vlm2vec.training.engine import build_engine
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
-from vlm2vec.training.flags.run import RunArguments, parse_arguments, with_steps
+from vlm2vec.training.flags.engine_file import read_engine_file
+from vlm2vec.training.flags.run import RunArguments, RunSettings, parse_arguments
 from vlm2vec.training.loop import train
 from vlm2vec.training.preflight.compare_ranks import compare_ranks
 from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
@@ -60,7 +61,7 @@ from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.heartbeat import Heartbeat
 from vlm2vec.training.watch.metrics import StepMeter
 from vlm2vec.training.watch.monitor import Monitor, RunMonitor
-from vlm2vec.training.watch.profiling import StepProfiles, refuse_flops_profile, summarise_communication
+from vlm2vec.training.watch.profiling import StepProfiles, summarise_communication
 from vlm2vec.training.watch.run_watch import RunWatch
 
 
@@ -98,92 +99,90 @@ def run(arguments: RunArguments, device: torch.device) -> int:
 
 def run_watched(arguments: RunArguments, device: torch.device, watch: RunWatch) -> int:
     """`run`, with somebody who sees that it goes on."""
-    num_ranks, training = dist.get_world_size(), arguments.training
-    output_dir = Path(training.output_dir)
+    num_ranks, output_dir = dist.get_world_size(), Path(arguments.training.output_dir)
     watch.starting(f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
     compare_ranks(arguments)
-    arguments, changed_settings = on_every_rank(partial(with_model_settings, arguments))
-    choose_kernels(training.deterministic, is_float32=not arguments.model.bf16)
-    shards, order = on_every_rank(lambda: open_data(arguments, num_ranks, dist.get_rank()))
+    settings = on_every_rank(lambda: arguments.resolve(num_ranks, read_engine_file(Path(arguments.training.deepspeed))))
+    settings, changed_settings = on_every_rank(partial(with_model_settings, settings))
+    encoder_settings = settings.encoder
+    choose_kernels(encoder_settings.deterministic, is_float32=encoder_settings.precision.compute is torch.float32)
+    shards, order = on_every_rank(lambda: open_data(settings.data, dist.get_rank()))
     compare_data(shards, order)
-    arguments = on_every_rank(lambda: with_steps(arguments, order.steps_per_epoch))
-    training = arguments.training
-    cluster = Partitioning(num_ranks, zero_stage(arguments, num_ranks))
-    refuse_flops_profile(training, cluster.zero_stage)
-    refuse_compiled_layers(arguments.model, cluster.zero_stage)
-    point = agree_on_resume(arguments, cluster, fingerprints(shards, order))
-    if point and point.record.step >= training.max_steps:
+    settings = on_every_rank(partial(settings.with_length, order.steps_per_epoch))
+    max_steps = settings.schedule.max_steps
+    point = agree_on_resume(settings, fingerprints(shards, order))
+    if point and point.record.step >= max_steps:
         return nothing_left(point)
     check_output_folder(output_dir)
-    watch.starting(f"loading {arguments.model.model_name}")
-    encoder = on_every_rank(lambda: build_encoder(arguments))
-    flops = model_flops(arguments, encoder, device)  # before an engine changes how torch's layers run
+    watch.starting(f"loading {encoder_settings.model_name}")
+    encoder = on_every_rank(lambda: build_encoder(encoder_settings))
+    # Before an engine changes how torch's layers run.
+    flops = model_flops(encoder_settings, settings.watch.peak_tflops, encoder, device)
     is_elastic = point is not None and point.is_elastic
     watch.starting("building the engine")
-    engine = build_engine(encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks, is_elastic)
-    inputs = encoder_inputs(arguments, encoder)
-    temperature = learned_temperature(arguments, device)
-    cached_step = build_step(arguments, engine, encoder, inputs, temperature, watch)
-    kept_before = point.kept_graphs(arguments) if point else None
-    sizes = chunk_sizes(arguments, engine, cached_step.model_call, inputs, kept_before)
-    steps = (point.record.step if point else 0, training.max_steps)
-    check_disk(engine, output_dir, training, steps, arguments.evaluation.save_best, arguments.model.lora)
+    engine = build_engine(encoder, settings.engine, partial(schedule, settings.schedule), is_elastic)
+    inputs = encoder_inputs(encoder_settings.precision, encoder)
+    temperature = learned_temperature(settings.loss, settings.optimizer, device)
+    cached_step = build_step(settings.loss, engine, encoder, inputs, temperature, watch)
+    kept_before = point.kept_graphs(settings.flags) if point else None
+    sizes = chunk_sizes(settings.chunking, engine, cached_step.model_call, inputs, kept_before)
+    check_disk(engine, settings.checkpoints, (point.record.step if point else 0, max_steps))
     watch.starting("running the largest chunk once")
-    memory = rehearsed(arguments, cached_step, inputs, sizes, watch)
+    memory = rehearsed(settings, cached_step, inputs, sizes, watch)
     meter = StepMeter(shards.subsets, device, watch.clock, flops)
     if point:
         watch.starting(f"loading {point.checkpoint}")
     # Last, as building may draw random numbers: dropout differs from rank to rank, and goes on where it was.
-    first_step = start_of_run(point, arguments, engine, temperature, meter)
+    first_step = start_of_run(point, settings, engine, temperature, meter)
     reader = BatchReader(shards, inputs, sizes, dist.get_rank())
-    bad_samples = BadSamples(arguments.data.max_bad_samples, point.record.bad_samples if point else ())
+    bad_samples = BadSamples(settings.data.max_bad_samples, point.record.bad_samples if point else ())
     source = PlanSource(
-        order, reader, num_ranks, first_step, training.max_steps, training.hard_negatives, bad_samples.places
+        order, reader, num_ranks, first_step, max_steps, settings.data.hard_negatives, bad_samples.places
     )
-    num_workers = arguments.data.dataloader_num_workers
+    num_workers = settings.data.num_workers
     batches = TrainingBatches(source, num_workers, pin_memory=device.type != "cpu")
     checkpoints = Checkpoints(
         output_dir,
         lambda folder: encoder.save_configuration(folder, with_base=True),
-        lambda step: run_record(step, arguments, engine, shards, order, temperature, bad_samples, sizes.keep_graphs),
-        exclude_frozen=arguments.model.lora,
-        total_limit=training.save_total_limit,
+        lambda step: run_record(step, settings, engine, shards, order, temperature, bad_samples, sizes.keep_graphs),
+        exclude_frozen=settings.checkpoints.excludes_frozen,
+        total_limit=settings.checkpoints.limit,
         last_step=first_step,
         best=lambda: best_checkpoint(output_dir),
     )
-    evaluation = build_evaluation(arguments.evaluation, output_dir, inputs, cached_step.model_call, num_workers, device)
-    with run_monitor(arguments, first_step, run_device(encoder, engine)) as monitor, StopRequest() as stop, memory:
-        monitor.message(summary(arguments, encoder, shards, order, engine, num_ranks))
+    evaluation = build_evaluation(settings.evaluation, output_dir, inputs, cached_step.model_call, num_workers, device)
+    with run_monitor(settings, first_step, run_device(encoder, engine)) as monitor, StopRequest() as stop, memory:
+        monitor.message(summary(settings, encoder, shards, order, engine))
         for line in changed_settings:
             monitor.message(f"warning: {line}")
         if point:
-            monitor.message(f"resumed from {point.checkpoint}: {first_step} of {training.max_steps} steps are done")
+            monitor.message(f"resumed from {point.checkpoint}: {first_step} of {max_steps} steps are done")
         if dist.get_rank() == 0:
             monitor.pairs(first_pairs(order.batch(first_step, source.damaged), shards))
-        with StepProfiles(training, output_dir, engine, monitor.message) as profiles:
+        with StepProfiles(settings.watch, output_dir, engine, monitor.message) as profiles:
             parts = (engine, cached_step, batches, meter, monitor, checkpoints)
-            is_done = train(*parts, training, stop, watch, bad_samples, profiles, temperature, evaluation)
+            is_done = train(*parts, settings, stop, watch, bad_samples, profiles, temperature, evaluation)
         summarise_communication(engine)
         if is_done:
-            monitor.message(next_commands(output_dir, arguments))
+            monitor.message(next_commands(output_dir, max_steps, settings.encoder.lora is not None))
     return 0 if is_done else EXIT_STOPPED
 
 
-def next_commands(output_dir: Path, arguments: RunArguments) -> str:
+def next_commands(output_dir: Path, max_steps: int, is_adapter: bool) -> str:
     """What to do with a run that is done."""
     folder = shlex.quote(str(output_dir))
-    exported = shlex.quote(f"{output_dir}-{'adapter' if arguments.model.lora else 'model'}")
+    exported = shlex.quote(f"{output_dir}-{'adapter' if is_adapter else 'model'}")
     return (
-        f"done: all {arguments.training.max_steps} steps. Export: python -m vlm2vec.export {folder} {exported}\n"
+        f"done: all {max_steps} steps. Export: python -m vlm2vec.export {folder} {exported}\n"
         f"Curves: tensorboard --logdir {folder}"
     )
 
 
 def rehearsed(
-    arguments: RunArguments, step: CachedStep, inputs: ItemEncoderInputs, sizes: ChunkSizes, watch: RunWatch
+    settings: RunSettings, step: CachedStep, inputs: ItemEncoderInputs, sizes: ChunkSizes, watch: RunWatch
 ) -> MemoryAdvice:
     """Runs the largest chunk once; returns what explains running out of memory, there and later."""
-    memory = MemoryAdvice(arguments, sizes, watch)
+    memory = MemoryAdvice(settings, sizes, watch)
     meter = PeakMeter.of_accelerator() if step.engine.device.type != "cpu" else None
     with memory:
         rehearse(step, inputs, sizes, watch, memory.measured, meter)
@@ -198,15 +197,15 @@ def nothing_left(point: ResumePoint) -> int:
 
 
 @contextmanager
-def run_monitor(arguments: RunArguments, first_step: int, device: str) -> Iterator[Monitor]:
+def run_monitor(settings: RunSettings, first_step: int, device: str) -> Iterator[Monitor]:
     """What takes the run's figures on the first rank; the others' are the same."""
     monitor = Monitor()
     if dist.get_rank() == 0:
-        output_dir = Path(arguments.training.output_dir)
+        output_dir = settings.checkpoints.output_dir
         output_dir.mkdir(parents=True, exist_ok=True)
-        monitor = RunMonitor(output_dir, arguments.training.max_steps, first_step)
+        monitor = RunMonitor(output_dir, settings.schedule.max_steps, first_step)
     try:
-        monitor.configuration({**arguments.as_dict(), "device": device})
+        monitor.configuration({**settings.flags, "device": device})
         yield monitor
     finally:
         monitor.close()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from benchmarks.gpu.model import (
     build_encoder,
     make_batch,
     model_config,
-    run_arguments,
+    run_settings,
 )
 from benchmarks.gpu.rows import Figures, LeftOutError, release_memory
 from benchmarks.operators import OperatorCosts
@@ -31,7 +30,6 @@ from vlm2vec.contrastive.watch import Part
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import RunPlan
@@ -40,9 +38,7 @@ from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.states import ZeroSettings
 from vlm2vec.training.build import schedule
 from vlm2vec.training.engine import build_engine
-from vlm2vec.training.flags.engine_file import read_engine_file
-from vlm2vec.training.flags.run import RunArguments
-from vlm2vec.training.flags.training import NO_GRAD_FACTOR
+from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 from vlm2vec.training.watch.parts import RunPart
@@ -100,16 +96,14 @@ class Bench:
         self.kind = variant.kind
         self._setting = setting
         self._is_compiled = False
-        arguments = arguments_of(variant, setting)
+        settings = settings_of(variant, setting)
         if variant.with_optimizer and setting.device.type == "cuda":
-            _refuse_what_cannot_fit(planned_bytes(_meta(variant.model, setting), arguments, keep_graphs=0))
+            _refuse_what_cannot_fit(planned_bytes(_meta(variant.model, setting), settings, keep_graphs=0))
         with peft_dora() if variant.is_peft else nullcontext():
-            self._encoder = build_encoder(arguments, setting.device, setting.tiny)
+            self._encoder = build_encoder(settings.encoder, setting.device, setting.tiny)
         self._engine: Any = None
         if variant.with_optimizer:
-            self._engine = build_engine(
-                self._encoder, arguments, lambda optimizer: schedule(arguments, optimizer), num_ranks=1
-            )
+            self._engine = build_engine(self._encoder, settings.engine, partial(schedule, settings.schedule))
         else:
             for parameter in self._encoder.parameters():
                 if parameter.requires_grad:
@@ -126,12 +120,10 @@ class Bench:
     def measure(self, variant: Variant) -> Figures:
         """One row's figures."""
         setting = self._setting
-        arguments = arguments_of(variant, setting)
-        budget = arguments.training.chunk_tokens
-        assert budget is not None
-        no_grad = None if has_dropout(self._encoder) else NO_GRAD_FACTOR * budget
+        settings = settings_of(variant, setting)
+        chunking = settings.chunking
         keep_graphs = variant.keep_graphs if variant.with_optimizer else 0
-        sizes = ChunkSizes(TokenBudget(budget), no_grad, keep_graphs)
+        sizes = ChunkSizes(chunking.packing, chunking.no_grad_budget(has_dropout(self._encoder)), keep_graphs)
         batch = make_batch(model_config(setting.tiny), setting.pairs, sizes, setting.device)
         step = (
             _Step(self._engine, batch, setting.device)
@@ -158,7 +150,7 @@ class Bench:
         kept = batch.chunks.keep.num_chunks
         planned = None
         if variant.with_optimizer and setting.device.type == "cuda":
-            planned = planned_bytes(_meta(variant.model, setting), arguments, kept) / GIB
+            planned = planned_bytes(_meta(variant.model, setting), settings, kept) / GIB
         return {
             "seconds": seconds,
             "pairs_per_second": batch.num_pairs / seconds,
@@ -213,17 +205,18 @@ class _Compute:
                     self._encoder(**chunk.arguments(self._device, False)).sum().backward()
 
 
-def arguments_of(variant: Variant, setting: Setting) -> RunArguments:
-    """The variant as a run's arguments."""
+def settings_of(variant: Variant, setting: Setting) -> RunSettings:
+    """The variant as a run's settings."""
     flags = f"{variant.model} --chunk_tokens {variant.chunk_tokens} --keep_graphs {variant.keep_graphs}"
-    return run_arguments(flags, setting.pairs, setting.tiny)
+    return run_settings(flags, setting.pairs, setting.tiny)
 
 
-def planned_bytes(model: MetaModel, arguments: RunArguments, keep_graphs: int) -> float:
+def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> float:
     """What the plan says one rank takes on one GPU, with this many graphs kept."""
-    zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
-    plan = RunPlan(model, zero, Hardware(1, 1, 80 * GIB, 1.0, 1.0, 1.0, 1.0), Workload(1.0, _TEXT_TOKENS))
-    plan.arguments = replace(arguments, training=replace(arguments.training, keep_graphs=str(keep_graphs)))
+    zero = ZeroSettings.read(settings.engine.file["zero_optimization"])
+    settings = replace(settings, chunking=replace(settings.chunking, keep_graphs=keep_graphs))
+    one_gpu = Hardware(1, 1, 80 * GIB, 1.0, 1.0, 1.0, 1.0)
+    plan = RunPlan(model, settings, zero, one_gpu, Workload(1.0, _TEXT_TOKENS))
     return plan.memory(zero).peak
 
 
@@ -250,8 +243,8 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 @cache
 def _meta(model_flags: str, setting: Setting) -> MetaModel:
     """Variants that differ in their chunks share it, and what it has measured."""
-    arguments = run_arguments(f"{model_flags} --chunk_tokens {TINY_SHARE}", setting.pairs, setting.tiny)
-    return MetaModel(model_config(setting.tiny), arguments, NUM_CROPS)
+    settings = run_settings(f"{model_flags} --chunk_tokens {TINY_SHARE}", setting.pairs, setting.tiny)
+    return MetaModel(model_config(setting.tiny), settings.encoder, NUM_CROPS)
 
 
 def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Setting) -> float | None:

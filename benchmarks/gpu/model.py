@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import Phase, StepChunks, StepLayout
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 from vlm2vec.training.build import prepare_encoder
-from vlm2vec.training.flags.run import RunArguments, parse_arguments
+from vlm2vec.training.flags.engine_file import read_engine_file
+from vlm2vec.training.flags.run import RunSettings, parse_arguments
+from vlm2vec.training.settings import EncoderSettings
 
 # A tiny model's chunks hold this share of the tokens.
 TINY_SHARE = 32
@@ -35,16 +39,18 @@ def model_config(tiny: bool) -> Phi3VConfig:
     return Phi3VConfig(**sizes, attn_implementation="sdpa")
 
 
-def run_arguments(flags: str, pairs: int, tiny: bool) -> RunArguments:
-    """A run's arguments from flags of vlm2vec.train; a tiny model's chunks are smaller."""
+def run_settings(flags: str, pairs: int, tiny: bool) -> RunSettings:
+    """A run's settings from flags of vlm2vec.train; a tiny model's chunks are smaller."""
     arguments = parse_arguments(f"{_NEEDED} --global_batch_size {pairs} {flags}".split())
-    training = arguments.training
-    assert training.chunk_tokens is not None
-    chunk_tokens = training.chunk_tokens // TINY_SHARE if tiny else training.chunk_tokens
-    return replace(arguments, training=replace(training, chunk_tokens=chunk_tokens))
+    settings = arguments.resolve(1, read_engine_file(Path(arguments.training.deepspeed)))
+    packing = settings.chunking.packing
+    assert isinstance(packing, TokenBudget)
+    if tiny:
+        packing = replace(packing, chunk_tokens=packing.chunk_tokens // TINY_SHARE)
+    return replace(settings, chunking=replace(settings.chunking, packing=packing))
 
 
-def build_encoder(arguments: RunArguments, device: torch.device, tiny: bool) -> VLM2Vec:
+def build_encoder(settings: EncoderSettings, device: torch.device, tiny: bool) -> VLM2Vec:
     """In training mode, as a run prepares it; the weights are drawn on the device."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -55,7 +61,7 @@ def build_encoder(arguments: RunArguments, device: torch.device, tiny: bool) -> 
     finally:
         torch.set_default_dtype(before)
     encoder = VLM2Vec(backbone, processor=None, max_len=None)  # type: ignore[arg-type]
-    encoder = prepare_encoder(encoder, arguments, arguments.model.gradient_checkpointing)
+    encoder = prepare_encoder(encoder, settings, settings.gradient_checkpointing)
     return encoder.to(device)
 
 

@@ -19,6 +19,7 @@ from benchmarks.suites import SUITES
 from trials.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
+from vlm2vec.inputs.packing import TokenBudget
 
 CPU = torch.device("cpu")
 VARIANTS = {name: variant for _, variants in training.SECTIONS.values() for name, variant in variants.items()}
@@ -33,11 +34,10 @@ def printed_rows(capsys: pytest.CaptureFixture[str]) -> list[str]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_row_is_a_run_that_the_training_program_takes(name: str) -> None:
     variant = VARIANTS[name]
-    arguments, tiny = (
-        bench.arguments_of(variant, bench.Setting(CPU, is_tiny, 24, 1, None)).training for is_tiny in (False, True)
-    )
-    assert (arguments.chunk_tokens, arguments.global_batch_size) == (variant.chunk_tokens, 24)
-    assert tiny.chunk_tokens == variant.chunk_tokens // 32
+    settings, tiny = (bench.settings_of(variant, bench.Setting(CPU, is_tiny, 24, 1, None)) for is_tiny in (False, True))
+    assert settings.chunking.packing == TokenBudget(variant.chunk_tokens)
+    assert settings.cluster.global_batch_size == 24
+    assert tiny.chunking.packing == TokenBudget(variant.chunk_tokens // 32)
 
 
 def test_the_script_runs_every_table_on_a_cpu(tmp_path: Path) -> None:
@@ -168,14 +168,15 @@ def test_mfu_counts_the_models_own_work_and_the_plan_stands_beside_the_peak() ->
     setting = bench.Setting(CPU, True, 4, 1, 1.0)
     variant = VARIANTS["dora"]
     model = bench._meta(variant.model, setting)
-    assert model.arguments.model.lora_dropout == 0.1
-    assert model.without_dropout().arguments.model == bench.arguments_of(VARIANTS["no_dropout"], setting).model
+    assert model.settings.lora is not None
+    assert model.settings.lora.dropout == 0.1
+    assert model.without_dropout().settings == bench.settings_of(VARIANTS["no_dropout"], setting).encoder
     flops = bench._useful_flops(variant.model, setting)
-    batch = bench.make_batch(bench.model_config(True), 4, bench.ChunkSizes(bench.TokenBudget(256)), CPU)
+    batch = bench.make_batch(bench.model_config(True), 4, bench.ChunkSizes(TokenBudget(256)), CPU)
     expected = flops.of(sum(batch.lengths), sum(length**2 for length in batch.lengths), batch.num_crops)
     assert bench._utilization(variant.model, batch, 2.0, setting) == pytest.approx(expected / 2e12)
     assert bench._utilization(variant.model, batch, 2.0, bench.Setting(CPU, True, 4, 1, None)) is None
-    planned = [bench.planned_bytes(model, bench.arguments_of(variant, setting), kept) for kept in (1, 10**6)]
+    planned = [bench.planned_bytes(model, bench.settings_of(variant, setting), kept) for kept in (1, 10**6)]
     assert 0 < planned[0] < planned[1]
 
 

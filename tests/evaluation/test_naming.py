@@ -13,6 +13,7 @@ from trials.rig.hand_made_eval import row, write_dataset
 from vlm2vec.errors import InputError
 from vlm2vec.training.evaluation import build_evaluation
 from vlm2vec.training.flags.evaluation import EvaluationArguments
+from vlm2vec.training.flags.resolve import evaluation_settings
 
 CASES = [
     ({"data": "no/such/folder"}, "dataset_name", "no/such/folder: no such folder"),
@@ -32,6 +33,6 @@ def test_both_programs_name_their_flag(tmp_path: Path, mini_model_dir: Path, wro
     scoring, training = ("--subset_name", "--eval_subsets") if flag == "subset" else (f"--{flag}", f"--eval_{flag}")
     with pytest.raises(InputError, match=rf"^{scoring} .*{message}"):
         mmeb.prepare(*parse_arguments(words), torch.device("cpu"))
-    arguments = EvaluationArguments(5, data, images, eval_subsets=[subset])
+    settings = evaluation_settings(EvaluationArguments(5, data, images, eval_subsets=[subset]))
     with pytest.raises(InputError, match=rf"^{training} .*{message}"):
-        build_evaluation(arguments, tmp_path, None, None, 0, torch.device("cpu"))
+        build_evaluation(settings, tmp_path, None, None, 0, torch.device("cpu"))

@@ -39,7 +39,8 @@ def arguments(*flags: str, deepspeed: str = ZERO2) -> RunArguments:
 
 
 def model(config: Phi3VConfig, *flags: str) -> MetaModel:
-    return MetaModel(config, arguments(*flags), num_crops=4)
+    settings = arguments(*flags).resolve(1, {"zero_optimization": {"stage": 2}})
+    return MetaModel(config, settings.encoder, num_crops=4)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,9 @@ def small(mini_model_dir: Path) -> RunPlan:
 
 
 def with_memory(made: RunPlan, memory: float) -> RunPlan:
-    return RunPlan(made.model, made.zero, dataclasses.replace(made.cluster, gpu_memory=memory), made.workload)
+    return RunPlan(
+        made.model, made.settings, made.zero, dataclasses.replace(made.cluster, gpu_memory=memory), made.workload
+    )
 
 
 def test_the_loss_takes_at_most_what_is_planned(small: RunPlan) -> None:
@@ -210,7 +213,8 @@ def test_shared_memory_is_that_of_the_chunks_made_ahead(
 
     A process has one task ahead, and the rank takes one more.
     """
-    monkeypatch.setattr(small.arguments.data, "dataloader_num_workers", workers)
+    data = dataclasses.replace(small.settings.data, num_workers=workers)
+    monkeypatch.setattr(small, "settings", dataclasses.replace(small.settings, data=data))
     edge = small.model.images.crop_size
     size = small.crops * 3 * edge * edge * 2  # bytes of a picture's crops in bfloat16
     assert shared_memory(small) == pytest.approx(pictures * size * small.cluster.gpus, rel=1e-12)

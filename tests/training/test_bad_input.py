@@ -17,10 +17,10 @@ from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.export import __main__ as export_program
 from vlm2vec.training.checkpoints.writer import find_checkpoint
-from vlm2vec.training.engine import engine_config
 from vlm2vec.training.evaluation import build_evaluation
+from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.evaluation import EvaluationArguments
-from vlm2vec.training.flags.run import parse_arguments
+from vlm2vec.training.flags.resolve import evaluation_settings
 
 ZERO2 = str(REPOSITORY / "ds_configs/zero2.json")
 
@@ -66,14 +66,8 @@ def test_engine_configurations(tmp_path: Path, content: object, reason: str) -> 
     path = tmp_path / "ds.json"
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    arguments = parse_arguments(
-        [
-            *("--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--max_steps", "1"),
-            *("--deepspeed", str(path), "--global_batch_size", "4"),
-        ]
-    )
     with pytest.raises(InputError, match=reason) as refused:
-        engine_config(path, arguments, 1)
+        read_engine_file(path)
     assert str(path) in str(refused.value)
 
 
@@ -118,6 +112,6 @@ def test_linked_evaluation_images_are_refused_with_the_flag_of_training(tmp_path
     (tmp_path / "images/GQA").symlink_to(tmp_path / "disk2")
     write_dataset(tmp_path / "data", "GQA", [row("<|image_1|> what?", ["x", "y"], "GQA/1.png")])
     place = {"eval_dataset_name": str(tmp_path / "data"), "eval_image_dir": str(tmp_path / "images")}
-    arguments = EvaluationArguments(eval_steps=1, **place)
+    settings = evaluation_settings(EvaluationArguments(eval_steps=1, **place))
     with pytest.raises(InputError, match=r"GQA/1\.png: a link that leads out .*pass --eval_allow_links"):
-        build_evaluation(arguments, tmp_path, Mock(), Mock(), 0, torch.device("cpu"))
+        build_evaluation(settings, tmp_path, Mock(), Mock(), 0, torch.device("cpu"))

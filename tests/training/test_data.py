@@ -9,30 +9,32 @@ import pytest
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.data import global_order, open_shards, order_remarks
-from vlm2vec.training.flags.run import RunArguments, parse_arguments
+from vlm2vec.training.flags.run import parse_arguments
+from vlm2vec.training.settings import DataSettings
 
 
-def arguments(shards: str, *extra: str) -> RunArguments:
+def settings(shards: str, *extra: str) -> DataSettings:
     needed = ["--model_name", "m", "--output_dir", "o", "--deepspeed", "d", "--max_steps", "1"]
-    return parse_arguments([*needed, "--dataset_name", shards, "--global_batch_size", "16", *extra])
+    arguments = parse_arguments([*needed, "--dataset_name", shards, "--global_batch_size", "16", *extra])
+    return arguments.resolve(2, {"zero_optimization": {"stage": 2}}).data
 
 
 def test_flags_become_the_order(mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA"])
-    plain = global_order(arguments(str(mini_shards_dir)), shards, num_ranks=2)
+    plain = global_order(settings(str(mini_shards_dir)), shards)
     assert plain.global_batch_size == 16
     assert plain.covers_each_sample_once
     flags = [
         *("--num_sample_per_subset", "20", "--first_n", "--mixture_weights", "PairVQA=3", "Photos=1"),
         *("--homogeneous_batch_size", "4", "--no_duplicate_positives", "--order", "block", "--seed", "5"),
     ]
-    order = global_order(arguments(str(mini_shards_dir), *flags), shards, num_ranks=2)
+    order = global_order(settings(str(mini_shards_dir), *flags), shards)
     mixture = order.mixture
     assert (mixture.max_samples, mixture.first_samples, mixture.unit, mixture.order) == (20, True, 4, "block")
     assert mixture.weights == {"PairVQA": 3, "Photos": 1}
     assert mixture.distinct_positives
     assert order.seed == 5
-    warm = global_order(arguments(str(mini_shards_dir), "--mixture_temperature", "2"), shards, num_ranks=2)
+    warm = global_order(settings(str(mini_shards_dir), "--mixture_temperature", "2"), shards)
     assert warm.mixture.temperature == 2
     assert len({plain.digest, order.digest, warm.digest}) == 3
 
@@ -40,9 +42,9 @@ def test_flags_become_the_order(mini_shards_dir: Path) -> None:
 def test_what_an_epoch_does_not_deliver_is_said(mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA"])
     total = sum(shards.num_samples.values())
-    plain = global_order(arguments(str(mini_shards_dir)), shards, 1)
+    plain = global_order(settings(str(mini_shards_dir)), shards)
     assert order_remarks(plain) == f" | an epoch leaves out {total % 16} pairs, different ones each time"
-    distinct = global_order(arguments(str(mini_shards_dir), "--no_duplicate_positives"), shards, 1)
+    distinct = global_order(settings(str(mini_shards_dir), "--no_duplicate_positives"), shards)
     left = distinct.duplicate_targets(0)
     assert f" | {left} pairs of epoch 0 share a target with one of their batch" in order_remarks(distinct)
     assert left < plain_duplicates(shards)
@@ -50,7 +52,7 @@ def test_what_an_epoch_does_not_deliver_is_said(mini_shards_dir: Path) -> None:
 
 def plain_duplicates(shards: ShardSet) -> int:
     """Rows of an epoch whose target stands in their batch before them, without the flag."""
-    order = global_order(arguments("d"), shards, 1)
+    order = global_order(settings("d"), shards)
     count = 0
     for step in range(order.steps_per_epoch):
         batch = order.batch(step)
@@ -63,8 +65,8 @@ def plain_duplicates(shards: ShardSet) -> int:
 
 
 def test_subsets_are_opened_as_asked(mini_shards_dir: Path) -> None:
-    assert open_shards(arguments(str(mini_shards_dir), "--subset_name", "Photos")).subsets == ("Photos",)
-    assert len(open_shards(arguments(str(mini_shards_dir))).subsets) == 10
+    assert open_shards(settings(str(mini_shards_dir), "--subset_name", "Photos")).subsets == ("Photos",)
+    assert len(open_shards(settings(str(mini_shards_dir))).subsets) == 10
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_subsets_are_opened_as_asked(mini_shards_dir: Path) -> None:
 )
 def test_refusals_name_the_remedy(extra: list[str], remedy: str) -> None:
     with pytest.raises(InputError, match=remedy) as refused:
-        arguments("shards", *extra)
+        settings("shards", *extra)
     assert "\n" not in str(refused.value)
 
 
@@ -101,4 +103,4 @@ def test_refusals_name_the_remedy(extra: list[str], remedy: str) -> None:
 def test_bad_weights_are_named(weights: list[str], message: str, mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA"])
     with pytest.raises(InputError, match=message):
-        global_order(arguments(str(mini_shards_dir), "--mixture_weights", *weights), shards, 1)
+        global_order(settings(str(mini_shards_dir), "--mixture_weights", *weights), shards)

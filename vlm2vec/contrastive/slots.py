@@ -12,6 +12,9 @@ import torch.distributed as dist
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import is_distributed
 
+# What a rank says of its step: chunks and those with images of three phases, whether it asks to stop, a digest.
+AGREED_NUMBERS = 8
+
 
 class StepStoppedError(RuntimeError):
     """A rank asked not to run the step; nothing of it has run on any rank."""
@@ -66,6 +69,7 @@ def agree_on_slots(
     """
     own = [number for phase in chunks.phases for number in (phase.num_chunks, phase.num_image_chunks)]
     own += [int(stop), digest]
+    assert len(own) == AGREED_NUMBERS
     plans = [own]
     if is_distributed(group):
         gathered = torch.empty((dist.get_world_size(group), len(own)), dtype=torch.int64, device=device)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vlm2vec.contrastive import has_dropout
-from vlm2vec.contrastive.loss import BLOCK_SCORES
+from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape, PassCost
 from vlm2vec.plan.states import ModelSize, StateMemory, ZeroSettings, state_memory
 from vlm2vec.plan.traffic import Collective, EngineCalls, collectives
-from vlm2vec.training.flags.run import RunArguments
-from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS, NO_GRAD_FACTOR
+from vlm2vec.training.flags.run import RunSettings
+from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS
 
 GIB = 2**30
 # Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time, 5.5 with recomputation;
@@ -63,18 +63,21 @@ class RunPlan:
 
     Args:
         model: The run's encoder on the meta device.
+        settings: What is in force in the run.
         zero: The engine's settings.
         cluster: The ranks.
         workload: The batch.
     """
 
-    def __init__(self, model: MetaModel, zero: ZeroSettings, cluster: Hardware, workload: Workload) -> None:
+    def __init__(
+        self, model: MetaModel, settings: RunSettings, zero: ZeroSettings, cluster: Hardware, workload: Workload
+    ) -> None:
         self.model = model
-        self.arguments: RunArguments = model.arguments
+        self.settings = settings
         self.zero = zero
         self.cluster = cluster
         self.workload = workload
-        self.pairs = self.arguments.global_batch_size(cluster.num_ranks)
+        self.pairs = settings.cluster.global_batch_size
         self.width = int(model.config.hidden_size)
         picture = model.images.layout(model.images.crop_size, model.images.crop_size)
         self.picture_tokens, self.crops = picture.num_tokens + workload.text_tokens, picture.num_crops
@@ -87,21 +90,23 @@ class RunPlan:
     @property
     def chunk_tokens(self) -> int:
         """The token budget of a chunk with a graph."""
-        return self.arguments.training.chunk_tokens or DEFAULT_CHUNK_TOKENS
+        packing = self.settings.chunking.packing
+        return packing.chunk_tokens if isinstance(packing, TokenBudget) else DEFAULT_CHUNK_TOKENS
 
     @cached_property
     def no_grad_factor(self) -> float:
         """Tokens of a chunk without a graph to those of one with."""
         if has_dropout(self.model.smallest):
             return 1.0
-        chosen = self.arguments.training.no_grad_chunk_tokens
-        return chosen / self.chunk_tokens if chosen else float(NO_GRAD_FACTOR)
+        budget = self.settings.chunking.no_grad_budget(has_dropout=False)
+        return 1.0 if budget is None else budget / self.chunk_tokens
 
     def rows(self, width: int, factor: float = 1.0, is_query: bool = True) -> int:
         """Items of one width in a chunk."""
-        training = self.arguments.training
-        fixed = training.gc_q_chunk_size if is_query else training.gc_p_chunk_size
-        return fixed or max(1, int(factor * self.chunk_tokens) // width)
+        packing = self.settings.chunking.packing
+        if isinstance(packing, FixedCounts):
+            return packing.query_chunk_size if is_query else packing.positive_chunk_size
+        return max(1, int(factor * packing.chunk_tokens) // width)
 
     def pictures(self, rows: int) -> ChunkShape:
         """A chunk of so many pictures with all their crops, the most expensive kind."""
@@ -135,15 +140,15 @@ class RunPlan:
         """Embeddings of all ranks and a block of scores, with what the loss's backward pass needs."""
         items, ranks = 2 * self.pairs, self.cluster.num_ranks
         embeddings = (_GATHERED_COPIES * items + _LOCAL_COPIES * math.ceil(items / ranks)) * self.width * _FLOAT32
-        block_rows = self.arguments.training.loss_block_rows or max(1, BLOCK_SCORES // self.pairs)
+        block_rows = self.settings.loss.rows_of_a_block(self.pairs)
         rows = min(block_rows, math.ceil(self.pairs / ranks))
         return float(embeddings + _SCORE_BLOCKS * rows * self.pairs * _FLOAT32)
 
     @property
     def keep_graphs(self) -> int:
         """Graphs that stay from pass 1 to pass 2; `auto` is counted as the one that costs nothing in pass 2."""
-        asked = self.arguments.training.keep_graphs
-        return 1 if asked == "auto" else int(asked)
+        asked = self.settings.chunking.keep_graphs
+        return 1 if asked is None else asked
 
     def graphs_that_fit(self, zero: ZeroSettings) -> int:
         """Graphs that could stay from pass 1 to pass 2, at most one for each chunk with images; 0 if none fits."""
@@ -176,7 +181,7 @@ class RunPlan:
 
     def traffic(self, zero: ZeroSettings) -> list[Collective]:
         """All transfers of a step."""
-        fetches = MOST_FETCHES if self.arguments.model.gradient_checkpointing else FETCHES
+        fetches = MOST_FETCHES if self.settings.encoder.gradient_checkpointing else FETCHES
         return collectives(self.size, zero, self.cluster.num_ranks, 2 * self.pairs, self.width, self.calls, fetches)
 
     @cached_property
@@ -186,7 +191,7 @@ class RunPlan:
         The plain pass recomputes nothing and, with DoRA, has no second product that only dropout needs.
         """
         text_rows = self.rows(self.workload.text_tokens, is_query=False)
-        checkpointing, plain = self.arguments.model.gradient_checkpointing, self.model.without_dropout()
+        checkpointing, plain = self.settings.encoder.gradient_checkpointing, self.model.without_dropout()
         run = useful = 0.0
         shapes = (self.pictures(self._growth.rows), ChunkShape(text_rows, self.workload.text_tokens, 0))
         for items, shape in zip(self.items_a_rank, shapes, strict=True):
@@ -204,7 +209,7 @@ class RunPlan:
     @cached_property
     def _growth(self) -> _Growth:
         rows = self.rows(self.picture_tokens)
-        checkpointing = self.arguments.model.gradient_checkpointing
+        checkpointing = self.settings.encoder.gradient_checkpointing
         encode = self.model.cost(self.pictures(max(1, int(rows * self.no_grad_factor))), False)
         one, two = (self.model.cost(self.pictures(number), True, checkpointing) for number in (rows, 2 * rows))
         return _Growth(rows, encode, one, two)

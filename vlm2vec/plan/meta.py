@@ -22,7 +22,7 @@ from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VPr
 from vlm2vec.plan.passes import ChunkShape, PassCost, at_depth, measure
 from vlm2vec.plan.states import ModelSize
 from vlm2vec.training.build import prepare_encoder
-from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.settings import EncoderSettings
 
 _ATTENTION = "fused_on_meta"
 _FEWEST_LAYERS = 1
@@ -79,13 +79,13 @@ class MetaModel:
 
     Args:
         config: The full model.
-        arguments: The run's arguments.
+        settings: The run's encoder.
         num_crops: Local crops a picture at most.
     """
 
-    def __init__(self, config: Phi3VConfig, arguments: RunArguments, num_crops: int) -> None:
+    def __init__(self, config: Phi3VConfig, settings: EncoderSettings, num_crops: int) -> None:
         self.config = config
-        self.arguments = arguments
+        self.settings = settings
         vision = config.vision_config
         self.images = Phi3VImageProcessor(num_crops, vision.image_size, vision.patch_size)
         self.depths = (int(config.num_hidden_layers), int(vision.num_hidden_layers))
@@ -94,11 +94,11 @@ class MetaModel:
 
     def without_dropout(self) -> MetaModel:
         """The same model whose adapters drop nothing."""
-        model = self.arguments.model
-        if not model.lora or model.lora_dropout == 0:
+        lora = self.settings.lora
+        if lora is None or lora.dropout == 0:
             return self
-        plain = dataclasses.replace(model, lora_dropout=0.0, lora_dropout_on="input")
-        return MetaModel(self.config, dataclasses.replace(self.arguments, model=plain), self.images.num_crops)
+        plain = dataclasses.replace(lora, dropout=0.0, dropout_on="input")
+        return MetaModel(self.config, dataclasses.replace(self.settings, lora=plain), self.images.num_crops)
 
     def encoder(self, depths: tuple[int, int]) -> VLM2Vec:
         """The encoder in training mode, with so many layers of language model and CLIP."""
@@ -132,15 +132,15 @@ class MetaModel:
         if vision > few[1]:
             counted = counted + (vision - few[1]) * (count((few[0], few[1] + 1)) - base)
         trained = [each for each in self.smallest.parameters() if each.requires_grad]
-        model = self.arguments.model
+        precision = self.settings.precision
         return ModelSize(
             total=int(counted[0]),
             trainable=int(counted[1]),
             language=int(counted[2]),
             vision=int(counted[3]),
             largest=max(each.numel() for each in trained),
-            trainable_bytes=2 if model.bf16 and not model.lora else 4,
-            frozen_bytes=2 if model.bf16 else 4,
+            trainable_bytes=precision.weights.itemsize,
+            frozen_bytes=precision.frozen.itemsize,
         )
 
     @property
@@ -163,21 +163,21 @@ class MetaModel:
     def _build(self, depths: tuple[int, int]) -> VLM2Vec:
         config = copy.deepcopy(self.config)
         config.num_hidden_layers, config.vision_config.num_hidden_layers = depths
-        chosen = self.arguments.model.attn_implementation
+        chosen = self.settings.attn_implementation
         config._attn_implementation = chosen if chosen == "eager" else _ATTENTION
-        model = self.arguments.model
+        precision = self.settings.precision
         with torch.device("meta"):
-            backbone = Phi3VModel(config).to(torch.bfloat16 if model.bf16 else torch.float32)
+            backbone = Phi3VModel(config).to(precision.frozen)
             blank = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
             encoder = prepare_encoder(
-                VLM2Vec(backbone, Phi3VProcessor(blank, self.images), model.max_len),
-                self.arguments,
+                VLM2Vec(backbone, Phi3VProcessor(blank, self.images), self.settings.max_len),
+                self.settings,
                 gradient_checkpointing=False,
             )
         for parameter in encoder.parameters():
             if parameter.requires_grad:  # gradients of weights are the engine's business, and counted with it
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-        if model.lora and model.bf16:  # float32 adapters on a bfloat16 base run under autocast
+        if precision.autocast:  # float32 adapters on a bfloat16 base run under autocast
             encoder.autocast = _Autocast  # type: ignore[method-assign]
             layers = [each for each in encoder.modules() if isinstance(each, GradientCheckpointingLayer)]
             for module in (part for layer in layers for part in layer.children()):

@@ -9,24 +9,26 @@ import torch
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
-from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.settings import EncoderSettings
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 
 _TERA = 1e12
 _TEXT_WIDTHS = (64, 128)
 
 
-def model_flops(arguments: RunArguments, encoder: VLM2Vec, device: torch.device) -> ModelFlops | None:
+def model_flops(
+    settings: EncoderSettings, peak_tflops: float | None, encoder: VLM2Vec, device: torch.device
+) -> ModelFlops | None:
     """What MFU of a run is counted by; None where the peak is neither given nor known. Takes some seconds."""
-    peak = arguments.training.peak_tflops
-    if peak is None and arguments.model.bf16:
+    peak = peak_tflops
+    if peak is None and settings.precision.compute is torch.bfloat16:
         peak = known_peak_tflops(device)
     if peak is None:
         return None
     with warnings.catch_warnings():
         # transformers 5.23 warns of a name that older versions need.
         warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        model = MetaModel(encoder.base.config, arguments, encoder.processor.num_crops)
+        model = MetaModel(encoder.base.config, settings, encoder.processor.num_crops)
         return counted_flops(model, peak * _TERA)
 
 

@@ -27,7 +27,6 @@ from vlm2vec.plan.estimate import GIB, RunPlan
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.states import ZeroSettings
 from vlm2vec.plan.tables import tables
-from vlm2vec.training.engine import refuse_compiled_layers
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
@@ -117,11 +116,12 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
     num_crops = arguments.model.num_crops
     if (folder / "config.json").is_file():
         config = load_config(folder, {})
-        settings = folder / "preprocessor_config.json"
-        num_crops = num_crops or (read_json(settings).get("num_crops") if settings.is_file() else None)
+        images = folder / "preprocessor_config.json"
+        num_crops = num_crops or (read_json(images).get("num_crops") if images.is_file() else None)
     else:
         config = Phi3VConfig()
     choose_accelerator()
-    zero = ZeroSettings.read(read_engine_file(Path(arguments.training.deepspeed))["zero_optimization"])
-    refuse_compiled_layers(arguments.model, zero.stage)
-    return RunPlan(MetaModel(config, arguments, num_crops or _CROPS_OF_PHI_3_5), zero, cluster, workload)
+    settings = arguments.resolve(cluster.num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
+    zero = ZeroSettings.read(settings.engine.file["zero_optimization"])
+    model = MetaModel(config, settings.encoder, num_crops or _CROPS_OF_PHI_3_5)
+    return RunPlan(model, settings, zero, cluster, workload)

@@ -14,7 +14,7 @@ def shared_memory(plan: RunPlan) -> float:
     A step's chunks are made in the order in which they run: pass 1 with pictures, pass 1 without, then pass 2 in the
     same way. A rank holds as many as its processes have tasks, and one that it takes over. Texts are not counted.
     """
-    workers = plan.arguments.data.dataloader_num_workers
+    workers = plan.settings.data.num_workers
     if workers == 0:
         return 0.0
     rows = plan.rows(plan.picture_tokens)

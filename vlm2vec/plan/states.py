@@ -5,6 +5,7 @@ Compared with the tensors that live engines hold in tests/distributed/test_estim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,7 +73,7 @@ class ZeroSettings:
     sub_group: int
 
     @classmethod
-    def read(cls, zero_optimization: dict[str, Any]) -> ZeroSettings:
+    def read(cls, zero_optimization: Mapping[str, Any]) -> ZeroSettings:
         """From the configuration's section; what it does not say is DeepSpeed's default."""
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 

@@ -33,11 +33,12 @@ def _gib(size: float) -> str:
 
 
 def _heading(plan: RunPlan) -> Text:
-    size, cluster, model = plan.size, plan.cluster, plan.arguments.model
-    kind = "LoRA" + (" (DoRA)" if model.lora_use_dora else "") if model.lora else "all weights"
+    size, cluster, encoder = plan.size, plan.cluster, plan.settings.encoder
+    kind = "all weights" if encoder.lora is None else "LoRA" + (" (DoRA)" if encoder.lora.use_dora else "")
+    dtype = str(encoder.precision.compute).removeprefix("torch.")
     pictures, texts = plan.items_a_rank
     lines = [
-        f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {'bfloat16' if model.bf16 else 'float32'}",
+        f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {dtype}",
         f"{cluster.num_ranks} ranks ({cluster.nodes} x {cluster.gpus}) of {cluster.gpu_memory / GIB:.0f} GiB | global "
         f"batch {plan.pairs:,}: a rank has {pictures:.0f} pictures of {plan.picture_tokens} tokens and "
         f"{texts:.0f} texts of {plan.workload.text_tokens} in {plan.calls.repeat} chunks",
@@ -87,7 +88,7 @@ def _chunk_table(plan: RunPlan) -> Table:
         title="The largest chunk in GiB: images with all crops",
         title_justify="left",
     )
-    chosen = plan.arguments.model.gradient_checkpointing
+    chosen = plan.settings.encoder.gradient_checkpointing
     rows = plan.rows(plan.picture_tokens)
     encode_rows = max(1, int(rows * plan.no_grad_factor))
     kinds = [
@@ -138,7 +139,7 @@ def _time(plan: RunPlan) -> Text:
         else f"{cluster.ring_bandwidth / _GIGA:.0f} GB/s between nodes"
     )
     # Epochs are counted in the data, which a plan does not read.
-    steps = plan.arguments.training.max_steps or 1000
+    steps = plan.settings.schedule.max_steps or 1000
     return Text(
         f"{run / _TERA:,.0f} TFLOP a rank and step; one plain forward and backward pass would be {useful / _TERA:,.0f} "
         f"({useful / run:.0%})\n"
@@ -164,7 +165,7 @@ def _kept_graphs(plan: RunPlan) -> Text:
 
 
 def _shared_memory(plan: RunPlan) -> Text:
-    workers = plan.arguments.data.dataloader_num_workers
+    workers = plan.settings.data.num_workers
     return Text(
         f"Shared memory (/dev/shm) of a node: at most {_gib(shared_memory(plan))} GiB for {plan.cluster.gpus} "
         f"ranks with {workers} loader processes each"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlm2vec.contrastive.slots import AGREED_NUMBERS
 from vlm2vec.plan.states import ModelSize, ZeroSettings
 
 _FLOAT32 = 4
-_AGREEMENT_BYTES = 56  # seven integers a rank
+_AGREEMENT_BYTES = AGREED_NUMBERS * 8  # int64
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,36 @@
-"""From a run's arguments to its data: which subsets, in what order, the same on every rank."""
+"""A run's data: which subsets, in what order, the same on every rank."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
 
-from vlm2vec.batches import GlobalOrder, Mixture
+from vlm2vec.batches import GlobalOrder
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import gather_from_all
 from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
-from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.settings import DataSettings
 
 
-def open_shards(arguments: RunArguments) -> ShardSet:
-    """The shards that the arguments name."""
-    data = arguments.data
-    folder = {} if data.cache_dir is None else {"folder": Path(data.cache_dir)}
+def open_shards(settings: DataSettings) -> ShardSet:
+    """The shards that the flags name."""
+    folder = {} if settings.cache_dir is None else {"folder": settings.cache_dir}
     return ShardSet.open(
-        data.dataset_name,
-        None if data.subset_name == ["all"] else data.subset_name,
-        block_samples=BLOCK_SAMPLES if data.order == BLOCK else 1,
-        cache=Cache(max_bytes=round(data.cache_gb * 1e9), **folder),
+        settings.dataset_name,
+        settings.subsets,
+        block_samples=BLOCK_SAMPLES if settings.mixture.order == BLOCK else 1,
+        cache=Cache(max_bytes=settings.cache_bytes, **folder),
     )
 
 
-def open_data(arguments: RunArguments, num_ranks: int, rank: int) -> tuple[ShardSet, GlobalOrder]:
+def open_data(settings: DataSettings, rank: int) -> tuple[ShardSet, GlobalOrder]:
     """The shards and their order; one sample is read, so that data out of reach are found here.
 
     Raises:
         InputError: The shards cannot be reached or used.
     """
-    shards = open_shards(arguments)
-    order = global_order(arguments, shards, num_ranks)
+    shards = open_shards(settings)
+    order = global_order(settings, shards)
     subset = shards.subsets[rank % len(shards.subsets)]
     try:
         shards.read(subset, rank % shards.num_samples[subset])
@@ -44,39 +41,15 @@ def open_data(arguments: RunArguments, num_ranks: int, rank: int) -> tuple[Shard
     return shards, order
 
 
-def global_order(arguments: RunArguments, shards: ShardSet, num_ranks: int) -> GlobalOrder:
+def global_order(settings: DataSettings, shards: ShardSet) -> GlobalOrder:
     """The order in which the shards' samples come."""
-    data = arguments.data
-    mixture = Mixture(
-        unit=data.homogeneous_batch_size,
-        weights=_weights(data.mixture_weights) if data.mixture_weights else None,
-        temperature=data.mixture_temperature,
-        max_samples=data.num_sample_per_subset,
-        first_samples=data.first_n,
-        order=data.order,
-        distinct_positives=data.no_duplicate_positives,
-    )
     return GlobalOrder(
         shards.num_samples,
-        arguments.global_batch_size(num_ranks),
-        arguments.training.seed,
-        mixture,
-        (lambda name: shards.columns(name)["positive_hash"]) if mixture.distinct_positives else None,
+        settings.global_batch_size,
+        settings.seed,
+        settings.mixture,
+        (lambda name: shards.columns(name)["positive_hash"]) if settings.mixture.distinct_positives else None,
     )
-
-
-def _weights(words: Sequence[str]) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for word in words:
-        name, _, number = word.partition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            raise InputError(f"--mixture_weights {word}: expected SUBSET=WEIGHT, such as NIGHTS=2") from None
-        if name in weights:
-            raise InputError(f"--mixture_weights {name}: given twice")
-        weights[name] = weight
-    return weights
 
 
 def compare_data(shards: ShardSet, order: GlobalOrder) -> None:

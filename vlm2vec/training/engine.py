@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlm2vec.errors import InputError
 from vlm2vec.ranks import ranks_of_node, set_collective_timeout
-from vlm2vec.training.flags.engine_file import read_engine_file
-from vlm2vec.training.flags.model import ModelArguments
-from vlm2vec.training.flags.run import RunArguments
+from vlm2vec.training.settings import EngineSettings
 
 # Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
 BF16_ENGINE: dict[str, Any] = {
@@ -24,26 +20,21 @@ BF16_ENGINE: dict[str, Any] = {
 }
 
 
-def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run: the file's ZeRO settings and what follows from the arguments.
-
-    Raises:
-        InputError: The file is refused, see `read_engine_file`.
-    """
-    config = read_engine_file(path)
-    training = arguments.training
-    config |= {
+def engine_config(settings: EngineSettings) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run: the file's ZeRO settings and what follows from the flags."""
+    optimizer, cluster = settings.optimizer, settings.cluster
+    config = dict(settings.file) | {
         # DeepSpeed wants a whole number here; it scales nothing with it while accumulation is 1.
-        "train_micro_batch_size_per_gpu": max(1, arguments.global_batch_size(num_ranks) // num_ranks),
+        "train_micro_batch_size_per_gpu": max(1, cluster.global_batch_size // cluster.num_ranks),
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": training.max_grad_norm,
+        "gradient_clipping": optimizer.max_grad_norm,
         "optimizer": {
             "type": "AdamW",
             "params": {
-                "lr": training.learning_rate,
-                "betas": [training.adam_beta1, training.adam_beta2],
-                "eps": training.adam_epsilon,
-                "weight_decay": training.weight_decay,
+                "lr": optimizer.learning_rate,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.epsilon,
+                "weight_decay": optimizer.weight_decay,
                 # torch's own AdamW: nothing is compiled at the start, CPU ranks take the path of GPUs, and a resume is
                 # equal bit for bit, with offload too (DeepSpeed's CPU optimizer multiplies beta^t up while it runs and
                 # takes a power after a load).
@@ -53,61 +44,36 @@ def engine_config(path: Path, arguments: RunArguments, num_ranks: int) -> dict[s
         },
         "steps_per_print": 2**31,
     }
-    if arguments.model.bf16 and not arguments.model.lora:
+    if settings.precision.engine_casts:
         config |= BF16_ENGINE
         # ZeRO-3's own linear layer rounds differently from ZeRO-2's.
         config["zero_optimization"] = config["zero_optimization"] | {"memory_efficient_linear": False}
     return config
 
 
-def zero_stage(arguments: RunArguments, num_ranks: int) -> int:
-    """The ZeRO stage that a run will have.
-
-    Raises:
-        InputError: As `engine_config`.
-    """
-    config = engine_config(Path(arguments.training.deepspeed), arguments, num_ranks)
-    return int(config["zero_optimization"]["stage"])
-
-
-def refuse_compiled_layers(model: ModelArguments, zero_stage: int) -> None:
-    """Refuses to compile what cannot be compiled whole.
-
-    Raises:
-        InputError: `--compile_layers` under ZeRO-3.
-    """
-    if model.compile_layers and zero_stage == 3:
-        raise InputError(
-            "--compile_layers: ZeRO-3 gathers weights in hooks within every layer, which cut compiled code into pieces "
-            "(measured: 98 instead of 8); leave it out, or give --deepspeed a file with stage 1 or 2"
-        )
-
-
 def build_engine(
     encoder: nn.Module,
-    arguments: RunArguments,
+    settings: EngineSettings,
     schedule: Callable[[Any], Any],
-    num_ranks: int,
     loads_universal: bool = False,
 ) -> Any:
     """A DeepSpeed engine around the encoder.
 
     Args:
         encoder: Its trainable parameters are the ones that require a gradient.
-        arguments: The run's arguments.
+        settings: The run's.
         schedule: Makes the learning-rate schedule from the optimizer.
-        num_ranks: Ranks in the run.
         loads_universal: Whether it will load a checkpoint of other ranks or another ZeRO stage.
     """
     import deepspeed
 
-    config = engine_config(Path(arguments.training.deepspeed), arguments, num_ranks)
+    config = engine_config(settings)
     if loads_universal:
         config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
     share_cores(config["zero_optimization"])
     trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=encoder, model_parameters=trainable, config=config, lr_scheduler=schedule)
-    set_collective_timeout(arguments.training.collective_timeout)
+    set_collective_timeout(settings.cluster.collective_timeout)
     return engine
 
 

@@ -23,7 +23,8 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.ranks import own_rank, send_from_first
 from vlm2vec.training.checkpoints.record import CHECKPOINT_PREFIX
-from vlm2vec.training.flags.evaluation import BEST, EvaluationArguments
+from vlm2vec.training.flags.evaluation import BEST
+from vlm2vec.training.settings import EvaluationSettings
 from vlm2vec.training.watch.monitor import Monitor
 
 # Of a score that is kept: what a mean's rounding changes behind them would make equal scores differ.
@@ -125,7 +126,7 @@ def best_checkpoint(output_dir: Path) -> str | None:
 
 
 def build_evaluation(
-    arguments: EvaluationArguments,
+    settings: EvaluationSettings | None,
     output_dir: Path,
     inputs: ItemEncoderInputs,
     model_call: ModelCall,
@@ -137,15 +138,13 @@ def build_evaluation(
     Raises:
         InputError: a dataset or picture that cannot be used.
     """
-    if arguments.eval_steps is None:
+    if settings is None:
         return NoEvaluation()
-    assert arguments.eval_dataset_name is not None
-    assert arguments.eval_image_dir is not None
     with named_flags(_FLAGS):
-        data, _ = read_data(arguments.eval_dataset_name, arguments.eval_subsets)
-    folder = ImageFolder(arguments.eval_image_dir, arguments.eval_allow_links)
+        data, _ = read_data(settings.dataset_name, settings.subsets)
+    folder = ImageFolder(settings.image_dir, settings.allow_links)
     with named_flags(_FLAGS), links_remedy("--eval_allow_links"):
         images = scan_images(data.items, folder)
     plan = plan_encoding(data.items, images, inputs, default_batch_tokens(device))
     live = LiveEvaluation(data, BatchSource(data.items, plan, folder, inputs), inputs.padding_chunk(), num_workers)
-    return RunEvaluation(live, model_call, arguments.eval_steps, output_dir, arguments.save_best)
+    return RunEvaluation(live, model_call, settings.every, output_dir, settings.saves_best)

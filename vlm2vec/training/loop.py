@@ -13,7 +13,7 @@ from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoints.rank_state import rank_state
 from vlm2vec.training.checkpoints.writer import CheckpointError, Checkpoints
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation
-from vlm2vec.training.flags.training import TrainingArguments
+from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.skipped_steps import SkippedSteps
 from vlm2vec.training.stop import StopRequest
 from vlm2vec.training.watch.metrics import StepMeter
@@ -34,7 +34,7 @@ def train(
     meter: StepMeter,
     monitor: Monitor,
     checkpoints: Checkpoints,
-    arguments: TrainingArguments,
+    settings: RunSettings,
     stop: StopRequest,
     watch: RunWatch,
     bad_samples: BadSamples,
@@ -54,6 +54,7 @@ def train(
         CheckpointError: The last checkpoint could not be written.
     """
     evaluation = evaluation or NoEvaluation()
+    temperature_rate, every = settings.loss.temperature_learning_rate, settings.checkpoints.every
     skipped_steps = SkippedSteps(engine)
     for batch in watch.steps(batches):
         header = batch.header
@@ -77,16 +78,16 @@ def train(
             was_skipped = skipped_steps.after_update(header.step + 1, monitor)
             if temperature is not None and was_skipped:
                 temperature.drop_gradient()
-            elif temperature is not None:
+            elif temperature is not None and temperature_rate is not None:
                 # On the schedule of the other parameters.
-                temperature.step(arguments.temperature_learning_rate * learning_rate / arguments.learning_rate)
+                temperature.step(temperature_rate * learning_rate / settings.optimizer.learning_rate)
         with watch.pause(RunPart.PROFILE):
             profiles.after(header.step + 1)
         meter.add(header, output)
         monitor.advance()
         done = header.step + 1
-        is_last = done == arguments.max_steps
-        if is_last or done % arguments.logging_steps == 0:
+        is_last = done == settings.schedule.max_steps
+        if is_last or done % settings.watch.logging_steps == 0:
             figures = meter.report()
             figures.values["learning_rate"] = learning_rate
             figures.values["gradient_norm"] = float(engine.get_global_grad_norm())
@@ -94,12 +95,12 @@ def train(
             figures.values["bad_samples"] = float(len(bad_samples))
             figures.values["skipped_steps"] = float(skipped_steps.total)
             figures.values["temperature"] = (
-                float(temperature.value) if temperature is not None else arguments.temperature
+                float(temperature.value) if temperature is not None else settings.loss.temperature
             )
             monitor.figures(done, figures)
         with watch.pause(RunPart.EVALUATION):
             is_best = evaluation.after_step(engine, done, is_last, monitor)
-        if is_last or is_best or (arguments.save_steps and done % arguments.save_steps == 0):
+        if is_last or is_best or (every and done % every == 0):
             with watch.pause(RunPart.CHECKPOINT):
                 checkpoint = save(engine, done, meter, monitor, checkpoints, run_goes_on=not is_last)
                 if is_best and checkpoint is not None:

@@ -20,6 +20,7 @@ from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.writer import Checkpoints, RunRecord
 from vlm2vec.training.engine import build_engine
+from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 from vlm2vec.training.skipped_steps import SkippedSteps
 
@@ -30,8 +31,9 @@ LIVE = "live.pt"
 def train_and_save(arguments: RunArguments) -> None:
     """Changes the model through its engine; writes the checkpoint and the live embeddings to the run's folder."""
     folder = Path(arguments.training.output_dir)
-    encoder = build_encoder(arguments)
-    engine = build_engine(encoder, arguments, constant, dist.get_world_size())
+    settings = arguments.resolve(dist.get_world_size(), read_engine_file(Path(arguments.training.deepspeed)))
+    encoder = build_encoder(settings.encoder)
+    engine = build_engine(encoder, settings.engine, constant)
     inputs = encoder.processor.process_item("step in some direction", [], None).input_ids[None]
     for _ in range(2):
         vectors = engine(input_ids=inputs, attention_mask=torch.ones_like(inputs), dummy_image=True)
@@ -58,8 +60,9 @@ def train_and_save(arguments: RunArguments) -> None:
 
 def encode_reference(arguments: RunArguments) -> None:
     """Writes the reference queries' embeddings, of the bf16 engine, to the run's folder."""
-    encoder = build_encoder(arguments)
-    engine = build_engine(encoder, arguments, constant, dist.get_world_size())
+    settings = arguments.resolve(dist.get_world_size(), read_engine_file(Path(arguments.training.deepspeed)))
+    encoder = build_encoder(settings.encoder)
+    engine = build_engine(encoder, settings.engine, constant)
     assert next(encoder.parameters()).dtype == torch.bfloat16
     case = golden.read("train/train.json")["query"]
     batch = golden.batch_of(Path(arguments.model.model_name), case["texts"], case["images"], case["num_crops"])

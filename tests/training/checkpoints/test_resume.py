@@ -11,13 +11,13 @@ import pytest
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.record import RECORD, RunRecord, read_whole
-from vlm2vec.training.checkpoints.resume import Partitioning, changes, resume_point
+from vlm2vec.training.checkpoints.resume import changes, resume_point
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.watch.metrics import Figures
 from vlm2vec.training.watch.monitor import RunMonitor
 
 DATA = {"shards": "a", "order": "b"}
-HERE = Partitioning(num_ranks=2, zero_stage=2)
+HERE = (2, 2)  # ranks, ZeRO stage
 
 
 def arguments(output: Path, *extra: str, batch: str = "--global_batch_size") -> Any:
@@ -27,6 +27,11 @@ def arguments(output: Path, *extra: str, batch: str = "--global_batch_size") -> 
             *("--max_steps", "9", batch, "16", *extra),
         ]
     )
+
+
+def settings(output: Path, *extra: str, cluster: tuple[int, int] = HERE, **batch: str) -> Any:
+    num_ranks, stage = cluster
+    return arguments(output, *extra, **batch).resolve(num_ranks, {"zero_optimization": {"stage": stage}})
 
 
 def write_checkpoint(output: Path, step: int, *extra: str, **record: Any) -> Path:
@@ -42,9 +47,9 @@ def write_checkpoint(output: Path, step: int, *extra: str, **record: Any) -> Pat
     return folder
 
 
-def point(output: Path, *extra: str, cluster: Partitioning = HERE, data: dict[str, str] = DATA) -> Any:
+def point(output: Path, *extra: str, cluster: tuple[int, int] = HERE, data: dict[str, str] = DATA) -> Any:
     warnings: list[str] = []
-    found = resume_point(arguments(output, *extra), cluster, data, warnings.append)
+    found = resume_point(settings(output, *extra, cluster=cluster), data, warnings.append)
     return found, warnings
 
 
@@ -95,8 +100,8 @@ def test_a_path_must_not_leave_later_checkpoints_behind(tmp_path: Path) -> None:
     assert point(tmp_path / "fork", "--resume", str(first))[0].record.step == 2
 
 
-@pytest.mark.parametrize("cluster", [Partitioning(1, 2), Partitioning(2, 3)])
-def test_other_ranks_or_stages_are_elastic(tmp_path: Path, cluster: Partitioning) -> None:
+@pytest.mark.parametrize("cluster", [(1, 2), (2, 3)])
+def test_other_ranks_or_stages_are_elastic(tmp_path: Path, cluster: tuple[int, int]) -> None:
     write_checkpoint(tmp_path, 2)
     assert point(tmp_path, "--resume", "auto", cluster=cluster)[0].is_elastic
 
@@ -136,17 +141,19 @@ def test_kept_graphs_are_not_measured_again(tmp_path: Path) -> None:
     """What was free on the device is not what is free now; another number would change the sum's rounding."""
     write_checkpoint(tmp_path, 2, keep_graphs=3)
     found = point(tmp_path, "--resume", "auto")[0]
-    assert found.kept_graphs(arguments(tmp_path)) == 3
-    assert found.kept_graphs(arguments(tmp_path, "--chunk_tokens", "9")) is None
-    assert point(tmp_path, "--resume", "auto", cluster=Partitioning(1, 2))[0].kept_graphs(arguments(tmp_path)) is None
+    assert found.kept_graphs(settings(tmp_path).flags) == 3
+    assert found.kept_graphs(settings(tmp_path, "--chunk_tokens", "9").flags) is None
+    assert point(tmp_path, "--resume", "auto", cluster=(1, 2))[0].kept_graphs(settings(tmp_path).flags) is None
 
 
 def test_a_batch_a_device_on_other_ranks_is_another_batch(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 2)
     record = read_whole(tmp_path / "checkpoint-2")
-    same = arguments(tmp_path, batch="--per_device_train_batch_size")  # 16 on 1 rank
-    assert changes(record, same, 1, DATA) == {}
-    assert "--global_batch_size 16 keeps it" in changes(record, same, 2, DATA)["per_device_train_batch_size"]
+    per_rank = "--per_device_train_batch_size"
+    same, other = (settings(tmp_path, cluster=(ranks, 2), batch=per_rank) for ranks in (1, 2))  # 16 a rank
+    assert changes(record, same.flags, same.cluster, DATA) == {}
+    found = changes(record, other.flags, other.cluster, DATA)
+    assert "--global_batch_size 16 keeps it" in found["per_device_train_batch_size"]
 
 
 def test_an_argument_that_the_checkpoint_does_not_know(tmp_path: Path) -> None:

@@ -36,12 +36,12 @@ def test_every_flag_says_what_its_value_decides() -> None:
 
 @pytest.mark.parametrize("name", sorted(argument_defaults()))
 def test_a_resume_refuses_another_value_if_the_flag_decides_the_result(name: str) -> None:
-    now = arguments()
-    before = {**json.loads(json.dumps(now.as_dict())), name: "another"}
+    now = arguments().resolve(2, {"zero_optimization": {"stage": 2}})
+    before = {**json.loads(json.dumps(now.flags)), name: "another"}
     if POLICIES[name].compared_as == "global batch":
         before |= {"global_batch_size": None, "per_device_train_batch_size": 9}
     record = RunRecord(step=1, num_ranks=2, zero_stage=2, arguments=before, versions={}, data=DATA)
-    found = changes(record, now, 2, DATA)
+    found = changes(record, now.flags, now.cluster, DATA)
     if POLICIES[name].compared_as == "global batch":
         assert list(found) == ["global_batch_size"]
     else:

@@ -8,6 +8,7 @@ import pytest
 
 from trials.rig.launcher import REPOSITORY
 from vlm2vec.training.engine import engine_config
+from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import parse_arguments
 
 RECIPES = sorted((REPOSITORY / "launch/recipes").glob("*.yaml"))
@@ -26,7 +27,7 @@ def test_every_recipe_with_every_engine(recipe: Path, engine: Path, monkeypatch:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    config = engine_config(engine, arguments, num_ranks=1)
+    config = engine_config(arguments.resolve(1, read_engine_file(engine)).engine)
     accepted = DeepSpeedConfig(config)
     assert accepted.zero_optimization_stage == int(engine.stem[4])
     assert accepted.gradient_clipping == arguments.training.max_grad_norm

@@ -18,13 +18,13 @@ from vlm2vec.contrastive.watch import AnyPart, Part, Place, Watch
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.training.checkpoints.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come
-from vlm2vec.training.flags.checkpoint import CheckpointArguments
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.preflight import out_of_memory
 from vlm2vec.training.preflight.compare_ranks import differences, facts
 from vlm2vec.training.preflight.graph_memory import DeviceMemory
 from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
 from vlm2vec.training.preflight.rehearsal import ChunkMemory, PeakMeter, rehearse
+from vlm2vec.training.settings import CheckpointSettings
 from vlm2vec.training.watch.parts import RunPart
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -38,6 +38,10 @@ def arguments(*flags: str):
             *("--deepspeed", str(REPOSITORY / "ds_configs/zero2.json"), "--global_batch_size", "4", *flags),
         ]
     )
+
+
+def settings(*flags: str, num_ranks: int = 1):
+    return arguments(*flags).resolve(num_ranks, {"zero_optimization": {"stage": 2}})
 
 
 def test_facts_name_flags_files_and_packages(tmp_path: Path) -> None:
@@ -70,8 +74,11 @@ def test_facts_name_flags_files_and_packages(tmp_path: Path) -> None:
 def test_checkpoints_that_must_fit(
     limit: int | None, every: int | None, steps: tuple[int, int], there: int, expected: tuple[int, int]
 ) -> None:
-    saved = CheckpointArguments(save_steps=every, save_total_limit=limit)
-    assert checkpoints_to_come(saved, steps, there, keeps_best=False) == expected
+    assert checkpoints_to_come(saved(Path("o"), every, limit), steps, there) == expected
+
+
+def saved(output_dir: Path, every: int | None, limit: int | None) -> CheckpointSettings:
+    return CheckpointSettings(output_dir, every, limit, None, (), keeps_best=False, excludes_frozen=False)
 
 
 def test_a_full_disk_is_refused_and_one_that_fills_up_is_warned_of(
@@ -83,8 +90,7 @@ def test_a_full_disk_is_refused_and_one_that_fills_up_is_warned_of(
 
     def check(free: int, limit: int | None) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, free))
-        saved = CheckpointArguments(save_steps=1, save_total_limit=limit)
-        check_disk(engine, tmp_path / "new" / "run", saved, (0, 10), False, False, warnings.append)
+        check_disk(engine, saved(tmp_path / "new" / "run", 1, limit), (0, 10), warnings.append)
 
     check(160 * MIB, None)
     check(48 * MIB, 2)
@@ -155,9 +161,8 @@ def test_the_flag_follows_from_the_place(
     place: Place, sizes: ChunkSizes, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 5)
-    monkeypatch.setattr(out_of_memory.dist, "get_world_size", lambda: 8)
     cause = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(InputError) as told_error, MemoryAdvice(arguments(*flags), sizes, WatchAt(place)):
+    with pytest.raises(InputError) as told_error, MemoryAdvice(settings(*flags, num_ranks=8), sizes, WatchAt(place)):
         raise RuntimeError("rank 5, pass 1, chunk 2 (an item)") from cause
     text = str(told_error.value)
     assert text.startswith("rank 5 on ")
@@ -179,14 +184,14 @@ def test_the_flag_follows_from_the_place(
     ],
 )
 def test_the_words_of_a_place_decide_nothing(part: AnyPart, expected: str, words: str) -> None:
-    advice = MemoryAdvice(arguments("--loss_block_rows", "64"), SIZES, WatchAt(ANYWHERE))
+    advice = MemoryAdvice(settings("--loss_block_rows", "64"), SIZES, WatchAt(ANYWHERE))
     assert advice.remedy(Place(part, words)).startswith(expected)
     kept = advice.remedy(Place(part, words, is_kept=True))
     assert kept == "set --keep_graphs 3 (now 6)"
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="another"), MemoryAdvice(arguments(), SIZES, WatchAt(ANYWHERE)):
+    with pytest.raises(RuntimeError, match="another"), MemoryAdvice(settings(), SIZES, WatchAt(ANYWHERE)):
         raise RuntimeError("another")
 
 
@@ -220,7 +225,7 @@ def test_the_value_told_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 0)
     sizes = ChunkSizes(TokenBudget(2048))
     watch = WatchAt(ANYWHERE)
-    memory = MemoryAdvice(arguments("--chunk_tokens", "2048"), sizes, watch)
+    memory = MemoryAdvice(settings("--chunk_tokens", "2048"), sizes, watch)
     with pytest.raises(InputError) as refused, memory:
         rehearse(None, None, sizes, watch, memory.measured, device.meter())
     assert watch.place == Place(Part.PASS_2, "pass 2, the largest chunk")

@@ -15,20 +15,17 @@ from vlm2vec.batches import GlobalOrder, StepHeader
 from vlm2vec.contrastive import StepOutput
 from vlm2vec.contrastive.loss import RowStatistics
 from vlm2vec.contrastive.watch import Part
-from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image
 from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.shards import ShardSet
-from vlm2vec.training.flags.watch import WatchArguments
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.metrics import HARDEST_NEGATIVE, POSITIVE, SIMILARITY_BINS, Figures, StepMeter
 from vlm2vec.training.watch.mfu import PEAK_TFLOPS, ModelFlops
 from vlm2vec.training.watch.monitor import RunMonitor
 from vlm2vec.training.watch.parts import RunPart
-from vlm2vec.training.watch.profiling import refuse_flops_profile
 
 pytestmark = pytest.mark.numeric
 
@@ -162,13 +159,6 @@ def test_the_polynomial_counts_what_passes_take(flags: list[str], mini_model_dir
     for width, crops, error in ((300, 0, 1e-6), (picture.num_tokens + 30, picture.num_crops, 0.04 if flags else 1e-3)):
         one, three = (sum(made.cost(ChunkShape(rows, width, crops), True).flops) for rows in (1, 3))
         assert counted.of(2 * width, 2 * width**2, 2 * crops) == pytest.approx(three - one, rel=error)
-
-
-def test_the_flops_profiler_is_refused_where_it_miscounts() -> None:
-    refuse_flops_profile(WatchArguments(flops_profile_step=2), zero_stage=2)
-    refuse_flops_profile(WatchArguments(), zero_stage=3)
-    with pytest.raises(InputError, match=r"--flops_profile_step 2: .* ZeRO-3; profile the same step with"):
-        refuse_flops_profile(WatchArguments(flops_profile_step=2), zero_stage=3)
 
 
 def test_longer_names_of_devices_come_first() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import checkpoints_of
-from vlm2vec.training.flags.checkpoint import CheckpointArguments
+from vlm2vec.training.settings import CheckpointSettings
 
 # AdamW's two moments and the master weights.
 _STATE_BYTES = 3 * 4
@@ -38,48 +37,39 @@ def checkpoint_bytes(engine: Any, exclude_frozen: bool) -> int:
     return total
 
 
-def checkpoints_to_come(
-    arguments: CheckpointArguments, steps: tuple[int, int], there: int, keeps_best: bool
-) -> tuple[int, int]:
+def checkpoints_to_come(settings: CheckpointSettings, steps: tuple[int, int], there: int) -> tuple[int, int]:
     """How many more checkpoints must fit for the run to work, and how many it will have at the most.
 
     One more than are kept is there while it is written. Where all are kept, two must fit: whether somebody clears them
     away cannot be known.
 
     Args:
-        arguments: How often they are written and how many stay.
+        settings: How often they are written and how many stay.
         steps: Steps done, and steps at the end.
         there: Checkpoints that the folder has.
-        keeps_best: Whether the best one is kept besides.
     """
     first, last = steps
-    every = arguments.save_steps or last
+    every = settings.every or last
     to_write = math.ceil(last / every) - first // every
-    limit = arguments.save_total_limit
+    limit = settings.limit
     if limit is None:
         return min(to_write, 2), to_write
-    at_once = min(to_write, max(1, limit + 1 + keeps_best - there))
+    at_once = min(to_write, max(1, limit + 1 + settings.keeps_best - there))
     return at_once, at_once
 
 
 def check_disk(
     engine: Any,
-    output_dir: Path,
-    arguments: CheckpointArguments,
+    settings: CheckpointSettings,
     steps: tuple[int, int],
-    keeps_best: bool,
-    exclude_frozen: bool,
     message: Callable[[str], None] = print,
 ) -> None:
     """Looks, on the first rank, whether the run's checkpoints fit on its disk; all ranks call it.
 
     Args:
         engine: The DeepSpeed engine.
-        output_dir: The run's folder.
-        arguments: See `checkpoints_to_come`.
+        settings: See `checkpoints_to_come`.
         steps: See `checkpoints_to_come`.
-        keeps_best: See `checkpoints_to_come`.
-        exclude_frozen: See `checkpoint_bytes`.
         message: Takes a warning, where what is missing is within the estimate's error or only missing later.
 
     Raises:
@@ -87,10 +77,12 @@ def check_disk(
         SystemExit: On the others.
     """
 
+    output_dir = settings.output_dir
+
     def check() -> None:
-        size = checkpoint_bytes(engine, exclude_frozen)
+        size = checkpoint_bytes(engine, settings.excludes_frozen)
         there = sum(1 for _ in checkpoints_of(output_dir))
-        must, most = checkpoints_to_come(arguments, steps, there, keeps_best)
+        must, most = checkpoints_to_come(settings, steps, there)
         place = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(place).free
         text = (

@@ -15,14 +15,14 @@ from vlm2vec.training.checkpoints.record import ENGINE_TAG, RECORD
 from vlm2vec.training.checkpoints.resume import ResumePoint
 from vlm2vec.training.checkpoints.state_files import safe_state_files
 from vlm2vec.training.checkpoints.universal import universal_state
-from vlm2vec.training.flags.run import RunArguments
-from vlm2vec.training.flags.training import TrainingArguments
+from vlm2vec.training.flags.run import RunSettings
+from vlm2vec.training.settings import CheckpointSettings, OptimizerSettings
 from vlm2vec.training.watch.metrics import StepMeter
 
 
 def start_of_run(
     point: ResumePoint | None,
-    arguments: RunArguments,
+    settings: RunSettings,
     engine: Any,
     temperature: LearnedTemperature | None,
     meter: StepMeter,
@@ -33,15 +33,16 @@ def start_of_run(
         InputError: The checkpoint's files cannot be read.
     """
     first_step = point.record.step if point else 0
-    seed_rank(arguments.training.seed, first_step, dist.get_world_size(), dist.get_rank())
+    seed_rank(settings.seed, first_step, dist.get_world_size(), dist.get_rank())
     if point:
-        restore(point, arguments, engine, temperature, meter)
+        restore(point, settings.checkpoints, settings.optimizer, engine, temperature, meter)
     return first_step
 
 
 def restore(
     point: ResumePoint,
-    arguments: RunArguments,
+    checkpoints: CheckpointSettings,
+    optimizer: OptimizerSettings,
     engine: Any,
     temperature: LearnedTemperature | None,
     meter: StepMeter,
@@ -53,12 +54,12 @@ def restore(
     """
     if point.is_elastic:
         stage = int(engine.zero_optimization_stage())
-        with universal_state(point.checkpoint, Path(arguments.training.output_dir), stage) as folder:
+        with universal_state(point.checkpoint, checkpoints.output_dir, stage) as folder:
             load_engine(folder, engine, excludes_frozen=True)
         unshare_steps(engine)
     else:
-        load_engine(point.checkpoint, engine, excludes_frozen=arguments.model.lora)
-    set_hyperparameters(engine, arguments.training)
+        load_engine(point.checkpoint, engine, excludes_frozen=checkpoints.excludes_frozen)
+    set_hyperparameters(engine, optimizer)
     record = point.record
     if temperature is not None and record.temperature is not None:
         try:
@@ -104,17 +105,17 @@ def unshare_steps(engine: Any) -> None:
             state["step"] = state["step"].clone()
 
 
-def set_hyperparameters(engine: Any, training: TrainingArguments) -> None:
+def set_hyperparameters(engine: Any, settings: OptimizerSettings) -> None:
     """What the flags say, after a load: a checkpoint brings its own values, and changed ones may have been allowed."""
-    engine.optimizer.clip_grad = training.max_grad_norm
+    engine.optimizer.clip_grad = settings.max_grad_norm
     for group in engine.optimizer.param_groups:
-        group["weight_decay"] = training.weight_decay
-        group["betas"] = (training.adam_beta1, training.adam_beta2)
-        group["eps"] = training.adam_epsilon
-        group["initial_lr"] = training.learning_rate
+        group["weight_decay"] = settings.weight_decay
+        group["betas"] = settings.betas
+        group["eps"] = settings.epsilon
+        group["initial_lr"] = settings.learning_rate
     scheduler = engine.lr_scheduler
     if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        scheduler.base_lrs = [training.learning_rate for _ in scheduler.base_lrs]
+        scheduler.base_lrs = [settings.learning_rate for _ in scheduler.base_lrs]
         rates = [
             base * factor(scheduler.last_epoch)
             for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)

@@ -10,6 +10,9 @@ from vlm2vec.errors import InputError
 from vlm2vec.shards import is_url
 from vlm2vec.training.flags.option import REQUIRED, Refusal, given, no_effect, option
 
+# Of `--subset_name`.
+ALL = "all"
+
 
 @dataclass
 class DataArguments:
@@ -18,7 +21,7 @@ class DataArguments:
     dataset_name: str = option(
         REQUIRED, "Folder of shards, as data_prep.convert writes it, or its URL.", "place", per_node=True
     )
-    subset_name: list[str] = option(["all"], "Subsets to train on; 'all' takes every subset of the shards.")
+    subset_name: list[str] = option([ALL], f"Subsets to train on; '{ALL}' takes every subset of the shards.")
     num_sample_per_subset: int | None = option(
         None, "Use at most N samples of a subset, drawn with --seed (--first_n: the first ones)."
     )

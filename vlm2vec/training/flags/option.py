@@ -29,12 +29,14 @@ class Policy:
             must be the same on every rank.
         compared_as: What a resume compares in the value's place, as the value alone does not decide the result.
         needs: The flag without which this one has no effect.
+        decides_chunks: Whether it decides what chunks hold, and so how many of their graphs fit.
     """
 
     effect: Effect
     per_node: bool = False
     compared_as: str | None = None
     needs: str | None = None
+    decides_chunks: bool = False
 
     @property
     def is_compared_on_resume(self) -> bool:
@@ -50,6 +52,7 @@ def option(
     per_node: bool = False,
     compared_as: str | None = None,
     needs: str | None = None,
+    decides_chunks: bool = False,
 ) -> Any:
     """A field that is a flag.
 
@@ -60,8 +63,9 @@ def option(
         per_node: Whether nodes may have different values.
         compared_as: What a resume compares instead.
         needs: A flag of the same group.
+        decides_chunks: Whether it decides what chunks hold.
     """
-    metadata = {"help": text, _POLICY: Policy(effect, per_node, compared_as, needs)}
+    metadata = {"help": text, _POLICY: Policy(effect, per_node, compared_as, needs, decides_chunks)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.errors import InputError
 from vlm2vec.messages.dataclass_parser import DataclassParser
 from vlm2vec.messages.old_names import TRAINING
@@ -18,7 +19,32 @@ from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_re
 from vlm2vec.training.flags.model import ModelArguments, model_refusals
 from vlm2vec.training.flags.option import Policy, policies, refuse, unused_refusals
 from vlm2vec.training.flags.recipe import recipe_flags
+from vlm2vec.training.flags.resolve import (
+    checkpoint_settings,
+    chunk_settings,
+    data_settings,
+    encoder_settings,
+    engine_settings,
+    evaluation_settings,
+    loss_settings,
+    schedule_settings,
+    stage_refusals,
+    watch_settings,
+)
 from vlm2vec.training.flags.training import TrainingArguments, step_refusals, training_refusals
+from vlm2vec.training.settings import (
+    CheckpointSettings,
+    Chunking,
+    ClusterSettings,
+    DataSettings,
+    EncoderSettings,
+    EngineSettings,
+    EvaluationSettings,
+    LossSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    WatchSettings,
+)
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments)
 # The policy of every flag.
@@ -41,6 +67,33 @@ class RunArguments:
         assert self.training.per_device_train_batch_size is not None
         return self.training.per_device_train_batch_size * num_ranks
 
+    def resolve(self, num_ranks: int, engine_file: Mapping[str, Any]) -> RunSettings:
+        """What is in force, as far as neither data, nor the model's folder, nor a device is needed to decide it.
+
+        Args:
+            num_ranks: Ranks of the run.
+            engine_file: The content of the `--deepspeed` file, see `read_engine_file`.
+
+        Raises:
+            InputError: Flags that cannot work under the file's ZeRO stage.
+        """
+        model, training = self.model, self.training
+        batch = self.global_batch_size(num_ranks)
+        engine = engine_settings(model, training, engine_file, num_ranks, batch)
+        refuse(stage_refusals(model, training, engine.cluster.zero_stage))
+        return RunSettings(
+            arguments=self,
+            encoder=encoder_settings(model, training),
+            engine=engine,
+            schedule=schedule_settings(training),
+            chunking=chunk_settings(training),
+            loss=loss_settings(training),
+            data=data_settings(self.data, training, batch),
+            checkpoints=checkpoint_settings(training, self.evaluation.save_best, model.lora),
+            watch=watch_settings(training),
+            evaluation=evaluation_settings(self.evaluation),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The resolved arguments by flag name, for the run's records."""
         return {
@@ -49,6 +102,69 @@ class RunArguments:
             for name, value in dataclasses.asdict(group).items()
             if name != "local_rank"
         }
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything in force in a run, each group for the part of a run that takes it.
+
+    Later steps of the start fill what they find, and return new settings: `with_model`, `with_length`, `with_chunks`.
+
+    Attributes:
+        arguments: The flags, with the steps and the longest text as numbers once they are known: what checkpoints
+            record. Two runs with equal groups are the same, whatever flags said so.
+        evaluation: None for a run that is not scored.
+    """
+
+    arguments: RunArguments = field(compare=False)
+    encoder: EncoderSettings
+    engine: EngineSettings
+    schedule: ScheduleSettings
+    chunking: Chunking
+    loss: LossSettings
+    data: DataSettings
+    checkpoints: CheckpointSettings
+    watch: WatchSettings
+    evaluation: EvaluationSettings | None
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """AdamW, a part of the engine."""
+        return self.engine.optimizer
+
+    @property
+    def cluster(self) -> ClusterSettings:
+        """The ranks, a part of the engine."""
+        return self.engine.cluster
+
+    @property
+    def seed(self) -> int:
+        """Of the order, the initial adapter and dropout."""
+        return self.data.seed
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flags by name, as checkpoints record them."""
+        return self.arguments.as_dict()
+
+    def with_model(self, max_len: int | None, num_crops: int | None) -> RunSettings:
+        """With what the model's folder says where the flags do not; None: neither says it."""
+        arguments = replace(self.arguments, model=replace(self.arguments.model, max_len=max_len))
+        encoder = replace(self.encoder, max_len=max_len, num_crops=num_crops)
+        return replace(self, arguments=arguments, encoder=encoder)
+
+    def with_length(self, steps_per_epoch: int) -> RunSettings:
+        """With all steps and those of the warm-up as numbers, see `with_steps`.
+
+        Raises:
+            InputError: A flag that names a step behind the last one.
+        """
+        arguments = with_steps(self.arguments, steps_per_epoch)
+        return replace(self, arguments=arguments, schedule=schedule_settings(arguments.training))
+
+    def with_chunks(self, sizes: ChunkSizes) -> RunSettings:
+        """With the chunks' budgets and kept graphs as they were decided on the device."""
+        return replace(self, chunking=self.chunking.measured(sizes))
 
 
 def argument_defaults() -> dict[str, Any]:
@@ -131,6 +247,6 @@ def with_steps(arguments: RunArguments, steps_per_epoch: int) -> RunArguments:
         steps = math.ceil(training.num_train_epochs * steps_per_epoch)
     if training.warmup_ratio is not None:
         warmup = math.ceil(training.warmup_ratio * steps)
-    training = dataclasses.replace(training, max_steps=steps, warmup_steps=warmup)
+    training = replace(training, max_steps=steps, warmup_steps=warmup)
     refuse(step_refusals(training))
-    return dataclasses.replace(arguments, training=training)
+    return replace(arguments, training=training)

@@ -9,10 +9,9 @@ from vlm2vec.training.flags.checkpoint import CheckpointArguments, checkpoint_re
 from vlm2vec.training.flags.cluster import ClusterArguments, cluster_refusals
 from vlm2vec.training.flags.option import REQUIRED, Refusal, option
 from vlm2vec.training.flags.watch import WatchArguments, watch_refusals
+from vlm2vec.training.settings import NO_GRAD_FACTOR
 
 DEFAULT_CHUNK_TOKENS = 8192
-# Without a graph a chunk needs a fraction of the memory.
-NO_GRAD_FACTOR = 4
 AUTO = "auto"
 # Two ways to say one thing; on the command line either replaces the other one of a recipe.
 ALTERNATIVES = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"))
@@ -38,21 +37,30 @@ class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
     )
     grad_cache: bool = option(True, "Cached step; False is refused: a large --chunk_tokens runs one chunk.", "speed")
     chunk_tokens: int | None = option(
-        None, f"Token budget of a chunk, padding counted; {DEFAULT_CHUNK_TOKENS} if not given.", "speed"
+        None,
+        f"Token budget of a chunk, padding counted; {DEFAULT_CHUNK_TOKENS} if not given.",
+        "speed",
+        decides_chunks=True,
     )
     no_grad_chunk_tokens: int | None = option(
         None,
         f"Token budget of the pass without a graph; {NO_GRAD_FACTOR} times the other, with dropout equal to it.",
         "speed",
+        decides_chunks=True,
     )
     keep_graphs: str = option(
         AUTO,
         "Number of chunks whose pass-1 graph is kept, so that pass 2 need not run them again; auto = as many as fit, 1 "
         "on a CPU.",
         "speed",
+        decides_chunks=True,
     )
-    gc_q_chunk_size: int | None = option(None, "Queries a chunk, instead of a token budget.", "speed")
-    gc_p_chunk_size: int | None = option(None, "Targets a chunk, instead of a token budget.", "speed")
+    gc_q_chunk_size: int | None = option(
+        None, "Queries a chunk, instead of a token budget.", "speed", decides_chunks=True
+    )
+    gc_p_chunk_size: int | None = option(
+        None, "Targets a chunk, instead of a token budget.", "speed", decides_chunks=True
+    )
     temperature: float = option(0.02, "Temperature of the loss.")
     learn_temperature: bool = option(False, "Train the temperature, starting at --temperature.")
     temperature_learning_rate: float = option(

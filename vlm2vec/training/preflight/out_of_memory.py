@@ -9,12 +9,10 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.batches import ChunkSizes
-from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.contrastive.watch import Part, Place
 from vlm2vec.errors import InputError
-from vlm2vec.inputs.packing import FixedCounts
-from vlm2vec.training.flags.run import RunArguments
-from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS
+from vlm2vec.inputs.packing import FixedCounts, TokenBudget
+from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.preflight.rehearsal import ChunkMemory
 from vlm2vec.training.watch.run_watch import RunWatch
 
@@ -26,7 +24,7 @@ class MemoryAdvice:
     """Within it, running out of the device's memory becomes an `InputError` that says what to change.
 
     Args:
-        arguments: The run's arguments.
+        settings: What is in force.
         sizes: How items become chunks.
         watch: Asked for the part and the place where memory ran out.
 
@@ -34,8 +32,8 @@ class MemoryAdvice:
         chunks: What chunks take, once it is measured.
     """
 
-    def __init__(self, arguments: RunArguments, sizes: ChunkSizes, watch: RunWatch) -> None:
-        self._arguments, self._sizes, self._watch = arguments, sizes, watch
+    def __init__(self, settings: RunSettings, sizes: ChunkSizes, watch: RunWatch) -> None:
+        self._settings, self._sizes, self._watch = settings, sizes, watch
         self.chunks: ChunkMemory | None = None
 
     def measured(self, chunks: ChunkMemory) -> None:
@@ -56,18 +54,18 @@ class MemoryAdvice:
 
     def remedy(self, place: Place) -> str:
         """What to change after running out of memory at a place."""
-        training, sizes = self._arguments.training, self._sizes
+        sizes = self._sizes
         if sizes.keep_graphs > 1 and place.is_kept:
             return f"set --keep_graphs {sizes.keep_graphs // 2} (now {sizes.keep_graphs})"
-        if place.part is Part.PASS_1 and sizes.no_grad_tokens is not None:
-            tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
+        if place.part is Part.PASS_1 and sizes.no_grad_tokens is not None and isinstance(sizes.packing, TokenBudget):
+            tokens = sizes.packing.chunk_tokens
             if sizes.no_grad_tokens > tokens:
                 fitting = max(tokens, sizes.no_grad_tokens // 2)
                 return f"set --no_grad_chunk_tokens {fitting} (now {sizes.no_grad_tokens})"
         if place.part in (Part.PASS_1, Part.PASS_2):
             return self._smaller_chunks()
         if place.part is Part.LOSS:
-            rows = training.loss_block_rows or BLOCK_SCORES // self._arguments.global_batch_size(dist.get_world_size())
+            rows = self._settings.loss.rows_of_a_block(self._settings.cluster.global_batch_size)
             return f"set --loss_block_rows {max(1, rows // 2)}"
         return (
             "the optimizer's states or gradients do not fit: a higher ZeRO stage, more ranks, or "
@@ -75,8 +73,7 @@ class MemoryAdvice:
         )
 
     def _smaller_chunks(self) -> str:
-        training = self._arguments.training
-        less = "" if self._arguments.model.gradient_checkpointing else ", or add --gradient_checkpointing"
+        less = "" if self._settings.encoder.gradient_checkpointing else ", or add --gradient_checkpointing"
         if isinstance(self._sizes.packing, FixedCounts):
             counts = (self._sizes.packing.query_chunk_size, self._sizes.packing.positive_chunk_size)
             if max(counts) > 1:
@@ -84,7 +81,7 @@ class MemoryAdvice:
                 now = f"(now {counts[0]} and {counts[1]})"
                 return f"set --gc_q_chunk_size {query} --gc_p_chunk_size {positive} {now}{less}"
             return f"one item does not fit: a higher ZeRO stage{less}"
-        tokens = training.chunk_tokens or DEFAULT_CHUNK_TOKENS
+        tokens = self._sizes.packing.chunk_tokens
         if self.chunks is None:
             return f"set --chunk_tokens {max(1, tokens // 2)} (now {tokens}){less}"
         fitting = self.chunks.tokens_that_fit

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch.profiler import profile
 
-from vlm2vec.errors import InputError
 from vlm2vec.ranks import own_rank
-from vlm2vec.training.flags.watch import WatchArguments
+from vlm2vec.training.settings import WatchSettings
 
 FOLDER = "profile"
 
@@ -24,17 +23,15 @@ class StepProfiles:
     Used as a context: a run that ends in the middle of a profile writes what there is.
 
     Args:
-        arguments: Which steps.
+        settings: Which steps.
         output_dir: The run's folder.
         engine: The DeepSpeed engine.
         message: Takes a line for whoever watches.
     """
 
-    def __init__(
-        self, arguments: WatchArguments, output_dir: Path, engine: Any, message: Callable[[str], None]
-    ) -> None:
-        self._steps = arguments.profile_steps
-        self._flops_step = arguments.flops_profile_step
+    def __init__(self, settings: WatchSettings, output_dir: Path, engine: Any, message: Callable[[str], None]) -> None:
+        self._steps = settings.profile_steps
+        self._flops_step = settings.flops_profile_step
         self._folder = output_dir / FOLDER
         self._engine = engine
         self._message = message
@@ -93,19 +90,6 @@ class StepProfiles:
             self._message(f"profile: {path}, all forward passes of a step on the first rank")
 
         return end
-
-
-def refuse_flops_profile(arguments: WatchArguments, zero_stage: int) -> None:
-    """Refuses what the flops profiler would count wrongly.
-
-    Raises:
-        InputError: ZeRO-3, whose weights are in parts when they are counted.
-    """
-    if arguments.flops_profile_step is not None and zero_stage == 3:
-        raise InputError(
-            f"--flops_profile_step {arguments.flops_profile_step}: DeepSpeed's flops profiler miscounts under ZeRO-3; "
-            "profile the same step with ds_configs/zero2.json"
-        )
 
 
 def summarise_communication(engine: Any) -> None:
