@@ -101,7 +101,7 @@ def run_watched(arguments: RunArguments, device: torch.device, watch: RunWatch) 
     """`run`, with somebody who sees that it goes on."""
     num_ranks, output_dir = dist.get_world_size(), Path(arguments.training.output_dir)
     watch.starting(f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
-    compare_ranks(arguments)
+    compare_ranks(arguments.as_dict())
     settings = on_every_rank(lambda: arguments.resolve(num_ranks, read_engine_file(Path(arguments.training.deepspeed))))
     settings, changed_settings = on_every_rank(partial(with_model_settings, settings))
     encoder_settings = settings.encoder

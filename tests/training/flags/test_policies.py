@@ -51,7 +51,7 @@ def test_a_resume_refuses_another_value_if_the_flag_decides_the_result(name: str
 
 
 def test_ranks_compare_every_flag_but_those_of_a_nodes_places() -> None:
-    compared = {name.removeprefix("--") for name in facts(arguments()) if name.startswith("--")}
+    compared = {name.removeprefix("--") for name in facts(arguments().as_dict()) if name.startswith("--")}
     assert set(argument_defaults()) - compared == PLACES - {"deepspeed"}  # its content is compared under its name
     assert {name for name, policy in POLICIES.items() if policy.per_node} == {*PLACES, "local_rank"}
 

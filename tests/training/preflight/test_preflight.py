@@ -45,17 +45,20 @@ def settings(*flags: str, num_ranks: int = 1):
 
 
 def test_facts_name_flags_files_and_packages(tmp_path: Path) -> None:
-    first = facts(arguments("--chunk_tokens", "100"))
+    first = facts(arguments("--chunk_tokens", "100").as_dict())
     assert differences(first, first) == ""
-    assert differences(facts(arguments("--chunk_tokens", "200")), first) == "--chunk_tokens is 200 instead of 100"
+    assert (
+        differences(facts(arguments("--chunk_tokens", "200").as_dict()), first)
+        == "--chunk_tokens is 200 instead of 100"
+    )
     # Where the shards lie may differ from node to node.
-    assert differences(facts(arguments("--chunk_tokens", "100", "--dataset_name", "e")), first) == ""
+    assert differences(facts(arguments("--chunk_tokens", "100", "--dataset_name", "e").as_dict()), first) == ""
     assert {"file vlm2vec/train.py", "package torch"} <= set(first)
     newer = {**first, "file vlm2vec/new.py": "1234"}
     assert differences(newer, first) == "file vlm2vec/new.py is 1234 instead of absent"
     engine = tmp_path / "zero.json"
     engine.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    other = facts(arguments("--chunk_tokens", "100", "--deepspeed", str(engine)))
+    other = facts(arguments("--chunk_tokens", "100", "--deepspeed", str(engine)).as_dict())
     assert differences(other, first).startswith("--deepspeed is ")
 
 

@@ -7,24 +7,25 @@ import socket
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import vlm2vec
 from vlm2vec.ranks import refuse_together, send_from_first
 from vlm2vec.training.build import RECORDED_PACKAGES
-from vlm2vec.training.flags.run import POLICIES, RunArguments
+from vlm2vec.training.flags.run import POLICIES
 
 _MOST = 5
 ABSENT = "absent"
 
 
-def compare_ranks(arguments: RunArguments) -> None:
-    """Stops all ranks if one has other arguments, code, packages or files than the first (a collective).
+def compare_ranks(flags: Mapping[str, Any]) -> None:
+    """Stops all ranks if one has other flags, code, packages or files than the first (a collective).
 
     Raises:
         InputError: On the first rank; it names the ranks and what differs.
         SystemExit: On the others.
     """
-    own = facts(arguments)
+    own = facts(flags)
     differing = differences(own, send_from_first(own, dict[str, str]))
     refuse_together(f"on {socket.gethostname()} is not as on rank 0: {differing}" if differing else None)
 
@@ -37,14 +38,14 @@ def differences(own: Mapping[str, str], first: Mapping[str, str]) -> str:
     return ", ".join(texts[:_MOST] + rest)
 
 
-def facts(arguments: RunArguments) -> dict[str, str]:
+def facts(flags: Mapping[str, Any]) -> dict[str, str]:
     """What has to be the same on every rank, by what a user knows it as."""
-    flags = {f"--{name}": repr(value) for name, value in arguments.as_dict().items() if not POLICIES[name].per_node}
+    compared = {f"--{name}": repr(value) for name, value in flags.items() if not POLICIES[name].per_node}
     packages = {f"package {name}": version(name) for name in RECORDED_PACKAGES}
     root = Path(vlm2vec.__file__).parent
     code = {f"file {path.relative_to(root.parent)}": _hash(path) for path in sorted(root.rglob("*.py"))}
-    engine = {"--deepspeed": _hash(Path(arguments.training.deepspeed))}
-    return flags | engine | packages | code | _model_facts(Path(arguments.model.model_name))
+    engine = {"--deepspeed": _hash(Path(flags["deepspeed"]))}
+    return compared | engine | packages | code | _model_facts(Path(flags["model_name"]))
 
 
 def _model_facts(folder: Path) -> dict[str, str]:
