@@ -13,16 +13,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0" and not {"-h", "--help", "--dry_run"} & {*sys.argv}:
-    # Seconds on an idle machine, a minute on a busy one.
-    print("starting: importing torch, transformers and DeepSpeed", flush=True)
+from vlm2vec.training.modes import parse_modes
+
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+    modes, words = parse_modes(sys.argv[1:])
+    if not modes and not {"-h", "--help"} & {*words}:
+        # Seconds on an idle machine, a minute on a busy one.
+        print("starting: importing torch, transformers and DeepSpeed", flush=True)
 
 import torch
 import torch.distributed as dist
 
 from vlm2vec.batches import BatchReader, ChunkSizes, PlanSource, TrainingBatches
 from vlm2vec.contrastive import CachedStep
-from vlm2vec.device import choose_kernels
+from vlm2vec.device import choose_accelerator, choose_kernels
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.plan.model_flops import model_flops
@@ -38,6 +42,7 @@ from vlm2vec.training.build import (
     run_record,
     schedule,
     summary,
+    versions,
     with_model_settings,
 )
 from vlm2vec.training.checkpoints.disk_space import check_disk
@@ -48,6 +53,7 @@ from vlm2vec.training.data import compare_data, fingerprints, open_data
 from vlm2vec.training.end import end_process
 from vlm2vec.training.engine import build_engine
 from vlm2vec.training.evaluation import best_checkpoint, build_evaluation
+from vlm2vec.training.flags.config_file import config_text, run_header, write_config
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, RunSettings, parse_arguments
 from vlm2vec.training.loop import train
@@ -66,14 +72,14 @@ from vlm2vec.training.watch.run_watch import RunWatch
 
 
 def main() -> int:
-    """Runs one training from the command line, or prints its plan."""
-    if "--dry_run" in sys.argv:
-        from vlm2vec.plan import run_plan as plan
-
-        plan.main([word for word in sys.argv[1:] if word != "--dry_run"])
+    """Runs one training from the command line, or prints its plan or its configuration."""
+    modes, words = parse_modes(sys.argv[1:])
+    if modes:
+        if os.environ.get("RANK", "0") == "0":
+            print_instead(modes, words)
         return 0
     try:
-        arguments = parse_arguments(sys.argv[1:])
+        arguments = parse_arguments(words)
     except InputError as error:
         error.is_reported = os.environ.get("LOCAL_RANK", "0") != "0"  # a node's ranks have the same command line
         raise
@@ -84,6 +90,28 @@ def main() -> int:
         end_process(error)
     close_ranks()
     return code
+
+
+def print_instead(modes: set[str], words: list[str]) -> None:
+    """What a mode prints, without ranks and accelerator.
+
+    Raises:
+        InputError: Two modes, or what is refused in a run too.
+    """
+    if len(modes) > 1:
+        raise InputError(f"--{' and --'.join(sorted(modes))} exclude each other: give one")
+    if "dry_run" in modes:
+        from vlm2vec.plan import run_plan
+
+        run_plan.main(words)
+        return
+    arguments = parse_arguments(words)
+    choose_accelerator()
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = arguments.resolve(num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
+    if Path(arguments.model.model_name).is_dir():
+        settings, _ = with_model_settings(settings)
+    print(config_text(settings), end="")
 
 
 def run(arguments: RunArguments, device: torch.device) -> int:
@@ -126,6 +154,7 @@ def run_watched(arguments: RunArguments, device: torch.device, watch: RunWatch) 
     cached_step = build_step(settings.loss, engine, encoder, inputs, temperature, watch)
     kept_before = point.kept_graphs(settings.flags) if point else None
     sizes = chunk_sizes(settings.chunking, engine, cached_step.model_call, inputs, kept_before)
+    settings = settings.with_chunks(sizes)
     check_disk(engine, settings.checkpoints, (point.record.step if point else 0, max_steps))
     watch.starting("running the largest chunk once")
     memory = rehearsed(settings, cached_step, inputs, sizes, watch)
@@ -203,6 +232,7 @@ def run_monitor(settings: RunSettings, first_step: int, device: str) -> Iterator
     if dist.get_rank() == 0:
         output_dir = settings.checkpoints.output_dir
         output_dir.mkdir(parents=True, exist_ok=True)
+        write_config(output_dir, settings, run_header(settings, first_step, versions(), device))
         monitor = RunMonitor(output_dir, settings.schedule.max_steps, first_step)
     try:
         monitor.configuration({**settings.flags, "device": device})

@@ -17,10 +17,13 @@ from trials.rig.launcher import REPOSITORY, environment, free_port
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.export import export
 from vlm2vec.training.checkpoints.writer import find_checkpoint
+from vlm2vec.training.flags.config_file import CONFIG_FILE
+from vlm2vec.training.flags.run import parse_arguments
 
 pytestmark = pytest.mark.numeric
 
 REFERENCE = "zero2"
+REPEATED = "repeated"
 WATCHED = ["--profile_steps", "2", "3", "--flops_profile_step", "4", "--peak_tflops", "0.01"]
 # By the number of ranks, which train them in one start: the ZeRO stage and what else differs from run to run.
 RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
@@ -57,6 +60,8 @@ def trained(
             flags(mini_model_dir, mini_shards_dir, root / name, stage, *extra)
             for name, (stage, extra) in RUNS[ranks].items()
         ]
+        if ranks == 1:
+            runs.append(["--config", str(root / REFERENCE / CONFIG_FILE), "--output_dir", str(root / REPEATED)])
         (root / "runs.json").write_text(json.dumps(runs))
         run_ranks(ranks, ["-m", "tests.distributed.workers.training", str(root / "runs.json")], root)
         for name in RUNS[ranks]:
@@ -83,6 +88,24 @@ def test_five_steps_end_at_the_same_parameters(
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["hit@1"] == pytest.approx(theirs["hit@1"], abs=1 / 64)
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+
+
+def test_the_configuration_of_a_run_repeats_it(trained: Callable[[int], Path]) -> None:
+    first, again = trained(1) / REFERENCE, trained(1) / REPEATED
+    numbers = [
+        [(line["loss"], line["gradient_norm"], line["learning_rate"]) for line in map(json.loads, text.splitlines())]
+        for text in ((each / "log.jsonl").read_text() for each in (first, again))
+    ]
+    assert len(numbers[0]) == 5
+    assert numbers[0] == numbers[1]
+    text = (first / CONFIG_FILE).read_text()
+    assert text.startswith(
+        "# The configuration in force, after 0 steps, on 1 rank(s), ZeRO-2; usable as --config.\n# vlm2vec "
+    )
+    assert all(word in text for word in ("deepspeed 0.", "gloo", "sdpa", "AdamW", "\nkeep_graphs: 1  # resolved\n"))
+    arguments = [parse_arguments(["--config", str(each / CONFIG_FILE)]) for each in (first, again)]
+    differing = {name for name, value in arguments[0].as_dict().items() if value != arguments[1].as_dict()[name]}
+    assert differing == {"output_dir"}
 
 
 def test_the_parts_of_a_step_add_up_to_its_time(trained: Callable[[int], Path]) -> None:

@@ -193,6 +193,11 @@ def contrastive_loss(settings: LossSettings, temperature: LearnedTemperature | N
         raise InputError(str(error)) from error
 
 
+def versions() -> dict[str, str]:
+    """Of this code and the packages that matter."""
+    return {"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}}
+
+
 def run_record(
     step: int,
     settings: RunSettings,
@@ -209,7 +214,7 @@ def run_record(
         num_ranks=dist.get_world_size(),
         zero_stage=int(engine.zero_optimization_stage()),
         arguments=settings.flags,
-        versions={"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}},
+        versions=versions(),
         data=fingerprints(shards, order),
         temperature=temperature.state_dict() if temperature is not None else None,
         bad_samples=bad_samples.record,

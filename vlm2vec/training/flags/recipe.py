@@ -12,8 +12,9 @@ import yaml
 
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.training.flags.training import ALTERNATIVES
+from vlm2vec.training.modes import MODES
 
-_NOT_IN_A_RECIPE = ("help", "config", "dry_run")
+_NOT_IN_A_RECIPE = ("help", "config", *MODES)
 
 
 def recipe_flags(path: Path | None, parser: OneLineErrors, argv: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ from vlm2vec.training.flags.resolve import (
     watch_settings,
 )
 from vlm2vec.training.flags.training import TrainingArguments, step_refusals, training_refusals
+from vlm2vec.training.modes import add_modes
 from vlm2vec.training.settings import (
     CheckpointSettings,
     Chunking,
@@ -53,12 +54,17 @@ POLICIES: dict[str, Policy] = {name: policy for group in GROUPS for name, policy
 
 @dataclass(frozen=True)
 class RunArguments:
-    """All arguments of a run, checked."""
+    """All arguments of a run, checked.
+
+    Attributes:
+        sources: "flag" or "recipe" for each one that was given, by name.
+    """
 
     model: ModelArguments
     data: DataArguments
     training: TrainingArguments
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def global_batch_size(self, num_ranks: int) -> int:
         """Pairs a step over all ranks."""
@@ -77,12 +83,14 @@ class RunArguments:
         Raises:
             InputError: Flags that cannot work under the file's ZeRO stage.
         """
-        model, training = self.model, self.training
+        # Where steps are given, a share of them may be warm-up.
+        arguments = with_steps(self, steps_per_epoch=0) if self.training.num_train_epochs is None else self
+        model, training = arguments.model, arguments.training
         batch = self.global_batch_size(num_ranks)
         engine = engine_settings(model, training, engine_file, num_ranks, batch)
         refuse(stage_refusals(model, training, engine.cluster.zero_stage))
         return RunSettings(
-            arguments=self,
+            arguments=arguments,
             encoder=encoder_settings(model, training),
             engine=engine,
             schedule=schedule_settings(training),
@@ -185,9 +193,7 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
     """
     parser = DataclassParser(GROUPS, old_names=TRAINING, prog="vlm2vec.train", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="Print the run's plan and end; takes the flags of vlm2vec.plan too."
-    )
+    add_modes(parser)
     parser.refuse_unknown(argv, also_known)
     recipe = recipe_flags(_config_path(argv), parser, argv)
     *groups, rest = parser.parse_args_into_dataclasses(
@@ -195,9 +201,17 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
     )
     if rest:
         raise InputError(f"unknown option {rest[0]}; {parser.prog} --help lists the options")
-    arguments = RunArguments(*groups[: len(GROUPS)])
+    sources = dict.fromkeys(_named(parser, recipe), "recipe") | dict.fromkeys(_named(parser, argv), "flag")
+    model, data, training, evaluation = groups[: len(GROUPS)]
+    arguments = RunArguments(model, data, training, evaluation, sources)
     _check(arguments)
     return arguments
+
+
+def _named(parser: DataclassParser, words: Iterable[str]) -> set[str]:
+    """The flags that words of a command line give, by name, however they are spelled."""
+    actions = parser._option_string_actions
+    return {actions[flag].dest for flag in (word.partition("=")[0] for word in words) if flag in actions}
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
