@@ -144,6 +144,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on(runs: Path
     run = runs / "full disk"
     assert sorted(path.name for path in run.iterdir()) == [
         f"checkpoint-{UNWRITABLE_STEP + 1}",
+        "config.yaml",
         "latest",
         "log.jsonl",
         "tensorboard",
