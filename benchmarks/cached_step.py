@@ -4,50 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from benchmarks.workloads import Workload
+from trials.rig.engines import build_engine
+from trials.rig.tiny import processed_inputs
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.dora import kept_norms
-from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import PackedItem
 from vlm2vec.phi3_v import ProcessedItem
 
-
-class PadTokenOnly:
-    """What packing needs of a processor."""
-
-    pad_token_id = 0
-
-
-def build_engine(encoder: VLM2Vec, learning_rate: float) -> Any:
-    """An engine as a run has it, of one rank."""
-    import deepspeed
-
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "optimizer": {"type": "AdamW", "params": {"lr": learning_rate, "weight_decay": 0.0, "torch_adam": True}},
-        "zero_optimization": {"stage": 2},
-        "gradient_clipping": 0.0,  # DeepSpeed clips to 1 by default; the baselines do not clip
-        "steps_per_print": 2**31,
-    }
-    trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(model=encoder, model_parameters=trainable, config=config)
-    return engine
+# DeepSpeed clips to 1 by default; the baselines do not clip.
+UNCLIPPED = {"gradient_clipping": 0.0}
 
 
 class CachedStepRun:
     """A step as a run makes it; the chunks lie in memory."""
 
     def __init__(self, workload: Workload, sizes: ChunkSizes, temperature: float, learning_rate: float) -> None:
-        self._engine = build_engine(copy.deepcopy(workload.encoder), learning_rate)
+        self._engine = build_engine(copy.deepcopy(workload.encoder), 2, learning_rate, **UNCLIPPED)
         self._items = workload.items
-        self._inputs = ItemEncoderInputs(PadTokenOnly(), None)  # type: ignore[arg-type]
+        self._inputs = processed_inputs()
         self._sizes = sizes
         padding = self._inputs.chunk([ProcessedItem(torch.tensor([1]))])
         self._step = CachedStep(self._engine, ContrastiveLoss(temperature), padding)

@@ -20,20 +20,16 @@ import torch.distributed as dist
 
 from benchmarks.overhead import LENGTH, PAIRS, texts
 from trials.rig.collectives import Collectives
+from trials.rig.engines import FETCH_WHEN_USED, build_engine
+from trials.rig.tiny import processed_inputs
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.contrastive.reduction import at_last_backward
-from vlm2vec.encoder import VLM2Vec
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 RANKS = 2
 MIB = 2**20
 KINDS = {"allreduce_": "all-reduce", "_allgather_base_": "all-gather", "_reduce_scatter_base_": "reduce-scatter"}
-
-
-class _PadTokenOnly:
-    pad_token_id = 0
 
 
 class ReducedEveryChunk(CachedStep):
@@ -44,31 +40,11 @@ class ReducedEveryChunk(CachedStep):
         self._reduce_gradients_once = at_last_backward
 
 
-def build_engine(encoder: VLM2Vec, stage: int) -> Any:
-    """ZeRO-3 fetches every parameter when it is used, so that its traffic follows from the calls alone."""
-    import deepspeed
-
-    fetch_when_used = {
-        "stage3_param_persistence_threshold": 0,
-        "stage3_prefetch_bucket_size": 0,
-        "stage3_max_live_parameters": 0,
-        "stage3_max_reuse_distance": 0,
-    }
-    zero = {"stage": stage, **(fetch_when_used if stage == 3 else {})}
-    optimizer = {"type": "AdamW", "params": {"torch_adam": True}}
-    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": optimizer, "zero_optimization": zero}
-    trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(
-        model=encoder, model_parameters=trainable, config={**config, "steps_per_print": 2**31}
-    )
-    return engine
-
-
 def measure(kind: type[CachedStep], stage: int, num_chunks: int) -> Counter[tuple[str, str]]:
     """Calls ("calls", kind) and bytes ("bytes", kind) of one step of this rank."""
     workload, rank = texts(), dist.get_rank()
-    engine = build_engine(workload.encoder, stage)
-    inputs = ItemEncoderInputs(_PadTokenOnly(), None)  # type: ignore[arg-type]
+    engine = build_engine(workload.encoder, stage, zero=FETCH_WHEN_USED)
+    inputs = processed_inputs()
     half = len(workload.items) // RANKS
     own = workload.items[rank * half : (rank + 1) * half]
     size = half // num_chunks

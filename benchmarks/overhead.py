@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.cached_step import CachedStepRun, build_engine
+from benchmarks.cached_step import UNCLIPPED, CachedStepRun
 from benchmarks.workloads import Workload
+from trials.rig.engines import build_engine
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
@@ -56,7 +57,7 @@ def texts() -> Workload:
 
 def plain_step(workload: Workload) -> Callable[[], float]:
     """The whole batch in one graph, no cache."""
-    engine = build_engine(copy.deepcopy(workload.encoder), LEARNING_RATE)
+    engine = build_engine(copy.deepcopy(workload.encoder), 2, LEARNING_RATE, **UNCLIPPED)
     ids = torch.stack([item.input_ids for item in workload.items])
     rows = torch.arange(PAIRS)
     loss_fn = ContrastiveLoss(TEMPERATURE)

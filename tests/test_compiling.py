@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from trials.rig.tiny import tiny_item, tiny_model
+from trials.rig.tiny import processed_inputs, tiny_item, tiny_model
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import Chunk
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.lora import LoraSettings
 
 # The code that autograd gets, run operator by operator: inductor's C++ compiler would take minutes.
@@ -23,16 +22,10 @@ TOLERANCE = 1e-6  # relative
 MOST_GRAPHS = 5
 
 
-class PadTokenOnly:
-    """What packing needs of a processor."""
-
-    pad_token_id = 0
-
-
 def chunk_of(number: int) -> Chunk:
     """Chunks of different widths, rows and numbers of images."""
     items = [tiny_item(10 * number + row, row % 2 == number % 2) for row in range(2 + number % 3)]
-    return ItemEncoderInputs(PadTokenOnly(), None).chunk(items)  # type: ignore[arg-type]
+    return processed_inputs().chunk(items)
 
 
 def adapted_encoder() -> VLM2Vec:

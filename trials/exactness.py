@@ -20,8 +20,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trials.rig.engines import build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS
-from trials.rig.tiny import tiny_item, tiny_model
+from trials.rig.tiny import processed_inputs, tiny_item, tiny_model
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
@@ -29,11 +30,10 @@ from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.phi3_v import ProcessedItem
-from vlm2vec.ranks import close_ranks, initialize_ranks, set_collective_timeout
+from vlm2vec.ranks import close_ranks, initialize_ranks
 
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm
 # Where bfloat16 adds up the same numbers in another order.
@@ -114,12 +114,6 @@ def full_grid() -> list[Cell]:
     ]
 
 
-class _PadTokenOnly:
-    """What packing needs of a processor."""
-
-    pad_token_id = 0
-
-
 def build_encoder(kind: str, dropout: float) -> VLM2Vec:
     """A tiny encoder; adapters get a B that is not zero, which would hide half of the gradient.
 
@@ -162,7 +156,7 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int) -> RankBa
     own = [item for item in order if owners[item] == rank]
     packed = [PackedItem(len(items[i].input_ids), items[i].pixel_values is not None, i < PAIRS) for i in own]
     encode, keep, repeat = sizes.phases(packed)
-    inputs = ItemEncoderInputs(_PadTokenOnly(), None)  # type: ignore[arg-type]
+    inputs = processed_inputs()
 
     def made(phase: Sequence[Sequence[int]]) -> list[Chunk]:
         return [inputs.chunk([items[own[index]] for index in chunk]) for chunk in phase]
@@ -183,7 +177,7 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int) -> RankBa
 
 def padding_chunk() -> Chunk:
     """One token."""
-    return ItemEncoderInputs(_PadTokenOnly(), None).chunk([ProcessedItem(torch.tensor([1]))])  # type: ignore[arg-type]
+    return processed_inputs().chunk([ProcessedItem(torch.tensor([1]))])
 
 
 def plain_gradient(encoder: VLM2Vec, batch: RankBatch, seed: int) -> dict[str, Tensor]:
@@ -228,10 +222,12 @@ class RecordingStep(CachedStep):
         self.second_pass = 0
 
     def forward_backward(self, *arguments: Any) -> None:
+        """Pass 2; notes where its results begin."""
         self.second_pass = len(self.results)
         super().forward_backward(*arguments)
 
     def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
+        """Calls the engine and keeps a copy of the result."""
         result = super().model_call(model, model_input)
         self.results.append(result.detach().clone())
         return result
@@ -241,26 +237,6 @@ class RecordingStep(CachedStep):
         count = batch.chunks.repeat.num_chunks
         first, second = self.results[:count], self.results[self.second_pass : self.second_pass + count]
         return not all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-
-
-def build_engine(encoder: VLM2Vec, stage: int, **more: Any) -> Any:
-    """An engine whose optimizer leaves the weights alone; `more` are further entries of its configuration."""
-    import deepspeed
-
-    engine, *_ = deepspeed.initialize(
-        model=encoder,
-        model_parameters=[each for each in encoder.parameters() if each.requires_grad],
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
-            "zero_optimization": {"stage": stage},
-            "steps_per_print": 10**9,
-            **more,
-        },
-    )
-    set_collective_timeout(COLLECTIVE_SECONDS)
-    return engine
 
 
 @contextmanager

@@ -115,6 +115,8 @@ def damage(file: Path, draw: random.Random) -> tuple[str, str]:
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
+    """Raises `TimeoutError` in the main thread after this many seconds."""
+
     def end(*_: object) -> None:
         raise TimeoutError(f"more than {seconds} s")
 
@@ -177,6 +179,7 @@ def run(model: Path, trials: int, seed: int) -> tuple[Counter[str], list[str]]:
 
 
 def main() -> int:
+    """Parses the command line, damages configurations, prints the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_name", type=Path, required=True, help="a small model's folder")
     parser.add_argument("--trials", type=int, default=400)

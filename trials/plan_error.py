@@ -61,6 +61,7 @@ def table(measured: Sequence[Measured], plans: Sequence[tuple[int, int]]) -> Ite
 
 
 def main() -> None:
+    """Parses the command line, prints the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model_name", type=Path, required=True)
     model = parser.parse_args().model_name

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trials.rig.collectives import Collectives
-from trials.rig.engines import constant
+from trials.rig.engines import FETCH_WHEN_USED, constant
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive.reduction import gradient_reduction
@@ -51,13 +51,7 @@ CHUNK_TOKENS = 300
 BUCKET = 60_000
 SMALL = {
     1: {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
-    3: {
-        "reduce_bucket_size": BUCKET,
-        "stage3_param_persistence_threshold": 0,
-        "stage3_prefetch_bucket_size": 0,
-        "stage3_max_live_parameters": 0,
-        "stage3_max_reuse_distance": 0,
-    },
+    3: {"reduce_bucket_size": BUCKET, **FETCH_WHEN_USED},
 }
 
 
@@ -79,6 +73,7 @@ class Measured:
 
 
 def settings_of(kind: str, model: Path, engine_file: Path) -> RunSettings:
+    """A run's settings for one of `KINDS`."""
     flags = ["--model_name", str(model), "--dataset_name", "-", "--output_dir", "-", "--max_steps", "1"]
     arguments = parse_arguments(["--deepspeed", str(engine_file), "--global_batch_size", "2", *flags, *KINDS[kind]])
     return arguments.resolve(2, read_engine_file(engine_file))
@@ -129,10 +124,12 @@ def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
 
 
 def unused_modules(encoder: VLM2Vec) -> tuple[nn.Module, ...]:
+    """The parts of the vision tower that no forward pass runs."""
     return encoder.base.model.vision_embed_tokens.img_processor.unused_modules()
 
 
 def main() -> None:
+    """Measures every case; rank 0 writes what it found."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model_name", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.cached_step import PadTokenOnly
 from benchmarks.dora import peft_dora
 from benchmarks.gpu.model import (
     TINY_SHARE,
@@ -23,13 +22,13 @@ from benchmarks.gpu.model import (
 from benchmarks.gpu.rows import Figures, LeftOutError, release_memory
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
+from trials.rig.tiny import processed_inputs
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
 from vlm2vec.contrastive.watch import Part
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import RunPlan
@@ -172,7 +171,7 @@ class _Step:
         self.clock = StepClock(device)
         self.loss: torch.Tensor | None = None
         self._engine, self._batch = engine, batch
-        inputs = ItemEncoderInputs(PadTokenOnly(), None, torch.bfloat16)  # type: ignore[arg-type]
+        inputs = processed_inputs(torch.bfloat16)
         padding = inputs.chunk([ProcessedItem(torch.tensor([1]))])
         self._step = CachedStep(engine, ContrastiveLoss(0.02), padding, watch=self.clock)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.cached_step import PadTokenOnly, laid_out
-from benchmarks.workloads import NUM_CROPS, mmeb_pairs
+from benchmarks.cached_step import laid_out
+from benchmarks.workloads import NUM_CROPS, VOCABULARY, mmeb_pairs
+from trials.rig.tiny import processed_inputs, tiny_config
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import Phase, StepChunks, StepLayout
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 from vlm2vec.training.build import prepare_encoder
@@ -28,15 +27,8 @@ _NEEDED = "--model_name - --dataset_name - --output_dir - --max_steps 1000 --dee
 
 def model_config(tiny: bool) -> Phi3VConfig:
     """Phi-3.5-V, or the same in small."""
-    sizes: dict[str, Any] = {}
-    if tiny:
-        vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-        sizes = {
-            **{"vocab_size": 2048, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-            **{"num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": 0},
-            "vision_config": {**vision, "image_size": 28, "patch_size": 7},
-        }
-    return Phi3VConfig(**sizes, attn_implementation="sdpa")
+    attention = {"attn_implementation": "sdpa"}
+    return tiny_config(vocab_size=VOCABULARY, **attention) if tiny else Phi3VConfig(**attention)
 
 
 def run_settings(flags: str, pairs: int, tiny: bool) -> RunSettings:
@@ -89,7 +81,7 @@ def make_batch(config: Phi3VConfig, pairs: int, sizes: ChunkSizes, device: torch
     images = Phi3VImageProcessor(NUM_CROPS, config.vision_config.image_size, config.vision_config.patch_size)
     bank = torch.randn(NUM_CROPS + 1, 3, images.crop_size, images.crop_size, dtype=torch.bfloat16)
     items, (batch,) = mmeb_pairs(pairs, 1, images, lambda shape: bank[: shape[0]])
-    inputs = ItemEncoderInputs(PadTokenOnly(), None, torch.bfloat16)  # type: ignore[arg-type]
+    inputs = processed_inputs(torch.bfloat16)
     chunks, layout = laid_out(batch, items, sizes, inputs)
     if device.type != "cpu":
         chunks = StepChunks(*(_pinned(phase) for phase in chunks.phases))

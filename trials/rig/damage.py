@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 
 def truncate(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """The beginning of the content, of a random length."""
     return bytes(content[: generator.randrange(len(content))])
 
 
 def flip(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """A few bits the other way round."""
     for _ in range(generator.choice((1, 1, 2, 8))):
         content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
     return bytes(content)
@@ -24,12 +26,14 @@ def zero(content: bytearray, generator: random.Random, other: bytes) -> bytes:
 
 
 def cut_out(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """Without a few hundred bytes at a random place."""
     start = generator.randrange(len(content))
     del content[start : start + generator.randrange(1, 600)]
     return bytes(content)
 
 
 def append(content: bytearray, generator: random.Random, other: bytes) -> bytes:
+    """With up to 2,000 random bytes at the end."""
     return bytes(content) + generator.randbytes(generator.randrange(1, 2000))
 
 

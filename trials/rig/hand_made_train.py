@@ -28,12 +28,14 @@ TABLE = "A/original-00000-of-00001.parquet"
 
 
 def picture(shade: int, format_name: str = "PNG") -> bytes:
+    """An image file of 7 x 9 pixels in one shade."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((9, 7, 3), shade, np.uint8)).save(buffer, format_name)
     return buffer.getvalue()
 
 
 def row(number: int, **changes: str) -> Row:
+    """A row of the training table; `changes` replace columns."""
     plain = {
         "qry": f"<|image_1|>\nquestion {number}\n",
         "qry_image_path": f"images/A/Train/{number % 3}.png",
@@ -44,6 +46,7 @@ def row(number: int, **changes: str) -> Row:
 
 
 def write_rows(root: Path, rows: Sequence[Row], name: str = TABLE) -> None:
+    """Writes rows as a Parquet table below the dataset's root."""
     (root / name).parent.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows)), root / name, row_group_size=4)
 
@@ -58,6 +61,7 @@ def make_dataset(root: Path) -> Path:
 
 
 def tree(root: Path) -> dict[str, bytes]:
+    """Every file below a folder: its relative path and its bytes."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
 
 CROP = 28
@@ -11,32 +14,36 @@ IMAGE_TOKENS = 13  # one local crop and the global view, 4 tokens each, with sep
 VOCABULARY = 96
 
 
-def tiny_model(seed: int = 0, dropout: float = 0.0) -> Phi3VModel:
-    torch.manual_seed(seed)
-    config = Phi3VConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.05,
-        resid_pdrop=dropout,
-        attention_dropout=dropout,
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": CROP,
-            "patch_size": 7,
-            "attention_dropout": dropout,
+class PadTokenOnly:
+    """What chunks of processed items need of a processor."""
+
+    pad_token_id = 0
+
+
+def processed_inputs(dtype: torch.dtype = torch.float32) -> ItemEncoderInputs:
+    """Makes chunks of items that are already processed; images have this type."""
+    return ItemEncoderInputs(PadTokenOnly(), None, dtype)  # type: ignore[arg-type]
+
+
+def tiny_config(dropout: float = 0.0, **changes: Any) -> Phi3VConfig:
+    """Two layers of width 32 and a vision tower of three; `changes` are other fields of the configuration."""
+    fields = {
+        **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.05},
+        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        **{"resid_pdrop": dropout, "attention_dropout": dropout},
+        "vision_config": {
+            **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
+            **{"image_size": CROP, "patch_size": 7, "attention_dropout": dropout},
         },
-    )
-    return Phi3VModel(config)
+    }
+    return Phi3VConfig(**{**fields, **changes})
+
+
+def tiny_model(seed: int = 0, dropout: float = 0.0) -> Phi3VModel:
+    """Random weights that follow from the seed."""
+    torch.manual_seed(seed)
+    return Phi3VModel(tiny_config(dropout))
 
 
 def tiny_item(seed: int, has_image: bool) -> ProcessedItem:

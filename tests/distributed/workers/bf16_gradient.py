@@ -18,13 +18,13 @@ from trials.exactness import (
     CHUNKS,
     TEMPERATURE,
     build_encoder,
-    build_engine,
     padding_chunk,
     plain_gradient,
     rank_batch,
     relative_error,
 )
 from trials.rig.collectives import Collectives
+from trials.rig.engines import build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
@@ -50,8 +50,7 @@ def offload_errors(stage: int) -> dict[str, float]:
     for parameter in encoder.parameters():
         parameter.data.copy_(parameter.data.bfloat16())
     reference = copy.deepcopy(encoder)
-    section = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
-    engine = build_engine(encoder, stage, **BF16_ENGINE, zero_optimization=section)
+    engine = build_engine(encoder, stage, zero={"offload_optimizer": {"device": "cpu"}}, **BF16_ENGINE)
     step = CachedStep(engine, ContrastiveLoss(TEMPERATURE), padding_chunk())
     errors = {}
     for name in ("mixed", "no images"):

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from trials.exactness import BATCHES, TEMPERATURE, build_encoder, padding_chunk, rank_batch
 from trials.rig.collectives import Collectives
+from trials.rig.engines import FETCH_WHEN_USED, build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.batches.step_plan import ChunkSizes
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
-from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import FixedCounts
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
@@ -65,32 +65,6 @@ class StepInParts(CachedStep):
         self._during(PASS_2, super().forward_backward, *arguments)
 
 
-def build_engine(encoder: VLM2Vec, stage: int) -> Any:
-    """ZeRO-3 fetches every parameter when it is used and frees it at once: its traffic then follows from the calls.
-
-    By default small parameters stay, and how many are fetched ahead depends on the steps before.
-    """
-    import deepspeed
-
-    fetch_when_used = {
-        "stage3_param_persistence_threshold": 0,
-        "stage3_prefetch_bucket_size": 0,
-        "stage3_max_live_parameters": 0,
-        "stage3_max_reuse_distance": 0,
-    }
-    engine, *_ = deepspeed.initialize(
-        model=encoder,
-        model_parameters=[each for each in encoder.parameters() if each.requires_grad],
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
-            "zero_optimization": {"stage": stage, **(fetch_when_used if stage == 3 else {})},
-            "steps_per_print": 10**9,
-        },
-    )
-    return engine
-
-
 def record(engine: Any, stage: int, chunks: str) -> Recorded:
     batch = rank_batch(BATCH, CHUNKS[chunks], dist.get_rank(), dist.get_world_size())
     with Collectives() as collectives:
@@ -106,7 +80,7 @@ def main(folder: Path) -> None:
     initialize_ranks(COLLECTIVE_SECONDS)
     recorded = []
     for stage in STAGES:
-        engine = build_engine(build_encoder("full", dropout=0.0), stage)
+        engine = build_engine(build_encoder("full", dropout=0.0), stage, zero=FETCH_WHEN_USED)
         recorded += [record(engine, stage, chunks) for chunks in CHUNKS]
         engine.destroy()
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps([asdict(each) for each in recorded]))

@@ -15,12 +15,12 @@ from trials.exactness import (
     CHUNKS,
     TEMPERATURE,
     build_encoder,
-    build_engine,
     padding_chunk,
     plain_gradient,
     rank_batch,
     relative_error,
 )
+from trials.rig.engines import build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.ranks import close_ranks, initialize_ranks

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trials.rig.engines import build_engine
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, NonFiniteLossError, Pairs, StepChunks, StepLayout
 from vlm2vec.ranks import close_ranks, initialize_ranks, set_collective_timeout
@@ -61,20 +62,6 @@ def rank_step(features: Tensor) -> tuple[StepChunks, StepLayout]:
     return StepChunks.of(chunks), layout
 
 
-def build_engine(encoder: nn.Module, stage: int) -> Any:
-    import deepspeed
-
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "optimizer": {"type": "AdamW", "params": {"lr": 0.1, "torch_adam": True}},
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-        "steps_per_print": 10**9,
-    }
-    engine, *_ = deepspeed.initialize(model=encoder, model_parameters=list(encoder.parameters()), config=config)
-    set_collective_timeout(COLLECTIVE_TIMEOUT)
-    return engine
-
-
 def weights(engine: Any) -> list[list[float]]:
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -100,7 +87,13 @@ def main() -> None:
     options = parser.parse_args()
     initialize_ranks(COLLECTIVE_TIMEOUT)
     try:
-        engine = build_engine(Encoder(options.fails_with_graph, options.folder), options.stage)
+        engine = build_engine(
+            Encoder(options.fails_with_graph, options.folder),
+            options.stage,
+            learning_rate=0.1,
+            zero={"stage3_param_persistence_threshold": 0},
+        )
+        set_collective_timeout(COLLECTIVE_TIMEOUT)
         step = CachedStep(engine, ContrastiveLoss(0.1), Chunk({"features": torch.zeros(1, 4)}, 1))
         caught = {"before": weights(engine)}
         try:
