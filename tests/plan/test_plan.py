@@ -144,7 +144,7 @@ def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: RunPlan, mini_m
     memory = (at_first.peak + 7 * at_first.chunk) / 0.9
     found = with_memory(small, memory).memory(small.zero).chunk_tokens
     assert found > small.chunk_tokens
-    for tokens, fits in ((found, True), (found + 1024 + small.picture_tokens, False)):
+    for tokens, fits in ((found, True), (found + 1024 + small.image_tokens, False)):
         made = plan("--model_name", str(mini_model_dir), "--bf16", "--chunk_tokens", str(tokens), memory=memory / GIB)
         assert (made.memory(made.zero).peak <= made.cluster.usable_memory) == fits
 
@@ -172,7 +172,7 @@ def test_kept_graphs_fill_the_memory_and_save_a_forward_pass_each(small: RunPlan
             <= tight.cluster.usable_memory
         )
     assert with_memory(small, 1.0).graphs_that_fit(small.zero) == 0
-    forward = small.model.cost(small.pictures(small.rows(small.picture_tokens)), True, True).forward_flops
+    forward = small.model.cost(small.images(small.rows(small.image_tokens)), True, True).forward_flops
     expected = forward / (small.cluster.peak_flops * small.cluster.utilization)
     assert small.seconds_saved(3) == pytest.approx(3 * expected)
 

@@ -79,8 +79,8 @@ class RunPlan:
         self.workload = workload
         self.pairs = settings.cluster.global_batch_size
         self.width = int(model.config.hidden_size)
-        picture = model.images.layout(model.images.crop_size, model.images.crop_size)
-        self.picture_tokens, self.crops = picture.num_tokens + workload.text_tokens, picture.num_crops
+        image = model.images.layout(model.images.crop_size, model.images.crop_size)
+        self.image_tokens, self.crops = image.num_tokens + workload.text_tokens, image.num_crops
 
     @cached_property
     def size(self) -> ModelSize:
@@ -108,13 +108,13 @@ class RunPlan:
             return packing.query_chunk_size if is_query else packing.positive_chunk_size
         return max(1, int(factor * packing.chunk_tokens) // width)
 
-    def pictures(self, rows: int) -> ChunkShape:
+    def images(self, rows: int) -> ChunkShape:
         """A chunk of so many pictures with all their crops, the most expensive kind."""
-        return ChunkShape(rows, self.picture_tokens, self.crops)
+        return ChunkShape(rows, self.image_tokens, self.crops)
 
     def chunk_cost(self, checkpointing: bool) -> PassCost:
         """The largest chunk forward and backward."""
-        return self.model.cost(self.pictures(self.rows(self.picture_tokens)), True, checkpointing)
+        return self.model.cost(self.images(self.rows(self.image_tokens)), True, checkpointing)
 
     @property
     def encode_cost(self) -> PassCost:
@@ -165,10 +165,10 @@ class RunPlan:
     @cached_property
     def calls(self) -> EngineCalls:
         """Engine calls a step on every rank."""
-        pictures, texts = self.items_a_rank
+        images, texts = self.items_a_rank
 
         def needed(factor: float) -> tuple[int, int]:
-            with_images = math.ceil(pictures / self.rows(self.picture_tokens, factor))
+            with_images = math.ceil(images / self.rows(self.image_tokens, factor))
             return with_images + math.ceil(texts / self.rows(self.workload.text_tokens, factor, False)), with_images
 
         return EngineCalls(*needed(self.no_grad_factor), *needed(1.0))
@@ -176,8 +176,8 @@ class RunPlan:
     @property
     def items_a_rank(self) -> tuple[float, float]:
         """Items with pictures and without, if none is the same as another."""
-        pictures = self.pairs * self.workload.pictures_per_pair / self.cluster.num_ranks
-        return pictures, 2 * self.pairs / self.cluster.num_ranks - pictures
+        images = self.pairs * self.workload.pictures_per_pair / self.cluster.num_ranks
+        return images, 2 * self.pairs / self.cluster.num_ranks - images
 
     def traffic(self, zero: ZeroSettings) -> list[Collective]:
         """All transfers of a step."""
@@ -193,7 +193,7 @@ class RunPlan:
         text_rows = self.rows(self.workload.text_tokens, is_query=False)
         checkpointing, plain = self.settings.encoder.gradient_checkpointing, self.model.without_dropout()
         run = useful = 0.0
-        shapes = (self.pictures(self._growth.rows), ChunkShape(text_rows, self.workload.text_tokens, 0))
+        shapes = (self.images(self._growth.rows), ChunkShape(text_rows, self.workload.text_tokens, 0))
         for items, shape in zip(self.items_a_rank, shapes, strict=True):
             cost = self.model.cost(shape, True, checkpointing)
             run += items / shape.rows * (cost.forward_flops + sum(cost.flops))
@@ -208,10 +208,10 @@ class RunPlan:
 
     @cached_property
     def _growth(self) -> _Growth:
-        rows = self.rows(self.picture_tokens)
+        rows = self.rows(self.image_tokens)
         checkpointing = self.settings.encoder.gradient_checkpointing
-        encode = self.model.cost(self.pictures(max(1, int(rows * self.no_grad_factor))), False)
-        one, two = (self.model.cost(self.pictures(number), True, checkpointing) for number in (rows, 2 * rows))
+        encode = self.model.cost(self.images(max(1, int(rows * self.no_grad_factor))), False)
+        one, two = (self.model.cost(self.images(number), True, checkpointing) for number in (rows, 2 * rows))
         return _Growth(rows, encode, one, two)
 
     def _activations(self, rows: float, kept: int) -> dict[str, float]:
@@ -231,7 +231,7 @@ class RunPlan:
             middle = sum(fits) // 2
             too_much = held + max(self._activations(middle, self.keep_graphs).values()) > self.cluster.usable_memory
             fits[1 if too_much else 0] = middle
-        tokens = fits[0] * self.picture_tokens
+        tokens = fits[0] * self.image_tokens
         return tokens - tokens % _ROUND if tokens > _ROUND else tokens
 
 

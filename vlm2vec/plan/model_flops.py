@@ -49,8 +49,8 @@ def counted_flops(model: MetaModel, peak_flops: float) -> ModelFlops:
     one, two = flops(short, 0), flops(long, 0)
     squared = (two / long - one / short) / (long - short)
     per_token = one / short - squared * short
-    picture = model.images.layout(model.images.crop_size, model.images.crop_size)
-    tokens = picture.num_tokens
+    image = model.images.layout(model.images.crop_size, model.images.crop_size)
+    tokens = image.num_tokens
     of_text = per_token * tokens + squared * tokens**2
-    per_crop = (flops(tokens, picture.num_crops) - of_text) / picture.num_crops
+    per_crop = (flops(tokens, image.num_crops) - of_text) / image.num_crops
     return ModelFlops(per_token, squared, per_crop, peak_flops)

@@ -113,16 +113,18 @@ def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool, checkpointing
     else:
         encoder.base.gradient_checkpointing_disable()
     ids = torch.full((shape.rows, shape.width), -1 if shape.crops else 1, device=device)
-    pictures: dict[str, Any] = {}
-    images = encoder.base.model.vision_embed_tokens
+    image_arguments: dict[str, Any] = {}
+    vision = encoder.base.model.vision_embed_tokens
     if shape.crops:
-        dtype = next(iter(images.parameters())).dtype
-        size = images.crop_size
-        pictures["pixel_values"] = torch.zeros(shape.rows * shape.crops, 3, size, size, dtype=dtype, device=device)
-        pictures["image_sizes"] = torch.tensor([[size, size * (shape.crops - 1)]] * shape.rows)
+        dtype = next(iter(vision.parameters())).dtype
+        size = vision.crop_size
+        image_arguments["pixel_values"] = torch.zeros(
+            shape.rows * shape.crops, 3, size, size, dtype=dtype, device=device
+        )
+        image_arguments["image_sizes"] = torch.tensor([[size, size * (shape.crops - 1)]] * shape.rows)
     meter = TensorMeter(device.type)
     meter.ignore([*encoder.parameters(), *encoder.buffers()])
-    meter.count(pictures.values())
+    meter.count(image_arguments.values())
     pixels, parts = meter.alive, _Readings(meter)
     trains_vision = False
 
@@ -133,9 +135,9 @@ def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool, checkpointing
         if trains_vision:
             features.register_hook(lambda _: parts.end(LANGUAGE_BACKWARD))  # type: ignore[no-untyped-call]
 
-    hook = images.register_forward_hook(after_vision)
+    hook = vision.register_forward_hook(after_vision)
     with meter, torch.set_grad_enabled(with_graph):
-        vectors = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), **pictures)
+        vectors = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), **image_arguments)
         saved = meter.alive
         parts.end(LANGUAGE_FORWARD)
         if with_graph:

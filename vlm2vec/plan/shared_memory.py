@@ -17,22 +17,22 @@ def shared_memory(plan: RunPlan) -> float:
     workers = plan.settings.data.num_workers
     if workers == 0:
         return 0.0
-    rows = plan.rows(plan.picture_tokens)
+    rows = plan.rows(plan.image_tokens)
     encode_rows = max(1, int(rows * plan.no_grad_factor))
-    pictures, calls = math.ceil(plan.items_a_rank[0]), plan.calls
+    images, calls = math.ceil(plan.items_a_rank[0]), plan.calls
     step = [0]  # the mark with which a step begins
     for size, num_chunks, with_images in (
         (encode_rows, calls.encode, calls.encode_with_images),
         (rows, calls.repeat, calls.repeat_with_images),
     ):
-        step += _chunks(pictures, size) + [0] * (num_chunks - with_images)
+        step += _chunks(images, size) + [0] * (num_chunks - with_images)
     window = CHUNKS_AHEAD * workers + 1
     tasks = step * (2 + window // len(step))
     most = max(sum(tasks[start : start + window]) for start in range(len(step)))
     return most * plan.encode_cost.pixels / encode_rows * plan.cluster.gpus
 
 
-def _chunks(pictures: int, size: int) -> list[int]:
+def _chunks(images: int, size: int) -> list[int]:
     """Pictures of each chunk."""
-    whole, rest = divmod(pictures, size)
+    whole, rest = divmod(images, size)
     return [size] * whole + [rest] * (rest > 0)

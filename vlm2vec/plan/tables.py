@@ -36,11 +36,11 @@ def _heading(plan: RunPlan) -> Text:
     size, cluster, encoder = plan.size, plan.cluster, plan.settings.encoder
     kind = "all weights" if encoder.lora is None else "LoRA" + (" (DoRA)" if encoder.lora.use_dora else "")
     dtype = str(encoder.precision.compute).removeprefix("torch.")
-    pictures, texts = plan.items_a_rank
+    images, texts = plan.items_a_rank
     lines = [
         f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {dtype}",
         f"{cluster.num_ranks} ranks ({cluster.nodes} x {cluster.gpus}) of {cluster.gpu_memory / GIB:.0f} GiB | global "
-        f"batch {plan.pairs:,}: a rank has {pictures:.0f} pictures of {plan.picture_tokens} tokens and "
+        f"batch {plan.pairs:,}: a rank has {images:.0f} pictures of {plan.image_tokens} tokens and "
         f"{texts:.0f} texts of {plan.workload.text_tokens} in {plan.calls.repeat} chunks",
         f"Assumed: {plan.workload.pictures_per_pair:g} pictures a pair, each with all {plan.crops - 1} crops; "
         f"{plan.workload.text_tokens} tokens a text; no item twice",
@@ -89,7 +89,7 @@ def _chunk_table(plan: RunPlan) -> Table:
         title_justify="left",
     )
     chosen = plan.settings.encoder.gradient_checkpointing
-    rows = plan.rows(plan.picture_tokens)
+    rows = plan.rows(plan.image_tokens)
     encode_rows = max(1, int(rows * plan.no_grad_factor))
     kinds = [
         ("pass 2, gradient checkpointing", rows, plan.chunk_cost(True), chosen),
@@ -99,7 +99,7 @@ def _chunk_table(plan: RunPlan) -> Table:
     for name, number, cost, is_chosen in kinds:
         table.add_row(
             name + (" <" if is_chosen else ""),
-            f"{number * plan.picture_tokens:,}",
+            f"{number * plan.image_tokens:,}",
             str(number * plan.crops),
             _gib(cost.pixels),
             _gib(cost.saved - cost.pixels) if "graph" not in name[8:] else "-",
