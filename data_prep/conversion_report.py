@@ -155,7 +155,7 @@ def _total(
     for subset in subsets:
         for reason, count in subset.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
-    sums = ("rows", "samples", "shards", "bytes", "images", "image_bytes")
+    sums: tuple[str, ...] = ("rows", "samples", "shards", "bytes", "images", "image_bytes")
     sums += ("missing_images", "unreadable_images", "unusable_rows")
     return SubsetReport(
         **{name: sum(getattr(subset, name) for subset in subsets) for name in sums},

@@ -151,7 +151,8 @@ def _described(members: Mapping[str, bytes], key: str, row: int, check: ShardChe
     described: dict[str, int | bool] = {"has_negative": record[NEGATIVE] is not None}
     for side in SIDES:
         prefix = f"{key}.{IMAGE_MEMBER_PREFIX[side]}."
-        (name, image), *further = [item for item in members.items() if item[0].startswith(prefix)] or [("", None)]
+        found: list[tuple[str, bytes | None]] = [item for item in members.items() if item[0].startswith(prefix)]
+        (name, image), *further = found or [("", None)]
         if further:
             raise ValueError(f"two pictures of one side, {name} and {further[0][0]}")
         text = "" if record[side] is None else record[side]["text"]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 
 # Told apart by people who do not see all colours (Okabe and Ito); runs first, then the paper's models in greys.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -42,6 +43,7 @@ def radar(axes_labels: Sequence[str], series: Sequence[tuple[Sequence[float], st
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 5.0))
         axes = figure.add_subplot(projection="polar")
+        assert isinstance(axes, PolarAxes)
         angles = [2 * math.pi * spoke / len(axes_labels) for spoke in range(len(axes_labels))]
         for values, colour in series:
             closed = [*values, values[0]]

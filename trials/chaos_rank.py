@@ -34,7 +34,7 @@ class NotingBatches(TrainingBatches):
 
 def main(flags: list[str], output: Path) -> None:
     """Trains as one rank."""
-    train.TrainingBatches = NotingBatches  # type: ignore[misc]
+    train.TrainingBatches = NotingBatches  # type: ignore[attr-defined]
     device = initialize_ranks(COLLECTIVE_SECONDS)
     NotingBatches.notes = output / SAMPLES if dist.get_rank() == 0 else Path(os.devnull)
     code = train.run(parse_arguments(flags), device)

@@ -204,7 +204,7 @@ def plain_gradient(encoder: VLM2Vec, batch: RankBatch, seed: int) -> dict[str, T
         scores = torch.cat([scores, everything[pairs.query] @ everything[pairs.negative[pairs.negative >= 0]].T], 1)
     own = list(batch.layout.rows)
     loss = F.cross_entropy(scores[own] / TEMPERATURE, torch.tensor(own, device=device), reduction="sum") / PAIRS
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     gradients = {}
     for name, each in encoder.named_parameters():
         if each.requires_grad:

@@ -108,7 +108,8 @@ class Digits:
             self._coverage[index] = coverage.clip(0.0, 1.0)[..., None]
         colour = INKS[ink] if ink else PLAIN_INK
         contrast = np.subtract(colour, GROUND, dtype=np.float32)
-        return (GROUND + contrast * self._coverage[index]).round().astype(np.uint8)
+        drawn: Pixels = (GROUND + contrast * self._coverage[index]).round().astype(np.uint8)
+        return drawn
 
 
 @cache

@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 AGREE = "agree"
 
 
-class Collectives(TorchDispatchMode):
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every collective: all of them are operators of torch's dispatcher, whoever calls them.
 
     The bytes are those of the largest tensor: all that is reduced, gathered or scattered, whole.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.part = AGREE
         self.seen: list[tuple[str, str, int]] = []
 

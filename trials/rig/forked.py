@@ -95,6 +95,7 @@ def kill(ranks: Sequence[ForkServerProcess], moments: random.Random | None = Non
     if moments is not None:
         moments.shuffle(order)
     for rank in order:
+        assert rank.pid is not None, "it was started"
         try:
             os.killpg(rank.pid, signal.SIGKILL)  # with its loader's workers
         except ProcessLookupError:
