@@ -65,6 +65,8 @@ def initialize_ranks(timeout_seconds: int, backend: str | None = None) -> torch.
 
     # torch 2.13 renames two collectives and warns at every call of the old names, which older versions need.
     warnings.filterwarnings("ignore", message=r".*_tensor` is deprecated", category=FutureWarning)
+    # On a GPU, once a run; the group below does have its device.
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     if on_cpu():
         # An operator for inference only, which DeepSpeed would compile here: a minute, and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
