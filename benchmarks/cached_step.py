@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from vlm2vec.inputs.packing import PackedItem
 from vlm2vec.phi3_v import ProcessedItem
 
 # DeepSpeed clips to 1 by default; the baselines do not clip.
-UNCLIPPED = {"gradient_clipping": 0.0}
+UNCLIPPED: dict[str, Any] = {"gradient_clipping": 0.0}
 
 
 class CachedStepRun:

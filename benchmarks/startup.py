@@ -53,7 +53,8 @@ def moments_of_a_run(work: Path) -> dict[str, float]:
             *("--model_name", str(work / "model"), "--dataset_name", str(work / "shards"), "--output_dir", output),
             *("--max_steps", "2", "--warmup_steps", "0", "--logging_steps", "1", "--global_batch_size", "32"),
         ]
-        start, found = time.perf_counter(), {}
+        start = time.perf_counter()
+        found: dict[str, float] = {}
         with subprocess.Popen(
             [sys.executable, "-m", "vlm2vec.train", *flags],
             stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ _NEEDED = "--model_name - --dataset_name - --output_dir - --max_steps 1000 --dee
 
 def model_config(tiny: bool) -> Phi3VConfig:
     """Phi-3.5-V, or the same in small."""
-    attention = {"attn_implementation": "sdpa"}
+    attention: dict[str, Any] = {"attn_implementation": "sdpa"}
     return tiny_config(vocab_size=VOCABULARY, **attention) if tiny else Phi3VConfig(**attention)
 
 

@@ -38,8 +38,8 @@ def image(name: str | None) -> Image.Image | None:
 def write_model_folder(folder: Path) -> Path:
     """The reference model as a complete checkpoint folder: weights, configuration, processor, tokenizer."""
     folder.mkdir(parents=True)
-    for file in ("model/model.safetensors", "model/preprocessor_config.json"):
-        shutil.copy(PHI3V / file, folder)
+    for name in ("model/model.safetensors", "model/preprocessor_config.json"):
+        shutil.copy(PHI3V / name, folder)
     for file in (PHI3V / "tokenizer").iterdir():
         shutil.copy(file, folder)
     config = read("model/config.json") | {"vision_config": read("model/clip_vision_config.json")}

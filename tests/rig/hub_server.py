@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 COMMIT = "0" * 40
@@ -49,7 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         if path.startswith("/api/datasets/owner/name/tree/"):
             files = sorted(file for file in self.server.folder.rglob("*") if file.is_file())
-            entries = [{"type": "file", "path": str(file.relative_to(self.server.folder))} for file in files]
+            entries: list[dict[str, Any]] = [
+                {"type": "file", "path": str(file.relative_to(self.server.folder))} for file in files
+            ]
             entries = [
                 {**entry, "size": file.stat().st_size, "oid": ""} for entry, file in zip(entries, files, strict=True)
             ]
