@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -29,6 +29,7 @@ from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
 from vlm2vec.contrastive.watch import Part
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import RunPlan
@@ -38,6 +39,7 @@ from vlm2vec.plan.states import ZeroSettings
 from vlm2vec.training.build import schedule
 from vlm2vec.training.engine import build_engine
 from vlm2vec.training.flags.run import RunSettings
+from vlm2vec.training.preflight.rehearsal import num_tokens
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 from vlm2vec.training.watch.parts import RunPart
@@ -116,8 +118,8 @@ class Bench:
         self._engine = self._encoder = None  # type: ignore[assignment]
         release_memory()
 
-    def measure(self, variant: Variant) -> Figures:
-        """One row's figures."""
+    def measure(self, variant: Variant, around: Callable[[Callable[[], None]], object] | None = None) -> Figures:
+        """One row's figures; `around` runs one more step, before the timed ones."""
         setting = self._setting
         settings = settings_of(variant, setting)
         chunking = settings.chunking
@@ -139,6 +141,8 @@ class Bench:
                     compile_layers(self._encoder)
                     self._is_compiled = True
                 step.run()
+            if around is not None:
+                around(step.run)
             release_memory()
             step.clock.read()
             for _ in range(setting.steps):
@@ -149,7 +153,7 @@ class Bench:
         kept = batch.chunks.keep.num_chunks
         planned = None
         if variant.with_optimizer and setting.device.type == "cuda":
-            planned = planned_bytes(_meta(variant.model, setting), settings, kept) / GIB
+            planned = _planned_for(batch, _meta(variant.model, setting), settings) / GIB
         return {
             "seconds": seconds,
             "pairs_per_second": batch.num_pairs / seconds,
@@ -217,6 +221,16 @@ def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> 
     one_gpu = Hardware(1, 1, 80 * GIB, 1.0, 1.0, 1.0, 1.0)
     plan = RunPlan(model, settings, zero, one_gpu, Workload(1.0, _TEXT_TOKENS))
     return plan.memory(zero).peak
+
+
+def _planned_for(batch: Batch, model: MetaModel, settings: RunSettings) -> float:
+    """What the plan says of chunks as full as these are: a few pairs do not fill a large budget."""
+    kept, repeated = (
+        [num_tokens(chunk) for chunk in phase.chunks] for phase in (batch.chunks.keep, batch.chunks.repeat)
+    )
+    largest = max(kept + repeated)
+    chunking = replace(settings.chunking, packing=TokenBudget(largest), no_grad_tokens=None)
+    return planned_bytes(model, replace(settings, chunking=chunking), round(sum(kept) / largest))
 
 
 def _refuse_what_cannot_fit(planned: float) -> None:

@@ -45,7 +45,8 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
 }
 
 
-def _cells(figures: Figures) -> list[str]:
+def cells_of(figures: Figures) -> list[str]:
+    """One row of a table."""
     rest = 1 - figures[Part.PASS_1.value] - figures[Part.PASS_2.value]
     memory = f"{figures['peak_gib']:.1f}" if figures["peak_gib"] else "-"
     planned = f" ({figures['plan_gib']:.1f})" if figures["plan_gib"] else ""
@@ -66,7 +67,7 @@ COLUMNS = ("s a step", "pairs/s", "tokens/s", "MFU", "TFLOP/s on what runs", "pe
 def run(recorder: Recorder, setting: Setting, section: str) -> None:
     """One row a variant; the model is built once for all that can use it, and anew after a failure."""
     title, variants = SECTIONS[section]
-    recorder.begin(Section(title, COLUMNS, _cells))
+    recorder.begin(Section(title, COLUMNS, cells_of))
     bench: Bench | None = None
     for variant in variants.values():
         if bench is not None and bench.kind != variant.kind:

@@ -1,0 +1,88 @@
+"""Where the time of one step on a GPU goes, kernel by kernel, as torch.profiler sees it.
+
+python -m benchmarks.gpu.kernels lora.dora compiled.dora_compiled full.compute
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.gpu.bench import Bench, Setting, Variant
+from benchmarks.gpu.training import COLUMNS, SECTIONS, cells_of
+from vlm2vec.ranks import close_ranks, initialize_ranks
+
+# The first one whose word is in a kernel's name.
+_KINDS = {
+    "flash": "attention",
+    "fmha": "attention",
+    "attention": "attention",
+    "nvjet": "matrix products",
+    "gemm": "matrix products",
+    "cutlass": "matrix products",
+    "cublas": "matrix products",
+    "triton": "compiled elementwise",
+    "reduce": "reductions",
+    "norm": "reductions",
+    "Memcpy": "copies",
+    "Memset": "copies",
+    "elementwise": "elementwise",
+}
+_MOST = 40
+
+
+def main(argv: list[str]) -> None:
+    """Prints a table a variant."""
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.kernels", description=__doc__, allow_abbrev=False)
+    parser.add_argument("variants", nargs="+", help="TABLE.ROW of benchmarks.gpu.training, such as lora.dora")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs a step (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU if there is no GPU")
+    options = parser.parse_args(argv)
+    setting = Setting(initialize_ranks(600), options.tiny, options.pairs, 1, None)
+    for name in options.variants:
+        table, _, row = name.partition(".")
+        print(f"\n### {name}\n", flush=True)
+        bench = Bench(SECTIONS[table][1][row], setting)
+        print(_report(bench, SECTIONS[table][1][row]), flush=True)
+        bench.close()
+    close_ranks()
+
+
+def _report(bench: Bench, variant: Variant) -> str:
+    times: list[tuple[float, int, str]] = []
+    figures = bench.measure(variant, around=lambda step: times.extend(_times(step)))
+    kinds: Counter[str] = Counter()
+    for seconds, _, name in times:
+        kinds[next((kind for word, kind in _KINDS.items() if word.lower() in name.lower()), "other")] += seconds
+    total = sum(kinds.values())
+    lines = [f"{column}: {cell}" for column, cell in zip(COLUMNS, cells_of(figures), strict=True)]
+    lines += ["", f"one step: {total:.3f} s of kernels in {sum(calls for _, calls, _ in times):,} launches", ""]
+    lines += [f"{kind:24} {seconds:7.3f} s {seconds / total:6.1%}" for kind, seconds in kinds.most_common()]
+    lines += ["", "     ms  calls  kernel"]
+    lines += [
+        f"{1e3 * seconds:7.1f} {calls:6}  {name[:140]}" for seconds, calls, name in sorted(times)[: -_MOST - 1 : -1]
+    ]
+    return "\n".join(lines)
+
+
+def _times(step: Callable[[], None]) -> list[tuple[float, int, str]]:
+    """Seconds, calls and name of each kernel (of each operator on a CPU) in one step."""
+    on_gpu = torch.cuda.is_available()
+    kind = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profile:
+        step()
+        if on_gpu:
+            torch.cuda.synchronize()
+    events = [
+        (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
+        for event in profile.key_averages()
+    ]
+    return [(microseconds / 1e6, calls, name) for microseconds, calls, name in events if microseconds > 0]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
