@@ -106,6 +106,19 @@ class _ScaleRows(torch.autograd.Function):
         return of_values, of_scale, of_residual
 
 
+def _scale_rows(values: Tensor, scale: Tensor, residual: Tensor | None) -> Tensor:
+    """`_ScaleRows`; in compiled code as plain operators.
+
+    Compiled, these are fused, so that nothing is stored in float32; and torch 2.11 compiles a custom function whose
+    result is written into a given tensor without the function's backward, which left the adapter without gradients.
+    """
+    if not torch.compiler.is_compiling():
+        result: Tensor = _ScaleRows.apply(values, scale, residual)  # type: ignore[no-untyped-call]
+        return result
+    scaled = values * scale
+    return (scaled if residual is None else residual + scaled).to(values.dtype)
+
+
 class _FactorA(nn.Linear):
     """The adapter's A."""
 
@@ -215,8 +228,7 @@ class DoraLinear(PeftLinear):
         scale = self.lora_magnitude_vector[name](norm)
         if residual is None:
             residual = norm.bias
-        result: Tensor = _ScaleRows.apply(adapted, scale, residual)  # type: ignore[no-untyped-call]
-        return result
+        return _scale_rows(adapted, scale, residual)
 
 
 def install_dora(adapted: nn.Module, dropout_on: str = "input") -> None:
