@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from vlm2vec.errors import OneLineErrors
 from vlm2vec.messages.old_names import CONVERSION
@@ -12,10 +13,8 @@ EXIT_INCOMPLETE = 3
 ALLOW_LINKS_HELP = "follow links that lead out of the image folder, for images on another disk (default: refused)"
 
 
-class Parser(OneLineErrors, argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    old_names = CONVERSION
+# An argument parser whose errors are one line.
+Parser = partial(OneLineErrors, old_names=CONVERSION)
 
 
 def positive(text: str) -> int:

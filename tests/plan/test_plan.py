@@ -149,6 +149,15 @@ def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: RunPlan, mini_m
         assert (made.memory(made.zero).peak <= made.cluster.usable_memory) == fits
 
 
+def test_fixed_counts_are_those_of_both_passes(mini_model_dir: Path) -> None:
+    """As the step runs them: no larger chunks without a graph, unlike under a token budget without dropout."""
+    fixed = plan("--model_name", str(mini_model_dir), "--gc_q_chunk_size", "3", "--gc_p_chunk_size", "4")
+    assert (fixed.rows(fixed.image_tokens), fixed.rows(40, is_query=False), fixed.no_grad_factor) == (3, 4, 1.0)
+    assert plan("--model_name", str(mini_model_dir)).no_grad_factor == 4.0
+    dropout = plan("--model_name", str(mini_model_dir), "--lora")
+    assert dropout.no_grad_factor == 1.0
+
+
 def test_nothing_fits_into_nothing(small: RunPlan) -> None:
     """Nor where chunks would, but the buckets in which gradients are reduced do not."""
     half_a_bucket = with_memory(small, 2 * small.zero.reduce_bucket)

@@ -40,6 +40,7 @@ from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
 from vlm2vec.phi3_v.processor import PreprocessorSettings
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
+from vlm2vec.training.settings import Precision
 
 DEFAULT_SHARD_SIZE = "5GB"
 
@@ -97,7 +98,7 @@ def export(
                 (folder / ADAPTER_CONFIG).unlink()
                 shutil.rmtree(folder / BASE_CONFIG, ignore_errors=True)
                 base.config.save_pretrained(folder)
-            dtype = dtype or (torch.bfloat16 if record.arguments["bf16"] else torch.float32)
+            dtype = dtype or Precision.of(record.arguments["bf16"], record.arguments["lora"]).compute
             exported = _write_model(checkpoint, weights, folder, base, dtype, size)
         _complete_settings(folder, record)
         write_companions(folder)

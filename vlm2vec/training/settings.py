@@ -42,8 +42,7 @@ class Precision:
 
     @classmethod
     def of(cls, bf16: bool, lora: bool) -> Precision:
-        """By `--bf16` and `--lora`: an adapter stays in float32 on a bfloat16 base, as it is small and learns little
-        by little."""
+        """By `--bf16` and `--lora`: an adapter stays in float32 on a bfloat16 base, as it is small."""
         compute = torch.bfloat16 if bf16 else torch.float32
         return cls(weights=torch.float32 if lora else compute, frozen=compute, compute=compute, autocast=bf16 and lora)
 

@@ -12,6 +12,7 @@ from trials.rig.launcher import REPOSITORY
 from vlm2vec import train
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.errors import InputError
+from vlm2vec.plan.run_plan import read_plan
 from vlm2vec.training.flags.config_file import CONFIG_FILE, write_config
 from vlm2vec.training.flags.run import RunSettings, argument_defaults, parse_arguments
 
@@ -72,6 +73,11 @@ def test_modes_exclude_each_other_and_other_ranks_are_silent(
         printed([*NEEDED, "--dry_run", "--print_config"], monkeypatch, capsys)
     monkeypatch.setenv("RANK", "1")
     assert printed([*NEEDED, "--print_config"], monkeypatch, capsys) == ""
+
+
+def test_another_program_refuses_a_mode_that_it_does_not_have() -> None:
+    with pytest.raises(InputError, match="--print_config: no effect here"):
+        read_plan([*NEEDED, "--max_steps", "1", "--global_batch_size", "4", "--print_config"])
 
 
 def test_a_mode_is_a_flag_and_not_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from vlm2vec.batches import ChunkSizes
 from vlm2vec.errors import InputError
 from vlm2vec.messages.dataclass_parser import DataclassParser
 from vlm2vec.messages.old_names import TRAINING
-from vlm2vec.training.flags.data import DataArguments, data_refusals
+from vlm2vec.training.flags.data import DataArguments, data_refusals, mixture_weights
 from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.flags.model import ModelArguments, model_refusals
 from vlm2vec.training.flags.option import Policy, policies, refuse, unused_refusals
@@ -202,7 +202,9 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
     if rest:
         raise InputError(f"unknown option {rest[0]}; {parser.prog} --help lists the options")
     sources = dict.fromkeys(_named(parser, recipe), "recipe") | dict.fromkeys(_named(parser, argv), "flag")
-    model, data, training, evaluation = groups[: len(GROUPS)]
+    model, data, training, evaluation, others = groups
+    if others.print_config:
+        raise InputError("--print_config: no effect here; python -m vlm2vec.train takes it")
     arguments = RunArguments(model, data, training, evaluation, sources)
     _check(arguments)
     return arguments
@@ -234,6 +236,7 @@ def _check(arguments: RunArguments) -> None:
         refuse(unused_refusals(group))
     refuse(model_refusals(model))
     refuse(data_refusals(data))
+    mixture_weights(data.mixture_weights)
     refuse(evaluation_refusals(evaluation))
     refuse(training_refusals(training))
     refuse(
