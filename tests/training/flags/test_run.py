@@ -129,6 +129,10 @@ def test_the_length_of_a_run_in_epochs(tmp_path: Path):
     recipe = ["--config", str(tmp_path / "recipe.yaml")]
     training = parse_arguments([*recipe, *without_steps, "--num_train_epochs", "3", "--warmup_ratio", "0.5"]).training
     assert (training.max_steps, training.num_train_epochs, training.warmup_steps) == (0, 3, 0)
+    hyphens = parse_arguments([*recipe, *without_steps, "--num-train-epochs=3", "--warmup-ratio", "0.5"])
+    assert hyphens.training == training
+    assert hyphens.sources["num_train_epochs"] == "flag"
+    assert not {"max_steps", "warmup_steps"} & set(hyphens.sources)
     with pytest.raises(InputError, match="exclude each other"):
         parse_arguments([*NEEDED, *BATCH, "--num_train_epochs", "3", "--config", str(tmp_path / "recipe.yaml")])
 

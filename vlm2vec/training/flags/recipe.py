@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ def recipe_flags(path: Path | None, parser: OneLineErrors, argv: Sequence[str]) 
         return []
     actions = {action.dest: action for action in parser._option_string_actions.values()}
     known = [f"--{name}" for name in actions if name not in _NOT_IN_A_RECIPE]
-    given = {word.partition("=")[0] for word in argv}
-    replaced = {pair[1 - side] for pair in ALTERNATIVES for side in (0, 1) if f"--{pair[side]}" in given}
+    given = given_names(parser, argv)
+    replaced = {pair[1 - side] for pair in ALTERNATIVES for side in (0, 1) if pair[side] in given}
     flags: list[str] = []
     for name, value in _read(path).items():
         if f"--{name}" not in known:
@@ -41,6 +41,12 @@ def recipe_flags(path: Path | None, parser: OneLineErrors, argv: Sequence[str]) 
         if value is not None and name not in replaced:
             flags += [f"--{name}", *_words(f"--config {path}: {name}", value, actions[name])]
     return flags
+
+
+def given_names(parser: OneLineErrors, words: Iterable[str]) -> set[str]:
+    """The names of the flags that words of a command line give, however they are spelled (`--max-steps`)."""
+    actions = parser._option_string_actions
+    return {actions[flag].dest for flag in (word.partition("=")[0] for word in words) if flag in actions}
 
 
 def _read(path: Path) -> dict[Any, Any]:

@@ -18,7 +18,7 @@ from vlm2vec.training.flags.data import DataArguments, data_refusals, mixture_we
 from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.flags.model import ModelArguments, model_refusals
 from vlm2vec.training.flags.option import Policy, policies, refuse, unused_refusals
-from vlm2vec.training.flags.recipe import recipe_flags
+from vlm2vec.training.flags.recipe import given_names, recipe_flags
 from vlm2vec.training.flags.resolve import (
     checkpoint_settings,
     chunk_settings,
@@ -201,19 +201,13 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
     )
     if rest:
         raise InputError(f"unknown option {rest[0]}; {parser.prog} --help lists the options")
-    sources = dict.fromkeys(_named(parser, recipe), "recipe") | dict.fromkeys(_named(parser, argv), "flag")
+    sources = dict.fromkeys(given_names(parser, recipe), "recipe") | dict.fromkeys(given_names(parser, argv), "flag")
     model, data, training, evaluation, others = groups
     if others.print_config:
         raise InputError("--print_config: no effect here; python -m vlm2vec.train takes it")
     arguments = RunArguments(model, data, training, evaluation, sources)
     _check(arguments)
     return arguments
-
-
-def _named(parser: DataclassParser, words: Iterable[str]) -> set[str]:
-    """The flags that words of a command line give, by name, however they are spelled."""
-    actions = parser._option_string_actions
-    return {actions[flag].dest for flag in (word.partition("=")[0] for word in words) if flag in actions}
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
