@@ -50,6 +50,25 @@ def test_a_resume_refuses_another_value_if_the_flag_decides_the_result(name: str
     assert POLICIES[name].compared_as in (None, "global batch", "max_steps", "warmup_steps")
 
 
+def test_only_these_flags_may_change_over_a_resume() -> None:
+    """A list of its own: a flag with a wrong policy would let a resume go on as another run."""
+    free = {
+        *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir", "local_rank"),
+        *("attn_implementation", "gradient_checkpointing", "compile_layers", "deterministic", "loss_block_rows"),
+        *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),
+        *("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size", "grad_cache"),
+        *("logging_steps", "save_steps", "save_total_limit", "profile_steps", "flops_profile_step", "peak_tflops"),
+        *("eval_steps", "eval_dataset_name", "eval_image_dir", "eval_allow_links", "eval_subsets", "save_best"),
+    }
+    assert {name for name, policy in POLICIES.items() if policy.effect != "result"} == free
+    compared_otherwise = {name for name, policy in POLICIES.items() if policy.compared_as}
+    assert compared_otherwise == {
+        *("num_train_epochs", "warmup_ratio", "global_batch_size", "per_device_train_batch_size"),
+    }
+    chunks = {name for name, policy in POLICIES.items() if policy.decides_chunks}
+    assert chunks == {"chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size"}
+
+
 def test_ranks_compare_every_flag_but_those_of_a_nodes_places() -> None:
     compared = {name.removeprefix("--") for name in facts(arguments().as_dict()) if name.startswith("--")}
     assert set(argument_defaults()) - compared == PLACES - {"deepspeed"}  # its content is compared under its name
