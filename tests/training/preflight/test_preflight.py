@@ -117,6 +117,7 @@ def test_a_line_through_two_chunks_says_how_many_tokens_fit() -> None:
 
 
 SIZES = ChunkSizes(TokenBudget(8192), 4 * 8192, 6)
+ONE_KEPT = ChunkSizes(TokenBudget(8192), 4 * 8192, 1)
 
 
 class WatchAt(Watch):
@@ -150,6 +151,12 @@ OPTIMIZER_REMEDY = "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload
             "set --keep_graphs 3 (now 6)",
         ),
         (Place(Part.PASS_2, "pass 2, kept chunk 5", is_kept=True), SIZES, [], "set --keep_graphs 3 (now 6)"),
+        (
+            Place(Part.PASS_1, "pass 1 with graph, chunk 1 of 1", is_kept=True),
+            ONE_KEPT,
+            ["--gradient_checkpointing"],
+            "set --chunk_tokens 4096 (now 8192)",
+        ),
         (
             IN_PASS_1,
             ChunkSizes(FixedCounts(8, 4)),

@@ -57,7 +57,9 @@ class MemoryAdvice:
         sizes = self._sizes
         if sizes.keep_graphs > 1 and place.is_kept:
             return f"set --keep_graphs {sizes.keep_graphs // 2} (now {sizes.keep_graphs})"
-        if place.part is Part.PASS_1 and sizes.no_grad_tokens is not None and isinstance(sizes.packing, TokenBudget):
+        # A chunk whose graph is kept has pass 2's size.
+        is_no_grad = place.part is Part.PASS_1 and not place.is_kept
+        if is_no_grad and sizes.no_grad_tokens is not None and isinstance(sizes.packing, TokenBudget):
             tokens = sizes.packing.chunk_tokens
             if sizes.no_grad_tokens > tokens:
                 fitting = max(tokens, sizes.no_grad_tokens // 2)
