@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -34,9 +35,8 @@ class NotingBatches(TrainingBatches):
 
 def main(flags: list[str], output: Path) -> None:
     """Trains as one rank."""
-    train.TrainingBatches = NotingBatches  # type: ignore[attr-defined]
     device = initialize_ranks(COLLECTIVE_SECONDS)
     NotingBatches.notes = output / SAMPLES if dist.get_rank() == 0 else Path(os.devnull)
-    code = train.run(parse_arguments(flags), device)
+    code = train.run(parse_arguments(flags), device, replace(train.PARTS, batches=NotingBatches))
     close_ranks()
     sys.exit(code)

@@ -26,7 +26,7 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.plan.meter import TensorMeter
 from vlm2vec.ranks import close_ranks, initialize_ranks
-from vlm2vec.training.build import build_encoder
+from vlm2vec.training.encoder import build_encoder
 from vlm2vec.training.engine import build_engine
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunSettings, parse_arguments

@@ -36,8 +36,7 @@ from vlm2vec.plan.estimate import RunPlan
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.states import ZeroSettings
-from vlm2vec.training.build import schedule
-from vlm2vec.training.engine import build_engine
+from vlm2vec.training.engine import build_engine, schedule
 from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.preflight.rehearsal import num_tokens
 from vlm2vec.training.watch.clock import StepClock

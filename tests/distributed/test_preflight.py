@@ -12,9 +12,9 @@ from tests.distributed.workers.preflight import FITTING_TOKENS, main
 from trials.rig.forked import run_forked
 from trials.rig.launcher import REPOSITORY
 from trials.rig.states import differences
-from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.disk_space import checkpoint_bytes
 from vlm2vec.training.checkpoints.record import read_whole
+from vlm2vec.training.encoder import build_encoder
 from vlm2vec.training.flags.run import parse_arguments
 
 STEPS = 2

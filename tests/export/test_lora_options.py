@@ -15,8 +15,8 @@ from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.export import export
 from vlm2vec.model_folder.adapter_files import PEFT_0_11_KEYS
-from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
+from vlm2vec.training.encoder import build_encoder
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
 TEXTS = ["coffee", "a three to the left of a seven"]

@@ -21,7 +21,7 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 from vlm2vec.plan.passes import ChunkShape, PassCost, at_depth, measure
 from vlm2vec.plan.states import ModelSize
-from vlm2vec.training.build import prepare_encoder
+from vlm2vec.training.encoder import prepare_encoder
 from vlm2vec.training.settings import EncoderSettings
 
 _ATTENTION = "fused_on_meta"

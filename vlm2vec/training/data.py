@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 from vlm2vec.batches import GlobalOrder
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
@@ -10,6 +11,19 @@ from vlm2vec.errors import InputError
 from vlm2vec.ranks import gather_from_all
 from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
 from vlm2vec.training.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run's samples and the order in which they come."""
+
+    shards: ShardSet
+    order: GlobalOrder
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What the data are: the same values are the same samples in the same order."""
+        return {"shards": self.shards.fingerprint, "order": self.order.digest}
 
 
 def open_shards(settings: DataSettings) -> ShardSet:
@@ -23,7 +37,7 @@ def open_shards(settings: DataSettings) -> ShardSet:
     )
 
 
-def open_data(settings: DataSettings, rank: int) -> tuple[ShardSet, GlobalOrder]:
+def open_data(settings: DataSettings, rank: int) -> RunData:
     """The shards and their order; one sample is read, so that data out of reach are found here.
 
     Raises:
@@ -38,7 +52,7 @@ def open_data(settings: DataSettings, rank: int) -> tuple[ShardSet, GlobalOrder]
         # A damaged sample is replaced when its turn comes.
         if isinstance(error.__cause__, OSError):
             raise InputError(f"the shards' files are there but cannot be read: {error}") from error
-    return shards, order
+    return RunData(shards, order)
 
 
 def global_order(settings: DataSettings, shards: ShardSet) -> GlobalOrder:
@@ -65,11 +79,6 @@ def compare_data(shards: ShardSet, order: GlobalOrder) -> None:
             f"rank(s) {', '.join(map(str, mismatched))} and rank 0 hold different shards or flags: --dataset_name must "
             "have the same manifest.json on every node, and every rank the same flags"
         )
-
-
-def fingerprints(shards: ShardSet, order: GlobalOrder) -> dict[str, str]:
-    """What the data of a run are: the same values are the same samples in the same order."""
-    return {"shards": shards.fingerprint, "order": order.digest}
 
 
 def order_remarks(order: GlobalOrder) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
+from vlm2vec.errors import InputError
 from vlm2vec.ranks import ranks_of_node, set_collective_timeout
-from vlm2vec.training.settings import EngineSettings
+from vlm2vec.training.settings import EngineSettings, ScheduleSettings
 
 # Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
 BF16_ENGINE: dict[str, Any] = {
@@ -75,6 +77,18 @@ def build_engine(
     engine, *_ = deepspeed.initialize(model=encoder, model_parameters=trainable, config=config, lr_scheduler=schedule)
     set_collective_timeout(settings.cluster.collective_timeout)
     return engine
+
+
+def schedule(settings: ScheduleSettings, optimizer: Any) -> Any:
+    """The learning-rate schedule of an optimizer, by transformers' names.
+
+    Raises:
+        InputError: transformers has none of that name.
+    """
+    try:
+        return transformers.get_scheduler(settings.kind, optimizer, settings.warmup_steps, settings.max_steps)
+    except ValueError as error:
+        raise InputError(f"--lr_scheduler_type {settings.kind}: {error}") from error
 
 
 def share_cores(zero_section: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 
 from vlm2vec import train
 from vlm2vec.batches import PlanSource
@@ -25,7 +27,7 @@ class UnreachableSource(PlanSource):
 
 def main(flags: list[str], unreachable_rank: int | None) -> None:
     """Trains as `python -m vlm2vec.train` does."""
-    if os.environ["RANK"] == str(unreachable_rank):
-        train.PlanSource = UnreachableSource  # type: ignore[misc]
+    is_unreachable = os.environ["RANK"] == str(unreachable_rank)
+    parts = replace(train.PARTS, source=UnreachableSource) if is_unreachable else train.PARTS
     sys.argv = ["vlm2vec.train", *flags]
-    sys.exit(run_program(train.main))
+    sys.exit(run_program(partial(train.main, parts)))

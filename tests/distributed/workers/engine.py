@@ -17,12 +17,12 @@ from tests.rig import golden
 from trials.rig.engines import constant
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.ranks import close_ranks, initialize_ranks
-from vlm2vec.training.build import build_encoder
 from vlm2vec.training.checkpoints.writer import Checkpoints, RunRecord
+from vlm2vec.training.encoder import build_encoder
 from vlm2vec.training.engine import build_engine
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
-from vlm2vec.training.skipped_steps import SkippedSteps
+from vlm2vec.training.watch.skipped_steps import SkippedSteps
 
 TEXTS = ["a three to the left of a seven", "Represent the given picture.", "nine", "coffee"]
 LIVE = "live.pt"

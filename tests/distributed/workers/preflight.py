@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,8 @@ def main(jobs: dict[str, list[str]], folder: Path) -> None:
     for name, flags in jobs.items():
         if name != "refused":
             train.run(parse_arguments(flags), device)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(train, "rehearse", lambda *arguments: None)
-                train.run(parse_arguments([*flags, "--output_dir", f"{folder}/{name} without"]), device)
+            not_rehearsed = replace(train.PARTS, rehearse=lambda *arguments: None)
+            train.run(parse_arguments([*flags, "--output_dir", f"{folder}/{name} without"]), device, not_rehearsed)
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
     close_ranks()
 

@@ -7,11 +7,10 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch.distributed as dist
 
 from trials.rig.patience import COLLECTIVE_SECONDS
@@ -52,21 +51,12 @@ def plain(arguments: RunArguments, device: Any) -> None:
     assert train.run(arguments, device) == 0
 
 
-@contextmanager
-def patched(name: str, value: Any) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, name, value)
-        yield
-
-
 def signalled(arguments: RunArguments, device: Any) -> None:
-    with patched("TrainingBatches", SignallingBatches):
-        assert train.run(arguments, device) == EXIT_STOPPED
+    assert train.run(arguments, device, replace(train.PARTS, batches=SignallingBatches)) == EXIT_STOPPED
 
 
 def full_disk(arguments: RunArguments, device: Any) -> None:
-    with patched("Checkpoints", FullDisk):
-        assert train.run(arguments, device) == 0
+    assert train.run(arguments, device, replace(train.PARTS, checkpoints=FullDisk)) == 0
 
 
 RUNS: dict[str, Callable[[RunArguments, Any], None]] = {

@@ -94,12 +94,11 @@ class SlowCheckpoints(Checkpoints):
 def main(what: str, rank: int, flags: list[str], folder: Path) -> None:
     """Trains; `rank` is the one that is stuck."""
     StuckHeartbeat.rank, StuckHeartbeat.signal, StuckHeartbeat.folder = rank, SIGNALS[what], folder
-    train.Heartbeat = StuckHeartbeat  # type: ignore[misc]
+    parts = replace(train.PARTS, heartbeat=StuckHeartbeat)
     if what == "slow":
-        train.TrainingBatches = SlowBatches  # type: ignore[misc]
-        train.Checkpoints = SlowCheckpoints  # type: ignore[misc]
+        parts = replace(parts, batches=SlowBatches, checkpoints=SlowCheckpoints)
     device = initialize_ranks(10 * HANG_SECONDS)
     limit = STEP_TIMEOUT if what == "slow" else LONG_TIMEOUT
-    code = train.run(parse_arguments([*flags, "--step_timeout", str(limit)]), device)
+    code = train.run(parse_arguments([*flags, "--step_timeout", str(limit)]), device, parts)
     close_ranks()
     sys.exit(code)

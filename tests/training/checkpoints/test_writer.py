@@ -106,17 +106,19 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, what: str, monkeypatch:
 
 @pytest.mark.usefixtures("one_rank")
 def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, engine, monitor = tmp_path / "run", SimpleNamespace(device=None), Monitor()
-    checkpoints = Checkpoints(run, write_encoder, record, False)
-    monkeypatch.setattr(loop, "rank_state", lambda device, meter: {})
+    run = SimpleNamespace(
+        model=SimpleNamespace(engine=SimpleNamespace(device=torch.device("cpu"), checkpoint_engine=None)),
+        meter=SimpleNamespace(state_dict=dict),
+        monitor=Monitor(),
+        checkpoints=Checkpoints(tmp_path / "run", write_encoder, record, False),
+    )
 
     def failing(self: Checkpoints, engine: Any, writer: Any, folder: Path) -> None:
         writer.written.failure = "OSError: not shared"
 
     def save(step: int) -> Path | None:
-        return loop.save(engine, step, None, monitor, checkpoints, run_goes_on=True)
+        return loop.save(run, step, run_goes_on=True)
 
-    engine.checkpoint_engine = None
     for fails, steps in ((True, range(1, loop.MOST_FAILED_SAVES)), (False, [5]), (True, range(6, 8))):
         monkeypatch.setattr(Checkpoints, "_write_engine", failing if fails else lambda *_: None)
         for step in steps:

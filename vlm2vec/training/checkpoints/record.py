@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
+from vlm2vec import __version__
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import Count, parsed, read_json, shorten
 
@@ -20,6 +22,7 @@ RECORD = "run.json"
 LATEST = "latest"
 CHECKPOINT_PREFIX = "checkpoint-"
 SCHEMA_VERSION = 1
+RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,8 @@ def find_checkpoint(path: Path) -> Path:
     if not (checkpoint / RECORD).is_file():
         raise InputError(f"{path / LATEST} names '{name}', which is not a checkpoint here")
     return checkpoint
+
+
+def versions() -> dict[str, str]:
+    """Of this code and the packages that matter."""
+    return {"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}}

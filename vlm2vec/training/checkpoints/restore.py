@@ -1,56 +1,121 @@
-"""Putting a checkpoint back into a run's engine."""
+"""Where a run starts, at its beginning or at a checkpoint, and putting a checkpoint back into its engine."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from vlm2vec.contrastive import LearnedTemperature
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.rank_state import restore_on_other_ranks, restore_rank, seed_rank
-from vlm2vec.training.checkpoints.record import ENGINE_TAG, RECORD
-from vlm2vec.training.checkpoints.resume import ResumePoint
+from vlm2vec.training.checkpoints.record import ENGINE_TAG, RECORD, RunRecord
 from vlm2vec.training.checkpoints.state_files import safe_state_files
 from vlm2vec.training.checkpoints.universal import universal_state
-from vlm2vec.training.flags.run import RunSettings
+from vlm2vec.training.flags.run import POLICIES, RunSettings
+from vlm2vec.training.model import TrainedModel
 from vlm2vec.training.settings import CheckpointSettings, OptimizerSettings
 from vlm2vec.training.watch.metrics import StepMeter
+from vlm2vec.training.watch.run_watch import RunWatch
 
 
-def start_of_run(
-    point: ResumePoint | None,
-    settings: RunSettings,
-    engine: Any,
-    temperature: LearnedTemperature | None,
-    meter: StepMeter,
-) -> int:
-    """Seeds a new run's ranks, or continues a checkpoint; returns the steps done. All ranks call it.
+@dataclass(frozen=True)
+class FromStart:
+    """A run starts at its beginning: it has the weights that it was built with.
 
-    Raises:
-        InputError: The checkpoint's files cannot be read.
+    Attributes:
+        step: Steps done.
+        is_elastic: As in `ResumePoint`.
+        bad_samples: As in `RunRecord`.
     """
-    first_step = point.record.step if point else 0
-    seed_rank(settings.seed, first_step, dist.get_world_size(), dist.get_rank())
-    if point:
-        restore(point, settings.checkpoints, settings.optimizer, engine, temperature, meter)
-    return first_step
+
+    step: int = 0
+    is_elastic: bool = False
+    bad_samples: Sequence[Mapping[str, Any]] = ()
+
+    def kept_graphs(self, flags: Mapping[str, Any]) -> int | None:
+        """No step has kept any."""
+        return None
+
+    def restore(self, settings: RunSettings, model: TrainedModel, meter: StepMeter, watch: RunWatch) -> None:
+        """Seeds this rank; nothing is loaded. All ranks call it."""
+        seed_rank(settings.seed, self.step, dist.get_world_size(), dist.get_rank())
+
+    def remarks(self, max_steps: int) -> list[str]:
+        """What a run of so many steps says of it: nothing."""
+        return []
 
 
-def restore(
-    point: ResumePoint,
-    checkpoints: CheckpointSettings,
-    optimizer: OptimizerSettings,
-    engine: Any,
-    temperature: LearnedTemperature | None,
-    meter: StepMeter,
-) -> None:
-    """Continues a checkpoint: weights, moments, schedule, temperature, random states, sums. All ranks call it.
+@dataclass(frozen=True)
+class ResumePoint:
+    """A run resumes from a checkpoint.
+
+    Attributes:
+        checkpoint: Its folder.
+        record: Its record.
+        is_elastic: Whether a different number of ranks or a different ZeRO stage wrote it, so that its state must be
+            redistributed.
+    """
+
+    checkpoint: Path
+    record: RunRecord
+    is_elastic: bool
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.record.step
+
+    @property
+    def bad_samples(self) -> Sequence[Mapping[str, Any]]:
+        """As in `RunRecord`."""
+        return self.record.bad_samples
+
+    def kept_graphs(self, flags: Mapping[str, Any]) -> int | None:
+        """How many graphs a step kept, if ranks and chunks are as they were."""
+        before = self.record.arguments
+        is_same = all(before.get(name) == value for name, value in flags.items() if POLICIES[name].decides_chunks)
+        return self.record.keep_graphs if is_same and not self.is_elastic else None
+
+    def restore(self, settings: RunSettings, model: TrainedModel, meter: StepMeter, watch: RunWatch) -> None:
+        """Loads weights, moments, schedule, temperature, random states, sums. All ranks call it.
+
+        Raises:
+            InputError: The checkpoint's files cannot be read.
+        """
+        watch.starting(f"loading {self.checkpoint}")
+        rank, num_ranks, record = dist.get_rank(), dist.get_world_size(), self.record
+        seed_rank(settings.seed, self.step, num_ranks, rank)
+        restore_engine(self, settings.checkpoints, model.engine)
+        set_hyperparameters(model.engine, settings.optimizer)
+        if model.temperature is not None and record.temperature is not None:
+            try:
+                model.temperature.load_state_dict(record.temperature)
+            except KeyError as error:
+                raise InputError(f"{self.checkpoint / RECORD}: temperature has no {error}") from error
+        if record.num_ranks == num_ranks:
+            restore_rank(self.checkpoint, rank, model.engine.device, meter)
+        else:
+            restore_on_other_ranks(self.checkpoint, record.num_ranks, rank, meter)
+
+    def remarks(self, max_steps: int) -> list[str]:
+        """What a run of so many steps says of it."""
+        if self.step >= max_steps:
+            return [f"{self.checkpoint}: all {self.step} steps are done"]
+        return [f"resumed from {self.checkpoint}: {self.step} of {max_steps} steps are done"]
+
+
+StartPoint = FromStart | ResumePoint
+
+
+def restore_engine(point: ResumePoint, checkpoints: CheckpointSettings, engine: Any) -> None:
+    """Loads the engine's part of a checkpoint, whichever ranks and ZeRO stage wrote it.
 
     Raises:
-        InputError: The checkpoint's files cannot be read.
+        InputError: It cannot be read.
     """
     if point.is_elastic:
         stage = int(engine.zero_optimization_stage())
@@ -59,18 +124,6 @@ def restore(
         unshare_steps(engine)
     else:
         load_engine(point.checkpoint, engine, excludes_frozen=checkpoints.excludes_frozen)
-    set_hyperparameters(engine, optimizer)
-    record = point.record
-    if temperature is not None and record.temperature is not None:
-        try:
-            temperature.load_state_dict(record.temperature)
-        except KeyError as error:
-            raise InputError(f"{point.checkpoint / RECORD}: temperature has no {error}") from error
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    if record.num_ranks == num_ranks:
-        restore_rank(point.checkpoint, rank, engine.device, meter)
-    else:
-        restore_on_other_ranks(point.checkpoint, record.num_ranks, rank, meter)
 
 
 def load_engine(folder: Path, engine: Any, excludes_frozen: bool) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import RunRecord, checkpoints_of, find_checkpoint, read_whole
+from vlm2vec.training.checkpoints.restore import FromStart, ResumePoint, StartPoint
 from vlm2vec.training.checkpoints.writer import remove_unfinished
 from vlm2vec.training.flags.checkpoint import AUTO
 from vlm2vec.training.flags.run import POLICIES, RunSettings, argument_defaults
@@ -20,30 +20,9 @@ DATA, ORDER = "dataset_name", "order"
 _BATCH = ("global_batch_size", "per_device_train_batch_size")
 
 
-@dataclass(frozen=True)
-class ResumePoint:
-    """The checkpoint from which a run goes on.
-
-    Attributes:
-        checkpoint: Its folder.
-        record: Its record.
-        is_elastic: Whether other ranks or another ZeRO stage wrote it, so that its state must be dealt anew.
-    """
-
-    checkpoint: Path
-    record: RunRecord
-    is_elastic: bool
-
-    def kept_graphs(self, flags: Mapping[str, Any]) -> int | None:
-        """How many graphs a step kept, if ranks and chunks are as they were."""
-        before = self.record.arguments
-        is_same = all(before.get(name) == value for name, value in flags.items() if POLICIES[name].decides_chunks)
-        return self.record.keep_graphs if is_same and not self.is_elastic else None
-
-
 def agree_on_resume(
     settings: RunSettings, data: Mapping[str, str], message: Callable[[str], None] = print
-) -> ResumePoint | None:
+) -> StartPoint:
     """`resume_point` of the first rank, for all; also clears away what a killed run left unfinished."""
 
     def find() -> ResumePoint | None:
@@ -51,7 +30,7 @@ def agree_on_resume(
         remove_unfinished(settings.checkpoints.output_dir)
         return point
 
-    return on_first_rank(find, ResumePoint | None)
+    return on_first_rank(find, ResumePoint | None) or FromStart()
 
 
 def resume_point(settings: RunSettings, data: Mapping[str, str], message: Callable[[str], None]) -> ResumePoint | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import vlm2vec
 from vlm2vec.ranks import refuse_together, send_from_first
-from vlm2vec.training.build import RECORDED_PACKAGES
+from vlm2vec.training.checkpoints.record import RECORDED_PACKAGES
 from vlm2vec.training.flags.run import POLICIES
 
 _MOST = 5

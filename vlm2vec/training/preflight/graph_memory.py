@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlm2vec.contrastive import Chunk
+from vlm2vec.batches import ChunkSizes
+from vlm2vec.contrastive import CachedStep, Chunk, has_dropout
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, Packing
+from vlm2vec.training.settings import Chunking
 
 # A backward pass holds more than its graph: the layer that runs backward, recomputed activations, their gradients.
 _GRAPHS_A_BACKWARD_TAKES = 2
@@ -43,6 +45,32 @@ class DeviceMemory:
         free, total = torch.cuda.mem_get_info()
         allocated = torch.cuda.memory_allocated()
         return cls(allocated, free + torch.cuda.memory_reserved() - allocated, total)
+
+
+def chunk_sizes(
+    settings: Chunking, step: CachedStep, inputs: ItemEncoderInputs, kept_before: int | None = None
+) -> ChunkSizes:
+    """How items become chunks; kept graphs are decided here, by a look at the device's memory.
+
+    Args:
+        settings: The run's.
+        step: Whose engine runs the chunks.
+        inputs: Makes the chunk that is measured.
+        kept_before: What `--keep_graphs auto` was before a resume on the same ranks with the same chunks.
+
+    Raises:
+        InputError: A budget without a graph that dropout does not allow.
+    """
+    no_grad_tokens = settings.no_grad_budget(has_dropout(step.engine.module))
+    if settings.keep_graphs is not None:
+        keep_graphs = settings.keep_graphs
+    elif kept_before is not None:
+        keep_graphs = kept_before
+    elif step.engine.device.type == "cpu":
+        keep_graphs = 1  # a process's memory on the host says nothing about its tensors
+    else:
+        keep_graphs = graphs_that_fit(step.engine, step.model_call, largest_chunk(inputs, settings.packing))
+    return ChunkSizes(settings.packing, no_grad_tokens, keep_graphs)
 
 
 def graphs_that_fit(

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from vlm2vec.errors import InputError
-from vlm2vec.training.skipped_steps import MOST_SKIPPED_STEPS, SkippedSteps
 from vlm2vec.training.watch.monitor import Monitor
+from vlm2vec.training.watch.skipped_steps import MOST_SKIPPED_STEPS, SkippedSteps
 
 
 class Messages(Monitor):

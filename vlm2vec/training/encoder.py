@@ -1,0 +1,80 @@
+"""A run's encoder: loaded, with what is trained of it, the same on every rank."""
+
+from __future__ import annotations
+
+import warnings
+
+import transformers
+from peft import PeftModel
+
+from vlm2vec.compiling import compile_layers
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.model_folder.settings import STORED, ChangedSettingWarning, ModelSettings
+from vlm2vec.phi3_v.checkpoint import resolve_folder
+from vlm2vec.training.flags.run import RunSettings
+from vlm2vec.training.settings import EncoderSettings
+
+
+def with_model_settings(settings: RunSettings) -> tuple[RunSettings, list[str]]:
+    """The settings, with what the model was saved with where the flags say nothing.
+
+    Returns:
+        The settings, and a line for every flag that differs from what the model was saved with.
+
+    Raises:
+        InputError: The model's settings are damaged, or a flag is impossible.
+    """
+    encoder = settings.encoder
+    given = {name: getattr(encoder, name) for name in ("max_len", "num_crops", "normalize")}
+    given = {name: value for name, value in given.items() if value is not None}
+    stored, changes = ModelSettings.read(resolve_folder(encoder.model_name)).with_arguments(**given)
+    return settings.with_model(stored.max_len, stored.num_crops), changes
+
+
+def build_encoder(settings: EncoderSettings) -> VLM2Vec:
+    """The encoder of a run, the same on every rank.
+
+    Raises:
+        InputError: The model cannot be loaded, is an adapter, or nothing of it would be trained.
+    """
+    transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChangedSettingWarning)  # the run says it once, see `with_model_settings`
+        encoder = VLM2Vec.from_pretrained(
+            settings.model_name,
+            num_crops=settings.num_crops,
+            max_len=STORED if settings.max_len is None else settings.max_len,
+            # ZeRO copies its master weights from the bfloat16 ones: loading float32 would only cost host memory.
+            dtype=settings.precision.frozen,
+            attn_implementation=settings.attn_implementation,
+            normalize=settings.normalize,
+        )
+    if isinstance(encoder.backbone, PeftModel):
+        raise InputError(
+            f"--model_name {settings.model_name}: is an adapter, and training starts from a whole model: merge it "
+            "first (VLM2Vec.from_pretrained, merge_lora, save_pretrained; of a run of this program: python -m "
+            "vlm2vec.export with --merge_lora)"
+        )
+    encoder = prepare_encoder(encoder, settings, settings.gradient_checkpointing)
+    if settings.compile_layers:
+        compile_layers(encoder)
+    return encoder
+
+
+def prepare_encoder(encoder: VLM2Vec, settings: EncoderSettings, gradient_checkpointing: bool) -> VLM2Vec:
+    """Frozen parts, adapter, gradient checkpointing: makes an encoder the one that is trained.
+
+    Raises:
+        InputError: No adapter can be made as the settings ask for, see `VLM2Vec.add_lora`.
+    """
+    encoder.freeze(vision_tower=settings.freeze_vision_tower, projector=settings.freeze_projector)
+    if settings.lora is not None:
+        try:
+            encoder.add_lora(settings.lora)
+        except InputError as error:
+            frozen = ", --freeze_vision_tower" if settings.freeze_vision_tower else ""
+            raise InputError(f"--lora{frozen}: {error}") from error
+    if gradient_checkpointing:
+        encoder.gradient_checkpointing_enable()
+    return encoder.train()

@@ -1,0 +1,246 @@
+"""A run, built in stages from what its ranks have agreed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from vlm2vec.batches import BatchReader, ChunkSizes, PlanSource, TrainingBatches
+from vlm2vec.encoder import VLM2Vec
+from vlm2vec.ranks import on_every_rank
+from vlm2vec.training.bad_samples import BadSamples
+from vlm2vec.training.checkpoints.disk_space import check_disk
+from vlm2vec.training.checkpoints.record import RunRecord, versions
+from vlm2vec.training.checkpoints.writer import Checkpoints
+from vlm2vec.training.encoder import build_encoder
+from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation, best_checkpoint, build_evaluation
+from vlm2vec.training.flags.config_file import run_header, write_config
+from vlm2vec.training.flags.run import RunSettings
+from vlm2vec.training.model import TrainedModel
+from vlm2vec.training.preflight.graph_memory import chunk_sizes
+from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
+from vlm2vec.training.preflight.output_folder import check_output_folder
+from vlm2vec.training.preflight.rehearsal import PeakMeter, rehearse
+from vlm2vec.training.settings import EncoderSettings
+from vlm2vec.training.start import Start
+from vlm2vec.training.stop import StopRequest
+from vlm2vec.training.watch.first_pairs import first_pairs
+from vlm2vec.training.watch.heartbeat import Heartbeat
+from vlm2vec.training.watch.metrics import StepMeter
+from vlm2vec.training.watch.mfu import ModelFlops
+from vlm2vec.training.watch.monitor import Monitor, RunMonitor
+from vlm2vec.training.watch.profiling import StepProfiles
+from vlm2vec.training.watch.run_watch import RunWatch
+from vlm2vec.training.watch.skipped_steps import SkippedSteps
+from vlm2vec.training.watch.summary import summary
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What makes the parts of a run that others may take the place of.
+
+    Attributes:
+        model_flops: Counts what MFU is measured by; None where the device's peak is not known.
+        heartbeat: Ends a run that is stuck.
+        source: Plans the steps.
+        batches: Loads them.
+        checkpoints: Writes checkpoints.
+        rehearse: Runs the largest chunk once.
+    """
+
+    model_flops: Callable[[EncoderSettings, float | None, VLM2Vec, torch.device], ModelFlops | None]
+    heartbeat: type[Heartbeat] = Heartbeat
+    source: type[PlanSource] = PlanSource
+    batches: type[TrainingBatches] = TrainingBatches
+    checkpoints: type[Checkpoints] = Checkpoints
+    rehearse: Callable[..., None] = rehearse
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that takes part in a training; `vlm2vec.training.loop.train` runs it.
+
+    Attributes:
+        start: What it is built from.
+        settings: What is in force, with what was decided on the device.
+        watch: Follows where the run is, and what its time is spent on.
+        model: What is trained.
+        memory: Explains running out of memory.
+        meter: Collects the metrics of steps.
+        bad_samples: Unreadable samples so far.
+        batches: The steps that are left.
+        checkpoints: Writes the run's state.
+        evaluation: Scores during training.
+        monitor: Takes what the run reports; on all ranks but the first it keeps nothing.
+        stop: Signals that ask the run to end.
+        profiles: Of chosen steps.
+        skipped_steps: Updates with a gradient that was not finite.
+    """
+
+    start: Start
+    settings: RunSettings
+    watch: RunWatch
+    model: TrainedModel
+    memory: MemoryAdvice
+    meter: StepMeter
+    bad_samples: BadSamples
+    batches: TrainingBatches
+    checkpoints: Checkpoints
+    evaluation: RunEvaluation | NoEvaluation
+    monitor: Monitor
+    stop: StopRequest
+    profiles: StepProfiles
+    skipped_steps: SkippedSteps
+
+    @classmethod
+    def build(cls, start: Start, watch: RunWatch, parts: Parts) -> Run:
+        """Builds all parts; all ranks call it.
+
+        The order matters: what fails soonest comes first, and the state of a checkpoint is restored when nothing
+        else draws random numbers any more.
+
+        Raises:
+            InputError: A model, flag, disk or data set that cannot be used, or a chunk that does not fit into memory.
+        """
+        settings, device = start.settings, start.device
+        output_dir, num_workers = settings.checkpoints.output_dir, settings.data.num_workers
+        check_output_folder(output_dir)
+        model, meter = build_model(start, watch, parts)
+        kept_before = start.point.kept_graphs(settings.flags)
+        sizes = chunk_sizes(settings.chunking, model.step, model.inputs, kept_before)
+        settings = settings.with_chunks(sizes)
+        check_disk(model.engine, settings.checkpoints, (start.point.step, settings.schedule.max_steps))
+        memory = rehearsed(settings, model, sizes, watch, parts)
+        # Last, as building may draw random numbers: dropout differs from rank to rank, and continues where it was.
+        start.point.restore(settings, model, meter, watch)
+        bad_samples = BadSamples(settings.data.max_bad_samples, start.point.bad_samples)
+        batches = build_batches(start, model, sizes, bad_samples, parts)
+        checkpoints = build_checkpoints(start, settings, model, bad_samples, parts)
+        evaluation = build_evaluation(
+            settings.evaluation, output_dir, model.inputs, model.step.model_call, num_workers, device
+        )
+        monitor = open_monitor(start, settings, str(model.device))
+        return cls(
+            start=start,
+            settings=settings,
+            watch=watch,
+            model=model,
+            memory=memory,
+            meter=meter,
+            bad_samples=bad_samples,
+            batches=batches,
+            checkpoints=checkpoints,
+            evaluation=evaluation,
+            monitor=monitor,
+            stop=StopRequest(),
+            profiles=StepProfiles(settings.watch, output_dir, model.engine, monitor.message),
+            skipped_steps=SkippedSteps(model.engine),
+        )
+
+    def announce(self) -> None:
+        """Reports what is about to run, and the first pairs of it."""
+        start, monitor = self.start, self.monitor
+        monitor.configuration({**self.settings.flags, "device": str(self.model.device)})
+        monitor.message(summary(self.settings, self.model, start.data))
+        for line in start.warnings:
+            monitor.message(f"warning: {line}")
+        for line in start.point.remarks(self.settings.schedule.max_steps):
+            monitor.message(line)
+        if dist.get_rank() == 0:
+            batch = start.data.order.batch(start.point.step, self.bad_samples.places)
+            monitor.pairs(first_pairs(batch, start.data.shards))
+
+
+def build_model(start: Start, watch: RunWatch, parts: Parts) -> tuple[TrainedModel, StepMeter]:
+    """What is trained, and what measures it.
+
+    Raises:
+        InputError: The model cannot be used, or a flag does not fit it.
+    """
+    settings = start.settings
+    watch.starting(f"loading {settings.encoder.model_name}")
+    encoder = on_every_rank(lambda: build_encoder(settings.encoder))
+    # Before an engine changes how torch's layers run.
+    flops = parts.model_flops(settings.encoder, settings.watch.peak_tflops, encoder, start.device)
+    watch.starting("building the engine")
+    model = TrainedModel.build(settings, encoder, start.point.is_elastic, watch)
+    return model, StepMeter(start.data.shards.subsets, start.device, watch.clock, flops)
+
+
+def rehearsed(
+    settings: RunSettings, model: TrainedModel, sizes: ChunkSizes, watch: RunWatch, parts: Parts
+) -> MemoryAdvice:
+    """Runs the largest chunk once; returns what explains running out of memory, there and later.
+
+    Raises:
+        InputError: It does not fit.
+    """
+    watch.starting("running the largest chunk once")
+    memory = MemoryAdvice(settings, sizes, watch)
+    meter = PeakMeter.of_accelerator() if model.engine.device.type != "cpu" else None
+    with memory:
+        parts.rehearse(model.step, model.inputs, sizes, watch, memory.measured, meter)
+    return memory
+
+
+def build_batches(
+    start: Start, model: TrainedModel, sizes: ChunkSizes, bad_samples: BadSamples, parts: Parts
+) -> TrainingBatches:
+    """This rank's part of the steps that are left."""
+    settings = start.settings
+    source = parts.source(
+        order=start.data.order,
+        reader=BatchReader(start.data.shards, model.inputs, sizes, dist.get_rank()),
+        num_ranks=dist.get_world_size(),
+        first_step=start.point.step,
+        last_step=settings.schedule.max_steps,
+        hard_negatives=settings.data.hard_negatives,
+        damaged=bad_samples.places,
+    )
+    return parts.batches(source, settings.data.num_workers, pin_memory=start.device.type != "cpu")
+
+
+def build_checkpoints(
+    start: Start, settings: RunSettings, model: TrainedModel, bad_samples: BadSamples, parts: Parts
+) -> Checkpoints:
+    """What writes the run's checkpoints, each with a record of the run."""
+
+    def record(step: int) -> RunRecord:
+        return RunRecord(
+            step=step,
+            num_ranks=dist.get_world_size(),
+            zero_stage=int(model.engine.zero_optimization_stage()),
+            arguments=settings.flags,
+            versions=versions(),
+            data=start.data.fingerprints,
+            temperature=model.temperature.state_dict() if model.temperature is not None else None,
+            bad_samples=bad_samples.record,
+            keep_graphs=settings.chunking.keep_graphs,
+        )
+
+    output_dir = settings.checkpoints.output_dir
+    return parts.checkpoints(
+        output_dir,
+        lambda folder: model.encoder.save_configuration(folder, with_base=True),
+        record,
+        exclude_frozen=settings.checkpoints.excludes_frozen,
+        total_limit=settings.checkpoints.limit,
+        last_step=start.point.step,
+        best=lambda: best_checkpoint(output_dir),
+    )
+
+
+def open_monitor(start: Start, settings: RunSettings, device: str) -> Monitor:
+    """What takes the run's metrics on the first rank; the others' are the same.
+
+    The run's folder gets its configuration here, in place of an earlier start's.
+    """
+    if dist.get_rank() != 0:
+        return Monitor()
+    output_dir, first_step = settings.checkpoints.output_dir, start.point.step
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_config(output_dir, settings, run_header(settings, first_step, versions(), device))
+    return RunMonitor(output_dir, settings.schedule.max_steps, first_step)
