@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from vlm2vec.training.modes import parse_modes
 
@@ -24,14 +23,12 @@ from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.plan.model_flops import model_flops
 from vlm2vec.ranks import close_ranks, initialize_ranks
-from vlm2vec.training.encoder import with_model_settings
 from vlm2vec.training.end import end_process
 from vlm2vec.training.flags.config_file import config_text
-from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 from vlm2vec.training.loop import train
 from vlm2vec.training.run import Parts, Run
-from vlm2vec.training.start import agree_on_start
+from vlm2vec.training.start import agree_on_start, settings_without_ranks
 from vlm2vec.training.stop import EXIT_STOPPED
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.run_watch import RunWatch
@@ -75,11 +72,7 @@ def print_instead(modes: set[str], words: list[str]) -> None:
         return
     arguments = parse_arguments(words)
     choose_accelerator()
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    settings = arguments.resolve(num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
-    if Path(arguments.model.model_name).is_dir():
-        settings, _ = with_model_settings(settings)
-    print(config_text(settings), end="")
+    print(config_text(settings_without_ranks(arguments, int(os.environ.get("WORLD_SIZE", "1")))), end="")
 
 
 def run(arguments: RunArguments, device: torch.device, parts: Parts = PARTS) -> int:

@@ -1,1 +1,1 @@
-"""A training run: arguments, engine, data, loop, checkpoints, metrics; `vlm2vec.train` is its program."""
+"""A training run: flags, settings, start, run, loop, checkpoints, metrics; `vlm2vec.train` is its program."""

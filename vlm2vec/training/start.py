@@ -65,3 +65,13 @@ def agree_on_start(arguments: RunArguments, device: torch.device, watch: RunWatc
     compare_data(data.shards, data.order)
     settings = on_every_rank(partial(settings.with_length, data.order.steps_per_epoch))
     return Start(device, settings, data, agree_on_resume(settings, data.fingerprints), warnings)
+
+
+def settings_without_ranks(arguments: RunArguments, num_ranks: int) -> RunSettings:
+    """What is in force, as far as it is known before the ranks meet and the data are open.
+
+    Raises:
+        InputError: Flags or an engine file that cannot be used, or a model's settings that are damaged.
+    """
+    settings = arguments.resolve(num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
+    return with_model_settings(settings)[0] if Path(settings.encoder.model_name).is_dir() else settings

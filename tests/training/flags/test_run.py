@@ -12,7 +12,7 @@ from data_prep.convert import _parser
 from eval.mmeb_flags import EncoderArguments, ScoringArguments
 from vlm2vec.errors import InputError
 from vlm2vec.messages.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
-from vlm2vec.training.flags.run import POLICIES, argument_defaults, parse_arguments, with_steps
+from vlm2vec.training.flags.run import POLICIES, argument_defaults, parse_arguments
 
 PROGRAMS = {
     "training": (TRAINING, {f"--{name}" for name in argument_defaults()}),
@@ -117,13 +117,13 @@ def test_the_length_of_a_run_in_epochs(tmp_path: Path):
     with pytest.raises(InputError, match="--max_steps 0: must be at least 1; or give --num_train_epochs"):
         parse_arguments(without_steps)
     epochs = parse_arguments([*without_steps, "--num_train_epochs", "2.5", "--warmup_ratio", "0.1"])
-    training = with_steps(epochs, steps_per_epoch=11).training
+    training = epochs.with_steps(steps_per_epoch=11).training
     assert (training.max_steps, training.warmup_steps) == (28, 3)  # 27.5 and 2.8, rounded up
     steps = parse_arguments([*NEEDED, *BATCH, "--warmup_steps", "4"])
-    assert with_steps(steps, steps_per_epoch=11) == steps
+    assert steps.with_steps(steps_per_epoch=11) == steps
     late = parse_arguments([*without_steps, "--num_train_epochs", "1", "--profile_steps", "11", "12"])
     with pytest.raises(InputError, match="from 1 to --max_steps 11"):
-        with_steps(late, steps_per_epoch=11)
+        late.with_steps(steps_per_epoch=11)
     # On the command line either replaces the other one of a recipe.
     (tmp_path / "recipe.yaml").write_text("max_steps: 9\nwarmup_steps: 2\n")
     recipe = ["--config", str(tmp_path / "recipe.yaml")]

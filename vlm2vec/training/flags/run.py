@@ -84,7 +84,7 @@ class RunArguments:
             InputError: Flags that cannot work under the file's ZeRO stage.
         """
         # Where steps are given, a share of them may be warm-up.
-        arguments = with_steps(self, steps_per_epoch=0) if self.training.num_train_epochs is None else self
+        arguments = self.with_steps(steps_per_epoch=0) if self.training.num_train_epochs is None else self
         model, training = arguments.model, arguments.training
         batch = self.global_batch_size(num_ranks)
         engine = engine_settings(model, training, engine_file, num_ranks, batch)
@@ -101,6 +101,24 @@ class RunArguments:
             watch=watch_settings(training),
             evaluation=evaluation_settings(self.evaluation),
         )
+
+    def with_steps(self, steps_per_epoch: int) -> RunArguments:
+        """The arguments with `max_steps` and `warmup_steps` as numbers, whatever they were given by.
+
+        Both are rounded up, as transformers' Trainer does.
+
+        Raises:
+            InputError: A flag that names a step behind the last one.
+        """
+        training = self.training
+        steps, warmup = training.max_steps, training.warmup_steps
+        if training.num_train_epochs is not None:
+            steps = math.ceil(training.num_train_epochs * steps_per_epoch)
+        if training.warmup_ratio is not None:
+            warmup = math.ceil(training.warmup_ratio * steps)
+        training = replace(training, max_steps=steps, warmup_steps=warmup)
+        refuse(step_refusals(training))
+        return replace(self, training=training)
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved arguments by flag name, for the run's records."""
@@ -162,12 +180,12 @@ class RunSettings:
         return replace(self, arguments=arguments, encoder=encoder)
 
     def with_length(self, steps_per_epoch: int) -> RunSettings:
-        """With all steps and those of the warm-up as numbers, see `with_steps`.
+        """With all steps and those of the warm-up as numbers, see `RunArguments.with_steps`.
 
         Raises:
             InputError: A flag that names a step behind the last one.
         """
-        arguments = with_steps(self.arguments, steps_per_epoch)
+        arguments = self.arguments.with_steps(steps_per_epoch)
         return replace(self, arguments=arguments, schedule=schedule_settings(arguments.training))
 
     def with_chunks(self, sizes: ChunkSizes) -> RunSettings:
@@ -242,22 +260,3 @@ def _check(arguments: RunArguments) -> None:
             )
         ]
     )
-
-
-def with_steps(arguments: RunArguments, steps_per_epoch: int) -> RunArguments:
-    """The arguments with `max_steps` and `warmup_steps` as numbers, whatever they were given by.
-
-    Both are rounded up, as transformers' Trainer does.
-
-    Raises:
-        InputError: A flag that names a step behind the last one.
-    """
-    training = arguments.training
-    steps, warmup = training.max_steps, training.warmup_steps
-    if training.num_train_epochs is not None:
-        steps = math.ceil(training.num_train_epochs * steps_per_epoch)
-    if training.warmup_ratio is not None:
-        warmup = math.ceil(training.warmup_ratio * steps)
-    training = replace(training, max_steps=steps, warmup_steps=warmup)
-    refuse(step_refusals(training))
-    return replace(arguments, training=training)
