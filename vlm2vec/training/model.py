@@ -39,7 +39,14 @@ class TrainedModel:
     step: CachedStep
 
     @classmethod
-    def build(cls, settings: RunSettings, encoder: VLM2Vec, loads_universal: bool, watch: Watch) -> TrainedModel:
+    def build(
+        cls,
+        settings: RunSettings,
+        encoder: VLM2Vec,
+        loads_universal: bool,
+        watch: Watch,
+        step_type: type[CachedStep] = CachedStep,
+    ) -> TrainedModel:
         """Builds the engine and the step around the encoder; all ranks call it.
 
         Args:
@@ -47,6 +54,7 @@ class TrainedModel:
             encoder: As `build_encoder` returns it.
             loads_universal: As in `build_engine`.
             watch: Follows the step.
+            step_type: What runs a step's chunks.
 
         Raises:
             InputError: A schedule, temperature or dimension that cannot be.
@@ -55,7 +63,7 @@ class TrainedModel:
         inputs = ItemEncoderInputs(encoder.processor, encoder.max_len, settings.encoder.precision.compute)
         temperature = learned_temperature(settings.loss, settings.optimizer, engine.device)
         loss = contrastive_loss(settings.loss, temperature, encoder.hidden_size)
-        step = CachedStep(engine, loss, inputs.padding_chunk(), watch=watch)
+        step = step_type(engine, loss, inputs.padding_chunk(), watch=watch)
         return cls(encoder, engine, inputs, temperature, step)
 
     @property

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.batches import BatchReader, ChunkSizes, PlanSource, TrainingBatches
+from vlm2vec.contrastive import CachedStep
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.ranks import on_every_rank
 from vlm2vec.training.bad_samples import BadSamples
@@ -48,6 +49,7 @@ class Parts:
         source: Plans the steps.
         batches: Loads them.
         checkpoints: Writes checkpoints.
+        step: Runs a step's chunks.
         rehearse: Runs the largest chunk once.
     """
 
@@ -56,6 +58,7 @@ class Parts:
     source: type[PlanSource] = PlanSource
     batches: type[TrainingBatches] = TrainingBatches
     checkpoints: type[Checkpoints] = Checkpoints
+    step: type[CachedStep] = CachedStep
     rehearse: Callable[..., None] = rehearse
 
 
@@ -166,7 +169,7 @@ def build_model(start: Start, watch: RunWatch, parts: Parts) -> tuple[TrainedMod
     # Before an engine changes how torch's layers run.
     flops = parts.model_flops(settings.encoder, settings.watch.peak_tflops, encoder, start.device)
     watch.starting("building the engine")
-    model = TrainedModel.build(settings, encoder, start.point.is_elastic, watch)
+    model = TrainedModel.build(settings, encoder, start.point.is_elastic, watch, parts.step)
     return model, StepMeter(start.data.shards.subsets, start.device, watch.clock, flops)
 
 

@@ -10,23 +10,34 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec import train
+from vlm2vec.contrastive import CachedStep
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training import data
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.preflight import compare_ranks as same
-from vlm2vec.training.preflight import rehearsal
+from vlm2vec.training.run import Parts
 
 FITTING_TOKENS = 100
 
 
-def attempt(flags: list[str], device: torch.device) -> str:
+class SmallDevice(CachedStep):
+    """Runs out of memory as an accelerator does, on every rank."""
+
+    def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
+        if model_input["input_ids"].numel() > FITTING_TOKENS:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise AssertionError("the largest chunk is larger")
+
+
+def attempt(flags: list[str], device: torch.device, parts: Parts = train.PARTS) -> str:
     """How a run ends that does not begin: what the first rank says, what the others do."""
     try:
-        train.run(parse_arguments(flags), device)
+        train.run(parse_arguments(flags), device, parts)
     except InputError as error:
         return f"says: {error}"
     except SystemExit as error:
@@ -51,9 +62,8 @@ def main(jobs: dict[str, list[str]], folder: Path) -> None:
         if rank == 1:
             patch.setattr(data.ShardSet, "read", unreachable)
         results["data"] = attempt(flags, device)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal, "_forward", too_large)
-        results["memory"] = attempt([*flags, "--chunk_tokens", str(2 * FITTING_TOKENS)], device)
+    small = replace(train.PARTS, step=SmallDevice)
+    results["memory"] = attempt([*flags, "--chunk_tokens", str(2 * FITTING_TOKENS)], device, small)
     for name, flags in jobs.items():
         if name != "refused":
             train.run(parse_arguments(flags), device)
@@ -66,10 +76,3 @@ def main(jobs: dict[str, list[str]], folder: Path) -> None:
 def unreachable(shards: Any, subset: str, position: int) -> None:
     """The disk of this node does not answer."""
     raise data.DamagedSampleError(f"{subset}-000.tar: cannot read sample (I/O error)") from OSError("I/O error")
-
-
-def too_large(step: Any, chunk: Any) -> Any:
-    """As an accelerator does, on every rank."""
-    if rehearsal.num_tokens(chunk) > FITTING_TOKENS:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    raise AssertionError("the largest chunk is larger")

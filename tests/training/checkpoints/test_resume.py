@@ -11,7 +11,7 @@ import pytest
 
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.record import RECORD, RunRecord, read_whole
-from vlm2vec.training.checkpoints.resume import changes, resume_point
+from vlm2vec.training.checkpoints.resume import agree_on_resume, changes, resume_point
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.watch.metrics import Figures
 from vlm2vec.training.watch.monitor import RunMonitor
@@ -135,6 +135,19 @@ def test_what_does_not_change_the_result_may_change(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 2)
     extra = ["--chunk_tokens", "99", "--dataloader_num_workers", "7", "--logging_steps", "3", "--save_steps", "5"]
     assert point(tmp_path, "--resume", "auto", *extra, "--deepspeed", "zero3.json", "--dataset_name", "moved")[0]
+
+
+def test_a_start_and_a_resume_answer_the_same_questions(tmp_path: Path) -> None:
+    begun = settings(tmp_path, "--resume", "auto")
+    start = agree_on_resume(begun, DATA)  # no checkpoint yet
+    assert (start.step, start.is_elastic, list(start.bad_samples), start.remarks(9)) == (0, False, [], [])
+    assert start.kept_graphs(begun.flags) is None
+    folder = write_checkpoint(tmp_path, 2, keep_graphs=3)
+    resumed = agree_on_resume(begun, DATA)
+    assert (resumed.step, resumed.is_elastic, list(resumed.bad_samples)) == (2, False, [])
+    assert resumed.kept_graphs(begun.flags) == 3
+    assert resumed.remarks(9) == [f"resumed from {folder}: 2 of 9 steps are done"]
+    assert resumed.remarks(2) == [f"{folder}: all 2 steps are done"]
 
 
 def test_kept_graphs_are_not_measured_again(tmp_path: Path) -> None:
