@@ -40,7 +40,7 @@ LAYERS = (
     ("images", "dora"),
     # What everything may use.
     ("ranks", "mmeb", "formats", "messages", "item_rules"),
-    ("device",),
+    ("device", "elementwise"),
     ("files",),
     ("errors",),
 )

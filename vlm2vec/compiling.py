@@ -1,63 +1,127 @@
-"""Compiled layers: elementwise operators between the matrix products become few kernels.
+"""Compiled elementwise operators in a model's decoder and vision tower.
 
-A layer is compiled, not the model: the layers of a kind share their code, which makes compiling short, and what a model
-decides on the host (where images go, which lengths a row has) stays outside.
+Modules get subclasses with other methods: parameters, their names and hooks stay, and so do matrix products, attention
+and dropout, which are kernels of their own either way.
 """
 
 from __future__ import annotations
 
-import inspect
-from functools import cache
 from typing import Any
 
 import torch
-import torch._dynamo
-from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation, SiLUActivation
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.phi3.modeling_phi3 import Phi3Attention as PlainAttention
+from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
 
-from vlm2vec.dora import DoraLinear
+from vlm2vec.elementwise import LayerNorm, QuickGelu, RmsNorm, RotatedHeads, SwiGlu
 
-# A layer's variants: with and without a graph, training or not, one row or several, DoRA norms kept or not.
-_MOST_VARIANTS = 32
-# Dropout draws the numbers that it draws uncompiled. Pass 1 and pass 2 are compiled apart, and must have equal masks.
-_OPTIONS: dict[str, Any] = {"fallback_random": True}
+
+class _CompiledRmsNorm(Phi3RMSNorm):
+    backend = ""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        rows = hidden_states.flatten(0, -2)
+        normed: Tensor = RmsNorm.apply(rows, self.weight, self.variance_epsilon, self.backend)  # type: ignore[no-untyped-call]
+        return normed.view_as(hidden_states)
+
+
+class _CompiledLayerNorm(nn.LayerNorm):
+    """Under autocast, which computes in float32, the result has the dtype to which every product would round it."""
+
+    backend = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(x)  # one kernel
+        dtype = torch.get_autocast_dtype(kind)
+        rows = x.flatten(0, -2)
+        normed: Tensor = LayerNorm.apply(rows, self.weight, self.bias, self.eps, dtype, self.backend)  # type: ignore[no-untyped-call]
+        return normed.view_as(x)
+
+
+class _CompiledMlp(Phi3MLP):
+    backend = ""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gate_up = self.gate_up_proj(hidden_states)
+        product: Tensor = SwiGlu.apply(gate_up.flatten(0, -2), self.backend)  # type: ignore[no-untyped-call]
+        down: Tensor = self.down_proj(product.view(*gate_up.shape[:-1], -1))
+        return down
+
+
+class _CompiledQuickGelu(QuickGELUActivation):
+    backend = ""
+
+    def forward(self, input: Tensor) -> Tensor:
+        activated: Tensor = QuickGelu.apply(input.flatten(0, -2), self.backend)  # type: ignore[no-untyped-call]
+        return activated.view_as(input)
+
+
+class _CompiledAttention(PlainAttention):
+    backend = ""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        num_heads, num_keys = self.config.num_attention_heads, self.config.num_key_value_heads
+        heads = RotatedHeads.apply(  # type: ignore[no-untyped-call]
+            self.qkv_proj(hidden_states), *position_embeddings, num_heads, num_keys, self.backend
+        )
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        dropout = self.attention_dropout if self.training else 0.0
+        query, key, value = (each.transpose(1, 2) for each in heads)
+        kwargs |= {"dropout": dropout, "scaling": self.scaling, "sliding_window": self.config.sliding_window}
+        mixed, weights = attend(self, query, key, value, attention_mask, **kwargs)
+        return self.o_proj(mixed.flatten(2)), weights
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
-    """Compiles a model's layers in place, for inputs of any number of rows and any length.
+    """Compiles the elementwise operators of a model's layers in place, for inputs of any number of rows and any length.
 
     Call it when the layers are as they will run: after an adapter was put on. Compilation itself happens at the first
-    calls. Gradient checkpointing stays outside the compiled code: it runs a layer again, as without compiling.
+    calls.
 
     Args:
-        model: Its layers are transformers' (`GradientCheckpointingLayer`), with parameters complete at all times, which
-            they are not under ZeRO-3.
+        model: With transformers' Phi-3 and CLIP layers.
         backend: Of `torch.compile`.
 
     Returns:
-        How many layers there are.
+        How many modules have compiled operators.
     """
-    layers: list[nn.Module] = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.__class__ = _compiled_class(type(layer), backend)  # type: ignore[arg-type]  # a class is hashable
-        for part in layer.modules():
-            if isinstance(part, DoraLinear):
-                # Code that computes the norm keeps other tensors for the backward pass than code that is given it:
-                # checkpointing, which runs the one and then the other, would stop at the difference.
-                part.norm_ahead = True
-    return len(layers)
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        if isinstance(module, CLIPEncoderLayer):
+            module.layer_norm1.__class__ = module.layer_norm2.__class__ = _CompiledLayerNorm
+        module.__class__ = _compiled_kind(module)
+    changed = [each for each in modules if hasattr(type(each), "backend")]
+    for module in changed:
+        module.backend = backend
+    return len(changed)
 
 
-@cache
-def _compiled_class(kind: type[nn.Module], backend: str) -> type[nn.Module]:
-    """A subclass with compiled code: a closure in each layer instead would keep the original of a copied model."""
-    uncheckpointed = getattr(kind.forward, "__wrapped__", kind.forward)
-    limit: dict[str, Any] = {"recompile_limit": _MOST_VARIANTS}
-    if "recompile_limit" not in inspect.signature(torch.compile).parameters:  # before torch 2.12, for the process alone
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
-        limit = {}
-    compiled = torch.compile(
-        uncheckpointed, backend=backend, dynamic=True, options=_OPTIONS if backend == "inductor" else None, **limit
-    )
-    # Making the subclass puts gradient checkpointing around its `forward` again.
-    return type(kind.__name__, (kind,), {"forward": compiled, "__module__": kind.__module__})
+def _compiled_kind(module: Any) -> type[nn.Module]:
+    """The subclass with compiled operators; the module's own class if it has none, or others than these."""
+    kind: type[nn.Module] = type(module)
+    if kind is Phi3RMSNorm:
+        return _CompiledRmsNorm
+    if kind is QuickGELUActivation:
+        return _CompiledQuickGelu
+    if kind is Phi3MLP and isinstance(module.activation_fn, nn.SiLU | SiLUActivation):
+        return _CompiledMlp
+    # Eager attention is a function of transformers' own module, for tests and comparisons.
+    if kind is PlainAttention and module.config._attn_implementation != "eager" and _rotates_whole_heads(module):
+        return _CompiledAttention
+    return kind
+
+
+def _rotates_whole_heads(attention: Any) -> bool:
+    return getattr(attention.config, "partial_rotary_factor", 1.0) == 1.0

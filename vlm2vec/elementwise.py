@@ -1,0 +1,245 @@
+"""The operators between the matrix products as compiled functions: each reads and writes its tensors once.
+
+Forward and backward of each are compiled by themselves, inside a custom function that decides what is saved: a layer
+that runs again (gradient checkpointing) or without a graph (pass 1) runs the same code and gives the same bits, and
+there is one graph each for all layers of a width. Sums and products are in float32 and rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch import Tensor
+
+# Graphs of one function: a width each, in training and evaluation, and one for a single row.
+_MOST_GRAPHS = 64
+_QUICK_GELU = 1.702
+
+
+def run(function: Callable[..., Any], backend: str, *arguments: Any) -> Any:
+    """Runs a function compiled, for any number of rows; the last dimension is fixed, so that loads are wide."""
+    return _compiled(function, backend)(*(_any_rows(each) for each in arguments))
+
+
+@cache
+def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    limit: dict[str, Any] = {"recompile_limit": _MOST_GRAPHS}
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:  # before torch 2.12, for the process alone
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
+        limit = {}
+    # Only the sizes that `_any_rows` names vary within a graph.
+    compiled: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False, **limit)
+    return compiled
+
+
+def _any_rows(argument: Any) -> Any:
+    if not isinstance(argument, Tensor):
+        return argument
+    argument = argument.detach()
+    for dimension in range(min(argument.dim() - 1, 2)):  # rows; or images or texts, and tokens
+        torch._dynamo.maybe_mark_dynamic(argument, dimension)
+    return argument
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`weight * x / rms(x)` over the last dimension, as Phi-3 has it."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return weight * normed.to(x.dtype)
+
+
+def rms_norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float, needs_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x and weight; all (n, width) but the weight."""
+    wide, incoming = x.float(), gradient.float()
+    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    normed = wide * inverse
+    of_normed = incoming * weight.float()
+    of_x = inverse * (of_normed - normed * (of_normed * normed).mean(-1, keepdim=True))
+    of_weight = (incoming * normed.to(x.dtype).float()).sum(0).to(weight.dtype) if needs_weight else None
+    return of_x.to(x.dtype), of_weight
+
+
+class RmsNorm(torch.autograd.Function):
+    """`rms_norm` of (n, width)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, backend: str) -> Tensor:
+        """In the dtype that x times weight has."""
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon, ctx.backend = epsilon, backend
+        result: Tensor = run(rms_norm, backend, x, weight, epsilon)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and weight."""
+        x, weight = ctx.saved_tensors
+        gradients = run(rms_norm_backward, ctx.backend, gradient, x, weight, ctx.epsilon, ctx.needs_input_grad[1])
+        return *gradients, None, None
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    """torch's, computed in float32, in any dtype."""
+    return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), epsilon).to(dtype)
+
+
+def layer_norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float, needs_weight: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias; all (n, width) but the last two."""
+    wide, incoming = x.float(), gradient.float()
+    centred = wide - wide.mean(-1, keepdim=True)
+    inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + epsilon)
+    normed = centred * inverse
+    of_normed = incoming * weight.float()
+    of_x = of_normed - of_normed.mean(-1, keepdim=True) - normed * (of_normed * normed).mean(-1, keepdim=True)
+    of_weight = of_bias = None
+    if needs_weight:
+        of_weight, of_bias = (incoming * normed).sum(0).to(weight.dtype), incoming.sum(0).to(weight.dtype)
+    return (inverse * of_x).to(x.dtype), of_weight, of_bias
+
+
+class LayerNorm(torch.autograd.Function):
+    """`layer_norm` of (n, width)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype, backend: str
+    ) -> Tensor:
+        """In `dtype`."""
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon, ctx.backend = epsilon, backend
+        result: Tensor = run(layer_norm, backend, x, weight, bias, epsilon, dtype)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        gradients = run(layer_norm_backward, ctx.backend, gradient, x, weight, ctx.epsilon, ctx.needs_input_grad[1])
+        return *gradients, None, None, None
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of (n, 2 width)."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
+    """Gradient of (n, 2 width)."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    incoming, sigmoid = gradient.float(), torch.sigmoid(gate)
+    of_gate = incoming * up * sigmoid * (1 + gate * (1 - sigmoid))
+    return torch.cat([of_gate, incoming * gate * sigmoid], dim=-1).to(gate_up.dtype)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """`x sigmoid(1.702 x)`, as CLIP has it."""
+    wide = x.float()
+    return (wide * torch.sigmoid(_QUICK_GELU * wide)).to(x.dtype)
+
+
+def quick_gelu_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x."""
+    wide = x.float()
+    sigmoid = torch.sigmoid(_QUICK_GELU * wide)
+    return (gradient.float() * sigmoid * (1 + _QUICK_GELU * wide * (1 - sigmoid))).to(x.dtype)
+
+
+class SwiGlu(torch.autograd.Function):
+    """`swiglu`."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, backend: str) -> Tensor:
+        """(n, 2 width) to (n, width)."""
+        ctx.save_for_backward(gate_up)
+        ctx.backend = backend
+        result: Tensor = run(swiglu, backend, gate_up)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Gradient of gate_up."""
+        return run(swiglu_backward, ctx.backend, gradient, *ctx.saved_tensors), None
+
+
+class QuickGelu(torch.autograd.Function):
+    """`quick_gelu`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backend: str) -> Tensor:
+        """Of (n, width)."""
+        ctx.save_for_backward(x)
+        ctx.backend = backend
+        result: Tensor = run(quick_gelu, backend, x)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Gradient of x."""
+        return run(quick_gelu_backward, ctx.backend, gradient, *ctx.saved_tensors), None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (n, L, heads, d) times cos plus its halves, swapped, times sin, both (1 or n, L, 1, d); in float32."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:
+    """Rotary position embedding of the first heads, queries and keys, of (n, L, heads x d)."""
+    texts, tokens, _ = qkv.shape
+    heads = qkv[..., : num_rotated * cos.shape[-1]].reshape(texts, tokens, num_rotated, cos.shape[-1])
+    return _rotated(heads.float(), cos[:, :, None].float(), sin[:, :, None].float()).to(qkv.dtype)
+
+
+def rotate_backward(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Gradient of qkv, from gradients (n, L, heads, d): the halves of sin are equal, so that it rotates back."""
+    cosines, sines = cos[:, :, None].float(), -sin[:, :, None].float()
+    parts = [_rotated(each.float(), cosines, sines).to(value.dtype) for each in (query, key)]
+    return torch.cat([each.flatten(2) for each in (*parts, value)], dim=-1)
+
+
+class RotatedHeads(torch.autograd.Function):
+    """Queries and keys, rotated, and values of one product, each (n, L, heads, d)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_keys: int, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv (n, L, (num_heads + 2 num_keys) d), cos and sin (1 or n, L, d)."""
+        ctx.save_for_backward(cos, sin)
+        ctx.backend = backend
+        rotated = run(rotate, backend, qkv, cos, sin, num_heads + num_keys)
+        query, key = rotated.split([num_heads, num_keys], dim=2)
+        value = qkv[..., -num_keys * cos.shape[-1] :].view(*qkv.shape[:2], num_keys, -1)
+        return query, key, value
+
+    @staticmethod
+    def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        """Gradient of qkv."""
+        return run(rotate_backward, ctx.backend, query, key, value, *ctx.saved_tensors), None, None, None, None, None
+
+
+def scale_rows(values: Tensor, scale: Tensor, residual: Tensor | None) -> Tensor:
+    """`residual + scale * values`, scale (width,) in float32; residual None, (width,) or like values (n, width)."""
+    scaled = values.float() * scale
+    return (scaled if residual is None else residual.float() + scaled).to(values.dtype)
+
+
+def scale_rows_backward(
+    gradient: Tensor, values: Tensor, scale: Tensor, needs_values: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Gradients of values and scale."""
+    incoming = gradient.float()
+    of_values = (incoming * scale).to(values.dtype) if needs_values else None
+    return of_values, (incoming * values.float()).sum(0).to(scale.dtype)
