@@ -25,6 +25,7 @@ from trials.rig.patience import COLLECTIVE_SECONDS
 from trials.rig.tiny import processed_inputs, tiny_item, tiny_model
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
+from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
@@ -76,6 +77,7 @@ CHUNKS = {
     "whole batch": ChunkSizes(TokenBudget(10**6), keep_graphs=2),
 }
 # "bf16": float32 adapters on a bfloat16 base, under autocast. "adapter dropout": drops the adapter's input alone.
+# "compiled", which is in no grid: elementwise operators compiled, against the plain graph uncompiled.
 PLAIN_KINDS = ("full", "lora", "dora")
 KINDS = (*PLAIN_KINDS, "dora adapter dropout", "lora bf16", "dora bf16")
 VARIANT_BATCHES = ("mixed", "text only on some ranks")
@@ -119,7 +121,7 @@ def build_encoder(kind: str, dropout: float) -> VLM2Vec:
 
     The adapter's scale is moderate: with the default of 16 the plain graph itself is 4e-6 away from float64.
     """
-    full = kind == "full"
+    full = kind.startswith("full")
     encoder = VLM2Vec(tiny_model(dropout=dropout if full else 0.0), processor=None, max_len=None)  # type: ignore[arg-type]
     if not full:
         encoder.to(torch.bfloat16 if "bf16" in kind else torch.float32)
@@ -268,6 +270,8 @@ def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
     for (stage, kind, dropout), group in itertools.groupby(cells, lambda cell: (cell.stage, cell.kind, cell.dropout)):
         encoder = build_encoder(kind, dropout).to(device)
         reference = copy.deepcopy(encoder)
+        if "compiled" in kind:
+            compile_layers(encoder, "aot_eager" if device.type == "cpu" else "inductor")
         engine = build_engine(encoder, stage)
         for cell in group:
             sizes = CHUNKS[cell.chunks]

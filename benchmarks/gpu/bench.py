@@ -58,7 +58,7 @@ class Variant:
         chunk_tokens: Token budget of a chunk.
         keep_graphs: Graphs kept at most.
         is_peft: PEFT's DoRA layers.
-        is_compiled: Compiled layers.
+        is_compiled: Compiled elementwise operators.
         cudnn_attention: Whether torch may choose cuDNN's attention.
         with_optimizer: False: forward and backward alone, gradients dropped as they come, for what does not fit.
     """
@@ -130,7 +130,7 @@ class Bench:
             if variant.with_optimizer
             else _Compute(self._encoder, batch, setting.device)
         )
-        # A tiny model's compiled layers run as they are: compiling takes a CPU minutes.
+        # A tiny model's compiled operators run as they are: compiling takes a CPU minutes.
         stance = torch.compiler.set_stance("force_eager" if setting.tiny else "default")
         with _cudnn_attention(variant.cudnn_attention), stance:
             with OperatorCosts() as costs:  # kernels are chosen, the optimizer's state made, FLOPs counted

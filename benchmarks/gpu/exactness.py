@@ -39,6 +39,7 @@ SETTINGS = (
     (3, "dora", DROPOUT),
     (3, "lora bf16", 0.0),
     (2, "dora adapter dropout", DROPOUT),
+    (2, "dora compiled", DROPOUT),
 )
 TINY_SETTINGS = SETTINGS[:3]
 BATCHES = ("mixed", "duplicates across ranks")

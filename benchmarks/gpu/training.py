@@ -1,4 +1,4 @@
-"""Training steps on one device: adapters in several variants, full fine-tuning, with and without compiled layers."""
+"""Training steps on one device: adapters in several variants, full fine-tuning, with and without compiled operators."""
 
 from __future__ import annotations
 
@@ -34,9 +34,12 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
         },
     ),
     "compiled": (
-        "Compiled layers",
+        "Compiled elementwise operators",
         {
             "dora_compiled": Variant("DoRA, dropout 0.1, 8,192 tokens a chunk", LORA, is_compiled=True),
+            "adapter_compiled": Variant(
+                "... dropout on the adapter's input alone", f"{LORA} --lora_dropout_on adapter", is_compiled=True
+            ),
             "compute_compiled": Variant(
                 "all weights, forward and backward alone, 8,192 tokens", FULL, is_compiled=True, with_optimizer=False
             ),

@@ -25,17 +25,20 @@ def sample(*settings: tuple[int, str, float]) -> list[Cell]:
 
 CELLS = {
     1: sample((2, "full", 0.0)),
-    2: sample(
-        (1, "dora", DROPOUT),
-        (2, "full", 0.0),
-        (2, "lora", DROPOUT),
-        (3, "full", DROPOUT),
-        (3, "lora", 0.0),
-        (2, "dora bf16", DROPOUT),
-        (3, "dora", DROPOUT),
-        (3, "lora bf16", DROPOUT),
-        (3, "dora adapter dropout", DROPOUT),
-    ),
+    2: [
+        *sample(
+            (1, "dora", DROPOUT),
+            (2, "full", 0.0),
+            (2, "lora", DROPOUT),
+            (3, "full", DROPOUT),
+            (3, "lora", 0.0),
+            (2, "dora bf16", DROPOUT),
+            (3, "dora", DROPOUT),
+            (3, "lora bf16", DROPOUT),
+            (3, "dora adapter dropout", DROPOUT),
+        ),
+        Cell(3, "dora compiled", DROPOUT, "mixed", "ragged"),
+    ],
     3: sample((3, "full", 0.0)),
 }
 

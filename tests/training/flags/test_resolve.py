@@ -115,7 +115,6 @@ def test_what_is_not_asked_for_is_absent() -> None:
 @pytest.mark.parametrize(
     ("flags", "remedy"),
     [
-        (["--compile_layers"], r"--compile_layers: ZeRO-3 .* stage 1 or 2"),
         (["--flops_profile_step", "2"], r"--flops_profile_step 2: .* ZeRO-3; profile the same step with"),
     ],
 )

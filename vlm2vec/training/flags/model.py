@@ -32,8 +32,9 @@ class ModelArguments:
     )
     compile_layers: bool = option(
         False,
-        "Compile the decoder's and the vision tower's layers at their first calls (torch.compile): fewer, larger "
-        "kernels, the same results up to rounding. Not under ZeRO-3. Not measured on a GPU yet, therefore off.",
+        "Compile the decoder's and the vision tower's elementwise operators (norms, activations, rotary embedding, "
+        "DoRA's scale) at their first calls (torch.compile): fewer, larger kernels, the same results up to rounding. "
+        "Not measured on a GPU yet, therefore off.",
         "speed",
     )
     freeze_vision_tower: bool = option(False, "Do not train CLIP, nor an adapter in it.")

@@ -189,9 +189,4 @@ def stage_refusals(model: ModelArguments, training: TrainingArguments, zero_stag
             f"--flops_profile_step {training.flops_profile_step}: DeepSpeed's flops profiler miscounts under ZeRO-3; "
             "profile the same step with ds_configs/zero2.json",
         ),
-        (
-            model.compile_layers and zero_stage == 3,
-            "--compile_layers: ZeRO-3 gathers weights in hooks within every layer, which cut compiled code into pieces "
-            "(measured: 98 instead of 8); leave it out, or give --deepspeed a file with stage 1 or 2",
-        ),
     ]

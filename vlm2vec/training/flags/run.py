@@ -255,8 +255,8 @@ def _check(arguments: RunArguments) -> None:
         [
             (
                 model.compile_layers and training.flops_profile_step is not None,
-                f"--flops_profile_step {training.flops_profile_step}: the profile does not see the operators of "
-                "compiled layers; leave out --compile_layers for it",
+                f"--flops_profile_step {training.flops_profile_step}: the profile does not see "
+                "compiled operators; leave out --compile_layers for it",
             )
         ]
     )
