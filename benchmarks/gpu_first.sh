@@ -18,8 +18,10 @@ cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-gpu_out}
 limit=${LIMIT:-480}
 tiny=()
+rank_seconds=40
 if [ "${1:-}" = --tiny ]; then
   tiny=(--tiny)
+  rank_seconds=$limit # a CPU may be busy with other things
   shift
 fi
 parts=("$@")
@@ -65,7 +67,7 @@ part() {
   before=$(wc -l <"$out/log.txt")
   # shellcheck disable=SC2086  # one argument a table
   timeout --kill-after=10 "$seconds" "$python" -m benchmarks.gpu --sections ${name//+/ } --output "$out/rows.jsonl" \
-    --pairs 24 --steps 1 --seconds $((seconds * 3 / 4)) --rank_seconds 30 ${tiny[@]+"${tiny[@]}"} \
+    --pairs 24 --steps 1 --seconds $((seconds * 3 / 4)) --rank_seconds "$rank_seconds" ${tiny[@]+"${tiny[@]}"} \
     2>>"$out/log.txt" | tee -a "$out/tables.md"
   code=${PIPESTATUS[0]}
   if [ "$code" -eq 0 ]; then return; fi
