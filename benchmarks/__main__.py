@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from benchmarks.suites import SUITES, Suite
 
 DOCUMENT = Path("docs/benchmarks.md")
@@ -78,6 +80,11 @@ def sections(document: str) -> dict[str, str]:
     return {name: body.partition("\n\n")[2].strip() + "\n" for name, body in _SECTION.findall(document)}
 
 
+def written() -> dict[str, str]:
+    """The sections that the document has now."""
+    return sections(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.exists() else {}
+
+
 def compose(found: dict[str, str]) -> str:
     """The document with the sections that there are, in the suites' order."""
     parts = [
@@ -96,9 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = options.suites or [name for name, suite in SUITES.items() if not suite.is_long]
     start = time.monotonic()
     for name in names:
+        if SUITES[name].needs_gpu and name in written() and not torch.cuda.is_available():
+            print(f"== {SUITES[name].title}: no GPU here, the section stays", flush=True)
+            continue
         section = run(SUITES[name])
-        # Read only now: another run may have written in the meantime.
-        found = sections(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.exists() else {}
+        found = written()  # only now: another run may have written in the meantime
         DOCUMENT.write_text(compose({**found, name: section}), encoding="utf-8")
     print(f"{len(names)} suites in {(time.monotonic() - start) / 60:.0f} minutes; {DOCUMENT}")
 

@@ -15,6 +15,7 @@ class Suite:
         text: What the figures mean.
         limit_seconds: After so long it is ended.
         is_long: Runs only when it is named.
+        needs_gpu: Without one, a section that holds a GPU's figures stays as it is.
     """
 
     title: str
@@ -22,6 +23,7 @@ class Suite:
     text: str
     limit_seconds: int = 600
     is_long: bool = False
+    needs_gpu: bool = False
 
 
 SUITES = {
@@ -160,5 +162,6 @@ SUITES = {
         "weights, which DoRA with dropout needs; `on what runs` counts all of these. In brackets the plan's memory. "
         "`benchmarks/gpu_first.sh` runs all of it in 8 minutes; `--tiny` runs the same code on a CPU.",
         limit_seconds=3600,
+        needs_gpu=True,
     ),
 }
