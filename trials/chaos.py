@@ -24,11 +24,16 @@ from typing import Any
 from trials.chaos_rank import SAMPLES
 from trials.chaos_rank import main as train
 from trials.rig.forked import kill, start_forked, wait, warm_up
-from trials.rig.launcher import REPOSITORY
+from trials.rig.run_flags import run_flags
 from trials.rig.states import differences
 from vlm2vec.training.checkpoints.record import LATEST
 
 RANKS, STEPS, BATCH = 2, 7, 8
+COMMON = [
+    *("--global_batch_size", str(BATCH), "--max_steps", str(STEPS), "--logging_steps", "1"),
+    *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "512"),
+    *("--subset_name", "ColorVQA", "Recolor", "--dataloader_num_workers", "1"),
+]
 # The ZeRO stage and what else differs; loader workers run in all.
 RUNS: dict[str, tuple[int, list[str]]] = {
     "zero1": (1, []),
@@ -108,13 +113,7 @@ class Chaos:
     def _start(self, name: str, output: Path, *extra: str) -> list[Any]:
         output.mkdir(exist_ok=True)
         stage, own = RUNS[name]
-        flags = [
-            *("--model_name", str(self._model), "--dataset_name", str(self._shards), "--output_dir", str(output)),
-            *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json"), "--dataloader_num_workers", "1"),
-            *("--global_batch_size", str(BATCH), "--max_steps", str(STEPS), "--logging_steps", "1"),
-            *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "512"),
-            *("--subset_name", "ColorVQA", "Recolor", *own, *extra),
-        ]
+        flags = run_flags(self._model, self._shards, output, f"zero{stage}", *COMMON, *own, *extra)
         return start_forked(RANKS, train, (flags, output), output)
 
     def _kill(self, ranks: list[Any], output: Path, moment: str) -> bool:

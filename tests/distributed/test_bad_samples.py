@@ -19,8 +19,8 @@ from data_prep.source import SourceData
 from tests.distributed.workers.ending import UNREACHABLE, UNREACHABLE_STEP, main
 from tests.rig.written import add_subset, stored_image
 from trials.rig.forked import are_gone, kill, run_ranks, start_forked
-from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import HANG_SECONDS
+from trials.rig.run_flags import run_flags
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.writer import StoredItem
 
@@ -28,6 +28,10 @@ pytestmark = pytest.mark.numeric
 
 SUBSETS = ["Photos", "Pairs_t2i"]
 ODD = "Odd"
+COMMON = [
+    *("--subset_name", *SUBSETS, ODD, "--global_batch_size", "16", "--max_steps", "5", "--logging_steps", "1"),
+    *("--chunk_tokens", "512", "--learning_rate", "1e-4", "--temperature", "0.05", "--max_len", "64"),
+]
 UNDECODABLE_ROW, DAMAGED_POSITION = 7, 3
 # Whole rows that cannot be encoded: the planner, which runs ahead, finds them.
 ODD_ROWS = {
@@ -64,15 +68,6 @@ def bad_shards(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return root / "shards"
 
 
-def flags(model: Path, shards: Path, output: Path, *extra: str) -> list[str]:
-    return [
-        *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),
-        *("--deepspeed", str(REPOSITORY / "ds_configs/zero2.json"), "--subset_name", *SUBSETS, ODD),
-        *("--global_batch_size", "16", "--max_steps", "5", "--logging_steps", "1", "--chunk_tokens", "512"),
-        *("--learning_rate", "1e-4", "--temperature", "0.05", "--max_len", "64", *extra),
-    ]
-
-
 def lines(output: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
@@ -81,7 +76,8 @@ def test_they_are_replaced_alike_on_any_number_of_ranks_and_workers(
     bad_shards: Path, mini_model_dir: Path, tmp_path: Path
 ) -> None:
     for ranks, workers in ((1, "0"), (2, "1")):
-        runs = [flags(mini_model_dir, bad_shards, tmp_path / f"{ranks}", "--dataloader_num_workers", workers)]
+        own = [*COMMON, "--dataloader_num_workers", workers]
+        runs = [run_flags(mini_model_dir, bad_shards, tmp_path / f"{ranks}", "zero2", *own)]
         (tmp_path / "runs.json").write_text(json.dumps(runs))
         output = run_ranks(ranks, ["-m", "tests.distributed.workers.training", str(tmp_path / "runs.json")], tmp_path)
         assert "replaced an unreadable sample" in output[0]
@@ -115,7 +111,8 @@ def test_they_are_replaced_alike_on_any_number_of_ranks_and_workers(
 
 def one_too_many(shards: Path, model: Path, folder: Path, told: Sequence[object], losses: Sequence[object]) -> None:
     """A run that may not replace as many ends with one line, and goes on as if nothing had happened when it may."""
-    run = flags(model, shards, folder / "ended", "--dataloader_num_workers", "1", "--save_steps", "1")
+    own = [*COMMON, "--dataloader_num_workers", "1", "--save_steps", "1"]
+    run = run_flags(model, shards, folder / "ended", "zero2", *own)
     codes, outputs = ended([*run, "--max_bad_samples", str(len(told) - 1)], folder / "few")
     assert codes == [2, 2], outputs
     [error] = [line for output in outputs for line in output.splitlines() if line.startswith("error: ")]
@@ -147,7 +144,8 @@ def ended(
 
 def test_bad_input_on_one_rank_ends_all_with_one_line(bad_shards: Path, mini_model_dir: Path, tmp_path: Path) -> None:
     """Rank 1's planner cannot reach the data any more, while rank 0 waits in a collective."""
-    arguments = flags(mini_model_dir, bad_shards, tmp_path / "run", "--dataloader_num_workers", "1")
+    own = [*COMMON, "--dataloader_num_workers", "1"]
+    arguments = run_flags(mini_model_dir, bad_shards, tmp_path / "run", "zero2", *own)
     codes, outputs = ended(arguments, tmp_path / "log", unreachable_rank=1)
     assert codes == [2, 2], outputs
     errors = [line for output in outputs for line in output.splitlines() if line.startswith("error: ")]

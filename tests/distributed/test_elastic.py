@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_resume import LAST, SAVED, STEPS, log_of, run_jobs
-from tests.distributed.test_resume import flags as run_flags
+from tests.distributed.test_resume import COMMON, LAST, SAVED, STEPS, log_of, run_jobs
+from trials.rig.run_flags import run_flags
 from vlm2vec.training.checkpoints.record import read_whole
 
 pytestmark = pytest.mark.numeric
@@ -34,9 +34,9 @@ def runs(mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.T
     (root / "zero3.json").write_text(json.dumps(zero3))
 
     def flags(output: str, stage: int, *extra: str) -> list[str]:
-        own = ["--deepspeed", str(root / "zero3.json")] if stage == 3 else []
+        own = [*COMMON, *(["--deepspeed", str(root / "zero3.json")] if stage == 3 else [])]
         own += ["--logging_steps", "1", "--weight_decay", "0.1", "--learning_rate", "1e-4", "--warmup_steps", "1"]
-        return run_flags(mini_model_dir, mini_shards_dir, root / output, stage, *own, *extra)
+        return run_flags(mini_model_dir, mini_shards_dir, root / output, f"zero{stage}", *own, *extra)
 
     def firsts(ranks: int) -> list[tuple[str, list[str]]]:
         stages = sorted({stage for (before, stage), _ in MOVES.values() if before == ranks})

@@ -11,7 +11,7 @@ import pytest
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
 from trials.rig.forked import run_ranks
-from trials.rig.launcher import REPOSITORY
+from trials.rig.run_flags import run_flags
 from vlm2vec.export import export
 from vlm2vec.formats.json_files import read_json, without_checksum
 
@@ -21,13 +21,20 @@ SUBSETS = ("Digits-10", "Pairs_t2i")
 STEPS = 3
 # Unlike the base's: whoever loads the export must find them in its folder. Most queries are longer than 12 tokens.
 SETTINGS = ("--max_len", "12", "--num_crops", "2")
+COMMON = [
+    *("--global_batch_size", "32", "--max_steps", str(STEPS), "--logging_steps", "1"),
+    *("--learning_rate", "1e-3", "--temperature", "0.05", *SETTINGS),
+    *("--dataloader_num_workers", "0", "--chunk_tokens", "512"),
+]
 # By name: the ZeRO stage and what else a pair of runs, with and without scores, shares. Dropout shows whether random
 # numbers were drawn in between.
 PAIRS = {"lora": (2, ["--lora", "--lora_r", "4", "--lora_dropout", "0.2"]), "full": (3, [])}
 
 
 @pytest.fixture(scope="module")
-def runs(mini_mmeb_dir: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory) -> Path:
+def runs(
+    mini_mmeb_dir: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Both pairs, trained on two ranks in one start."""
     root = tmp_path_factory.mktemp("live")
     data = mini_mmeb_dir / EVAL_FOLDER
@@ -36,16 +43,9 @@ def runs(mini_mmeb_dir: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_p
     commands = []
     for name, (stage, extra) in PAIRS.items():
         for suffix, flags in (("plain", []), ("scored", scored)):
-            commands.append(
-                [
-                    *("--model_name", str(mini_model_dir), "--dataset_name", str(mini_shards_dir)),
-                    *("--output_dir", str(root / f"{name}_{suffix}")),
-                    *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json")),
-                    *("--global_batch_size", "32", "--max_steps", str(STEPS), "--logging_steps", "1"),
-                    *("--learning_rate", "1e-3", "--temperature", "0.05", *SETTINGS),
-                    *("--dataloader_num_workers", "0", "--chunk_tokens", "512", *extra, *flags),
-                ]
-            )
+            own = [*COMMON, *extra, *flags]
+            output = root / f"{name}_{suffix}"
+            commands.append(run_flags(mini_model_dir, mini_shards_dir, output, f"zero{stage}", *own))
     (root / "runs.json").write_text(json.dumps(commands))
     run_ranks(2, ["-m", "tests.distributed.workers.training", str(root / "runs.json")], root)
     return root

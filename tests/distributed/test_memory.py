@@ -11,7 +11,8 @@ from data_prep import mini_model
 from data_prep.conversion import convert
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from data_prep.source import SourceData
-from trials.rig.launcher import REPOSITORY, run_ranks
+from trials.rig.launcher import run_ranks
+from trials.rig.run_flags import run_flags
 
 # One picture is 1 MB of crops: all pictures of the large batch at once would double the process.
 CROP_SIZE = 128
@@ -23,8 +24,8 @@ def peak_mib(model: Path, shards: Path, work: Path, global_batch_size: int) -> f
     (output,) = run_ranks(
         1,
         [
-            *("-m", "tests.distributed.workers.memory", "--model_name", str(model), "--dataset_name", str(shards)),
-            *("--output_dir", str(work / "run"), "--deepspeed", str(REPOSITORY / "ds_configs/zero2.json")),
+            *("-m", "tests.distributed.workers.memory"),
+            *run_flags(model, shards, work / "run", "zero2"),
             *("--global_batch_size", str(global_batch_size), "--max_steps", "1", "--chunk_tokens", "512"),
             *("--no_grad_chunk_tokens", "512", "--dataloader_num_workers", "0", "--temperature", "0.05"),
         ],

@@ -10,7 +10,7 @@ import pytest
 
 from tests.distributed.workers.preflight import FITTING_TOKENS, main
 from trials.rig.forked import run_forked
-from trials.rig.launcher import REPOSITORY
+from trials.rig.run_flags import run_flags
 from trials.rig.states import differences
 from vlm2vec.training.checkpoints.disk_space import checkpoint_bytes
 from vlm2vec.training.checkpoints.record import read_whole
@@ -19,6 +19,10 @@ from vlm2vec.training.flags.run import parse_arguments
 
 STEPS = 2
 LAST = f"checkpoint-{STEPS}"
+COMMON = [
+    *("--max_steps", str(STEPS), "--global_batch_size", "6", "--temperature", "0.05", "--max_len", "64"),
+    *("--subset_name", "ColorVQA", "--dataloader_num_workers", "0", "--chunk_tokens", "256"),
+]
 # The ZeRO stage and what else differs; ZeRO-3 last, as its engine replaces torch.nn.functional.linear.
 RUNS: dict[str, tuple[int, list[str]]] = {
     "zero2-lora": (2, ["--lora", "--lora_dropout", "0.2"]),
@@ -28,22 +32,14 @@ RUNS: dict[str, tuple[int, list[str]]] = {
 }
 
 
-def flags(model: Path, shards: Path, output: Path, stage: int, *extra: str) -> list[str]:
-    return [
-        *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),
-        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json"), "--max_steps", str(STEPS)),
-        *("--global_batch_size", "6", "--temperature", "0.05", "--max_len", "64", "--subset_name", "ColorVQA"),
-        *("--dataloader_num_workers", "0", "--chunk_tokens", "256", *extra),
-    ]
-
-
 @pytest.fixture(scope="module")
 def runs(mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """On 2 ranks: what each attempt led to, and a pair of runs for each of RUNS."""
     root = tmp_path_factory.mktemp("preflight")
-    jobs = {"refused": flags(mini_model_dir, mini_shards_dir, root / "refused", 2)}
+    jobs = {"refused": run_flags(mini_model_dir, mini_shards_dir, root / "refused", "zero2", *COMMON)}
     for name, (stage, extra) in RUNS.items():
-        jobs[name] = flags(mini_model_dir, mini_shards_dir, root / name, stage, "--learning_rate", "1e-3", *extra)
+        own = [*COMMON, "--learning_rate", "1e-3", *extra]
+        jobs[name] = run_flags(mini_model_dir, mini_shards_dir, root / name, f"zero{stage}", *own)
     run_forked(2, main, [jobs, root], root)
     return root
 
@@ -82,7 +78,7 @@ def test_a_rehearsal_leaves_no_trace(name: str, runs: Path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_estimate_of_a_checkpoint_is_close(name: str, runs: Path, mini_model_dir: Path) -> None:
     stage, extra = RUNS[name]
-    arguments = parse_arguments(flags(mini_model_dir, runs, runs, stage, *extra))
+    arguments = parse_arguments(run_flags(mini_model_dir, runs, runs, f"zero{stage}", *COMMON, *extra))
     encoder = build_encoder(arguments.resolve(1, {"zero_optimization": {"stage": stage}}).encoder)
     is_lora = "--lora" in extra
     if "--bf16" in extra:

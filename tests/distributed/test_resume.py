@@ -13,32 +13,27 @@ import torch
 from tests.distributed.workers.resume import SIGNALLED_STEP, UNWRITABLE_STEP, main
 from trials.chaos import add_dropout
 from trials.rig.forked import run_forked
-from trials.rig.launcher import REPOSITORY
+from trials.rig.run_flags import run_flags
 from trials.rig.states import differences, state_of
 from vlm2vec.training.checkpoints.record import read_whole
 
 STEPS, SAVED = 4, 2
 LAST = f"checkpoint-{STEPS}"
+COMMON = [
+    *("--global_batch_size", "8", "--max_steps", str(STEPS), "--logging_steps", "3", "--save_steps", str(SAVED)),
+    *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "256"),
+    *("--subset_name", "ColorVQA", "Recolor", "--dataloader_num_workers", "0"),
+]
 # The engine file and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
 # of the process.
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "zero1": ("1", ["--dataloader_num_workers", "2"]),
-    "zero2-lora": ("2", ["--lora", "--learn_temperature", "--dataloader_num_workers", "1"]),
-    "zero2-bf16": ("2_offload", ["--bf16"]),
-    "zero3-lora-bf16": ("3", ["--lora", "--bf16"]),
-    "zero3-bf16": ("3", ["--bf16"]),
+    "zero1": ("zero1", ["--dataloader_num_workers", "2"]),
+    "zero2-lora": ("zero2", ["--lora", "--learn_temperature", "--dataloader_num_workers", "1"]),
+    "zero2-bf16": ("zero2_offload", ["--bf16"]),
+    "zero3-lora-bf16": ("zero3", ["--lora", "--bf16"]),
+    "zero3-bf16": ("zero3", ["--bf16"]),
 }
 DISTURBED = "zero1"
-
-
-def flags(model: Path, shards: Path, output: Path, engine: str, *extra: str) -> list[str]:
-    return [
-        *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),
-        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{engine}.json")),
-        *("--global_batch_size", "8", "--max_steps", str(STEPS), "--logging_steps", "3", "--save_steps", str(SAVED)),
-        *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "256"),
-        *("--subset_name", "ColorVQA", "Recolor", "--dataloader_num_workers", "0", *extra),
-    ]
 
 
 def run_jobs(ranks: int, jobs: Sequence[tuple[str, list[str]]], root: Path) -> list[str]:
@@ -69,7 +64,7 @@ def runs(dropout_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytes
 
     def job(kind: str, name: str, output: str, *extra: str) -> tuple[str, list[str]]:
         engine, own = RUNS[name]
-        return kind, flags(dropout_model_dir, mini_shards_dir, root / output, engine, *own, *extra)
+        return kind, run_flags(dropout_model_dir, mini_shards_dir, root / output, engine, *COMMON, *own, *extra)
 
     limited = ["--save_steps", "1", "--save_total_limit", "1"]
     jobs = [

@@ -13,9 +13,14 @@ import pytest
 
 from tests.distributed.workers.stuck import LONG_TIMEOUT, STUCK_AT, STUCK_PLACE, STUCK_STEP, main
 from trials.rig.forked import kill, start_forked, warm_up
-from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import HANG_SECONDS
+from trials.rig.run_flags import run_flags
 from vlm2vec.training.watch.stuck import EXIT_STUCK
+
+COMMON = [
+    *("--subset_name", "ColorVQA", "--global_batch_size", "8", "--max_steps", str(STUCK_STEP), "--max_len", "64"),
+    *("--chunk_tokens", "128", "--keep_graphs", "0", "--dataloader_num_workers", "0"),
+]
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,7 @@ class Run:
         self.folder = root / f"{what}{rank}"
         self.folder.mkdir()
         self.ended = 0.0
-        flags = [
-            *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(self.folder / "run")),
-            *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json"), "--subset_name", "ColorVQA"),
-            *("--global_batch_size", "8", "--max_steps", str(STUCK_STEP), "--max_len", "64", "--chunk_tokens", "128"),
-            *("--keep_graphs", "0", "--dataloader_num_workers", "0"),
-        ]
+        flags = run_flags(model, shards, self.folder / "run", f"zero{stage}", *COMMON)
         self.ranks = start_forked(2, main, [what, rank, flags, self.folder], self.folder)
 
     def is_over(self) -> bool:
@@ -49,7 +49,9 @@ class Run:
         if self.what != "slow" and not self.ended and self.ranks[1 - self.rank].exitcode is not None:
             self.ended = time.time()
             if self.what == "stopped":
-                os.kill(self.ranks[self.rank].pid, signal.SIGCONT)
+                pid = self.ranks[self.rank].pid
+                assert pid is not None  # it has been started
+                os.kill(pid, signal.SIGCONT)
         return all(rank.exitcode is not None for rank in self.ranks)
 
     def outcome(self) -> Job:

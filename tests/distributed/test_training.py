@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from trials.rig.forked import run_ranks
 from trials.rig.launcher import REPOSITORY, environment, free_port
 from trials.rig.patience import HANG_SECONDS
+from trials.rig.run_flags import run_flags
 from vlm2vec.export import export
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 from vlm2vec.training.flags.config_file import CONFIG_FILE
@@ -25,6 +26,10 @@ pytestmark = pytest.mark.numeric
 REFERENCE = "zero2"
 REPEATED = "repeated"
 WATCHED = ["--profile_steps", "2", "3", "--flops_profile_step", "4", "--peak_tflops", "0.01"]
+COMMON = [
+    *("--global_batch_size", "64", "--max_steps", "5", "--logging_steps", "1"),
+    *("--learning_rate", "1e-4", "--temperature", "0.05", "--max_len", "64", "--dataloader_num_workers", "0"),
+]
 # By the number of ranks, which train them in one start: the ZeRO stage and what else differs from run to run.
 RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
     1: {REFERENCE: (2, ["--chunk_tokens", "512"])},
@@ -37,16 +42,6 @@ RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
 }
 
 
-def flags(model: Path, shards: Path, output: Path, stage: int, *extra: str) -> list[str]:
-    return [
-        *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),
-        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json")),
-        *("--global_batch_size", "64", "--max_steps", "5", "--logging_steps", "1"),
-        *("--learning_rate", "1e-4", "--temperature", "0.05", "--max_len", "64", "--dataloader_num_workers", "0"),
-        *extra,
-    ]
-
-
 @pytest.fixture(scope="module")
 def trained(
     mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory
@@ -57,7 +52,7 @@ def trained(
     def train(ranks: int) -> Path:
         root = tmp_path_factory.mktemp(f"ranks{ranks}")
         runs = [
-            flags(mini_model_dir, mini_shards_dir, root / name, stage, *extra)
+            run_flags(mini_model_dir, mini_shards_dir, root / name, f"zero{stage}", *COMMON, *extra)
             for name, (stage, extra) in RUNS[ranks].items()
         ]
         if ranks == 1:
@@ -141,7 +136,8 @@ def test_traces_hold_the_parts_of_the_chosen_steps(trained: Callable[[int], Path
 
 def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path) -> None:
     """Through launch/local.sh, on 2 ranks; TensorBoard gets the promised fields."""
-    chosen = flags(mini_model_dir, mini_shards_dir, tmp_path, 2, "--chunk_tokens", "512", "--max_steps", "2")
+    own = ["--chunk_tokens", "512", "--max_steps", "2"]
+    chosen = run_flags(mini_model_dir, mini_shards_dir, tmp_path, "zero2", *COMMON, *own)
     done = subprocess.run(
         [str(REPOSITORY / "launch/local.sh"), *chosen, "--warmup_steps", "0", "--lora", "--lora_r", "4"],
         cwd=REPOSITORY,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from trials.rig.forked import run_ranks
-from trials.rig.launcher import REPOSITORY
+from trials.rig.run_flags import run_flags
 
 # The ZeRO stage and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
 # of the process.
@@ -20,19 +20,13 @@ RUNS: dict[str, tuple[int, list[str]]] = {
     "zero3-lora": (3, ["--lora", "--lora_r", "4"]),
 }
 REFERENCE = "reference-bf16"
-
-
-def flags(model: Path, output: Path, stage: int, *extra: str) -> list[str]:
-    return [
-        *("--model_name", str(model), "--dataset_name", "unused", "--output_dir", str(output)),
-        *("--deepspeed", str(REPOSITORY / f"ds_configs/zero{stage}.json"), "--max_steps", "2"),
-        *("--global_batch_size", "2", "--learning_rate", "1e-2", *extra),
-    ]
+COMMON = ["--max_steps", "2", "--global_batch_size", "2", "--learning_rate", "1e-2"]
 
 
 def train_engines(model: Path, reference_model: Path, root: Path) -> None:
     """Fills a folder for each of RUNS, and one for the reference model, on 2 ranks."""
-    jobs = [("encode reference", flags(reference_model, root / REFERENCE, 2, "--bf16"))]
-    jobs += [("train and save", flags(model, root / name, stage, *extra)) for name, (stage, extra) in RUNS.items()]
+    jobs = [("encode reference", run_flags(reference_model, "unused", root / REFERENCE, "zero2", *COMMON, "--bf16"))]
+    for name, (stage, extra) in RUNS.items():
+        jobs.append(("train and save", run_flags(model, "unused", root / name, f"zero{stage}", *COMMON, *extra)))
     (root / "jobs.json").write_text(json.dumps(jobs))
     run_ranks(2, ["-m", "tests.distributed.workers.engine", str(root / "jobs.json")], root)
