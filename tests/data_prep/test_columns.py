@@ -10,7 +10,8 @@ import pytest
 
 from data_prep.conversion import convert
 from data_prep.source import SourceData
-from trials.rig.hand_made_train import TABLE, converted, row, run_main, tree
+from tests.rig.convert_program import run_main
+from trials.rig.hand_made_train import TABLE, converted, row, tree
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 

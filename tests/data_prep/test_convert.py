@@ -14,7 +14,8 @@ import webdataset
 from data_prep.conversion import Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from trials.rig.hand_made_train import converted, picture, row, run_main, tree, write_rows
+from tests.rig.convert_program import run_main
+from trials.rig.hand_made_train import converted, picture, row, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Item, ShardSet
 

@@ -7,7 +7,8 @@ import pytest
 from data_prep.conversion import Tolerance, convert
 from data_prep.download import missing_images
 from data_prep.source import SourceData
-from trials.rig.hand_made_train import TABLE, converted, picture, row, run_main, tree, write_rows
+from tests.rig.convert_program import run_main
+from trials.rig.hand_made_train import TABLE, converted, picture, row, tree, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
 
 

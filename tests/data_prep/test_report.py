@@ -16,7 +16,8 @@ from PIL import Image
 from data_prep.conversion import Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from trials.rig.hand_made_train import TABLE, converted, picture, row, run_main, tree, write_rows
+from tests.rig.convert_program import run_main
+from trials.rig.hand_made_train import TABLE, converted, picture, row, tree, write_rows
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet

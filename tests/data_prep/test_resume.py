@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep import conversion
-from trials.rig.hand_made_train import TABLE, converted, make_dataset, picture, row, run_main, tree, write_rows
+from tests.rig.convert_program import run_main
+from trials.rig.hand_made_train import TABLE, converted, make_dataset, picture, row, tree, write_rows
 from vlm2vec.shards import ShardSet
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from data_prep.conversion import Tolerance, convert
 from data_prep.source import SourceData
 from data_prep.verify import verify
-from trials.rig.hand_made_train import converted, row, run_main, write_rows
+from tests.rig.convert_program import run_main
+from trials.rig.hand_made_train import converted, row, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 

@@ -1,9 +1,8 @@
-"""A hand-made MMEB-train of one subset, A, and what tests do with it."""
+"""A hand-made MMEB-train of one subset, A, and what trials and tests do with it."""
 
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
-from data_prep import convert as program
 from data_prep.conversion import DEFAULT_TOLERANCE, Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from vlm2vec.errors import run_program
 from vlm2vec.shards.manifest import Manifest
 
 Row = dict[str, str]
@@ -79,10 +75,3 @@ def converted(
     manifest = convert(source, output, replace(DEFAULT_OPTIONS, **options), tolerance, num_workers).manifest
     assert manifest is not None
     return manifest
-
-
-def run_main(monkeypatch: pytest.MonkeyPatch, dataset: Path, output: Path, *options: str) -> int:
-    """The program in this process, without workers."""
-    arguments = ["--dataset_name", dataset, "--image_dir", dataset, "--output_dir", output, "--subset_name", "A"]
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments), "--num_workers", "0", *options])
-    return run_program(program.main)
