@@ -66,7 +66,7 @@ def bytes_that_grow(shards: ShardSet, global_batch_size: int) -> int:
         sample = shards.read(shards.subsets[subset], int(position))
         items |= {sample.query, sample.positive}
     undecoded = sum(len(item.text) + len(item.image or b"") for item in items)
-    width = mini_model.LANGUAGE["hidden_size"]
+    width: int = mini_model.LANGUAGE["hidden_size"]
     return undecoded + EMBEDDING_COPIES * 4 * width * len(items)
 
 

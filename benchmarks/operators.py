@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 _FREE = {torch.ops.aten._unsafe_view, torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.lift_fresh}
 
 
-class OperatorCosts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperatorCosts(TorchDispatchMode):
     """Adds up the cost of every operator that runs while it is entered, backward passes included.
 
     Attributes:
@@ -24,7 +24,7 @@ class OperatorCosts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.flops = self.bytes_moved = 0
 
     def __torch_dispatch__(

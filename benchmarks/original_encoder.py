@@ -38,11 +38,11 @@ def padded(items: Sequence[ProcessedItem], rows_per_batch: int, num_crops: int) 
     batches: list[dict[str, Any]] = []
     for start in range(0, len(items), rows_per_batch):
         rows = slice(start, start + rows_per_batch)
-        pictures = [item for item in items[rows] if item.pixel_values is not None]
+        pictures = [item.pixel_values for item in items[rows] if item.pixel_values is not None]
         batch: dict[str, Any] = {"input_ids": ids[rows], "attention_mask": mask[rows]}
         if pictures:
-            batch["pixel_values"] = torch.cat([item.pixel_values for item in pictures])
-            batch["image_sizes"] = torch.cat([item.image_sizes for item in pictures])
+            batch["pixel_values"] = torch.cat(pictures)
+            batch["image_sizes"] = torch.cat([item.image_sizes for item in items[rows] if item.image_sizes is not None])
             batch["zero_crops"] = len(pictures) * (num_crops + 1) - len(batch["pixel_values"])
         batches.append(batch)
     return batches
@@ -83,7 +83,8 @@ class OriginalEncoder:
             tower.encoder.layers[-1](patches, None)
         if not zero_crops:
             return torch.zeros(())
-        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.new_zeros(zero_crops, 3, self._crop, self._crop)))
+        zeros = pixel_values.new_zeros(zero_crops, 3, self._crop, self._crop)
+        hidden: Tensor = tower.pre_layrnorm(tower.embeddings(zeros))
         for layer in tower.encoder.layers[:-1]:
             hidden = layer(hidden, None)
         return hidden.sum()

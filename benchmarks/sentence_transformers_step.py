@@ -45,7 +45,7 @@ class SentenceTransformersStep:
         model = nn.Sequential(_Encoder(workload))  # a SentenceTransformer is a sequence of modules too
         self._items = workload.items
         self._loss = CachedMultipleNegativesRankingLoss(
-            model,  # type: ignore[arg-type]
+            model,
             scale=1 / temperature,
             mini_batch_num_tokens=workload.chunk_tokens,
             mini_batch_size=1024,  # rows of the similarity matrix at a time
@@ -69,10 +69,10 @@ class SentenceTransformersStep:
             "input_ids": pad([item.input_ids for item in items], batch_first=True),
             "attention_mask": pad([torch.ones_like(item.input_ids) for item in items], batch_first=True),
         }
-        pictures = [item for item in items if item.pixel_values is not None]
+        pictures = [item.pixel_values for item in items if item.pixel_values is not None]
         if pictures:
-            features["pixel_values"] = torch.stack([_with_all_crops(item.pixel_values) for item in pictures])
-            features["image_sizes"] = torch.cat([item.image_sizes for item in pictures])
+            features["pixel_values"] = torch.stack([_with_all_crops(crops) for crops in pictures])
+            features["image_sizes"] = torch.cat([item.image_sizes for item in items if item.image_sizes is not None])
             features["num_images_per_sample"] = torch.tensor([item.pixel_values is not None for item in items]).long()
         return features
 

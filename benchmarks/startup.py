@@ -35,8 +35,8 @@ MOMENTS = {"everything is built": "1 rank(s)", "first step is done": "step 1/2",
 def import_seconds(statement: str) -> tuple[float, float]:
     """Wall and processor seconds of a Python process that runs one statement."""
     before, start = _processor_seconds(), time.perf_counter()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([sys.executable, "-c", statement], check=True, timeout=300, **quiet)
+    command, nowhere = [sys.executable, "-c", statement], subprocess.DEVNULL
+    subprocess.run(command, check=True, timeout=300, stdout=nowhere, stderr=nowhere)
     return time.perf_counter() - start, _processor_seconds() - before
 
 

@@ -65,12 +65,14 @@ def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
     inputs = ItemEncoderInputs(encoder.processor, max_len=256)
     numbers: dict[Item, int] = {}
     batches = []
+
+    def number_of(item: Item) -> int:
+        return numbers.setdefault(item, len(numbers))
+
     for step in range(num_batches):
         batch = order.batch(step)
         samples = [shards.read(shards.subsets[s], int(p)) for s, p in zip(batch.subsets, batch.positions, strict=True)]
-        batches.append(
-            [tuple(numbers.setdefault(item, len(numbers)) for item in (each.query, each.positive)) for each in samples]
-        )
+        batches.append([(number_of(each.query), number_of(each.positive)) for each in samples])
     items = [
         inputs.process(EncodeItem(item.text, (ItemImage(item.image, "image"),) if item.image else (), "item"))
         for item in numbers

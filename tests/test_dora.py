@@ -28,7 +28,8 @@ class TwoLinears(nn.Module):
         self.second = nn.Linear(WIDTHS[1], WIDTHS[2], bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(nn.functional.gelu(self.first(x)))
+        y: Tensor = self.second(nn.functional.gelu(self.first(x)))
+        return y
 
 
 def adapted_model(dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> PeftModel:
@@ -179,7 +180,7 @@ def frozen_products(model: PeftModel) -> float:
         with FlopCounterMode(display=False) as counter:
             model(x)
     adapter = 2 * TOKENS * 4 * (WIDTHS[0] + 2 * WIDTHS[1] + WIDTHS[2])
-    return (counter.get_total_flops() - adapter) / frozen
+    return float((counter.get_total_flops() - adapter) / frozen)
 
 
 @pytest.mark.parametrize(

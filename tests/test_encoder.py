@@ -316,7 +316,7 @@ def test_pictures_are_opened_as_they_are_needed(encoder: VLM2Vec, monkeypatch: p
         most = max(most, opened - finished)
         return process(self, *args)
 
-    def counting_forward(**batch: torch.Tensor) -> torch.Tensor:
+    def counting_forward(**batch: Any) -> torch.Tensor:
         nonlocal finished
         result = forward(**batch)
         finished += len(result)
@@ -359,12 +359,13 @@ def test_similarity(encoder: VLM2Vec) -> None:
     shuffled = pd.Series(rows, index=[2, 0, 1])
     for column in (rows, tuple(rows), shuffled, pd.DataFrame(vectors.numpy(), index=[2, 0, 1]), vectors.tolist()):
         assert_close_relative(encoder.similarity(vectors[:2], column), expected, 1e-6)
-    for wrong, message in (
+    refused: tuple[tuple[Any, str], ...] = (
         ({1: rows[0]}, "b is a dict, which has no order"),
         ((row for row in rows), "b is a generator, which has no length"),
         ([rows[0], rows[1][:5]], "b: not vectors of one length"),
         (["a"], "b: not vectors of one length"),
-    ):
+    )
+    for wrong, message in refused:
         with pytest.raises(InputError, match=message):
             encoder.similarity(vectors, wrong)
 

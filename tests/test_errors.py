@@ -90,8 +90,10 @@ def test_a_tilde_is_the_home_folder_in_every_parser(tmp_path: Path, monkeypatch:
 
 def test_blanks_in_a_list_with_commas_are_no_part_of_the_names() -> None:
     base = ("--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "e", "--max_steps", "1")
-    base = (*base, "--global_batch_size", "4", "--lora")
-    modules = parse_training([*base, "True", "--lora_target_modules", " q_proj, v_proj ,"]).model.lora_target_modules
+    more = ("--global_batch_size", "4", "--lora")
+    modules = parse_training(
+        [*base, *more, "True", "--lora_target_modules", " q_proj, v_proj ,"]
+    ).model.lora_target_modules
     assert modules == "q_proj,v_proj"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ ADAPTER = golden.PHI3V / "lora"
 CASES = golden.read("lora/cases.json")
 
 
-def load(path: Path, **options: object) -> VLM2Vec:
+def load(path: Path, **options: Any) -> VLM2Vec:
     return VLM2Vec.from_pretrained(path, **{"num_crops": 1, "dtype": torch.float32, **options})
 
 
@@ -115,7 +116,7 @@ def test_defaults_are_the_originals(golden_model_dir: Path) -> None:
     assert len(trainable) == 3 * (3 * 4 + 2 * 4)
 
 
-def adapter_of(folder: Path, **settings: object) -> dict[str, torch.Tensor]:
+def adapter_of(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
     encoder = load(folder, dtype=torch.bfloat16)
     encoder.add_lora(LoraSettings(r=4, **settings))
     return {name: p.detach().clone() for name, p in encoder.named_parameters() if "lora_" in name}

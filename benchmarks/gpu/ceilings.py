@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
     for inputs, outputs in _LINEARS:
         rows, inputs, outputs = (each // share for each in (_ROWS, inputs, outputs))
         what = f"bfloat16, ({rows}, {inputs}) to {outputs}"
-        recorder.row(what, lambda sizes=(rows, inputs, outputs): product(*sizes, torch.bfloat16))
+        recorder.row(what, partial(product, rows, inputs, outputs, torch.bfloat16))
     inputs, outputs = (each // share for each in _LINEARS[0])
     what = f"float32 without TF32, ({_ROWS // share}, {inputs}) to {outputs}"
     recorder.row(what, lambda: product(_ROWS // share, inputs, outputs, torch.float32))

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,6 +83,10 @@ def _bound(cell: Cell, device: torch.device) -> float:
     return BF16_TOLERANCE if "bf16" in cell.kind and device.type != "cpu" else cell.tolerance
 
 
+def _summary(cells: Sequence[Cell], device: torch.device) -> Figures:
+    return summarize(cells, list(run_cells(cells, device)), device)
+
+
 def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
     """One row a setting, in this process."""
     recorder.begin(SECTION)
@@ -91,7 +96,7 @@ def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
         cells = grid(setting)[-1:] if tiny else grid(setting)
         recorder.row(
             f"ZeRO-{setting[0]}, {setting[1]}, dropout {setting[2]}",
-            lambda cells=cells: summarize(cells, list(run_cells(cells, device)), device),
+            partial(_summary, cells, device),
         )
     torch.backends.cudnn.allow_tf32 = allow_tf32
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -55,13 +55,14 @@ def main(argv: list[str]) -> None:
 def _report(bench: Bench, variant: Variant) -> str:
     times: list[tuple[float, int, str]] = []
     figures = bench.measure(variant, around=lambda step: times.extend(_times(step)))
-    kinds: Counter[str] = Counter()
+    kinds: dict[str, float] = defaultdict(float)
     for seconds, _, name in times:
         kinds[next((kind for word, kind in _KINDS.items() if word.lower() in name.lower()), "other")] += seconds
     total = sum(kinds.values())
+    by_time = sorted(kinds.items(), key=lambda each: each[1], reverse=True)
     lines = [f"{column}: {cell}" for column, cell in zip(COLUMNS, cells_of(figures), strict=True)]
     lines += ["", f"one step: {total:.3f} s of kernels in {sum(calls for _, calls, _ in times):,} launches", ""]
-    lines += [f"{kind:24} {seconds:7.3f} s {seconds / total:6.1%}" for kind, seconds in kinds.most_common()]
+    lines += [f"{kind:24} {seconds:7.3f} s {seconds / total:6.1%}" for kind, seconds in by_time]
     lines += ["", "     ms  calls  kernel"]
     lines += [
         f"{1e3 * seconds:7.1f} {calls:6}  {name[:140]}" for seconds, calls, name in sorted(times)[: -_MOST - 1 : -1]

@@ -52,8 +52,7 @@ def test_a_group_of_one_batch_is_left_alone() -> None:
 
 
 def test_the_choice_is_a_function_of_the_key() -> None:
-    targets, groups = words(ROWS, "targets") % 150, shuffled_groups(2)
-    targets = targets.astype(np.int64)
+    targets, groups = (words(ROWS, "targets") % 150).astype(np.int64), shuffled_groups(2)
     first, again, other = (separate(targets, groups, BATCH, key)[0] for key in ("a", "a", "b"))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

@@ -18,8 +18,10 @@ from PIL import Image
 from benchmarks.loader import memory_over_steps
 from tests.rig.written import add_subset, stored_image
 from vlm2vec.batches import BatchReader, ChunkSizes, GlobalOrder, Mixture, PlanSource, TrainingBatches, lay_out
+from vlm2vec.batches.layout import BatchLayout
 from vlm2vec.batches.reader import MadeChunk
-from vlm2vec.batches.step_plan import PlannedItem
+from vlm2vec.batches.replacement import GlobalBatch
+from vlm2vec.batches.step_plan import PlannedItem, StepPlan
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
@@ -120,7 +122,7 @@ def test_the_ranks_read_every_item_of_the_batch_once(
         assert len({plan.header.layout.digest for plan in plans}) == 1
 
 
-def first_pass(plan) -> list[PlannedItem]:
+def first_pass(plan: StepPlan) -> list[PlannedItem]:
     """The items of the chunks of pass 1, each of which runs once."""
     count = plan.header.phases[0][0] + plan.header.phases[1][0]
     return [item for chunk in plan.chunks[:count] for item in chunk]
@@ -187,7 +189,7 @@ def test_nothing_is_decoded_in_the_training_process(
 
 def test_what_is_wrong_comes_out_when_its_turn_has_come(shards: ShardSet, inputs: ItemEncoderInputs) -> None:
     class Unreachable(NamesOnly):
-        def plan(self, batch, layout):
+        def plan(self, batch: GlobalBatch, layout: BatchLayout) -> StepPlan:
             if batch.step == 3:
                 raise InputError("http://store/Photos-00000.tar: no answer")
             return super().plan(batch, layout)

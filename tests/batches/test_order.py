@@ -10,6 +10,7 @@ import pytest
 
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES, WINDOW_BLOCKS, largest_remainder
+from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.errors import InputError
 
 SIZES = {"A": 103, "B": 40, "C": 7}
@@ -162,7 +163,7 @@ def test_damaged_samples_give_way_to_their_like() -> None:
         walk.batch(1, {(name, at) for name in SIZES for at in range(103)})
 
 
-def _columns(batch) -> tuple[np.ndarray, np.ndarray]:
+def _columns(batch: GlobalBatch) -> tuple[np.ndarray, np.ndarray]:
     return batch.subsets, batch.positions
 
 
@@ -202,11 +203,12 @@ def test_refuses_what_cannot_be_filled() -> None:
         GlobalOrder(SIZES, 10, 0, Mixture(unit=4))
     with pytest.raises(InputError, match="subset C has 7 samples, fewer than a unit of 8"):
         GlobalOrder(SIZES, 16, 0, Mixture(unit=8))
-    for weights, message in [
+    wrong: list[tuple[dict[str, float], str]] = [
         ({"A": 1, "B": 1}, "no weight for C"),
         ({"A": 1, "B": 1, "C": 1, "D": 1}, "D: no such subset here; there are A, B, C"),
         ({"A": 1, "B": 1, "C": 0}, "C=0: must be positive"),
         ({"A": 1, "B": 1, "C": 1e-6}, "subset C: its share of the mixture is less than one unit"),
-    ]:
+    ]
+    for weights, message in wrong:
         with pytest.raises(InputError, match=message):
             GlobalOrder(SIZES, 10, 0, Mixture(weights=weights))

@@ -14,11 +14,13 @@ import torch
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import bench, exactness, training
+from benchmarks.gpu.model import make_batch, model_config
 from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, Figures, LeftOutError, Recorder, Section
 from benchmarks.suites import SUITES
 from trials.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
+from vlm2vec.batches import ChunkSizes
 from vlm2vec.inputs.packing import TokenBudget
 
 CPU = torch.device("cpu")
@@ -172,7 +174,7 @@ def test_mfu_counts_the_models_own_work_and_the_plan_stands_beside_the_peak() ->
     assert model.settings.lora.dropout == 0.1
     assert model.without_dropout().settings == bench.settings_of(VARIANTS["no_dropout"], setting).encoder
     flops = bench._useful_flops(variant.model, setting)
-    batch = bench.make_batch(bench.model_config(True), 4, bench.ChunkSizes(TokenBudget(256)), CPU)
+    batch = make_batch(model_config(True), 4, ChunkSizes(TokenBudget(256)), CPU)
     expected = flops.of(sum(batch.lengths), sum(length**2 for length in batch.lengths), batch.num_crops)
     assert bench._utilization(variant.model, batch, 2.0, setting) == pytest.approx(expected / 2e12)
     assert bench._utilization(variant.model, batch, 2.0, bench.Setting(CPU, True, 4, 1, None)) is None

@@ -125,8 +125,8 @@ def test_blocks_have_a_bounded_number_of_scores_unless_rows_are_given() -> None:
     representations, pairs = large_batch()
     automatic, given = _Recording(0.05), _Recording(0.05, block_rows=1000)
     automatic.blocks, given.blocks = [], []
-    values = [loss_fn(representations, pairs, range(4096))[0] for loss_fn in (automatic, given)]
-    assert_close_relative(*values, 1e-6, "loss")
+    first, second = (loss_fn(representations, pairs, range(4096))[0] for loss_fn in (automatic, given))
+    assert_close_relative(first, second, 1e-6, "loss")
     assert automatic.blocks == [loss.BLOCK_SCORES] * 32
     assert max(given.blocks) == 1000 * 2 * 4096
 

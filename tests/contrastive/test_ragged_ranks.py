@@ -52,7 +52,7 @@ def one_graph() -> tuple[Tensor, list[Tensor]]:
     rows = torch.cat([encoder(row[None], kind_of(item)) for item, row in enumerate(all_features().double())])
     loss = F.cross_entropy(rows[:PAIRS] @ rows[PAIRS:].T / 0.1, torch.arange(PAIRS))
     loss.backward()
-    return loss.detach(), [parameter.grad for parameter in encoder.parameters()]
+    return loss.detach(), [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
 
 
 def check_gather(rank: int) -> None:

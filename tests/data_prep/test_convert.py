@@ -121,7 +121,7 @@ NEGATIVES = [("wrong", ""), ("<|image_1|> wrong", "images/A/Train/1.png"), ("", 
 
 
 def test_nulls_and_a_column_of_nothing_else_are_empty(dataset: Path, tmp_path: Path) -> None:
-    rows = {name: [row(n)[name] for n in range(3)] for name in row(0)}
+    rows: dict[str, list[str | None]] = {name: [row(n)[name] for n in range(3)] for name in row(0)}
     rows["pos_image_path"] = [None] * 3
     rows["neg_text"] = [None, "wrong", None]
     pq.write_table(pa.table(rows), dataset / "A/original-00000-of-00001.parquet")
@@ -147,13 +147,17 @@ def rewrite(number: int, **changes: str) -> Callable[[Path], None]:
     return lambda root: write_rows(root, [row(n, **changes) if n == number else row(n) for n in range(10)])
 
 
+def write_numbers(root: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{**row(0), "qry": 7}]), root / TABLE)
+
+
 TABLE = "A/original-00000-of-00001.parquet"
 BAD_INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "column missing": (
         lambda root: write_rows(root, [{k: v for k, v in row(0).items() if k != "pos_text"}]),
         f"{TABLE}: no column pos_text; it has qry, ",
     ),
-    "column of numbers": (lambda root: write_rows(root, [{**row(0), "qry": 7}]), f"{TABLE}: column qry is int64"),
+    "column of numbers": (write_numbers, f"{TABLE}: column qry is int64"),
     "table truncated": (lambda root: truncate(root / TABLE), f"{TABLE}: cannot read the table"),
     "table damaged": (lambda root: zero_middle(root / TABLE), f"{TABLE}: cannot read the table"),
     "table absent": (lambda root: (root / TABLE).unlink(), "MMEB-train/A: no original-00000-of-*.parquet"),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,11 +26,15 @@ TINY_SCALE = 0.001
 
 
 def train_rows(root: Path, subset: str, split: str = "original") -> list[dict[str, str]]:
-    return pq.read_table(root / "MMEB-train" / subset / f"{split}-00000-of-00001.parquet").to_pylist()
+    rows: list[dict[str, str]] = pq.read_table(
+        root / "MMEB-train" / subset / f"{split}-00000-of-00001.parquet"
+    ).to_pylist()
+    return rows
 
 
-def eval_rows(root: Path, dataset: str) -> list[dict[str, object]]:
-    return pq.read_table(root / "MMEB-eval" / dataset / "test-00000-of-00001.parquet").to_pylist()
+def eval_rows(root: Path, dataset: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(root / "MMEB-eval" / dataset / "test-00000-of-00001.parquet").to_pylist()
+    return rows
 
 
 def digests(root: Path, pattern: str = "*") -> dict[str, str]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def add_one(values: Any) -> Any:
     return values
 
 
+def add_one_to(column: str, root: Path) -> None:
+    edit_index(root, column, add_one)
+    reseal(root)
+
+
 INDEX_COLUMNS = ("query_text_length", "query_width", "positive_hash", "query_image_hash", "negative_height")
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "tar absent": (lambda root: (root / "A/A-00001.tar").unlink(), "A-00001.tar: cannot read it (No such file"),
@@ -124,7 +130,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "rows lost": (lambda root: reseal(root, rows=(5, 8)), "manifest: A: A-00001 begins at row 5, not at 4"),
     **{
         f"wrong {name}": (
-            lambda root, name=name: [edit_index(root, name, add_one), reseal(root)],
+            partial(add_one_to, name),
             f"sample A/00000006: differs from the index in {name}",
         )
         for name in INDEX_COLUMNS

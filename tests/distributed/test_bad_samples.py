@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -68,7 +69,7 @@ def bad_shards(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return root / "shards"
 
 
-def lines(output: Path) -> list[dict[str, object]]:
+def lines(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 

@@ -59,7 +59,7 @@ def log_of(run: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_training_does_not_notice(runs: Path, name: str):
+def test_the_training_does_not_notice(runs: Path, name: str) -> None:
     plain, _ = log_of(runs / f"{name}_plain")
     scored, _ = log_of(runs / f"{name}_scored")
     assert len(plain) == STEPS
@@ -68,7 +68,7 @@ def test_the_training_does_not_notice(runs: Path, name: str):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_scores_are_those_of_the_exported_weights(runs: Path, name: str, mini_mmeb_dir: Path, tmp_path: Path):
+def test_scores_are_those_of_the_exported_weights(runs: Path, name: str, mini_mmeb_dir: Path, tmp_path: Path) -> None:
     _, scores = log_of(runs / f"{name}_scored")
     assert sorted(scores) == [2, STEPS]  # every second step, and the end
     export(runs / f"{name}_scored" / f"checkpoint-{STEPS}", tmp_path / "model")
@@ -89,7 +89,7 @@ def test_scores_are_those_of_the_exported_weights(runs: Path, name: str, mini_mm
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_best_checkpoint_is_kept_and_named(runs: Path, name: str):
+def test_the_best_checkpoint_is_kept_and_named(runs: Path, name: str) -> None:
     run = runs / f"{name}_scored"
     _, scores = log_of(run)
     best = without_checksum(read_json(run / "best.json"), run / "best.json")
@@ -102,7 +102,7 @@ def test_the_best_checkpoint_is_kept_and_named(runs: Path, name: str):
     assert (run / "checkpoint-2").exists()
 
 
-def test_tensorboard_has_the_scores(runs: Path):
+def test_tensorboard_has_the_scores(runs: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(runs / "lora_scored/tensorboard"))

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.version import Version
 
 from vlm2vec.doctor import machine
@@ -115,8 +116,8 @@ def test_open_files(files: int, status: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch, built_for: str | None) -> None:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    monkeypatch.setattr(machine.torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(machine.torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
 
 
 def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ def test_a_cpu_that_was_asked_for_is_no_failure(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "nvidia0").touch()
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert machine.accelerator(tmp_path).status == WARN
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert machine.communication().what == "gloo runs a collective"
 
 
@@ -159,8 +160,8 @@ def gpu_with_nvcc(folder: Path, monkeypatch: pytest.MonkeyPatch, release: str | 
 
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.delenv("DS_SKIP_CUDA_CHECK", raising=False)
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(machine.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(shutil, "which", lambda tool: f"/bin/{tool}")
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(folder))
     if release is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
 from eval import mmeb
 from vlm2vec.errors import InputError
@@ -24,14 +25,14 @@ def main(folder: str, broken_images: str, *options: str) -> None:
         print(f"left with {silent.code}")
     write, written = EvalStore.write_block, 0
 
-    def write_and_die(*arguments) -> None:
+    def write_and_die(*arguments: Any) -> None:
         nonlocal written
         write(*arguments)
         written += 1
         if written == BLOCKS_BEFORE_DEATH:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    EvalStore.write_block = write_and_die
+    EvalStore.write_block = write_and_die  # type: ignore[assignment, method-assign]  # the process ends with it
     mmeb.main([*options, "--encode_output_path", f"{folder}/torn"])
 
 

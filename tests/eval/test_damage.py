@@ -7,7 +7,7 @@ from pathlib import Path
 from trials import fuzz_results as damage
 
 
-def test_damaged_files_are_refused_in_one_line_or_read_to_the_undamaged_values(tmp_path: Path):
+def test_damaged_files_are_refused_in_one_line_or_read_to_the_undamaged_values(tmp_path: Path) -> None:
     outcomes, failures = damage.run(tmp_path, mutations=120, seed=1)
     assert failures == []
     for operator in damage.OPERATORS:

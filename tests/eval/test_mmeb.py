@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.store import EvalStore
 
 EAST, NORTH, NEAR_EAST = [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]
+# See the fixture `choose`.
+Choose = Callable[[dict[str, list[float]]], list[str]]
 QUESTION = "<|image_1|> east?"
 VECTORS = {QUESTION: EAST, "up": NORTH, "yes": NEAR_EAST, "no": NORTH, "it's\ntrue": EAST}
 
@@ -39,12 +42,12 @@ def options(tmp_path: Path, mini_model_dir: Path) -> list[str]:
 
 
 @pytest.fixture
-def choose(monkeypatch) -> Callable[[dict[str, list[float]]], list[str]]:
+def choose(monkeypatch: pytest.MonkeyPatch) -> Choose:
     """Puts vectors by text in the encoder's place; gives the list of texts that it is asked for."""
     asked: list[str] = []
 
     def install(vectors: dict[str, list[float]]) -> list[str]:
-        def encode(setup, store: EvalStore, *_) -> None:
+        def encode(setup: Any, store: EvalStore, *_: Any) -> None:
             plan, items = store.plan(), store.items()
             for number in setup.blocks:
                 texts = [items.text(plan.order[each]) for batch in plan.blocks()[number] for each in plan.rows(batch)]
@@ -57,7 +60,7 @@ def choose(monkeypatch) -> Callable[[dict[str, list[float]]], list[str]]:
     return install
 
 
-def scores(folder: Path) -> dict:
+def scores(folder: Path) -> Any:
     return json.loads((folder / "out/scores.json").read_text())
 
 
@@ -65,7 +68,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_with_known_answers(tmp_path: Path, options, choose, mini_model_dir: Path, capsys):
+def test_a_run_with_known_answers(
+    tmp_path: Path, options: list[str], choose: Choose, mini_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = choose(VECTORS)
     mmeb.main(options)
     out, summary = tmp_path / "out", scores(tmp_path)
@@ -95,7 +100,9 @@ def test_a_run_with_known_answers(tmp_path: Path, options, choose, mini_model_di
     assert "warning: GQA: 2 rows" in capsys.readouterr().out
 
 
-def test_a_second_run_encodes_nothing_and_gives_the_same_scores(tmp_path: Path, options, choose):
+def test_a_second_run_encodes_nothing_and_gives_the_same_scores(
+    tmp_path: Path, options: list[str], choose: Choose
+) -> None:
     asked = choose(VECTORS)
     mmeb.main(options)
     first = (tmp_path / "out/scores.json").read_bytes()
@@ -116,8 +123,8 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_scores(tmp_path: Path, 
     ],
 )
 def test_something_else_is_refused_and_its_embeddings_are_never_reused(
-    tmp_path: Path, options, choose, mini_model_dir: Path, change, message
-):
+    tmp_path: Path, options: list[str], choose: Choose, mini_model_dir: Path, change: str, message: str
+) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for file in mini_model_dir.iterdir():
@@ -151,7 +158,7 @@ def test_something_else_is_refused_and_its_embeddings_are_never_reused(
     assert len(list((tmp_path / "out/embeddings").iterdir())) == 1
 
 
-def test_a_collapsed_model_loses_every_row_and_is_reported(tmp_path: Path, options, choose):
+def test_a_collapsed_model_loses_every_row_and_is_reported(tmp_path: Path, options: list[str], choose: Choose) -> None:
     choose(dict.fromkeys(VECTORS, EAST))
     mmeb.main(options)
     assert scores(tmp_path)["overall"]["acc"] == 0
@@ -162,14 +169,14 @@ def test_a_collapsed_model_loses_every_row_and_is_reported(tmp_path: Path, optio
     assert scores(tmp_path)["strict_original"] is True
 
 
-def test_only_the_selected_datasets_are_read(tmp_path: Path, options, choose):
+def test_only_the_selected_datasets_are_read(tmp_path: Path, options: list[str], choose: Choose) -> None:
     choose(VECTORS)
     (tmp_path / "data/own/test-00000-of-00001.parquet").write_bytes(b"broken")
     mmeb.main([*options, "--subset_name", "vqa"])
     assert list(scores(tmp_path)["datasets"]) == ["GQA"]
 
 
-def test_more_datasets_of_the_same_model_are_added(tmp_path: Path, options, choose):
+def test_more_datasets_of_the_same_model_are_added(tmp_path: Path, options: list[str], choose: Choose) -> None:
     choose(VECTORS)
     mmeb.main([*options, "--subset_name", "own", "GQA", "--encode_output_path", str(tmp_path / "at_once")])
     at_once = json.loads((tmp_path / "at_once/scores.json").read_text())
@@ -191,7 +198,7 @@ def test_more_datasets_of_the_same_model_are_added(tmp_path: Path, options, choo
     assert pq.read_table(tmp_path / "out/predictions.parquet").equals(together)
 
 
-def test_another_way_of_counting_is_not_added(tmp_path: Path, options, choose):
+def test_another_way_of_counting_is_not_added(tmp_path: Path, options: list[str], choose: Choose) -> None:
     choose(VECTORS)
     mmeb.main(options)
     with pytest.raises(InputError, match="strict_original False, now True"):
@@ -200,7 +207,7 @@ def test_another_way_of_counting_is_not_added(tmp_path: Path, options, choose):
         mmeb.main([*options, "--benchmark", "folder"])
 
 
-def test_scores_of_another_program_are_not_overwritten(tmp_path: Path, options, choose):
+def test_scores_of_another_program_are_not_overwritten(tmp_path: Path, options: list[str], choose: Choose) -> None:
     choose(VECTORS)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/GQA_score.json").write_text('{"acc": 0.5, "num_correct": 1, "num_pred": 2}')
@@ -208,7 +215,9 @@ def test_scores_of_another_program_are_not_overwritten(tmp_path: Path, options, 
         mmeb.main(options)
 
 
-def test_a_run_that_cannot_be_written_leaves_the_earlier_scores_as_they_were(tmp_path: Path, options, choose):
+def test_a_run_that_cannot_be_written_leaves_the_earlier_scores_as_they_were(
+    tmp_path: Path, options: list[str], choose: Choose
+) -> None:
     choose(VECTORS)
     mmeb.main(options)
     before = scores(tmp_path)
@@ -220,7 +229,9 @@ def test_a_run_that_cannot_be_written_leaves_the_earlier_scores_as_they_were(tmp
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_linked_images_are_scored_where_that_is_allowed(tmp_path: Path, options, choose, capsys):
+def test_linked_images_are_scored_where_that_is_allowed(
+    tmp_path: Path, options: list[str], choose: Choose, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "images/GQA").rename(tmp_path / "disk2")
     (tmp_path / "images/GQA").symlink_to(tmp_path / "disk2")
     asked = choose(VECTORS)
@@ -291,7 +302,14 @@ def no_model(folder: Path, options: list[str]) -> None:
         (lambda folder, options: options.clear(), "the following arguments are required"),
     ],
 )
-def test_bad_input_ends_in_one_line_and_exit_code_2(tmp_path: Path, options, capfd, monkeypatch, spoil, message):
+def test_bad_input_ends_in_one_line_and_exit_code_2(
+    tmp_path: Path,
+    options: list[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path, list[str]], None],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     spoil(tmp_path, options)
     assert run_program(lambda: mmeb.main(options)) == EXIT_BAD_INPUT

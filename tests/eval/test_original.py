@@ -20,7 +20,7 @@ def write_original(folder: Path, won: dict[str, tuple[int, int]]) -> Path:
     return folder
 
 
-def test_a_folder_of_the_original_beside_its_own_kind(tmp_path: Path, capsys):
+def test_a_folder_of_the_original_beside_its_own_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write_original(tmp_path / "one", {"GQA": (512, 1000), "CIRR": (250, 1000), "mine": (1, 2)})
     two = write_original(tmp_path / "two", {"GQA": (600, 1000)})
     report.main([str(one), str(two)])
@@ -39,7 +39,7 @@ def test_a_folder_of_the_original_beside_its_own_kind(tmp_path: Path, capsys):
     "content",
     ["", "[]", "{}", '{"acc": 2.0, "num_correct": 2, "num_pred": 1}', '{"acc": 0.5, "num_correct": 9, "num_pred": 10}'],
 )
-def test_a_damaged_score_is_refused(tmp_path: Path, content: str):
+def test_a_damaged_score_is_refused(tmp_path: Path, content: str) -> None:
     folder = write_original(tmp_path / "one", {"GQA": (512, 1000)})
     (folder / "GQA_score.json").write_text(content)
     with pytest.raises(InputError, match=r"GQA_score\.json") as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def to_encode(output: str) -> tuple[int, int]:
 
 def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     options: list[str], one_rank: Path, mini_mmeb_dir: Path, tmp_path: Path
-):
+) -> None:
     """Two ranks score once, meet a damaged picture, are killed after 2 blocks each; four ranks take that run up."""
     images = tmp_path / "images"
     shutil.copytree(mini_mmeb_dir / EVAL_FOLDER / "images", images)
@@ -70,13 +71,15 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
 
 
 @pytest.mark.parametrize("place", ["write_block", "assemble", "write_predictions"])
-def test_whatever_is_finished_survives(place: str, options: list[str], one_rank: Path, tmp_path: Path, monkeypatch):
+def test_whatever_is_finished_survives(
+    place: str, options: list[str], one_rank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run ends at the third call of each step that writes; what was written before is not made again."""
     torn = tmp_path / "torn"
     command = [*options, "--encode_output_path", str(torn)]
     original, calls = getattr(EvalStore, place), 0
 
-    def end(*arguments):
+    def end(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == (1 if place == "assemble" else 3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ SAME = [f"{colour}.png" for colour in COLOURS]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plain pictures: each finds itself among others (certain), its name among names (anything)."""
     folder = tmp_path_factory.mktemp("mmeb")
     (folder / "images").mkdir()
@@ -75,11 +76,13 @@ def options(data: Path, model: Path, output: str, *more: str) -> list[str]:
     ]
 
 
-def scores(data: Path, output: str) -> dict:
+def scores(data: Path, output: str) -> Any:
     return json.loads((data / output / "scores.json").read_text())
 
 
-def test_a_picture_finds_itself_and_the_report_shows_it(data: Path, model: Path, capsys):
+def test_a_picture_finds_itself_and_the_report_shows_it(
+    data: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mmeb.main(options(data, model, "full", "--normalize", "True", "--pooling", "last"))
     full = scores(data, "full")
     assert full["datasets"]["same"]["acc"] == 1.0
@@ -93,7 +96,7 @@ def test_a_picture_finds_itself_and_the_report_shows_it(data: Path, model: Path,
     capsys.readouterr()
 
 
-def test_the_chosen_names_are_those_of_the_encoder(data: Path, model: Path):
+def test_the_chosen_names_are_those_of_the_encoder(data: Path, model: Path) -> None:
     mmeb.main(options(data, model, "names", "--subset_name", "names"))
     encoder = VLM2Vec.from_pretrained(model)
     pictures = encoder.encode(texts=[PROMPT] * 6, images=[str(data / "images" / name) for name in SAME])
@@ -102,13 +105,13 @@ def test_the_chosen_names_are_those_of_the_encoder(data: Path, model: Path):
     assert predictions == [repr((COLOURS[index], "")) for index in best]
 
 
-def test_the_batch_size_changes_no_score(data: Path, model: Path):
+def test_the_batch_size_changes_no_score(data: Path, model: Path) -> None:
     mmeb.main(options(data, model, "packed"))
     mmeb.main(options(data, model, "ones", "--per_device_eval_batch_size", "1"))
     assert scores(data, "packed")["datasets"] == scores(data, "ones")["datasets"]
 
 
-def test_an_adapter_is_scored_with_and_without_naming_its_base(data: Path, model: Path, adapter: Path):
+def test_an_adapter_is_scored_with_and_without_naming_its_base(data: Path, model: Path, adapter: Path) -> None:
     mmeb.main(options(data, model, "full"))
     mmeb.main(options(data, model, "lora", "--lora", "--checkpoint_path", str(adapter)))
     mmeb.main(options(data, adapter, "lora_alone", "--lora"))
@@ -117,7 +120,7 @@ def test_an_adapter_is_scored_with_and_without_naming_its_base(data: Path, model
     assert lora["model"]["fingerprint"] == alone["model"]["fingerprint"] != full["model"]["fingerprint"]
 
 
-def test_the_options_reach_the_encoder(data: Path, model: Path, adapter: Path):
+def test_the_options_reach_the_encoder(data: Path, model: Path, adapter: Path) -> None:
     def vectors(*more: str) -> np.ndarray:
         arguments, _ = parse_arguments(options(data, model, "unused", *more))
         folders = resolve_model(arguments)
@@ -140,7 +143,9 @@ def test_the_options_reach_the_encoder(data: Path, model: Path, adapter: Path):
     assert_close_relative(raw / lengths, plain, 1e-5)
 
 
-def test_a_model_is_scored_as_it_was_trained_unless_told_otherwise(data: Path, model: Path, adapter: Path, tmp_path):
+def test_a_model_is_scored_as_it_was_trained_unless_told_otherwise(
+    data: Path, model: Path, adapter: Path, tmp_path: Path
+) -> None:
     shutil.copytree(model, tmp_path / "trained")
     (tmp_path / "trained" / SETTINGS_FILE).write_text('{"max_len": 16}')
     trained = options(data, tmp_path / "trained", "as_trained", "--subset_name", "names")
@@ -165,7 +170,9 @@ def test_a_model_is_scored_as_it_was_trained_unless_told_otherwise(data: Path, m
     assert f"otherwise: {line}." in (data / "otherwise/report.md").read_text()
 
 
-def test_an_unreadable_picture_is_named_with_its_row(data: Path, model: Path, capfd):
+def test_an_unreadable_picture_is_named_with_its_row(
+    data: Path, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     bad = row(PROMPT, ["x", "y"], "broken.png")
     (data / "bad" / "own").mkdir(parents=True)
     pq.write_table(
@@ -190,7 +197,7 @@ def test_an_adapter_on_another_base_needs_a_flag(golden_model_dir: Path, tmp_pat
         encoder.base.model.layers[0].mlp.down_proj.weight.mul_(1.1)
     encoder.save_pretrained(tmp_path / "other")
 
-    def scored(base: Path, **options: bool) -> dict[str, str]:
+    def scored(base: Path, **options: Any) -> dict[str, str]:
         arguments = EncoderArguments(str(base), lora=True, checkpoint_path=str(tmp_path / "adapter"), **options)
         return use_settings(arguments, resolve_model(arguments))[1]
 

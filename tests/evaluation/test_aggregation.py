@@ -11,7 +11,7 @@ def score(acc: float, chance: float = 0.1) -> DatasetScore:
     return DatasetScore(acc, int(acc * 10), 10, chance, 0, 0, acc, acc, acc, acc)
 
 
-def test_means_are_unweighted_over_datasets():
+def test_means_are_unweighted_over_datasets() -> None:
     scores = {"ImageNet-1K": score(0.2, 0.001), "ObjectNet": score(0.4), "GQA": score(0.9), "own": score(1.0)}
     summary = summarise(scores, MMEB)
     means = {group: mean["acc"] for group, mean in summary["meta_tasks"].items()}
@@ -29,7 +29,7 @@ def test_means_are_unweighted_over_datasets():
     assert summary["datasets"]["GQA"]["meta_task"] == "vqa"
 
 
-def test_own_datasets_have_neither_ind_nor_ood():
+def test_own_datasets_have_neither_ind_nor_ood() -> None:
     summary = summarise({"own": score(0.5)}, None)
     assert summary["benchmark"] is None
     assert "IND" not in summary

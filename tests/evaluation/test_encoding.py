@@ -44,7 +44,9 @@ def source_of(folder: Path, encoder: VLM2Vec, batch_tokens: int) -> BatchSource:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_vectors_are_those_of_the_encoder_in_the_plans_order(tmp_path: Path, encoder: VLM2Vec, num_workers: int):
+def test_vectors_are_those_of_the_encoder_in_the_plans_order(
+    tmp_path: Path, encoder: VLM2Vec, num_workers: int
+) -> None:
     source = source_of(tmp_path, encoder, batch_tokens=64)
     plan, items = source.plan, source.items
     assert plan.num_batches > 4
@@ -61,7 +63,7 @@ def test_vectors_are_those_of_the_encoder_in_the_plans_order(tmp_path: Path, enc
     assert_close_relative(store.vectors()[plan.position], expected, 5e-6)
 
 
-def test_drawing_batches_leaves_the_random_state_alone(tmp_path: Path, encoder: VLM2Vec):
+def test_drawing_batches_leaves_the_random_state_alone(tmp_path: Path, encoder: VLM2Vec) -> None:
     source = source_of(tmp_path, encoder, batch_tokens=64)
     before = torch.get_rng_state()
     list(source.chunks([0, 1], num_workers=0))
@@ -69,7 +71,9 @@ def test_drawing_batches_leaves_the_random_state_alone(tmp_path: Path, encoder: 
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_picture_that_cannot_be_decoded_is_named_with_its_row(tmp_path: Path, encoder: VLM2Vec, num_workers: int):
+def test_a_picture_that_cannot_be_decoded_is_named_with_its_row(
+    tmp_path: Path, encoder: VLM2Vec, num_workers: int
+) -> None:
     source = source_of(tmp_path, encoder, batch_tokens=64)
     broken = tmp_path / "2.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -78,13 +82,13 @@ def test_a_picture_that_cannot_be_decoded_is_named_with_its_row(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_vector_that_is_not_finite_is_refused(broken: float):
+def test_a_vector_that_is_not_finite_is_refused(broken: float) -> None:
     vectors = np.asarray([[1.0, 0.0], [1.0, broken]], dtype=np.float32)
     with pytest.raises(InputError, match=r"NaN or infinity for 1 of 2 items of a batch, first for row 7"):
         check_finite(vectors, ["row 6", "row 7"])
 
 
-def test_a_collapsed_model_is_told_from_a_narrow_one():
+def test_a_collapsed_model_is_told_from_a_narrow_one() -> None:
     generator = np.random.default_rng(0)
     narrow = (generator.normal(scale=0.3, size=(5000, 8)) + 1).astype(np.float32)
     assert collapse(narrow) is None
@@ -94,6 +98,6 @@ def test_a_collapsed_model_is_told_from_a_narrow_one():
     assert "it has collapsed" in str(collapse(same))
 
 
-def test_a_disk_that_refuses_is_told_in_one_line(tmp_path: Path):
+def test_a_disk_that_refuses_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone: cannot write there \(No such file or directory\)"):
         EvalStore(tmp_path / "gone").write_block(0, np.zeros((1, 2), dtype=np.float32))

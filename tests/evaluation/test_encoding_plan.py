@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import pytest
 from trials.rig.hand_made_eval import read, row, write_dataset, write_image
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.images import scan_images
+from vlm2vec.evaluation.data.items import ItemTable
 from vlm2vec.evaluation.data.warnings import dataset_warnings
-from vlm2vec.evaluation.encoding_plan import plan_encoding
+from vlm2vec.evaluation.encoding_plan import EncodingPlan, plan_encoding
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
-from vlm2vec.mmeb import MMEB
+from vlm2vec.mmeb import MMEB, Benchmark
 from vlm2vec.phi3_v import Phi3VProcessor
 
 TAG = "<|image_1|> what?"
@@ -27,11 +29,13 @@ def inputs(mini_model_dir: Path) -> ItemEncoderInputs:
     return ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir), 256)
 
 
-def plan_of(folder: Path, items, inputs, batch_tokens: int = 64, max_items: int | None = None):
+def plan_of(
+    folder: Path, items: ItemTable, inputs: ItemEncoderInputs, batch_tokens: int = 64, max_items: int | None = None
+) -> EncodingPlan:
     return plan_encoding(items, scan_images(items, ImageFolder(folder)), inputs, batch_tokens, max_items)
 
 
-def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, inputs):
+def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "copy.png")
     write_image(tmp_path / "b.png", (0, 0, 255))
@@ -46,7 +50,7 @@ def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, inpu
     assert sorted(plan.position[plan.order].tolist()) == [0, 1, 2, 3]
 
 
-def test_a_lone_picture_is_the_picture_under_the_benchmarks_prompt(tmp_path: Path, inputs):
+def test_a_lone_picture_is_the_picture_under_the_benchmarks_prompt(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["", IMAGE_ONLY_TEXT], images=["a.png", "a.png"])])
     (rows,), items = read(path)
@@ -54,7 +58,7 @@ def test_a_lone_picture_is_the_picture_under_the_benchmarks_prompt(tmp_path: Pat
     assert place[0] == place[1]
 
 
-def test_batches_hold_like_items_within_the_budget(tmp_path: Path, inputs):
+def test_batches_hold_like_items_within_the_budget(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     for number in range(5):
         write_image(tmp_path / f"{number}.png", (number, 0, 0), size=(40 + 30 * number, 40))
     texts = [f"word {'of many ' * (number % 7)}{number}" for number in range(60)]
@@ -76,7 +80,7 @@ def test_batches_hold_like_items_within_the_budget(tmp_path: Path, inputs):
     assert max(len(most.rows(batch)) for batch in range(most.num_batches)) == 4
 
 
-def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, inputs):
+def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     path = write_dataset(tmp_path, "A", [row("q", [f"text {number}" for number in range(40)])])
     _, items = read(path)
     plan = plan_of(tmp_path, items, inputs, max_items=2)
@@ -87,7 +91,7 @@ def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, inputs)
     assert max(loads) - min(loads) <= plan.costs.max()
 
 
-def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, inputs):
+def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x", TAG], images=["", "a.png"])])
     _, items = read(path)
@@ -102,20 +106,20 @@ def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, inputs):
 
 
 @pytest.mark.parametrize("text", ["", " \n", "<|image_1|>"])
-def test_an_item_without_information_is_named(tmp_path: Path, inputs, text: str):
+def test_an_item_without_information_is_named(tmp_path: Path, inputs: ItemEncoderInputs, text: str) -> None:
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("q", ["x", text])])
     with pytest.raises(InputError, match=r"row 1: .*neither text nor image|row 1: .*says nothing and there is no im"):
         plan_of(tmp_path, read(path)[1], inputs)
 
 
-def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, inputs):
+def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("what?", ["x"], "a.png")])
     with pytest.raises(InputError, match=r"row 1: an item with 1 image\(s\) has no image tag"):
         plan_of(tmp_path, read(path)[1], inputs)
 
 
-def test_missing_pictures_are_counted_before_anything_is_loaded(tmp_path: Path):
+def test_missing_pictures_are_counted_before_anything_is_loaded(tmp_path: Path) -> None:
     write_image(tmp_path / "here.png")
     path = write_dataset(tmp_path, "A", [row("q", ["", "", ""], images=["here.png", "gone.png", "lost.png"])])
     message = r"row 0: .*gone\.png: no such image .* \(and 1 more of 3 pictures\)"
@@ -124,7 +128,7 @@ def test_missing_pictures_are_counted_before_anything_is_loaded(tmp_path: Path):
 
 
 @pytest.mark.parametrize("image", ["/etc/hostname", "../secret.png", "a/../../secret.png", "nul\0.png", "link.png"])
-def test_pictures_outside_the_folder_are_refused(tmp_path: Path, image):
+def test_pictures_outside_the_folder_are_refused(tmp_path: Path, image: str) -> None:
     write_image(tmp_path / "secret.png")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
@@ -133,19 +137,19 @@ def test_pictures_outside_the_folder_are_refused(tmp_path: Path, image):
         scan_images(read(path)[1], ImageFolder(tmp_path / "images"))
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path):
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     path = write_dataset(tmp_path, "A", [row(TAG, ["x"], query_image="a.png")])
     with pytest.raises(InputError, match=r"row 0: .*a\.png: not a JPEG"):
         scan_images(read(path)[1], ImageFolder(tmp_path))
 
 
-def warnings_of(tmp_path: Path, name: str, rows: list, benchmark=None) -> list[str]:
+def warnings_of(tmp_path: Path, name: str, rows: list[dict[str, Any]], benchmark: Benchmark | None = None) -> list[str]:
     (read_rows,), items = read(write_dataset(tmp_path, name, rows))
     return dataset_warnings(read_rows, np.arange(len(items), dtype=np.int32), benchmark)
 
 
-def test_what_bends_a_datasets_figures_is_told(tmp_path: Path):
+def test_what_bends_a_datasets_figures_is_told(tmp_path: Path) -> None:
     fine = [row("q", ["x", "y"]), row("r", ["y", "x"])]
     assert warnings_of(tmp_path, "mine", fine) == []
     assert warnings_of(tmp_path, "GQA", fine, MMEB) == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("wrong", "flag", "message"), CASES)
-def test_both_programs_name_their_flag(tmp_path: Path, mini_model_dir: Path, wrong, flag: str, message: str):
+def test_both_programs_name_their_flag(
+    tmp_path: Path, mini_model_dir: Path, wrong: dict[str, str], flag: str, message: str
+) -> None:
     write_dataset(tmp_path / "data", "own", [row("<|image_1|> q", ["a", "b"], "gone.png")])
     (tmp_path / "images").mkdir()
     data, images = wrong.get("data", str(tmp_path / "data")), str(tmp_path / "images")
@@ -34,5 +37,6 @@ def test_both_programs_name_their_flag(tmp_path: Path, mini_model_dir: Path, wro
     with pytest.raises(InputError, match=rf"^{scoring} .*{message}"):
         mmeb.prepare(*parse_arguments(words), torch.device("cpu"))
     settings = evaluation_settings(EvaluationArguments(5, data, images, eval_subsets=[subset]))
+    unused: Any = None
     with pytest.raises(InputError, match=rf"^{training} .*{message}"):
-        build_evaluation(settings, tmp_path, None, None, 0, torch.device("cpu"))
+        build_evaluation(settings, tmp_path, unused, unused, 0, torch.device("cpu"))

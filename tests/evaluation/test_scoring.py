@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -27,7 +29,7 @@ def ranked(vectors: np.ndarray, *rows: tuple[int, list[int]], strict_original: b
     return score_rows(vectors, np.arange(len(vectors), dtype=np.int32), rows_of(*rows), strict_original)
 
 
-def test_precision_at_1_counts_rows_whose_truth_is_nearest():
+def test_precision_at_1_counts_rows_whose_truth_is_nearest() -> None:
     scores = ranked(VECTORS, (0, [1, 2, 3]), (0, [2, 1, 3]), (3, [2, 1]), (0, [5, 3, 2, 1]))
     total = scores.total()
     assert scores.ranks.tolist() == [1, 2, 1, 4]
@@ -39,12 +41,12 @@ def test_precision_at_1_counts_rows_whose_truth_is_nearest():
     assert total.mrr == pytest.approx((1 + 1 / 2 + 1 + 1 / 4) / 4)
 
 
-def test_rows_may_share_a_query_and_candidates_may_be_the_query_itself():
+def test_rows_may_share_a_query_and_candidates_may_be_the_query_itself() -> None:
     scores = ranked(VECTORS, (0, [1, 2]), (0, [0, 1]), (0, [3, 1]))
     assert scores.ranks.tolist() == [1, 1, 2]
 
 
-def test_a_tie_with_the_truth_is_lost_and_counted_only_as_the_original_does():
+def test_a_tie_with_the_truth_is_lost_and_counted_only_as_the_original_does() -> None:
     # Items 1 and 4 have the same vector; argmax returns index 0 and counts the row.
     scores = ranked(VECTORS, (0, [1, 4, 3]), (0, [1, 3]))
     assert (scores.total().num_correct, scores.total().num_tied) == (1, 1)
@@ -54,7 +56,7 @@ def test_a_tie_with_the_truth_is_lost_and_counted_only_as_the_original_does():
     assert strict.top[:, 0].tolist() == [0, 0]
 
 
-def test_a_collapsed_model_loses_every_row_and_wins_all_in_the_original():
+def test_a_collapsed_model_loses_every_row_and_wins_all_in_the_original() -> None:
     same = np.repeat(VECTORS[1:2], 6, axis=0)
     rows = [(0, [1, 2, 3]), (4, [5, 1])]
     assert ranked(same, *rows).ranks.tolist() == [3, 2]
@@ -62,21 +64,21 @@ def test_a_collapsed_model_loses_every_row_and_wins_all_in_the_original():
     assert ranked(same, *rows, strict_original=True).total().acc == 1.0
 
 
-def test_a_tie_is_found_despite_float32_rounding():
+def test_a_tie_is_found_despite_float32_rounding() -> None:
     vectors = VECTORS.copy()
     vectors[4] = vectors[1] * np.float32(1 - 2e-7)
     total = ranked(vectors, (0, [1, 4, 3])).total()
     assert (total.num_correct, total.num_tied) == (0, 1)
 
 
-def test_the_tolerance_scales_with_unnormalised_vectors():
+def test_the_tolerance_scales_with_unnormalised_vectors() -> None:
     small = (VECTORS * np.float32(1e-4)).astype(np.float32)
     total = ranked(small, (0, [1, 2, 3])).total()
     assert (total.num_correct, total.num_tied) == (1, 0)
 
 
 @pytest.mark.parametrize("strict_original", [False, True])
-def test_a_duplicate_of_the_truth_is_the_truth(strict_original: bool):
+def test_a_duplicate_of_the_truth_is_the_truth(strict_original: bool) -> None:
     scores = ranked(VECTORS, (0, [1, 1, 2, 3]), (0, [2, 2, 1]), strict_original=strict_original)
     total = scores.total()
     assert (total.num_correct, total.num_tied, total.num_duplicate_truth) == (1, 0, 2)
@@ -85,7 +87,7 @@ def test_a_duplicate_of_the_truth_is_the_truth(strict_original: bool):
     assert total.chance == pytest.approx((2 / 4 + 2 / 3) / 2)
 
 
-def test_items_of_one_position_are_one_item():
+def test_items_of_one_position_are_one_item() -> None:
     """Two paths to the same picture: different items of the table, one vector."""
     position = np.asarray([0, 1, 2, 1], dtype=np.int32)
     scores = score_rows(VECTORS, position, rows_of((0, [1, 3, 2])))
@@ -93,12 +95,12 @@ def test_items_of_one_position_are_one_item():
     assert scores.ranks.tolist() == [1]
 
 
-def test_a_single_candidate_is_certain_and_its_chance_says_so():
+def test_a_single_candidate_is_certain_and_its_chance_says_so() -> None:
     total = ranked(VECTORS, (0, [5])).total()
     assert (total.acc, total.chance) == (1.0, 1.0)
 
 
-def test_figures_are_those_of_scikit_learn():
+def test_figures_are_those_of_scikit_learn() -> None:
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(60, 8)).astype(np.float32)
     rows = [(query, generator.permutation(np.arange(20, 60))[:30].tolist()) for query in range(20)]
@@ -119,12 +121,12 @@ def share_of(won: int, rows: int) -> DatasetScore:
 
 
 @pytest.mark.parametrize(("won", "rows"), [(137, 200), (10, 10), (0, 10), (1, 1)])
-def test_one_datasets_interval_is_wilsons(won: int, rows: int):
+def test_one_datasets_interval_is_wilsons(won: int, rows: int) -> None:
     expected = scipy.stats.binomtest(won, rows).proportion_ci(method="wilson")
     assert interval_of_mean({"A": share_of(won, rows)}) == pytest.approx([expected.low, expected.high], rel=1e-12)
 
 
-def test_the_interval_of_a_mean():
+def test_the_interval_of_a_mean() -> None:
     score = share_of(137, 200)
     low, high = interval_of_mean({"A": score})
     # Two like datasets: the same mean, narrower by the root of two.
@@ -140,7 +142,7 @@ def test_the_interval_of_a_mean():
     assert mixed == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
 
 
-def test_predictions_name_what_was_chosen(tmp_path):
+def test_predictions_name_what_was_chosen(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, "A", [row("north", ["up", "down", "it's"]), row("", ["down", "up"])])
     (rows,), items = read(path)
     place = {items.text(index): index for index in range(len(items))}

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from vlm2vec.evaluation.scores_file import scores_text
 from vlm2vec.export import export
 from vlm2vec.export import folder as folder_module
 from vlm2vec.export.base import BaseModel, carry_code_references
+from vlm2vec.export.zero_state import zero_weights
 from vlm2vec.mmeb import MINI_MMEB
-from vlm2vec.model_folder.weights import at_hand
+from vlm2vec.model_folder.weights import LazyTensor, at_hand
 from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.training.checkpoints.writer import RECORD, find_checkpoint
 from vlm2vec.training.flags.run import parse_arguments
@@ -99,12 +101,12 @@ def test_without_its_base(moved: Callable[[str], Path], tmp_path: Path) -> None:
     assert "not at hand" in checked.names
     card = (tmp_path / "out" / "README.md").read_text()
     assert "was not at hand" in card
-    assert ModelCard(card).data.base_model == "nowhere/base"
+    assert ModelCard(card).data.to_dict()["base_model"] == "nowhere/base"
 
 
 @pytest.mark.parametrize("options", [{"merge_lora": True}, {"check": True}])
 def test_adapters_that_need_their_base(
-    options: dict[str, bool], moved: Callable[[str], Path], mini_model_dir: Path, tmp_path: Path
+    options: dict[str, Any], moved: Callable[[str], Path], mini_model_dir: Path, tmp_path: Path
 ) -> None:
     checkpoint = moved("zero3-lora")
     with pytest.raises(InputError, match="--base_model"):
@@ -175,12 +177,11 @@ def test_the_card_tells_the_run_and_not_the_machine(engine_runs_dir: Path, tmp_p
 def test_a_folder_that_is_not_the_checkpoint_does_not_appear(
     engine_runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(folder: Path) -> dict[str, folder_module.LazyTensor]:
-        weights = real(folder)
+    def wrong(folder: Path) -> dict[str, LazyTensor]:
+        weights = zero_weights(folder)
         name = "backbone.model.layers.1.mlp.down_proj.weight"
         return weights | {name: at_hand(weights[name].read() * 1.001)}
 
-    real = folder_module.zero_weights
     monkeypatch.setattr(folder_module, "zero_weights", wrong)
     with pytest.raises(InputError, match=r"does not give the checkpoint's embeddings.*limit 1e-06"):
         export(find_checkpoint(engine_runs_dir / "zero2"), tmp_path / "out", check=True)

@@ -17,7 +17,7 @@ import yaml
 
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import HANG_SECONDS
-from vlm2vec.doctor.nodes import read_hostfile
+from vlm2vec.doctor.hostfile import read_hostfile
 from vlm2vec.training.flags.run import parse_arguments
 
 LAUNCH = REPOSITORY / "launch"
@@ -76,13 +76,11 @@ class Site:
             **{"MODEL": "base", "SHARDS": str(shards), "OUTPUT": str(folder / "run")},
         }
 
-    def run(
-        self, script: Path, *flags: str, cwd: Path = REPOSITORY, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, script: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(script), *flags],
             env={**self.environment, **variables},
-            cwd=cwd,
+            cwd=REPOSITORY,
             capture_output=True,
             text=True,
             timeout=HANG_SECONDS,

@@ -33,7 +33,7 @@ def shown(width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
-def test_no_number_is_cut_at_any_width(width: int):
+def test_no_number_is_cut_at_any_width(width: int) -> None:
     lines = shown(width)
     text = "\n".join(lines)
     assert "…" not in text
@@ -48,12 +48,12 @@ def test_no_number_is_cut_at_any_width(width: int):
         assert max(map(len, lines)) <= max(width, 62)  # the first column beside the widest
 
 
-def test_a_table_that_fits_is_one_block():
+def test_a_table_that_fits_is_one_block() -> None:
     assert sum("ZeRO-1" in line for line in shown(120)) == 1
     assert sum("ZeRO-1" in line for line in shown(60)) > 1
 
 
 @pytest.mark.parametrize(("columns", "width"), [("72", 72), ("", LOG_WIDTH), ("x", LOG_WIDTH)])
-def test_logs_are_wide_unless_columns_says_otherwise(monkeypatch, columns: str, width: int):
+def test_logs_are_wide_unless_columns_says_otherwise(monkeypatch: pytest.MonkeyPatch, columns: str, width: int) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     assert open_console().width == width

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_pickles(folder: Path, weights: dict[str, torch.Tensor], sharded: bool) 
 
 
 class RunsCode:
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("/tmp/should-not-exist",)
 
 

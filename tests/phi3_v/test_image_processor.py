@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_all_sizes() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
-def test_pixels(case: dict) -> None:
+def test_pixels(case: dict[str, Any]) -> None:
     picture = golden.image(case["image"])
     processor = Phi3VImageProcessor(case["num_crops"])
     rgb = processor.resize_and_pad(picture.convert("RGB"))
@@ -48,7 +49,7 @@ def test_pixels(case: dict) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
-def test_pixels_on_a_grid(case: dict) -> None:
+def test_pixels_on_a_grid(case: dict[str, Any]) -> None:
     """The reference's own pixels; says where they differ when the hashes above do."""
     expected = golden.tensors(f"processor/{case['case']}.safetensors")
     crops = Phi3VImageProcessor(case["num_crops"]).crops(golden.image(case["image"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,17 +19,18 @@ pytestmark = pytest.mark.numeric
 
 CASES = golden.read("model_cases/cases.json")["cases"]
 TRAIN = golden.read("train/train.json")
-Batch = dict[str, torch.Tensor | None]
+Batch = dict[str, Any]  # tensors, or None
 
 
 @pytest.fixture(scope="module", params=["eager", "sdpa"])
 def model(request: pytest.FixtureRequest, golden_model_dir: Path) -> Phi3VModel:
     loaded = Phi3VModel.from_pretrained(golden_model_dir, dtype=torch.float32, attn_implementation=request.param)
     assert loaded.config._attn_implementation == loaded.config.vision_config._attn_implementation == request.param
-    return loaded.eval()
+    ready: Phi3VModel = loaded.eval()
+    return ready
 
 
-def inputs_of(case: dict, expected: dict[str, torch.Tensor], folder: Path) -> Batch:
+def inputs_of(case: dict[str, Any], expected: dict[str, torch.Tensor], folder: Path) -> Batch:
     if case["source"] == "processor":
         return golden.batch_of(folder, case["texts"], case["images"], case["num_crops"], case.get("max_length"))
     ids = expected["input_ids"]
@@ -48,7 +50,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
-def test_hidden_states(model: Phi3VModel, golden_model_dir: Path, case: dict) -> None:
+def test_hidden_states(model: Phi3VModel, golden_model_dir: Path, case: dict[str, Any]) -> None:
     expected = golden.tensors(case["file"])
     batch = inputs_of(case, expected, golden_model_dir)
     assert torch.equal(batch["input_ids"], expected["input_ids"])
@@ -197,7 +199,7 @@ def test_full_size_names_and_shapes() -> None:
     with torch.device("meta"):
         model = Phi3VModel(config)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    expected = {}
+    expected: dict[str, list[int]] = {}
     for name, shape in json.loads((golden.ROOT / "phi35v_full_size_shapes.json").read_text()).items():
         layers = range(24 if "vision_model" in name else 32) if ".N." in name else (0,)
         expected |= {name.replace(".N.", f".{layer}."): shape for layer in layers}
@@ -216,7 +218,8 @@ def forward_flops(config: Phi3VConfig, num_crops: int, length: int) -> int:
     image_tokens = num_crops * config.view_grid**2 + 1 + 3 * config.view_grid  # 2 x 2 local crops
     projection = image_tokens * (4 * vision.hidden_size * width + width**2)
     decoder = length * (4 * width**2 + 3 * width * config.intermediate_size) + 2 * length**2 * width
-    return 2 * (tower + projection + config.num_hidden_layers * decoder)
+    flops: int = 2 * (tower + projection + config.num_hidden_layers * decoder)
+    return flops
 
 
 def test_nothing_is_computed_that_the_embedding_cannot_see(golden_model_dir: Path) -> None:

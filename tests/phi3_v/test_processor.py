@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_real_chat_prompt_lengths(real_processor: Phi3VProcessor) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
-def test_image_prompts(golden_model_dir: Path, case: dict) -> None:
+def test_image_prompts(golden_model_dir: Path, case: dict[str, Any]) -> None:
     processor = Phi3VProcessor.from_pretrained(golden_model_dir, case["num_crops"])
     output = processor(case["text"], [golden.image(case["image"])])
     assert torch.equal(output["input_ids"], golden.tensors(f"processor/{case['case']}.safetensors")["input_ids"])
@@ -114,7 +115,7 @@ def test_several_pictures(processor: Phi3VProcessor) -> None:
 
 def test_collate(processor: Phi3VProcessor) -> None:
     items = [processor.process_item("A dog"), processor.process_item("<|image_1|> A", [PICTURE])]
-    batch = collate_items(items, processor.pad_token_id)
+    batch: dict[str, Any] = {**collate_items(items, processor.pad_token_id)}
     lengths = [len(item.input_ids) for item in items]
     assert batch["attention_mask"].sum(dim=1).tolist() == lengths
     assert batch["input_ids"][0, lengths[0] :].unique().tolist() == [600]

@@ -30,9 +30,9 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
     return load_file(PHI3V / name)
 
 
-def image(name: str | None) -> Image.Image | None:
-    """A picture under phi3v/."""
-    return Image.open(PHI3V / name) if name else None
+def image(name: str) -> Image.Image:
+    """An image under phi3v/."""
+    return Image.open(PHI3V / name)
 
 
 def write_model_folder(folder: Path) -> Path:
@@ -49,11 +49,11 @@ def write_model_folder(folder: Path) -> Path:
 
 def batch_of(
     folder: Path, texts: list[str], images: list[str | None], num_crops: int, max_len: int | None = None
-) -> dict[str, torch.Tensor | None]:
-    """The model's inputs for texts and pictures (names under phi3v/, or None)."""
+) -> dict[str, Any]:
+    """The model's inputs for texts and images (names under phi3v/, or None): tensors, or None without an image."""
     processor = Phi3VProcessor.from_pretrained(folder, num_crops)
     items = [
-        processor.process_item(text, [opened] if (opened := image(name)) else [], max_len)
+        processor.process_item(text, [image(name)] if name else [], max_len)
         for text, name in zip(texts, images, strict=True)
     ]
     return collate_items(items, processor.pad_token_id)

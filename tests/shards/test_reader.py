@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -127,7 +129,7 @@ def _read_all(shards: ShardSet, queue: multiprocessing.Queue[list[Sample]]) -> N
 def test_a_worker_process_reads_the_same(method: str, mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir, ["PairVQA", "Photos"])
     here = [shards.read(name, position) for name in shards.subsets for position in range(4)]
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     queue: multiprocessing.Queue[list[Sample]] = context.Queue()
     worker = context.Process(target=_read_all, args=(shards, queue))
     worker.start()
@@ -273,7 +275,9 @@ def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
         ),
     ],
 )
-def test_incomplete_or_damaged_folders_are_refused_when_opened(damage, message: str, own_shards: Path) -> None:
+def test_incomplete_or_damaged_folders_are_refused_when_opened(
+    damage: Callable[[Path], object], message: str, own_shards: Path
+) -> None:
     damage(own_shards)
     with pytest.raises(InputError, match=message) as caught:
         ShardSet.open(own_shards)
@@ -306,7 +310,7 @@ def test_incomplete_or_damaged_folders_are_refused_when_opened(damage, message: 
         (lambda content: content["subsets"]["Photos"]["shards"][0].update(bytes=-1), "shards.0.bytes is -1"),
     ],
 )
-def test_edited_manifests_are_refused(edit, message: str, own_shards: Path) -> None:
+def test_edited_manifests_are_refused(edit: Callable[[dict[str, Any]], object], message: str, own_shards: Path) -> None:
     path = own_shards / "manifest.json"
     content = json.loads(path.read_text())
     edit(content)

@@ -14,7 +14,7 @@ import torch
 from trials.rig.hand_made_eval import row, write_dataset, write_image
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
-from vlm2vec.errors import InputError
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.export import __main__ as export_program
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 from vlm2vec.training.evaluation import build_evaluation
@@ -89,7 +89,7 @@ def test_checkpoints_that_are_none(
         arguments = {"lora": False, "bf16": False, "model_name": "absent"}
         (folder / "run.json").write_text(json.dumps({"schema_version": 1, "arguments": arguments, **record}))
     monkeypatch.setattr(sys, "argv", ["export", str(folder), str(tmp_path / "out")])
-    assert export_program.run_program(export_program.main) == 2
+    assert run_program(export_program.main) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert str(folder) in error
@@ -112,6 +112,6 @@ def test_linked_evaluation_images_are_refused_with_the_flag_of_training(tmp_path
     (tmp_path / "images/GQA").symlink_to(tmp_path / "disk2")
     write_dataset(tmp_path / "data", "GQA", [row("<|image_1|> what?", ["x", "y"], "GQA/1.png")])
     place = {"eval_dataset_name": str(tmp_path / "data"), "eval_image_dir": str(tmp_path / "images")}
-    settings = evaluation_settings(EvaluationArguments(eval_steps=1, **place))
+    settings = evaluation_settings(EvaluationArguments(1, place["eval_dataset_name"], place["eval_image_dir"]))
     with pytest.raises(InputError, match=r"GQA/1\.png: a link that leads out .*pass --eval_allow_links"):
         build_evaluation(settings, tmp_path, Mock(), Mock(), 0, torch.device("cpu"))

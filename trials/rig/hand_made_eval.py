@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,6 @@ def read(*paths: Path) -> tuple[list[EvalRows], ItemTable]:
     return rows, builder.build()
 
 
-def pairs(items: ItemTable, indices: Sequence[int]) -> list[tuple[str, str]]:
+def pairs(items: ItemTable, indices: Iterable[int]) -> list[tuple[str, str]]:
     """(text, image path) of items."""
     return [(items.text(index), items.image(index)) for index in indices]

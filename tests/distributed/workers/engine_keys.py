@@ -63,8 +63,8 @@ def error_with(settings: dict[str, Any], file: Path) -> float:
     encoder = build_encoder("full", dropout=0.0)
     reference = copy.deepcopy(encoder)
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    more = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True}
-    engine = build_engine(encoder, settings["stage"], **read_engine_file(file), **more)
+    entries = {**read_engine_file(file), "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True}
+    engine = build_engine(encoder, settings["stage"], **entries)
     batch = rank_batch(BATCHES["mixed"], CHUNKS["ragged"], rank, ranks)
     expected = plain_gradient(reference, batch, seed=0)
     CachedStep(engine, ContrastiveLoss(TEMPERATURE), padding_chunk()).cache_step(batch.chunks, batch.layout)

@@ -95,7 +95,7 @@ def main() -> None:
         )
         set_collective_timeout(COLLECTIVE_TIMEOUT)
         step = CachedStep(engine, ContrastiveLoss(0.1), Chunk({"features": torch.zeros(1, 4)}, 1))
-        caught = {"before": weights(engine)}
+        caught: dict[str, Any] = {"before": weights(engine)}
         try:
             step(*rank_step(spoiled(NOT_A_NUMBER)))
         except NonFiniteLossError as error:

@@ -17,7 +17,7 @@ from vlm2vec import train
 from vlm2vec.contrastive import CachedStep
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import close_ranks, initialize_ranks
-from vlm2vec.training import data
+from vlm2vec.shards import DamagedSampleError, ShardSet
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.preflight import compare_ranks as same
 from vlm2vec.training.run import Parts
@@ -60,7 +60,7 @@ def main(jobs: dict[str, list[str]], folder: Path) -> None:
         results["code"] = attempt(flags, device)
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
-            patch.setattr(data.ShardSet, "read", unreachable)
+            patch.setattr(ShardSet, "read", unreachable)
         results["data"] = attempt(flags, device)
     small = replace(train.PARTS, step=SmallDevice)
     results["memory"] = attempt([*flags, "--chunk_tokens", str(2 * FITTING_TOKENS)], device, small)
@@ -75,4 +75,4 @@ def main(jobs: dict[str, list[str]], folder: Path) -> None:
 
 def unreachable(shards: Any, subset: str, position: int) -> None:
     """The disk of this node does not answer."""
-    raise data.DamagedSampleError(f"{subset}-000.tar: cannot read sample (I/O error)") from OSError("I/O error")
+    raise DamagedSampleError(f"{subset}-000.tar: cannot read sample (I/O error)") from OSError("I/O error")

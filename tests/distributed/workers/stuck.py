@@ -58,7 +58,7 @@ class StuckHeartbeat(Heartbeat):
         if not is_stuck_at(self._mark) or self.signal is None or dist.get_rank() != self.rank:
             return
         judge = self._witness.judge
-        self._witness.judge = lambda limit: None  # type: ignore[method-assign]  # not before it is stuck
+        self._witness.judge = lambda limit: None  # type: ignore[assignment, method-assign]  # not before it is stuck
         self._mark = replace(self._mark, limit=STUCK_TIMEOUT)
         while not (self.folder / HEARD).exists():
             time.sleep(0.02)

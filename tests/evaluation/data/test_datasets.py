@@ -14,9 +14,10 @@ from vlm2vec.evaluation.data import datasets
 from vlm2vec.evaluation.data.datasets import find_datasets, read_data, read_dataset, resolve_datasets
 from vlm2vec.evaluation.data.items import ItemTableBuilder
 from vlm2vec.evaluation.data.warnings import dataset_warnings
+from vlm2vec.mmeb import MMEB
 
 
-def test_equal_items_share_an_index_within_and_across_datasets(tmp_path: Path):
+def test_equal_items_share_an_index_within_and_across_datasets(tmp_path: Path) -> None:
     first = write_dataset(tmp_path, "A", [row("q", ["x", "y"]), row("q", ["y", "x"])])
     second = write_dataset(tmp_path, "B", [row("y", ["q", "z"])])
     (rows_a, rows_b), items = read(first, second)
@@ -28,7 +29,7 @@ def test_equal_items_share_an_index_within_and_across_datasets(tmp_path: Path):
     assert items.use(3) == f"{second} row 0"
 
 
-def test_the_same_text_with_another_image_is_another_item(tmp_path: Path):
+def test_the_same_text_with_another_image_is_another_item(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, "A", [row("", ["t", "t", ""], "a.jpg", ["a.jpg", "", "a.jpg"])])
     (rows,), items = read(path)
     assert pairs(items, rows.queries) == [("", "a.jpg")]
@@ -36,7 +37,7 @@ def test_the_same_text_with_another_image_is_another_item(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "one text", None])
-def test_a_text_that_is_no_list_stands_for_all_images(tmp_path: Path, text):
+def test_a_text_that_is_no_list_stands_for_all_images(tmp_path: Path, text: str) -> None:
     path = tmp_path / "test-00000-of-00001.parquet"
     table = {"qry_text": ["q"], "qry_img_path": [""], "tgt_text": pa.array([text], pa.string())}
     pq.write_table(pa.table({**table, "tgt_img_path": [["a.jpg", "b.jpg"]]}), path)
@@ -44,7 +45,7 @@ def test_a_text_that_is_no_list_stands_for_all_images(tmp_path: Path, text):
     assert pairs(items, rows.of_row(0)) == [(text or "", "a.jpg"), (text or "", "b.jpg")]
 
 
-def test_absent_images_may_be_null_or_an_empty_string(tmp_path: Path):
+def test_absent_images_may_be_null_or_an_empty_string(tmp_path: Path) -> None:
     path = tmp_path / "test-00000-of-00001.parquet"
     table = {"qry_text": ["q"], "qry_img_path": pa.array([None], pa.string()), "tgt_text": [["x", "y"]]}
     for absent in (pa.array([[None, None]], pa.list_(pa.string())), pa.array([""]), pa.array([None], pa.string())):
@@ -53,7 +54,7 @@ def test_absent_images_may_be_null_or_an_empty_string(tmp_path: Path):
         assert pairs(items, rows.of_row(0)) == [("x", ""), ("y", "")]
 
 
-def test_a_column_of_nulls_has_any_type(tmp_path: Path):
+def test_a_column_of_nulls_has_any_type(tmp_path: Path) -> None:
     path = tmp_path / "test-00000-of-00001.parquet"
     table = {"qry_text": ["q"], "qry_img_path": pa.nulls(1), "tgt_text": [["x"]], "tgt_img_path": pa.nulls(1)}
     pq.write_table(pa.table(table), path)
@@ -61,7 +62,7 @@ def test_a_column_of_nulls_has_any_type(tmp_path: Path):
     assert pairs(items, [rows.queries[0], *rows.of_row(0)]) == [("q", ""), ("x", "")]
 
 
-def test_parts_are_read_in_order_and_rows_count_within_their_file(tmp_path: Path):
+def test_parts_are_read_in_order_and_rows_count_within_their_file(tmp_path: Path) -> None:
     folder = tmp_path / "A"
     folder.mkdir()
     for part, query in enumerate(["first", "second"]):
@@ -74,7 +75,7 @@ def test_parts_are_read_in_order_and_rows_count_within_their_file(tmp_path: Path
     assert items.use(rows.queries[1]) == f"{found['A'][1]} row 0"
 
 
-def test_long_datasets_with_lists_of_all_lengths(tmp_path: Path):
+def test_long_datasets_with_lists_of_all_lengths(tmp_path: Path) -> None:
     """Read in pieces, each row's candidates must stay its own, whatever the piece."""
     generator = np.random.default_rng(0)
     lists = [[f"t{text}" for text in generator.integers(0, 50, size=generator.integers(1, 9))] for _ in range(200)]
@@ -86,7 +87,7 @@ def test_long_datasets_with_lists_of_all_lengths(tmp_path: Path):
     assert len(items) == 200 + len({text for texts in lists for text in texts})
 
 
-def test_only_folders_with_the_split_are_datasets(tmp_path: Path):
+def test_only_folders_with_the_split_are_datasets(tmp_path: Path) -> None:
     write_dataset(tmp_path, "A", [row("q", ["x"])])
     write_dataset(tmp_path, "B", [row("q", ["x"])], split="train")
     (tmp_path / "images").mkdir()
@@ -95,8 +96,8 @@ def test_only_folders_with_the_split_are_datasets(tmp_path: Path):
         find_datasets(tmp_path, "dev")
 
 
-def test_a_name_on_the_hub_is_downloaded_for_the_split_only(tmp_path: Path, monkeypatch):
-    asked = {}
+def test_a_name_on_the_hub_is_downloaded_for_the_split_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, str] = {}
 
     def snapshot_download(name: str, **options: str) -> str:
         asked.update(options, name=name)
@@ -108,7 +109,7 @@ def test_a_name_on_the_hub_is_downloaded_for_the_split_only(tmp_path: Path, monk
     assert resolve_datasets(str(tmp_path), "test") == tmp_path
 
 
-def test_a_name_that_the_hub_does_not_have_is_refused(monkeypatch):
+def test_a_name_that_the_hub_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot_download(name: str, **options: str) -> str:
         raise OSError("offline,\nno cache")
 
@@ -117,19 +118,19 @@ def test_a_name_that_the_hub_does_not_have_is_refused(monkeypatch):
         resolve_datasets("no/such", "test")
 
 
-def test_a_missing_part_is_refused(tmp_path: Path):
+def test_a_missing_part_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path, "A", [row("q", ["x"])]).rename(tmp_path / "A" / "test-00001-of-00002.parquet")
     with pytest.raises(InputError, match="parts of split test"):
         find_datasets(tmp_path, "test")
 
 
-def test_a_folder_of_ones_own_needs_no_code(tmp_path: Path):
+def test_a_folder_of_ones_own_needs_no_code(tmp_path: Path) -> None:
     for name in ("mine", "GQA"):
         write_dataset(tmp_path, name, [row("q", ["x"])])
     data, absent = read_data(str(tmp_path), ["all"], benchmark_name="folder")
     assert [rows.name for rows in data.datasets] == ["GQA", "mine"]
     assert (data.benchmark, absent) == (None, [])
-    assert read_data(str(tmp_path), ["all"])[0].benchmark.name == "MMEB"
+    assert read_data(str(tmp_path), ["all"])[0].benchmark is MMEB
     with pytest.raises(InputError, match="mini-MMEB: it lists none"):
         read_data(str(tmp_path), ["all"], benchmark_name="mini-MMEB")
 
@@ -142,7 +143,7 @@ def test_a_folder_of_ones_own_needs_no_code(tmp_path: Path):
         ({"tgt_img_path": ["a.jpg"]}, "row 1: 2 entries in tgt_text but 1"),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, change, message):
+def test_bad_rows_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = write_dataset(tmp_path, "A", [row("q", ["x", "y"]), {**row("q", ["x", "y"]), **change}])
     with pytest.raises(InputError, match=message) as caught:
         read(path)
@@ -157,12 +158,12 @@ def test_bad_rows_are_named(tmp_path: Path, change, message):
         ({"tgt_text": [1, 2]}, "column tgt_text is list<element: int64>, not text or lists of text"),
     ],
 )
-def test_columns_of_another_type_are_named(tmp_path: Path, change, message):
+def test_columns_of_another_type_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(write_dataset(tmp_path, "A", [{**row("q", ["x", "y"]), **change}]))
 
 
-def test_bad_files_are_named(tmp_path: Path):
+def test_bad_files_are_named(tmp_path: Path) -> None:
     bad = row("q", ["x"])
     del bad["tgt_img_path"]
     path = write_dataset(tmp_path, "A", [bad])
@@ -176,7 +177,7 @@ def test_bad_files_are_named(tmp_path: Path):
         read(path)
 
 
-def test_a_git_lfs_pointer_is_told_apart_from_a_damaged_table(tmp_path: Path):
+def test_a_git_lfs_pointer_is_told_apart_from_a_damaged_table(tmp_path: Path) -> None:
     path = tmp_path / "test-00000-of-00001.parquet"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n")
     with pytest.raises(InputError, match=r"parquet: a Git LFS pointer.*`git lfs pull`"):

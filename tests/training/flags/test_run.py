@@ -112,7 +112,7 @@ def test_refusals_name_the_remedy(extra: list[str], remedy: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_the_length_of_a_run_in_epochs(tmp_path: Path):
+def test_the_length_of_a_run_in_epochs(tmp_path: Path) -> None:
     without_steps = [*NEEDED[:-2], *BATCH]
     with pytest.raises(InputError, match="--max_steps 0: must be at least 1; or give --num_train_epochs"):
         parse_arguments(without_steps)
@@ -137,7 +137,7 @@ def test_the_length_of_a_run_in_epochs(tmp_path: Path):
         parse_arguments([*NEEDED, *BATCH, "--num_train_epochs", "3", "--config", str(tmp_path / "recipe.yaml")])
 
 
-def test_a_resume_compares_steps_and_not_how_they_were_given():
+def test_a_resume_compares_steps_and_not_how_they_were_given() -> None:
     assert not any(POLICIES[name].is_compared_on_resume for name in ("num_train_epochs", "warmup_ratio"))
     assert all(POLICIES[name].is_compared_on_resume for name in ("max_steps", "warmup_steps"))
 
@@ -157,7 +157,7 @@ def test_a_resume_compares_steps_and_not_how_they_were_given():
         ("seed: 1\nseed: 2", "the key 'seed' is there twice"),
     ],
 )
-def test_a_bad_value_in_a_recipe_is_named_with_file_and_key(tmp_path: Path, text: str, message: str):
+def test_a_bad_value_in_a_recipe_is_named_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(InputError, match=rf"recipe\.yaml: {message}") as refused:
         parse_arguments([*NEEDED, *BATCH, "--config", str(tmp_path / "recipe.yaml")])
@@ -165,7 +165,7 @@ def test_a_bad_value_in_a_recipe_is_named_with_file_and_key(tmp_path: Path, text
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_no_old_name_is_a_flag_and_no_advice_names_one_that_is_none(program: str):
+def test_no_old_name_is_a_flag_and_no_advice_names_one_that_is_none(program: str) -> None:
     old_names, known = PROGRAMS[program]
     assert not {f"--{name}" for name in old_names} & known
     every = set().union(*(flags for _, flags in PROGRAMS.values())) | {"--ddp_timeout"}

@@ -7,9 +7,11 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from trials.rig.launcher import REPOSITORY
@@ -18,8 +20,7 @@ from vlm2vec.contrastive.watch import AnyPart, Part, Place, Watch
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.training.checkpoints.disk_space import check_disk, checkpoint_bytes, checkpoints_to_come
-from vlm2vec.training.flags.run import parse_arguments
-from vlm2vec.training.preflight import out_of_memory
+from vlm2vec.training.flags.run import RunArguments, RunSettings, parse_arguments
 from vlm2vec.training.preflight.compare_ranks import differences, facts
 from vlm2vec.training.preflight.graph_memory import DeviceMemory
 from vlm2vec.training.preflight.out_of_memory import MemoryAdvice
@@ -31,7 +32,7 @@ Usage = namedtuple("Usage", ["total", "used", "free"])
 MIB = 2**20
 
 
-def arguments(*flags: str):
+def arguments(*flags: str) -> RunArguments:
     return parse_arguments(
         [
             *("--model_name", "absent", "--dataset_name", "d", "--output_dir", "o", "--max_steps", "1"),
@@ -40,7 +41,7 @@ def arguments(*flags: str):
     )
 
 
-def settings(*flags: str, num_ranks: int = 1):
+def settings(*flags: str, num_ranks: int = 1) -> RunSettings:
     return arguments(*flags).resolve(num_ranks, {"zero_optimization": {"stage": 2}})
 
 
@@ -133,6 +134,10 @@ class WatchAt(Watch):
         return f"step 3, {self.place.words}"
 
 
+def advice_at(run: RunSettings, sizes: ChunkSizes, watch: WatchAt) -> MemoryAdvice:
+    return MemoryAdvice(run, sizes, watch)  # type: ignore[arg-type]  # it asks only where the run is
+
+
 IN_PASS_1, IN_PASS_2 = Place(Part.PASS_1, "pass 1, chunk 2 of 9"), Place(Part.PASS_2, "pass 2, chunk 2 of 9")
 ANYWHERE = Place(RunPart.OTHER, "beginning")
 OPTIMIZER_REMEDY = "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload.json"
@@ -170,9 +175,9 @@ OPTIMIZER_REMEDY = "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload
 def test_the_flag_follows_from_the_place(
     place: Place, sizes: ChunkSizes, flags: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 5)
+    monkeypatch.setattr(dist, "get_rank", lambda: 5)
     cause = torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(InputError) as told_error, MemoryAdvice(settings(*flags, num_ranks=8), sizes, WatchAt(place)):
+    with pytest.raises(InputError) as told_error, advice_at(settings(*flags, num_ranks=8), sizes, WatchAt(place)):
         raise RuntimeError("rank 5, pass 1, chunk 2 (an item)") from cause
     text = str(told_error.value)
     assert text.startswith("rank 5 on ")
@@ -194,14 +199,14 @@ def test_the_flag_follows_from_the_place(
     ],
 )
 def test_the_words_of_a_place_decide_nothing(part: AnyPart, expected: str, words: str) -> None:
-    advice = MemoryAdvice(settings("--loss_block_rows", "64"), SIZES, WatchAt(ANYWHERE))
+    advice = advice_at(settings("--loss_block_rows", "64"), SIZES, WatchAt(ANYWHERE))
     assert advice.remedy(Place(part, words)).startswith(expected)
     kept = advice.remedy(Place(part, words, is_kept=True))
     assert kept == "set --keep_graphs 3 (now 6)"
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="another"), MemoryAdvice(settings(), SIZES, WatchAt(ANYWHERE)):
+    with pytest.raises(RuntimeError, match="another"), advice_at(settings(), SIZES, WatchAt(ANYWHERE)):
         raise RuntimeError("another")
 
 
@@ -232,12 +237,13 @@ def test_the_value_told_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) ->
         "vlm2vec.training.preflight.rehearsal.largest_chunk",
         lambda inputs, packing, part=1: packing.chunk_tokens // part,
     )
-    monkeypatch.setattr(out_of_memory.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
     sizes = ChunkSizes(TokenBudget(2048))
     watch = WatchAt(ANYWHERE)
-    memory = MemoryAdvice(settings("--chunk_tokens", "2048"), sizes, watch)
+    memory = advice_at(settings("--chunk_tokens", "2048"), sizes, watch)
+    unused: Any = None
     with pytest.raises(InputError) as refused, memory:
-        rehearse(None, None, sizes, watch, memory.measured, device.meter())
+        rehearse(unused, unused, sizes, watch, memory.measured, device.meter())
     assert watch.place == Place(Part.PASS_2, "pass 2, the largest chunk")
     assert "set --chunk_tokens 640 (now 2048; measured: 1.00 MiB a token, 0.7 GiB free)" in str(refused.value)
     device.run(640)

@@ -76,8 +76,8 @@ def test_histograms_and_subsets_are_those_of_the_rows() -> None:
         statistics = [output.statistics for _, output in steps]
         edges = np.linspace(-1, 1, SIMILARITY_BINS + 1)
         for name, kind in ((POSITIVE, "positive_similarity"), (HARDEST_NEGATIVE, "hardest_negative_similarity")):
-            values = torch.cat([getattr(each, kind) for each in statistics])
-            counts, _ = np.histogram(values[values.isfinite()].double().numpy(), edges)
+            similarities = torch.cat([getattr(each, kind) for each in statistics])
+            counts, _ = np.histogram(similarities[similarities.isfinite()].double().numpy(), edges)
             assert figures.histograms[name] == counts.tolist()
         assert sum(figures.histograms[HARDEST_NEGATIVE]) == 2 * ROWS - 2
         values = figures.values
@@ -122,7 +122,9 @@ def test_pairs_are_the_first_of_the_batch_with_their_pictures(mini_shards_dir: P
     assert len(kinds) > 1
 
 
-def test_tensorboard_shows_pairs_and_histograms(mini_shards_dir: Path, tmp_path: Path, capsys) -> None:
+def test_tensorboard_shows_pairs_and_histograms(
+    mini_shards_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shards = ShardSet.open(mini_shards_dir)
     pairs = first_pairs(GlobalOrder(shards.num_samples, 16, seed=3).batch(0), shards)
     counts = [0] * SIMILARITY_BINS
