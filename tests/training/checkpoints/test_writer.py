@@ -107,7 +107,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, what: str, monkeypatch:
 
 @pytest.mark.usefixtures("one_rank")
 def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = SimpleNamespace(
+    run: Any = SimpleNamespace(
         model=SimpleNamespace(engine=SimpleNamespace(device=torch.device("cpu"), checkpoint_engine=None)),
         meter=SimpleNamespace(state_dict=dict),
         monitor=Monitor(),
