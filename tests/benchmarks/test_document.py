@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as program
 from benchmarks.suites import Suite
@@ -38,7 +39,7 @@ def test_a_gpus_figures_stay_where_there_is_none(tmp_path: Path, monkeypatch: py
     document = tmp_path / "benchmarks.md"
     monkeypatch.setattr(program, "SUITES", {"gpu": Suite("GPU", "calendar 2026 1", "Text.", needs_gpu=True)})
     monkeypatch.setattr(program, "DOCUMENT", document)
-    monkeypatch.setattr(program.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     document.write_text(program.compose({"gpu": "measured on a GPU"}), encoding="utf-8")
     program.main(["gpu"])
     assert program.sections(document.read_text(encoding="utf-8")) == {"gpu": "measured on a GPU\n"}
