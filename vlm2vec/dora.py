@@ -132,16 +132,10 @@ class _AddProductB(torch.autograd.Function):
         return (
             gradient if needs_frozen else None,
             gradient @ scaled if needs_hidden else None,
-            _scaled(gradient.T @ hidden, ctx.scaling, ctx.dtype) if needs_weight else None,
+            (gradient.T @ hidden).to(ctx.dtype).mul_(ctx.scaling) if needs_weight else None,
             None,
             None,
         )
-
-
-def _scaled(values: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    """factor * values in another dtype, in one kernel."""
-    result = torch.empty_like(values, dtype=dtype)
-    return torch.mul(values, factor, out=result)
 
 
 class _FrozenPair(torch.autograd.Function):
