@@ -34,7 +34,7 @@ class ModelArguments:
         False,
         "Compile the decoder's and the vision tower's elementwise operators (norms, activations, rotary embedding, "
         "DoRA's scale) at their first calls (torch.compile): fewer, larger kernels, the same results up to rounding. "
-        "Not measured on a GPU yet, therefore off.",
+        "Compiling takes about a minute, and needs Triton on a GPU.",
         "speed",
     )
     freeze_vision_tower: bool = option(False, "Do not train CLIP, nor an adapter in it.")
