@@ -32,7 +32,7 @@ portable: $(STAMP)
 # The part of it that takes less than a minute.
 portable-fast: $(STAMP)
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m numeric tests/contrastive tests/evaluation \
-	  tests/phi3_v/test_image_processor.py
+	  tests/backbones/phi3_v/test_image_processor.py
 
 exactness: $(STAMP)
 	$(BIN)/python -m trials.exactness_report

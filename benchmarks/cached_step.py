@@ -11,13 +11,13 @@ import torch
 from benchmarks.workloads import Workload
 from trials.rig.engines import build_engine
 from trials.rig.tiny import processed_inputs
+from vlm2vec.backbones.phi3_v import ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
 from vlm2vec.dora import kept_norms
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import PackedItem
-from vlm2vec.phi3_v import ProcessedItem
 
 # DeepSpeed clips to 1 by default; the baselines do not clip.
 UNCLIPPED: dict[str, Any] = {"gradient_clipping": 0.0}

@@ -30,6 +30,7 @@ from data_prep.mini_model import build_mini_model
 from eval import mmeb
 from eval.mmeb_flags import ScoringArguments
 from vlm2vec import VLM2Vec
+from vlm2vec.backbones.phi3_v import ProcessedItem
 from vlm2vec.evaluation.data.datasets import read_data
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
@@ -40,7 +41,6 @@ from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.item_rules import item_text
-from vlm2vec.phi3_v import ProcessedItem
 
 ORIGINAL_BATCH = 16
 NUM_CROPS = 4

@@ -29,9 +29,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
 from vlm2vec.export import export
 from vlm2vec.lora import DEFAULT_TARGETS
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
 from vlm2vec.ranks import prepare_environment
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 
 # (what, text tokens, picture's width and height or None, num_crops)
 ITEMS = [

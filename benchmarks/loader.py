@@ -35,13 +35,13 @@ from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from data_prep.mini_model import build_mini_model
 from data_prep.source import SourceData
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.backbones.phi3_v.image_processor import Phi3VImageProcessor
 from vlm2vec.batches import BatchReader, ChunkSizes, GlobalOrder, PlanSource, TrainingBatches
 from vlm2vec.errors import run_program
 from vlm2vec.images.decode import open_image
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
-from vlm2vec.phi3_v import Phi3VProcessor
-from vlm2vec.phi3_v.image_processor import Phi3VImageProcessor
 from vlm2vec.shards import ShardSet
 
 SUBSET = "Photographs"

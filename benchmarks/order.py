@@ -23,11 +23,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from data_prep.command_line import Parser, positive
+from vlm2vec.backbones.phi3_v.image_processor import Phi3VImageProcessor
 from vlm2vec.batches import GlobalOrder, Mixture, lay_out
 from vlm2vec.errors import run_program
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.mmeb import MMEB, TrainSubset
-from vlm2vec.phi3_v.image_processor import Phi3VImageProcessor
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.index import write_index
 from vlm2vec.shards.manifest import Manifest, ShardRecord, SubsetRecord

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vlm2vec.backbones.phi3_v import Phi3VProcessor, ProcessedItem
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem
 
 
 def process(processor: Phi3VProcessor, text: str, image: Image.Image | None, max_len: int) -> ProcessedItem:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks.workloads import NUM_CROPS, mmeb_pairs
+from vlm2vec.backbones.phi3_v import Phi3VImageProcessor
 from vlm2vec.inputs.packing import PackedItem, TokenBudget, merge
-from vlm2vec.phi3_v import Phi3VImageProcessor
 from vlm2vec.training.settings import NO_GRAD_FACTOR
 
 PAIRS = 128

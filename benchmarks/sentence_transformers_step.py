@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from torch import Tensor, nn
 
 from benchmarks.workloads import NUM_CROPS, Workload
-from vlm2vec.phi3_v import Phi3VImageProcessor, ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VImageProcessor, ProcessedItem
 
 
 class _Encoder(nn.Module):

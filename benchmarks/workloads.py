@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, ProcessedItem
 from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, ProcessedItem
 from vlm2vec.shards import Item, ShardSet
 
 NUM_CROPS = 4

@@ -24,8 +24,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.command_line import Parser
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 from vlm2vec.errors import InputError, run_program
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 
 # Whole words of the miniature become tokens; Phi-3.5 has 32,000.
 BPE_VOCABULARY = 800

@@ -15,6 +15,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from eval.mmeb_flags import SETTINGS, EncoderArguments
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.backbones.phi3_v.checkpoint import resolve_folder
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
@@ -27,8 +29,6 @@ from vlm2vec.model_folder.adapter_files import (
 )
 from vlm2vec.model_folder.loading import load_processor
 from vlm2vec.model_folder.settings import ChangedSettingWarning, ModelSettings
-from vlm2vec.phi3_v import Phi3VProcessor
-from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.ranks import is_first_rank
 
 # What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.

@@ -19,11 +19,11 @@ from PIL import Image
 from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
+from vlm2vec.backbones.phi3_v import collate_items
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.ahead import chunks_ahead
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
-from vlm2vec.phi3_v import collate_items
 
 pytestmark = pytest.mark.numeric
 

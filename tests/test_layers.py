@@ -36,7 +36,7 @@ LAYERS = (
     ("shards", "contrastive"),
     # The model's own code, and files.
     ("model_folder",),
-    ("phi3_v",),
+    ("backbones",),
     ("images", "dora"),
     # What everything may use.
     ("ranks", "mmeb", "formats", "messages", "item_rules"),

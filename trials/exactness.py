@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trials.rig.engines import build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS
 from trials.rig.tiny import processed_inputs, tiny_item, tiny_model
+from vlm2vec.backbones.phi3_v import ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.compiling import compile_layers
@@ -33,7 +34,6 @@ from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.lora import LoraSettings
-from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from trials.plan_error_rank import Measured, settings, settings_of
 from trials.rig.launcher import run_ranks
+from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.device import choose_accelerator
-from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.plan.states import ZeroSettings, state_memory

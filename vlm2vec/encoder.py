@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 
+from vlm2vec.backbones.phi3_v import Phi3VModel, Phi3VProcessor
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.ahead import chunks_ahead
@@ -26,7 +27,6 @@ from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
 from vlm2vec.model_folder.loading import check_fit, find_folders, fingerprint_of_base, load_processor
 from vlm2vec.model_folder.saving import save_model, write_model_config
 from vlm2vec.model_folder.settings import DEFAULT_MAX_LEN, STORED, ChangedSettingWarning, ModelSettings
-from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor
 
 # `encode` shows its progress from this many items on.
 LONG_LIST = 256

@@ -11,6 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
+from vlm2vec.backbones.phi3_v import Phi3VModel
+from vlm2vec.backbones.phi3_v.checkpoint import tensor_shapes
 from vlm2vec.dora import install_dora
 from vlm2vec.errors import InputError
 from vlm2vec.model_folder.adapter_files import (
@@ -21,8 +23,6 @@ from vlm2vec.model_folder.adapter_files import (
     read_adapter_config,
 )
 from vlm2vec.model_folder.adapter_schema import check_adapter_config
-from vlm2vec.phi3_v import Phi3VModel
-from vlm2vec.phi3_v.checkpoint import tensor_shapes
 
 # The language model's linears and the attention of the vision tower: the original's `--lora_target_modules`.
 DEFAULT_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj")

@@ -23,6 +23,7 @@ from benchmarks.gpu.rows import Figures, LeftOutError, release_memory
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
 from trials.rig.tiny import processed_inputs
+from vlm2vec.backbones.phi3_v import ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
@@ -30,7 +31,6 @@ from vlm2vec.contrastive.watch import Part
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import TokenBudget
-from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import RunPlan
 from vlm2vec.plan.meta import MetaModel

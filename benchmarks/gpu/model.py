@@ -11,11 +11,11 @@ import torch
 from benchmarks.cached_step import laid_out
 from benchmarks.workloads import NUM_CROPS, VOCABULARY, mmeb_pairs
 from trials.rig.tiny import processed_inputs, tiny_config
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import Phase, StepChunks, StepLayout
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import TokenBudget
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 from vlm2vec.training.encoder import prepare_encoder
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunSettings, parse_arguments

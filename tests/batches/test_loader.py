@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks.loader import memory_over_steps
 from tests.rig.written import add_subset, stored_image
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.batches import BatchReader, ChunkSizes, GlobalOrder, Mixture, PlanSource, TrainingBatches, lay_out
 from vlm2vec.batches.layout import BatchLayout
 from vlm2vec.batches.reader import MadeChunk
@@ -28,7 +29,6 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
-from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.writer import StoredItem
 

@@ -9,9 +9,9 @@ from benchmarks import dora
 from benchmarks.gpu.model import model_config
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
+from vlm2vec.backbones.phi3_v import Phi3VModel
 from vlm2vec.dora import DoraLinear
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.phi3_v import Phi3VModel
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
 

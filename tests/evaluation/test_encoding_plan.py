@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trials.rig.hand_made_eval import read, row, write_dataset, write_image
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.data.items import ItemTable
@@ -19,7 +20,6 @@ from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
 from vlm2vec.mmeb import MMEB, Benchmark
-from vlm2vec.phi3_v import Phi3VProcessor
 
 TAG = "<|image_1|> what?"
 

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from vlm2vec import VLM2Vec
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.aggregation import summarise
 from vlm2vec.evaluation.metrics import DatasetScore
@@ -25,7 +26,6 @@ from vlm2vec.export.base import BaseModel, carry_code_references
 from vlm2vec.export.zero_state import zero_weights
 from vlm2vec.mmeb import MINI_MMEB
 from vlm2vec.model_folder.weights import LazyTensor, at_hand
-from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.training.checkpoints.writer import RECORD, find_checkpoint
 from vlm2vec.training.flags.run import parse_arguments
 

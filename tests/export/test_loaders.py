@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
+from vlm2vec.backbones.phi3_v import Phi3VModel, collate_items
 from vlm2vec.errors import InputError
 from vlm2vec.export import export
 from vlm2vec.export.companions import MODULE_FILE
-from vlm2vec.phi3_v import Phi3VModel, collate_items
 from vlm2vec.sentence_transformer import VLM2VecModule
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 

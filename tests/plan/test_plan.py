@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
+from vlm2vec.backbones.phi3_v import Phi3VConfig
+from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.phi3_v import Phi3VConfig
-from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.estimate import GIB, RunPlan
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.meter import TensorMeter

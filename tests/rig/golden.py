@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vlm2vec.phi3_v import Phi3VProcessor, collate_items
+from vlm2vec.backbones.phi3_v import Phi3VProcessor, collate_items
 
 ROOT = Path(__file__).parents[1] / "data" / "golden"
 PHI3V = ROOT / "phi3v"

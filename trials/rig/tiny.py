@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
 
 CROP = 28
 IMAGE_TOKENS = 13  # one local crop and the global view, 4 tokens each, with separators

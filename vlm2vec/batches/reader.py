@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from vlm2vec.backbones.phi3_v import ProcessedItem
 from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.batches.step_plan import ChunkSizes, PlannedItem, StepHeader, StepPlan, end_to_end_positions
@@ -16,7 +17,6 @@ from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
-from vlm2vec.phi3_v import ProcessedItem
 from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet
 
 # Samples that are in memory with their undecoded images while a step is planned.

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.backbones.phi3_v.checkpoint import Shape, check_tensors, checkpoint_shapes, load_config, resolve_folder
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
 from vlm2vec.model_folder.weights import LazyTensor, folder_weights
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
-from vlm2vec.phi3_v.checkpoint import Shape, check_tensors, checkpoint_shapes, load_config, resolve_folder
 
 LM_HEAD = "lm_head.weight"
 # Files that may name Python code beside them: programs such as vLLM read the model through it.

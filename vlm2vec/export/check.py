@@ -12,13 +12,13 @@ from peft import PeftConfig, get_peft_model
 from PIL import Image
 from transformers.initialization import no_init_weights
 
+from vlm2vec.backbones.phi3_v import Phi3VModel, Phi3VProcessor
+from vlm2vec.backbones.phi3_v.checkpoint import EMBEDDINGS_ALIAS, Shape, checkpoint_shapes, load_config
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import LM_HEAD, BaseModel
 from vlm2vec.export.exported import Exported
 from vlm2vec.export.zero_state import BACKBONE, module_state
-from vlm2vec.phi3_v import Phi3VModel, Phi3VProcessor
-from vlm2vec.phi3_v.checkpoint import EMBEDDINGS_ALIAS, Shape, checkpoint_shapes, load_config
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RunRecord
 
 LIMIT = 1e-6

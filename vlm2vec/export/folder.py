@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from vlm2vec.backbones.phi3_v import Phi3VModel
+from vlm2vec.backbones.phi3_v.checkpoint import check_tensors, load_config
+from vlm2vec.backbones.phi3_v.processor import PreprocessorSettings
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel, carry_code_references, find_base, require_base
 from vlm2vec.export.card import write_card
@@ -36,9 +39,6 @@ from vlm2vec.model_folder.adapter_files import (
 from vlm2vec.model_folder.adapter_files import WRITTEN_WEIGHTS as ADAPTER_WEIGHTS
 from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings
 from vlm2vec.model_folder.weights import LazyTensor
-from vlm2vec.phi3_v import Phi3VModel
-from vlm2vec.phi3_v.checkpoint import check_tensors, load_config
-from vlm2vec.phi3_v.processor import PreprocessorSettings
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 from vlm2vec.training.settings import Precision
 

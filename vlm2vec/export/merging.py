@@ -12,10 +12,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig
 from vlm2vec.errors import InputError
 from vlm2vec.model_folder.adapter_files import empty_adapter
 from vlm2vec.model_folder.weights import LazyTensor
-from vlm2vec.phi3_v import Phi3VConfig
 
 _BASE = "base_layer."
 _IN_PEFT = "base_model.model."

@@ -11,11 +11,11 @@ import torch
 import torch.utils.data
 from PIL import Image
 
+from vlm2vec.backbones.phi3_v import Phi3VProcessor, ProcessedItem, collate_items
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, ItemImage, errors_of
 from vlm2vec.inputs.packing import PackedItem
-from vlm2vec.phi3_v import Phi3VProcessor, ProcessedItem, collate_items
 
 # English text has about four characters a token under the Phi-3 tokenizer. Only the ranks' balance depends on it.
 CHARACTERS_PER_TOKEN = 4

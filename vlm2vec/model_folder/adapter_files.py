@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.backbones.phi3_v.checkpoint import Shape, has_weights
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import write_json
 from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.model_folder.weights import weights_fingerprint
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
-from vlm2vec.phi3_v.checkpoint import Shape, has_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 WRITTEN_WEIGHTS = "adapter_model.safetensors"

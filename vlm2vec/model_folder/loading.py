@@ -5,6 +5,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VProcessor
+from vlm2vec.backbones.phi3_v.checkpoint import resolve_folder
+from vlm2vec.backbones.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
 from vlm2vec.model_folder.adapter_files import (
@@ -16,9 +19,6 @@ from vlm2vec.model_folder.adapter_files import (
 )
 from vlm2vec.model_folder.settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
 from vlm2vec.model_folder.weights import weights_fingerprint
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VProcessor
-from vlm2vec.phi3_v.checkpoint import resolve_folder
-from vlm2vec.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
 
 
 def find_folders(path: str | Path, adapter: str | Path | None) -> tuple[str | Path, Path, Path | None]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from vlm2vec.backbones.phi3_v import Phi3VModel
+from vlm2vec.backbones.phi3_v.checkpoint import has_weights, remove_weights
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
 from vlm2vec.model_folder.adapter_files import (
@@ -18,8 +20,6 @@ from vlm2vec.model_folder.adapter_files import (
     write_adapter_config,
     write_adapter_weights,
 )
-from vlm2vec.phi3_v import Phi3VModel
-from vlm2vec.phi3_v.checkpoint import has_weights, remove_weights
 
 
 def save_model(backbone: Phi3VModel | PeftModel, folder: Path, write_configuration: Callable[[Path], None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from vlm2vec.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, UNUSED, Shape, tensor_shapes, weight_files
+from vlm2vec.backbones.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, UNUSED, Shape, tensor_shapes, weight_files
 
 # Values that a fingerprint takes from the beginning, the middle and the end of a tensor.
 _SAMPLED = 64

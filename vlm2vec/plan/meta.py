@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedTokenizerFast
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
 from vlm2vec.plan.passes import ChunkShape, PassCost, at_depth, measure
 from vlm2vec.plan.states import ModelSize
 from vlm2vec.training.encoder import prepare_encoder

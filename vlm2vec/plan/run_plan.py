@@ -16,12 +16,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from vlm2vec.backbones.phi3_v import Phi3VConfig
+from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.formats.json_files import read_json
 from vlm2vec.messages.terminal import open_console, print_table
-from vlm2vec.phi3_v import Phi3VConfig
-from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import GIB, RunPlan
 from vlm2vec.plan.meta import MetaModel

@@ -7,11 +7,11 @@ import warnings
 import transformers
 from peft import PeftModel
 
+from vlm2vec.backbones.phi3_v.checkpoint import resolve_folder
 from vlm2vec.compiling import compile_layers
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.model_folder.settings import STORED, ChangedSettingWarning, ModelSettings
-from vlm2vec.phi3_v.checkpoint import resolve_folder
 from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.settings import EncoderSettings
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
-from vlm2vec.phi3_v import Phi3VProcessor
 from vlm2vec.training.preflight.graph_memory import DeviceMemory, largest_chunk
 
 

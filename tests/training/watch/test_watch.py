@@ -11,12 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.plan.test_plan import model
 from tests.training.watch.device import CPU, Device
+from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.batches import GlobalOrder, StepHeader
 from vlm2vec.contrastive import StepOutput
 from vlm2vec.contrastive.loss import RowStatistics
 from vlm2vec.contrastive.watch import Part
 from vlm2vec.images.decode import open_image
-from vlm2vec.phi3_v.checkpoint import load_config
 from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.shards import ShardSet

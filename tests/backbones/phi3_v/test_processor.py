@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from tests.rig import golden
+from vlm2vec.backbones.phi3_v import Phi3VImageProcessor, Phi3VProcessor, collate_items
 from vlm2vec.errors import InputError
-from vlm2vec.phi3_v import Phi3VImageProcessor, Phi3VProcessor, collate_items
 
 CASES = golden.read("processor/cases.json")["cases"]
 PICTURE = Image.new("RGB", (40, 30), "white")

@@ -12,14 +12,14 @@ from PIL import Image
 from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
+from vlm2vec.backbones.phi3_v.config_file import CONFIG_FILE, read_crop_and_patch_size
+from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
+from vlm2vec.backbones.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
+from vlm2vec.backbones.phi3_v.tokenizer_files import TokenizerFiles
 from vlm2vec.errors import InputError
 from vlm2vec.files import refuse_lfs_pointer
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, write_json
 from vlm2vec.item_rules import IMAGE_TAG, image_tags, item_text
-from vlm2vec.phi3_v.config_file import CONFIG_FILE, read_crop_and_patch_size
-from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
-from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
-from vlm2vec.phi3_v.tokenizer_files import TokenizerFiles
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vlm2vec.backbones.phi3_v.config_file import CONFIG_FILE, read_config
+from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
 from vlm2vec.errors import InputError
 from vlm2vec.files import refuse_lfs_pointer
 from vlm2vec.formats.json_files import StrictModel, checked, read_json
-from vlm2vec.phi3_v.config_file import CONFIG_FILE, read_config
-from vlm2vec.phi3_v.configuration import Phi3VConfig
 
 Shape = tuple[int, ...]
 EMBEDDINGS = "model.embed_tokens.weight"

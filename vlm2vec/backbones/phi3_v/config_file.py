@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from transformers.activations import ACT2FN
 
+from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336, Phi3VConfig, view_grid
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, shorten
-from vlm2vec.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336, Phi3VConfig, view_grid
 
 CONFIG_FILE = "config.json"
 

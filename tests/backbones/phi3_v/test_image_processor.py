@@ -12,9 +12,9 @@ from PIL import Image
 
 from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
+from vlm2vec.backbones.phi3_v import Phi3VImageProcessor
+from vlm2vec.backbones.phi3_v.image_processor import CLIP_MEAN, CLIP_STD
 from vlm2vec.errors import InputError
-from vlm2vec.phi3_v import Phi3VImageProcessor
-from vlm2vec.phi3_v.image_processor import CLIP_MEAN, CLIP_STD
 
 pytestmark = pytest.mark.numeric
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vlm2vec.phi3_v.configuration import Phi3VConfig
+from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
 
 
 class LongRope(nn.Module):

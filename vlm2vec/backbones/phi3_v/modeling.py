@@ -15,11 +15,11 @@ from torch import nn
 from transformers import initialization as init
 from transformers.models.phi3.modeling_phi3 import Phi3Model, Phi3PreTrainedModel
 
+from vlm2vec.backbones.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config, resolve_folder
+from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
+from vlm2vec.backbones.phi3_v.rope import LongRope
+from vlm2vec.backbones.phi3_v.vision import ImageEmbedding
 from vlm2vec.errors import InputError
-from vlm2vec.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config, resolve_folder
-from vlm2vec.phi3_v.configuration import Phi3VConfig
-from vlm2vec.phi3_v.rope import LongRope
-from vlm2vec.phi3_v.vision import ImageEmbedding
 
 
 class Phi3VBackbone(Phi3Model):

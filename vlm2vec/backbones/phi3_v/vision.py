@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlm2vec.phi3_v.configuration import Phi3VConfig
+from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
 
 
 class VisionTower(nn.Module):

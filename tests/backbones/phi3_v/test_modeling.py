@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
-from vlm2vec.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
 
 pytestmark = pytest.mark.numeric
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlm2vec.backbones.phi3_v.configuration import view_grid
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import check_size
-from vlm2vec.phi3_v.configuration import view_grid
 
 # CLIP's statistics, the values in every published preprocessor_config.json.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
