@@ -9,6 +9,7 @@ import argparse
 import copy
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -77,9 +78,10 @@ CHUNKS = {
     "whole batch": ChunkSizes(TokenBudget(10**6), keep_graphs=2),
 }
 # "bf16": float32 adapters on a bfloat16 base, under autocast. "adapter dropout": drops the adapter's input alone.
+# "checkpointed": gradient checkpointing, against the plain graph without it.
 # "compiled", which is in no grid: elementwise operators compiled, against the plain graph uncompiled.
 PLAIN_KINDS = ("full", "lora", "dora")
-KINDS = (*PLAIN_KINDS, "dora adapter dropout", "lora bf16", "dora bf16")
+KINDS = (*PLAIN_KINDS, "dora adapter dropout", "lora bf16", "dora bf16", "lora checkpointed", "dora checkpointed")
 VARIANT_BATCHES = ("mixed", "text only on some ranks")
 
 
@@ -251,6 +253,13 @@ def cuda_autocast(is_enabled: bool) -> Iterator[None]:
         torch.set_autocast_enabled("cuda", False)
 
 
+def count_calls(module: nn.Module) -> Counter[nn.Module]:
+    """How often a module begins to run from now on, recomputation in the backward pass included."""
+    calls: Counter[nn.Module] = Counter()
+    module.register_forward_pre_hook(lambda called, _: calls.update([called]))
+    return calls
+
+
 def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
     """Of the gradient that the engine is about to step with."""
     from deepspeed.utils import safe_get_full_grad
@@ -264,12 +273,18 @@ def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
 
 
 def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
-    """The relative error of every cell on a device; infinite where dropout was not replayed bit for bit."""
+    """The relative error of every cell on a device.
+
+    Infinite where dropout was not replayed bit for bit, or where gradient checkpointing ran no layer again.
+    """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     seed = 100 + rank
     for (stage, kind, dropout), group in itertools.groupby(cells, lambda cell: (cell.stage, cell.kind, cell.dropout)):
         encoder = build_encoder(kind, dropout).to(device)
         reference = copy.deepcopy(encoder)
+        if "checkpointed" in kind:
+            encoder.gradient_checkpointing_enable()
+        attention_calls = count_calls(encoder.base.model.layers[0].self_attn)
         if "compiled" in kind:
             compile_layers(encoder, "aot_eager" if device.type == "cpu" else "inductor")
         engine = build_engine(encoder, stage)
@@ -280,14 +295,17 @@ def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
             batch = rank_batch(BATCHES[cell.batch], sizes, rank, ranks)
             expected = plain_gradient(reference, batch, seed)
             torch.manual_seed(seed)
+            attention_calls.clear()
             step = RecordingStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk())
-            with kept_norms(engine), cuda_autocast(device.type == "cpu" and kind.endswith("bf16")):
+            with kept_norms(engine), cuda_autocast(device.type == "cpu" and "bf16" in kind):
                 step.cache_step(batch.chunks, batch.layout)
             error = relative_error(engine, expected)
             engine.step()
-            differs = torch.tensor(float(step.passes_differ(batch)) if dropout else 0.0, device=device)
-            dist.all_reduce(differs)
-            yield float("inf") if differs else error
+            is_wrong = dropout > 0 and step.passes_differ(batch)
+            is_wrong |= "checkpointed" in kind and attention_calls.total() == len(step.results)
+            num_wrong = torch.tensor(float(is_wrong), device=device)
+            dist.all_reduce(num_wrong)
+            yield float("inf") if num_wrong else error
         engine.destroy()
 
 

@@ -23,6 +23,7 @@ def sample(*settings: tuple[int, str, float]) -> list[Cell]:
     ]
 
 
+CHECKPOINTED = ("lora checkpointed", "dora checkpointed")
 CELLS = {
     1: sample((2, "full", 0.0)),
     2: [
@@ -38,6 +39,7 @@ CELLS = {
             (3, "dora adapter dropout", DROPOUT),
         ),
         Cell(3, "dora compiled", DROPOUT, "mixed", "ragged"),
+        *(Cell(stage, kind, DROPOUT, "mixed", "ragged") for stage in (1, 2, 3) for kind in CHECKPOINTED),
     ],
     3: sample((3, "full", 0.0)),
 }
