@@ -11,7 +11,7 @@ import torch
 from benchmarks.workloads import Workload
 from trials.rig.engines import build_engine
 from trials.rig.tiny import processed_inputs
-from vlm2vec.backbones.phi3_v import ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
@@ -51,8 +51,7 @@ def laid_out(
     items = [all_items[item] for item in numbers]
     queries = {row[0] for row in rows}
     packed = [
-        PackedItem(len(item.input_ids), item.pixel_values is not None, number in queries)
-        for number, item in enumerate(items)
+        PackedItem(len(item.input_ids), item.vision_units, number in queries) for number, item in enumerate(items)
     ]
     encode, keep, repeat = sizes.phases(packed)
     layout = StepLayout(

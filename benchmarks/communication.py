@@ -22,7 +22,7 @@ from benchmarks.overhead import LENGTH, PAIRS, texts
 from trials.rig.collectives import Collectives
 from trials.rig.engines import FETCH_WHEN_USED, build_engine
 from trials.rig.tiny import processed_inputs
-from vlm2vec.backbones.phi3_v import ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.contrastive.reduction import at_last_backward
 from vlm2vec.ranks import close_ranks, initialize_ranks

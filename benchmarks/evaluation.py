@@ -30,7 +30,7 @@ from data_prep.mini_model import build_mini_model
 from eval import mmeb
 from eval.mmeb_flags import ScoringArguments
 from vlm2vec import VLM2Vec
-from vlm2vec.backbones.phi3_v import ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.evaluation.data.datasets import read_data
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource, encode_blocks

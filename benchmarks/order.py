@@ -107,7 +107,9 @@ def measure(name: str, root: Path) -> dict[str, float]:
     opened = time.perf_counter() - start
     index = _memory("VmRSS") - before
     processor = Phi3VImageProcessor(num_crops=4)
-    sizes = SimpleNamespace(num_image_tokens=lambda width, height: processor.layout(width, height).num_tokens)
+    sizes = SimpleNamespace(
+        num_image_tokens=lambda width, height: processor.layout(width, height).num_tokens, tokens_per_vision_unit=0.0
+    )
     inputs = ItemEncoderInputs(sizes, max_len=256)  # type: ignore[arg-type]
     if name == BASELINE:
         steps_per_epoch = sum(shards.num_samples.values()) // GLOBAL_BATCH

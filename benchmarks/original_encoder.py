@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlm2vec.backbones.phi3_v import Phi3VProcessor, ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VProcessor, item_with_images
 from vlm2vec.encoder import VLM2Vec
 
 
@@ -28,7 +29,7 @@ def process(processor: Phi3VProcessor, text: str, image: Image.Image | None, max
     crops = processor.image_processor.crops(image)
     sizes = torch.tensor([processor.image_processor.image_size(*image.size)])
     ids = [*before, *[-1] * processor.num_image_tokens(*image.size), *behind]
-    return ProcessedItem(torch.tensor(ids), crops, sizes)
+    return item_with_images(torch.tensor(ids), crops, sizes)
 
 
 def padded(items: Sequence[ProcessedItem], rows_per_batch: int, num_crops: int) -> list[dict[str, Any]]:
@@ -38,11 +39,11 @@ def padded(items: Sequence[ProcessedItem], rows_per_batch: int, num_crops: int) 
     batches: list[dict[str, Any]] = []
     for start in range(0, len(items), rows_per_batch):
         rows = slice(start, start + rows_per_batch)
-        pictures = [item.pixel_values for item in items[rows] if item.pixel_values is not None]
+        pictures = [item for item in items[rows] if item.has_image]
         batch: dict[str, Any] = {"input_ids": ids[rows], "attention_mask": mask[rows]}
         if pictures:
-            batch["pixel_values"] = torch.cat(pictures)
-            batch["image_sizes"] = torch.cat([item.image_sizes for item in items[rows] if item.image_sizes is not None])
+            batch["pixel_values"] = torch.cat([item.tensors["pixel_values"] for item in pictures])
+            batch["image_sizes"] = torch.cat([item.host_values["image_sizes"] for item in pictures])
             batch["zero_crops"] = len(pictures) * (num_crops + 1) - len(batch["pixel_values"])
         batches.append(batch)
     return batches

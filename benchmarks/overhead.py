@@ -18,7 +18,8 @@ import torch
 from benchmarks.cached_step import UNCLIPPED, CachedStepRun
 from benchmarks.workloads import Workload
 from trials.rig.engines import build_engine
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec

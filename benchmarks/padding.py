@@ -27,7 +27,7 @@ def padded(chunks: list[list[int]], items: list[PackedItem]) -> int:
 def main() -> None:
     """Prints the table in Markdown."""
     processed, _ = mmeb_pairs(PAIRS, 1, Phi3VImageProcessor(NUM_CROPS), lambda shape: torch.empty(shape[0], 0, 0, 0))
-    items = [PackedItem(len(each.input_ids), each.pixel_values is not None, True) for each in processed]
+    items = [PackedItem(len(each.input_ids), each.vision_units, True) for each in processed]
     real = sum(item.num_tokens for item in items)
     print(f"{len(items)} items, {real:,} tokens\n")
     print("| budget | padding before | chunks | padding now | chunks | pass without a graph, before | now |")

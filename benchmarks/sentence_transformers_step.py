@@ -11,7 +11,8 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from torch import Tensor, nn
 
 from benchmarks.workloads import NUM_CROPS, Workload
-from vlm2vec.backbones.phi3_v import Phi3VImageProcessor, ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VImageProcessor
 
 
 class _Encoder(nn.Module):
@@ -69,11 +70,11 @@ class SentenceTransformersStep:
             "input_ids": pad([item.input_ids for item in items], batch_first=True),
             "attention_mask": pad([torch.ones_like(item.input_ids) for item in items], batch_first=True),
         }
-        pictures = [item.pixel_values for item in items if item.pixel_values is not None]
+        pictures = [item for item in items if item.has_image]
         if pictures:
-            features["pixel_values"] = torch.stack([_with_all_crops(crops) for crops in pictures])
-            features["image_sizes"] = torch.cat([item.image_sizes for item in items if item.image_sizes is not None])
-            features["num_images_per_sample"] = torch.tensor([item.pixel_values is not None for item in items]).long()
+            features["pixel_values"] = torch.stack([_with_all_crops(item.tensors["pixel_values"]) for item in pictures])
+            features["image_sizes"] = torch.cat([item.host_values["image_sizes"] for item in pictures])
+            features["num_images_per_sample"] = torch.tensor([item.has_image for item in items]).long()
         return features
 
 

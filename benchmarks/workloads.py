@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, item_with_images
 from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
@@ -138,10 +139,10 @@ def mmeb_pairs(
             return ProcessedItem(text)
         size = sizes[draw(0, len(sizes))]
         layout = layouts.layout(*size)
-        return ProcessedItem(
-            input_ids=torch.cat([torch.tensor([1]), torch.full((layout.num_tokens,), -1), text]),
-            pixel_values=pixels((layout.num_crops, 3, layouts.crop_size, layouts.crop_size)),
-            image_sizes=torch.tensor([layouts.image_size(*size)]),
+        return item_with_images(
+            torch.cat([torch.tensor([1]), torch.full((layout.num_tokens,), -1), text]),
+            pixels((layout.num_crops, 3, layouts.crop_size, layouts.crop_size)),
+            torch.tensor([layouts.image_size(*size)]),
         )
 
     items: list[ProcessedItem] = []

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trials.rig.engines import build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS
 from trials.rig.tiny import processed_inputs, tiny_item, tiny_model
-from vlm2vec.backbones.phi3_v import ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.compiling import compile_layers
@@ -158,7 +158,7 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int) -> RankBa
     order = sorted(range(len(items)), key=lambda item: owners[item])
     number = {item: place for place, item in enumerate(order)} | {-1: -1}
     own = [item for item in order if owners[item] == rank]
-    packed = [PackedItem(len(items[i].input_ids), items[i].pixel_values is not None, i < PAIRS) for i in own]
+    packed = [PackedItem(len(items[i].input_ids), items[i].vision_units, i < PAIRS) for i in own]
     encode, keep, repeat = sizes.phases(packed)
     inputs = processed_inputs()
 

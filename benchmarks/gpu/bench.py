@@ -23,7 +23,7 @@ from benchmarks.gpu.rows import Figures, LeftOutError, release_memory
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
 from trials.rig.tiny import processed_inputs
-from vlm2vec.backbones.phi3_v import ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout

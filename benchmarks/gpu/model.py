@@ -92,7 +92,7 @@ def make_batch(config: Phi3VConfig, pairs: int, sizes: ChunkSizes, device: torch
         layout,
         len(batch),
         tuple(len(item.input_ids) for item in used),
-        sum(len(item.pixel_values) for item in used if item.pixel_values is not None),
+        sum(item.vision_units for item in used),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel, ProcessedItem
+from vlm2vec.backbones.interface import CollatedItems, ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel, collate, item_with_images
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 
 CROP = 28
@@ -14,15 +16,19 @@ IMAGE_TOKENS = 13  # one local crop and the global view, 4 tokens each, with sep
 VOCABULARY = 96
 
 
-class PadTokenOnly:
+class CollationOnly:
     """What chunks of processed items need of a processor."""
 
-    pad_token_id = 0
+    tokens_per_vision_unit = 0.0
+
+    def collate(self, items: Iterable[ProcessedItem], vision_units: int, dtype: torch.dtype) -> CollatedItems:
+        """As `Phi3VProcessor`, whose rows are padded with 0."""
+        return collate(items, 0, vision_units, dtype)
 
 
 def processed_inputs(dtype: torch.dtype = torch.float32) -> ItemEncoderInputs:
     """Makes chunks of items that are already processed; images have this type."""
-    return ItemEncoderInputs(PadTokenOnly(), None, dtype)  # type: ignore[arg-type]
+    return ItemEncoderInputs(CollationOnly(), None, dtype)  # type: ignore[arg-type]
 
 
 def tiny_config(dropout: float = 0.0, **changes: Any) -> Phi3VConfig:
@@ -53,8 +59,8 @@ def tiny_item(seed: int, has_image: bool) -> ProcessedItem:
     if not has_image:
         return ProcessedItem(torch.cat([torch.tensor([1]), text]))
     image = torch.full((IMAGE_TOKENS,), -1)
-    return ProcessedItem(
-        input_ids=torch.cat([torch.tensor([1]), image, torch.tensor([1]), text]),
-        pixel_values=torch.randn(2, 3, CROP, CROP, generator=generator),
-        image_sizes=torch.tensor([[CROP, CROP]]),
+    return item_with_images(
+        torch.cat([torch.tensor([1]), image, torch.tensor([1]), text]),
+        torch.randn(2, 3, CROP, CROP, generator=generator),
+        torch.tensor([[CROP, CROP]]),
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vlm2vec.backbones.phi3_v import ProcessedItem
+from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.batches.step_plan import ChunkSizes, PlannedItem, StepHeader, StepPlan, end_to_end_positions
@@ -77,13 +77,13 @@ class BatchReader:
             num_items=len(items),
             num_tokens=sum(item.num_tokens for item in measured),
             squared_tokens=sum(item.num_tokens**2 for item in measured),
-            num_crops=sum(item.vision_units for item in measured),
+            vision_units=sum(item.vision_units for item in measured),
             phases=tuple((len(phase), sum(measured[chunk[0]].has_image for chunk in phase)) for phase in phases),
         )
         return StepPlan(header, [[items[index] for index in chunk] for phase in phases for chunk in phase])
 
     def chunk(self, items: Sequence[PlannedItem]) -> MadeChunk:
-        """Reads, decodes and crops the images of a chunk.
+        """Reads, decodes and cuts the images of a chunk.
 
         Raises:
             InputError: The shards cannot be reached.
@@ -100,8 +100,8 @@ class BatchReader:
                     damage[index] = item.reference, str(error)
                     yield self.inputs.process(EncodeItem("", (), item.name))
 
-        num_crops = sum(item.measured.vision_units for item in with_image)
-        chunk = self.inputs.collate(processed(), num_crops, [item.name for item in items])
+        vision_units = sum(item.measured.vision_units for item in with_image)
+        chunk = self.inputs.collate(processed(), vision_units, [item.name for item in items])
         return MadeChunk(replace(chunk, damaged=tuple(damage)), tuple(damage.values()))
 
     def _read_texts(self, references: Sequence[ItemReference]) -> list[PlannedItem]:
@@ -153,7 +153,7 @@ class BatchReader:
         stored: Item = getattr(sample, item.reference.side)
         images = () if stored.image is None else (ItemImage(stored.image, item.name),)
         processed = self.inputs.process(EncodeItem(stored.text, images, item.name))
-        if processed.pixel_values is None or len(processed.pixel_values) != item.measured.vision_units:
+        if processed.vision_units != item.measured.vision_units:
             raise InputError(f"{item.name}: its image is not of the size in the shard's index; convert the shard again")
         return processed
 

@@ -48,7 +48,7 @@ class StepHeader:
         num_items: Items that this rank encodes.
         num_tokens: Their tokens, padding not counted.
         squared_tokens: The sum of the squares of their tokens, which attention costs.
-        num_crops: Crops of their pictures.
+        vision_units: What the vision tower runs on for them.
         phases: For each phase of `StepChunks` the number of chunks, and of chunks with images.
     """
 
@@ -59,7 +59,7 @@ class StepHeader:
     num_items: int
     num_tokens: int
     squared_tokens: int
-    num_crops: int
+    vision_units: int
     phases: tuple[tuple[int, int], ...]
 
 

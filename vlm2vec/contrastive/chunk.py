@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DUMMY_IMAGE = "dummy_image"
-
 
 @dataclass(frozen=True)
 class Chunk:
@@ -21,6 +19,9 @@ class Chunk:
         num_items: How many rows the encoder returns for it.
         has_image: Whether the call runs the vision tower.
         host_inputs: Keyword arguments that stay on the host (layouts that Python code reads).
+        dummy_inputs: Keyword arguments that the call has besides where other ranks' calls have images and this chunk
+            has none: an image of weight zero, which runs every module that an image runs and reaches every parameter
+            that an image reaches, so that ranks stay in lock-step. Tensors are moved to the device.
         names: What the items are called in error messages.
         damaged: Numbers of the items that could not be made; something harmless stands in their place, and the step
             ends before anything is updated (`DamagedItemsError`).
@@ -30,26 +31,39 @@ class Chunk:
     num_items: int
     has_image: bool = False
     host_inputs: Mapping[str, Any] = field(default_factory=dict)
+    dummy_inputs: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     damaged: tuple[int, ...] = ()
 
     def arguments(self, device: torch.device, dummy_image: bool) -> dict[str, Any]:
-        """The encoder's keyword arguments on `device`; with `dummy_image` a chunk without images runs a dummy one."""
+        """The encoder's keyword arguments on `device`.
+
+        Args:
+            device: Where the encoder is.
+            dummy_image: Whether images take part in the call on some rank; a chunk without images then has its dummy's
+                arguments too.
+
+        Raises:
+            ValueError: Such a chunk has none; ranks would run different modules and wait for one another for ever.
+        """
+        inputs = self.inputs
+        if dummy_image and not self.has_image:
+            if not self.dummy_inputs:
+                raise ValueError("a chunk without images runs beside others with images: give it dummy_inputs")
+            inputs = {**inputs, **self.dummy_inputs}
         arguments = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in self.inputs.items()
+            for name, value in inputs.items()
         }
-        arguments.update(self.host_inputs)
-        if dummy_image and not self.has_image:
-            arguments[DUMMY_IMAGE] = True
-        return arguments
+        return {**arguments, **self.host_inputs}
 
     def pin_memory(self) -> Chunk:
         """The chunk in page-locked memory, from which copies to an accelerator do not block (called by DataLoader)."""
-        inputs = {
-            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in self.inputs.items()
-        }
-        return replace(self, inputs=inputs)
+        inputs, dummy_inputs = (
+            {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in each.items()}
+            for each in (self.inputs, self.dummy_inputs)
+        )
+        return replace(self, inputs=inputs, dummy_inputs=dummy_inputs)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class EncodingPlan:
         position: the store row of every item of the table, int32 (items,).
         bounds: batch b holds the store rows from `bounds[b]` to `bounds[b + 1]`, int64 (batches + 1,).
         num_image_batches: batches with pictures, the first ones; the others have none.
-        costs: padded tokens of every batch, int64 (batches,).
+        costs: padded tokens of every batch, and what its vision units count as, int64 (batches,).
         digest: hash of the distinct items and their batches.
     """
 
@@ -119,9 +119,13 @@ def plan_encoding(
         position=row_of_number[distinct],
         bounds=bounds,
         num_image_batches=sum(packed[batch[0]].has_image for batch in batches),
-        costs=np.asarray([len(batch) * packed[batch[0]].num_tokens for batch in batches], dtype=np.int64),
+        costs=np.asarray([_cost([packed[index] for index in batch]) for batch in batches], dtype=np.int64),
         digest=_digest((keys[number] for number in order), bounds),
     )
+
+
+def _cost(batch: Sequence[PackedItem]) -> int:
+    return len(batch) * batch[0].num_tokens + sum(item.vision_tokens for item in batch)
 
 
 def _split(batches: list[list[int]], max_items: int | None) -> list[list[int]]:

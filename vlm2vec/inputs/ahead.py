@@ -16,7 +16,7 @@ _CHUNKS_AHEAD = 2
 def chunks_ahead(
     inputs: ItemEncoderInputs, items: Sequence[EncodeItem], batches: Sequence[Sequence[int]]
 ) -> Iterator[Chunk]:
-    """The chunk of each batch; a thread opens and crops the next images while the model works.
+    """The chunk of each batch; a thread opens and cuts the next images while the model works.
 
     Args:
         inputs: Makes the chunks.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Padded tokens of a batch of `encode` and of an evaluation: about 20 images of 4 crops on an accelerator.
+# Padded tokens of a batch of `encode` and of an evaluation: about 20 photographs on an accelerator.
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_BATCH_TOKENS_CPU = 4_096
 # Of the budget: a call with fewer tokens costs nearly as much as one with that many.
@@ -20,13 +20,15 @@ class PackedItem:
 
     Attributes:
         num_tokens: Length of the item's row, image tokens included.
-        vision_units: What the vision tower runs on for it (crops of its images); 0 without images.
+        vision_units: What the vision tower runs on for it, in the model family's unit; 0 without images.
         is_query: Whether it is the query side of a pair.
+        vision_tokens: Decoder tokens that its vision units count as in a budget, besides its row.
     """
 
     num_tokens: int
     vision_units: int
     is_query: bool = False
+    vision_tokens: int = 0
 
     @property
     def has_image(self) -> bool:
@@ -36,7 +38,7 @@ class PackedItem:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """As many items a chunk as fit under a number of tokens, padding counted.
+    """As many items a chunk as fit under a number of tokens, padding and what vision units count as included.
 
     Items are sorted by length, those with images first, so that padding is small and the vision tower runs in as few
     chunks as possible. An item longer than the budget is a chunk of its own. A chunk also ends where the next item is
@@ -57,7 +59,7 @@ class TokenBudget:
     def pack(self, items: Sequence[PackedItem]) -> list[list[int]]:
         """Chunks of indices into `items`; every item once."""
         chunks: list[list[int]] = []
-        width = 0
+        width = vision_tokens = 0
         for index in self._ordered(items):
             item = items[index]
             previous = items[chunks[-1][0]] if chunks else None
@@ -65,15 +67,17 @@ class TokenBudget:
             fits = (
                 previous is not None
                 and (previous.has_image == item.has_image or not self.images_apart)
-                and (len(chunks[-1]) + 1) * together <= self.chunk_tokens
+                and (len(chunks[-1]) + 1) * together + vision_tokens + item.vision_tokens <= self.chunk_tokens
                 and _is_worth_its_padding(item.num_tokens, width, len(chunks[-1]), self)
             )
             if fits:
                 chunks[-1].append(index)
                 width = together
+                vision_tokens += item.vision_tokens
             else:
                 chunks.append([index])
                 width = item.num_tokens
+                vision_tokens = item.vision_tokens
         return chunks
 
     def _ordered(self, items: Sequence[PackedItem]) -> Sequence[int]:
@@ -126,7 +130,8 @@ def merge(chunks: Sequence[list[int]], items: Sequence[PackedItem], budget: Toke
         together = [*merged[-1], *chunk] if merged else chunk
         longest, own = (max(items[index].num_tokens for index in each) for each in (together, chunk))
         same_kind = len({items[index].has_image for index in together}) == 1
-        fits = same_kind and len(together) * longest <= budget.chunk_tokens
+        vision_tokens = sum(items[index].vision_tokens for index in together)
+        fits = same_kind and len(together) * longest + vision_tokens <= budget.chunk_tokens
         if merged and fits and _is_worth_its_padding(own, longest, len(merged[-1]), budget):
             merged[-1] = together
         else:

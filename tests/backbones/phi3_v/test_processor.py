@@ -67,7 +67,7 @@ def test_image_prompts(golden_model_dir: Path, case: dict[str, Any]) -> None:
     assert list(output["pixel_values"].shape) == case["pixel_values_shape"]
     width, height = case["image_size_wh"]
     assert processor.num_image_tokens(width, height) == case["num_img_tokens"][0]
-    assert processor.num_crops_of(width, height) == case["real_crops_incl_global"]
+    assert processor.num_vision_units(width, height) == case["real_crops_incl_global"]
 
 
 def test_max_len_spares_items_with_pictures(processor: Phi3VProcessor) -> None:

@@ -52,14 +52,14 @@ def step_of(rows: int, seed: int) -> tuple[StepHeader, StepOutput]:
         num_items=2 * rows,
         num_tokens=10 * rows,
         squared_tokens=100 * rows,
-        num_crops=rows,
+        vision_units=rows,
         phases=(),
     )
     return header, StepOutput(statistics.loss.mean(), statistics)
 
 
 def test_histograms_and_subsets_are_those_of_the_rows() -> None:
-    flops = ModelFlops(per_token=3.0, per_squared_token=0.5, per_crop=7.0, peak_flops=1e6)
+    flops = ModelFlops(per_token=3.0, per_squared_token=0.5, per_vision_unit=7.0, peak_flops=1e6)
     device = Device()
     clock = device.clock()
     meter = StepMeter(["even", "odd", "unseen"], CPU, clock, flops)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,8 @@ from PIL import Image
 from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
+from vlm2vec.backbones.collation import JoinedRows, padded_ids
+from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedItem
 from vlm2vec.backbones.phi3_v.config_file import CONFIG_FILE, read_crop_and_patch_size
 from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.backbones.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
@@ -57,22 +58,11 @@ class PreprocessorSettings(StrictModel):
         return checked(cls, read_json(file), file) if file.is_file() else cls()
 
 
-@dataclass(frozen=True)
-class ProcessedItem:
-    """One item, ready to be batched by `collate_items`.
-
-    Attributes:
-        input_ids: int64 (L,); image k of the item is -k, repeated once per image token.
-        pixel_values: float32 (real crops, 3, S, S), all pictures' crops one after another; None without pictures.
-        image_sizes: int64 (pictures, 2), padded (height, width) in pixels; None without pictures.
-    """
-
-    input_ids: torch.Tensor
-    pixel_values: torch.Tensor | None = None
-    image_sizes: torch.Tensor | None = None
+# Arguments of `Phi3VModel.forward`.
+_PIXELS, _SIZES, _DUMMY = "pixel_values", "image_sizes", "dummy_image"
 
 
-class Phi3VProcessor:
+class Phi3VProcessor(ItemProcessor):
     """Tokenizer and image processor of Phi-3-V.
 
     A text names its pictures with tags `<|image_1|>`, `<|image_2|>`, ...; a tag is no token: the text is split at the
@@ -160,8 +150,8 @@ class Phi3VProcessor:
         """Tokens of a picture of this size (pixels), without decoding it."""
         return self.image_processor.layout(width, height).num_tokens
 
-    def num_crops_of(self, width: int, height: int) -> int:
-        """Crops that the vision tower sees for a picture of this size: the global view and the real local ones."""
+    def num_vision_units(self, width: int, height: int) -> int:
+        """Crops that the vision tower sees for an image of this size: the global view and the real local ones."""
         return self.image_processor.layout(width, height).num_crops
 
     def tokenize(self, text: str, image_tokens: Sequence[int] = (), max_len: int | None = None) -> list[int]:
@@ -211,11 +201,15 @@ class Phi3VProcessor:
         sizes = [image.size for image in images]
         ids = self.tokenize(text, [self.num_image_tokens(*size) for size in sizes], max_len)
         crops = [self.image_processor.crops(image) for image in images]
-        return ProcessedItem(
-            input_ids=torch.tensor(ids),
-            pixel_values=crops[0] if len(crops) == 1 else torch.cat(crops),  # one picture is not copied
-            image_sizes=torch.tensor([self.image_processor.image_size(*size) for size in sizes]),
+        return item_with_images(
+            torch.tensor(ids),
+            crops[0] if len(crops) == 1 else torch.cat(crops),  # one image is not copied
+            torch.tensor([self.image_processor.image_size(*size) for size in sizes]),
         )
+
+    def collate(self, items: Iterable[ProcessedItem], vision_units: int, dtype: torch.dtype) -> CollatedItems:
+        """Arguments of `Phi3VModel.forward`; see `ItemProcessor.collate`."""
+        return collate(items, self.pad_token_id, vision_units, dtype)
 
     def __call__(
         self, text: str, images: Sequence[Image.Image] | Image.Image | None = None, max_len: int | None = None
@@ -234,36 +228,61 @@ class Phi3VProcessor:
         item = self.process_item(text, images, max_len)
         num_img_tokens = [self.num_image_tokens(*image.size) for image in images]
         padded = None
-        if item.pixel_values is not None:
-            counts = [self.num_crops_of(*image.size) for image in images]
-            padded = item.pixel_values.new_zeros(len(images), self.num_crops + 1, *item.pixel_values.shape[1:])
-            for row, crops in zip(padded, torch.split(item.pixel_values, counts), strict=True):
+        if item.has_image:
+            pixels = item.tensors[_PIXELS]
+            counts = [self.num_vision_units(*image.size) for image in images]
+            padded = pixels.new_zeros(len(images), self.num_crops + 1, *pixels.shape[1:])
+            for row, crops in zip(padded, torch.split(pixels, counts), strict=True):
                 row[: len(crops)] = crops
         return {
             "input_ids": item.input_ids[None],
             "pixel_values": padded,
-            "image_sizes": item.image_sizes,
+            "image_sizes": item.host_values.get(_SIZES),
             "num_img_tokens": num_img_tokens,
         }
 
 
+def item_with_images(input_ids: torch.Tensor, crops: torch.Tensor, image_sizes: torch.Tensor) -> ProcessedItem:
+    """An item of this family.
+
+    Args:
+        input_ids: int64 (L,); image k of the item is -k, repeated once per image token.
+        crops: float (real crops, 3, S, S), all images' crops one after another.
+        image_sizes: int64 (images, 2), padded (height, width) in pixels.
+    """
+    return ProcessedItem(input_ids, {_PIXELS: crops}, {_SIZES: image_sizes}, len(crops))
+
+
+def collate(items: Iterable[ProcessedItem], pad_token_id: int, vision_units: int, dtype: torch.dtype) -> CollatedItems:
+    """Arguments of `Phi3VModel.forward` for some items; see `ItemProcessor.collate`.
+
+    The crops are joined as they come. The sizes stay on the host, where the layout of the views is computed: on the
+    device every call would wait for it. The dummy is an argument that makes the model run its tower on one zero crop.
+    """
+    pixels = JoinedRows(vision_units, dtype)
+    ids: list[torch.Tensor] = []
+    sizes: list[torch.Tensor] = []
+    for item in items:
+        ids.append(item.input_ids)
+        if item.has_image:
+            pixels.add(item.tensors[_PIXELS])
+            sizes.append(item.host_values[_SIZES])
+        del item  # its crops, before the next one's are made
+    tensors = padded_ids(ids, pad_token_id)
+    if pixels.joined is None:
+        return CollatedItems(tensors, {}, {_DUMMY: True}, len(ids), has_image=False)
+    return CollatedItems({**tensors, _PIXELS: pixels.joined}, {_SIZES: torch.cat(sizes)}, {}, len(ids), has_image=True)
+
+
 def collate_items(items: Sequence[ProcessedItem], pad_token_id: int) -> dict[str, torch.Tensor | None]:
-    """Batches items for the model.
+    """All arguments of `Phi3VModel.forward` for some items, in one dictionary.
 
     Returns:
         input_ids int64 (n, L), padded on the right; attention_mask int64 (n, L), 1 on real tokens; pixel_values float32
-        (all real crops, 3, S, S) or None; image_sizes int64 (all pictures, 2) or None, to be left on the CPU.
+        (all real crops, 3, S, S) or None; image_sizes int64 (all images, 2) or None, to be left on the CPU.
     """
-    ids = [item.input_ids for item in items]
-    pixels = [item.pixel_values for item in items if item.pixel_values is not None]
-    sizes = [item.image_sizes for item in items if item.image_sizes is not None]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return {
-        "input_ids": pad(ids, batch_first=True, padding_value=pad_token_id),
-        "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
-        "pixel_values": torch.cat(pixels) if pixels else None,
-        "image_sizes": torch.cat(sizes) if sizes else None,
-    }
+    collated = collate(items, pad_token_id, sum(item.vision_units for item in items), torch.float32)
+    return {_PIXELS: None, _SIZES: None, **collated.tensors, **collated.host_values}
 
 
 def _crop_and_patch_size(folder: Path, settings: PreprocessorSettings) -> tuple[int, int]:

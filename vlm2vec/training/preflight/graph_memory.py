@@ -108,16 +108,16 @@ def graphs_that_fit(
 
 
 def largest_chunk(inputs: ItemEncoderInputs, packing: Packing, part: int = 1) -> Chunk:
-    """A chunk as large as packing makes them: pictures with all their crops, as many as the budget holds.
+    """A chunk as large as packing makes them: images that take the most, as many as the budget holds.
 
     Args:
         inputs: Makes the chunk.
         packing: The budget.
-        part: Of so many parts of the pictures only one, but at least one picture.
+        part: Of so many parts of the images only one, but at least one image.
     """
     item = inputs.largest_item()
     if isinstance(packing, FixedCounts):
         count = max(packing.query_chunk_size, packing.positive_chunk_size)
     else:
-        count = max(1, packing.chunk_tokens // len(item.input_ids))
+        count = max(1, packing.chunk_tokens // inputs.budget_tokens(item))
     return inputs.chunk([item] * max(1, count // part))

@@ -21,7 +21,7 @@ from vlm2vec.training.watch.mfu import ModelFlops
 from vlm2vec.training.watch.parts import STEP_PARTS, RunPart
 
 _FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked")
-_COUNTS = ("tokens", "squared_tokens", "crops", "items")
+_COUNTS = ("tokens", "squared_tokens", "vision_units", "items")
 # Cosines from -1 to 1, counted in steps of 0.025.
 SIMILARITY_BINS = 80
 POSITIVE, HARDEST_NEGATIVE = "similarity_histogram/positive", "similarity_histogram/hardest_negative"
@@ -105,7 +105,7 @@ class StepMeter:
             total.index_add_(0, subsets, values)
         for counts, values, weights in zip(self._similarities, (positive, hardest), (ones, has_negative), strict=True):
             counts.index_add_(0, _bins(values), weights)
-        of_step = (header.num_tokens, header.squared_tokens, header.num_crops, header.num_items)
+        of_step = (header.num_tokens, header.squared_tokens, header.vision_units, header.num_items)
         self._counts = [before + more for before, more in zip(self._counts, of_step, strict=True)]
         self._steps += 1
         self._timed_steps += 1
@@ -145,7 +145,7 @@ class StepMeter:
         report = self._rates(total, counts, seconds)
         report["peak_memory_gib"] = peak_memory / 2**30
         if self._model_flops is not None:
-            flops = self._model_flops.of(counts["tokens"], counts["squared_tokens"], counts["crops"])
+            flops = self._model_flops.of(counts["tokens"], counts["squared_tokens"], counts["vision_units"])
             report["mfu"] = flops / (seconds * ranks * self._model_flops.peak_flops)
         report |= {f"time_ms/{part.value}": 1000 * seconds for part, seconds in of_parts.items()}
         for part in (Part.DATA_WAIT, Part.COLLECTIVES):

@@ -24,25 +24,26 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """FLOPs of one forward and backward pass over items: a polynomial in tokens, plus the vision tower's a crop.
+    """FLOPs of one forward and backward pass over items: a polynomial in tokens, plus the vision tower's a vision unit.
 
     Recomputation, second forward passes and padding are not counted; gradients of frozen weights are not either.
 
     Attributes:
         per_token: Linear layers.
         per_squared_token: Attention.
-        per_crop: Vision tower and projection.
+        per_vision_unit: Vision tower and projection.
         peak_flops: FLOP/s of a device.
     """
 
     per_token: float
     per_squared_token: float
-    per_crop: float
+    per_vision_unit: float
     peak_flops: float
 
-    def of(self, tokens: float, squared_tokens: float, crops: float) -> float:
-        """FLOPs of items, from the sums over them of tokens, squared tokens and crops."""
-        return self.per_token * tokens + self.per_squared_token * squared_tokens + self.per_crop * crops
+    def of(self, tokens: float, squared_tokens: float, vision_units: float) -> float:
+        """FLOPs of items, from the sums over them of tokens, squared tokens and vision units."""
+        of_rows = self.per_token * tokens + self.per_squared_token * squared_tokens
+        return of_rows + self.per_vision_unit * vision_units
 
 
 def known_peak_tflops(device: torch.device) -> float | None:
