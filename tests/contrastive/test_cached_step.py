@@ -93,3 +93,14 @@ def test_a_phase_that_brings_another_number_is_refused(announced: int, brought: 
 def test_one_process_agrees_with_itself() -> None:
     chunks = StepChunks.of([chunk(True), chunk(), chunk()], keep_graphs=1)
     assert agree_on_slots(chunks, digest=3, device=torch.device("cpu")) == (Slots(2, 1), Slots(1, 0), Slots(2, 1))
+
+
+def test_a_chunk_without_images_brings_its_dummy_where_images_take_part() -> None:
+    device = torch.device("cpu")
+    dummy = {"image": torch.zeros(1), "grid": (1, 1)}
+    text = Chunk({"tokens": torch.zeros(2, 3)}, 2, dummy_inputs=dummy)
+    assert text.arguments(device, dummy_image=False).keys() == {"tokens"}
+    assert text.arguments(device, dummy_image=True).keys() == {"tokens", "image", "grid"}
+    assert chunk(has_image=True).arguments(device, dummy_image=True).keys() == {"tokens"}
+    with pytest.raises(ValueError, match="give it dummy_inputs"):
+        chunk().arguments(device, dummy_image=True)

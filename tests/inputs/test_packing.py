@@ -90,3 +90,12 @@ def test_merged_chunks_hold_the_same_items_in_the_same_order(items: list[PackedI
 def test_nothing_packs_to_nothing() -> None:
     assert TokenBudget(10).pack([]) == []
     assert FixedCounts(1, 1).pack([]) == []
+
+
+def test_what_vision_units_count_as_is_part_of_the_budget() -> None:
+    images = [PackedItem(num_tokens=10, vision_units=100, vision_tokens=40) for _ in range(6)]
+    assert [len(chunk) for chunk in TokenBudget(150).pack(images)] == [3, 3]
+    assert [len(chunk) for chunk in merge([[0], [1], [2], [3], [4], [5]], images, TokenBudget(100))] == [2, 2, 2]
+    # Of one length: the chunk's sum counts, not its first item alone.
+    mixed = [PackedItem(10, 1, vision_tokens=tokens) for tokens in (0, 80, 0, 0)]
+    assert TokenBudget(100).pack(mixed) == [[0, 1], [2, 3]]

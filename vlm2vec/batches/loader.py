@@ -1,4 +1,4 @@
-"""The loader: one process plans steps ahead, worker processes decode and crop their chunks."""
+"""The loader: one process plans steps ahead, worker processes make their chunks."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TrainingBatches:
 
     Args:
         source: Plans the steps.
-        num_workers: Processes that decode and crop ahead, and one more that plans ahead of them; 0 = all in this one.
+        num_workers: Processes that make chunks ahead, and one more that plans ahead of them; 0 = all in this one.
         pin_memory: Put chunks into page-locked memory, for an accelerator.
 
     Attributes:
