@@ -30,7 +30,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "zero1": ("zero1", ["--dataloader_num_workers", "2"]),
     "zero2-lora": ("zero2", ["--lora", "--learn_temperature", "--dataloader_num_workers", "1"]),
     "zero2-bf16": ("zero2_offload", ["--bf16"]),
-    "zero3-lora-bf16": ("zero3", ["--lora", "--bf16"]),
+    "zero3-lora-bf16": ("zero3", ["--lora", "--bf16", "--gradient_checkpointing"]),
     "zero3-bf16": ("zero3", ["--bf16"]),
 }
 DISTURBED = "zero1"
