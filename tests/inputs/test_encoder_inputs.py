@@ -29,6 +29,7 @@ class PatchProcessor(ItemProcessor):
 
     tokens_per_vision_unit = 0.4
     pad_token_id = 0
+    largest_token_id = 255
     largest_image_size = (8 * PATCH, 4 * PATCH)
 
     def num_vision_units(self, width: int, height: int) -> int:
@@ -69,6 +70,10 @@ class PatchProcessor(ItemProcessor):
             return CollatedItems(tensors, {}, dummy, len(ids), has_image=False)
         images = {"patches": patches.joined, "places": places.joined}
         return CollatedItems({**tensors, **images}, {"grids": grids}, {}, len(ids), has_image=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> PatchProcessor:
+        raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path) -> None:
         raise NotImplementedError

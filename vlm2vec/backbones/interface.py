@@ -76,6 +76,11 @@ class ItemProcessor(ABC):
 
     @property
     @abstractmethod
+    def largest_token_id(self) -> int:
+        """The largest id that a text can have, or that fills short rows: the model needs an embedding for it."""
+
+    @property
+    @abstractmethod
     def largest_image_size(self) -> tuple[int, int]:
         """Width and height in pixels of an image that takes as much as any image may."""
 
@@ -132,6 +137,15 @@ class ItemProcessor(ABC):
             dtype: Of the pixels.
         """
 
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, folder: str | Path) -> ItemProcessor:
+        """Reads a folder's tokenizer and settings. A family may have options of its own, all of them with defaults.
+
+        Raises:
+            InputError: A file is missing or damaged.
+        """
+
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes what `from_pretrained` of the family reads."""
+        """Writes what `from_pretrained` reads."""
