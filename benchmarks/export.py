@@ -31,7 +31,6 @@ from safetensors.torch import save_file
 
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
 from vlm2vec.export import export
-from vlm2vec.lora import DEFAULT_TARGETS
 from vlm2vec.ranks import prepare_environment
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 
@@ -118,7 +117,7 @@ def write_full(folder: Path, stage: int, num_ranks: int, num_layers: int) -> Non
 def write_lora(folder: Path, stage: int, num_ranks: int, num_layers: int) -> None:
     """A checkpoint of an adapter, and its base model in `base` beside the ranks' files."""
     config, base = model_config(num_layers), folder / "base"
-    settings = LoraConfig(r=8, target_modules=list(DEFAULT_TARGETS), use_dora=True)
+    settings = LoraConfig(r=8, target_modules=list(Phi3VModel.lora_targets), use_dora=True)
     with torch.device("meta"):
         adapted = get_peft_model(Phi3VModel(config), settings)
     adapter = {name: tuple(value.shape) for name, value in adapted.named_parameters() if value.requires_grad}

@@ -15,8 +15,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from eval.mmeb_flags import SETTINGS, EncoderArguments
+from vlm2vec.backbones.checkpoint import resolve_folder
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
-from vlm2vec.backbones.phi3_v.checkpoint import resolve_folder
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json

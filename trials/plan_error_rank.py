@@ -14,14 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-from torch import nn
 
 from trials.rig.collectives import Collectives
 from trials.rig.engines import FETCH_WHEN_USED, constant
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive.reduction import gradient_reduction
-from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.plan.meter import TensorMeter
@@ -114,18 +112,13 @@ def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
                 peak = meter.peak
             engine.step()
     gathered = sum(size for _, kind_of, size in collectives.seen if kind_of == "_allgather_base_")
-    unused = {id(each) for part in unused_modules(encoder) for each in part.parameters()}
+    unused = {id(each) for part in encoder.base.unused_modules() for each in part.parameters()}
     running = [each for each in encoder.parameters() if id(each) not in unused]
     total = sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in running)
     rows, width = chunk.inputs["input_ids"].shape
     shape = (rows, width, len(chunk.inputs["pixel_values"]) // rows)
     engine.destroy()
     return Measured(engine_name, kind, shape, at_rest, peak, gathered / total)
-
-
-def unused_modules(encoder: VLM2Vec) -> tuple[nn.Module, ...]:
-    """The parts of the vision tower that no forward pass runs."""
-    return encoder.base.model.vision_embed_tokens.img_processor.unused_modules()
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 
-from vlm2vec.backbones.phi3_v import Phi3VModel, Phi3VProcessor
+from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.ahead import chunks_ahead
@@ -53,7 +55,7 @@ class VLM2Vec(nn.Module):
 
     def __init__(
         self,
-        backbone: Phi3VModel | PeftModel,
+        backbone: Backbone | PeftModel,
         processor: Phi3VProcessor,
         max_len: int | None = DEFAULT_MAX_LEN,
         normalize: bool = True,
@@ -96,7 +98,7 @@ class VLM2Vec(nn.Module):
             allow_other_base: load an adapter on other weights than it was trained on, with a `ChangedSettingWarning`.
 
         Raises:
-            InputError: the files do not fit together; see `Phi3VModel.from_pretrained` and `load_adapter`.
+            InputError: the files do not fit together; see `Backbone.from_pretrained` and `load_adapter`.
         """
         path, folder, adapter_folder = find_folders(path, adapter)
         given = {"num_crops": num_crops, "normalize": normalize}
@@ -107,30 +109,30 @@ class VLM2Vec(nn.Module):
         for line in changes:
             warnings.warn(line, ChangedSettingWarning, stacklevel=2)
         base_fingerprint = fingerprint_of_base(folder, adapter_folder, allow_other_base)
-        backbone = Phi3VModel.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
+        model = family_of_folder(folder).backbone
+        backbone = model.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
         if adapter_folder is not None:
             backbone = load_adapter(backbone, adapter_folder)
         processor = load_processor(folder, adapter_folder, num_crops)
         encoder = cls(backbone, processor, settings.max_len, settings.normalize)
         encoder.base_fingerprint = base_fingerprint
-        check_fit(processor, encoder.base.config, adapter_folder or folder)
+        check_fit(processor, encoder.base, adapter_folder or folder)
         return encoder.to(device).eval() if device is not None else encoder.eval()
 
     @property
-    def base(self) -> Phi3VModel:
+    def base(self) -> Backbone:
         """The backbone itself, without the adapter's wrapper."""
         return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
     def device(self) -> torch.device:
         """Where the inputs go."""
-        device: torch.device = self.base.model.embed_tokens.weight.device
-        return device
+        return self.base.token_embeddings.device
 
     @property
     def hidden_size(self) -> int:
         """Width of the vectors."""
-        return int(self.base.config.hidden_size)
+        return self.base.hidden_size
 
     @property
     def settings(self) -> ModelSettings:
@@ -148,7 +150,7 @@ class VLM2Vec(nn.Module):
 
         It is entered inside of `forward`: around a DeepSpeed engine, the engine would switch CUDA's autocast off again.
         """
-        dtype = self.base.model.embed_tokens.weight.dtype
+        dtype = self.base.token_embeddings.dtype
         if not isinstance(self.backbone, PeftModel) or dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype)
@@ -165,7 +167,7 @@ class VLM2Vec(nn.Module):
         """Vectors of a batch as `collate_items` makes it: the last real token's state, normalised in float32.
 
         Args:
-            input_ids, attention_mask, pixel_values, image_sizes, dummy_image: see `Phi3VModel.forward`.
+            input_ids, attention_mask, pixel_values, image_sizes, dummy_image: see the backbone's `forward`.
             strict_original: let the batch's padded width choose the rope factors, as the original does; otherwise
                 every row's own length does, so that a vector does not depend on its neighbours.
 
@@ -287,14 +289,19 @@ class VLM2Vec(nn.Module):
             self.backbone = self.backbone.merge_and_unload()
 
     def freeze(self, vision_tower: bool = False, projector: bool = False) -> None:
-        """Stops training parts of the model: CLIP, or projection and separators. `add_lora` then leaves them out.
+        """Stops training parts of the model. `add_lora` then leaves them out.
+
+        Args:
+            vision_tower: What turns pixels into features.
+            projector: What turns features into the decoder's image tokens.
 
         Raises:
             InputError: there is an adapter already, whose part there would be saved without being trained.
         """
-        if isinstance(self.backbone, PeftModel) and (vision_tower or projector):
+        parts = [name for name, chosen in ((VISION_TOWER, vision_tower), (PROJECTOR, projector)) if chosen]
+        if isinstance(self.backbone, PeftModel) and parts:
             raise InputError("freeze parts of the model before an adapter is put on it: frozen parts get none")
-        self.base.freeze(vision_tower, projector)
+        self.base.freeze(*parts)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes every layer's activations in the backward pass instead of keeping them."""

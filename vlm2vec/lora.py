@@ -11,8 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import nn
 
-from vlm2vec.backbones.phi3_v import Phi3VModel
-from vlm2vec.backbones.phi3_v.checkpoint import tensor_shapes
+from vlm2vec.backbones.checkpoint import tensor_shapes
+from vlm2vec.backbones.interface import Backbone
 from vlm2vec.dora import install_dora
 from vlm2vec.errors import InputError
 from vlm2vec.model_folder.adapter_files import (
@@ -20,12 +20,11 @@ from vlm2vec.model_folder.adapter_files import (
     ADAPTER_WEIGHTS,
     adapter_shapes,
     check_adapter,
+    module_adapter_name,
     read_adapter_config,
 )
 from vlm2vec.model_folder.adapter_schema import check_adapter_config
 
-# The language model's linears and the attention of the vision tower: the original's `--lora_target_modules`.
-DEFAULT_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj")
 # Both draw A at random and set B to zero: normal with standard deviation 1 / r, or PEFT's own uniform default.
 _INITS: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
 
@@ -42,7 +41,7 @@ class LoraSettings:
         dropout: on the adapter's input.
         dropout_on: with DoRA, what dropout acts on, see `install_dora`.
         target_modules: linear layers to adapt, by the last part of their names or the last two: "o_proj",
-            "img_projection.0"; each must occur.
+            "img_projection.0"; each must occur. None: the family's.
         use_dora: learn the weights' magnitudes too.
         init: "gaussian" or "kaiming", how A is drawn.
         seed: decides the initial adapter, so that every rank starts from the same one.
@@ -52,13 +51,13 @@ class LoraSettings:
     alpha: float = 64
     dropout: float = 0.1
     dropout_on: str = "input"
-    target_modules: Sequence[str] = DEFAULT_TARGETS
+    target_modules: Sequence[str] | None = None
     use_dora: bool = True
     init: str = "gaussian"
     seed: int = 42
 
 
-def add_adapter(backbone: Phi3VModel, settings: LoraSettings) -> PeftModel:
+def add_adapter(backbone: Backbone, settings: LoraSettings) -> PeftModel:
     """Wraps the backbone with a fresh adapter, in float32 whatever the backbone's dtype; the rest is frozen.
 
     Layers that are frozen when this is called get no adapter: it would be saved without ever having been trained, and
@@ -68,11 +67,12 @@ def add_adapter(backbone: Phi3VModel, settings: LoraSettings) -> PeftModel:
         InputError: a target that matches no linear layer or frozen ones alone, or a value out of range.
     """
     _check_settings(settings)
+    targets = backbone.lora_targets if settings.target_modules is None else settings.target_modules
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=trainable_targets(backbone, settings.target_modules),
+        target_modules=trainable_targets(backbone, targets),
         use_dora=settings.use_dora,
         init_lora_weights=_INITS[settings.init],
     )
@@ -125,7 +125,7 @@ def trainable_targets(backbone: nn.Module, targets: Sequence[str]) -> list[str]:
     return found
 
 
-def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) -> PeftModel:
+def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> PeftModel:
     """Wraps the backbone with a saved adapter (safetensors or a `.bin` pickle, opened with `weights_only=True`).
 
     Raises:
@@ -145,7 +145,8 @@ def load_adapter(backbone: Phi3VModel, folder: Path, trainable: bool = False) ->
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
     check_adapter(file, found, adapter_shapes(adapted))
-    set_peft_model_state_dict(adapted, _load_tensors(file))
+    state = {module_adapter_name(name, backbone): tensor for name, tensor in _load_tensors(file).items()}
+    set_peft_model_state_dict(adapted, state)
     install_dora(adapted)
     backbone.freeze_unused()
     return adapted

@@ -2,14 +2,213 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from PIL import Image
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from vlm2vec.backbones.checkpoint import Shape, TensorNames, check_tensors, checkpoint_shapes, resolve_folder
+from vlm2vec.errors import InputError
+
+# Parts that may be frozen, as the flags call them (`--freeze_vision_tower`, `--freeze_projector`).
+VISION_TOWER, PROJECTOR = "vision_tower", "projector"
+
+_Model = TypeVar("_Model", bound="Backbone")
+
+
+# --- The model: from the arguments of its forward to hidden states ---
+
+
+class Backbone(PreTrainedModel, ABC):
+    """A model without its language-model head: from a chunk's tensors to hidden states.
+
+    A family's model derives from this class first and from transformers' second. Its `forward` takes the tensors of a
+    collated chunk by name and returns the states after the final norm, (n, L, hidden) in the model's dtype.
+
+    Attributes:
+        tensor_names: What published weight files call some tensors.
+        lora_targets: Linear layers that an adapter goes on by default, by the last part of their names.
+        causal_class: What config.json calls the model with its output head.
+    """
+
+    tensor_names: ClassVar[TensorNames]
+    lora_targets: ClassVar[tuple[str, ...]]
+    causal_class: ClassVar[str]
+
+    # Loading.
+
+    @classmethod
+    @abstractmethod
+    def load_config(cls, folder: Path, found: Mapping[str, Shape]) -> PreTrainedConfig:
+        """A folder's config.json, checked before anything is allocated from it.
+
+        Args:
+            folder: The checkpoint.
+            found: Its tensors, whose width and number of layers must be the configuration's; empty: not compared.
+
+        Raises:
+            InputError: Missing, damaged, or a value that is impossible or not the weights'.
+        """
+
+    @classmethod
+    def tensor_shapes(cls, config: PreTrainedConfig) -> dict[str, Shape]:
+        """Published names and shapes of a checkpoint's tensors, found without allocating them."""
+        with torch.device("meta"):
+            state = cls(config).state_dict()
+        return {cls.published_name(name): tuple(tensor.shape) for name, tensor in state.items()}
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> tuple[PreTrainedConfig, dict[str, str]]:
+        """A folder's configuration, if its weights are the model's; headers alone are read.
+
+        Returns:
+            The configuration, and the renaming to load with (`check_tensors`).
+
+        Raises:
+            InputError: Missing or unexpected tensors, other shapes, or see `load_config`.
+        """
+        found = checkpoint_shapes(folder)
+        config = cls.load_config(folder, found)
+        return config, check_tensors(folder, found, cls.tensor_shapes(config), cls.tensor_names)
+
+    @classmethod
+    def from_pretrained(cls: type[_Model], path: str | Path, **kwargs: Any) -> _Model:
+        """Loads a checkpoint and makes sure that every tensor found its place.
+
+        Args:
+            path: a folder (single file or shards, safetensors or `.bin` pickles, which are opened with
+                `weights_only=True`) or the name of a Hugging Face repository.
+            kwargs: as for `transformers.PreTrainedModel.from_pretrained`: dtype (default: as stored),
+                attn_implementation, device_map, ...
+
+        Raises:
+            InputError: missing or unexpected tensors (only those of `tensor_names.unused` may be left over), other
+                shapes, or a configuration that does not fit the weights.
+        """
+        folder = resolve_folder(path)
+        config, renaming = cls.check_folder(folder)
+        model, info = super().from_pretrained(
+            str(folder), config=config, key_mapping=renaming or None, output_loading_info=True, **kwargs
+        )
+        if info["missing_keys"]:  # would be random numbers
+            raise InputError(f"{folder}: tensors were not loaded: {sorted(info['missing_keys'])[:3]}")
+        model.freeze_unused()  # loading put new parameters in the place of the frozen ones
+        # An adapter names its base by this: a folder must be found from everywhere.
+        name = os.path.abspath(path) if Path(path).is_dir() else str(path)
+        model.config.name_or_path = model.name_or_path = name
+        result: _Model = model
+        return result
+
+    # Names in files. Rules must be about the beginnings of names, so that they hold for what an adapter adds as well.
+
+    @staticmethod
+    def published_name(name: str) -> str:
+        """What published files, adapters' too, call a parameter of this model."""
+        return name
+
+    @staticmethod
+    def module_name(name: str) -> str:
+        """What this model calls a tensor of published files: the inverse of `published_name`."""
+        return name
+
+    # What is trained.
+
+    @abstractmethod
+    def unused_modules(self) -> Sequence[nn.Module]:
+        """Parts of the checkpoint that no embedding depends on."""
+
+    def freeze_unused(self) -> None:
+        """Stops training what never runs, adapters on it included: it would wait for gradients that never come."""
+        for module in self.unused_modules():
+            module.requires_grad_(False)
+
+    @abstractmethod
+    def freezable(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """The parameters of each part that may be frozen, by `VISION_TOWER` and `PROJECTOR`."""
+
+    def freeze(self, *parts: str) -> None:
+        """Stops training parts of the model.
+
+        Raises:
+            InputError: The model has no such part.
+        """
+        known = self.freezable()
+        for part in parts:
+            if part not in known:
+                raise InputError(f"{part}: a {self.config.model_type} has no such part; it has {', '.join(known)}")
+            for parameter in known[part]:
+                parameter.requires_grad_(False)
+
+    @property
+    @abstractmethod
+    def trains_images_alone(self) -> bool:
+        """Whether texts have no gradient path: what is trained runs for images only."""
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Asked by PEFT, by a name of transformers' that warns of its age since version 5.23."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    # Facts for the rest of the library.
+
+    @property
+    def token_embeddings(self) -> torch.Tensor:
+        """The weights of the token embedding; their device and dtype are the inputs' and the base's."""
+        weight: torch.Tensor = self.get_input_embeddings().weight
+        return weight
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that have an embedding."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @abstractmethod
+    def vision_modules(self) -> Sequence[nn.Module]:
+        """All that runs for images only, the unused parts included."""
+
+    @abstractmethod
+    def check_processor(self, processor: Any, source: Path) -> None:
+        """Compares the family's processor with this model.
+
+        Args:
+            processor: Makes the model's inputs.
+            source: Its folder, for messages.
+
+        Raises:
+            InputError: It makes images that the model cannot take.
+        """
+
+    @abstractmethod
+    def install_compiled(self) -> None:
+        """Gives layers classes with compiled elementwise operators (vlm2vec/elementwise.py).
+
+        Each of these classes has an attribute `backend`, which `compile_layers` sets.
+        """
+
+    # Layers that repeat: estimates are made with few of them and carried on to the real number.
+
+    @classmethod
+    @abstractmethod
+    def depths(cls, config: PreTrainedConfig) -> tuple[int, int]:
+        """Layers of the decoder and of the vision tower."""
+
+    @classmethod
+    @abstractmethod
+    def with_depths(cls, config: PreTrainedConfig, decoder: int, vision: int) -> PreTrainedConfig:
+        """The same configuration with other numbers of layers."""
+
 
 # --- Items: from a text and images to the arguments of the model's forward ---
 
@@ -149,3 +348,29 @@ class ItemProcessor(ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes what `from_pretrained` reads."""
+
+
+# --- The family: what ties the two together ---
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes of a model family, and what its files and cards say of it.
+
+    Attributes:
+        model_type: In config.json; the family's name.
+        backbone: The model. Its `config_class` is the family's configuration.
+        processor: Makes the model's inputs.
+        stored_num_crops: Local crops an image that a folder's own processor files ask for; None: they do not say.
+    """
+
+    model_type: str
+    backbone: type[Backbone]
+    processor: type[Any]
+    stored_num_crops: Callable[[Path], int | None]
+
+    @property
+    def model_import(self) -> str:
+        """The line of Python that imports the model, for a model card."""
+        module, name = self.backbone.__module__.rpartition(".")[0], self.backbone.__name__
+        return f"from {module} import {name}"

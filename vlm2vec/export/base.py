@@ -10,14 +10,15 @@ from functools import cached_property
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from transformers import PreTrainedConfig
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
-from vlm2vec.backbones.phi3_v.checkpoint import Shape, check_tensors, checkpoint_shapes, load_config, resolve_folder
+from vlm2vec.backbones.checkpoint import Shape, resolve_folder
+from vlm2vec.backbones.interface import Family
+from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
 from vlm2vec.model_folder.weights import LazyTensor, folder_weights
 
-LM_HEAD = "lm_head.weight"
 # Files that may name Python code beside them: programs such as vLLM read the model through it.
 _NAMES_CODE = ("config.json", "processor_config.json", "preprocessor_config.json")
 
@@ -35,16 +36,22 @@ class BaseModel:
     folder: Path
 
     @cached_property
-    def config(self) -> Phi3VConfig:
+    def family(self) -> Family:
+        """What kind of model it is.
+
+        Raises:
+            InputError: config.json is missing or damaged, or of no known family.
+        """
+        return family_of_folder(self.folder)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
         """Its configuration, checked against its weights.
 
         Raises:
             InputError: They do not fit together.
         """
-        found = checkpoint_shapes(self.folder)
-        config = load_config(self.folder, found)
-        check_tensors(self.folder, found, Phi3VModel.tensor_shapes(config))
-        return config
+        return self.family.backbone.check_folder(self.folder)[0]
 
     @cached_property
     def weights(self) -> dict[str, LazyTensor]:
@@ -57,9 +64,10 @@ class BaseModel:
         Args:
             expected: The model's tensors, of which the token embedding has the head's shape.
         """
-        head = self.weights.get(LM_HEAD)
-        fits = head is not None and head.shape == expected["model.embed_tokens.weight"]
-        return {LM_HEAD: head} if head is not None and fits else {}
+        names = self.family.backbone.tensor_names
+        head = self.weights.get(names.head)
+        fits = head is not None and head.shape == expected[names.embeddings]
+        return {names.head: head} if head is not None and fits else {}
 
 
 def find_base(recorded: str, given: str | None) -> BaseModel | None:

@@ -39,7 +39,10 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
         base_model_relation=("adapter" if exported.is_adapter else "finetune") if in_hub else None,
         library_name="peft" if exported.is_adapter else "sentence-transformers",
         pipeline_tag="feature-extraction",
-        tags=["sentence-transformers", "feature-extraction", "multimodal-embedding", "phi3_v", "vlm2vec"],
+        tags=[
+            *("sentence-transformers", "feature-extraction", "multimodal-embedding"),
+            *(exported.family.model_type, "vlm2vec"),
+        ],
         model_name=name,
         eval_results=_eval_results(scores) if scores is not None else None,
     )
@@ -48,6 +51,9 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
         template_path=str(_TEMPLATE),
         name=name,
         base=base,
+        model_import=exported.family.model_import,
+        model_class=exported.family.backbone.__name__,
+        causal_class=exported.family.backbone.causal_class,
         is_adapter=exported.is_adapter,
         has_lm_head=exported.has_lm_head,
         base_at_hand=exported.base_at_hand,

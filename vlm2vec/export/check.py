@@ -12,11 +12,11 @@ from peft import PeftConfig, get_peft_model
 from PIL import Image
 from transformers.initialization import no_init_weights
 
-from vlm2vec.backbones.phi3_v import Phi3VModel, Phi3VProcessor
-from vlm2vec.backbones.phi3_v.checkpoint import EMBEDDINGS_ALIAS, Shape, checkpoint_shapes, load_config
+from vlm2vec.backbones.checkpoint import Shape, checkpoint_shapes
+from vlm2vec.backbones.interface import Family
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.export.base import LM_HEAD, BaseModel
+from vlm2vec.export.base import BaseModel
 from vlm2vec.export.exported import Exported
 from vlm2vec.export.zero_state import BACKBONE, module_state
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RunRecord
@@ -72,7 +72,7 @@ def check_export(
         InputError: They differ.
     """
     names = _compare_names(folder, exported, base)
-    expected_encoder = _from_checkpoint(checkpoint, base, merge=not exported.is_adapter)
+    expected_encoder = _from_checkpoint(checkpoint, exported.family, base, merge=not exported.is_adapter)
     adapter = folder if exported.is_adapter else None
     found_encoder = VLM2Vec.from_pretrained(
         base.folder if exported.is_adapter and base is not None else folder, adapter, dtype=torch.float32
@@ -100,15 +100,17 @@ def _encode(encoder: VLM2Vec) -> torch.Tensor:
     return encoder.encode(texts=texts, images=[None] * len(_TEXTS) + [image, image], show_progress=False)
 
 
-def _from_checkpoint(checkpoint: Path, base: BaseModel | None, merge: bool) -> VLM2Vec:
+def _from_checkpoint(checkpoint: Path, family: Family, base: BaseModel | None, merge: bool) -> VLM2Vec:
     state = module_state(checkpoint / ENGINE_TAG)
     state = {name.removeprefix(BACKBONE): tensor.float() for name, tensor in state.items()}
     configuration = checkpoint / ENCODER_FOLDER
     if not any(".lora_" in name for name in state):
+        model = family.backbone
+        found = {model.published_name(name): tuple(each.shape) for name, each in state.items()}
         with no_init_weights():
-            backbone = Phi3VModel(load_config(configuration, {name: tuple(each.shape) for name, each in state.items()}))
+            backbone = model(model.load_config(configuration, found))
         backbone.load_state_dict(state)
-        return VLM2Vec(backbone.float(), Phi3VProcessor.from_pretrained(configuration)).eval()
+        return VLM2Vec(backbone.float(), family.processor.from_pretrained(configuration)).eval()
     if base is None:
         raise InputError("--check: an adapter's embeddings need its base model; say where it is with --base_model")
     encoder = VLM2Vec.from_pretrained(base.folder, dtype=torch.float32)
@@ -118,7 +120,7 @@ def _from_checkpoint(checkpoint: Path, base: BaseModel | None, merge: bool) -> V
     strangers = encoder.backbone.load_state_dict(state, strict=False).unexpected_keys
     if strangers:
         raise InputError(f"{checkpoint}: the base has no place for {len(strangers)} tensors, first {strangers[0]}")
-    encoder.processor = Phi3VProcessor.from_pretrained(configuration)
+    encoder.processor = family.processor.from_pretrained(configuration)
     if merge:
         encoder.merge_lora()
     return encoder.eval()
@@ -134,11 +136,13 @@ def _compare_names(folder: Path, exported: Exported, base: BaseModel | None) -> 
         return "every tensor of the adapter has its place in the base"  # else loading it was refused
     if base is None:
         return "names and shapes are the model's own; the base is not at hand to compare with"
+    names = exported.family.backbone.tensor_names
     found, expected = checkpoint_shapes(folder), checkpoint_shapes(base.folder)
     for shapes in (found, expected):
-        shapes.pop(EMBEDDINGS_ALIAS, None)
+        for alias in names.aliases:
+            shapes.pop(alias, None)
         if not exported.has_lm_head:
-            shapes.pop(LM_HEAD, None)
+            shapes.pop(names.head, None)
     mine, bases = names_digest(found), names_digest(expected)
     if mine != bases:
         odd = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))

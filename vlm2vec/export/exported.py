@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
+from vlm2vec.backbones.interface import Family
+
 
 @dataclass(frozen=True)
 class Exported:
     """What was written.
 
     Attributes:
+        family: The model's, or that of an adapter's base.
         num_bytes: Of the tensors.
         dtype: Of the tensors.
         is_adapter: An adapter, not a whole model.
@@ -19,6 +22,7 @@ class Exported:
         base_at_hand: The base model could be read.
     """
 
+    family: Family
     num_bytes: int
     dtype: torch.dtype
     is_adapter: bool

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from vlm2vec.backbones.phi3_v import Phi3VModel
-from vlm2vec.backbones.phi3_v.checkpoint import check_tensors, load_config
-from vlm2vec.backbones.phi3_v.processor import PreprocessorSettings
+from vlm2vec.backbones.checkpoint import check_tensors
+from vlm2vec.backbones.interface import Family
+from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel, carry_code_references, find_base, require_base
 from vlm2vec.export.card import write_card
@@ -35,6 +35,7 @@ from vlm2vec.model_folder.adapter_files import (
     check_adapter,
     check_base,
     empty_adapter,
+    published_adapter_name,
 )
 from vlm2vec.model_folder.adapter_files import WRITTEN_WEIGHTS as ADAPTER_WEIGHTS
 from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings
@@ -98,9 +99,12 @@ def export(
                 (folder / ADAPTER_CONFIG).unlink()
                 shutil.rmtree(folder / BASE_CONFIG, ignore_errors=True)
                 base.config.save_pretrained(folder)
+            else:
+                published = family_of_folder(folder).backbone.published_name
+                weights = {published(name): each for name, each in weights.items()}
             dtype = dtype or Precision.of(record.arguments["bf16"], record.arguments["lora"]).compute
             exported = _write_model(checkpoint, weights, folder, base, dtype, size)
-        _complete_settings(folder, record)
+        _complete_settings(folder, record, exported.family)
         write_companions(folder)
         write_card(folder, output.resolve().name, record, exported, card_scores)
         return exported, check_export(checkpoint, record, folder, exported, base) if check else None
@@ -129,29 +133,33 @@ def _write_model(
     max_shard_size: int,
 ) -> Exported:
     found = {name: tensor.shape for name, tensor in weights.items()}
-    config = load_config(folder, found)
-    expected = Phi3VModel.tensor_shapes(config)
-    check_tensors(checkpoint, found, expected)
+    family = family_of_folder(folder)
+    config = family.backbone.load_config(folder, found)
+    expected = family.backbone.tensor_shapes(config)
+    check_tensors(checkpoint, found, expected, family.backbone.tensor_names)
     head = base.lm_head(expected) if base is not None else {}
     tensors = {name: weights[name] for name in expected} | head
     num_bytes = write_tensors(tensors, folder, dtype, max_shard_size)
     config.dtype = dtype  # the checkpoint's configuration says what the run loaded, not what is written here
-    config.architectures = ["Phi3VForCausalLM" if head else Phi3VModel.__name__]
+    config.architectures = [family.backbone.causal_class if head else family.backbone.__name__]
     config.save_pretrained(folder)
     if base is not None:
         carry_code_references(base, folder)
-    return Exported(num_bytes, dtype, is_adapter=False, has_lm_head=bool(head), base_at_hand=base is not None)
+    return Exported(family, num_bytes, dtype, is_adapter=False, has_lm_head=bool(head), base_at_hand=base is not None)
 
 
 def _write_adapter(
     weights: Mapping[str, LazyTensor], folder: Path, base: BaseModel | None, base_model: str | None
 ) -> Exported:
-    tensors = {_name_in_adapter_file(name): tensor for name, tensor in weights.items()}
     file, settings = folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG)
     own_config = folder / BASE_CONFIG  # absent from checkpoints of older versions
     if not own_config.is_dir():
         base = require_base(base, str(settings.get("base_model_name_or_path")))
-    config = load_config(own_config, {}) if own_config.is_dir() else base.config  # type: ignore[union-attr]
+        family, config = base.family, base.config
+    else:
+        family = family_of_folder(own_config)
+        config = family.backbone.load_config(own_config, {})
+    tensors = {_name_in_adapter_file(name, family): tensor for name, tensor in weights.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     check_adapter(folder / ADAPTER_WEIGHTS, found, adapter_shapes(empty_adapter(config, folder)))
     write_file(tensors, folder / ADAPTER_WEIGHTS, torch.float32)
@@ -159,7 +167,7 @@ def _write_adapter(
         name = os.path.abspath(base_model) if Path(base_model).is_dir() else base_model
         write_json(file, settings | {"base_model_name_or_path": name})
     num_bytes = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
-    return Exported(num_bytes, torch.float32, is_adapter=True, has_lm_head=False, base_at_hand=base is not None)
+    return Exported(family, num_bytes, torch.float32, is_adapter=True, has_lm_head=False, base_at_hand=base is not None)
 
 
 def _check_base(base: BaseModel, checkpoint: Path) -> None:
@@ -169,16 +177,17 @@ def _check_base(base: BaseModel, checkpoint: Path) -> None:
         raise InputError(f"{error}; say with --base_model where the run's base is") from error
 
 
-def _complete_settings(folder: Path, record: RunRecord) -> None:
+def _complete_settings(folder: Path, record: RunRecord, family: Family) -> None:
     """The settings of a checkpoint from before they were saved with it."""
     if not (folder / SETTINGS_FILE).is_file():
-        num_crops = PreprocessorSettings.read(folder).num_crops
+        num_crops = family.stored_num_crops(folder)
         ModelSettings(max_len=record.arguments["max_len"], num_crops=num_crops).write(folder)
 
 
-def _name_in_adapter_file(name: str) -> str:
-    """PEFT's name for a parameter in files: without the adapter's own name; DoRA's vectors without `.weight`."""
-    return name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(".default.", ".")
+def _name_in_adapter_file(name: str, family: Family) -> str:
+    """A parameter's name in files: without PEFT's name of the adapter; DoRA's vectors without `.weight`."""
+    name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(".default.", ".")
+    return published_adapter_name(name, family.backbone)
 
 
 @contextmanager

@@ -11,23 +11,22 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers import PreTrainedConfig
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig
 from vlm2vec.errors import InputError
-from vlm2vec.model_folder.adapter_files import empty_adapter
+from vlm2vec.model_folder.adapter_files import IN_PEFT, empty_adapter
 from vlm2vec.model_folder.weights import LazyTensor
 
 _BASE = "base_layer."
-_IN_PEFT = "base_model.model."
 
 
 def merged_weights(
-    base: Mapping[str, LazyTensor], adapter: Mapping[str, LazyTensor], config: Phi3VConfig, adapter_folder: Path
+    base: Mapping[str, LazyTensor], adapter: Mapping[str, LazyTensor], config: PreTrainedConfig, adapter_folder: Path
 ) -> dict[str, LazyTensor]:
     """The base's weights, those with an adapter merged when they are read, in float32.
 
     Args:
-        base: The base model's weights by their own names.
+        base: The base model's weights by their published names.
         adapter: The adapter's weights as PEFT's module names them.
         config: The base model's.
         adapter_folder: With the adapter's configuration.
@@ -36,10 +35,11 @@ def merged_weights(
         InputError: Adapter and base do not fit together.
     """
     adapted = empty_adapter(config, adapter_folder)
+    published = adapted.get_base_model().published_name
     weights, unused = dict(base), set(adapter)
     for name, layer in adapted.named_modules():
         if isinstance(layer, LoraLayer):
-            own_name = name.removeprefix(_IN_PEFT)
+            own_name = published(name.removeprefix(IN_PEFT))
             candidates = {
                 key: base.get(f"{own_name}.{key.removeprefix(_BASE)}")
                 if key.startswith(_BASE)

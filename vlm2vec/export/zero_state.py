@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlm2vec.backbones.phi3_v.checkpoint import Shape
+from vlm2vec.backbones.checkpoint import Shape
 from vlm2vec.errors import InputError
 from vlm2vec.model_folder.weights import LazyTensor, at_hand
 from vlm2vec.ranks import prepare_environment

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers import PreTrainedConfig
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
-from vlm2vec.backbones.phi3_v.checkpoint import Shape, has_weights
+from vlm2vec.backbones.checkpoint import Shape, has_weights
+from vlm2vec.backbones.interface import Backbone
+from vlm2vec.backbones.registry import family_of_config
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import write_json
 from vlm2vec.model_folder.settings import ModelSettings
@@ -32,6 +34,10 @@ PEFT_0_11_KEYS = frozenset(
         *("alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "use_dora", "layer_replication"),
     }
 )
+
+
+# What PEFT puts before the names of the model around which it is.
+IN_PEFT = "base_model.model."
 
 
 class OtherBaseError(InputError):
@@ -61,8 +67,7 @@ def write_adapter_config(adapted: PeftModel, folder: Path) -> None:
 
 def write_adapter_weights(adapted: PeftModel, folder: Path) -> None:
     """Writes the adapter's weights; PEFT's own save would put a model card in the place of the folder's README.md."""
-    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _published_state(adapted).items()}
     save_file(tensors, folder / WRITTEN_WEIGHTS, metadata={"format": "pt"})
 
 
@@ -137,12 +142,26 @@ def check_base(base: Path, adapter: Path) -> str:
 
 def adapter_shapes(adapted: PeftModel) -> dict[str, Shape]:
     """Names and shapes that an adapter's weight file must have for this model."""
+    return {name: tuple(tensor.shape) for name, tensor in _published_state(adapted).items()}
+
+
+def published_adapter_name(name: str, backbone: Backbone | type[Backbone]) -> str:
+    """What an adapter's file calls a tensor that PEFT saves for this model."""
+    return IN_PEFT + backbone.published_name(name.removeprefix(IN_PEFT))
+
+
+def module_adapter_name(name: str, backbone: Backbone | type[Backbone]) -> str:
+    """What PEFT calls a tensor of an adapter's file: the inverse of `published_adapter_name`."""
+    return IN_PEFT + backbone.module_name(name.removeprefix(IN_PEFT))
+
+
+def _published_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
     # Embeddings are never adapted; PEFT would ask the Hugging Face hub for the base's vocabulary to find out.
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return {published_adapter_name(name, adapted.get_base_model()): tensor for name, tensor in state.items()}
 
 
-def empty_adapter(config: Phi3VConfig, folder: Path) -> PeftModel:
+def empty_adapter(config: PreTrainedConfig, folder: Path) -> PeftModel:
     """A base model with the folder's adapter on it, without numbers: which layers are adapted, and how.
 
     Raises:
@@ -152,7 +171,7 @@ def empty_adapter(config: Phi3VConfig, folder: Path) -> PeftModel:
     settings.base_model_name_or_path = None  # this one has no name, and PEFT would warn of the difference
     try:
         with torch.device("meta"):
-            return get_peft_model(Phi3VModel(config), settings)
+            return get_peft_model(family_of_config(config).backbone(config), settings)
     except ValueError as error:
         raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VProcessor
-from vlm2vec.backbones.phi3_v.checkpoint import resolve_folder
-from vlm2vec.backbones.phi3_v.processor import PREPROCESSOR_FILE, PreprocessorSettings
+from vlm2vec.backbones.checkpoint import resolve_folder
+from vlm2vec.backbones.interface import Backbone
+from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
 from vlm2vec.model_folder.adapter_files import (
@@ -58,30 +59,24 @@ def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> 
         return weights_fingerprint(base)
 
 
-def check_fit(processor: Phi3VProcessor, config: Phi3VConfig, source: Path) -> None:
+def check_fit(processor: Any, backbone: Backbone, source: Path) -> None:
     """Compares a processor with the model that it makes inputs for.
 
     Args:
         processor: makes the inputs.
-        config: of the model.
+        backbone: the model.
         source: the processor's folder, for messages.
 
     Raises:
-        InputError: Crops of another size, or a token that the model has no embedding for.
+        InputError: images of another size, or a token that the model has no embedding for.
     """
-    images, vision = processor.image_processor, config.vision_config
-    sizes = (images.crop_size, images.patch_size)
-    if sizes != (vision.image_size, vision.patch_size):
-        raise InputError(
-            f"{source / PREPROCESSOR_FILE}: crop_size and patch_size are {sizes[0]} and {sizes[1]}, the model's are "
-            f"{vision.image_size} and {vision.patch_size}"
-        )
-    largest, known = processor.largest_token_id, config.vocab_size
+    backbone.check_processor(processor, source)
+    largest, known = processor.largest_token_id, backbone.vocab_size
     if largest >= known:
         raise InputError(f"{source}: the tokenizer's files have token {largest}, the model has embeddings for {known}")
 
 
-def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Phi3VProcessor:
+def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Any:
     """The processor of a model: the adapter's where it brings one, else its base's.
 
     Args:
@@ -89,16 +84,17 @@ def load_processor(base: Path, adapter: Path | None, num_crops: int | None = Non
         num_crops: local crops an image; None: as the model was trained with, else what its processor says.
 
     Raises:
-        InputError: see `Phi3VProcessor.from_pretrained`; or two files of a folder contradict each other.
+        InputError: see the processor's `from_pretrained`; or two files of a folder contradict each other.
     """
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
     folder = adapter if adapter is not None and has_own else base
+    family = family_of_folder(base)
     if num_crops is None:
         num_crops = ModelSettings.read(adapter, base).num_crops
-        trained, written = ModelSettings.read(folder).num_crops, PreprocessorSettings.read(folder).num_crops
+        trained, written = ModelSettings.read(folder).num_crops, family.stored_num_crops(folder)
         if None not in (trained, written) and trained != written:
             raise InputError(
-                f"{folder}: {PREPROCESSOR_FILE} says num_crops {written}, {SETTINGS_FILE} says {trained}; make them "
-                "agree, or pass num_crops"
+                f"{folder}: preprocessor_config.json says num_crops {written}, {SETTINGS_FILE} says {trained}; make "
+                "them agree, or pass num_crops"
             )
-    return Phi3VProcessor.from_pretrained(folder, num_crops)
+    return family.processor.from_pretrained(folder, num_crops)

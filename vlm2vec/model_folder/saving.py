@@ -9,8 +9,8 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from vlm2vec.backbones.phi3_v import Phi3VModel
-from vlm2vec.backbones.phi3_v.checkpoint import has_weights, remove_weights
+from vlm2vec.backbones.checkpoint import has_weights, remove_weights
+from vlm2vec.backbones.interface import Backbone
 from vlm2vec.errors import InputError
 from vlm2vec.files import apply_umask
 from vlm2vec.model_folder.adapter_files import (
@@ -22,7 +22,7 @@ from vlm2vec.model_folder.adapter_files import (
 )
 
 
-def save_model(backbone: Phi3VModel | PeftModel, folder: Path, write_configuration: Callable[[Path], None]) -> None:
+def save_model(backbone: Backbone | PeftModel, folder: Path, write_configuration: Callable[[Path], None]) -> None:
     """Writes the whole model, or its adapter alone where it has one.
 
     Args:
@@ -50,7 +50,7 @@ def save_model(backbone: Phi3VModel | PeftModel, folder: Path, write_configurati
             os.replace(file, folder / file.name)
 
 
-def write_model_config(backbone: Phi3VModel | PeftModel, folder: Path, with_base: bool) -> None:
+def write_model_config(backbone: Backbone | PeftModel, folder: Path, with_base: bool) -> None:
     """Writes config.json, or an adapter's configuration; `with_base` its base's too, into a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(backbone, PeftModel):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from vlm2vec.backbones.phi3_v.checkpoint import EMBEDDINGS, EMBEDDINGS_ALIAS, UNUSED, Shape, tensor_shapes, weight_files
+from vlm2vec.backbones.checkpoint import Shape, tensor_shapes, weight_files
+from vlm2vec.backbones.registry import family_of_folder
 
 # Values that a fingerprint takes from the beginning, the middle and the end of a tensor.
 _SAMPLED = 64
@@ -34,10 +35,11 @@ class LazyTensor:
 def folder_weights(folder: Path) -> dict[str, LazyTensor]:
     """The tensors of a checkpoint folder (safetensors, or pickles opened with `weights_only=True`) by name.
 
-    A second name of the token embedding is dropped, or put right where it is the only one.
+    A second name of a tensor is dropped, or put right where it is the only one.
 
     Raises:
-        InputError: No weights, a shard is missing, or a file cannot be read, see `tensor_shapes`.
+        InputError: No weights, a shard is missing, a file cannot be read (see `tensor_shapes`), or a model of no known
+            family.
     """
     weights: dict[str, LazyTensor] = {}
     for file in weight_files(folder):
@@ -48,9 +50,9 @@ def folder_weights(folder: Path) -> dict[str, LazyTensor]:
         else:
             tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             weights |= {name: at_hand(tensor) for name, tensor in tensors.items()}
-    alias = weights.pop(EMBEDDINGS_ALIAS, None)
-    if alias is not None:
-        weights.setdefault(EMBEDDINGS, alias)
+    for alias, name in family_of_folder(folder).backbone.tensor_names.aliases.items():
+        if alias in weights:
+            weights.setdefault(name, weights.pop(alias))
     return weights
 
 
@@ -69,8 +71,9 @@ def weights_fingerprint(folder: Path) -> str:
         InputError: See `folder_weights`.
     """
     digest = hashlib.sha256()
+    unused = family_of_folder(folder).backbone.tensor_names.unused
     for name, tensor in sorted(folder_weights(folder).items()):
-        if name in UNUSED:
+        if name in unused:
             continue
         values = tensor.read().reshape(-1)
         middle = max(0, len(values) - _SAMPLED) // 2

@@ -7,7 +7,8 @@ import warnings
 import transformers
 from peft import PeftModel
 
-from vlm2vec.backbones.phi3_v.checkpoint import resolve_folder
+from vlm2vec.backbones.checkpoint import CONFIG_FILE, resolve_folder
+from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.compiling import compile_layers
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
@@ -28,8 +29,12 @@ def with_model_settings(settings: RunSettings) -> tuple[RunSettings, list[str]]:
     encoder = settings.encoder
     given = {name: getattr(encoder, name) for name in ("max_len", "num_crops", "normalize")}
     given = {name: value for name, value in given.items() if value is not None}
-    stored, changes = ModelSettings.read(resolve_folder(encoder.model_name)).with_arguments(**given)
-    return settings.with_model(stored.max_len, stored.num_crops), changes
+    folder = resolve_folder(encoder.model_name)
+    stored, changes = ModelSettings.read(folder).with_arguments(**given)
+    # An adapter has no config.json; `build_encoder` refuses it.
+    has_config = (folder / CONFIG_FILE).is_file()
+    targets = family_of_folder(folder).backbone.lora_targets if has_config else None
+    return settings.with_model(stored.max_len, stored.num_crops, targets), changes
 
 
 def build_encoder(settings: EncoderSettings) -> VLM2Vec:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from trials.fuzz_configs import run
+from vlm2vec.backbones.checkpoint import checkpoint_shapes
 from vlm2vec.backbones.phi3_v import Phi3VModel, Phi3VProcessor
-from vlm2vec.backbones.phi3_v.checkpoint import checkpoint_shapes, load_config
+from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.errors import InputError
 
 IMPOSSIBLE: tuple[Any, ...] = (0, -1, 10**12, 1e12, "x", [], {}, [1, 2], True)

@@ -180,6 +180,18 @@ def test_an_argument_that_the_checkpoint_does_not_know(tmp_path: Path) -> None:
         point(tmp_path, "--resume", "auto", "--bidirectional")
 
 
+def test_a_flag_without_effect_is_not_compared(tmp_path: Path) -> None:
+    """Records of older versions say where an adapter would go in a run that has none."""
+    old = {**arguments(tmp_path).as_dict(), "lora_target_modules": "qkv_proj,o_proj"}
+    write_checkpoint(tmp_path, 4, arguments=old)
+    found, _ = point(tmp_path, "--resume", "auto")
+    assert found.record.step == 4
+    adapted = write_checkpoint(tmp_path / "lora", 4, arguments={**old, "lora": True})
+    assert point(tmp_path / "lora", "--resume", "auto", "--lora", "--lora_target_modules", "qkv_proj,o_proj")[0]
+    with pytest.raises(InputError, match=f"{adapted}.*lora_target_modules: qkv_proj,o_proj -> qkv_proj"):
+        point(tmp_path / "lora", "--resume", "auto", "--lora", "--lora_target_modules", "qkv_proj")
+
+
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--allow_changed lerning_rate: no such argument"):
         point(tmp_path, "--resume", "auto", "--allow_changed", "lerning_rate")

@@ -58,6 +58,18 @@ def test_an_adapters_defaults_are_those_of_the_library() -> None:
     )
 
 
+def test_what_an_adapter_goes_on_is_the_familys_or_named_by_hand() -> None:
+    """In force, and in the record that a resume compares; a run without an adapter records none."""
+    made = settings("--lora").with_model(None, None, ("a", "b"))
+    assert made.encoder.lora == LoraSettings(target_modules=("a", "b"))
+    assert made.flags["lora_target_modules"] == "a,b"
+    named = settings("--lora", "--lora_target_modules", "c").with_model(None, None, ("a", "b"))
+    assert named.encoder.lora == LoraSettings(target_modules=("c",))
+    assert named.flags["lora_target_modules"] == "c"
+    without = settings().with_model(None, None, ("a", "b"))
+    assert (without.encoder.lora, without.flags["lora_target_modules"]) == (None, None)
+
+
 def test_chunks() -> None:
     made = settings().chunking
     assert (made.packing, made.no_grad_tokens, made.keep_graphs) == (TokenBudget(8192), None, None)

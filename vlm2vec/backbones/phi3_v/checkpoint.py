@@ -1,141 +1,20 @@
-"""Looks at a checkpoint folder's headers before gigabytes are read, and says in one line what does not fit."""
+"""What a Phi-3-V checkpoint folder holds: the names of its tensors, its configuration held against its weights."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
-from vlm2vec.backbones.phi3_v.config_file import CONFIG_FILE, read_config
+from vlm2vec.backbones.checkpoint import CONFIG_FILE, Shape, TensorNames
+from vlm2vec.backbones.phi3_v.config_file import read_config
 from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
 from vlm2vec.errors import InputError
-from vlm2vec.files import refuse_lfs_pointer
-from vlm2vec.formats.json_files import StrictModel, checked, read_json
 
-Shape = tuple[int, ...]
-EMBEDDINGS = "model.embed_tokens.weight"
+_EMBEDDINGS = "model.embed_tokens.weight"
 # The image embedding shares the token embedding; a checkpoint written without de-duplication names it once more, or
 # only here.
-EMBEDDINGS_ALIAS = "model.vision_embed_tokens.wte.weight"
-UNUSED = frozenset({"lm_head.weight", EMBEDDINGS_ALIAS})
-
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
-_INDEX = tuple(name + ".index.json" for name in _WHOLE)
-_WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-
-
-class _WeightIndex(StrictModel):
-    """`model.safetensors.index.json`: the file of every tensor."""
-
-    weight_map: dict[str, str]
-
-
-def resolve_folder(path: str | Path) -> Path:
-    """A local folder as it is; otherwise a Hugging Face repository, downloaded (safetensors where there are any).
-
-    Raises:
-        InputError: neither a folder nor a repository that can be reached, or a folder of a training run.
-    """
-    if Path(path).is_dir():
-        _refuse_training_output(Path(path))
-        return Path(path)
-    if Path(path).exists():
-        raise InputError(f"{path}: expected a checkpoint folder, not a file")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.bin"]))
-    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no such folder, and not to be had from the Hugging Face hub ({reason})") from error
-    return folder
-
-
-def _refuse_training_output(folder: Path) -> None:
-    """A run's folder, one of its checkpoints or a part of one, or what DeepSpeed alone writes.
-
-    Raises:
-        InputError: It is one; the message says how to make a model of it.
-    """
-    if any((folder / name).is_file() for name in (*_WHOLE, *_INDEX)):
-        return
-    if any(folder.glob("checkpoint-*/run.json")) or (folder / "run.json").is_file():
-        run = folder
-    elif (folder.parent / "run.json").is_file() and folder.name in ("encoder", "engine", "ranks"):
-        run = folder.parent
-    elif any(any(folder.glob(pattern)) for pattern in ("*_optim_states.pt", "*/*_optim_states.pt")):
-        raise InputError(
-            f"{folder}: a raw ZeRO checkpoint, not a model; export it first, with the folder of its run or checkpoint "
-            "(where run.json is): python -m vlm2vec.export RUN OUT"
-        )
-    else:
-        return
-    raise InputError(f"{folder}: of a training run, not a model; export it first: python -m vlm2vec.export {run} OUT")
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds the weights of a whole model, complete or not."""
-    return any((folder / name).is_file() for name in _WHOLE + _INDEX)
-
-
-def remove_weights(folder: Path) -> None:
-    """Removes the weights of a whole model: every file whose name is that of one, its shards and their index."""
-    for file in folder.iterdir():
-        if _WEIGHT_FILE.fullmatch(file.name):
-            file.unlink()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: safetensors before pickles, whole before sharded.
-
-    Raises:
-        InputError: no weights, or a shard that the index names is missing.
-    """
-    for whole, index in zip(_WHOLE, _INDEX, strict=True):
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if (folder / index).is_file():
-            files = checked(_WeightIndex, read_json(folder / index), folder / index).weight_map.values()
-            return [_existing_shard(folder, name) for name in sorted(set(files))]
-    raise InputError(f"{folder}: no weights ({', '.join(_WHOLE + _INDEX)})")
-
-
-def _existing_shard(folder: Path, name: str) -> Path:
-    if Path(name).name != name or "\0" in name:
-        raise InputError(f"{folder}: the weight index names {name!r}, which is outside the folder")
-    if not (folder / name).is_file():
-        raise InputError(f"{folder}: shard {name} is missing; download it again")
-    return folder / name
-
-
-def tensor_shapes(file: Path) -> dict[str, Shape]:
-    """Names and shapes in a weight file; reads headers only. Pickles are opened with `weights_only=True`.
-
-    Raises:
-        InputError: damaged file, a Git LFS pointer, or a pickle with more than tensors in it.
-    """
-    refuse_lfs_pointer(file)
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as content:
-                return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
-        # map_location="meta": tensors without their data.
-        tensors = torch.load(file, map_location="meta", weights_only=True)
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-        raise InputError(f"{file}: damaged weight file ({' '.join(str(error).split())[:200]})") from error
-    except Exception as error:  # pickle.UnpicklingError: something other than tensors
-        raise InputError(f"{file}: refused, a pickle may hold tensors only ({type(error).__name__})") from error
-
-
-def checkpoint_shapes(folder: Path) -> dict[str, Shape]:
-    """Names and shapes of all tensors of a checkpoint folder."""
-    return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+_ALIAS = "model.vision_embed_tokens.wte.weight"
+NAMES = TensorNames(_EMBEDDINGS, "lm_head.weight", {_ALIAS: _EMBEDDINGS})
 
 
 def load_config(folder: Path, found: Mapping[str, Shape]) -> Phi3VConfig:
@@ -144,7 +23,7 @@ def load_config(folder: Path, found: Mapping[str, Shape]) -> Phi3VConfig:
     Raises:
         InputError: see `read_config`.
     """
-    embeddings = found.get(EMBEDDINGS) or found.get(EMBEDDINGS_ALIAS)
+    embeddings = found.get(_EMBEDDINGS) or found.get(_ALIAS)
     content = read_config(folder, found, embeddings[-1] if embeddings else None)
     try:
         config: Phi3VConfig = Phi3VConfig.from_dict(content)
@@ -153,39 +32,3 @@ def load_config(folder: Path, found: Mapping[str, Shape]) -> Phi3VConfig:
             f"{folder / CONFIG_FILE}: not a usable configuration ({' '.join(str(error).split())})"
         ) from error
     return config
-
-
-def check_tensors(folder: Path, found: dict[str, Shape], expected: Mapping[str, Shape]) -> dict[str, str]:
-    """Compares the folder's tensors with the model's, names and shapes.
-
-    Args:
-        folder: the checkpoint, for messages.
-        found: its tensors.
-        expected: the model's tensors.
-
-    Returns:
-        The renaming to load with: empty, or the alias of the token embedding.
-
-    Raises:
-        InputError: missing or unexpected tensors, or other shapes.
-    """
-    renaming = {}
-    if EMBEDDINGS not in found and EMBEDDINGS_ALIAS in found:
-        found = {**found, EMBEDDINGS: found[EMBEDDINGS_ALIAS]}
-        renaming = {"^" + EMBEDDINGS_ALIAS.replace(".", r"\."): EMBEDDINGS}
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys() - UNUSED)
-    if missing or unexpected:
-        raise InputError(f"{folder}: weights do not fit the model: {_listing(missing=missing, unexpected=unexpected)}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise InputError(f"{folder}: {name} has shape {list(found[name])}, config.json asks for {list(shape)}")
-    return renaming
-
-
-def _listing(**groups: list[str]) -> str:
-    return "; ".join(
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in groups.items()
-        if names
-    )

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from transformers.activations import ACT2FN
 
+from vlm2vec.backbones.checkpoint import CONFIG_FILE
 from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336, Phi3VConfig, view_grid
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, shorten
-
-CONFIG_FILE = "config.json"
 
 # Far above every published model, and small enough that a model of these sizes is described without being allocated.
 _Layers = Annotated[int, Field(ge=1, le=1024)]

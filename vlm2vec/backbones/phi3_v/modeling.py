@@ -6,17 +6,22 @@ embedding cannot see is not computed: no `lm_head`, no zero crops, no last CLIP 
 
 from __future__ import annotations
 
-import os
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.models.phi3.modeling_phi3 import Phi3Model, Phi3PreTrainedModel
 
-from vlm2vec.backbones.phi3_v.checkpoint import check_tensors, checkpoint_shapes, load_config, resolve_folder
+from vlm2vec.backbones.checkpoint import Shape
+from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone
+from vlm2vec.backbones.phi3_v.checkpoint import NAMES, load_config
+from vlm2vec.backbones.phi3_v.compiled import install_compiled
 from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
+from vlm2vec.backbones.phi3_v.processor import PREPROCESSOR_FILE, Phi3VProcessor
 from vlm2vec.backbones.phi3_v.rope import LongRope
 from vlm2vec.backbones.phi3_v.vision import ImageEmbedding
 from vlm2vec.errors import InputError
@@ -52,13 +57,20 @@ class Phi3VBackbone(Phi3Model):
         return normed
 
 
-class Phi3VModel(Phi3PreTrainedModel):
+class Phi3VModel(Backbone, Phi3PreTrainedModel):
     """Phi-3-V without its language-model head.
 
     Parameter names are the checkpoint's: `model.layers.N...`, `model.vision_embed_tokens...`.
     """
 
     config_class = Phi3VConfig
+    tensor_names = NAMES
+    # The language model's linears and the attention of the vision tower: the original's `--lora_target_modules`.
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        *("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        *("k_proj", "q_proj", "out_proj", "v_proj"),
+    )
+    causal_class = "Phi3VForCausalLM"
     _no_split_modules = ("Phi3DecoderLayer", "CLIPEncoderLayer")
     _keys_to_ignore_on_load_unexpected = (r"^lm_head\.", r"^model\.vision_embed_tokens\.wte\.")
 
@@ -69,40 +81,21 @@ class Phi3VModel(Phi3PreTrainedModel):
         self.freeze_unused()
 
     @classmethod
-    def tensor_shapes(cls, config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of a checkpoint's tensors, found without allocating them."""
-        with torch.device("meta"):
-            return {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+    def load_config(cls, folder: Path, found: Mapping[str, Shape]) -> Phi3VConfig:
+        """See `Backbone.load_config`."""
+        return load_config(folder, found)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> Phi3VModel:
-        """Loads a checkpoint and makes sure that every tensor found its place.
+    def depths(cls, config: Phi3VConfig) -> tuple[int, int]:
+        """Layers of the language model and of CLIP, the last one included, which is not run."""
+        return int(config.num_hidden_layers), int(config.vision_config.num_hidden_layers)
 
-        Args:
-            path: a folder (single file or shards, safetensors or `.bin` pickles, which are opened with
-                `weights_only=True`) or the name of a Hugging Face repository.
-            kwargs: as for `transformers.PreTrainedModel.from_pretrained`: dtype (default: as stored),
-                attn_implementation, device_map, ...
-
-        Raises:
-            InputError: missing or unexpected tensors (only `lm_head` and the second name of the token embedding may be
-                left over), other shapes, or a configuration that does not fit the weights.
-        """
-        folder = resolve_folder(path)
-        found = checkpoint_shapes(folder)
-        config = kwargs.pop("config", None) or load_config(folder, found)
-        renaming = check_tensors(folder, found, cls.tensor_shapes(config))
-        model, info = super().from_pretrained(
-            str(folder), config=config, key_mapping=renaming or None, output_loading_info=True, **kwargs
-        )
-        if info["missing_keys"]:  # would be random numbers
-            raise InputError(f"{folder}: tensors were not loaded: {sorted(info['missing_keys'])[:3]}")
-        model.freeze_unused()  # loading put new parameters in the place of the frozen ones
-        # An adapter names its base by this: a folder must be found from everywhere.
-        name = os.path.abspath(path) if Path(path).is_dir() else str(path)
-        model.config.name_or_path = model.name_or_path = name
-        result: Phi3VModel = model
-        return result
+    @classmethod
+    def with_depths(cls, config: Phi3VConfig, decoder: int, vision: int) -> Phi3VConfig:
+        """The same configuration with so many layers."""
+        config = copy.deepcopy(config)
+        config.num_hidden_layers, config.vision_config.num_hidden_layers = decoder, vision
+        return config
 
     def forward(
         self,
@@ -149,11 +142,6 @@ class Phi3VModel(Phi3PreTrainedModel):
         return hidden
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Asked by PEFT, by a name of transformers' that warns of its age since version 5.23."""
-        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
-
-    @property
     def trains_images_alone(self) -> bool:
         """Whether texts have no gradient path: what is trained is in the vision tower or the projection."""
         parts = (self.model.embed_tokens, self.model.layers, self.model.norm)
@@ -163,20 +151,35 @@ class Phi3VModel(Phi3PreTrainedModel):
             and any(parameter.requires_grad for parameter in self.model.vision_embed_tokens.parameters())
         )
 
-    def freeze(self, vision_tower: bool, projector: bool) -> None:
-        """Stops training CLIP, or projection and separators."""
+    def freezable(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """CLIP; projection and separators."""
         images = self.model.vision_embed_tokens
-        if vision_tower:
-            images.img_processor.requires_grad_(False)
-        if projector:
-            images.img_projection.requires_grad_(False)
-            images.glb_GN.requires_grad_(False)
-            images.sub_GN.requires_grad_(False)
+        return {
+            VISION_TOWER: list(images.img_processor.parameters()),
+            PROJECTOR: [*images.img_projection.parameters(), images.glb_GN, images.sub_GN],
+        }
 
-    def freeze_unused(self) -> None:
-        """Stops training what never runs, adapters on it included: it would wait for gradients that never come."""
-        for module in self.model.vision_embed_tokens.img_processor.unused_modules():
-            module.requires_grad_(False)
+    def unused_modules(self) -> Sequence[nn.Module]:
+        """CLIP's last layer and the norm behind it."""
+        return self.model.vision_embed_tokens.img_processor.unused_modules()
+
+    def vision_modules(self) -> Sequence[nn.Module]:
+        """The whole image embedding."""
+        return (self.model.vision_embed_tokens,)
+
+    def check_processor(self, processor: Phi3VProcessor, source: Path) -> None:
+        """Whether its crops have the size that CLIP takes; see `Backbone.check_processor`."""
+        images, vision = processor.image_processor, self.config.vision_config
+        sizes = (images.crop_size, images.patch_size)
+        if sizes != (vision.image_size, vision.patch_size):
+            raise InputError(
+                f"{source / PREPROCESSOR_FILE}: crop_size and patch_size are {sizes[0]} and {sizes[1]}, the model's "
+                f"are {vision.image_size} and {vision.patch_size}"
+            )
+
+    def install_compiled(self) -> None:
+        """Phi-3's norms, attention and MLP; CLIP's norms and activation."""
+        install_compiled(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

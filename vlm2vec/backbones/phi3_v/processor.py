@@ -11,9 +11,10 @@ from PIL import Image
 from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
+from vlm2vec.backbones.checkpoint import CONFIG_FILE
 from vlm2vec.backbones.collation import JoinedRows, padded_ids
 from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedItem
-from vlm2vec.backbones.phi3_v.config_file import CONFIG_FILE, read_crop_and_patch_size
+from vlm2vec.backbones.phi3_v.config_file import read_crop_and_patch_size
 from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.backbones.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
 from vlm2vec.backbones.phi3_v.tokenizer_files import TokenizerFiles

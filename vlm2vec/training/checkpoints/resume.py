@@ -100,7 +100,7 @@ def changes(
     found = {
         name: f"{before.get(name)} -> {now}"
         for name, now in flags.items()
-        if POLICIES[name].is_compared_on_resume and _plain(before.get(name)) != _plain(now)
+        if POLICIES[name].is_compared_on_resume and _has_effect(name, flags) and _plain(before.get(name)) != _plain(now)
     }
     old_batch = before["global_batch_size"] or before["per_device_train_batch_size"] * record.num_ranks
     new_batch = cluster.global_batch_size
@@ -112,6 +112,12 @@ def changes(
     if not found and record.data["order"] != data["order"]:
         found[ORDER] = "the samples come in another order"
     return found
+
+
+def _has_effect(name: str, flags: Mapping[str, Any]) -> bool:
+    """Whether the flag that it needs is on; if the other run had that on, its difference is found by its own name."""
+    needed = POLICIES[name].needs
+    return needed is None or bool(flags[needed])
 
 
 def refuse_changes(checkpoint: Path, found: Mapping[str, str], allowed: Iterable[str]) -> None:

@@ -53,16 +53,17 @@ class ModelArguments:
     lora_use_dora: bool = option(
         LoraSettings.use_dora, "Weight-decomposed LoRA (DoRA), as the original trains.", needs="lora"
     )
-    lora_target_modules: str = option(
-        ",".join(LoraSettings.target_modules),
+    lora_target_modules: str | None = option(
+        None,
         "Linear layers with an adapter, by the last part of their name or the last two (img_projection.0), separated "
-        "by commas. Layers that are frozen or never run get none.",
+        "by commas; if not given, those that the model's family adapts. Layers that are frozen or never run get none.",
         needs="lora",
     )
 
     def __post_init__(self) -> None:
-        names = (name.strip() for name in self.lora_target_modules.split(","))
-        self.lora_target_modules = ",".join(name for name in names if name)
+        if self.lora_target_modules is not None:
+            names = (name.strip() for name in self.lora_target_modules.split(","))
+            self.lora_target_modules = ",".join(name for name in names if name)
 
 
 def model_refusals(model: ModelArguments) -> list[Refusal]:

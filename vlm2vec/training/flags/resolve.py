@@ -33,12 +33,13 @@ from vlm2vec.training.settings import (
 
 def encoder_settings(model: ModelArguments, training: TrainingArguments) -> EncoderSettings:
     """The encoder."""
+    targets = model.lora_target_modules
     lora = LoraSettings(
         r=model.lora_r,
         alpha=model.lora_alpha,
         dropout=model.lora_dropout,
         dropout_on=model.lora_dropout_on,
-        target_modules=tuple(name for name in model.lora_target_modules.split(",") if name),
+        target_modules=None if targets is None else tuple(name for name in targets.split(",") if name),
         use_dora=model.lora_use_dora,
         seed=training.seed,
     )

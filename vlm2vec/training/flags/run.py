@@ -173,10 +173,21 @@ class RunSettings:
         """The flags by name, as checkpoints record them."""
         return self.arguments.as_dict()
 
-    def with_model(self, max_len: int | None, num_crops: int | None) -> RunSettings:
-        """With what the model's folder says where the flags do not; None: neither says it."""
-        arguments = replace(self.arguments, model=replace(self.arguments.model, max_len=max_len))
-        encoder = replace(self.encoder, max_len=max_len, num_crops=num_crops)
+    def with_model(
+        self, max_len: int | None, num_crops: int | None, lora_targets: Sequence[str] | None = None
+    ) -> RunSettings:
+        """With what the model's folder and family say where the flags do not.
+
+        Args:
+            max_len, num_crops: What is in force; None: neither flags nor folder say it.
+            lora_targets: The family's; None: not known yet.
+        """
+        model, lora = replace(self.arguments.model, max_len=max_len), self.encoder.lora
+        if lora is not None and lora.target_modules is None and lora_targets is not None:
+            model = replace(model, lora_target_modules=",".join(lora_targets))
+            lora = replace(lora, target_modules=tuple(lora_targets))
+        arguments = replace(self.arguments, model=model)
+        encoder = replace(self.encoder, max_len=max_len, num_crops=num_crops, lora=lora)
         return replace(self, arguments=arguments, encoder=encoder)
 
     def with_length(self, steps_per_epoch: int) -> RunSettings:

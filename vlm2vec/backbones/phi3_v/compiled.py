@@ -1,0 +1,111 @@
+"""Phi-3's and CLIP's layers with compiled elementwise operators: subclasses with other methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation, SiLUActivation
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.phi3.modeling_phi3 import Phi3Attention as PlainAttention
+from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
+
+from vlm2vec.elementwise import LayerNorm, QuickGelu, RmsNorm, RotatedHeads, SwiGlu
+
+
+class _CompiledRmsNorm(Phi3RMSNorm):
+    backend = ""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        rows = hidden_states.flatten(0, -2)
+        normed: Tensor = RmsNorm.apply(rows, self.weight, self.variance_epsilon, self.backend)  # type: ignore[no-untyped-call]
+        return normed.view_as(hidden_states)
+
+
+class _CompiledLayerNorm(nn.LayerNorm):
+    """Under autocast, which computes in float32, the result has the dtype to which every product would round it."""
+
+    backend = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(x)  # one kernel
+        dtype = torch.get_autocast_dtype(kind)
+        rows = x.flatten(0, -2)
+        normed: Tensor = LayerNorm.apply(rows, self.weight, self.bias, self.eps, dtype, self.backend)  # type: ignore[no-untyped-call]
+        return normed.view_as(x)
+
+
+class _CompiledMlp(Phi3MLP):
+    backend = ""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gate_up = self.gate_up_proj(hidden_states)
+        product: Tensor = SwiGlu.apply(gate_up.flatten(0, -2), self.backend)  # type: ignore[no-untyped-call]
+        down: Tensor = self.down_proj(product.view(*gate_up.shape[:-1], -1))
+        return down
+
+
+class _CompiledQuickGelu(QuickGELUActivation):
+    backend = ""
+
+    def forward(self, input: Tensor) -> Tensor:
+        activated: Tensor = QuickGelu.apply(input.flatten(0, -2), self.backend)  # type: ignore[no-untyped-call]
+        return activated.view_as(input)
+
+
+class _CompiledAttention(PlainAttention):
+    backend = ""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        num_heads, num_keys = self.config.num_attention_heads, self.config.num_key_value_heads
+        heads = RotatedHeads.apply(  # type: ignore[no-untyped-call]
+            self.qkv_proj(hidden_states), *position_embeddings, num_heads, num_keys, self.backend
+        )
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        dropout = self.attention_dropout if self.training else 0.0
+        query, key, value = (each.transpose(1, 2) for each in heads)
+        kwargs |= {"dropout": dropout, "scaling": self.scaling, "sliding_window": self.config.sliding_window}
+        mixed, weights = attend(self, query, key, value, attention_mask, **kwargs)
+        return self.o_proj(mixed.flatten(2)), weights
+
+
+def install_compiled(model: nn.Module) -> None:
+    """Gives the layers classes with compiled elementwise operators; each has the attribute `backend`.
+
+    Args:
+        model: With transformers' Phi-3 and CLIP layers.
+    """
+    for module in model.modules():
+        if isinstance(module, CLIPEncoderLayer):
+            module.layer_norm1.__class__ = module.layer_norm2.__class__ = _CompiledLayerNorm
+        module.__class__ = _compiled_kind(module)
+
+
+def _compiled_kind(module: Any) -> type[nn.Module]:
+    """The subclass with compiled operators; the module's own class if it has none, or others than these."""
+    kind: type[nn.Module] = type(module)
+    if kind is Phi3RMSNorm:
+        return _CompiledRmsNorm
+    if kind is QuickGELUActivation:
+        return _CompiledQuickGelu
+    if kind is Phi3MLP and isinstance(module.activation_fn, nn.SiLU | SiLUActivation):
+        return _CompiledMlp
+    # Eager attention is a function of transformers' own module, for tests and comparisons.
+    if kind is PlainAttention and module.config._attn_implementation != "eager" and _rotates_whole_heads(module):
+        return _CompiledAttention
+    return kind
+
+
+def _rotates_whole_heads(attention: Any) -> bool:
+    return getattr(attention.config, "partial_rotary_factor", 1.0) == 1.0

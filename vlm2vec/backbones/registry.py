@@ -1,0 +1,81 @@
+"""The model families, by the `model_type` of a folder's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlm2vec.backbones.checkpoint import CONFIG_FILE
+from vlm2vec.backbones.interface import Family
+from vlm2vec.errors import InputError
+from vlm2vec.formats.json_files import read_json, shorten
+
+_HOW_TO_ADD = "docs/adding_a_backbone.md"
+
+
+def _phi3_v() -> Family:
+    from vlm2vec.backbones.phi3_v.family import PHI3_V
+
+    return PHI3_V
+
+
+# Loaded when they are asked for: a family's layers take seconds to import.
+_FAMILIES: dict[str, Callable[[], Family]] = {"phi3_v": _phi3_v}
+
+
+def register(model_type: str, load: Callable[[], Family]) -> None:
+    """Makes a family known that is not in this package.
+
+    Args:
+        model_type: In the config.json of its models.
+        load: Returns the family.
+
+    Raises:
+        ValueError: There is one of that name.
+    """
+    if model_type in _FAMILIES:
+        raise ValueError(f"there is a family {model_type!r} already")
+    _FAMILIES[model_type] = load
+
+
+def model_types() -> tuple[str, ...]:
+    """The names of all families, sorted."""
+    return tuple(sorted(_FAMILIES))
+
+
+def family_named(model_type: Any, source: str | Path) -> Family:
+    """The family of a model type.
+
+    Args:
+        model_type: As config.json has it.
+        source: Where it stands, for the message.
+
+    Raises:
+        InputError: No family has this name.
+    """
+    load = _FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if load is None:
+        raise InputError(
+            f"{source}: model_type is {shorten(model_type)}; known are {', '.join(model_types())} ({_HOW_TO_ADD} says "
+            "how to add one)"
+        )
+    return load()
+
+
+def family_of_folder(folder: Path) -> Family:
+    """The family of a whole model's folder.
+
+    Raises:
+        InputError: config.json is missing or damaged, or no family has its model_type.
+    """
+    return family_named(read_json(folder / CONFIG_FILE).get("model_type"), folder / CONFIG_FILE)
+
+
+def family_of_config(config: Any) -> Family:
+    """The family that a configuration object belongs to.
+
+    Raises:
+        InputError: None does.
+    """
+    return family_named(config.model_type, type(config).__name__)
