@@ -12,6 +12,7 @@ import pytest
 from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.record import RECORD, RunRecord, read_whole
 from vlm2vec.training.checkpoints.resume import agree_on_resume, changes, resume_point
+from vlm2vec.training.flags.model import FORMER_TARGETS
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.watch.metrics import Figures
 from vlm2vec.training.watch.monitor import RunMonitor
@@ -180,16 +181,17 @@ def test_an_argument_that_the_checkpoint_does_not_know(tmp_path: Path) -> None:
         point(tmp_path, "--resume", "auto", "--bidirectional")
 
 
-def test_a_flag_without_effect_is_not_compared(tmp_path: Path) -> None:
-    """Records of older versions say where an adapter would go in a run that has none."""
-    old = {**arguments(tmp_path).as_dict(), "lora_target_modules": "qkv_proj,o_proj"}
+def test_records_of_older_versions_name_the_layers_of_an_adapter(tmp_path: Path) -> None:
+    """Even of a run that has none."""
+    old = {**arguments(tmp_path).as_dict(), "lora_target_modules": FORMER_TARGETS}
     write_checkpoint(tmp_path, 4, arguments=old)
-    found, _ = point(tmp_path, "--resume", "auto")
-    assert found.record.step == 4
-    adapted = write_checkpoint(tmp_path / "lora", 4, arguments={**old, "lora": True})
-    assert point(tmp_path / "lora", "--resume", "auto", "--lora", "--lora_target_modules", "qkv_proj,o_proj")[0]
-    with pytest.raises(InputError, match=f"{adapted}.*lora_target_modules: qkv_proj,o_proj -> qkv_proj"):
-        point(tmp_path / "lora", "--resume", "auto", "--lora", "--lora_target_modules", "qkv_proj")
+    assert point(tmp_path, "--resume", "auto")[0].record.step == 4
+    assert point(tmp_path, "--resume", "auto", "--lora_target_modules", FORMER_TARGETS)[0].record.step == 4
+    adapted = tmp_path / "adapted"
+    write_checkpoint(adapted, 4, arguments={**old, "lora": True})
+    assert point(adapted, "--resume", "auto", "--lora", "--lora_target_modules", FORMER_TARGETS)[0].record.step == 4
+    with pytest.raises(InputError, match=r"lora_target_modules: qkv_proj,o_proj,.* -> qkv_proj[;)]"):
+        point(adapted, "--resume", "auto", "--lora", "--lora_target_modules", "qkv_proj")
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

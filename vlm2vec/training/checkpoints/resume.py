@@ -12,6 +12,7 @@ from vlm2vec.training.checkpoints.record import RunRecord, checkpoints_of, find_
 from vlm2vec.training.checkpoints.restore import FromStart, ResumePoint, StartPoint
 from vlm2vec.training.checkpoints.writer import remove_unfinished
 from vlm2vec.training.flags.checkpoint import AUTO
+from vlm2vec.training.flags.model import FORMER_TARGETS
 from vlm2vec.training.flags.run import POLICIES, RunSettings, argument_defaults
 from vlm2vec.training.settings import ClusterSettings
 
@@ -97,10 +98,12 @@ def changes(
 ) -> dict[str, str]:
     """What makes this run another one than the checkpoint's: by name, what was and what is."""
     before = {**argument_defaults(), **record.arguments}
+    if not before["lora"] and before["lora_target_modules"] == FORMER_TARGETS:
+        before["lora_target_modules"] = None
     found = {
         name: f"{before.get(name)} -> {now}"
         for name, now in flags.items()
-        if POLICIES[name].is_compared_on_resume and _has_effect(name, flags) and _plain(before.get(name)) != _plain(now)
+        if POLICIES[name].is_compared_on_resume and _plain(before.get(name)) != _plain(now)
     }
     old_batch = before["global_batch_size"] or before["per_device_train_batch_size"] * record.num_ranks
     new_batch = cluster.global_batch_size
@@ -112,12 +115,6 @@ def changes(
     if not found and record.data["order"] != data["order"]:
         found[ORDER] = "the samples come in another order"
     return found
-
-
-def _has_effect(name: str, flags: Mapping[str, Any]) -> bool:
-    """Whether the flag that it needs is on; if the other run had that on, its difference is found by its own name."""
-    needed = POLICIES[name].needs
-    return needed is None or bool(flags[needed])
 
 
 def refuse_changes(checkpoint: Path, found: Mapping[str, str], allowed: Iterable[str]) -> None:

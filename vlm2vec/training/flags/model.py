@@ -8,6 +8,9 @@ from vlm2vec.dora import DROPOUT_PLACES
 from vlm2vec.lora import LoraSettings
 from vlm2vec.training.flags.option import REQUIRED, Refusal, option
 
+# What records and config.yaml of older versions have for `lora_target_modules` where nobody gave it.
+FORMER_TARGETS = "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,v_proj"
+
 
 @dataclass
 class ModelArguments:
@@ -64,6 +67,8 @@ class ModelArguments:
         if self.lora_target_modules is not None:
             names = (name.strip() for name in self.lora_target_modules.split(","))
             self.lora_target_modules = ",".join(name for name in names if name)
+        if not self.lora and self.lora_target_modules == FORMER_TARGETS:
+            self.lora_target_modules = None
 
 
 def model_refusals(model: ModelArguments) -> list[Refusal]:
