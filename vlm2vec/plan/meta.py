@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -88,7 +87,7 @@ class MetaModel:
         self.settings = settings
         vision = config.vision_config
         self.images = Phi3VImageProcessor(num_crops, vision.image_size, vision.patch_size)
-        self.depths = (int(config.num_hidden_layers), int(vision.num_hidden_layers))
+        self.depths = Phi3VModel.depths(config)
         self._built: dict[tuple[int, int], VLM2Vec] = {}
         self._costs: dict[tuple[ChunkShape, bool, bool], PassCost] = {}
 
@@ -116,9 +115,8 @@ class MetaModel:
 
         def count(depths: tuple[int, int]) -> npt.NDArray[np.int64]:
             encoder = self.encoder(depths)
-            images = encoder.base.model.vision_embed_tokens
-            unused = {id(each) for part in images.img_processor.unused_modules() for each in part.parameters()}
-            vision = {id(each) for each in images.parameters()} - unused
+            unused = {id(each) for part in encoder.base.unused_modules() for each in part.parameters()}
+            vision = {id(each) for part in encoder.base.vision_modules() for each in part.parameters()} - unused
             totals = np.zeros(4, dtype=np.int64)
             for parameter in encoder.parameters():
                 of_vision, runs = id(parameter) in vision, id(parameter) not in unused
@@ -161,8 +159,7 @@ class MetaModel:
         return self._costs[key]
 
     def _build(self, depths: tuple[int, int]) -> VLM2Vec:
-        config = copy.deepcopy(self.config)
-        config.num_hidden_layers, config.vision_config.num_hidden_layers = depths
+        config = Phi3VModel.with_depths(self.config, *depths)
         chosen = self.settings.attn_implementation
         config._attn_implementation = chosen if chosen == "eager" else _ATTENTION
         precision = self.settings.precision
