@@ -155,38 +155,27 @@ def quick_gelu_backward(gradient: Tensor, x: Tensor) -> Tensor:
     return (gradient.float() * sigmoid * (1 + _QUICK_GELU * wide * (1 - sigmoid))).to(x.dtype)
 
 
-class SwiGlu(torch.autograd.Function):
-    """`swiglu`."""
+# A function of rows, and the gradient of its input from that of its output and its input.
+SWIGLU = (swiglu, swiglu_backward)
+QUICK_GELU = (quick_gelu, quick_gelu_backward)
+
+
+class Activation(torch.autograd.Function):
+    """`SWIGLU` or `QUICK_GELU`."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, backend: str) -> Tensor:
-        """(n, 2 width) to (n, width)."""
-        ctx.save_for_backward(gate_up)
-        ctx.backend = backend
-        result: Tensor = run(swiglu, backend, gate_up)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Gradient of gate_up."""
-        return run(swiglu_backward, ctx.backend, gradient, *ctx.saved_tensors), None
-
-
-class QuickGelu(torch.autograd.Function):
-    """`quick_gelu`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, backend: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kind: tuple[Callable[..., Tensor], Callable[..., Tensor]], backend: str) -> Tensor:
         """Of (n, width)."""
         ctx.save_for_backward(x)
+        function, ctx.derivative = kind
         ctx.backend = backend
-        result: Tensor = run(quick_gelu, backend, x)
+        result: Tensor = run(function, backend, x)
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of x."""
-        return run(quick_gelu_backward, ctx.backend, gradient, *ctx.saved_tensors), None
+        return run(ctx.derivative, ctx.backend, gradient, *ctx.saved_tensors), None, None
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

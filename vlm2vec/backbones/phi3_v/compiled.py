@@ -12,7 +12,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.phi3.modeling_phi3 import Phi3Attention as PlainAttention
 from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
 
-from vlm2vec.elementwise import LayerNorm, QuickGelu, RmsNorm, RotatedHeads, SwiGlu
+from vlm2vec.elementwise import QUICK_GELU, SWIGLU, Activation, LayerNorm, RmsNorm, RotatedHeads
 
 
 class _CompiledRmsNorm(Phi3RMSNorm):
@@ -44,7 +44,7 @@ class _CompiledMlp(Phi3MLP):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         gate_up = self.gate_up_proj(hidden_states)
-        product: Tensor = SwiGlu.apply(gate_up.flatten(0, -2), self.backend)  # type: ignore[no-untyped-call]
+        product: Tensor = Activation.apply(gate_up.flatten(0, -2), SWIGLU, self.backend)  # type: ignore[no-untyped-call]
         down: Tensor = self.down_proj(product.view(*gate_up.shape[:-1], -1))
         return down
 
@@ -53,7 +53,7 @@ class _CompiledQuickGelu(QuickGELUActivation):
     backend = ""
 
     def forward(self, input: Tensor) -> Tensor:
-        activated: Tensor = QuickGelu.apply(input.flatten(0, -2), self.backend)  # type: ignore[no-untyped-call]
+        activated: Tensor = Activation.apply(input.flatten(0, -2), QUICK_GELU, self.backend)  # type: ignore[no-untyped-call]
         return activated.view_as(input)
 
 
