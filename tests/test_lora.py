@@ -16,6 +16,8 @@ from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.items import EncodeItem
 from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.adapter_files import PEFT_0_11_KEYS
 from vlm2vec.model_folder.settings import ChangedSettingWarning
@@ -258,8 +260,9 @@ def test_kinds_are_not_mixed_in_a_folder(golden_model_dir: Path, tmp_path: Path)
 def test_texts_have_a_gradient_path_where_images_alone_are_trained(golden_model_dir: Path) -> None:
     encoder = load(golden_model_dir)
     encoder.add_lora(LoraSettings(r=2, target_modules=["q_proj", "v_proj"]))
-    ids = torch.tensor([[1, 2, 3]])
-    encoder(ids, torch.ones_like(ids)).sum().backward()
+    inputs = ItemEncoderInputs(encoder.processor, 64, always_dummy=encoder.base.trains_images_alone)
+    text = inputs.chunk_of([EncodeItem("a text", (), "a text")])
+    encoder(**text.arguments(encoder.device, dummy_image=False)).sum().backward()
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
 

@@ -159,30 +159,24 @@ class VLM2Vec(nn.Module):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor | None = None,
-        image_sizes: torch.Tensor | None = None,
-        dummy_image: bool = False,
         strict_original: bool = False,
+        **arguments: Any,
     ) -> torch.Tensor:
-        """Vectors of a batch as `collate_items` makes it: the last real token's state, normalised in float32.
+        """Vectors of a chunk (`ItemEncoderInputs`): the last real token's state, normalised in float32.
 
         Args:
-            input_ids, attention_mask, pixel_values, image_sizes, dummy_image: see the backbone's `forward`.
-            strict_original: let the batch's padded width choose the rope factors, as the original does; otherwise
-                every row's own length does, so that a vector does not depend on its neighbours.
+            input_ids: int64 (n, L), padded on the right.
+            attention_mask: int64 (n, L), 1 on real tokens.
+            strict_original: compute as the original code does where a vector then depends on its neighbours
+                (`Backbone.original_arguments`).
+            arguments: what else the chunk holds for the backbone's `forward`.
 
         Returns:
             float32 (n, hidden).
         """
         with self.autocast():
-            hidden = self.backbone(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pixel_values=pixel_values,
-                image_sizes=image_sizes,
-                dummy_image=dummy_image or self.base.trains_images_alone,
-                rope_by_row=not strict_original,
-            )
+            original = self.base.original_arguments() if strict_original else {}
+            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **arguments, **original)
         last = attention_mask.sum(dim=1) - 1
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled

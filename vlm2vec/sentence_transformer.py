@@ -31,6 +31,9 @@ _MODEL_OPTIONS = frozenset({"dtype", "torch_dtype", "attn_implementation"})
 _PROCESSOR_OPTIONS = frozenset({"num_crops"})
 _TAG = "<|image_"
 
+# Entries of `preprocess` beside the encoder's tensors: what stays on the host, and the tensors' names.
+_HOST_INPUTS, _NAMES = "host_inputs", "encoder_inputs"
+
 
 class VLM2VecModule(InputModule):
     """The whole encoder as the first and only module: inputs, model, pooling, normalisation.
@@ -111,7 +114,7 @@ class VLM2VecModule(InputModule):
         """Width of the vectors."""
         return self.encoder.hidden_size
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor]:
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """The model's inputs.
 
         Args:
@@ -123,23 +126,23 @@ class VLM2VecModule(InputModule):
         """
         pairs = [_text_and_images(index, value, prompt or "") for index, value in enumerate(inputs)]
         items = make_items([text for text, _ in pairs], [images for _, images in pairs])
-        chunk = ItemEncoderInputs(self.encoder.processor, self.max_len).chunk_of(items)
-        batch = {**chunk.inputs, **chunk.host_inputs}
-        return {name: value for name, value in batch.items() if value is not None}
+        always_dummy = self.encoder.base.trains_images_alone
+        makes_chunks = ItemEncoderInputs(self.encoder.processor, self.max_len, always_dummy=always_dummy)
+        chunk = makes_chunks.chunk_of(items)
+        return {**chunk.inputs, _HOST_INPUTS: dict(chunk.host_inputs), _NAMES: tuple(chunk.inputs)}
 
-    def forward(self, features: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Adds `sentence_embedding`, float32 (n, hidden), rows of length 1.
 
         Raises:
             InputError: NaN or infinity in a vector, outside of training.
         """
-        sizes = features.get("image_sizes")
-        vectors = self.encoder(
-            features["input_ids"],
-            features["attention_mask"],
-            features.get("pixel_values"),
-            sizes.cpu() if sizes is not None else None,  # the layout of pictures is computed on the host
-        )
+        # The library moves every tensor to the device; those that Python code reads come back.
+        host_inputs = {
+            name: value.cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in features[_HOST_INPUTS].items()
+        }
+        vectors = self.encoder(**{name: features[name] for name in features[_NAMES]}, **host_inputs)
         # While encoding alone: the library fetches every batch's vectors anyway, a training step would have to wait.
         if not torch.is_grad_enabled() and not bool(torch.isfinite(vectors).all()):
             raise InputError("the model gives NaN or infinity; check the checkpoint and its precision")

@@ -147,9 +147,18 @@ class Backbone(PreTrainedModel, ABC):
                 parameter.requires_grad_(False)
 
     @property
-    @abstractmethod
     def trains_images_alone(self) -> bool:
-        """Whether texts have no gradient path: what is trained runs for images only."""
+        """Whether texts have no gradient path: what is trained runs for images only.
+
+        Chunks without images then carry their dummy, see `ItemEncoderInputs`.
+        """
+        of_images = {id(parameter) for part in self.vision_modules() for parameter in part.parameters()}
+        trained = [id(parameter) in of_images for parameter in self.parameters() if parameter.requires_grad]
+        return bool(trained) and all(trained)
+
+    def original_arguments(self) -> Mapping[str, Any]:
+        """What makes `forward` compute as the original code, where a vector depends there on its neighbours."""
+        return {}
 
     @property
     def is_gradient_checkpointing(self) -> bool:

@@ -28,12 +28,21 @@ class ItemEncoderInputs:
         processor: The model family's.
         max_len: Longest text-only item in tokens (`--max_len`).
         pixel_dtype: Dtype in which pixels wait for their turn; the compute dtype, so that bf16 halves their memory.
+        always_dummy: Every chunk without images runs its dummy; for an encoder of which only what images reach is
+            trained (`Backbone.trains_images_alone`): a text would have no gradient path otherwise.
     """
 
-    def __init__(self, processor: ItemProcessor, max_len: int | None, pixel_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        processor: ItemProcessor,
+        max_len: int | None,
+        pixel_dtype: torch.dtype = torch.float32,
+        always_dummy: bool = False,
+    ) -> None:
         self.processor = processor
         self.max_len = max_len
         self.pixel_dtype = pixel_dtype
+        self.always_dummy = always_dummy
 
     def cost(self, text_length: int, width: int, height: int) -> int:
         """Estimated tokens of an item from its index entry; width 0 means no image."""
@@ -109,7 +118,7 @@ class ItemEncoderInputs:
         """
         made = self.processor.collate(items, vision_units, self.pixel_dtype)
         return Chunk(
-            made.tensors,
+            {**made.tensors, **made.dummy} if self.always_dummy else made.tensors,
             made.num_items,
             made.has_image,
             host_inputs=made.host_values,

@@ -17,7 +17,13 @@ from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.training.engine import build_engine, schedule
 from vlm2vec.training.flags.run import RunSettings
-from vlm2vec.training.settings import LossSettings, OptimizerSettings
+from vlm2vec.training.settings import EncoderSettings, LossSettings, OptimizerSettings
+
+
+def encoder_inputs(encoder: VLM2Vec, settings: EncoderSettings) -> ItemEncoderInputs:
+    """What makes the inputs of a run's encoder, in the dtype that it computes in."""
+    always_dummy = encoder.base.trains_images_alone
+    return ItemEncoderInputs(encoder.processor, encoder.max_len, settings.precision.compute, always_dummy)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class TrainedModel:
             InputError: A schedule, temperature or dimension that cannot be.
         """
         engine = build_engine(encoder, settings.engine, partial(schedule, settings.schedule), loads_universal)
-        inputs = ItemEncoderInputs(encoder.processor, encoder.max_len, settings.encoder.precision.compute)
+        inputs = encoder_inputs(encoder, settings.encoder)
         temperature = learned_temperature(settings.loss, settings.optimizer, engine.device)
         loss = contrastive_loss(settings.loss, temperature, encoder.hidden_size)
         step = step_type(engine, loss, inputs.padding_chunk(), watch=watch)

@@ -168,8 +168,8 @@ def test_rope_chosen_by_the_row(golden_model_dir: Path) -> None:
     mask[0, 20:] = 0
     with torch.no_grad():
         alone, long_alone = model(ids[:1, :20])[0], model(ids[1:])[0]
-        by_row = model(ids, mask, rope_by_row=True)
-        by_width = model(ids, mask)
+        by_row = model(ids, mask)
+        by_width = model(ids, mask, **model.original_arguments())
     assert_close_relative(by_row[0, :20], alone, 1e-5)
     assert_close_relative(by_row[1], long_alone, 1e-5)
     assert (by_width[0, :20] - alone).abs().max() > 0.1

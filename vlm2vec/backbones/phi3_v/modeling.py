@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -104,7 +104,7 @@ class Phi3VModel(Backbone, Phi3PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
         dummy_image: bool = False,
-        rope_by_row: bool = False,
+        rope_by_row: bool = True,
     ) -> torch.Tensor:
         """Hidden states after the final norm.
 
@@ -141,15 +141,9 @@ class Phi3VModel(Backbone, Phi3PreTrainedModel):
         hidden: torch.Tensor = self.model(embeddings, lengths)
         return hidden
 
-    @property
-    def trains_images_alone(self) -> bool:
-        """Whether texts have no gradient path: what is trained is in the vision tower or the projection."""
-        parts = (self.model.embed_tokens, self.model.layers, self.model.norm)
-        return (
-            torch.is_grad_enabled()
-            and not any(parameter.requires_grad for part in parts for parameter in part.parameters())
-            and any(parameter.requires_grad for parameter in self.model.vision_embed_tokens.parameters())
-        )
+    def original_arguments(self) -> Mapping[str, Any]:
+        """The padded width of a call chooses the rope factors of all its rows."""
+        return {"rope_by_row": False}
 
     def freezable(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """CLIP; projection and separators."""
