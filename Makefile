@@ -17,8 +17,9 @@ $(STAMP): setup.py constraints.txt
 	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[demo,dev,remote,report,sentence-transformers]'
 	touch $@
 
+# FAMILY=NAME: with a miniature of another model family, in demo-NAME.
 demo: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" FAMILY="$(FAMILY)" launch/demo.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -54,4 +55,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo demo-* .pytest_cache .mypy_cache .ruff_cache

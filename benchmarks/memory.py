@@ -15,9 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data_prep import mini_model
 from data_prep.conversion import convert
+from data_prep.mini.models.phi3_v import LANGUAGE
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
+from data_prep.mini_model import build_mini_model
 from data_prep.source import SourceData
 from vlm2vec.batches import GlobalOrder
 from vlm2vec.shards import ShardSet
@@ -66,7 +67,7 @@ def bytes_that_grow(shards: ShardSet, global_batch_size: int) -> int:
         sample = shards.read(shards.subsets[subset], int(position))
         items |= {sample.query, sample.positive}
     undecoded = sum(len(item.text) + len(item.image or b"") for item in items)
-    width: int = mini_model.LANGUAGE["hidden_size"]
+    width: int = LANGUAGE["hidden_size"]
     return undecoded + EMBEDDING_COPIES * 4 * width * len(items)
 
 
@@ -81,7 +82,7 @@ def main() -> None:
         build_mini_mmeb(work / "mini", seed=0, scale=max(0.1, 1.05 * max(options.batches) / 14_900))
         train = work / "mini" / TRAIN_FOLDER
         convert(SourceData(train, train, ["all"]), work / "shards")
-        mini_model.build_mini_model(train, work / "model")
+        build_mini_model(train, work / "model")
         shards = ShardSet.open(str(work / "shards"))
         print("| global batch | peak, MiB | embeddings and undecoded pairs, MiB | the rest, first = 1 |")
         print("| --- | --- | --- | --- |")

@@ -2,15 +2,24 @@
 # The whole way on a miniature of the benchmark: data, shards, training, export, scores before and after.
 # Runs on 2 CPU ranks, or on all GPUs of the machine.
 #
-# DEMO_DIR   where everything is written; demo, in the repository, if not set. What an earlier demo made there is made
-#            anew, other files stay; a folder with files that no demo made is refused
+# FAMILY     the model family; phi3_v if not set. python -m data_prep.mini_model --help lists the others
+# DEMO_DIR   where everything is written; demo, in the repository, if not set, and demo-FAMILY for a family other than
+#            phi3_v. What an earlier demo made there is made anew, other files stay; a folder with files that no demo
+#            made is refused
 # RANKS      as many as there are GPUs, or 2
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=launch/checks.sh
 source launch/checks.sh
 
-DEMO_DIR=${DEMO_DIR:-demo}
+DEFAULT_FAMILY=phi3_v
+FAMILY=${FAMILY:-$DEFAULT_FAMILY}
+if [[ $FAMILY == "$DEFAULT_FAMILY" ]]; then
+  DEMO_DIR=${DEMO_DIR:-demo}
+else
+  python -m data_prep.mini_model --family "$FAMILY" --help > /dev/null # an unknown family ends here
+  DEMO_DIR=${DEMO_DIR:-demo-$FAMILY}
+fi
 expand_home DEMO_DIR
 RANKS=${RANKS:-$(count_ranks)}
 require_number RANKS 1
@@ -37,8 +46,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / RANKS > 0 ? cores / RANKS :
 say "1/7 Build the miniature benchmark from real pictures"
 python -m data_prep.mini_mmeb "$MINI"
 
-say "2/7 Make a small random-weight Phi-3.5-V with a tokenizer of its own"
-python -m data_prep.mini_model --dataset_name "$TRAIN" --output_dir "$DEMO_DIR/untrained"
+say "2/7 Make a small random-weight model ($FAMILY) with a tokenizer of its own"
+python -m data_prep.mini_model --family "$FAMILY" --dataset_name "$TRAIN" --output_dir "$DEMO_DIR/untrained"
 
 say "3/7 Convert to WebDataset shards"
 python -m data_prep.convert --dataset_name "$TRAIN" --subset_name all --split_name original \

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.mini_model import MARK_FILE, build_mini_model
+from data_prep.mini_model import MARK_FILE, build_mini_model, main
 from tests.rig import golden
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
@@ -69,6 +69,15 @@ def test_other_folders_are_left_alone(mini_mmeb_dir: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="mini_mmeb"):
         build_mini_model(tmp_path, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_an_unknown_family_is_one_line(mini_mmeb_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'llava'; there are .*phi3_v") as raised:
+        build_mini_model(mini_mmeb_dir / "MMEB-train", tmp_path / "model", family="llava")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=r"--family: .*'llava' .*phi3_v"):
+        main(["--dataset_name", str(mini_mmeb_dir), "--output_dir", str(tmp_path / "model"), "--family", "llava"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_mark(model_dir: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import mini_model
 from data_prep.conversion import convert
+from data_prep.mini.models.phi3_v import VISION
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
+from data_prep.mini_model import build_mini_model
 from data_prep.source import SourceData
 from trials.rig.launcher import run_ranks
 from trials.rig.run_flags import run_flags
@@ -40,9 +41,9 @@ def test_peak_memory_is_flat_from_64_to_1024_items(tmp_path: Path, monkeypatch: 
     build_mini_mmeb(tmp_path / "mini", seed=0, scale=0.04)
     train = tmp_path / "mini" / TRAIN_FOLDER
     convert(SourceData(train, train, ["all"]), tmp_path / "shards")
-    monkeypatch.setitem(mini_model.VISION, "image_size", CROP_SIZE)
-    monkeypatch.setitem(mini_model.VISION, "patch_size", CROP_SIZE // 2)
-    mini_model.build_mini_model(train, tmp_path / "model")
+    monkeypatch.setitem(VISION, "image_size", CROP_SIZE)
+    monkeypatch.setitem(VISION, "patch_size", CROP_SIZE // 2)
+    build_mini_model(train, tmp_path / "model")
     # Freed crops go back to the system at once, so that the peak shows what is alive and not the allocator's leftovers.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     small = peak_mib(tmp_path / "model", tmp_path / "shards", tmp_path / "small", 32)

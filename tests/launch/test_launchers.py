@@ -356,3 +356,24 @@ def test_the_demo_removes_only_what_a_demo_made(site: Site) -> None:
         (folder / name).mkdir()
     assert start().returncode == 3
     assert [(folder / name).exists() for name in ("shards", "own_shards")] == [False, True]
+
+
+def test_the_demo_of_another_family_has_a_folder_of_its_own(site: Site) -> None:
+    shutil.copytree(LAUNCH, site.folder / "launch")
+    (site.folder / "bin/deepspeed").write_text(NOTHING)
+    (site.folder / "bin/deepspeed").chmod(0o755)
+
+    def start(**variables: str) -> tuple[int, list[str]]:
+        site.calls.unlink(missing_ok=True)
+        done = site.run(site.folder / "launch/demo.sh", **{"RANKS": "1", **variables})
+        return done.returncode, [line for line in site.lines() if "mini_model" in line]
+
+    status, (made,) = start()
+    assert status == 0
+    assert "--family phi3_v --dataset_name demo/mini/MMEB-train --output_dir demo/untrained" in made
+    status, (asked, made) = start(FAMILY="other")
+    assert status == 0
+    assert "--family other --help" in asked
+    assert "--family other --dataset_name demo-other/mini/MMEB-train --output_dir demo-other/untrained" in made
+    assert start(FAMILY="unknown", ENDS="2")[0] == 2
+    assert sorted(path.name for path in site.folder.glob("demo*")) == ["demo", "demo-other"]
