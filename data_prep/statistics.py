@@ -179,7 +179,7 @@ def _spread(rows: int, wanted: int) -> list[int]:
 
 
 def token_counter(folder: Path) -> CountTokens:
-    """Counts text tokens by a checkpoint's tokenizer; pictures, which depend on the crops, are not counted.
+    """Counts text tokens by a checkpoint's tokenizer; an image's tokens, which its processor decides, are not counted.
 
     Raises:
         InputError: no tokenizer.json in the folder, or none that can be read.

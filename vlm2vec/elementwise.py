@@ -48,7 +48,7 @@ def _any_rows(argument: Any) -> Any:
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """`weight * x / rms(x)` over the last dimension, as Phi-3 has it."""
+    """`weight * x / rms(x)` over the last dimension; the quotient is rounded to x's dtype."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return weight * normed.to(x.dtype)
@@ -143,7 +143,7 @@ def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """`x sigmoid(1.702 x)`, as CLIP has it."""
+    """`x sigmoid(1.702 x)`, the quick approximation of GELU."""
     wide = x.float()
     return (wide * torch.sigmoid(_QUICK_GELU * wide)).to(x.dtype)
 

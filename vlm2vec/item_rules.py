@@ -13,8 +13,8 @@ IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 # The benchmark's own prompt for a candidate that is only an image.
 IMAGE_ONLY_TEXT = "<|image_1|> Represent the given image."
 
-# Images are resized to a few hundred pixels: of a longer strip too little is left. Qwen2-VL's processor refuses more
-# than this; Phi-3.5-V's loses the short side between 336 (one crop) and 1,344 (four crops).
+# Images are resized to some hundred pixels: of a longer strip too little is left, and some families' original
+# processors refuse more than this.
 MAX_ASPECT_RATIO = 200
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: control, format, separators

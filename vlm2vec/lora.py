@@ -41,7 +41,7 @@ class LoraSettings:
         dropout: on the adapter's input.
         dropout_on: with DoRA, what dropout acts on, see `install_dora`.
         target_modules: linear layers to adapt, by the last part of their names or the last two: "o_proj",
-            "img_projection.0"; each must occur. None: the family's.
+            "mlp.fc1"; each must occur. None: the family's.
         use_dora: learn the weights' magnitudes too.
         init: "gaussian" or "kaiming", how A is drawn.
         seed: decides the initial adapter, so that every rank starts from the same one.

@@ -1,4 +1,4 @@
-"""The one way from an item to an encoder call: measure, tokenise, decode, cut, collate."""
+"""The one way from an item to an encoder call: measure, tokenise, decode, process, collate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, ItemImage, errors_of
 from vlm2vec.inputs.packing import PackedItem
 
-# English text has about four characters a token under the Phi-3 tokenizer. Only the ranks' balance depends on it.
+# English text has about four characters a token under common tokenizers. Only the ranks' balance depends on it.
 CHARACTERS_PER_TOKEN = 4
 
 

@@ -59,7 +59,9 @@ class DataArguments:
         None, "Refused: shards carry their images. Give it to data_prep.convert.", "place", per_node=True
     )
     dataloader_num_workers: int = option(
-        2, "Processes a rank that decode and crop ahead, and one more that plans; 0 = in the rank itself.", "speed"
+        2,
+        "Processes per rank that decode and process images ahead, and one more that plans; 0 = in the rank itself.",
+        "speed",
     )
 
 

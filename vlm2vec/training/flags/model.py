@@ -40,8 +40,10 @@ class ModelArguments:
         "Compiling takes about a minute, and needs Triton on a GPU.",
         "speed",
     )
-    freeze_vision_tower: bool = option(False, "Do not train CLIP, nor an adapter in it.")
-    freeze_projector: bool = option(False, "Do not train the image projection and the separators.")
+    freeze_vision_tower: bool = option(False, "Do not train the vision tower, nor an adapter in it.")
+    freeze_projector: bool = option(
+        False, "Do not train the projector, which makes image tokens of the vision tower's output."
+    )
     bf16: bool = option(False, "Compute in bfloat16; master weights, moments and the loss stay in float32.")
     lora: bool = option(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = option(LoraSettings.r, "Rank of the adapter.", needs="lora")
@@ -58,8 +60,8 @@ class ModelArguments:
     )
     lora_target_modules: str | None = option(
         None,
-        "Linear layers with an adapter, by the last part of their name or the last two (img_projection.0), separated "
-        "by commas; if not given, those that the model's family adapts. Layers that are frozen or never run get none.",
+        "Linear layers with an adapter, by the last part of their name or the last two (mlp.fc1), separated by "
+        "commas; if not given, those that the model's family adapts. Layers that are frozen or never run get none.",
         needs="lora",
     )
 
