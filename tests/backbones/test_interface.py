@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,13 +23,7 @@ _OURS, _PUBLISHED = "model.layers.", "decoder.blocks."
 class _Renamed(Phi3VModel):
     """A model whose published files call the decoder's layers otherwise."""
 
-    @staticmethod
-    def published_name(name: str) -> str:
-        return name.replace(_OURS, _PUBLISHED, 1) if name.startswith(_OURS) else name
-
-    @staticmethod
-    def module_name(name: str) -> str:
-        return name.replace(_PUBLISHED, _OURS, 1) if name.startswith(_PUBLISHED) else name
+    prefixes: ClassVar[Mapping[str, str]] = {_OURS: _PUBLISHED}
 
 
 def renamed(folder: Path) -> Phi3VModel:

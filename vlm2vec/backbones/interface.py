@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,15 +35,24 @@ class Backbone(PreTrainedModel, ABC):
 
     Attributes:
         tensor_names: What published weight files call some tensors.
+        prefixes: Beginnings of module names that published files write otherwise, with what they write; both sides end
+            with a dot, and neither begins with another of its side. What an adapter adds to a name is kept.
         lora_targets: Linear layers that an adapter goes on by default, by the last part of their names.
         causal_class: What config.json calls the model with its output head.
     """
 
     tensor_names: ClassVar[TensorNames]
+    prefixes: ClassVar[Mapping[str, str]] = {}
     lora_targets: ClassVar[tuple[str, ...]]
     causal_class: ClassVar[str]
 
     # Loading.
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "tensor_names"):  # transformers would report them as a mistake each time
+            unused = [re.escape(cls.module_name(name)) for name in sorted(cls.tensor_names.unused)]
+            cls._keys_to_ignore_on_load_unexpected = [f"^{name}$" for name in unused]
 
     @classmethod
     @abstractmethod
@@ -94,6 +104,7 @@ class Backbone(PreTrainedModel, ABC):
         """
         folder = resolve_folder(path)
         config, renaming = cls.check_folder(folder)
+        renaming |= {f"^{re.escape(theirs)}": ours for ours, theirs in cls.prefixes.items()}
         model, info = super().from_pretrained(
             str(folder), config=config, key_mapping=renaming or None, output_loading_info=True, **kwargs
         )
@@ -106,17 +117,29 @@ class Backbone(PreTrainedModel, ABC):
         result: _Model = model
         return result
 
-    # Names in files. Rules must be about the beginnings of names, so that they hold for what an adapter adds as well.
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Writes config.json and the weights under their published names.
 
-    @staticmethod
-    def published_name(name: str) -> str:
+        Args:
+            folder: Where to.
+            kwargs: As for `transformers.PreTrainedModel.save_pretrained`.
+        """
+        state = kwargs.pop("state_dict", None) or self.state_dict()
+        published = {self.published_name(name): tensor for name, tensor in state.items()}
+        # transformers would undo the renaming of loading once more.
+        super().save_pretrained(str(folder), state_dict=published, save_original_format=False, **kwargs)
+
+    # Names in files.
+
+    @classmethod
+    def published_name(cls, name: str) -> str:
         """What published files, adapters' too, call a parameter of this model."""
-        return name
+        return _renamed(name, cls.prefixes)
 
-    @staticmethod
-    def module_name(name: str) -> str:
+    @classmethod
+    def module_name(cls, name: str) -> str:
         """What this model calls a tensor of published files: the inverse of `published_name`."""
-        return name
+        return _renamed(name, {theirs: ours for ours, theirs in cls.prefixes.items()})
 
     # What is trained.
 
@@ -217,6 +240,13 @@ class Backbone(PreTrainedModel, ABC):
     @abstractmethod
     def with_depths(cls, config: PreTrainedConfig, decoder: int, vision: int) -> PreTrainedConfig:
         """The same configuration with other numbers of layers."""
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 # --- Items: from a text and images to the arguments of the model's forward ---

@@ -72,7 +72,6 @@ class Phi3VModel(Backbone, Phi3PreTrainedModel):
     )
     causal_class = "Phi3VForCausalLM"
     _no_split_modules = ("Phi3DecoderLayer", "CLIPEncoderLayer")
-    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.", r"^model\.vision_embed_tokens\.wte\.")
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__(config)
