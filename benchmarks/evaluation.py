@@ -31,6 +31,7 @@ from eval import mmeb
 from eval.mmeb_flags import ScoringArguments
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.evaluation.data.datasets import read_data
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
@@ -40,7 +41,6 @@ from vlm2vec.images.decode import open_image
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU
-from vlm2vec.item_rules import item_text
 
 ORIGINAL_BATCH = 16
 NUM_CROPS = 4
@@ -89,9 +89,10 @@ class Miniature:
     def _processed(self, index: int) -> ProcessedItem:
         path = self._data.items.image(index)
         image = open_image(self._images.read(path)) if path else None
-        return process(
-            self._encoder.processor, item_text(self._data.items.text(index), 1 if path else 0), image, MAX_LEN
-        )
+        processor = self._encoder.processor
+        assert isinstance(processor, Phi3VProcessor)
+        text = processor.prompt_format.render(self._data.items.text(index), 1 if path else 0)
+        return process(processor, text, image, MAX_LEN)
 
     def ours(self, number: int) -> tuple[Cost, Cost]:
         """Encoding the distinct items; finding and encoding them."""

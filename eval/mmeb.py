@@ -118,7 +118,9 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
         images = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links))
     output = Path(scoring.encode_output_path)
     prepare_output(output)
-    processor = load_processor(folders.base, folders.adapter, encoder_arguments.num_crops)
+    num_crops = encoder_arguments.num_crops
+    limits = {} if num_crops is None else {"num_crops": num_crops}
+    processor = load_processor(folders.base, folders.adapter, image_limits=limits)
     plan = plan_encoding(
         data.items,
         images,

@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from eval.mmeb_flags import SETTINGS, EncoderArguments
 from vlm2vec.backbones.checkpoint import resolve_folder
-from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.backbones.interface import ItemProcessor
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
@@ -73,7 +73,7 @@ def use_settings(arguments: EncoderArguments, folders: ModelFolders) -> tuple[En
     trained = ModelSettings.read(folders.adapter, folders.base)
     known = trained.stored
     if known and known.get("num_crops") is None:
-        known["num_crops"] = load_processor(folders.base, folders.adapter).num_crops
+        known["num_crops"] = load_processor(folders.base, folders.adapter).image_limits["num_crops"]
     given = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
     differing = {
         name: f"{value} instead of {known[name]}" for name, value in given.items() if known.get(name, value) != value
@@ -132,12 +132,12 @@ def load_encoder(folders: ModelFolders, arguments: EncoderArguments, device: tor
         )
 
 
-def describe_model(arguments: EncoderArguments, folders: ModelFolders, processor: Phi3VProcessor) -> dict[str, Any]:
+def describe_model(arguments: EncoderArguments, folders: ModelFolders, processor: ItemProcessor) -> dict[str, Any]:
     """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
     values = asdict(arguments)
     del values["allow_changed"], values["allow_other_base"]  # what came of it is among the warnings
-    return {**values, "num_crops": processor.num_crops, "fingerprint": fingerprint(parts)}
+    return {**values, **processor.image_limits, "fingerprint": fingerprint(parts)}
 
 
 def fingerprint(folders: Sequence[Path]) -> str:

@@ -373,7 +373,7 @@ def test_similarity(encoder: VLM2Vec) -> None:
 def test_save_and_load(encoder: VLM2Vec, tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path)
     again = VLM2Vec.from_pretrained(tmp_path)
-    assert again.processor.num_crops == 1
+    assert again.processor.image_limits["num_crops"] == 1
     assert torch.equal(again.encode(["a"]), encoder.encode(["a"]))
     assert not list(tmp_path.glob(".*"))
 

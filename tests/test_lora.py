@@ -171,7 +171,7 @@ def test_save_and_load_an_adapter(golden_model_dir: Path, tmp_path: Path) -> Non
     encoder.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     again = VLM2Vec.from_pretrained(tmp_path / "adapter")
-    assert again.processor.num_crops == 2
+    assert again.processor.image_limits["num_crops"] == 2
     assert torch.equal(encode_side(again, "query"), encode_side(encoder, "query"))
     encoder.merge_lora()
     encoder.save_pretrained(tmp_path / "merged")

@@ -14,8 +14,9 @@ from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 
-from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone
-from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.backbones.image_limits import LIMITS, given_limits
+from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone, ItemProcessor
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
@@ -26,7 +27,13 @@ from vlm2vec.inputs.packing import TokenBudget, default_batch_tokens
 from vlm2vec.inputs.user_lists import make_items
 from vlm2vec.inputs.vectors import as_vectors, refuse_not_finite
 from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
-from vlm2vec.model_folder.loading import check_fit, find_folders, fingerprint_of_base, load_processor
+from vlm2vec.model_folder.loading import (
+    check_fit,
+    choose_settings,
+    find_folders,
+    fingerprint_of_base,
+    load_processor,
+)
 from vlm2vec.model_folder.saving import save_model, write_model_config
 from vlm2vec.model_folder.settings import DEFAULT_MAX_LEN, STORED, ChangedSettingWarning, ModelSettings
 
@@ -56,7 +63,7 @@ class VLM2Vec(nn.Module):
     def __init__(
         self,
         backbone: Backbone | PeftModel,
-        processor: Phi3VProcessor,
+        processor: ItemProcessor,
         max_len: int | None = DEFAULT_MAX_LEN,
         normalize: bool = True,
     ) -> None:
@@ -72,13 +79,14 @@ class VLM2Vec(nn.Module):
         cls,
         path: str | Path,
         adapter: str | Path | None = None,
-        num_crops: int | None = None,
         max_len: int | Literal["stored"] | None = STORED,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
         normalize: bool | None = None,
         allow_other_base: bool = False,
+        prompt_format: str | PromptFormat | None = None,
+        **image_limits: int | None,
     ) -> VLM2Vec:
         """Loads an encoder, with the settings that it was saved with (see `ModelSettings`).
 
@@ -87,8 +95,6 @@ class VLM2Vec(nn.Module):
         Args:
             path: a checkpoint folder, an adapter folder (its base is then loaded too), or a Hugging Face repository.
             adapter: a PEFT adapter folder or repository on top of `path`.
-            num_crops: local crops an image; None: as it was trained with, else what the checkpoint's
-                preprocessor_config.json says.
             max_len: see the class; "stored": as it was trained with, else 256.
             normalize: see the class; None: as it was trained with, else True.
             dtype: of the weights; None: as stored. An adapter's own weights are kept in float32.
@@ -96,24 +102,33 @@ class VLM2Vec(nn.Module):
             attn_implementation: "sdpa" (the default, with flash kernels where the device has them), "eager" or
                 "flash_attention_2" (needs the flash-attn package).
             allow_other_base: load an adapter on other weights than it was trained on, with a `ChangedSettingWarning`.
+            prompt_format: how prompts are made: a `PromptFormat`, or the name of one that the model's family has; None:
+                as it was trained with, else the family's default.
+            image_limits: the limits on image sizes that the model's family has (`vlm2vec/backbones/image_limits.py`)
+                by name; None: as it was trained with, else what the checkpoint's preprocessor_config.json says.
 
         Raises:
             InputError: the files do not fit together; see `Backbone.from_pretrained` and `load_adapter`.
+            TypeError: no option of this name.
         """
+        unknown = sorted(image_limits.keys() - set(LIMITS))
+        if unknown:
+            raise TypeError(f"VLM2Vec.from_pretrained has no option {unknown[0]}; limits are {', '.join(LIMITS)}")
         path, folder, adapter_folder = find_folders(path, adapter)
-        given = {"num_crops": num_crops, "normalize": normalize}
-        given = {name: value for name, value in given.items() if value is not None}
+        family = family_of_folder(folder)
+        limits = given_limits(image_limits)
+        given: dict[str, Any] = {"prompt_format": prompt_format, "normalize": normalize}
+        given = {name: value for name, value in given.items() if value is not None} | limits
         if max_len != STORED:
             given["max_len"] = max_len
-        settings, changes = ModelSettings.read(adapter_folder, folder).with_arguments(**given)
+        settings, changes = choose_settings(folder, adapter_folder, given, family)
         for line in changes:
             warnings.warn(line, ChangedSettingWarning, stacklevel=2)
         base_fingerprint = fingerprint_of_base(folder, adapter_folder, allow_other_base)
-        model = family_of_folder(folder).backbone
-        backbone = model.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
+        backbone = family.backbone.from_pretrained(path, dtype=dtype or "auto", attn_implementation=attn_implementation)
         if adapter_folder is not None:
             backbone = load_adapter(backbone, adapter_folder)
-        processor = load_processor(folder, adapter_folder, num_crops)
+        processor = load_processor(folder, adapter_folder, settings.prompt_format, limits)
         encoder = cls(backbone, processor, settings.max_len, settings.normalize)
         encoder.base_fingerprint = base_fingerprint
         check_fit(processor, encoder.base, adapter_folder or folder)
@@ -141,9 +156,9 @@ class VLM2Vec(nn.Module):
             max_len=self.max_len,
             pooling="last",
             normalize=self.normalize,
-            num_crops=self.processor.num_crops,
+            prompt_format=self.processor.prompt_format,
             base_fingerprint=self.base_fingerprint,
-        )
+        ).with_limits(self.processor.image_limits)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of a forward pass: with an adapter in float32 on a base in bfloat16, autocast to bfloat16.

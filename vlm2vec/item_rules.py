@@ -33,27 +33,10 @@ def check_item(text: str, image_size: tuple[int, int] | None) -> None:
     Raises:
         InputError: neither text nor image, an image and its tag do not fit together, an image too thin.
     """
-    text = item_text(text, 0 if image_size is None else 1)
+    refuse_empty(text, 0 if image_size is None else 1)
     if image_size is not None:
         check_shape(*image_size)
-        image_tags(text, 1)
-
-
-def item_text(text: str, num_images: int) -> str:
-    """The text that an item is tokenised with, in encoding, evaluation and training alike.
-
-    Args:
-        text: the item's own, "" if it has none.
-        num_images: its images.
-
-    Returns:
-        The benchmark's prompt for one image without text; otherwise the text as it stands.
-
-    Raises:
-        InputError: neither text nor image.
-    """
-    refuse_empty(text, num_images)
-    return IMAGE_ONLY_TEXT if num_images == 1 and not text else text
+        image_tags(text or IMAGE_ONLY_TEXT, 1)
 
 
 def refuse_empty(text: str, num_images: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from vlm2vec.backbones.collation import JoinedRows, padded_ids
 from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedItem
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
@@ -31,6 +33,11 @@ class PatchProcessor(ItemProcessor):
     pad_token_id = 0
     largest_token_id = 255
     largest_image_size = (8 * PATCH, 4 * PATCH)
+    image_limits: Mapping[str, int] = MappingProxyType({})
+
+    @classmethod
+    def check_format(cls, prompt_format: PromptFormat) -> None:
+        """Any will do."""
 
     def num_vision_units(self, width: int, height: int) -> int:
         if min(width, height) < PATCH:
@@ -40,10 +47,22 @@ class PatchProcessor(ItemProcessor):
     def num_image_tokens(self, width: int, height: int) -> int:
         return self.num_vision_units(width, height) // 4
 
-    def tokenize(self, text: str, image_tokens: Sequence[int] = (), max_len: int | None = None) -> list[int]:
+    def tokenize(
+        self,
+        text: str,
+        image_tokens: Sequence[int] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> list[int]:
         return [IMAGE_TOKEN] * sum(image_tokens) + [ord(letter) for letter in text][: None if image_tokens else max_len]
 
-    def process_item(self, text: str, images: Sequence[Image.Image] = (), max_len: int | None = None) -> ProcessedItem:
+    def process_item(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> ProcessedItem:
         ids = torch.tensor(self.tokenize(text, [self.num_image_tokens(*image.size) for image in images], max_len))
         if not images:
             return ProcessedItem(ids)
@@ -72,7 +91,9 @@ class PatchProcessor(ItemProcessor):
         return CollatedItems({**tensors, **images}, {"grids": grids}, {}, len(ids), has_image=True)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> PatchProcessor:
+    def from_pretrained(
+        cls, folder: str | Path, prompt_format: PromptFormat | None = None, **limits: int | None
+    ) -> PatchProcessor:
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path) -> None:

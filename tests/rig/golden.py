@@ -51,7 +51,7 @@ def batch_of(
     folder: Path, texts: list[str], images: list[str | None], num_crops: int, max_len: int | None = None
 ) -> dict[str, Any]:
     """The model's inputs for texts and images (names under phi3v/, or None): tensors, or None without an image."""
-    processor = Phi3VProcessor.from_pretrained(folder, num_crops)
+    processor = Phi3VProcessor.from_pretrained(folder, num_crops=num_crops)
     items = [
         processor.process_item(text, [image(name)] if name else [], max_len)
         for text, name in zip(texts, images, strict=True)

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from vlm2vec.backbones.checkpoint import Shape, TensorNames, check_tensors, checkpoint_shapes, resolve_folder
+from vlm2vec.backbones.prompts import PromptFormat, named_format
 from vlm2vec.errors import InputError
 
 # Parts that may be frozen, as the flags call them (`--freeze_vision_tower`, `--freeze_projector`).
@@ -303,9 +304,27 @@ class ItemProcessor(ABC):
     Attributes:
         tokens_per_vision_unit: Decoder tokens that a vision unit counts as in the budget of a chunk, on top of the
             tokens of its image; 0 where the vision tower is the smaller part of an image's cost.
+        prompt_format: The one in force.
+        tokenizer: transformers', for libraries that ask for it.
     """
 
     tokens_per_vision_unit: float = 0.0
+    prompt_format: PromptFormat = PromptFormat()
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    @abstractmethod
+    def image_limits(self) -> Mapping[str, int]:
+        """The limits of `Family.image_limits` in force, all of them, by name."""
+
+    @classmethod
+    @abstractmethod
+    def check_format(cls, prompt_format: PromptFormat) -> None:
+        """Whether this family can make such prompts.
+
+        Raises:
+            InputError: It cannot; the message names the field.
+        """
 
     @property
     @abstractmethod
@@ -339,29 +358,47 @@ class ItemProcessor(ABC):
         """
 
     @abstractmethod
-    def tokenize(self, text: str, image_tokens: Sequence[int] = (), max_len: int | None = None) -> list[int]:
-        """Token ids of an item.
+    def tokenize(
+        self,
+        text: str,
+        image_tokens: Sequence[int] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> list[int]:
+        """Token ids of an item's prompt.
 
         Args:
-            text: Its text, with tags `<|image_1|>`, ... where its images belong.
+            text: Its own text, with tags `<|image_1|>`, ... where its images belong; see `PromptFormat.prompt`.
             image_tokens: How many tokens each image takes.
-            max_len: Longest item without images; items with images are not truncated.
+            max_len: Longest item without images; its own text is truncated, what the format adds is not. Items with
+                images are not truncated.
+            instruction: Its own; None: the format's.
+
+        Returns:
+            At least one id, for "" too: chunks that stand for none have such an item.
 
         Raises:
-            InputError: Tags and images do not fit together.
+            InputError: Tags and images do not fit together, or the format has no place for an instruction.
         """
 
     @abstractmethod
-    def process_item(self, text: str, images: Sequence[Image.Image] = (), max_len: int | None = None) -> ProcessedItem:
+    def process_item(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> ProcessedItem:
         """One item.
 
         Args:
             text: See `tokenize`.
             images: Decoded, in the order of the tags.
             max_len: See `tokenize`.
+            instruction: See `tokenize`.
 
         Raises:
-            InputError: Tags and images do not fit together, or an image cannot be cut.
+            InputError: See `tokenize`; or an image cannot be cut.
         """
 
     @abstractmethod
@@ -377,16 +414,24 @@ class ItemProcessor(ABC):
 
     @classmethod
     @abstractmethod
-    def from_pretrained(cls, folder: str | Path) -> ItemProcessor:
-        """Reads a folder's tokenizer and settings. A family may have options of its own, all of them with defaults.
+    def from_pretrained(
+        cls, folder: str | Path, prompt_format: PromptFormat | None = None, **limits: int | None
+    ) -> ItemProcessor:
+        """Reads a folder's tokenizer and settings.
+
+        Args:
+            folder: The processor's files.
+            prompt_format: None: the family's default.
+            limits: The family's image limits (`vlm2vec/backbones/image_limits.py`); None: what the folder says.
 
         Raises:
-            InputError: A file is missing or damaged.
+            InputError: A file is missing or damaged; a format that the family cannot make, or a limit that it does not
+                have.
         """
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes what `from_pretrained` reads."""
+        """Writes what `from_pretrained` reads of a folder; format and limits in force are in `vlm2vec_config.json`."""
 
 
 # --- The family: what ties the two together ---
@@ -400,13 +445,33 @@ class Family:
         model_type: In config.json; the family's name.
         backbone: The model. Its `config_class` is the family's configuration.
         processor: Makes the model's inputs.
-        stored_num_crops: Local crops an image that a folder's own processor files ask for; None: they do not say.
+        prompt_formats: The built-in ones, by their names.
+        default_prompt_format: The name of that of a folder that does not say which one its model was trained with.
+        image_limits: Names of the limits that its images have.
+        stored_limits: The limits that a folder's own processor files say, by name.
     """
 
     model_type: str
     backbone: type[Backbone]
-    processor: type[Any]
-    stored_num_crops: Callable[[Path], int | None]
+    processor: type[ItemProcessor]
+    prompt_formats: Mapping[str, PromptFormat]
+    default_prompt_format: str
+    image_limits: tuple[str, ...]
+    stored_limits: Callable[[Path], Mapping[str, int]]
+
+    def prompt_format(self, wanted: str | PromptFormat | None = None) -> PromptFormat:
+        """A format that this family can make.
+
+        Args:
+            wanted: A format, the name of a built-in one, or None for the default.
+
+        Raises:
+            InputError: No such name, or a format that it cannot make.
+        """
+        if not isinstance(wanted, PromptFormat):
+            return named_format(self.prompt_formats, wanted or self.default_prompt_format)
+        self.processor.check_format(wanted)
+        return wanted
 
     @property
     def model_import(self) -> str:

@@ -16,7 +16,6 @@ from vlm2vec.evaluation.data.items import Indices, ItemTable
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import errors_of
 from vlm2vec.inputs.packing import PackedItem, TokenBudget
-from vlm2vec.item_rules import item_text
 
 # A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.
 _BLOCK_BATCHES = 16
@@ -97,17 +96,21 @@ def plan_encoding(
     first: list[int] = []
     packed: list[PackedItem] = []
     distinct = np.empty(len(items), dtype=np.int32)
+    prompt_format = inputs.processor.prompt_format
     for index in range(len(items)):
         path = items.image(index)
         image = images[path] if path else None
         with errors_of(items.use(index)):
             # As it is encoded: an image alone is the same item as an image with the default prompt.
-            text = item_text(items.text(index), 1 if image else 0)
+            prompt_format.refuse_empty(items.text(index), 1 if image else 0)
+            text = prompt_format.render(items.text(index), 1 if image else 0)
         key = (text, image.content if image else b"")
         number = distinct[index] = numbers.setdefault(key, len(first))
         if number == len(first):
             first.append(index)
-            packed.append(inputs.measure(text, [(image.width, image.height)] if image else [], items.use(index)))
+            packed.append(
+                inputs.measure(items.text(index), [(image.width, image.height)] if image else [], items.use(index))
+            )
     batches = _split(TokenBudget(batch_tokens).pack(packed), max_items)
     order = np.asarray([number for batch in batches for number in batch], dtype=np.int32)
     row_of_number = np.empty(len(order), dtype=np.int32)

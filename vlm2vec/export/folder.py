@@ -26,7 +26,7 @@ from vlm2vec.export.safetensors_files import parse_size, write_file, write_tenso
 from vlm2vec.export.scores import read_scores
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import apply_umask, sync
-from vlm2vec.formats.json_files import read_json, write_json
+from vlm2vec.formats.json_files import checked, read_json, write_json
 from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,
     BASE_CONFIG,
@@ -38,7 +38,7 @@ from vlm2vec.model_folder.adapter_files import (
     published_adapter_name,
 )
 from vlm2vec.model_folder.adapter_files import WRITTEN_WEIGHTS as ADAPTER_WEIGHTS
-from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings
+from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.model_folder.weights import LazyTensor
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 from vlm2vec.training.settings import Precision
@@ -178,10 +178,13 @@ def _check_base(base: BaseModel, checkpoint: Path) -> None:
 
 
 def _complete_settings(folder: Path, record: RunRecord, family: Family) -> None:
-    """The settings of a checkpoint from before they were saved with it."""
-    if not (folder / SETTINGS_FILE).is_file():
-        num_crops = family.stored_num_crops(folder)
-        ModelSettings(max_len=record.arguments["max_len"], num_crops=num_crops).write(folder)
+    """The settings of a checkpoint from before they were saved with it, or from before there were prompt formats."""
+    found = ModelSettings.read(folder)
+    if not found.stored:
+        limits = family.stored_limits(folder)
+        found = checked(ModelSettings, {"max_len": record.arguments["max_len"], **limits}, RECORD)
+    if found.prompt_format is None:
+        found.model_copy(update={"prompt_format": family.prompt_format()}).write(folder)
 
 
 def _name_in_adapter_file(name: str, family: Family) -> str:

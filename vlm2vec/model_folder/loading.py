@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm2vec.backbones.checkpoint import resolve_folder
-from vlm2vec.backbones.interface import Backbone
+from vlm2vec.backbones.image_limits import LIMITS, refuse_limits
+from vlm2vec.backbones.interface import Backbone, Family, ItemProcessor
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
@@ -59,7 +62,7 @@ def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> 
         return weights_fingerprint(base)
 
 
-def check_fit(processor: Any, backbone: Backbone, source: Path) -> None:
+def check_fit(processor: ItemProcessor, backbone: Backbone, source: Path) -> None:
     """Compares a processor with the model that it makes inputs for.
 
     Args:
@@ -76,25 +79,76 @@ def check_fit(processor: Any, backbone: Backbone, source: Path) -> None:
         raise InputError(f"{source}: the tokenizer's files have token {largest}, the model has embeddings for {known}")
 
 
-def load_processor(base: Path, adapter: Path | None, num_crops: int | None = None) -> Any:
+def choose_settings(
+    base: Path, adapter: Path | None, given: Mapping[str, Any], family: Family
+) -> tuple[ModelSettings, list[str]]:
+    """The settings of a model, with explicit ones in the place of those that it was saved with.
+
+    Args:
+        base, adapter: Folders.
+        given: Settings by name; a prompt format may be the name of a built-in one.
+        family: The base's.
+
+    Returns:
+        The settings to use, and a line for every one that differs from what the model was saved with.
+
+    Raises:
+        InputError: A damaged file, an impossible value, a limit that the family does not have, or a format that it does
+            not have or cannot make.
+    """
+    refuse_limits([name for name in given if name in LIMITS], family.image_limits, family.model_type)
+    stored = stored_settings(base, adapter, family)
+    if "prompt_format" in given:
+        given = {**given, "prompt_format": family.prompt_format(given["prompt_format"])}
+    return stored.with_arguments(**given)
+
+
+def stored_settings(base: Path, adapter: Path | None, family: Family) -> ModelSettings:
+    """What a model was saved with; where a file does not name a prompt format, its family's default is meant.
+
+    Raises:
+        InputError: A damaged file, or a limit or format that its family does not have.
+    """
+    source = next((each for each in (adapter, base) if each is not None and (each / SETTINGS_FILE).is_file()), None)
+    if source is None:
+        return ModelSettings()
+    settings = ModelSettings.read(source)
+    try:
+        refuse_limits(settings.image_limits, family.image_limits, family.model_type)
+        prompt_format = family.prompt_format(settings.prompt_format)
+    except InputError as error:
+        raise InputError(f"{source / SETTINGS_FILE}: {error}") from error
+    return settings.model_copy(update={"prompt_format": prompt_format})
+
+
+def load_processor(
+    base: Path,
+    adapter: Path | None,
+    prompt_format: PromptFormat | None = None,
+    image_limits: Mapping[str, int] | None = None,
+) -> ItemProcessor:
     """The processor of a model: the adapter's where it brings one, else its base's.
 
     Args:
-        base, adapter: folders.
-        num_crops: local crops an image; None: as the model was trained with, else what its processor says.
+        base, adapter: Folders.
+        prompt_format: None: as the model was trained with, else the family's default.
+        image_limits: By name; for those that are not given, what the model was trained with, else what its processor
+            says.
 
     Raises:
-        InputError: see the processor's `from_pretrained`; or two files of a folder contradict each other.
+        InputError: See the processor's `from_pretrained`; or two files of a folder contradict each other.
     """
     has_own = adapter is not None and (adapter / "tokenizer.json").is_file()
     folder = adapter if adapter is not None and has_own else base
     family = family_of_folder(base)
-    if num_crops is None:
-        num_crops = ModelSettings.read(adapter, base).num_crops
-        trained, written = ModelSettings.read(folder).num_crops, family.stored_num_crops(folder)
-        if None not in (trained, written) and trained != written:
+    settings = stored_settings(base, adapter, family)
+    given = image_limits or {}
+    trained, written = ModelSettings.read(folder).image_limits, family.stored_limits(folder)
+    for name in family.image_limits:
+        if name not in given and name in trained and name in written and trained[name] != written[name]:
             raise InputError(
-                f"{folder}: preprocessor_config.json says num_crops {written}, {SETTINGS_FILE} says {trained}; make "
-                "them agree, or pass num_crops"
+                f"{folder}: preprocessor_config.json says {name} {written[name]}, {SETTINGS_FILE} says "
+                f"{trained[name]}; make them agree, or pass {name}"
             )
-    return family.processor.from_pretrained(folder, num_crops)
+    limits = {**settings.image_limits, **given}
+    return family.processor.from_pretrained(folder, prompt_format or settings.prompt_format, **limits)

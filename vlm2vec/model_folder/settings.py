@@ -6,12 +6,15 @@ anybody repeating the flags of its training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from vlm2vec.formats.json_files import StrictModel, checked, read_json, write_json
+from vlm2vec.backbones.image_limits import LIMITS, ImageLimits, given_limits
+from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.formats.json_files import checked, read_json, shorten, write_json
 
 SETTINGS_FILE = "vlm2vec_config.json"
 DEFAULT_MAX_LEN = 256
@@ -26,14 +29,16 @@ class ChangedSettingWarning(UserWarning):
     """A model is used with another setting than it was saved with, as an argument asks for."""
 
 
-class ModelSettings(StrictModel):
+class ModelSettings(ImageLimits):
     """How an encoder is used. A field that the file does not have gets its default, the original's value.
+
+    The limits of its images are fields too, those that it was trained with.
 
     Attributes:
         max_len: Texts without an image are truncated to this many tokens; None: not at all.
         pooling: "last" or "eos", two names for one thing: the last token's hidden state.
         normalize: Scale vectors to length 1.
-        num_crops: Local crops per image that the model was trained with; None: not known.
+        prompt_format: How its prompts were made; None: not known, its family's default.
         base_fingerprint: Of the weights that training started from, an adapter's base (`weights_fingerprint`);
             None: not known.
     """
@@ -43,7 +48,7 @@ class ModelSettings(StrictModel):
     max_len: _Count | None = DEFAULT_MAX_LEN
     pooling: Literal["last", "eos"] = "last"
     normalize: bool = True
-    num_crops: Annotated[int, Field(ge=1, le=1024)] | None = None
+    prompt_format: PromptFormat | None = None
     base_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
 
     @classmethod
@@ -69,9 +74,19 @@ class ModelSettings(StrictModel):
         """What a file said, without defaults."""
         return self.model_dump(exclude_unset=True)
 
+    @property
+    def image_limits(self) -> dict[str, int]:
+        """The limits that are known."""
+        return given_limits({name: getattr(self, name) for name in LIMITS})
+
+    def with_limits(self, limits: Mapping[str, int]) -> ModelSettings:
+        """These settings with other limits."""
+        return checked(ModelSettings, {**self.stored, **limits}, "limits")
+
     def write(self, folder: Path) -> None:
-        """Writes the file, every field of it."""
-        write_json(folder / SETTINGS_FILE, self.model_dump())
+        """Writes the file: every field but what is not known of limits and format."""
+        unknown = {name for name in (*LIMITS, "prompt_format") if getattr(self, name) is None}
+        write_json(folder / SETTINGS_FILE, self.model_dump(exclude=unknown))
 
     def with_arguments(self, **given: Any) -> tuple[ModelSettings, list[str]]:
         """These settings with explicit arguments in their place.
@@ -86,16 +101,29 @@ class ModelSettings(StrictModel):
             InputError: An impossible value.
         """
         used = checked(ModelSettings, self.stored | given, "arguments")
-        lines = [
-            f"{name} is {getattr(used, name)}, but the model was saved with {name} {value}; its vectors will differ"
-            for name, value in self.stored.items()
-            if not _is_same(name, value, getattr(used, name))
-        ]
+        lines = []
+        for name in self.stored:
+            now, before = getattr(used, name), getattr(self, name)
+            if not is_same(name, before, now):
+                now, before = shown(now, before), shown(before, now)
+                lines.append(f"{name} is {now}, but the model was saved with {name} {before}; its vectors will differ")
         return used, lines
 
 
-def _is_same(name: str, stored: Any, used: Any) -> bool:
+def is_same(name: str, stored: Any, used: Any) -> bool:
     """Whether two values of a setting give the same vectors, as far as the file tells."""
     if name == "pooling":
         return True  # there is one pooling, by two names
-    return stored == used or (name == "num_crops" and stored is None)
+    if isinstance(stored, PromptFormat) and isinstance(used, PromptFormat):
+        return stored.is_same(used)
+    return stored == used or (name in LIMITS and stored is None)
+
+
+def shown(value: Any, other: Any) -> Any:
+    """A setting's value for a message that names a different one too; a format by its name, which may be the same."""
+    if not isinstance(value, PromptFormat):
+        return value
+    if not isinstance(other, PromptFormat) or value.name != other.name:
+        return value.name
+    field = next(name for name in PromptFormat.model_fields if getattr(value, name) != getattr(other, name))
+    return f"{value.name} with {field} {shorten(getattr(value, field))}"

@@ -28,7 +28,7 @@ def model_flops(
     with warnings.catch_warnings():
         # transformers 5.23 warns of a name that older versions need.
         warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        model = MetaModel(encoder.base.config, settings, encoder.processor.num_crops)
+        model = MetaModel(encoder.base.config, settings, encoder.processor.image_limits["num_crops"])
         return counted_flops(model, peak * _TERA)
 
 

@@ -59,7 +59,7 @@ def test_real_chat_prompt_lengths(real_processor: Phi3VProcessor) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
 def test_image_prompts(golden_model_dir: Path, case: dict[str, Any]) -> None:
-    processor = Phi3VProcessor.from_pretrained(golden_model_dir, case["num_crops"])
+    processor = Phi3VProcessor.from_pretrained(golden_model_dir, num_crops=case["num_crops"])
     output = processor(case["text"], [golden.image(case["image"])])
     assert torch.equal(output["input_ids"], golden.tensors(f"processor/{case['case']}.safetensors")["input_ids"])
     assert output["image_sizes"].tolist() == case["image_sizes_hw"]

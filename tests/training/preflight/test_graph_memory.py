@@ -23,7 +23,7 @@ def test_free_memory_counts_the_cache_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("num_crops", [1, 4, 5])
 def test_pictures_with_all_crops_fill_the_budget(mini_model_dir: Path, num_crops: int) -> None:
-    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir, num_crops), max_len=None)
+    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir, num_crops=num_crops), max_len=None)
     chunk = largest_chunk(inputs, TokenBudget(400))
     rows, width = chunk.inputs["input_ids"].shape
     assert rows == chunk.num_items
@@ -33,6 +33,6 @@ def test_pictures_with_all_crops_fill_the_budget(mini_model_dir: Path, num_crops
 
 
 def test_fixed_counts_and_budgets_below_one_item(mini_model_dir: Path) -> None:
-    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir, 1), max_len=None)
+    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir, num_crops=1), max_len=None)
     assert largest_chunk(inputs, FixedCounts(3, 5)).num_items == 5
     assert largest_chunk(inputs, TokenBudget(1)).num_items == 1

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from vlm2vec.backbones.interface import Family
 from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
 from vlm2vec.backbones.phi3_v.modeling import Phi3VModel
-from vlm2vec.backbones.phi3_v.processor import Phi3VProcessor, PreprocessorSettings
+from vlm2vec.backbones.phi3_v.processor import LIMITS, RAW, Phi3VProcessor, PreprocessorSettings
 
 
-def _stored_num_crops(folder: Path) -> int | None:
-    return PreprocessorSettings.read(folder).num_crops
+def _stored_limits(folder: Path) -> Mapping[str, int]:
+    return PreprocessorSettings.read(folder).limits
 
 
-PHI3_V = Family(Phi3VConfig.model_type, Phi3VModel, Phi3VProcessor, _stored_num_crops)
+PHI3_V = Family(
+    model_type=Phi3VConfig.model_type,
+    backbone=Phi3VModel,
+    processor=Phi3VProcessor,
+    prompt_formats={RAW.name: RAW},
+    default_prompt_format=RAW.name,
+    image_limits=LIMITS,
+    stored_limits=_stored_limits,
+)

@@ -1,8 +1,8 @@
-"""From text and pictures to the model's inputs: tags, token ids, crops, and batches of them."""
+"""From text and images to the model's inputs: tags, token ids, crops, and batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +13,24 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm2vec.backbones.checkpoint import CONFIG_FILE
 from vlm2vec.backbones.collation import JoinedRows, padded_ids
+from vlm2vec.backbones.image_limits import given_limits, refuse_limits
 from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedItem
 from vlm2vec.backbones.phi3_v.config_file import read_crop_and_patch_size
 from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.backbones.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor
 from vlm2vec.backbones.phi3_v.tokenizer_files import TokenizerFiles
+from vlm2vec.backbones.prompts import Prompt, PromptFormat
 from vlm2vec.errors import InputError
 from vlm2vec.files import refuse_lfs_pointer
-from vlm2vec.formats.json_files import StrictModel, checked, read_json, write_json
-from vlm2vec.item_rules import IMAGE_TAG, image_tags, item_text
+from vlm2vec.formats.json_files import StrictModel, checked, read_json, shorten, write_json
+from vlm2vec.item_rules import IMAGE_TAG, image_tags
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+
+# The family's only built-in format: the text as it stands, images where its tags are.
+RAW = PromptFormat(name="phi3_v")
+LIMITS = ("num_crops",)
+_FIXED = ("image", "positions", "transparency", "resize")
 
 # What transformers reads of a fast tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -58,6 +65,11 @@ class PreprocessorSettings(StrictModel):
         file = folder / PREPROCESSOR_FILE
         return checked(cls, read_json(file), file) if file.is_file() else cls()
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """What it says of `LIMITS`."""
+        return given_limits({"num_crops": self.num_crops})
+
 
 # Arguments of `Phi3VModel.forward`.
 _PIXELS, _SIZES, _DUMMY = "pixel_values", "image_sizes", "dummy_image"
@@ -72,11 +84,22 @@ class Phi3VProcessor(ItemProcessor):
     Args:
         tokenizer: the checkpoint's tokenizer.json pipeline.
         image_processor: cuts the pictures.
+        prompt_format: How prompts are made.
+
+    Raises:
+        InputError: A format that the family cannot make.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Phi3VImageProcessor) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_processor: Phi3VImageProcessor,
+        prompt_format: PromptFormat = RAW,
+    ) -> None:
+        self.check_format(prompt_format)
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.prompt_format = prompt_format
         self._tokenizer_files = TokenizerFiles({}, len(tokenizer))
         # The Rust object directly: transformers' wrapper costs ten times as much for a short text.
         self._encoder = tokenizer.backend_tokenizer
@@ -87,6 +110,22 @@ class Phi3VProcessor(ItemProcessor):
     def num_crops(self) -> int:
         """At most this many local crops a picture."""
         return self.image_processor.num_crops
+
+    @property
+    def image_limits(self) -> Mapping[str, int]:
+        """The limits in force."""
+        return {"num_crops": self.num_crops}
+
+    @classmethod
+    def check_format(cls, prompt_format: PromptFormat) -> None:
+        """An image's tokens have negative ids and no text; positions, sizes and alpha are the original's."""
+        for name in _FIXED:
+            value, only = getattr(prompt_format, name), getattr(RAW, name)
+            if value != only:
+                raise InputError(
+                    f"prompt format {prompt_format.name!r}: {name} is {shorten(value)}; a phi3_v has {shorten(only)} "
+                    "alone"
+                )
 
     @property
     def largest_image_size(self) -> tuple[int, int]:
@@ -105,16 +144,27 @@ class Phi3VProcessor(ItemProcessor):
         return max(self.pad_token_id, *ids)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, num_crops: int | None = None) -> Phi3VProcessor:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        prompt_format: PromptFormat | None = None,
+        *,
+        num_crops: int | None = None,
+        **others: int | None,
+    ) -> Phi3VProcessor:
         """Reads tokenizer.json, preprocessor_config.json and, for the crop size, config.json's `vision_config`.
 
         Args:
             folder: a checkpoint folder.
+            prompt_format: None: the family's only one.
             num_crops: overrides the folder's preprocessor_config.json.
+            others: Refused: this family's images have no other limits.
 
         Raises:
-            InputError: a file is missing or damaged, or nobody says how many crops to use.
+            InputError: a file is missing or damaged, nobody says how many crops to use, or a format that the family
+                cannot make.
         """
+        refuse_limits(given_limits(others), LIMITS, "phi3_v")
         folder = Path(folder)
         settings = PreprocessorSettings.read(folder)
         num_crops = num_crops or settings.num_crops
@@ -126,7 +176,7 @@ class Phi3VProcessor(ItemProcessor):
             image_processor = Phi3VImageProcessor(num_crops, crop_size, patch_size, mean, std)
         except ValueError as error:
             raise InputError(f"{folder / PREPROCESSOR_FILE}: {error}") from error
-        processor = cls(_load_tokenizer(folder), image_processor)
+        processor = cls(_load_tokenizer(folder), image_processor, prompt_format or RAW)
         processor._tokenizer_files = TokenizerFiles.read(folder, len(processor.tokenizer))
         return processor
 
@@ -155,22 +205,28 @@ class Phi3VProcessor(ItemProcessor):
         """Crops that the vision tower sees for an image of this size: the global view and the real local ones."""
         return self.image_processor.layout(width, height).num_crops
 
-    def tokenize(self, text: str, image_tokens: Sequence[int] = (), max_len: int | None = None) -> list[int]:
-        """Token ids of a text whose pictures take `image_tokens` tokens each.
+    def tokenize(
+        self,
+        text: str,
+        image_tokens: Sequence[int] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> list[int]:
+        """Token ids of an item whose images take `image_tokens` tokens each.
 
-        Without pictures the text is tokenized as it stands (a stray tag is ordinary text there, as in the original)
-        and truncated on the right to `max_len` tokens, bos included. With images nothing is truncated; one image
-        without text gets the default prompt (`item_text`).
+        Without images the prompt is tokenized as it stands (a stray tag is ordinary text there, as in the original)
+        and truncated on the right to `max_len` tokens, bos included. With images nothing is truncated.
 
         Raises:
-            InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`, or the text holds half of a
-                surrogate pair, which is no character.
+            InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`, the text holds half of a
+                surrogate pair, which is no character, or the format has no place for an instruction.
         """
+        prompt = self.prompt_format.prompt(text, len(image_tokens), instruction)
         if not image_tokens:
-            return self._ids(text)[:max_len]
-        text = item_text(text, len(image_tokens))
+            return self._text_ids(prompt, max_len)
+        text = str(prompt)
         tags = image_tags(text, len(image_tokens))
-        pieces = [self._ids(piece) for piece in IMAGE_TAG.split(text)[::2]]
+        pieces = [self._encoded(piece).ids for piece in IMAGE_TAG.split(text)[::2]]
         ids = list(pieces[0])
         for tag, piece in zip(tags, pieces[1:], strict=True):
             ids += [-tag] * image_tokens[tag - 1]
@@ -178,9 +234,16 @@ class Phi3VProcessor(ItemProcessor):
             ids += piece
         return ids
 
-    def _ids(self, text: str) -> list[int]:
+    def _text_ids(self, prompt: Prompt, max_len: int | None) -> list[int]:
+        encoded = self._encoded(str(prompt))
+        if not prompt.before and not prompt.after:
+            ids: list[int] = encoded.ids[:max_len]
+            return ids
+        return prompt.truncated(encoded.ids, encoded.offsets, max_len)
+
+    def _encoded(self, text: str) -> Any:
         try:
-            ids: list[int] = self._encoder.encode(text).ids
+            return self._encoder.encode(text)
         except (TypeError, UnicodeEncodeError) as error:
             place = next((index for index, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
             if place is None:
@@ -189,18 +252,23 @@ class Phi3VProcessor(ItemProcessor):
                 f"the text has half of a surrogate pair ({text[place]!r}) at character {place}, as a text that was cut "
                 "in the middle of an emoji; repair or remove it"
             ) from error
-        return ids
 
-    def process_item(self, text: str, images: Sequence[Image.Image] = (), max_len: int | None = None) -> ProcessedItem:
+    def process_item(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> ProcessedItem:
         """One item in the cheap form: real crops only, no padding.
 
         Raises:
-            InputError: tags and pictures do not fit together, or a picture cannot be cut.
+            InputError: See `tokenize`; or an image cannot be cut.
         """
         if not images:
-            return ProcessedItem(torch.tensor(self.tokenize(text, (), max_len)))
+            return ProcessedItem(torch.tensor(self.tokenize(text, (), max_len, instruction)))
         sizes = [image.size for image in images]
-        ids = self.tokenize(text, [self.num_image_tokens(*size) for size in sizes], max_len)
+        ids = self.tokenize(text, [self.num_image_tokens(*size) for size in sizes], max_len, instruction)
         crops = [self.image_processor.crops(image) for image in images]
         return item_with_images(
             torch.tensor(ids),
