@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlm2vec.backbones.phi3_v.configuration import view_grid
 from vlm2vec.errors import InputError
-from vlm2vec.images.decode import check_size
+from vlm2vec.images.rgb import as_rgb
 
 # CLIP's statistics, the values in every published preprocessor_config.json.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -162,26 +162,3 @@ class Phi3VImageProcessor:
         """(height, width) of the padded picture, the model's `image_sizes` entry."""
         padded = self.layout(width, height).padded
         return padded[1], padded[0]
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB by the original's `convert("RGB")`.
-
-    Raises:
-        InputError: not a PIL image, too large (`check_size`), a mode of more than 8 bits, which `convert` would clip to
-            white, or an image that cannot be decoded (any more): closed, truncated or damaged.
-    """
-    if not isinstance(image, Image.Image):
-        raise InputError(f"an image must be a PIL image, not {type(image).__name__}; use Image.fromarray on arrays")
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"an image has {image.mode} pixels (more than 8 bits of grey); convert it to 8 bits")
-    check_size(image.width, image.height, "an image")
-    try:
-        return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"a PIL image of mode {image.mode} cannot be decoded, it may be closed, truncated or damaged ({reason})"
-        ) from error
