@@ -79,9 +79,9 @@ def test_pixels_of_v1(case: dict[str, Any]) -> None:
 def test_pixels_of_transformers(patch_size: int) -> None:
     """Random images of many sizes, grey and with a palette too: the same bits. (It blends alpha in its own way.)"""
     generator = np.random.default_rng(patch_size)
-    limits = {"min_pixels": 16 * patch_size**2, "max_pixels": 40_000}
-    theirs = Qwen2VLImageProcessorPil(patch_size=patch_size, **limits)
-    images = QwenVLImageProcessor(ImageSettings(patch_size, **limits, image_mean=CLIP[0], image_std=CLIP[1]))
+    least, most = 16 * patch_size**2, 40_000
+    theirs = Qwen2VLImageProcessorPil(patch_size=patch_size, min_pixels=least, max_pixels=most)
+    images = QwenVLImageProcessor(ImageSettings(patch_size, least, most, *CLIP))
     for mode, channels in (("RGB", 3), ("L", 1), ("P", 1), ("CMYK", 4)):
         for _ in range(4):
             shape = (*generator.integers(5, 600, 2), channels)
