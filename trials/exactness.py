@@ -33,6 +33,7 @@ from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.ranks import close_ranks, initialize_ranks
@@ -138,32 +139,58 @@ def build_encoder(kind: str, dropout: float) -> VLM2Vec:
 
 
 @dataclass(frozen=True)
+class Items:
+    """Synthetic items of a model family.
+
+    Attributes:
+        inputs: Makes chunks of them.
+        make: One item, by a seed and whether it has an image.
+    """
+
+    inputs: ItemEncoderInputs
+    make: Callable[[int, bool], ProcessedItem]
+
+    def measured(self, item: ProcessedItem, is_query: bool) -> PackedItem:
+        """What packing needs of one of them."""
+        num_tokens = len(item.input_ids)
+        return PackedItem(num_tokens, item.vision_units, is_query, self.inputs.budget_tokens(item) - num_tokens)
+
+
+TINY = Items(processed_inputs(), tiny_item)
+
+
+@dataclass(frozen=True)
 class RankBatch:
-    """A global batch as one rank sees it."""
+    """A global batch as one rank sees it.
+
+    Attributes:
+        chunks: Of this rank's items.
+        layout: Of all ranks'.
+        items: All ranks', in the order in which they are gathered.
+    """
 
     chunks: StepChunks
     layout: StepLayout
+    items: Sequence[ProcessedItem]
 
 
-def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int) -> RankBatch:
+def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Items = TINY) -> RankBatch:
     """Lays a batch out; the last row shares the first row's target, and three rows have a hard negative."""
-    items = [tiny_item(row, batch.query_has_image(row)) for row in range(PAIRS)]
-    items += [tiny_item(100 + row, row % 5 == 4 and batch.query_has_image(row)) for row in range(PAIRS)]
+    items = [made.make(row, batch.query_has_image(row)) for row in range(PAIRS)]
+    items += [made.make(100 + row, row % 5 == 4 and batch.query_has_image(row)) for row in range(PAIRS)]
     positive = [*range(PAIRS, 2 * PAIRS - 1), PAIRS]
     negative = [-1] * PAIRS
     if batch.hard_negatives:
-        items += [tiny_item(200 + row, row == 1) for row in range(3)]
+        items += [made.make(200 + row, row == 1) for row in range(3)]
         negative[2], negative[5], negative[9] = (2 * PAIRS + row for row in range(3))
     owners = [batch.owner(item, ranks) for item in range(len(items))]
     order = sorted(range(len(items)), key=lambda item: owners[item])
     number = {item: place for place, item in enumerate(order)} | {-1: -1}
     own = [item for item in order if owners[item] == rank]
-    packed = [PackedItem(len(items[i].input_ids), items[i].vision_units, i < PAIRS) for i in own]
-    encode, keep, repeat = sizes.phases(packed)
-    inputs = processed_inputs()
+    encode, keep, repeat = sizes.phases([made.measured(items[item], item < PAIRS) for item in own])
 
-    def made(phase: Sequence[Sequence[int]]) -> list[Chunk]:
-        return [inputs.chunk([items[own[index]] for index in chunk]) for chunk in phase]
+    def chunks(phase: Sequence[Sequence[int]]) -> list[Chunk]:
+        return [made.inputs.chunk([items[own[index]] for index in chunk]) for chunk in phase]
 
     layout = StepLayout(
         counts=tuple(owners.count(each) for each in range(ranks)),
@@ -176,12 +203,13 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int) -> RankBa
         rows=range(rank * PAIRS // ranks, (rank + 1) * PAIRS // ranks),
         digest=7,
     )
-    return RankBatch(StepChunks(*(Phase.of(made(phase)) for phase in (encode, keep, repeat))), layout)
+    phases = StepChunks(*(Phase.of(chunks(phase)) for phase in (encode, keep, repeat)))
+    return RankBatch(phases, layout, [items[item] for item in order])
 
 
-def padding_chunk() -> Chunk:
+def padding_chunk(made: Items = TINY) -> Chunk:
     """One token."""
-    return processed_inputs().chunk([ProcessedItem(torch.tensor([1]))])
+    return made.inputs.chunk([ProcessedItem(torch.tensor([1]))])
 
 
 def plain_gradient(encoder: VLM2Vec, batch: RankBatch, seed: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Backbone(PreTrainedModel, ABC):
 
     tensor_names: ClassVar[TensorNames]
     prefixes: ClassVar[Mapping[str, str]] = {}
+    supports_gradient_checkpointing = True  # by layers that are transformers' GradientCheckpointingLayer
     lora_targets: ClassVar[tuple[str, ...]]
     causal_class: ClassVar[str]
 
@@ -476,5 +478,7 @@ class Family:
     @property
     def model_import(self) -> str:
         """The line of Python that imports the model, for a model card."""
-        module, name = self.backbone.__module__.rpartition(".")[0], self.backbone.__name__
-        return f"from {module} import {name}"
+        module, name = self.backbone.__module__, self.backbone.__name__
+        package = module.rpartition(".")[0]
+        is_exported = getattr(sys.modules.get(package), name, None) is self.backbone
+        return f"from {package if is_exported else module} import {name}"
