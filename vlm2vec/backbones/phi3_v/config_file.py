@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from transformers.activations import ACT2FN
 
 from vlm2vec.backbones.checkpoint import CONFIG_FILE
+from vlm2vec.backbones.config_fields import (
+    Heads,
+    Layers,
+    Pixels,
+    Positions,
+    Positive,
+    Precision,
+    Share,
+    TokenId,
+    Width,
+    check_depths,
+    known_activation,
+)
 from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336, Phi3VConfig, view_grid
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, shorten
 
-# Far above every published model, and small enough that a model of these sizes is described without being allocated.
-_Layers = Annotated[int, Field(ge=1, le=1024)]
-_Heads = Annotated[int, Field(ge=1, le=1024)]
-_Width = Annotated[int, Field(ge=1, le=1 << 20)]
-_Positions = Annotated[int, Field(ge=2, le=1 << 31)]
-_Pixels = Annotated[int, Field(ge=1, le=8192)]
-_TokenId = Annotated[int, Field(ge=-1, le=1 << 31)]
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Positive = Annotated[float, Field(gt=0, le=1e12)]
-_Precision = Literal["float32", "bfloat16", "float16"]
+_VISION_LAYERS = "model.vision_embed_tokens.img_processor.vision_model.encoder.layers."
 
 
 class _VisionFields(StrictModel):
     """`vision_config`, which no published file has; what it lacks is ViT-L/14-336's."""
 
-    hidden_size: _Width = CLIP_VIT_LARGE_PATCH14_336["hidden_size"]
-    intermediate_size: _Width = CLIP_VIT_LARGE_PATCH14_336["intermediate_size"]
-    projection_dim: _Width = CLIP_VIT_LARGE_PATCH14_336["projection_dim"]
-    num_hidden_layers: _Layers = CLIP_VIT_LARGE_PATCH14_336["num_hidden_layers"]
-    num_attention_heads: _Heads = CLIP_VIT_LARGE_PATCH14_336["num_attention_heads"]
+    hidden_size: Width = CLIP_VIT_LARGE_PATCH14_336["hidden_size"]
+    intermediate_size: Width = CLIP_VIT_LARGE_PATCH14_336["intermediate_size"]
+    projection_dim: Width = CLIP_VIT_LARGE_PATCH14_336["projection_dim"]
+    num_hidden_layers: Layers = CLIP_VIT_LARGE_PATCH14_336["num_hidden_layers"]
+    num_attention_heads: Heads = CLIP_VIT_LARGE_PATCH14_336["num_attention_heads"]
     num_channels: Literal[3] = 3
-    image_size: _Pixels = CLIP_VIT_LARGE_PATCH14_336["image_size"]
-    patch_size: _Pixels = CLIP_VIT_LARGE_PATCH14_336["patch_size"]
+    image_size: Pixels = CLIP_VIT_LARGE_PATCH14_336["image_size"]
+    patch_size: Pixels = CLIP_VIT_LARGE_PATCH14_336["patch_size"]
     hidden_act: str = CLIP_VIT_LARGE_PATCH14_336["hidden_act"]
-    layer_norm_eps: _Share = CLIP_VIT_LARGE_PATCH14_336["layer_norm_eps"]
-    attention_dropout: _Share = 0.0
+    layer_norm_eps: Share = CLIP_VIT_LARGE_PATCH14_336["layer_norm_eps"]
+    attention_dropout: Share = 0.0
     initializer_factor: float = 1.0
     initializer_range: float = 0.02
 
     @model_validator(mode="after")
     def _fits(self) -> _VisionFields:
-        _known_activation("vision_config.hidden_act", self.hidden_act)
+        known_activation("vision_config.hidden_act", self.hidden_act)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"vision_config.hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -66,9 +69,9 @@ class _RopeFields(StrictModel):
 
     type: Literal["su", "longrope", "default"] | None = None
     rope_type: Literal["su", "longrope", "default"] | None = None
-    short_factor: list[_Positive] | None = None
-    long_factor: list[_Positive] | None = None
-    rope_theta: _Positive | None = None
+    short_factor: list[Positive] | None = None
+    long_factor: list[Positive] | None = None
+    rope_theta: Positive | None = None
     partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
 
 
@@ -76,34 +79,34 @@ class _ConfigFields(StrictModel):
     """What is read of a config.json; other fields are kept, and have no effect on an embedding."""
 
     model_type: Literal["phi3_v"]
-    vocab_size: _Width = 32064
-    hidden_size: _Width = 3072
-    intermediate_size: _Width = 8192
-    num_hidden_layers: _Layers = 32
-    num_attention_heads: _Heads = 32
-    num_key_value_heads: _Heads | None = None
-    max_position_embeddings: _Positions = 131072
-    original_max_position_embeddings: _Positions = 4096
+    vocab_size: Width = 32064
+    hidden_size: Width = 3072
+    intermediate_size: Width = 8192
+    num_hidden_layers: Layers = 32
+    num_attention_heads: Heads = 32
+    num_key_value_heads: Heads | None = None
+    max_position_embeddings: Positions = 131072
+    original_max_position_embeddings: Positions = 4096
     hidden_act: str = "silu"
-    rms_norm_eps: _Share = 1e-5
-    rope_theta: _Positive | None = None
+    rms_norm_eps: Share = 1e-5
+    rope_theta: Positive | None = None
     rope_scaling: _RopeFields | None = None
     rope_parameters: _RopeFields | None = None
-    sliding_window: _Positions | None = None
-    attention_dropout: _Share = 0.0
-    resid_pdrop: _Share = 0.0
-    embd_pdrop: _Share = 0.0
-    bos_token_id: _TokenId | None = None
-    eos_token_id: _TokenId | list[_TokenId] | None = None
-    pad_token_id: _TokenId | None = None
-    dtype: _Precision | None = None
-    torch_dtype: _Precision | None = None
+    sliding_window: Positions | None = None
+    attention_dropout: Share = 0.0
+    resid_pdrop: Share = 0.0
+    embd_pdrop: Share = 0.0
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | None = None
+    dtype: Precision | None = None
+    torch_dtype: Precision | None = None
     quantization_config: None = None
     vision_config: _VisionFields | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> _ConfigFields:
-        _known_activation("hidden_act", self.hidden_act)
+        known_activation("hidden_act", self.hidden_act)
         heads, groups = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.hidden_size % (2 * heads):
             raise ValueError(f"hidden_size {self.hidden_size} is not an even multiple of num_attention_heads {heads}")
@@ -139,7 +142,12 @@ def read_config(folder: Path, tensors: Collection[str] = (), width: int | None =
         raise InputError(f"{file}: model_type is {shorten(kind)}; only {Phi3VConfig.model_type!r} is supported")
     _check_width(file, content.get("hidden_size", 3072), width)
     checked(_ConfigFields, content, file)
-    _check_depths(file, content, tensors)
+    vision = CLIP_VIT_LARGE_PATCH14_336 | (content.get("vision_config") or {})
+    depths = {
+        "num_hidden_layers": (content.get("num_hidden_layers", 32), "model.layers."),
+        "vision_config.num_hidden_layers": (vision["num_hidden_layers"], _VISION_LAYERS),
+    }
+    check_depths(file, depths, tensors)
     return content
 
 
@@ -161,24 +169,3 @@ def _check_width(file: Path, written: Any, width: int | None) -> None:
             f"{file}: hidden_size is {written} but the weights are {width} wide (VLM2Vec's code of October 2024 wrote "
             f"4096 there); set hidden_size to {width}"
         )
-
-
-def _check_depths(file: Path, content: Mapping[str, Any], tensors: Collection[str]) -> None:
-    """Numbers of layers are compared before so many are built."""
-    vision = CLIP_VIT_LARGE_PATCH14_336 | (content.get("vision_config") or {})
-    for field, written, prefix in (
-        ("num_hidden_layers", content.get("num_hidden_layers", 32), "model.layers."),
-        (
-            "vision_config.num_hidden_layers",
-            vision["num_hidden_layers"],
-            "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.",
-        ),
-    ):
-        numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
-        if numbers and len(numbers) != written:
-            raise InputError(f"{file}: {field} is {written}, but the weights have {len(numbers)} layers")
-
-
-def _known_activation(field: str, name: str) -> None:
-    if name not in ACT2FN:
-        raise ValueError(f"{field} {shorten(name)} is not an activation that transformers knows")

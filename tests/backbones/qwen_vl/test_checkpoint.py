@@ -1,0 +1,129 @@
+"""Names, shapes and configurations of the published checkpoints; loading and saving under them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from tests.rig.golden import ROOT
+from tests.rig.qwen_models import MODELS, copied, loaded, model_folder
+from vlm2vec.errors import InputError
+
+FULL_SIZE = {
+    "qwen2_vl_2b": "qwen2_vl",
+    "qwen2_vl_7b": "qwen2_vl",
+    "qwen2_5_vl_3b": "qwen2_5_vl",
+    "qwen3_vl_2b": "qwen3_vl",
+}
+# transformers' own models, with output head.
+NATIVE: dict[str, type[PreTrainedModel]] = {
+    "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+}
+families = pytest.mark.parametrize("family", MODELS)
+
+
+@pytest.mark.parametrize("size", FULL_SIZE)
+def test_full_size_names_and_shapes(size: str) -> None:
+    """Exactly the published checkpoint's tensors, but for the head of a model that is not tied."""
+    published = json.loads((ROOT / f"{size}_full_size_shapes.json").read_text())
+    model = MODELS[FULL_SIZE[size]]
+    shapes = model.tensor_shapes(model.config_class.from_dict(published["config"]))
+    expected = {name: tuple(shape) for name, shape in published["tensors"].items()}
+    head = set() if published["config"]["tie_word_embeddings"] else {model.tensor_names.head}
+    assert shapes == {name: shape for name, shape in expected.items() if name not in head}
+    assert shapes.keys() | head == expected.keys()
+    total = sum(torch.Size(shape).numel() for shape in expected.values())
+    assert total == published["parameters"]
+
+
+@pytest.mark.parametrize("size", FULL_SIZE)
+def test_the_configuration_is_written_in_the_published_layout(size: str) -> None:
+    published = json.loads((ROOT / f"{size}_full_size_shapes.json").read_text())["config"]
+    config = MODELS[FULL_SIZE[size]].config_class.from_dict(copy.deepcopy(published))
+    written = json.loads(config.to_json_string())
+    assert written.keys() - published.keys() == {"transformers_version"}
+    for name, value in published.items():
+        if name == "vision_config":
+            assert written[name].keys() - value.keys() <= {"hidden_act", "initializer_range"}
+            assert written[name] | value == written[name]
+        else:
+            assert written[name] == value, name
+
+
+@families
+def test_round_trip(family: str, tmp_path: Path) -> None:
+    model, weights = loaded(family), load_file(model_folder(family) / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    model.save_pretrained(tmp_path / "saved")
+    written = load_file(tmp_path / "saved" / "model.safetensors")
+    assert written.keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in written.items())
+    again = MODELS[family].from_pretrained(tmp_path / "saved")
+    assert again.config.to_diff_dict() == model.config.to_diff_dict()
+
+
+@families
+def test_transformers_loads_what_is_saved(family: str, tmp_path: Path) -> None:
+    model = loaded(family)
+    model.save_pretrained(tmp_path)
+    native, info = NATIVE[family].from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert native.config.text_config.rope_parameters == model.config.text_config.rope_parameters
+    token = native.get_input_embeddings().weight
+    assert torch.equal(token, model.token_embeddings)
+    assert native.get_output_embeddings().weight is token
+
+
+@families
+def test_transformers_own_layout_is_read(family: str, tmp_path: Path) -> None:
+    """transformers writes config.json in a layout of its own, and tensors under the published names."""
+    native = NATIVE[family].from_pretrained(model_folder(family))
+    native.save_pretrained(tmp_path)
+    assert "rope_parameters" in json.loads((tmp_path / "config.json").read_text())["text_config"]
+    model = MODELS[family].from_pretrained(tmp_path)
+    assert _kept(model.config.to_diff_dict()) == _kept(loaded(family).config.to_diff_dict())
+
+
+def _kept(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what transformers does not keep of a published file."""
+    vision = {name: value for name, value in config["vision_config"].items() if name != "in_chans"}
+    gone = ("architectures", "vision_config", "sliding_window")
+    return {name: value for name, value in config.items() if name not in gone} | {"vision": vision}
+
+
+@families
+def test_an_output_head_is_left_out(family: str, tmp_path: Path) -> None:
+    """A model that is not tied has a head in its files, which no embedding depends on."""
+    folder = copied(family, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    embeddings = weights[MODELS[family].tensor_names.embeddings]
+    save_file(weights | {"lm_head.weight": torch.ones_like(embeddings)}, folder / "model.safetensors")
+    model = MODELS[family].from_pretrained(folder)
+    assert "lm_head.weight" not in model.state_dict()
+    assert torch.equal(model.token_embeddings, embeddings)
+
+
+@families
+def test_missing_and_unexpected_tensors(family: str, tmp_path: Path) -> None:
+    folder = copied(family, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("attn.qkv.bias"))
+    for changed, said in (
+        ({each: tensor for each, tensor in weights.items() if each != name}, rf"1 missing \({name}\)"),
+        (weights | {"visual.extra.weight": weights[name].clone()}, r"1 unexpected \(visual.extra.weight\)"),
+        (weights | {name: weights[name][:-1].clone()}, rf"{name} has shape \[95\]"),
+    ):
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(InputError, match=said):
+            MODELS[family].from_pretrained(folder)

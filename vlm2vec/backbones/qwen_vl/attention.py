@@ -1,0 +1,108 @@
+"""Attention of the vision towers: all spans of equal length at once, or all spans of all lengths where a kernel can."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2_vl.modeling_qwen2_vl import (
+    VisionAttention,
+    apply_rotary_pos_emb_vision,
+    eager_attention_forward,
+)
+
+# Queries, keys and values (P, heads, d), boundaries int32 (spans + 1,), the longest span; returns (P, heads, d).
+_VarlenKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Consecutive rows that attend to one another and to nothing else: images or windows.
+
+    Attributes:
+        lengths: Rows of each.
+        boundaries: int32 (spans + 1,) on the device, where a kernel takes spans of any lengths; else None.
+    """
+
+    lengths: tuple[int, ...]
+    boundaries: Tensor | None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device, implementation: str | None) -> Spans:
+        """The spans of some lengths.
+
+        Args:
+            lengths: On the host.
+            device: Of the rows.
+            implementation: Of attention, as the model's configuration names it.
+        """
+        boundaries = None
+        if device.type == "cuda" and implementation != "eager" and _varlen_kernel() is not None:
+            sums = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cpu")
+            boundaries = sums.pin_memory().to(device, non_blocking=True)
+        return cls(tuple(lengths), boundaries)
+
+    def groups(self) -> list[tuple[int, int]]:
+        """Length and number of neighbours that are equally long."""
+        return [(length, len(list(equal))) for length, equal in itertools.groupby(self.lengths)]
+
+
+class SpanAttention(VisionAttention):
+    """Replaces the classes of the three towers' attention modules, whose parts have the same names."""
+
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Spans, position_embeddings: tuple[Tensor, Tensor], **_: Any
+    ) -> Tensor:
+        """Attention within spans.
+
+        Args:
+            hidden_states: (P, width).
+            cu_seqlens: The spans, under the name by which a block hands them on.
+            position_embeddings: Cosines and sines, float32 (P, d).
+
+        Returns:
+            (P, width).
+        """
+        rows = len(hidden_states)
+        query, key, value = self.qkv(hidden_states).view(rows, 3, self.num_heads, self.head_dim).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        mixed = self._attend(query, key, value, cu_seqlens)
+        result: Tensor = self.proj(mixed.reshape(rows, -1))
+        return result
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
+        groups = spans.groups()
+        kernel = _varlen_kernel() if spans.boundaries is not None else None
+        if kernel is not None and len(groups) > 1 and query.dtype in (torch.bfloat16, torch.float16):
+            return kernel(query, key, value, spans.boundaries, max(spans.lengths))  # type: ignore[arg-type]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        parts, start = [], 0
+        for length, count in groups:
+            stop = start + length * count
+            parts_of = (each[start:stop].view(count, length, *each.shape[1:]) for each in (query, key, value))
+            batch = (each.transpose(1, 2) for each in parts_of)
+            part, _ = attend(self, *batch, attention_mask=None, scaling=self.scaling, is_causal=False)
+            parts.append(part.flatten(0, 1))
+            start = stop
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@cache
+def _varlen_kernel() -> _VarlenKernel | None:
+    """Attention over spans of any lengths in one call, for 16-bit tensors on a GPU; None: not installed."""
+    for module, name in (("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func")):
+        try:
+            kernel = getattr(importlib.import_module(module), name)
+        except ImportError:
+            continue
+        return lambda query, key, value, boundaries, longest: kernel(
+            query, key, value, boundaries, boundaries, longest, longest
+        )
+    return None
