@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vlm2vec.export.exported import Exported
 from vlm2vec.export.scores import Mean, Scores
+from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.checkpoints.writer import RunRecord
 
 CARD = "README.md"
@@ -25,7 +26,7 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
     """Writes the model card, with the Hub's metadata at its head.
 
     Args:
-        folder: Where to.
+        folder: Where to; its `vlm2vec_config.json` is there already.
         name: The model's.
         record: The run's.
         exported: What was written.
@@ -33,6 +34,7 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
     """
     arguments = dict(record.arguments)
     base = public_name(str(arguments["model_name"]))
+    prompts = ModelSettings.read(folder).prompt_format
     in_hub = _IN_HUB.fullmatch(base) is not None
     metadata = ModelCardData(
         base_model=base if in_hub else None,
@@ -56,7 +58,9 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
         causal_class=exported.family.backbone.causal_class,
         is_adapter=exported.is_adapter,
         has_lm_head=exported.has_lm_head,
+        is_tied=exported.is_tied,
         base_at_hand=exported.base_at_hand,
+        takes_instruction=prompts is not None and prompts.takes_instruction,
         precision=exported.dtype_name,
         record=record,
         global_batch=_global_batch(record),

@@ -20,6 +20,7 @@ class Exported:
         is_adapter: An adapter, not a whole model.
         has_lm_head: The base's output head is in it.
         base_at_hand: The base model could be read.
+        is_tied: The output head is the token embedding: no file holds another one.
     """
 
     family: Family
@@ -28,6 +29,7 @@ class Exported:
     is_adapter: bool
     has_lm_head: bool
     base_at_hand: bool
+    is_tied: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -35,6 +37,7 @@ class Exported:
         return str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
-        kind = "adapter" if self.is_adapter else f"model {'with' if self.has_lm_head else 'without'} lm_head"
+        head = "with tied" if self.is_tied else "with" if self.has_lm_head else "without"
+        kind = "adapter" if self.is_adapter else f"model {head} lm_head"
         size = f"{self.num_bytes / 1e9:.2f} GB" if self.num_bytes >= 1e8 else f"{self.num_bytes / 1e6:.2f} MB"
         return f"{kind}, {self.dtype_name}, {size}"

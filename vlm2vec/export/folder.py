@@ -60,7 +60,8 @@ def export(
     """Writes the Hugging Face folder of a checkpoint.
 
     A run with `--lora` gives an adapter folder that names its base model, or with `merge_lora` a whole model. Weights
-    come from the float32 master copies. A whole model gets its base's `lm_head`, if the base is at hand.
+    come from the float32 master copies. A whole model gets its base's `lm_head`, if the base is at hand and has one of
+    its own.
 
     Args:
         checkpoint: As `vlm2vec.training.checkpoints.writer.Checkpoints` writes it.
@@ -137,15 +138,23 @@ def _write_model(
     config = family.backbone.load_config(folder, found)
     expected = family.backbone.tensor_shapes(config)
     check_tensors(checkpoint, found, expected, family.backbone.tensor_names)
-    head = base.lm_head(expected) if base is not None else {}
+    # A tied head is the token embedding: another one in the base's files is read by no program.
+    is_tied = bool(getattr(config, "tie_word_embeddings", False))
+    head = base.lm_head(expected) if base is not None and not is_tied else {}
     tensors = {name: weights[name] for name in expected} | head
     num_bytes = write_tensors(tensors, folder, dtype, max_shard_size)
     config.dtype = dtype  # the checkpoint's configuration says what the run loaded, not what is written here
-    config.architectures = [family.backbone.causal_class if head else family.backbone.__name__]
+    config.architectures = [family.backbone.causal_class if head or is_tied else family.backbone.__name__]
     config.save_pretrained(folder)
     if base is not None:
         carry_code_references(base, folder)
-    return Exported(family, num_bytes, dtype, is_adapter=False, has_lm_head=bool(head), base_at_hand=base is not None)
+    return Exported(
+        *(family, num_bytes, dtype),
+        is_adapter=False,
+        has_lm_head=bool(head),
+        base_at_hand=base is not None,
+        is_tied=is_tied,
+    )
 
 
 def _write_adapter(
