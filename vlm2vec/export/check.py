@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers.initialization import no_init_weights
 
 from vlm2vec.backbones.checkpoint import Shape, checkpoint_shapes
-from vlm2vec.backbones.interface import Family
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel
 from vlm2vec.export.exported import Exported
 from vlm2vec.export.zero_state import BACKBONE, module_state
+from vlm2vec.model_folder.loading import load_processor
+from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RunRecord
 
 LIMIT = 1e-6
@@ -72,7 +73,7 @@ def check_export(
         InputError: They differ.
     """
     names = _compare_names(folder, exported, base)
-    expected_encoder = _from_checkpoint(checkpoint, exported.family, base, merge=not exported.is_adapter)
+    expected_encoder = _from_checkpoint(checkpoint, exported, base, ModelSettings.read(folder))
     adapter = folder if exported.is_adapter else None
     found_encoder = VLM2Vec.from_pretrained(
         base.folder if exported.is_adapter and base is not None else folder, adapter, dtype=torch.float32
@@ -100,30 +101,42 @@ def _encode(encoder: VLM2Vec) -> torch.Tensor:
     return encoder.encode(texts=texts, images=[None] * len(_TEXTS) + [image, image], show_progress=False)
 
 
-def _from_checkpoint(checkpoint: Path, family: Family, base: BaseModel | None, merge: bool) -> VLM2Vec:
+def _from_checkpoint(checkpoint: Path, exported: Exported, base: BaseModel | None, settings: ModelSettings) -> VLM2Vec:
+    """The checkpoint's encoder, used with the settings that were written: they are not what is compared."""
     state = module_state(checkpoint / ENGINE_TAG)
     state = {name.removeprefix(BACKBONE): tensor.float() for name, tensor in state.items()}
-    configuration = checkpoint / ENCODER_FOLDER
+    configuration, adapter = checkpoint / ENCODER_FOLDER, None
     if not any(".lora_" in name for name in state):
-        model = family.backbone
+        model = exported.family.backbone
         found = {model.published_name(name): tuple(each.shape) for name, each in state.items()}
         with no_init_weights():
             backbone = model(model.load_config(configuration, found))
         backbone.load_state_dict(state)
-        return VLM2Vec(backbone.float(), family.processor.from_pretrained(configuration)).eval()
-    if base is None:
-        raise InputError("--check: an adapter's embeddings need its base model; say where it is with --base_model")
-    encoder = VLM2Vec.from_pretrained(base.folder, dtype=torch.float32)
-    settings = PeftConfig.from_pretrained(str(configuration))
-    settings.base_model_name_or_path = str(base.folder)  # PEFT warns if it is another than it finds
-    encoder.backbone = get_peft_model(encoder.backbone, settings)
-    strangers = encoder.backbone.load_state_dict(state, strict=False).unexpected_keys
-    if strangers:
-        raise InputError(f"{checkpoint}: the base has no place for {len(strangers)} tensors, first {strangers[0]}")
-    encoder.processor = family.processor.from_pretrained(configuration)
-    if merge:
+        backbone, model_folder = backbone.float(), configuration
+    else:
+        if base is None:
+            raise InputError("--check: an adapter's embeddings need its base model; say where it is with --base_model")
+        backbone, model_folder, adapter = _adapted(checkpoint, state, base), base.folder, configuration
+    processor = load_processor(model_folder, adapter, settings.prompt_format, settings.image_limits)
+    encoder = VLM2Vec(backbone, processor, settings.max_len, settings.normalize)
+    if not exported.is_adapter:
         encoder.merge_lora()
     return encoder.eval()
+
+
+def _adapted(checkpoint: Path, state: Mapping[str, torch.Tensor], base: BaseModel) -> PeftModel:
+    """The base with a checkpoint's adapter.
+
+    Raises:
+        InputError: The adapter does not fit.
+    """
+    settings = PeftConfig.from_pretrained(str(checkpoint / ENCODER_FOLDER))
+    settings.base_model_name_or_path = str(base.folder)  # PEFT warns if it is another than it finds
+    adapted = get_peft_model(base.family.backbone.from_pretrained(base.folder, dtype=torch.float32), settings)
+    strangers = adapted.load_state_dict(state, strict=False).unexpected_keys
+    if strangers:
+        raise InputError(f"{checkpoint}: the base has no place for {len(strangers)} tensors, first {strangers[0]}")
+    return adapted
 
 
 def _compare_names(folder: Path, exported: Exported, base: BaseModel | None) -> str:
