@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,42 @@ def test_another_package_adds_a_family(families: None) -> None:
 
     register("other", load)
     assert family_named("other", "test").model_type == "other"
-    assert model_types() == ("other", "phi3_v")
+    assert {"other", "phi3_v"} <= {*model_types()}
     with pytest.raises(ValueError, match="'other' already"):
         register("other", load)
+
+
+FAMILIES_OF_A_PACKAGE = """[vlm2vec.families]
+theirs = their_package:THEIRS
+absent = their_package:ABSENT
+misnamed = their_package:replace
+"""
+THEIR_PACKAGE = """from dataclasses import replace
+from vlm2vec.backbones.phi3_v.family import PHI3_V
+THEIRS = replace(PHI3_V, model_type="theirs")
+"""
+
+
+def test_an_installed_package_brings_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by its metadata; imported when one of its families is asked for."""
+    (tmp_path / "their_package.py").write_text(THEIR_PACKAGE)
+    metadata = tmp_path / "their_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(FAMILIES_OF_A_PACKAGE)
+    assert "theirs" not in model_types()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"absent", "misnamed", "phi3_v", "theirs"} <= {*model_types()}
+    assert "their_package" not in sys.modules
+    assert family_named("theirs", "test").model_type == "theirs"
+    with pytest.raises(
+        InputError, match=r"folder: .*'absent' cannot be loaded from their_package:ABSENT \(Attrib.*\)$"
+    ):
+        family_named("absent", "folder")
+    with pytest.raises(
+        InputError, match="folder: family 'misnamed': their_package:replace is a function, not a Family"
+    ):
+        family_named("misnamed", "folder")
 
 
 def test_a_family_that_lacks_something_cannot_be_made() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json, shorten
 
 _HOW_TO_ADD = "docs/adding_a_backbone.md"
+# Where an installed package says in its metadata that it brings families: their names, and where each `Family` is.
+ENTRY_POINTS = "vlm2vec.families"
 
 
 def _phi3_v() -> Family:
@@ -25,7 +28,9 @@ _FAMILIES: dict[str, Callable[[], Family]] = {"phi3_v": _phi3_v}
 
 
 def register(model_type: str, load: Callable[[], Family]) -> None:
-    """Makes a family known that is not in this package.
+    """Makes a family known to this process that is not in this package.
+
+    Families of installed packages are found without it, by their entry points (`ENTRY_POINTS`).
 
     Args:
         model_type: In the config.json of its models.
@@ -41,7 +46,7 @@ def register(model_type: str, load: Callable[[], Family]) -> None:
 
 def model_types() -> tuple[str, ...]:
     """The names of all families, sorted."""
-    return tuple(sorted(_FAMILIES))
+    return tuple(sorted({*_FAMILIES, *entry_points(group=ENTRY_POINTS).names}))
 
 
 def family_named(model_type: Any, source: str | Path) -> Family:
@@ -52,15 +57,33 @@ def family_named(model_type: Any, source: str | Path) -> Family:
         source: Where it stands, for the message.
 
     Raises:
-        InputError: No family has this name.
+        InputError: No family has this name, or an installed package's cannot be loaded.
     """
-    load = _FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if load is None:
-        raise InputError(
-            f"{source}: model_type is {shorten(model_type)}; known are {', '.join(model_types())} ({_HOW_TO_ADD} says "
-            "how to add one)"
-        )
-    return load()
+    if isinstance(model_type, str):
+        if model_type in _FAMILIES:
+            return _FAMILIES[model_type]()
+        for entry in entry_points(group=ENTRY_POINTS, name=model_type):
+            return _installed_family(entry, source)
+    raise InputError(
+        f"{source}: model_type is {shorten(model_type)}; known are {', '.join(model_types())} ({_HOW_TO_ADD} says "
+        "how to add one)"
+    )
+
+
+def _installed_family(entry: EntryPoint, source: str | Path) -> Family:
+    """What an entry point names.
+
+    Raises:
+        InputError: It cannot be imported, or is no family.
+    """
+    try:
+        family = entry.load()
+    except Exception as error:  # whatever a package's import raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{source}: family {entry.name!r} cannot be loaded from {entry.value} ({reason})") from error
+    if not isinstance(family, Family):
+        raise InputError(f"{source}: family {entry.name!r}: {entry.value} is a {type(family).__name__}, not a Family")
+    return family
 
 
 def family_of_folder(folder: Path) -> Family:
