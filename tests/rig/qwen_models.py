@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from tests.rig.golden import ROOT
+from tests.rig.qwen_golden import model_folder
+from vlm2vec.backbones.qwen_vl.image_processor import ImageSettings
 from vlm2vec.backbones.qwen_vl.modeling import Qwen2_5_VLModel, Qwen2VLModel, Qwen3VLModel, QwenVLModel
 
 MODELS: dict[str, type[QwenVLModel]] = {
@@ -15,11 +16,6 @@ MODELS: dict[str, type[QwenVLModel]] = {
     "qwen2_5_vl": Qwen2_5_VLModel,
     "qwen3_vl": Qwen3VLModel,
 }
-
-
-def model_folder(family: str) -> Path:
-    """The folder of a reference model; do not write to it."""
-    return ROOT / family / "model"
 
 
 def copied(family: str, folder: Path) -> Path:
@@ -34,3 +30,12 @@ def loaded(family: str, implementation: str = "sdpa") -> QwenVLModel:
     )
     ready: QwenVLModel = model.eval()
     return ready
+
+
+def image_settings(family: str) -> ImageSettings:
+    """How the reference's code made its images, unless a case says otherwise."""
+    if family == "qwen3_vl":
+        half = (0.5,) * 3
+        return ImageSettings(16, 4096, 1843200, half, half, "qwen_vl_utils", over_white=True)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return ImageSettings(14, 3136, 1003520, mean, std, "vlm2vec")

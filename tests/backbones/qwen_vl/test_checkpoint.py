@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tests.rig.golden import ROOT
-from tests.rig.qwen_models import MODELS, copied, loaded, model_folder
+from tests.rig.qwen_golden import model_folder
+from tests.rig.qwen_models import MODELS, copied, loaded
 from vlm2vec.errors import InputError
 
 FULL_SIZE = {

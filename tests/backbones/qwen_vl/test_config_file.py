@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.rig.qwen_models import MODELS, loaded, model_folder
+from tests.rig.qwen_golden import model_folder
+from tests.rig.qwen_models import MODELS, loaded
 from vlm2vec.backbones.checkpoint import checkpoint_shapes
 from vlm2vec.errors import InputError
 
