@@ -3,12 +3,13 @@
 #
 #     benchmarks/gpu_first.sh                              all parts; writes tables.md, rows.jsonl, log.txt and
 #                                                          machine.txt below ${OUT:-gpu_out}
-#     benchmarks/gpu_first.sh ceilings+exactness:60 lora:150
-#                                                          these tables in this order: each part is a process and ends
-#                                                          after its seconds; + puts tables into one process
+#     benchmarks/gpu_first.sh ceilings+exactness:60 compiled.dora_large,dora_kept+full:150
+#                                                          these tables, or rows of tables, in this order: each part is
+#                                                          a process and ends after its seconds; + joins tables
 #     benchmarks/gpu_first.sh --tiny [PART...]             the same with a model of a few thousand weights on the CPU
 #
 # LIMIT=480   seconds in all
+# PAIRS=24    pairs a step
 # PYTHON, WHEELS, SITE: see gpu_env.sh
 #
 # A part that fails, runs out of memory or out of its time loses nothing but itself: each is a process of its own, and
@@ -17,21 +18,23 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-gpu_out}
 limit=${LIMIT:-480}
+pairs=${PAIRS:-24}
 tiny=()
 rank_seconds=40
 if [ "${1:-}" = --tiny ]; then
   tiny=(--tiny)
   rank_seconds=$limit # a CPU may be busy with other things
+  export OMP_NUM_THREADS=1
   shift
 fi
 parts=("$@")
 if [ ${#parts[@]} -eq 0 ]; then
-  parts=(ceilings+lora:220 exactness+ranks:90 full:80 compiled:120)
-  if [ ${#tiny[@]} -gt 0 ]; then parts=("ceilings+exactness+ranks+lora+full+compiled:$limit"); fi
+  parts=(ceilings+compiled:200 exactness+ranks:90 full+steps+encode:120 lora:120)
+  if [ ${#tiny[@]} -gt 0 ]; then parts=("ceilings+exactness+ranks+lora+compiled+full+steps+encode:$limit"); fi
 fi
 for each in "${parts[@]}"; do
-  if ! [[ $each =~ ^[a-z]+(\+[a-z]+)*:[0-9]+$ ]]; then
-    echo "gpu_first.sh: $each: expected TABLE[+TABLE...]:SECONDS" >&2
+  if ! [[ $each =~ ^[a-z]+(\.[a-z0-9_,]+)?(\+[a-z]+(\.[a-z0-9_,]+)?)*:[0-9]+$ ]]; then
+    echo "gpu_first.sh: $each: expected TABLE[.ROW,...][+TABLE...]:SECONDS" >&2
     exit 2
   fi
 done
@@ -67,7 +70,7 @@ part() {
   before=$(wc -l <"$out/log.txt")
   # shellcheck disable=SC2086  # one argument a table
   timeout --kill-after=10 "$seconds" "$python" -m benchmarks.gpu --sections ${name//+/ } --output "$out/rows.jsonl" \
-    --pairs 24 --steps 1 --seconds $((seconds * 3 / 4)) --rank_seconds "$rank_seconds" ${tiny[@]+"${tiny[@]}"} \
+    --pairs "$pairs" --steps 1 --seconds $((seconds * 3 / 4)) --rank_seconds "$rank_seconds" ${tiny[@]+"${tiny[@]}"} \
     2>>"$out/log.txt" | tee -a "$out/tables.md"
   code=${PIPESTATUS[0]}
   if [ "$code" -eq 0 ]; then return; fi

@@ -3,6 +3,8 @@
     python -m benchmarks.gpu                          everything; without a GPU rows say "not measured"
     python -m benchmarks.gpu --pairs 24 --seconds 400 where minutes count (benchmarks/gpu_first.sh does this)
     python -m benchmarks.gpu --sections lora full     some of the tables
+    python -m benchmarks.gpu --sections compiled.dora_compiled,dora_large
+                                                      some rows of a table
     python -m benchmarks.gpu --tiny                   a few thousand weights on the CPU: shows that all rows run
 
 Every row is printed and appended to a file as it comes; one that fails says why, and the next one runs.
@@ -22,7 +24,13 @@ from benchmarks.gpu.rows import Recorder
 from vlm2vec.device import asked_for_cpu
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
-SECTIONS = ("ceilings", "exactness", "ranks", *training.SECTIONS)
+# The names of each table's rows, where they can be chosen.
+TABLES: dict[str, Sequence[str]] = {
+    "ceilings": (),
+    "exactness": tuple(exactness.SETTINGS),
+    "ranks": (),
+    **{section: tuple(variants) for section, (_, variants) in training.SECTIONS.items()},
+}
 # One rank's share of a global batch of 1,024 on 8 GPUs.
 PAIRS = 128
 TINY_PAIRS = 4
@@ -41,15 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     scale = "tiny model, figures mean nothing" if options.tiny else f"{pairs} pairs, {options.steps} timed step(s)"
     print(f"{name or 'no GPU'}, torch {torch.__version__}; {scale}", flush=True)
     setting = Setting(device, options.tiny, pairs, options.steps, options.peak_tflops)
-    for section in options.sections:
+    for section, rows in options.sections:
         if section == "ceilings":
             ceilings.run(recorder, device, options.tiny)
         elif section == "exactness":
-            exactness.run(recorder, device, options.tiny)
+            exactness.run(recorder, device, options.tiny, rows)
         elif section == "ranks":
             exactness.run_two_ranks(recorder, device, options.tiny, options.rank_seconds)
         else:
-            training.run(recorder, setting, section)
+            training.run(recorder, setting, section, rows)
     close_ranks()
     return 1 if recorder.num_failed else 0
 
@@ -59,7 +67,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="Tables, in this order (default: all).")
+    add(
+        "--sections",
+        nargs="+",
+        type=_table,
+        metavar="TABLE[.ROW,...]",
+        default=[(name, ()) for name in TABLES],
+        help=f"Tables, in this order (default: all): {', '.join(TABLES)}.",
+    )
     add("--pairs", type=int, default=PAIRS, help="Pairs a step (default %(default)s).")
     add("--steps", type=int, default=1, help="Timed steps of a row, after one that warms up (default %(default)s).")
     add("--seconds", type=float, default=3000, help="No row starts later than this (default %(default)s).")
@@ -68,6 +83,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, default=Path("gpu_out/rows.jsonl"), help="Rows are appended here (default %(default)s).")
     add("--tiny", action="store_true", help="A tiny model, on the CPU if there is no GPU.")
     return parser.parse_args(argv)
+
+
+def _table(name: str) -> tuple[str, tuple[str, ...]]:
+    """A table and the rows that are wanted of it; none: all."""
+    table, _, rows = name.partition(".")
+    chosen = tuple(rows.split(",")) if rows else ()
+    if table not in TABLES:
+        raise argparse.ArgumentTypeError(f"invalid choice: {table!r} (choose from {', '.join(TABLES)})")
+    for row in chosen:
+        if row not in TABLES[table]:
+            known = ", ".join(TABLES[table]) or "no rows to choose"
+            raise argparse.ArgumentTypeError(f"invalid choice: {row!r} ({table} has {known})")
+    return table, chosen
 
 
 if __name__ == "__main__":

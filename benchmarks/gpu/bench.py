@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cache, partial
 from typing import Any
 
@@ -48,6 +49,14 @@ _TERA = 1e12
 _TEXT_TOKENS = 40
 
 
+class Work(Enum):
+    """What a row runs."""
+
+    STEP = "whole steps"
+    COMPUTE = "forward and backward alone, gradients dropped as they come: for what does not fit with its optimizer"
+    ENCODE = "forward alone, in evaluation mode: what scoring and `encode` run"
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row.
@@ -60,7 +69,8 @@ class Variant:
         is_peft: PEFT's DoRA layers.
         is_compiled: Compiled elementwise operators.
         cudnn_attention: Whether torch may choose cuDNN's attention.
-        with_optimizer: False: forward and backward alone, gradients dropped as they come, for what does not fit.
+        work: What runs.
+        engine: The DeepSpeed configuration, a file of ds_configs without its ending.
     """
 
     what: str
@@ -70,12 +80,13 @@ class Variant:
     is_peft: bool = False
     is_compiled: bool = False
     cudnn_attention: bool = False
-    with_optimizer: bool = True
+    work: Work = Work.STEP
+    engine: str = "zero2"
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """What it has in common with the variants that can use the same model."""
-        return self.model, self.is_peft, self.is_compiled, self.with_optimizer
+        return self.model, self.is_peft, self.is_compiled, self.work, self.engine
 
 
 @dataclass(frozen=True)
@@ -97,13 +108,15 @@ class Bench:
         self._setting = setting
         self._is_compiled = False
         settings = settings_of(variant, setting)
-        if variant.with_optimizer and setting.device.type == "cuda":
+        if variant.work is Work.STEP and setting.device.type == "cuda":
             _refuse_what_cannot_fit(planned_bytes(_meta(variant.model, setting), settings, keep_graphs=0))
         with peft_dora() if variant.is_peft else nullcontext():
             self._encoder = build_encoder(settings.encoder, setting.device, setting.tiny)
         self._engine: Any = None
-        if variant.with_optimizer:
+        if variant.work is Work.STEP:
             self._engine = build_engine(self._encoder, settings.engine, partial(schedule, settings.schedule))
+        elif variant.work is Work.ENCODE:
+            self._encoder.eval()
         else:
             for parameter in self._encoder.parameters():
                 if parameter.requires_grad:
@@ -122,13 +135,16 @@ class Bench:
         setting = self._setting
         settings = settings_of(variant, setting)
         chunking = settings.chunking
-        keep_graphs = variant.keep_graphs if variant.with_optimizer else 0
-        sizes = ChunkSizes(chunking.packing, chunking.no_grad_budget(has_dropout(self._encoder)), keep_graphs)
+        keep_graphs = variant.keep_graphs if variant.work is Work.STEP else 0
+        no_grad_tokens = (
+            chunking.no_grad_budget(has_dropout(self._encoder)) if variant.work is not Work.ENCODE else None
+        )
+        sizes = ChunkSizes(chunking.packing, no_grad_tokens, keep_graphs)
         batch = make_batch(model_config(setting.tiny), setting.pairs, sizes, setting.device)
-        step = (
+        step: _Step | _Compute = (
             _Step(self._engine, batch, setting.device)
-            if variant.with_optimizer
-            else _Compute(self._encoder, batch, setting.device)
+            if variant.work is Work.STEP
+            else _Compute(self._encoder, batch, setting.device, with_backward=variant.work is Work.COMPUTE)
         )
         # A tiny model's compiled operators run as they are: compiling takes a CPU minutes.
         stance = torch.compiler.set_stance("force_eager" if setting.tiny else "default")
@@ -142,7 +158,8 @@ class Bench:
                 step.run()
             if around is not None:
                 around(step.run)
-            release_memory()
+            if setting.device.type == "cuda":  # the memory stays, as it does from step to step
+                torch.cuda.reset_peak_memory_stats()
             step.clock.read()
             for _ in range(setting.steps):
                 step.run()
@@ -151,13 +168,14 @@ class Bench:
         lengths = batch.lengths
         kept = batch.chunks.keep.num_chunks
         planned = None
-        if variant.with_optimizer and setting.device.type == "cuda":
+        if variant.work is Work.STEP and setting.device.type == "cuda":
             planned = _planned_for(batch, _meta(variant.model, setting), settings) / GIB
         return {
             "seconds": seconds,
             "pairs_per_second": batch.num_pairs / seconds,
+            "items_per_second": len(lengths) / seconds,
             "tokens_per_second": sum(lengths) / seconds,
-            "mfu": _utilization(variant.model, batch, seconds, setting),
+            "mfu": None if variant.work is Work.ENCODE else _utilization(variant.model, batch, seconds, setting),
             "run_tflops": costs.flops / seconds / _TERA,
             "peak_gib": torch.cuda.max_memory_allocated() / GIB if setting.device.type == "cuda" else None,
             "plan_gib": planned,
@@ -187,13 +205,13 @@ class _Step:
 
 
 class _Compute:
-    """Both passes over the chunks without engine, loss and optimizer."""
+    """Both passes over the chunks without engine, loss and optimizer, or the first one alone."""
 
     loss = None
 
-    def __init__(self, encoder: VLM2Vec, batch: Batch, device: torch.device) -> None:
+    def __init__(self, encoder: VLM2Vec, batch: Batch, device: torch.device, with_backward: bool) -> None:
         self.clock = StepClock(device)
-        self._encoder, self._batch, self._device = encoder, batch, device
+        self._encoder, self._batch, self._device, self._with_backward = encoder, batch, device, with_backward
 
     def run(self) -> None:
         """One step's chunks."""
@@ -202,6 +220,8 @@ class _Compute:
             with self.clock.part(Part.PASS_1), torch.no_grad():
                 for chunk in chunks.encode.chunks:
                     self._encoder(**chunk.arguments(self._device, False))
+            if not self._with_backward:
+                return
             with self.clock.part(Part.PASS_2):
                 for chunk in chunks.repeat.chunks:
                     self._encoder(**chunk.arguments(self._device, False)).sum().backward()
@@ -210,7 +230,7 @@ class _Compute:
 def settings_of(variant: Variant, setting: Setting) -> RunSettings:
     """The variant as a run's settings."""
     flags = f"{variant.model} --chunk_tokens {variant.chunk_tokens} --keep_graphs {variant.keep_graphs}"
-    return run_settings(flags, setting.pairs, setting.tiny)
+    return run_settings(flags, setting.pairs, setting.tiny, variant.engine)
 
 
 def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> float:

@@ -29,22 +29,22 @@ from vlm2vec.device import choose_kernels
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# (ZeRO stage, what is trained, dropout)
-SETTINGS = (
-    (2, "full", 0.0),
-    (2, "dora", DROPOUT),
-    (2, "dora bf16", DROPOUT),
-    (3, "full", DROPOUT),
-    (1, "lora", 0.0),
-    (1, "full", DROPOUT),
-    (3, "dora", DROPOUT),
-    (3, "lora bf16", 0.0),
-    (2, "dora adapter dropout", DROPOUT),
-    (2, "dora compiled", DROPOUT),
-)
-TINY_SETTINGS = SETTINGS[:3]
+# (ZeRO stage, what is trained, dropout), by the row's name
+SETTINGS = {
+    "zero2_full": (2, "full", 0.0),
+    "zero2_dora": (2, "dora", DROPOUT),
+    "zero2_dora_bf16": (2, "dora bf16", DROPOUT),
+    "zero3_full": (3, "full", DROPOUT),
+    "zero1_lora": (1, "lora", 0.0),
+    "zero1_full": (1, "full", DROPOUT),
+    "zero3_dora": (3, "dora", DROPOUT),
+    "zero3_lora_bf16": (3, "lora bf16", 0.0),
+    "adapter": (2, "dora adapter dropout", DROPOUT),
+    "compiled": (2, "dora compiled", DROPOUT),
+}
+TINY_ROWS = ("zero2_full", "zero2_dora", "zero2_dora_bf16")
 BATCHES = ("mixed", "duplicates across ranks")
-RANK_SETTINGS = SETTINGS[:2]
+RANK_SETTINGS = (SETTINGS["zero2_full"], SETTINGS["zero2_dora"])
 _COLLECTIVE_SECONDS = 60
 _LONGEST_REASON = 160
 
@@ -87,12 +87,13 @@ def _summary(cells: Sequence[Cell], device: torch.device) -> Figures:
     return summarize(cells, list(run_cells(cells, device)), device)
 
 
-def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
-    """One row a setting, in this process."""
+def run(recorder: Recorder, device: torch.device, tiny: bool, rows: Sequence[str] = ()) -> None:
+    """One row a setting, in this process: those of `SETTINGS` with these names, or all."""
     recorder.begin(SECTION)
     allow_tf32 = torch.backends.cudnn.allow_tf32
     choose_kernels(deterministic=False, is_float32=True)
-    for setting in TINY_SETTINGS if tiny else SETTINGS:
+    for name in rows or (TINY_ROWS if tiny else SETTINGS):
+        setting = SETTINGS[name]
         cells = grid(setting)[-1:] if tiny else grid(setting)
         recorder.row(
             f"ZeRO-{setting[0]}, {setting[1]}, dropout {setting[2]}",

@@ -23,7 +23,7 @@ from vlm2vec.training.settings import EncoderSettings
 
 # A tiny model's chunks hold this share of the tokens.
 TINY_SHARE = 32
-_NEEDED = "--model_name - --dataset_name - --output_dir - --max_steps 1000 --deepspeed ds_configs/zero2.json"
+_NEEDED = "--model_name - --dataset_name - --output_dir - --max_steps 1000"
 
 
 def model_config(tiny: bool) -> Phi3VConfig:
@@ -32,9 +32,10 @@ def model_config(tiny: bool) -> Phi3VConfig:
     return tiny_config(vocab_size=VOCABULARY, **attention) if tiny else Phi3VConfig(**attention)
 
 
-def run_settings(flags: str, pairs: int, tiny: bool) -> RunSettings:
+def run_settings(flags: str, pairs: int, tiny: bool, engine: str = "zero2") -> RunSettings:
     """A run's settings from flags of vlm2vec.train; a tiny model's chunks are smaller."""
-    arguments = parse_arguments(f"{_NEEDED} --global_batch_size {pairs} {flags}".split())
+    needed = f"{_NEEDED} --deepspeed ds_configs/{engine}.json --global_batch_size {pairs}"
+    arguments = parse_arguments(f"{needed} {flags}".split())
     settings = arguments.resolve(1, read_engine_file(Path(arguments.training.deepspeed)))
     packing = settings.chunking.packing
     assert isinstance(packing, TokenBudget)

@@ -62,8 +62,10 @@ def test_the_script_runs_every_table_on_a_cpu(tmp_path: Path) -> None:
     steps = [row for row in rows if "pass_1" in row]
     assert [row["run"] for row in steps] == [variant.what for variant in VARIANTS.values()]
     assert all(row["pairs_per_second"] > 0 and 0.5 < row["pass_1"] + row["pass_2"] <= 1 for row in steps)
+    only_encoded = [row["run"] for row in steps if row["pass_2"] == 0]
+    assert only_encoded == [variant.what for variant in VARIANTS.values() if variant.work is bench.Work.ENCODE]
     exact = [row for row in rows if "bound" in row]
-    assert len(exact) == len(exactness.TINY_SETTINGS) + 1
+    assert len(exact) == len(exactness.TINY_ROWS) + 1
     assert all(row["within"] and row["replayed"] is not False for row in exact)
     # PEFT's layers and this code's take the same step; what is not the model's own work counts only as what runs.
     by_name = dict(zip(VARIANTS, steps, strict=True))
@@ -86,13 +88,19 @@ def test_the_script_takes_parts_and_shows_why_one_failed(tmp_path: Path) -> None
         )
 
     refused = ran("ceilings")
-    assert (refused.returncode, refused.stderr) == (2, "gpu_first.sh: ceilings: expected TABLE[+TABLE...]:SECONDS\n")
-    done = ran("nonsense:300", "ceilings:300", LIMIT=str(HANG_SECONDS))
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "gpu_first.sh: ceilings: expected TABLE[.ROW,...][+TABLE...]:SECONDS\n",
+    )
+    done = ran("nonsense:300", "ceilings:300", "lora.plain,none:300", "exactness.adapter:300", LIMIT=str(HANG_SECONDS))
     assert done.returncode == 1
     tables = (tmp_path / "tables.md").read_text()
     assert "nonsense: exit code 2; the end of what it said:" in tables
     assert "invalid choice: 'nonsense'" in tables
     assert "| copy on the device | " in tables
+    assert "invalid choice: 'none' (lora has dora, " in tables
+    assert "| ZeRO-2, dora adapter dropout, dropout 0.1 | " in tables
+    assert "| ZeRO-2, full, dropout 0.0 | " not in tables
     assert sorted(each.name for each in tmp_path.iterdir()) == ["log.txt", "machine.txt", "rows.jsonl", "tables.md"]
 
 
@@ -143,9 +151,9 @@ def test_a_failure_does_not_harm_the_rows_after_it(
         def measure(self, variant: bench.Variant) -> Figures:
             if "32,768" in variant.what:
                 raise RuntimeError("out of memory")
-            return dict.fromkeys(("seconds", "pairs_per_second", "tokens_per_second", "mfu", "run_tflops"), 1.0) | (
-                dict.fromkeys(("peak_gib", "plan_gib", "pass_1", "pass_2"), 0.5)
-            )
+            return dict.fromkeys(
+                ("seconds", "pairs_per_second", "items_per_second", "tokens_per_second", "mfu", "run_tflops"), 1.0
+            ) | (dict.fromkeys(("peak_gib", "plan_gib", "pass_1", "pass_2", "num_chunks"), 0.5))
 
         def close(self) -> None:
             built.append("closed")
