@@ -17,7 +17,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["vlm2vec", "vlm2vec.*", "data_prep", "data_prep.*", "eval", "eval.*"]),
-    package_data={"vlm2vec": ["py.typed", "export/card_template.md"], "eval": ["templates/*.j2"]},
+    package_data={
+        "vlm2vec": ["py.typed", "export/card_template.md", "backbones/*/published/*/*.json"],
+        "eval": ["templates/*.j2"],
+    },
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.8",  # older ones lose bfloat16 gradients, and crash with PEFT, ZeRO-3 and checkpointing

@@ -24,7 +24,7 @@ import torch
 from benchmarks.cached_step import CachedStepRun
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS, Workload, miniature
-from vlm2vec.backbones.phi3_v import Phi3VConfig
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VProcessor
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
@@ -46,7 +46,7 @@ LAYERS = (PEFT, OURS, PLAIN)
 # The miniature's own budget, and one with which what a call costs whatever it holds counts more.
 BUDGETS = (2048, 512)
 # Ten pictures with all their crops, 757 tokens each: a chunk of 8,192 tokens.
-CHUNK = ChunkShape(rows=10, width=757, crops=NUM_CROPS + 1)
+CHUNK = ChunkShape(rows=10, width=757, image_sizes=((336, 336),))
 DROPOUTS = {
     "none": "--lora_dropout 0",
     "input": "--lora_dropout 0.1",
@@ -115,7 +115,8 @@ def encoder_settings(flags: str = "") -> EncoderSettings:
 def chunk_costs(dropout: str, is_peft: bool, config: Phi3VConfig, shape: ChunkShape) -> list[Cost]:
     """Costs of a step's first call and of a later one, at the model's full depth."""
     with peft_dora() if is_peft else nullcontext():
-        model = MetaModel(config, encoder_settings(f"--lora_r 8 {dropout}"), NUM_CROPS)
+        processor = Phi3VProcessor.without_tokenizer(config, num_crops=NUM_CROPS)
+        model = MetaModel(config, encoder_settings(f"--lora_r 8 {dropout}"), processor)
         shallow = [_two_calls(model.encoder(depths), shape) for depths in ((1, 2), (2, 2), (1, 3))]
     more_language, more_vision = (depth - few for depth, few in zip(model.depths, (1, 2), strict=True))
     return [
@@ -127,15 +128,12 @@ def chunk_costs(dropout: str, is_peft: bool, config: Phi3VConfig, shape: ChunkSh
 def _two_calls(encoder: VLM2Vec, shape: ChunkShape) -> list[Cost]:
     """Two calls of one step."""
     encoder.base.gradient_checkpointing_disable()
-    size = encoder.base.model.vision_embed_tokens.crop_size
-    ids = torch.full((shape.rows, shape.width), -1, device="meta")
-    pixels = torch.zeros(shape.rows * shape.crops, 3, size, size, dtype=torch.bfloat16, device="meta")
-    sizes = torch.tensor([[size, size * (shape.crops - 1)]] * shape.rows)
+    arguments = shape.arguments(encoder.processor, torch.bfloat16, torch.device("meta"))
     costs = []
     with kept_norms(encoder):
         for _ in range(2):
             with OperatorCosts() as meter:
-                encoder(ids, torch.ones_like(ids), pixel_values=pixels, image_sizes=sizes).sum().backward()
+                encoder(**arguments).sum().backward()
             costs.append(Cost(meter.flops, meter.bytes_moved))
     return costs
 

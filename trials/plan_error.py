@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trials.plan_error_rank import Measured, settings, settings_of
 from trials.rig.launcher import run_ranks
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.device import choose_accelerator
 from vlm2vec.plan.meta import MetaModel
@@ -41,11 +42,13 @@ def planned(measured: Sequence[Measured], model: Path, folder: Path) -> Iterator
         path = settings(each.engine, folder, "plan")
         encoder = settings_of(each.kind, model, path).encoder
         if each.kind not in models:
-            models[each.kind] = MetaModel(load_config(model, {}), encoder, num_crops=4)
+            config = load_config(model, {})
+            models[each.kind] = MetaModel(config, encoder, Phi3VProcessor.without_tokenizer(config, num_crops=4))
         meta = models[each.kind]
         zero = ZeroSettings.read(json.loads(path.read_text())["zero_optimization"])
         state = state_memory(meta.size(), zero, RANKS)
-        cost = meta.cost(ChunkShape(*each.shape), True, encoder.gradient_checkpointing)
+        largest = ChunkShape(*each.shape, (meta.processor.largest_image_size,))
+        cost = meta.cost(largest, True, encoder.gradient_checkpointing)
         yield int(state.at_rest + cost.pixels), int(state.in_pass + state.host + cost.peak)
 
 

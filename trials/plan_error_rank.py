@@ -58,13 +58,13 @@ class Measured:
     """Bytes of one engine: at rest between steps, and the most while chunks run.
 
     Attributes:
-        shape: Rows, width and crops a row of the chunk that ran.
+        shape: Rows and width of the chunk that ran, whose rows hold the largest image each.
         gathered: What ZeRO-3 gathered in one call forward and backward, in bytes of all weights that run.
     """
 
     engine: str
     kind: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int]
     at_rest: int
     peak: int
     gathered: float
@@ -116,9 +116,8 @@ def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
     running = [each for each in encoder.parameters() if id(each) not in unused]
     total = sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in running)
     rows, width = chunk.inputs["input_ids"].shape
-    shape = (rows, width, len(chunk.inputs["pixel_values"]) // rows)
     engine.destroy()
-    return Measured(engine_name, kind, shape, at_rest, peak, gathered / total)
+    return Measured(engine_name, kind, (rows, width), at_rest, peak, gathered / total)
 
 
 def main() -> None:

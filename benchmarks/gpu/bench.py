@@ -25,6 +25,7 @@ from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
 from trials.rig.tiny import processed_inputs
 from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
@@ -276,7 +277,8 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 def _meta(model_flags: str, setting: Setting) -> MetaModel:
     """Variants that differ in their chunks share it, and what it has measured."""
     settings = run_settings(f"{model_flags} --chunk_tokens {TINY_SHARE}", setting.pairs, setting.tiny)
-    return MetaModel(model_config(setting.tiny), settings.encoder, NUM_CROPS)
+    config = model_config(setting.tiny)
+    return MetaModel(config, settings.encoder, Phi3VProcessor.without_tokenizer(config, num_crops=NUM_CROPS))
 
 
 def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Setting) -> float | None:

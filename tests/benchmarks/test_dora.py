@@ -9,7 +9,7 @@ from benchmarks import dora
 from benchmarks.gpu.model import model_config
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
-from vlm2vec.backbones.phi3_v import Phi3VModel
+from vlm2vec.backbones.phi3_v import Phi3VModel, Phi3VProcessor
 from vlm2vec.dora import DoraLinear
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.plan.meta import MetaModel
@@ -37,7 +37,7 @@ def test_layers_are_peft_s_or_this_code_s() -> None:
 
 
 def test_a_chunk_moves_fewer_bytes_and_norms_are_computed_in_the_first_call() -> None:
-    config, shape = model_config(True), ChunkShape(2, 40, 2)
+    config, shape = model_config(True), ChunkShape(2, 40, ((28, 28),))
     peft = dora.chunk_costs(dora.DROPOUTS["input"], True, config, shape)
     ours = dora.chunk_costs(dora.DROPOUTS["input"], False, config, shape)
     adapter = dora.chunk_costs(dora.DROPOUTS["adapter"], False, config, shape)
@@ -48,9 +48,9 @@ def test_a_chunk_moves_fewer_bytes_and_norms_are_computed_in_the_first_call() ->
 
 
 def test_costs_are_carried_on_to_all_layers() -> None:
-    config, shape = model_config(True), ChunkShape(2, 40, 2)
+    config, shape = model_config(True), ChunkShape(2, 40, ((28, 28),))
     config.num_hidden_layers = config.vision_config.num_hidden_layers = 4
-    model = MetaModel(config, dora.encoder_settings(), NUM_CROPS)
+    model = MetaModel(config, dora.encoder_settings(), Phi3VProcessor.without_tokenizer(config, num_crops=NUM_CROPS))
     whole = dora._two_calls(model.encoder((4, 4)), shape)[1]
     carried_on = dora.chunk_costs("--lora_r 16", False, config, shape)[1]
     assert (carried_on.flops, carried_on.bytes_moved) == pytest.approx((whole.flops, whole.bytes_moved))

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 
 from vlm2vec.backbones.collation import JoinedRows, padded_ids
 from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedItem
@@ -89,6 +90,15 @@ class PatchProcessor(ItemProcessor):
             return CollatedItems(tensors, {}, dummy, len(ids), has_image=False)
         images = {"patches": patches.joined, "places": places.joined}
         return CollatedItems({**tensors, **images}, {"grids": grids}, {}, len(ids), has_image=True)
+
+    def blank_item(self, num_tokens: int, image_sizes: Sequence[tuple[int, int]] = ()) -> ProcessedItem:
+        raise NotImplementedError
+
+    @classmethod
+    def without_tokenizer(
+        cls, config: PreTrainedConfig, prompt_format: PromptFormat | None = None, **limits: int | None
+    ) -> PatchProcessor:
+        raise NotImplementedError
 
     @classmethod
     def from_pretrained(

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
-from vlm2vec.backbones.phi3_v import Phi3VConfig
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VProcessor
 from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
@@ -29,7 +29,8 @@ from vlm2vec.plan.tables import tables
 from vlm2vec.plan.traffic import collectives
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
-SHAPE = ChunkShape(rows=5, width=40, crops=5)
+EDGE = 32  # of a crop of the miniature, in pixels
+SHAPE = ChunkShape(rows=5, width=40, image_sizes=((4 * EDGE, EDGE),))  # 5 crops
 ZERO2 = str(REPOSITORY / "ds_configs/zero2.json")
 
 
@@ -40,7 +41,7 @@ def arguments(*flags: str, deepspeed: str = ZERO2) -> RunArguments:
 
 def model(config: Phi3VConfig, *flags: str) -> MetaModel:
     settings = arguments(*flags).resolve(1, {"zero_optimization": {"stage": 2}})
-    return MetaModel(config, settings.encoder, num_crops=4)
+    return MetaModel(config, settings.encoder, Phi3VProcessor.without_tokenizer(config, num_crops=4))
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +90,14 @@ def test_a_graph_on_the_cpu_is_as_large_as_planned(
             kept[storage.data_ptr()] = storage  # held, so that its address is not used again
         return tensor
 
-    size = config.vision_config.image_size
+    assert config.vision_config.image_size == EDGE
     ids = torch.full((SHAPE.rows, SHAPE.width), 1)
-    tokens = encoder.processor.num_image_tokens(4 * size, size)
+    tokens = encoder.processor.num_image_tokens(4 * EDGE, EDGE)
     ids[:, :tokens] = -1
-    pixels = torch.zeros(SHAPE.rows * SHAPE.crops, 3, size, size)
-    sizes = torch.tensor([[size, 4 * size]] * SHAPE.rows)
+    pixels = torch.zeros(SHAPE.rows * 5, 3, EDGE, EDGE)
+    sizes = torch.tensor([[EDGE, 4 * EDGE]] * SHAPE.rows)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        vectors = encoder(ids, torch.ones_like(ids), pixels, sizes)
+        vectors = encoder(ids, torch.ones_like(ids), pixel_values=pixels, image_sizes=sizes)
     saved = sum(storage.nbytes() for storage in kept.values())
     assert vectors.requires_grad
     cost = model(config).cost(SHAPE, True, checkpointing)
@@ -109,7 +110,7 @@ def test_flops_are_those_of_torchs_counter(config: Phi3VConfig) -> None:
     ids = torch.ones(3, 20, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
         encoder(ids, torch.ones_like(ids)).sum().backward()
-    assert sum(made.cost(ChunkShape(3, 20, 0), True).flops) == counter.get_total_flops()
+    assert sum(made.cost(ChunkShape(3, 20), True).flops) == counter.get_total_flops()
 
 
 def plan(*flags: str, memory: float = 80) -> RunPlan:
@@ -152,7 +153,7 @@ def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: RunPlan, mini_m
 def test_fixed_counts_are_those_of_both_passes(mini_model_dir: Path) -> None:
     """As the step runs them: no larger chunks without a graph, unlike under a token budget without dropout."""
     fixed = plan("--model_name", str(mini_model_dir), "--gc_q_chunk_size", "3", "--gc_p_chunk_size", "4")
-    assert (fixed.rows(fixed.image_tokens), fixed.rows(40, is_query=False), fixed.no_grad_factor) == (3, 4, 1.0)
+    assert (fixed.image_rows(), fixed.text_rows(), fixed.no_grad_factor) == (3, 4, 1.0)
     assert plan("--model_name", str(mini_model_dir)).no_grad_factor == 4.0
     dropout = plan("--model_name", str(mini_model_dir), "--lora")
     assert dropout.no_grad_factor == 1.0
@@ -181,7 +182,7 @@ def test_kept_graphs_fill_the_memory_and_save_a_forward_pass_each(small: RunPlan
             <= tight.cluster.usable_memory
         )
     assert with_memory(small, 1.0).graphs_that_fit(small.zero) == 0
-    forward = small.model.cost(small.images(small.rows(small.image_tokens)), True, True).forward_flops
+    forward = small.model.cost(small.images(small.image_rows()), True, True).forward_flops
     expected = forward / (small.cluster.peak_flops * small.cluster.utilization)
     assert small.seconds_saved(3) == pytest.approx(3 * expected)
 
@@ -224,8 +225,7 @@ def test_shared_memory_is_that_of_the_chunks_made_ahead(
     """
     data = dataclasses.replace(small.settings.data, num_workers=workers)
     monkeypatch.setattr(small, "settings", dataclasses.replace(small.settings, data=data))
-    edge = small.model.images.crop_size
-    size = small.crops * 3 * edge * edge * 2  # bytes of a picture's crops in bfloat16
+    size = small.vision_units * 3 * EDGE * EDGE * 2  # bytes of an image's crops in bfloat16
     assert shared_memory(small) == pytest.approx(pictures * size * small.cluster.gpus, rel=1e-12)
 
 

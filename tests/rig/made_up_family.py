@@ -309,6 +309,22 @@ class MadeUpProcessor(ItemProcessor):
         tensors |= {"stripes": stripes.joined, "image_rows": torch.cat([length * row + each for row, each in places])}
         return CollatedItems(tensors, {"heights": tuple(heights)}, {}, len(ids), has_image=True)
 
+    def blank_item(self, num_tokens: int, image_sizes: Sequence[tuple[int, int]] = ()) -> ProcessedItem:
+        ids, heights = torch.full((num_tokens,), START), [self.num_vision_units(*size) for size in image_sizes]
+        if not heights:
+            return ProcessedItem(ids)
+        stripes, places = torch.empty(sum(heights), PIXELS, device="meta"), torch.arange(sum(heights) // 2)
+        ids[places] = IMAGE
+        return ProcessedItem(ids, {"stripes": stripes, "places": places}, {"heights": heights}, sum(heights))
+
+    @classmethod
+    def without_tokenizer(
+        cls, config: PreTrainedConfig, prompt_format: PromptFormat | None = None, **limits: int | None
+    ) -> MadeUpProcessor:
+        refuse_limits(given_limits(limits), FAMILY.image_limits, FAMILY.model_type)
+        max_pixels = limits.get("max_pixels") or config.max_stripes * WIDTH * STRIPE
+        return cls(max_pixels, FAMILY.prompt_format(prompt_format))
+
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, prompt_format: PromptFormat | None = None, **limits: int | None
@@ -339,6 +355,7 @@ FAMILY = Family(
     default_prompt_format=PLAIN.name,
     image_limits=("max_pixels",),
     stored_limits=read_settings,
+    vision_unit_name="stripes",
 )
 register(MadeUpConfig.model_type, lambda: FAMILY)
 

@@ -13,7 +13,8 @@ class JoinedRows:
     """The rows of a chunk's images, each written once to where it stays.
 
     A loader's worker hands tensors over in shared memory; joined elsewhere they would be copied there, half a gigabyte
-    for a chunk of photographs. `torch.utils.data.default_collate` does the same for tensors of one shape.
+    for a chunk of photographs. `torch.utils.data.default_collate` does the same for tensors of one shape. Rows on the
+    meta device are joined there.
 
     Args:
         num_rows: Rows of all images, or more.
@@ -27,7 +28,7 @@ class JoinedRows:
     def add(self, rows: torch.Tensor) -> None:
         """Appends rows, shape (n, ...), all of one shape but for n."""
         if self._all is None:
-            self._all = _empty((self._num_rows, *rows.shape[1:]), self._dtype)
+            self._all = _empty((self._num_rows, *rows.shape[1:]), self._dtype, rows.device)
         end = self._filled + len(rows)
         self._all[self._filled : end].copy_(rows)
         self._filled = end
@@ -51,9 +52,9 @@ def padded_ids(rows: Sequence[torch.Tensor], pad_token_id: int) -> dict[str, tor
     }
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]

@@ -41,6 +41,10 @@ class Backbone(PreTrainedModel, ABC):
             with a dot, and neither begins with another of its side. What an adapter adds to a name is kept.
         lora_targets: Linear layers that an adapter goes on by default, by the last part of their names.
         causal_class: What config.json calls the model with its output head.
+        fewest_depths: Layers of the decoder and of the vision tower with which every part of the model still runs, see
+            `depths`.
+        attends_across_units: Whether the vision tower's attention joins the vision units of an image, so that its cost
+            grows with their square.
     """
 
     tensor_names: ClassVar[TensorNames]
@@ -48,6 +52,8 @@ class Backbone(PreTrainedModel, ABC):
     supports_gradient_checkpointing = True  # by layers that are transformers' GradientCheckpointingLayer
     lora_targets: ClassVar[tuple[str, ...]]
     causal_class: ClassVar[str]
+    fewest_depths: ClassVar[tuple[int, int]] = (1, 1)
+    attends_across_units: ClassVar[bool] = False
 
     # Loading.
 
@@ -237,12 +243,16 @@ class Backbone(PreTrainedModel, ABC):
     @classmethod
     @abstractmethod
     def depths(cls, config: PreTrainedConfig) -> tuple[int, int]:
-        """Layers of the decoder and of the vision tower."""
+        """Layers of the decoder and of the vision tower.
+
+        All layers of a kind must be alike. Where they are not (every eighth layer of a tower is another), count groups
+        of layers that are.
+        """
 
     @classmethod
     @abstractmethod
     def with_depths(cls, config: PreTrainedConfig, decoder: int, vision: int) -> PreTrainedConfig:
-        """The same configuration with other numbers of layers."""
+        """The same configuration with other numbers of layers, counted as in `depths`; at least `fewest_depths`."""
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
@@ -343,6 +353,11 @@ class ItemProcessor(ABC):
     def largest_image_size(self) -> tuple[int, int]:
         """Width and height in pixels of an image that takes as much as any image may."""
 
+    @property
+    def planned_image_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the images that a plan assumes where the user gives no size: the largest."""
+        return self.largest_image_size
+
     @abstractmethod
     def num_image_tokens(self, width: int, height: int) -> int:
         """Tokens of an image of this size in pixels.
@@ -414,6 +429,39 @@ class ItemProcessor(ABC):
             dtype: Of the pixels.
         """
 
+    @abstractmethod
+    def blank_item(self, num_tokens: int, image_sizes: Sequence[tuple[int, int]] = ()) -> ProcessedItem:
+        """An item without content, for estimates: `collate` makes of such items what a call of the model takes.
+
+        Args:
+            num_tokens: Length of its row: the tokens of its images, and text for the rest.
+            image_sizes: Width and height in pixels of its images.
+
+        Returns:
+            What `process_item` returns for such an item, but that the pixels are on the meta device, where they take no
+            memory; ids and all that Python code reads are real.
+
+        Raises:
+            InputError: The family cannot cut such an image.
+            ValueError: The images have more tokens than the row.
+        """
+
+    @classmethod
+    @abstractmethod
+    def without_tokenizer(
+        cls, config: PreTrainedConfig, prompt_format: PromptFormat | None = None, **limits: int | None
+    ) -> ItemProcessor:
+        """A processor for estimates, made from the model's configuration: it counts images and makes blank items.
+
+        Args:
+            config: The model's.
+            prompt_format: See `from_pretrained`.
+            limits: The family's image limits; None: those of its published models.
+
+        Raises:
+            InputError: A format that the family cannot make, or a limit that it does not have.
+        """
+
     @classmethod
     @abstractmethod
     def from_pretrained(
@@ -451,6 +499,9 @@ class Family:
         default_prompt_format: The name of that of a folder that does not say which one its model was trained with.
         image_limits: Names of the limits that its images have.
         stored_limits: The limits that a folder's own processor files say, by name.
+        vision_unit_name: What a vision unit is, in the plural.
+        published_configs: Names of published models, and for each a folder with its config.json (and further files that
+            estimates read): what is planned without the model's own folder.
     """
 
     model_type: str
@@ -460,6 +511,8 @@ class Family:
     default_prompt_format: str
     image_limits: tuple[str, ...]
     stored_limits: Callable[[Path], Mapping[str, int]]
+    vision_unit_name: str
+    published_configs: Mapping[str, Path] = field(default_factory=dict)
 
     def prompt_format(self, wanted: str | PromptFormat | None = None) -> PromptFormat:
         """A format that this family can make.

@@ -12,6 +12,8 @@ from vlm2vec.backbones.interface import Family
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json, shorten
 
+# The model that the shipped recipes train.
+DEFAULT_MODEL = "microsoft/Phi-3.5-vision-instruct"
 _HOW_TO_ADD = "docs/adding_a_backbone.md"
 # Where an installed package says in its metadata that it brings families: their names, and where each `Family` is.
 ENTRY_POINTS = "vlm2vec.families"
@@ -84,6 +86,27 @@ def _installed_family(entry: EntryPoint, source: str | Path) -> Family:
     if not isinstance(family, Family):
         raise InputError(f"{source}: family {entry.name!r}: {entry.value} is a {type(family).__name__}, not a Family")
     return family
+
+
+def published_config(name: str) -> Path:
+    """A folder with the configuration of a published model, which its family ships; there are no weights in it.
+
+    Args:
+        name: On the Hugging Face hub.
+
+    Raises:
+        InputError: No family ships it.
+    """
+    known: list[str] = []
+    for load in _FAMILIES.values():  # one after another: importing a family takes seconds
+        shipped = load().published_configs
+        if name in shipped:
+            return shipped[name]
+        known += shipped
+    raise InputError(
+        f"{name}: neither a folder with {CONFIG_FILE} nor a model whose configuration is shipped ({', '.join(known)}); "
+        f"download its {CONFIG_FILE} and give the folder"
+    )
 
 
 def family_of_folder(folder: Path) -> Family:

@@ -23,7 +23,7 @@ from vlm2vec.training.flags.engine_file import read_engine_file
 
 DISTRIBUTION = "vlm2vec-deepspeed"
 GIB = 2**30
-# Loader processes hand crops to their rank through it: a few chunks each.
+# Loader processes hand images to their rank through it: a few chunks each.
 _SHARED_MEMORY = (GIB / 4, 8.0 * GIB)
 _OPEN_FILES = (512, 4096)
 _WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
@@ -159,12 +159,12 @@ def shared_memory(folder: Path, needed: float | None = None) -> Finding:
         needed: Bytes that a run's loader processes take at most.
     """
     if not folder.is_dir():
-        return Finding(FAIL, f"no {folder}", "mount a tmpfs there; loader processes hand over crops through it")
+        return Finding(FAIL, f"no {folder}", "mount a tmpfs there; loader processes hand over images through it")
     free = shutil.disk_usage(folder).free
     what = f"{free / GIB:.1f} GiB shared memory free in {folder}"
     fail_below, warn_below = _SHARED_MEMORY
     if needed is not None:
-        # The plan counts every picture with all its crops.
+        # The plan counts every image at its full size.
         what, fail_below, warn_below = f"{what}, {needed / GIB:.1f} GiB needed at most", needed / 2, needed
     size = math.ceil(max(warn_below, _SHARED_MEMORY[1]) / GIB)
     remedy = f"docker run --shm-size={size}g, or an emptyDir of medium Memory; or fewer --dataloader_num_workers"

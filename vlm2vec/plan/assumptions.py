@@ -50,9 +50,11 @@ class Workload:
     """What a global batch is assumed to hold.
 
     Attributes:
-        pictures_per_pair: Items of a pair that have a picture, 0 to 2.
+        images_per_pair: Items of a pair that have an image, 0 to 2.
         text_tokens: Tokens of an item's text.
+        image_size: Width and height in pixels of every image; None: what the model family plans with.
     """
 
-    pictures_per_pair: float
+    images_per_pair: float
     text_tokens: int
+    image_size: tuple[int, int] | None = None

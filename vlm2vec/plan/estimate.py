@@ -39,7 +39,7 @@ class Memory:
     Attributes:
         zero: The variant.
         state: What DeepSpeed holds.
-        chunk: The most that a chunk of pass 2 takes, its crops included.
+        chunk: The most that a chunk of pass 2 takes, its pixels included.
         loss: Embeddings and scores of the loss.
         moments: All that lives at a time, by moment of the step.
         chunk_tokens: The largest `--chunk_tokens` that fits; 0 if none does.
@@ -67,6 +67,15 @@ class RunPlan:
         zero: The engine's settings.
         cluster: The ranks.
         workload: The batch.
+
+    Attributes:
+        image_size: Width and height in pixels of every image.
+        image_tokens: Tokens of an item with an image, its text included.
+        vision_units: Of an image.
+        budget_tokens: What an item with an image takes of a chunk's budget.
+
+    Raises:
+        InputError: The model family cannot cut images of the workload's size.
     """
 
     def __init__(
@@ -79,8 +88,12 @@ class RunPlan:
         self.workload = workload
         self.pairs = settings.cluster.global_batch_size
         self.width = int(model.config.hidden_size)
-        image = model.images.layout(model.images.crop_size, model.images.crop_size)
-        self.image_tokens, self.crops = image.num_tokens + workload.text_tokens, image.num_crops
+        processor = model.processor
+        self.image_size = workload.image_size or processor.planned_image_size
+        self.image_tokens = processor.num_image_tokens(*self.image_size) + workload.text_tokens
+        self.vision_units = processor.num_vision_units(*self.image_size)
+        # What an item with an image takes of a chunk's budget.
+        self.budget_tokens = self.image_tokens + math.ceil(processor.tokens_per_vision_unit * self.vision_units)
 
     @cached_property
     def size(self) -> ModelSize:
@@ -101,20 +114,36 @@ class RunPlan:
         budget = self.settings.chunking.no_grad_budget(has_dropout=False)
         return 1.0 if budget is None else budget / self.chunk_tokens
 
-    def rows(self, width: int, factor: float = 1.0, is_query: bool = True) -> int:
-        """Items of one width in a chunk."""
+    def image_rows(self, factor: float = 1.0) -> int:
+        """Items with images in a chunk whose budget is `factor` times that of a chunk with a graph."""
         packing = self.settings.chunking.packing
         if isinstance(packing, FixedCounts):
-            return packing.query_chunk_size if is_query else packing.positive_chunk_size
-        return max(1, int(factor * packing.chunk_tokens) // width)
+            return packing.query_chunk_size
+        return self._fitting(self.budget_tokens, packing, factor)
+
+    def text_rows(self, factor: float = 1.0) -> int:
+        """Texts in a chunk, see `image_rows`."""
+        packing = self.settings.chunking.packing
+        if isinstance(packing, FixedCounts):
+            return packing.positive_chunk_size
+        return self._fitting(self.workload.text_tokens, packing, factor)
+
+    @staticmethod
+    def _fitting(tokens: int, packing: TokenBudget, factor: float) -> int:
+        return max(1, int(factor * packing.chunk_tokens) // tokens)
 
     def images(self, rows: int) -> ChunkShape:
-        """A chunk of so many pictures with all their crops, the most expensive kind."""
-        return ChunkShape(rows, self.image_tokens, self.crops)
+        """A chunk of items with images, the most expensive kind."""
+        return ChunkShape(rows, self.image_tokens, (self.image_size,))
 
     def chunk_cost(self, checkpointing: bool) -> PassCost:
         """The largest chunk forward and backward."""
-        return self.model.cost(self.images(self.rows(self.image_tokens)), True, checkpointing)
+        return self.model.cost(self.images(self.image_rows()), True, checkpointing)
+
+    @property
+    def encode_rows(self) -> int:
+        """Items with images in the largest chunk of pass 1."""
+        return max(1, int(self.image_rows() * self.no_grad_factor))
 
     @property
     def encode_cost(self) -> PassCost:
@@ -168,15 +197,15 @@ class RunPlan:
         images, texts = self.items_a_rank
 
         def needed(factor: float) -> tuple[int, int]:
-            with_images = math.ceil(images / self.rows(self.image_tokens, factor))
-            return with_images + math.ceil(texts / self.rows(self.workload.text_tokens, factor, False)), with_images
+            with_images = math.ceil(images / self.image_rows(factor))
+            return with_images + math.ceil(texts / self.text_rows(factor)), with_images
 
         return EngineCalls(*needed(self.no_grad_factor), *needed(1.0))
 
     @property
     def items_a_rank(self) -> tuple[float, float]:
-        """Items with pictures and without, if none is the same as another."""
-        images = self.pairs * self.workload.pictures_per_pair / self.cluster.num_ranks
+        """Items with images and without, if none is the same as another."""
+        images = self.pairs * self.workload.images_per_pair / self.cluster.num_ranks
         return images, 2 * self.pairs / self.cluster.num_ranks - images
 
     def traffic(self, zero: ZeroSettings) -> list[Collective]:
@@ -190,10 +219,9 @@ class RunPlan:
 
         The plain pass recomputes nothing and, with DoRA, has no second product that only dropout needs.
         """
-        text_rows = self.rows(self.workload.text_tokens, is_query=False)
         checkpointing, plain = self.settings.encoder.gradient_checkpointing, self.model.without_dropout()
         run = useful = 0.0
-        shapes = (self.images(self._growth.rows), ChunkShape(text_rows, self.workload.text_tokens, 0))
+        shapes = (self.images(self._growth.rows), ChunkShape(self.text_rows(), self.workload.text_tokens))
         for items, shape in zip(self.items_a_rank, shapes, strict=True):
             cost = self.model.cost(shape, True, checkpointing)
             run += items / shape.rows * (cost.forward_flops + sum(cost.flops))
@@ -208,9 +236,9 @@ class RunPlan:
 
     @cached_property
     def _growth(self) -> _Growth:
-        rows = self.rows(self.image_tokens)
+        rows = self.image_rows()
         checkpointing = self.settings.encoder.gradient_checkpointing
-        encode = self.model.cost(self.images(max(1, int(rows * self.no_grad_factor))), False)
+        encode = self.model.cost(self.images(self.encode_rows), False)
         one, two = (self.model.cost(self.images(number), True, checkpointing) for number in (rows, 2 * rows))
         return _Growth(rows, encode, one, two)
 
@@ -231,19 +259,19 @@ class RunPlan:
             middle = sum(fits) // 2
             too_much = held + max(self._activations(middle, self.keep_graphs).values()) > self.cluster.usable_memory
             fits[1 if too_much else 0] = middle
-        tokens = fits[0] * self.image_tokens
+        tokens = fits[0] * self.budget_tokens
         return tokens - tokens % _ROUND if tokens > _ROUND else tokens
 
 
 @dataclass(frozen=True)
 class _Growth:
-    """How the largest chunk's cost grows with the number of its pictures.
+    """How the largest chunk's cost grows with the number of its images.
 
     Attributes:
-        rows: Pictures of a chunk with a graph.
+        rows: Images of a chunk with a graph.
         encode: The chunk of pass 1; taken to grow in proportion.
         one: The chunk of pass 2.
-        two: One with twice as many pictures; between and beyond, memory grows evenly.
+        two: One with twice as many images; between and beyond, memory grows evenly.
     """
 
     rows: int
@@ -252,7 +280,7 @@ class _Growth:
     two: PassCost
 
     def encode_peak(self, rows: float) -> float:
-        """Of pass 1, where chunks of pass 2 have so many pictures."""
+        """Of pass 1, where chunks of pass 2 have so many images."""
         return self.encode.peak * rows / self.rows
 
     def repeat(self, rows: float) -> PassCost:

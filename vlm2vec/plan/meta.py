@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, PreTrainedTokenizerFast
+from transformers import AttentionInterface, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel, Phi3VProcessor
+from vlm2vec.backbones.interface import ItemProcessor
+from vlm2vec.backbones.registry import family_of_config
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.plan.passes import ChunkShape, PassCost, at_depth, measure
 from vlm2vec.plan.states import ModelSize
@@ -24,7 +24,6 @@ from vlm2vec.training.encoder import prepare_encoder
 from vlm2vec.training.settings import EncoderSettings
 
 _ATTENTION = "fused_on_meta"
-_FEWEST_LAYERS = 1
 
 
 def _fused_attention(
@@ -35,11 +34,13 @@ def _fused_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What `sdpa` runs on a GPU; on the meta device it would pick the unfused form, which keeps the whole matrix."""
+    causal = bool(module.is_causal if is_causal is None else is_causal)
     result = torch.ops.aten._scaled_dot_product_flash_attention(
-        query, key, value, dropout, bool(module.is_causal), False, scale=scaling
+        query, key, value, dropout, causal, False, scale=scaling
     )
     return result[0].transpose(1, 2), None
 
@@ -74,20 +75,23 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 class MetaModel:
     """Builds a run's encoder with any number of layers on the meta device and measures passes through it.
 
-    Layers are alike, so that everything is found with one and two of them and carried on to the real number.
+    Layers are alike, so that everything is found with the fewest and one more and carried on to the real number.
 
     Args:
         config: The full model.
         settings: The run's encoder.
-        num_crops: Local crops a picture at most.
+        processor: The model's; it needs no tokenizer (`ItemProcessor.without_tokenizer`).
+
+    Raises:
+        InputError: The configuration is no known family's.
     """
 
-    def __init__(self, config: Phi3VConfig, settings: EncoderSettings, num_crops: int) -> None:
+    def __init__(self, config: PreTrainedConfig, settings: EncoderSettings, processor: ItemProcessor) -> None:
         self.config = config
         self.settings = settings
-        vision = config.vision_config
-        self.images = Phi3VImageProcessor(num_crops, vision.image_size, vision.patch_size)
-        self.depths = Phi3VModel.depths(config)
+        self.processor = processor
+        self.family = family_of_config(config)
+        self.depths = self.family.backbone.depths(config)
         self._built: dict[tuple[int, int], VLM2Vec] = {}
         self._costs: dict[tuple[ChunkShape, bool, bool], PassCost] = {}
 
@@ -97,10 +101,10 @@ class MetaModel:
         if lora is None or lora.dropout == 0:
             return self
         plain = dataclasses.replace(lora, dropout=0.0, dropout_on="input")
-        return MetaModel(self.config, dataclasses.replace(self.settings, lora=plain), self.images.num_crops)
+        return MetaModel(self.config, dataclasses.replace(self.settings, lora=plain), self.processor)
 
     def encoder(self, depths: tuple[int, int]) -> VLM2Vec:
-        """The encoder in training mode, with so many layers of language model and CLIP."""
+        """The encoder in training mode, with so many layers of decoder and vision tower."""
         if depths not in self._built:
             self._built[depths] = self._build(depths)
         return self._built[depths]
@@ -123,10 +127,10 @@ class MetaModel:
                 totals += parameter.numel() * np.array([1, parameter.requires_grad, runs and not of_vision, of_vision])
             return totals
 
-        few, (language, vision) = self._few, self.depths
+        few, (decoder, vision) = self._few, self.depths
         counted = base = count(few)
-        if language > few[0]:
-            counted = counted + (language - few[0]) * (count((few[0] + 1, few[1])) - base)
+        if decoder > few[0]:
+            counted = counted + (decoder - few[0]) * (count((few[0] + 1, few[1])) - base)
         if vision > few[1]:
             counted = counted + (vision - few[1]) * (count((few[0], few[1] + 1)) - base)
         trained = [each for each in self.smallest.parameters() if each.requires_grad]
@@ -143,8 +147,9 @@ class MetaModel:
 
     @property
     def _few(self) -> tuple[int, int]:
-        """Layers of language model and CLIP in the smallest model; CLIP's last layer is not run."""
-        return min(self.depths[0], _FEWEST_LAYERS), min(self.depths[1], _FEWEST_LAYERS + 1)
+        """Layers of decoder and vision tower in the smallest model."""
+        fewest = self.family.backbone.fewest_depths
+        return min(self.depths[0], fewest[0]), min(self.depths[1], fewest[1])
 
     def cost(self, shape: ChunkShape, with_graph: bool, checkpointing: bool = False) -> PassCost:
         """What one call takes: forward and backward, or forward alone without a graph."""
@@ -154,22 +159,19 @@ class MetaModel:
             def shallow(depths: tuple[int, int]) -> PassCost:
                 return measure(self.encoder(depths), shape, with_graph, checkpointing)
 
-            vision = self.depths[1] if shape.crops else self._few[1]
+            vision = self.depths[1] if shape.image_sizes else self._few[1]
             self._costs[key] = at_depth(shallow, self._few, (self.depths[0], vision))
         return self._costs[key]
 
     def _build(self, depths: tuple[int, int]) -> VLM2Vec:
-        config = Phi3VModel.with_depths(self.config, *depths)
+        config = self.family.backbone.with_depths(self.config, *depths)
         chosen = self.settings.attn_implementation
         config._attn_implementation = chosen if chosen == "eager" else _ATTENTION
         precision = self.settings.precision
         with torch.device("meta"):
-            backbone = Phi3VModel(config).to(precision.frozen)
-            blank = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+            backbone = self.family.backbone(config).to(precision.frozen)
             encoder = prepare_encoder(
-                VLM2Vec(backbone, Phi3VProcessor(blank, self.images), self.settings.max_len),
-                self.settings,
-                gradient_checkpointing=False,
+                VLM2Vec(backbone, self.processor, self.settings.max_len), self.settings, gradient_checkpointing=False
             )
         for parameter in encoder.parameters():
             if parameter.requires_grad:  # gradients of weights are the engine's business, and counted with it

@@ -28,7 +28,7 @@ def model_flops(
     with warnings.catch_warnings():
         # transformers 5.23 warns of a name that older versions need.
         warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        model = MetaModel(encoder.base.config, settings, encoder.processor.image_limits["num_crops"])
+        model = MetaModel(encoder.base.config, settings, encoder.processor)
         return counted_flops(model, peak * _TERA)
 
 
@@ -40,17 +40,28 @@ def counted_flops(model: MetaModel, peak_flops: float) -> ModelFlops:
     """
     model = model.without_dropout()
 
-    def flops(width: int, crops: int) -> float:
+    def flops(width: int, *image_sizes: tuple[int, int]) -> float:
         # One row more: what a call takes whatever it holds, as DoRA's norms of the weights, is no item's.
-        one, two = (sum(model.cost(ChunkShape(rows, width, crops), True).flops) for rows in (1, 2))
+        one, two = (sum(model.cost(ChunkShape(rows, width, image_sizes), True).flops) for rows in (1, 2))
         return two - one
 
-    short, long = _TEXT_WIDTHS
-    one, two = flops(short, 0), flops(long, 0)
-    squared = (two / long - one / short) / (long - short)
-    per_token = one / short - squared * short
-    image = model.images.layout(model.images.crop_size, model.images.crop_size)
-    tokens = image.num_tokens
-    of_text = per_token * tokens + squared * tokens**2
-    per_crop = (flops(tokens, image.num_crops) - of_text) / image.num_crops
-    return ModelFlops(per_token, squared, per_crop, peak_flops)
+    per_token, squared = _polynomial(*((width, flops(width)) for width in _TEXT_WIDTHS))
+
+    def of_image(width: int, height: int) -> tuple[int, float]:
+        """Vision units of an image, and what it takes besides the decoder's share."""
+        tokens = model.processor.num_image_tokens(width, height)
+        of_decoder = per_token * tokens + squared * tokens**2
+        return model.processor.num_vision_units(width, height), flops(tokens, (width, height)) - of_decoder
+
+    width, height = model.processor.planned_image_size
+    large = of_image(width, height)
+    small = of_image(max(1, width // 2), max(1, height // 2)) if model.family.backbone.attends_across_units else large
+    per_unit, squared_units = _polynomial(small, large)
+    return ModelFlops(per_token, squared, per_unit, peak_flops, squared_units)
+
+
+def _polynomial(small: tuple[int, float], large: tuple[int, float]) -> tuple[float, float]:
+    """The factors of n and its square through two points (n, FLOPs); the square's is 0 where they are one point."""
+    (few, less), (many, more) = small, large
+    squared = (more / many - less / few) / (many - few) if many > few else 0.0
+    return less / few - squared * few, squared

@@ -8,22 +8,49 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from vlm2vec.backbones.interface import ItemProcessor
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.plan.meter import TensorMeter
 
 # Where a pass is cut to find its peak: each part's own peak grows with the layers whose graph lives then.
 VISION_FORWARD, LANGUAGE_FORWARD, LANGUAGE_BACKWARD, VISION_BACKWARD = range(4)
 Parts = tuple[float, float, float, float]
+# Arguments of a call that are there without images too.
+_TEXT = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
 class ChunkShape:
-    """One engine call: so many rows of one length, each with so many crops (0: text only)."""
+    """One engine call.
+
+    Attributes:
+        rows: Items, all of them alike.
+        width: Tokens of a row, those of its images included.
+        image_sizes: Width and height in pixels of each image of a row; none: text only.
+    """
 
     rows: int
     width: int
-    crops: int
+    image_sizes: tuple[tuple[int, int], ...] = ()
+
+    def arguments(self, processor: ItemProcessor, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """The call's arguments, blank.
+
+        Args:
+            processor: The model family's.
+            dtype: Of the pixels.
+            device: Where the encoder is.
+        """
+        item = processor.blank_item(self.width, self.image_sizes)
+        made = processor.collate([item] * self.rows, self.rows * item.vision_units, dtype)
+        tensors = {
+            # Pixels are on the meta device and have nothing to copy.
+            name: torch.zeros_like(each, device=device) if each.is_meta else each.to(device)
+            for name, each in made.tensors.items()
+        }
+        return {**tensors, **made.host_values}
 
 
 @dataclass(frozen=True)
@@ -31,8 +58,8 @@ class PassCost:
     """One engine call: bytes and FLOPs, weights and gradients of weights not counted.
 
     Attributes:
-        pixels: Bytes of its crops.
-        saved: Bytes alive between forward and backward, the crops included.
+        pixels: Bytes of what it reads of its images.
+        saved: Bytes alive between forward and backward, the pixels included.
         peaks: Most bytes alive in each part, see `VISION_FORWARD` and the names after it.
         flops: FLOPs of each part.
     """
@@ -78,10 +105,10 @@ def at_depth(cost: Callable[[tuple[int, int]], PassCost], few: tuple[int, int], 
     """The cost of a deep model from those of shallow ones.
 
     What is saved and FLOPs grow by the same with every layer. A part's peak grows by what the layers save whose graph
-    lives in it: while the language model runs, both towers' layers; before and after, CLIP's.
+    lives in it: while the decoder runs, its layers and the vision tower's; before and after, the tower's.
 
     Args:
-        cost: Of a model with so many layers of language model and CLIP.
+        cost: Of a model with so many layers of decoder and vision tower.
         few: The depths of the shallowest model.
         depths: The depths asked for.
     """
@@ -112,38 +139,32 @@ def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool, checkpointing
         encoder.gradient_checkpointing_enable()
     else:
         encoder.base.gradient_checkpointing_disable()
-    ids = torch.full((shape.rows, shape.width), -1 if shape.crops else 1, device=device)
-    image_arguments: dict[str, Any] = {}
-    vision = encoder.base.model.vision_embed_tokens
-    if shape.crops:
-        dtype = next(iter(vision.parameters())).dtype
-        size = vision.crop_size
-        image_arguments["pixel_values"] = torch.zeros(
-            shape.rows * shape.crops, 3, size, size, dtype=dtype, device=device
-        )
-        image_arguments["image_sizes"] = torch.tensor([[size, size * (shape.crops - 1)]] * shape.rows)
+    arguments = shape.arguments(encoder.processor, encoder.base.token_embeddings.dtype, device)
     meter = TensorMeter(device.type)
     meter.ignore([*encoder.parameters(), *encoder.buffers()])
-    meter.count(image_arguments.values())
+    meter.count(each for name, each in arguments.items() if isinstance(each, Tensor) and name not in _TEXT)
     pixels, parts = meter.alive, _Readings(meter)
     trains_vision = False
 
-    def after_vision(_: Any, __: Any, features: Tensor) -> None:
+    def after_vision(_: Any, __: Any, output: Any) -> None:
         nonlocal trains_vision
         parts.end(VISION_FORWARD)
-        trains_vision = features.requires_grad
-        if trains_vision:
-            features.register_hook(lambda _: parts.end(LANGUAGE_BACKWARD))  # type: ignore[no-untyped-call]
+        for each in tree_leaves(output):
+            if isinstance(each, Tensor) and each.requires_grad:
+                trains_vision = True
+                # The last of these gradients ends the part; the tower's own backward pass comes after all of them.
+                each.register_hook(lambda _: parts.end(LANGUAGE_BACKWARD))  # type: ignore[no-untyped-call]
 
-    hook = vision.register_forward_hook(after_vision)
+    hooks = [module.register_forward_hook(after_vision) for module in encoder.base.vision_modules()]
     with meter, torch.set_grad_enabled(with_graph):
-        vectors = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), **image_arguments)
+        vectors = encoder(**arguments)
         saved = meter.alive
         parts.end(LANGUAGE_FORWARD)
         if with_graph:
             vectors.sum().backward()
             parts.end(VISION_BACKWARD if trains_vision else LANGUAGE_BACKWARD)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     return PassCost(pixels, saved, _four(parts.peaks), _four(parts.flops))
 
 
@@ -156,7 +177,7 @@ class _Readings:
         self.flops = [0, 0, 0, 0]
 
     def end(self, part: int) -> None:
-        """What happened since the last part's end belongs to `part`."""
-        self.peaks[part] = self._meter.peak
-        self.flops[part] = self._meter.flops - sum(self.flops)
+        """What happened since the last end belongs to `part`, which may end several times."""
+        self.peaks[part] = max(self.peaks[part], self._meter.peak)
+        self.flops[part] += self._meter.flops - sum(self.flops)
         self._meter.reset_peak()

@@ -2,13 +2,15 @@
 
     python -m vlm2vec.plan --config RECIPE.yaml --deepspeed ds_configs/zero2.json --gpus 8 --nodes 2 --gpu_memory 80
 
-Needs neither weights nor an accelerator. All flags of vlm2vec.train are taken too; a model that is no local folder is
-planned as Phi-3.5-V.
+Needs neither weights, nor an accelerator, nor a network. All flags of vlm2vec.train are taken too. --model_name is a
+local folder (its JSON files are enough) or a published model whose configuration comes with this package; without the
+flag, the model that the recipes train.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,12 +18,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vlm2vec.backbones.phi3_v import Phi3VConfig
-from vlm2vec.backbones.phi3_v.checkpoint import load_config
+from vlm2vec.backbones.checkpoint import CONFIG_FILE
+from vlm2vec.backbones.image_limits import given_limits
+from vlm2vec.backbones.registry import DEFAULT_MODEL, family_of_folder, published_config
 from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, OneLineErrors
-from vlm2vec.formats.json_files import read_json
+from vlm2vec.formats.json_files import shorten
+from vlm2vec.images.decode import check_size
 from vlm2vec.messages.terminal import open_console, print_table
+from vlm2vec.model_folder.loading import stored_settings
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import GIB, RunPlan
 from vlm2vec.plan.meta import MetaModel
@@ -31,8 +36,8 @@ from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
 # What a plan does not need to know.
-_ABSENT = ("--model_name", "microsoft/Phi-3.5-vision-instruct", "--dataset_name", "-", "--output_dir", "-")
-_CROPS_OF_PHI_3_5 = 4
+_ABSENT = ("--model_name", DEFAULT_MODEL, "--dataset_name", "-", "--output_dir", "-")
+_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})", re.ASCII)
 _GIGA, _TERA = 1e9, 1e12
 
 
@@ -75,7 +80,12 @@ def _cluster_parser() -> OneLineErrors:
     add("--utilization", type=float, default=0.4, help="share of the peak that is assumed to be reached")
     add("--gpu_bandwidth", type=float, default=450, help="GB/s between GPUs of a node, each way; an H100's NVLink")
     add("--node_bandwidth", type=float, default=50, help="GB/s between nodes, each way; one link of 400 Gbit/s")
-    add("--pictures_per_pair", type=float, default=1.0, help="items of a pair that have a picture, 0 to 2")
+    add("--pictures_per_pair", type=float, default=1.0, help="items of a pair that have an image, 0 to 2")
+    add(
+        "--image_size",
+        metavar="WIDTHxHEIGHT",
+        help="pixels of every image; if not given, the model family's own, as large as its images get",
+    )
     add("--text_tokens", type=int, default=40, help="tokens of an item's text")
     return parser
 
@@ -91,7 +101,7 @@ def parse_cluster(argv: Sequence[str], parser: OneLineErrors | None = None) -> t
         if getattr(options, name) <= 0:
             raise InputError(f"--{name} {getattr(options, name)}: must be positive")
     if not 0 <= options.pictures_per_pair <= 2:
-        raise InputError(f"--pictures_per_pair {options.pictures_per_pair}: a pair has 0 to 2 pictures")
+        raise InputError(f"--pictures_per_pair {options.pictures_per_pair}: a pair has 0 to 2 images")
     if not 0 < options.utilization <= 1:
         raise InputError(f"--utilization {options.utilization}: must be above 0 and at most 1")
     cluster = Hardware(
@@ -103,7 +113,18 @@ def parse_cluster(argv: Sequence[str], parser: OneLineErrors | None = None) -> t
         gpu_bandwidth=options.gpu_bandwidth * _GIGA,
         node_bandwidth=options.node_bandwidth * _GIGA,
     )
-    return cluster, Workload(options.pictures_per_pair, options.text_tokens), rest
+    return cluster, Workload(options.pictures_per_pair, options.text_tokens, _image_size(options.image_size)), rest
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise InputError(f"--image_size {shorten(text)}: must be WIDTHxHEIGHT in pixels, such as 640x480")
+    width, height = (int(each) for each in found.groups())
+    check_size(width, height, f"--image_size {text}")
+    return width, height
 
 
 def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) -> RunPlan:
@@ -113,15 +134,18 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
         InputError: A model folder or an engine configuration that cannot be read.
     """
     folder = Path(arguments.model.model_name)
-    num_crops = arguments.model.num_crops
-    if (folder / "config.json").is_file():
-        config = load_config(folder, {})
-        images = folder / "preprocessor_config.json"
-        num_crops = num_crops or (read_json(images).get("num_crops") if images.is_file() else None)
-    else:
-        config = Phi3VConfig()
+    if not (folder / CONFIG_FILE).is_file():
+        folder = published_config(arguments.model.model_name)
+    family = family_of_folder(folder)
+    config = family.backbone.load_config(folder, {})
+    stored = stored_settings(folder, None, family)
+    limits = {
+        **family.stored_limits(folder),
+        **stored.image_limits,
+        **given_limits({"num_crops": arguments.model.num_crops}),
+    }
+    processor = family.processor.without_tokenizer(config, stored.prompt_format, **limits)
     choose_accelerator()
     settings = arguments.resolve(cluster.num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
     zero = ZeroSettings.read(settings.engine.file["zero_optimization"])
-    model = MetaModel(config, settings.encoder, num_crops or _CROPS_OF_PHI_3_5)
-    return RunPlan(model, settings, zero, cluster, workload)
+    return RunPlan(MetaModel(config, settings.encoder, processor), settings, zero, cluster, workload)

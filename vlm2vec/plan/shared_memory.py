@@ -1,4 +1,4 @@
-"""What a node's loader processes put into memory that processes share (/dev/shm): the crops of chunks made ahead."""
+"""What a node's loader processes put into memory that processes share (/dev/shm): the images of chunks made ahead."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from vlm2vec.plan.estimate import RunPlan
 
 
 def shared_memory(plan: RunPlan) -> float:
-    """Bytes that a node's ranks hold in shared memory at most, if every picture has all its crops.
+    """Bytes that a node's ranks hold in shared memory at most, if all images have the plan's size.
 
-    A step's chunks are made in the order in which they run: pass 1 with pictures, pass 1 without, then pass 2 in the
+    A step's chunks are made in the order in which they run: pass 1 with images, pass 1 without, then pass 2 in the
     same way. A rank holds as many as its processes have tasks, and one that it takes over. Texts are not counted.
     """
     workers = plan.settings.data.num_workers
     if workers == 0:
         return 0.0
-    rows = plan.rows(plan.image_tokens)
-    encode_rows = max(1, int(rows * plan.no_grad_factor))
+    rows, encode_rows = plan.image_rows(), plan.encode_rows
     images, calls = math.ceil(plan.items_a_rank[0]), plan.calls
     step = [0]  # the mark with which a step begins
     for size, num_chunks, with_images in (
@@ -33,6 +32,6 @@ def shared_memory(plan: RunPlan) -> float:
 
 
 def _chunks(images: int, size: int) -> list[int]:
-    """Pictures of each chunk."""
+    """Images of each chunk."""
     whole, rest = divmod(images, size)
     return [size] * whole + [rest] * (rest > 0)

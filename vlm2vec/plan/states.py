@@ -23,7 +23,7 @@ class ModelSize:
         total: All of them.
         trainable: Those that are trained.
         language: Those that every item needs.
-        vision: Those that pictures need besides; the rest, CLIP's last layer, never runs.
+        vision: Those that images need besides; the rest never runs.
         largest: Elements of the largest parameter that is trained.
         trainable_bytes: Bytes of a trained weight in the engine: 2 (bfloat16, master weights beside it) or 4.
         frozen_bytes: Bytes of another weight.

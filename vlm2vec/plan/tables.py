@@ -37,12 +37,14 @@ def _heading(plan: RunPlan) -> Text:
     kind = "all weights" if encoder.lora is None else "LoRA" + (" (DoRA)" if encoder.lora.use_dora else "")
     dtype = str(encoder.precision.compute).removeprefix("torch.")
     images, texts = plan.items_a_rank
+    width, height = plan.image_size
     lines = [
         f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {dtype}",
         f"{cluster.num_ranks} ranks ({cluster.nodes} x {cluster.gpus}) of {cluster.gpu_memory / GIB:.0f} GiB | global "
-        f"batch {plan.pairs:,}: a rank has {images:.0f} pictures of {plan.image_tokens} tokens and "
+        f"batch {plan.pairs:,}: a rank has {images:.0f} images of {plan.image_tokens} tokens and "
         f"{texts:.0f} texts of {plan.workload.text_tokens} in {plan.calls.repeat} chunks",
-        f"Assumed: {plan.workload.pictures_per_pair:g} pictures a pair, each with all {plan.crops - 1} crops; "
+        f"Assumed: {plan.workload.images_per_pair:g} images a pair of {width} x {height} pixels, each with "
+        f"{plan.vision_units} vision units ({plan.model.family.vision_unit_name}); "
         f"{plan.workload.text_tokens} tokens a text; no item twice",
     ]
     return Text("\n".join(lines))
@@ -84,23 +86,22 @@ _MEMORY_NOTE = (
 def _chunk_table(plan: RunPlan) -> Table:
     table = Table(
         column("", "left"),
-        *(column(heading) for heading in ("tokens", "crops", "pixels", "graph", "peak")),
-        title="The largest chunk in GiB: images with all crops",
+        *(column(heading) for heading in ("tokens", "vision units", "pixels", "graph", "peak")),
+        title="The largest chunk in GiB: images with text",
         title_justify="left",
     )
     chosen = plan.settings.encoder.gradient_checkpointing
-    rows = plan.rows(plan.image_tokens)
-    encode_rows = max(1, int(rows * plan.no_grad_factor))
+    rows = plan.image_rows()
     kinds = [
         ("pass 2, gradient checkpointing", rows, plan.chunk_cost(True), chosen),
         ("pass 2, all activations kept", rows, plan.chunk_cost(False), not chosen),
-        ("pass 1, no graph", encode_rows, plan.encode_cost, True),
+        ("pass 1, no graph", plan.encode_rows, plan.encode_cost, True),
     ]
     for name, number, cost, is_chosen in kinds:
         table.add_row(
             name + (" <" if is_chosen else ""),
             f"{number * plan.image_tokens:,}",
-            str(number * plan.crops),
+            str(number * plan.vision_units),
             _gib(cost.pixels),
             _gib(cost.saved - cost.pixels) if "graph" not in name[8:] else "-",
             _gib(cost.peak),

@@ -17,9 +17,9 @@ class EngineCalls:
 
     Attributes:
         encode: Without a graph.
-        encode_with_images: Of these with pictures.
+        encode_with_images: Of these with images.
         repeat: Forward and backward.
-        repeat_with_images: Of these with pictures.
+        repeat_with_images: Of these with images.
     """
 
     encode: int

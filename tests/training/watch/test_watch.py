@@ -157,10 +157,11 @@ def test_the_polynomial_counts_what_passes_take(flags: list[str], mini_model_dir
     made = model(load_config(mini_model_dir, {}), *flags)
     counted = counted_flops(made, peak_flops=1.0)
     made = made.without_dropout()
-    picture = made.images.layout(64, 64)
-    for width, crops, error in ((300, 0, 1e-6), (picture.num_tokens + 30, picture.num_crops, 0.04 if flags else 1e-3)):
-        one, three = (sum(made.cost(ChunkShape(rows, width, crops), True).flops) for rows in (1, 3))
-        assert counted.of(2 * width, 2 * width**2, 2 * crops) == pytest.approx(three - one, rel=error)
+    size = (64, 64)
+    tokens, crops = made.processor.num_image_tokens(*size), made.processor.num_vision_units(*size)
+    for width, sizes, units, error in ((300, (), 0, 1e-6), (tokens + 30, (size,), crops, 0.04 if flags else 1e-3)):
+        one, three = (sum(made.cost(ChunkShape(rows, width, sizes), True).flops) for rows in (1, 3))
+        assert counted.of(2 * width, 2 * width**2, 2 * units) == pytest.approx(three - one, rel=error)
 
 
 def test_longer_names_of_devices_come_first() -> None:

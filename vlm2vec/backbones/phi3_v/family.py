@@ -15,6 +15,8 @@ def _stored_limits(folder: Path) -> Mapping[str, int]:
     return PreprocessorSettings.read(folder).limits
 
 
+_PHI_3_5 = Path(__file__).parent / "published" / "Phi-3.5-vision-instruct"
+
 PHI3_V = Family(
     model_type=Phi3VConfig.model_type,
     backbone=Phi3VModel,
@@ -23,4 +25,7 @@ PHI3_V = Family(
     default_prompt_format=RAW.name,
     image_limits=LIMITS,
     stored_limits=_stored_limits,
+    vision_unit_name="crops",
+    # VLM2Vec-Full is Phi-3.5-V with other weights.
+    published_configs={"microsoft/Phi-3.5-vision-instruct": _PHI_3_5, "TIGER-Lab/VLM2Vec-Full": _PHI_3_5},
 )

@@ -71,6 +71,7 @@ class Phi3VModel(Backbone, Phi3PreTrainedModel):
         *("k_proj", "q_proj", "out_proj", "v_proj"),
     )
     causal_class = "Phi3VForCausalLM"
+    fewest_depths = (1, 2)  # the tower's last layer is not run
     _no_split_modules = ("Phi3DecoderLayer", "CLIPEncoderLayer")
 
     def __init__(self, config: Phi3VConfig) -> None:

@@ -24,7 +24,7 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """FLOPs of one forward and backward pass over items: a polynomial in tokens, plus the vision tower's a vision unit.
+    """FLOPs of one forward and backward pass over items: polynomials in tokens and in vision units.
 
     Recomputation, second forward passes and padding are not counted; gradients of frozen weights are not either.
 
@@ -33,17 +33,25 @@ class ModelFlops:
         per_squared_token: Attention.
         per_vision_unit: Vision tower and projection.
         peak_flops: FLOP/s of a device.
+        per_squared_vision_unit: The vision tower's attention, where it joins the units of an image.
     """
 
     per_token: float
     per_squared_token: float
     per_vision_unit: float
     peak_flops: float
+    per_squared_vision_unit: float = 0.0
 
-    def of(self, tokens: float, squared_tokens: float, vision_units: float) -> float:
-        """FLOPs of items, from the sums over them of tokens, squared tokens and vision units."""
+    def of(self, tokens: float, squared_tokens: float, vision_units: float, squared_vision_units: float = 0.0) -> float:
+        """FLOPs of items.
+
+        Args:
+            tokens, squared_tokens: Sums over the items.
+            vision_units, squared_vision_units: Sums over their images.
+        """
         of_rows = self.per_token * tokens + self.per_squared_token * squared_tokens
-        return of_rows + self.per_vision_unit * vision_units
+        of_images = self.per_vision_unit * vision_units + self.per_squared_vision_unit * squared_vision_units
+        return of_rows + of_images
 
 
 def known_peak_tflops(device: torch.device) -> float | None:
