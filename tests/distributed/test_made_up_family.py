@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from tests.distributed.workers.made_up_family import main
-from tests.rig.made_up_family import write_made_up_model
+from tests.rig.comparing import assert_close_relative
+from tests.rig.made_up_family import MadeUpModel, write_made_up_model
 from trials.exactness import TOLERANCE
 from trials.rig.forked import run_forked
 from trials.rig.run_flags import run_flags
 from trials.rig.states import differences
+from vlm2vec import VLM2Vec
+from vlm2vec.export import export
+from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 pytestmark = pytest.mark.numeric
 
@@ -64,3 +72,55 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, runs: Path) -> None:
     straight, resumed = (runs / kind / name / f"checkpoint-{STEPS}" for kind in ("straight", "resumed"))
     assert differences(straight.with_name(f"checkpoint-{SAVED}"), straight)
     assert differences(straight, resumed) == []
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`whole`, `adapter` and `merged`, each compared with its checkpoint by the export itself."""
+    root = tmp_path_factory.mktemp("made_up_exported")
+    for output, name in (("whole", "zero2"), ("adapter", "zero3-lora"), ("merged", "zero3-lora")):
+        checkpoint = find_checkpoint(runs / "straight" / name)
+        _, checked = export(checkpoint, root / output, merge_lora=output == "merged", check=True)
+        assert checked is not None
+        assert checked.num_items == 5
+    return root
+
+
+def vectors(folder: Path, **options: Any) -> torch.Tensor:
+    image = Image.linear_gradient("L")
+    texts = ["a text", "<|image_1|> and a text", None]
+    return VLM2Vec.from_pretrained(folder).encode(texts=texts, images=[None, image, image.resize((60, 20))], **options)
+
+
+def test_exported_folders_have_the_published_names(exported: Path, model: Path) -> None:
+    base, card = load_file(model / "model.safetensors"), (exported / "adapter" / "README.md").read_text()
+    for kind in ("whole", "merged"):
+        weights = load_file(exported / kind / "model.safetensors")
+        assert {name: each.shape for name, each in weights.items()} == {name: each.shape for name, each in base.items()}
+        assert torch.equal(weights["text.head.weight"], base["text.head.weight"])
+        changed = {name for name, each in weights.items() if not torch.equal(each, base[name])}
+        assert {"text.blocks.0.look.weight", "eyes.first.weight", "late.weight"} <= changed
+        config = json.loads((exported / kind / "config.json").read_text())
+        assert config["architectures"] == [MadeUpModel.causal_class]
+    adapter = load_file(exported / "adapter" / "adapter_model.safetensors")
+    assert "base_model.model.text.blocks.0.look.lora_A.weight" in adapter
+    assert not any(".tower." in name or ".layers." in name for name in adapter)
+    assert_close_relative(vectors(exported / "adapter"), vectors(exported / "merged"), 1e-5)
+    assert f"\nfrom {MadeUpModel.__module__} import MadeUpModel\n" in card
+    assert "- made_up\n" in card
+    settings = json.loads((exported / "whole" / "vlm2vec_config.json").read_text())
+    assert (settings["max_pixels"], settings["max_len"], settings["prompt_format"]["name"]) == (3072, 64, "plain")
+    assert "num_crops" not in settings
+
+
+def test_sentence_transformers_reads_an_exported_folder(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+    loaded = SentenceTransformer(str(exported / "adapter"), trust_remote_code=True, device="cpu")
+    image = Image.linear_gradient("L")
+    inputs = ["a text", {"text": "and a text", "image": image}, image.resize((60, 20))]
+    assert_close_relative(loaded.encode(inputs), vectors(exported / "adapter"), 1e-5)

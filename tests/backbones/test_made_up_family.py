@@ -1,0 +1,118 @@
+"""What holds for the made-up family on one process; tests/distributed/test_made_up_family.py trains it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.rig.comparing import assert_close_relative, relative_error
+from tests.rig.made_up_family import ASKED, END, IMAGE, START, MadeUpModel, MadeUpProcessor, write_made_up_model
+from vlm2vec import VLM2Vec
+from vlm2vec.errors import InputError
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.items import EncodeItem, ItemImage
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made_up") / "base"
+    write_made_up_model(folder)
+    return folder
+
+
+def image(seed: int, width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def items() -> list[EncodeItem]:
+    """Texts, images of several heights, both, and two images in either order."""
+    tall, flat = image(1, 30, 100), image(2, 90, 20)
+
+    def item(text: str, *images: Image.Image) -> EncodeItem:
+        return EncodeItem(text, tuple(ItemImage(each, "image") for each in images), "item")
+
+    return [
+        *(item("a"), item("a longer text " * 9), item("", tall), item("<|image_1|> what is it", flat)),
+        *(item("<|image_1|> or <|image_2|>", tall, flat), item("<|image_2|> or <|image_1|>", tall, flat)),
+    ]
+
+
+def test_files_have_names_of_their_own(model: Path, tmp_path: Path) -> None:
+    loaded, published = MadeUpModel.from_pretrained(model), load_file(model / "model.safetensors")
+    own = dict(loaded.named_parameters())
+    assert len(own) == len(published) - 1
+    assert all(torch.equal(each, published[MadeUpModel.published_name(name)]) for name, each in own.items())
+    assert not own.keys() >= published.keys() - {MadeUpModel.tensor_names.head}
+    loaded.save_pretrained(tmp_path)
+    again = load_file(tmp_path / "model.safetensors")
+    assert published.keys() - again.keys() == {MadeUpModel.tensor_names.head}
+    assert all(torch.equal(each, published[name]) for name, each in again.items())
+
+
+def test_the_dummy_reaches_what_an_image_reaches_and_changes_nothing(model: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(model, dtype=torch.float32).train()
+    text = ItemEncoderInputs(encoder.processor, None).chunk_of(items()[:2])
+    of_images = {each for part in encoder.base.vision_modules() for each in part.parameters()}
+    vectors = {}
+    for is_dummy in (False, True):
+        encoder.zero_grad()
+        vectors[is_dummy] = encoder(**text.arguments(encoder.device, dummy_image=is_dummy))
+        vectors[is_dummy].sum().backward()
+        gradients = [each.grad for each in of_images]
+        assert all((each is not None) is is_dummy for each in gradients)
+        assert not any(each.any() for each in gradients if each is not None)
+    assert torch.equal(vectors[False], vectors[True])
+    used = {each for each in encoder.parameters() if each.requires_grad}
+    assert all(each.grad is not None for each in used)
+
+
+def test_vectors_do_not_depend_on_neighbours(model: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(model)
+    inputs, made = ItemEncoderInputs(encoder.processor, encoder.max_len), items()
+    with torch.no_grad():
+        together = encoder(**inputs.chunk_of(made).arguments(encoder.device, dummy_image=False))
+        alone = [encoder(**inputs.chunk_of([each]).arguments(encoder.device, dummy_image=False)) for each in made]
+    assert_close_relative(torch.cat(alone), together, 1e-5)
+    texts, images = [each.text for each in made], [[one.source for one in each.images] or None for each in made]
+    for batch_tokens in (1, 60, 10**6):
+        assert_close_relative(encoder.encode(texts, images, batch_tokens=batch_tokens), together, 1e-5)
+    differences = [relative_error(one, other) for index, one in enumerate(together) for other in together[:index]]
+    assert min(differences) > 1e-2
+
+
+def test_what_planning_counts_is_what_is_made(model: Path) -> None:
+    inputs = ItemEncoderInputs(MadeUpProcessor.from_pretrained(model), max_len=40)
+    for each in [
+        *items(),
+        EncodeItem("", (ItemImage(image(3, *inputs.processor.largest_image_size), "largest"),), "x"),
+    ]:
+        measured, made = inputs.measure_item(each), inputs.process(each)
+        assert (measured.num_tokens, measured.vision_units) == (len(made.input_ids), made.vision_units)
+        assert measured.vision_tokens == made.vision_units / 2
+        assert (made.input_ids == IMAGE).sum() == made.vision_units / 2
+    assert made.vision_units == inputs.largest_item().vision_units == 12
+
+
+def test_prompts_are_the_formats(model: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(model, prompt_format="asked", max_pixels=1024)
+    assert encoder.processor.prompt_format == ASKED
+    ids = encoder.processor.tokenize("<|image_1|> <end>", [2], instruction="Hm")
+    assert [START, *map(ord_id, "Hm:["), IMAGE, IMAGE, *map(ord_id, "] <end>"), END] == ids
+    assert encoder.processor.num_vision_units(8, 100) == 4
+    with pytest.raises(
+        InputError, match="num_crops: a made_up has no such limit; its images are limited by max_pixels"
+    ):
+        VLM2Vec.from_pretrained(model, num_crops=4)
+    with pytest.raises(InputError, match="is not known; this model's family has plain, asked"):
+        VLM2Vec.from_pretrained(model, prompt_format="other")
+
+
+def ord_id(letter: str) -> int:
+    return 4 + ord(letter)
