@@ -97,6 +97,7 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {"vlm2vec/training/__init__.py", "vlm2vec/py.typed", "eval/templates/report.html.j2"} <= sources
+    assert "vlm2vec/backbones/phi3_v/published/Phi-3.5-vision-instruct/config.json" in sources
     assert inside == sources
 
 

@@ -40,7 +40,6 @@ from vlm2vec.plan.model_flops import counted_flops
 from vlm2vec.plan.states import ZeroSettings
 from vlm2vec.training.engine import build_engine, schedule
 from vlm2vec.training.flags.run import RunSettings
-from vlm2vec.training.preflight.rehearsal import num_tokens
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops, known_peak_tflops
 from vlm2vec.training.watch.parts import RunPart
@@ -246,7 +245,8 @@ def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> 
 def _planned_for(batch: Batch, model: MetaModel, settings: RunSettings) -> float:
     """What the plan says of chunks as full as these are: a few pairs do not fill a large budget."""
     kept, repeated = (
-        [num_tokens(chunk) for chunk in phase.chunks] for phase in (batch.chunks.keep, batch.chunks.repeat)
+        [chunk.inputs["input_ids"].numel() for chunk in phase.chunks]
+        for phase in (batch.chunks.keep, batch.chunks.repeat)
     )
     largest = max(kept + repeated)
     chunking = replace(settings.chunking, packing=TokenBudget(largest), no_grad_tokens=None)

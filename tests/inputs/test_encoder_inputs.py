@@ -125,6 +125,7 @@ def test_planning_and_processing_count_alike(patches: ItemEncoderInputs) -> None
         assert (measured.num_tokens, measured.vision_units) == (len(processed.input_ids), processed.vision_units)
         assert patches.budget_tokens(processed) == measured.num_tokens + measured.vision_tokens
     assert measured.vision_units == 12
+    assert measured.squared_vision_units == 8**2 + 4**2  # an image attends to itself alone
     assert measured.vision_tokens == 5  # 0.4 each, rounded up
     assert patches.cost(8, 40, 20) == 3 + 2 + 4
     assert patches.cost(8, 40, 5) == 3  # an image that cannot be cut

@@ -98,8 +98,9 @@ def published_config(name: str) -> Path:
         InputError: No family ships it.
     """
     known: list[str] = []
-    for load in _FAMILIES.values():  # one after another: importing a family takes seconds
-        shipped = load().published_configs
+    # One after another, this package's first: importing a family takes seconds.
+    for model_type in dict.fromkeys((*_FAMILIES, *model_types())):
+        shipped = family_named(model_type, name).published_configs
         if name in shipped:
             return shipped[name]
         known += shipped

@@ -78,6 +78,7 @@ class BatchReader:
             num_tokens=sum(item.num_tokens for item in measured),
             squared_tokens=sum(item.num_tokens**2 for item in measured),
             vision_units=sum(item.vision_units for item in measured),
+            squared_vision_units=sum(item.squared_vision_units for item in measured),
             phases=tuple((len(phase), sum(measured[chunk[0]].has_image for chunk in phase)) for phase in phases),
         )
         return StepPlan(header, [[items[index] for index in chunk] for phase in phases for chunk in phase])

@@ -49,6 +49,7 @@ class StepHeader:
         num_tokens: Their tokens, padding not counted.
         squared_tokens: The sum of the squares of their tokens, which attention costs.
         vision_units: What the vision tower runs on for them.
+        squared_vision_units: The sum of the squares of their images' vision units.
         phases: For each phase of `StepChunks` the number of chunks, and of chunks with images.
     """
 
@@ -60,6 +61,7 @@ class StepHeader:
     num_tokens: int
     squared_tokens: int
     vision_units: int
+    squared_vision_units: int
     phases: tuple[tuple[int, int], ...]
 
 

@@ -72,8 +72,9 @@ class ItemEncoderInputs:
         with errors_of(name):
             image_tokens = [self.processor.num_image_tokens(*size) for size in image_sizes]
             num_tokens = len(self.processor.tokenize(text, image_tokens, self.max_len))
-            vision_units = sum(self.processor.num_vision_units(*size) for size in image_sizes)
-            return PackedItem(num_tokens, vision_units, is_query, self._vision_tokens(vision_units))
+            units = [self.processor.num_vision_units(*size) for size in image_sizes]
+            squared = sum(number**2 for number in units)
+            return PackedItem(num_tokens, sum(units), is_query, self._vision_tokens(sum(units)), squared)
 
     def _vision_tokens(self, vision_units: int) -> int:
         return math.ceil(self.processor.tokens_per_vision_unit * vision_units)

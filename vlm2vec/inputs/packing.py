@@ -23,12 +23,14 @@ class PackedItem:
         vision_units: What the vision tower runs on for it, in the model family's unit; 0 without images.
         is_query: Whether it is the query side of a pair.
         vision_tokens: Decoder tokens that its vision units count as in a budget, besides its row.
+        squared_vision_units: The sum over its images of their squared vision units.
     """
 
     num_tokens: int
     vision_units: int
     is_query: bool = False
     vision_tokens: int = 0
+    squared_vision_units: int = 0
 
     @property
     def has_image(self) -> bool:

@@ -54,8 +54,9 @@ def counted_flops(model: MetaModel, peak_flops: float) -> ModelFlops:
         return model.processor.num_vision_units(width, height), flops(tokens, (width, height)) - of_decoder
 
     width, height = model.processor.planned_image_size
-    large = of_image(width, height)
-    small = of_image(max(1, width // 2), max(1, height // 2)) if model.family.backbone.attends_across_units else large
+    large = small = of_image(width, height)
+    if model.family.backbone.attends_across_units:
+        small = of_image(width // 2, height) if width > height else of_image(width, max(1, height // 2))
     per_unit, squared_units = _polynomial(small, large)
     return ModelFlops(per_token, squared, per_unit, peak_flops, squared_units)
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from vlm2vec.backbones.checkpoint import CONFIG_FILE
 from vlm2vec.backbones.image_limits import given_limits
+from vlm2vec.backbones.interface import ItemProcessor
 from vlm2vec.backbones.registry import DEFAULT_MODEL, family_of_folder, published_config
 from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, OneLineErrors
@@ -145,7 +146,16 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
         **given_limits({"num_crops": arguments.model.num_crops}),
     }
     processor = family.processor.without_tokenizer(config, stored.prompt_format, **limits)
+    if workload.image_size is not None:
+        _check_cut(processor, *workload.image_size)
     choose_accelerator()
     settings = arguments.resolve(cluster.num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
     zero = ZeroSettings.read(settings.engine.file["zero_optimization"])
     return RunPlan(MetaModel(config, settings.encoder, processor), settings, zero, cluster, workload)
+
+
+def _check_cut(processor: ItemProcessor, width: int, height: int) -> None:
+    try:
+        processor.num_image_tokens(width, height)
+    except InputError as error:
+        raise InputError(f"--image_size {width}x{height}: {error}") from error

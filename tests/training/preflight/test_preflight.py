@@ -232,7 +232,7 @@ def test_the_value_told_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         "vlm2vec.training.preflight.rehearsal._forward_backward", lambda step, tokens: device.run(tokens)
     )
-    monkeypatch.setattr("vlm2vec.training.preflight.rehearsal.num_tokens", lambda tokens: tokens)
+    monkeypatch.setattr("vlm2vec.training.preflight.rehearsal.budget_tokens", lambda inputs, tokens: tokens)
     monkeypatch.setattr(
         "vlm2vec.training.preflight.rehearsal.largest_chunk",
         lambda inputs, packing, part=1: packing.chunk_tokens // part,

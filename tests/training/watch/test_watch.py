@@ -53,13 +53,16 @@ def step_of(rows: int, seed: int) -> tuple[StepHeader, StepOutput]:
         num_tokens=10 * rows,
         squared_tokens=100 * rows,
         vision_units=rows,
+        squared_vision_units=2 * rows,
         phases=(),
     )
     return header, StepOutput(statistics.loss.mean(), statistics)
 
 
 def test_histograms_and_subsets_are_those_of_the_rows() -> None:
-    flops = ModelFlops(per_token=3.0, per_squared_token=0.5, per_vision_unit=7.0, peak_flops=1e6)
+    flops = ModelFlops(
+        per_token=3.0, per_squared_token=0.5, per_vision_unit=7.0, peak_flops=1e6, per_squared_vision_unit=1.5
+    )
     device = Device()
     clock = device.clock()
     meter = StepMeter(["even", "odd", "unseen"], CPU, clock, flops)
@@ -86,13 +89,23 @@ def test_histograms_and_subsets_are_those_of_the_rows() -> None:
         )
         assert "subset_loss/unseen" not in values
         assert (values["milliseconds_per_step"], values["pairs_per_second"]) == (1000.0, ROWS)  # without evaluation
-        assert values["mfu"] == pytest.approx(ROWS * (3.0 * 10 + 0.5 * 100 + 7.0) / 1e6)
+        assert values["mfu"] == pytest.approx(ROWS * (3.0 * 10 + 0.5 * 100 + 7.0 + 1.5 * 2) / 1e6)
     meter.add(*steps[0])
     with clock.part(Part.PASS_1):
         device.seconds += 3
     figures = meter.report()
     assert sum(figures.histograms[POSITIVE]) == ROWS  # a new window
     assert {part: figures.values[f"time_ms/{part}"] for part in ("pass_1", "other")} == {"pass_1": 3000.0, "other": 0.0}
+
+
+def test_a_window_of_an_older_checkpoint_has_no_squares_of_vision_units() -> None:
+    before, after = (StepMeter(["even", "odd"], CPU, StepClock(CPU)) for _ in range(2))
+    before.add(*step_of(ROWS, seed=0))
+    state = before.state_dict()
+    assert state["counts"] == [1, 10 * ROWS, 100 * ROWS, ROWS, 2 * ROWS, 2 * ROWS]
+    after.load_state_dict({**state, "counts": state["counts"][:-1]})
+    after.add(*step_of(ROWS, seed=0))
+    assert after.state_dict()["counts"] == [2, 20 * ROWS, 200 * ROWS, 2 * ROWS, 4 * ROWS, 2 * ROWS]
 
 
 def test_pairs_are_the_first_of_the_batch_with_their_pictures(mini_shards_dir: Path) -> None:

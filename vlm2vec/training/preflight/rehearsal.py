@@ -34,7 +34,7 @@ class ChunkMemory:
 
     Attributes:
         fixed: Bytes whatever the chunk.
-        a_token: Bytes a token of the chunk.
+        a_token: Bytes a token of the chunk's budget.
         free: Bytes that chunks could get.
     """
 
@@ -112,7 +112,7 @@ def rehearse(
             before = meter.now()
             meter.reset()
             _forward_backward(step, chunk)
-            points.append((num_tokens(chunk), meter.peak() - before.allocated))
+            points.append((budget_tokens(inputs, chunk), meter.peak() - before.allocated))
         now = meter.now()
         measured(ChunkMemory.through(points[0], points[1], now.free - LEFT_FREE * now.total))
     watch.at(_PASS_2)
@@ -124,10 +124,9 @@ def rehearse(
     dist.barrier()
 
 
-def num_tokens(chunk: Chunk) -> int:
-    """Tokens of a chunk, padding counted."""
-    rows, width = chunk.inputs["input_ids"].shape
-    return int(rows * width)
+def budget_tokens(inputs: ItemEncoderInputs, chunk: Chunk) -> int:
+    """What a chunk of the largest items takes of a budget: tokens, and what vision units count as."""
+    return chunk.num_items * inputs.budget_tokens(inputs.largest_item())
 
 
 def _forward(step: CachedStep, chunk: Chunk) -> Any:

@@ -6,6 +6,7 @@ import resource
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from vlm2vec.training.watch.mfu import ModelFlops
 from vlm2vec.training.watch.parts import STEP_PARTS, RunPart
 
 _FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked")
-_COUNTS = ("tokens", "squared_tokens", "vision_units", "items")
+_COUNTS = ("tokens", "squared_tokens", "vision_units", "items", "squared_vision_units")
 # Cosines from -1 to 1, counted in steps of 0.025.
 SIMILARITY_BINS = 80
 POSITIVE, HARDEST_NEGATIVE = "similarity_histogram/positive", "similarity_histogram/hardest_negative"
@@ -87,7 +88,8 @@ class StepMeter:
             self._subset_rows += part["subset_rows"].to(self._device)
             self._similarities += part["similarities"].to(self._device)
             self._steps, *counts = part["counts"]
-            self._counts = [sum(each) for each in zip(self._counts, counts, strict=True)]
+            # Windows of older checkpoints lack the last one.
+            self._counts = [sum(each) for each in zip_longest(self._counts, counts, fillvalue=0)]
             self._seconds_before = part["seconds"]
 
     def add(self, header: StepHeader, output: StepOutput) -> None:
@@ -105,7 +107,8 @@ class StepMeter:
             total.index_add_(0, subsets, values)
         for counts, values, weights in zip(self._similarities, (positive, hardest), (ones, has_negative), strict=True):
             counts.index_add_(0, _bins(values), weights)
-        of_step = (header.num_tokens, header.squared_tokens, header.vision_units, header.num_items)
+        of_items = (header.num_tokens, header.squared_tokens, header.vision_units, header.num_items)
+        of_step = (*of_items, header.squared_vision_units)
         self._counts = [before + more for before, more in zip(self._counts, of_step, strict=True)]
         self._steps += 1
         self._timed_steps += 1
@@ -145,7 +148,8 @@ class StepMeter:
         report = self._rates(total, counts, seconds)
         report["peak_memory_gib"] = peak_memory / 2**30
         if self._model_flops is not None:
-            flops = self._model_flops.of(counts["tokens"], counts["squared_tokens"], counts["vision_units"])
+            names = ("tokens", "squared_tokens", "vision_units", "squared_vision_units")
+            flops = self._model_flops.of(*(counts[name] for name in names))
             report["mfu"] = flops / (seconds * ranks * self._model_flops.peak_flops)
         report |= {f"time_ms/{part.value}": 1000 * seconds for part, seconds in of_parts.items()}
         for part in (Part.DATA_WAIT, Part.COLLECTIVES):
