@@ -15,6 +15,15 @@ from transformers.vision_utils import (
 from vlm2vec.backbones.qwen_vl.tower import PATCHES_PER_TOKEN
 
 Call = dict[str, Any]  # tensors and host values
+# A row of texts (token ids) and images (rows and columns of patches).
+Row = Sequence[int | tuple[int, int]]
+# Two images are equally large, and windows are ragged.
+ROWS: list[Row] = [
+    [5, (6, 10), 7, 8, (4, 4), 9],
+    [11, 12, 13],
+    [(16, 18), 21, 22],
+    [31, (4, 4), (2, 2), 32, 33, 34],
+]
 
 
 def right_padded(ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor) -> Call:
@@ -95,3 +104,31 @@ def synthetic_images(config: Any, grids: torch.Tensor, seed: int = 0) -> list[to
     vision, generator = config.vision_config, torch.Generator().manual_seed(seed)
     width = 3 * vision.temporal_patch_size * vision.patch_size**2
     return [torch.randn(int(grid.prod()), width, generator=generator) for grid in grids]
+
+
+def made_call(config: Any, rows: Sequence[Row], seed: int = 0) -> Call:
+    """One call for such rows, positions by grid. Images of one size and seed have the same random pixels."""
+    flat = [[id for part in row for id in _ids(config, part)] for row in rows]
+    width = max(len(row) for row in flat)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in flat])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in flat])
+    grids = torch.tensor([[1, *part] for row in rows for part in row if isinstance(part, tuple)]).view(-1, 3)
+    images = [synthetic_images(config, grid[None], seed)[0] for grid in grids]
+    return call_of(config, ids, mask, _grid_positions(rows, width), images, grids)
+
+
+def _ids(config: Any, part: int | tuple[int, int]) -> list[int]:
+    return [part] if isinstance(part, int) else [config.image_token_id] * (part[0] * part[1] // PATCHES_PER_TOKEN)
+
+
+def _grid_positions(rows: Sequence[Row], width: int) -> torch.Tensor:
+    positions = torch.zeros(3, len(rows), width, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        place = start = 0
+        for part in row:
+            height, columns = (1, 1) if isinstance(part, int) else (part[0] // 2, part[1] // 2)
+            for number in range(height * columns):
+                offset = torch.tensor([0, number // columns, number % columns])
+                positions[:, index, place + number] = start + offset
+            place, start = place + height * columns, start + max(height, columns)
+    return positions

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,6 +27,11 @@ def copied(family: str, folder: Path) -> Path:
 
 def loaded(family: str, implementation: str = "sdpa") -> QwenVLModel:
     """A reference model in float32, in evaluation mode."""
+    return copy.deepcopy(_kept(family, implementation))
+
+
+@cache
+def _kept(family: str, implementation: str) -> QwenVLModel:
     model = MODELS[family].from_pretrained(
         model_folder(family), dtype=torch.float32, attn_implementation=implementation
     )

@@ -56,14 +56,12 @@ class Decoder(nn.Module):
         """
         position_embeddings = self.rotary_emb(embeddings, position_ids)
         mask = _causal_mask(embeddings) if self.config._attn_implementation == "eager" else None
-        hidden, last = embeddings, len(self.layers) - 1
+        hidden = embeddings
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=position_embeddings)
-            # A model cut down to fewer layers than that, as estimates build it, adds the rest after its last one.
-            for features in deepstack[index:] if index == last else deepstack[index : index + 1]:
-                assert image_rows is not None
-                rows = hidden.flatten(0, 1).index_add(0, image_rows, features.to(hidden.dtype))
-                hidden = rows.view_as(hidden)
+            if index < len(deepstack):
+                added = deepstack[index].to(hidden.dtype)
+                hidden = hidden.flatten(0, 1).index_add(0, image_rows, added).view_as(hidden)
         normed: Tensor = self.norm(hidden)
         return normed
 

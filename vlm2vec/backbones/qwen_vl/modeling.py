@@ -39,6 +39,7 @@ class QwenVLModel(Backbone):
         *("q_proj", "k_proj", "v_proj", "o_proj"),
         *("gate_proj", "up_proj", "down_proj"),
     )
+    attends_across_units = True
     # What the names of the tensors of decoder and tower layers begin with.
     layer_names: ClassVar[tuple[str, str]] = ("model.layers.", "visual.blocks.")
 
@@ -65,17 +66,23 @@ class QwenVLModel(Backbone):
 
     @classmethod
     def depths(cls, config: Any) -> tuple[int, int]:
-        """Layers of the decoder and of the vision tower."""
-        return int(config.text_config.num_hidden_layers), int(config.vision_config.depth)
+        """Layers of the decoder; how often the tower's layers repeat."""
+        return int(config.text_config.num_hidden_layers), config.vision_config.depth // cls.repeated_blocks(config)
 
     @classmethod
     def with_depths(cls, config: Any, decoder: int, vision: int) -> Any:
         """The same configuration with other numbers of layers."""
+        blocks = vision * cls.repeated_blocks(config)
         config = copy.deepcopy(config)
-        config.text_config.num_hidden_layers, config.vision_config.depth = decoder, vision
+        config.text_config.num_hidden_layers, config.vision_config.depth = decoder, blocks
         if getattr(config.text_config, "layer_types", None) is not None:  # all alike
             config.text_config.layer_types = ["full_attention"] * decoder
         return config
+
+    @classmethod
+    def repeated_blocks(cls, config: Any) -> int:
+        """Blocks of the tower after which the same kinds of blocks follow again."""
+        return 1
 
     def forward(
         self,
@@ -172,6 +179,24 @@ class Qwen2_5_VLModel(QwenVLModel, Qwen2_5_VLPreTrainedModel):  # noqa: N801  (t
         self.model = Decoder(config.text_config, Qwen2_5_VLDecoderLayer, Qwen2_5_VLRMSNorm)
         self.post_init()
 
+    @classmethod
+    def with_depths(cls, config: Any, decoder: int, vision: int) -> Any:
+        """The same configuration with other numbers of layers, as many of them with windows in proportion."""
+        full, repeated = config.vision_config.fullatt_block_indexes, cls.repeated_blocks(config)
+        config = super().with_depths(config, decoder, vision)
+        depth = config.vision_config.depth
+        config.vision_config.fullatt_block_indexes = (
+            [index for index in full if index < depth] if repeated == 1 else list(range(repeated - 1, depth, repeated))
+        )
+        return config
+
+    @classmethod
+    def repeated_blocks(cls, config: Any) -> int:
+        """Windowed blocks and one without windows: 8 at full size; 1 if they do not alternate regularly."""
+        full, depth = list(config.vision_config.fullatt_block_indexes), config.vision_config.depth
+        repeated = depth // max(1, len(full))
+        return repeated if full == list(range(repeated - 1, depth, repeated)) else 1
+
 
 class _Qwen3VLParts(nn.Module):
     """A module of its own for the checkpoint's names `model.visual.` and `model.language_model.`."""
@@ -194,12 +219,22 @@ class Qwen3VLModel(QwenVLModel, Qwen3VLPreTrainedModel):
     tensor_names = TensorNames("model.language_model.embed_tokens.weight")
     causal_class = "Qwen3VLForConditionalGeneration"
     layer_names = ("model.language_model.layers.", "model.visual.blocks.")
+    fewest_depths = (3, 3)  # as many as deepstack features, each of which leaves and enters at a layer of its own
 
     def __init__(self, config: Qwen3VLConfig) -> None:
         super().__init__(config)
         self._share_attention()
         self.model = _Qwen3VLParts(config)
         self.post_init()
+
+    @classmethod
+    def with_depths(cls, config: Any, decoder: int, vision: int) -> Any:
+        """The same configuration with other numbers of layers; the deepstack features stay as many."""
+        indexes = config.vision_config.deepstack_visual_indexes
+        config = super().with_depths(config, decoder, vision)
+        first = vision - len(indexes)
+        config.vision_config.deepstack_visual_indexes = [min(at, first + i) for i, at in enumerate(indexes)]
+        return config
 
     @property
     def tower(self) -> VisionTower:
