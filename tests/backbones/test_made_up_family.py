@@ -9,13 +9,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.rig.comparing import assert_close_relative, relative_error
 from tests.rig.made_up_family import ASKED, END, IMAGE, START, MadeUpModel, MadeUpProcessor, write_made_up_model
+from trials.rig.run_flags import run_flags
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
+from vlm2vec.plan.estimate import RunPlan
+from vlm2vec.plan.run_plan import make_plan, parse_cluster
+from vlm2vec.plan.tables import tables
+from vlm2vec.training.flags.run import parse_arguments
 
 pytestmark = pytest.mark.numeric
 
@@ -112,6 +120,48 @@ def test_prompts_are_the_formats(model: Path) -> None:
         VLM2Vec.from_pretrained(model, num_crops=4)
     with pytest.raises(InputError, match="is not known; this model's family has plain, asked"):
         VLM2Vec.from_pretrained(model, prompt_format="other")
+
+
+@pytest.fixture(scope="module")
+def planned(model: Path) -> RunPlan:
+    flags = run_flags(model, model, model, "zero2", "--global_batch_size", "64", "--max_steps", "1")
+    cluster, workload, _ = parse_cluster(["--gpus", "2", "--gpu_memory", "80", "--image_size", "40x70"])
+    return make_plan(parse_arguments([*flags, "--chunk_tokens", "256"]), cluster, workload)
+
+
+def test_a_plan_counts_what_a_run_makes(planned: RunPlan, model: Path) -> None:
+    """Parameters, chunks, FLOPs, and what autograd keeps, of a chunk of real images."""
+    encoder = VLM2Vec.from_pretrained(model, dtype=torch.float32).train()
+    inputs = ItemEncoderInputs(encoder.processor, 256)
+    text = "t" * (planned.workload.text_tokens - 4)  # beside <start>[]<end>
+    item = inputs.process(EncodeItem(f"<|image_1|>{text}", (ItemImage(image(0, 40, 70), "image"),), "item"))
+    assert any("(stripes)" in str(each) for each in tables(planned))
+    assert planned.size.total == sum(each.numel() for each in encoder.parameters())
+    assert planned.size.vision == sum(
+        each.numel() for part in encoder.base.vision_modules() for each in part.parameters()
+    )
+    assert (planned.image_tokens, planned.vision_units) == (len(item.input_ids), item.vision_units)
+    assert planned.image_rows() == 256 // inputs.budget_tokens(item)
+    chunk = inputs.chunk([item] * planned.image_rows())
+    kept: dict[int, torch.UntypedStorage] = {}
+    weights = {each.untyped_storage().data_ptr() for each in encoder.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    # A kernel that keeps its scores, as is planned for a family that calls torch's attention itself.
+    with (
+        FlopCounterMode(display=False) as counter,
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        encoder(**chunk.arguments(encoder.device, dummy_image=False)).sum().backward()
+    cost = planned.chunk_cost(checkpointing=False)
+    assert sum(cost.flops) == counter.get_total_flops()
+    assert cost.saved == pytest.approx(sum(each.nbytes() for each in kept.values()), rel=0.01)
 
 
 def ord_id(letter: str) -> int:

@@ -24,17 +24,15 @@ from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 pytestmark = pytest.mark.numeric
 
-STEPS, SAVED = 4, 2
+STEPS, SAVED = 3, 2
 COMMON = [
-    *("--global_batch_size", "8", "--max_steps", str(STEPS), "--logging_steps", "3", "--save_steps", str(SAVED)),
+    *("--global_batch_size", "8", "--max_steps", str(STEPS), "--logging_steps", "2", "--save_steps", str(SAVED)),
     *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "256"),
     *("--subset_name", "ColorVQA", "Recolor"),
 ]
 RUNS: dict[str, list[str]] = {
-    "zero2": ["--dataloader_num_workers", "1"],
-    "zero2-lora": ["--lora", "--dataloader_num_workers", "0"],
-    "zero3": ["--bf16", "--dataloader_num_workers", "0"],
-    "zero3-lora": ["--lora", "--gradient_checkpointing", "--dataloader_num_workers", "0"],
+    "zero2-lora": ["--lora", "--dataloader_num_workers", "1"],
+    "zero3": ["--bf16", "--gradient_checkpointing", "--dataloader_num_workers", "0"],
 }
 
 
@@ -78,7 +76,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, runs: Path) -> None:
 def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`whole`, `adapter` and `merged`, each compared with its checkpoint by the export itself."""
     root = tmp_path_factory.mktemp("made_up_exported")
-    for output, name in (("whole", "zero2"), ("adapter", "zero3-lora"), ("merged", "zero3-lora")):
+    for output, name in (("whole", "zero3"), ("adapter", "zero2-lora"), ("merged", "zero2-lora")):
         checkpoint = find_checkpoint(runs / "straight" / name)
         _, checked = export(checkpoint, root / output, merge_lora=output == "merged", check=True)
         assert checked is not None

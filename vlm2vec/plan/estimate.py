@@ -87,7 +87,7 @@ class RunPlan:
         self.cluster = cluster
         self.workload = workload
         self.pairs = settings.cluster.global_batch_size
-        self.width = int(model.config.hidden_size)
+        self.width = model.smallest.hidden_size
         processor = model.processor
         self.image_size = workload.image_size or processor.planned_image_size
         self.image_tokens = processor.num_image_tokens(*self.image_size) + workload.text_tokens
