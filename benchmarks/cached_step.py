@@ -50,9 +50,11 @@ def laid_out(
     rows = [[numbers.setdefault(item, len(numbers)) for item in pair] for pair in batch]
     items = [all_items[item] for item in numbers]
     queries = {row[0] for row in rows}
-    packed = [
-        PackedItem(len(item.input_ids), item.vision_units, number in queries) for number, item in enumerate(items)
-    ]
+    packed = []
+    for number, item in enumerate(items):
+        num_tokens = len(item.input_ids)
+        vision_tokens = inputs.budget_tokens(item) - num_tokens
+        packed.append(PackedItem(num_tokens, item.vision_units, number in queries, vision_tokens))
     encode, keep, repeat = sizes.phases(packed)
     layout = StepLayout(
         counts=(len(items),),

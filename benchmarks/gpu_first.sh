@@ -10,6 +10,7 @@
 #
 # LIMIT=480   seconds in all
 # PAIRS=24    pairs a step
+# FAMILY      the model family; phi3_v if not set
 # PYTHON, WHEELS, SITE: see gpu_env.sh
 #
 # A part that fails, runs out of memory or out of its time loses nothing but itself: each is a process of its own, and
@@ -19,6 +20,7 @@ cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-gpu_out}
 limit=${LIMIT:-480}
 pairs=${PAIRS:-24}
+family=${FAMILY:-phi3_v}
 tiny=()
 rank_seconds=40
 if [ "${1:-}" = --tiny ]; then
@@ -70,7 +72,7 @@ part() {
   before=$(wc -l <"$out/log.txt")
   # shellcheck disable=SC2086  # one argument a table
   timeout --kill-after=10 "$seconds" "$python" -m benchmarks.gpu --sections ${name//+/ } --output "$out/rows.jsonl" \
-    --pairs "$pairs" --steps 1 --seconds $((seconds * 3 / 4)) --rank_seconds "$rank_seconds" ${tiny[@]+"${tiny[@]}"} \
+    --family "$family" --pairs "$pairs" --steps 1 --seconds $((seconds * 3 / 4)) --rank_seconds "$rank_seconds" ${tiny[@]+"${tiny[@]}"} \
     2>>"$out/log.txt" | tee -a "$out/tables.md"
   code=${PIPESTATUS[0]}
   if [ "$code" -eq 0 ]; then return; fi

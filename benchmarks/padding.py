@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.workloads import NUM_CROPS, mmeb_pairs
+from benchmarks.workloads import NUM_CROPS, mmeb_pairs, phi3_v_items
 from vlm2vec.backbones.phi3_v import Phi3VImageProcessor
 from vlm2vec.inputs.packing import PackedItem, TokenBudget, merge
 from vlm2vec.training.settings import NO_GRAD_FACTOR
@@ -26,7 +26,8 @@ def padded(chunks: list[list[int]], items: list[PackedItem]) -> int:
 
 def main() -> None:
     """Prints the table in Markdown."""
-    processed, _ = mmeb_pairs(PAIRS, 1, Phi3VImageProcessor(NUM_CROPS), lambda shape: torch.empty(shape[0], 0, 0, 0))
+    make = phi3_v_items(Phi3VImageProcessor(NUM_CROPS), lambda shape: torch.empty(shape[0], 0, 0, 0))
+    processed, _ = mmeb_pairs(PAIRS, 1, make)
     items = [PackedItem(len(each.input_ids), each.vision_units, True) for each in processed]
     real = sum(item.num_tokens for item in items)
     print(f"{len(items)} items, {real:,} tokens\n")

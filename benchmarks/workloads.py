@@ -108,23 +108,43 @@ def mmeb_mix(pairs: int, num_batches: int) -> Workload:
     encoder = VLM2Vec(Phi3VModel(config), processor=None, max_len=None).train()  # type: ignore[arg-type]
     made = torch.Generator().manual_seed(0)
     layouts = Phi3VImageProcessor(NUM_CROPS)
-    items, batches = mmeb_pairs(pairs, num_batches, layouts, lambda shape: torch.randn(shape, generator=made))
+    make = phi3_v_items(layouts, lambda shape: torch.randn(shape, generator=made))
+    items, batches = mmeb_pairs(pairs, num_batches, make)
     return Workload(f"MMEB's lengths, {pairs} pairs", encoder, items, batches, chunk_tokens=8192)
 
 
-def mmeb_pairs(
-    pairs: int,
-    num_batches: int,
-    layouts: Phi3VImageProcessor,
-    pixels: Callable[[tuple[int, int, int, int]], torch.Tensor],
-) -> tuple[list[ProcessedItem], list[list[tuple[int, int]]]]:
+# Makes an item of text ids (tokens,), and the size of an image in pixels where there is one.
+MakeItem = Callable[[torch.Tensor, tuple[int, int] | None], ProcessedItem]
+
+
+def phi3_v_items(layouts: Phi3VImageProcessor, pixels: Callable[[tuple[int, int, int, int]], torch.Tensor]) -> MakeItem:
+    """Phi-3-V's items.
+
+    Args:
+        layouts: Cuts the images.
+        pixels: Makes crops of a shape (crops, 3, S, S).
+    """
+
+    def make(text: torch.Tensor, size: tuple[int, int] | None) -> ProcessedItem:
+        if size is None:
+            return ProcessedItem(text)
+        layout = layouts.layout(*size)
+        return item_with_images(
+            torch.cat([torch.tensor([1]), torch.full((layout.num_tokens,), -1), text]),
+            pixels((layout.num_crops, 3, layouts.crop_size, layouts.crop_size)),
+            torch.tensor([layouts.image_size(*size)]),
+        )
+
+    return make
+
+
+def mmeb_pairs(pairs: int, num_batches: int, make: MakeItem) -> tuple[list[ProcessedItem], list[list[tuple[int, int]]]]:
     """Items and batches with MMEB-train's mix of lengths; see `mmeb_mix`.
 
     Args:
         pairs: Of a batch.
         num_batches: How many.
-        layouts: Cuts the pictures.
-        pixels: Makes crops of a shape (crops, 3, S, S).
+        make: Makes an item.
     """
     generator = torch.Generator().manual_seed(0)
     # Wide, square and upright pictures: 457 to 781 tokens at full size.
@@ -135,15 +155,7 @@ def mmeb_pairs(
 
     def item(with_picture: bool) -> ProcessedItem:
         text = torch.randint(3, VOCABULARY, (draw(8, 40),), generator=generator)
-        if not with_picture:
-            return ProcessedItem(text)
-        size = sizes[draw(0, len(sizes))]
-        layout = layouts.layout(*size)
-        return item_with_images(
-            torch.cat([torch.tensor([1]), torch.full((layout.num_tokens,), -1), text]),
-            pixels((layout.num_crops, 3, layouts.crop_size, layouts.crop_size)),
-            torch.tensor([layouts.image_size(*size)]),
-        )
+        return make(text, sizes[draw(0, len(sizes))] if with_picture else None)
 
     items: list[ProcessedItem] = []
     batches = []

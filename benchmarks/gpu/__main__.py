@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import ceilings, exactness, training
+from benchmarks.gpu import ceilings, exactness, families, training
 from benchmarks.gpu.bench import Setting
+from benchmarks.gpu.model import MODELS, PHI3_V, Model
 from benchmarks.gpu.rows import Recorder
 from vlm2vec.device import asked_for_cpu
 from vlm2vec.ranks import close_ranks, initialize_ranks
@@ -29,6 +30,8 @@ TABLES: dict[str, Sequence[str]] = {
     "ceilings": (),
     "exactness": tuple(exactness.SETTINGS),
     "ranks": (),
+    "family": (),
+    "tower": (),
     **{section: tuple(variants) for section, (_, variants) in training.SECTIONS.items()},
 }
 # One rank's share of a global batch of 1,024 on 8 GPUs.
@@ -47,19 +50,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     recorder = Recorder(options.output, options.seconds, name)
     pairs = TINY_PAIRS if options.tiny else options.pairs
     scale = "tiny model, figures mean nothing" if options.tiny else f"{pairs} pairs, {options.steps} timed step(s)"
-    print(f"{name or 'no GPU'}, torch {torch.__version__}; {scale}", flush=True)
-    setting = Setting(device, options.tiny, pairs, options.steps, options.peak_tflops)
-    for section, rows in options.sections:
+    print(f"{options.family}, {name or 'no GPU'}, torch {torch.__version__}; {scale}", flush=True)
+    setting = Setting(device, Model(options.family, options.tiny), pairs, options.steps, options.peak_tflops)
+    for section, rows in options.sections or _default_sections(options.family):
         if section == "ceilings":
             ceilings.run(recorder, device, options.tiny)
         elif section == "exactness":
             exactness.run(recorder, device, options.tiny, rows)
         elif section == "ranks":
             exactness.run_two_ranks(recorder, device, options.tiny, options.rank_seconds)
+        elif section == "family":
+            families.run_exactness(recorder, device, options.family)
+        elif section == "tower":
+            families.run_tower(recorder, setting)
         else:
             training.run(recorder, setting, section, rows)
     close_ranks()
     return 1 if recorder.num_failed else 0
+
+
+def _default_sections(family: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Ceilings and the grids of exactness run for Phi-3-V alone; other families have tables of their own."""
+    left_out = ("family", "tower") if family == PHI3_V else ("ceilings", "exactness", "ranks")
+    return [(name, ()) for name in TABLES if name not in left_out]
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,9 +85,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         type=_table,
         metavar="TABLE[.ROW,...]",
-        default=[(name, ()) for name in TABLES],
-        help=f"Tables, in this order (default: all): {', '.join(TABLES)}.",
+        help=f"Tables, in this order (default: all that the family has): {', '.join(TABLES)}.",
     )
+    add("--family", choices=MODELS, default=PHI3_V, help="Model family (default %(default)s).")
     add("--pairs", type=int, default=PAIRS, help="Pairs a step (default %(default)s).")
     add("--steps", type=int, default=1, help="Timed steps of a row, after one that warms up (default %(default)s).")
     add("--seconds", type=float, default=3000, help="No row starts later than this (default %(default)s).")

@@ -15,17 +15,13 @@ from benchmarks.dora import peft_dora
 from benchmarks.gpu.model import (
     TINY_SHARE,
     Batch,
+    Model,
     build_encoder,
     make_batch,
-    model_config,
     run_settings,
 )
 from benchmarks.gpu.rows import Figures, LeftOutError, release_memory
 from benchmarks.operators import OperatorCosts
-from benchmarks.workloads import NUM_CROPS
-from trials.rig.tiny import processed_inputs
-from vlm2vec.backbones.interface import ProcessedItem
-from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
@@ -94,7 +90,7 @@ class Setting:
     """What all rows share; `peak_tflops` None: as the device's name says, if it is known."""
 
     device: torch.device
-    tiny: bool
+    model: Model
     pairs: int
     steps: int
     peak_tflops: float | None
@@ -111,7 +107,7 @@ class Bench:
         if variant.work is Work.STEP and setting.device.type == "cuda":
             _refuse_what_cannot_fit(planned_bytes(_meta(variant.model, setting), settings, keep_graphs=0))
         with peft_dora() if variant.is_peft else nullcontext():
-            self._encoder = build_encoder(settings.encoder, setting.device, setting.tiny)
+            self._encoder = build_encoder(setting.model, settings.encoder, setting.device)
         self._engine: Any = None
         if variant.work is Work.STEP:
             self._engine = build_engine(self._encoder, settings.engine, partial(schedule, settings.schedule))
@@ -140,14 +136,14 @@ class Bench:
             chunking.no_grad_budget(has_dropout(self._encoder)) if variant.work is not Work.ENCODE else None
         )
         sizes = ChunkSizes(chunking.packing, no_grad_tokens, keep_graphs)
-        batch = make_batch(model_config(setting.tiny), setting.pairs, sizes, setting.device)
+        batch = make_batch(setting.model, setting.pairs, sizes, setting.device)
         step: _Step | _Compute = (
-            _Step(self._engine, batch, setting.device)
+            _Step(self._engine, batch, setting)
             if variant.work is Work.STEP
             else _Compute(self._encoder, batch, setting.device, with_backward=variant.work is Work.COMPUTE)
         )
         # A tiny model's compiled operators run as they are: compiling takes a CPU minutes.
-        stance = torch.compiler.set_stance("force_eager" if setting.tiny else "default")
+        stance = torch.compiler.set_stance("force_eager" if setting.model.tiny else "default")
         with _cudnn_attention(variant.cudnn_attention), stance:
             with OperatorCosts() as costs:  # kernels are chosen, the optimizer's state made, FLOPs counted
                 step.run()
@@ -188,12 +184,11 @@ class Bench:
 class _Step:
     """A whole step, as a run's loop makes it."""
 
-    def __init__(self, engine: Any, batch: Batch, device: torch.device) -> None:
-        self.clock = StepClock(device)
+    def __init__(self, engine: Any, batch: Batch, setting: Setting) -> None:
+        self.clock = StepClock(setting.device)
         self.loss: torch.Tensor | None = None
         self._engine, self._batch = engine, batch
-        inputs = processed_inputs(torch.bfloat16)
-        padding = inputs.chunk([ProcessedItem(torch.tensor([1]))])
+        padding = setting.model.inputs().chunk([setting.model.processor.blank_item(1)])
         self._step = CachedStep(engine, ContrastiveLoss(0.02), padding, watch=self.clock)
 
     def run(self) -> None:
@@ -230,7 +225,7 @@ class _Compute:
 def settings_of(variant: Variant, setting: Setting) -> RunSettings:
     """The variant as a run's settings."""
     flags = f"{variant.model} --chunk_tokens {variant.chunk_tokens} --keep_graphs {variant.keep_graphs}"
-    return run_settings(flags, setting.pairs, setting.tiny, variant.engine)
+    return run_settings(flags, setting.pairs, setting.model.tiny, variant.engine)
 
 
 def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> float:
@@ -276,9 +271,9 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 @cache
 def _meta(model_flags: str, setting: Setting) -> MetaModel:
     """Variants that differ in their chunks share it, and what it has measured."""
-    settings = run_settings(f"{model_flags} --chunk_tokens {TINY_SHARE}", setting.pairs, setting.tiny)
-    config = model_config(setting.tiny)
-    return MetaModel(config, settings.encoder, Phi3VProcessor.without_tokenizer(config, num_crops=NUM_CROPS))
+    model = setting.model
+    settings = run_settings(f"{model_flags} --chunk_tokens {TINY_SHARE}", setting.pairs, model.tiny)
+    return MetaModel(model.config, settings.encoder, model.processor)
 
 
 def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Setting) -> float | None:
@@ -286,10 +281,10 @@ def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Settin
     peak = setting.peak_tflops or known_peak_tflops(setting.device)
     if peak is None:
         return None
-    squared = sum(length**2 for length in batch.lengths)
+    squared, squared_units = (sum(each**2 for each in numbers) for numbers in (batch.lengths, batch.vision_units))
     # Without dropout, whose kinds and rates make no difference here.
     useful = _useful_flops(model_flags.partition(" --lora_dropout")[0], setting).of(
-        sum(batch.lengths), squared, batch.num_crops
+        sum(batch.lengths), squared, sum(batch.vision_units), squared_units
     )
     return useful / (seconds * peak * _TERA)
 

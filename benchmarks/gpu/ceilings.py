@@ -29,7 +29,7 @@ def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
     def product(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Figures:
         x = torch.randn(rows, inputs, device=device, dtype=dtype)
         weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-        seconds = _seconds(lambda: F.linear(x, weight), device)
+        seconds = seconds_of(lambda: F.linear(x, weight), device)
         return {"value": 2 * rows * inputs * outputs / seconds / 1e12, "unit": "TFLOP/s"}
 
     recorder.row(f"bfloat16, {side}^3", lambda: product(side, side, side, torch.bfloat16))
@@ -51,20 +51,20 @@ def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
             F.scaled_dot_product_attention(query, key, value, is_causal=True).sum().backward()
 
         flops = 3.5 * 2 * 2 * 10 * 32 * width**2 * 96 / 2  # forward and 2.5 times as much backward, half of it masked
-        return {"value": flops / _seconds(both_ways, device) / 1e12, "unit": "TFLOP/s"}
+        return {"value": flops / seconds_of(both_ways, device) / 1e12, "unit": "TFLOP/s"}
 
     recorder.row(f"attention of the decoder, 10 x {width}, forward and backward", attention)
 
     def copy() -> Figures:
         source = torch.empty(_COPIED_BYTES // share**2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        seconds = _seconds(lambda: target.copy_(source), device)
+        seconds = seconds_of(lambda: target.copy_(source), device)
         return {"value": 2 * source.numel() / seconds / 1e9, "unit": "GB/s read and written"}
 
     recorder.row("copy on the device", copy)
 
 
-def _seconds(call: Callable[[], object], device: torch.device, calls: int = 10) -> float:
+def seconds_of(call: Callable[[], object], device: torch.device, calls: int = 10) -> float:
     """Of one call, after two others."""
     for _ in range(2):
         call()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu.bench import Bench, Setting, Variant
+from benchmarks.gpu.model import MODELS, PHI3_V, Model
 from benchmarks.gpu.training import COLUMNS, SECTIONS, cells_of
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
@@ -39,10 +40,11 @@ def main(argv: list[str]) -> None:
     """Prints a table a variant."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.kernels", description=__doc__, allow_abbrev=False)
     parser.add_argument("variants", nargs="+", help="TABLE.ROW of benchmarks.gpu.training, such as lora.dora")
+    parser.add_argument("--family", choices=MODELS, default=PHI3_V, help="model family (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=24, help="pairs a step (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU if there is no GPU")
     options = parser.parse_args(argv)
-    setting = Setting(initialize_ranks(600), options.tiny, options.pairs, 1, None)
+    setting = Setting(initialize_ranks(600), Model(options.family, options.tiny), options.pairs, 1, None)
     for name in options.variants:
         table, _, row = name.partition(".")
         print(f"\n### {name}\n", flush=True)

@@ -3,33 +3,100 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.cached_step import laid_out
-from benchmarks.workloads import NUM_CROPS, VOCABULARY, mmeb_pairs
+from benchmarks.gpu.items import RandomItems
+from benchmarks.gpu.rows import LeftOutError
+from benchmarks.workloads import NUM_CROPS, VOCABULARY, MakeItem, mmeb_pairs, phi3_v_items
 from trials.rig.tiny import processed_inputs, tiny_config
-from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
+from vlm2vec.backbones.interface import Backbone, ItemProcessor
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor
+from vlm2vec.backbones.registry import family_named, model_types, published_config
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import Phase, StepChunks, StepLayout
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.training.encoder import prepare_encoder
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunSettings, parse_arguments
 from vlm2vec.training.settings import EncoderSettings
 
+PHI3_V = "phi3_v"
+# The published models whose sizes are measured.
+MODELS = {
+    PHI3_V: "microsoft/Phi-3.5-vision-instruct",
+    "qwen2_vl": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2_5_vl": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen3_vl": "Qwen/Qwen3-VL-2B-Instruct",
+}
+# Configurations of the tests' models, a folder a family.
+_TINY_CONFIGS = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
 # A tiny model's chunks hold this share of the tokens.
 TINY_SHARE = 32
 _NEEDED = "--model_name - --dataset_name - --output_dir - --max_steps 1000"
 
 
-def model_config(tiny: bool) -> Phi3VConfig:
-    """Phi-3.5-V, or the same in small."""
-    attention: dict[str, Any] = {"attn_implementation": "sdpa"}
-    return tiny_config(vocab_size=VOCABULARY, **attention) if tiny else Phi3VConfig(**attention)
+@dataclass(frozen=True)
+class Model:
+    """What is measured.
+
+    Attributes:
+        family: The model family's name.
+        tiny: A few thousand weights instead of the published size.
+    """
+
+    family: str
+    tiny: bool
+
+    @cached_property
+    def backbone(self) -> type[Backbone]:
+        """The family's class.
+
+        Raises:
+            LeftOutError: There is no such family.
+        """
+        if self.family not in model_types():
+            raise LeftOutError(f"no model family {self.family}")
+        return family_named(self.family, "benchmarks.gpu").backbone
+
+    @cached_property
+    def config(self) -> Any:
+        """Of the published size, or the same in small."""
+        if self.family == PHI3_V:
+            attention: dict[str, Any] = {"attn_implementation": "sdpa"}
+            return tiny_config(vocab_size=VOCABULARY, **attention) if self.tiny else Phi3VConfig(**attention)
+        folder = _TINY_CONFIGS / self.family / "model" if self.tiny else published_config(MODELS[self.family])
+        config = self.backbone.load_config(folder, {})
+        config._attn_implementation = "sdpa"
+        return config
+
+    @cached_property
+    def processor(self) -> ItemProcessor:
+        """The family's, for estimates and items."""
+        limits = {"num_crops": NUM_CROPS} if self.family == PHI3_V else {}
+        return family_named(self.family, "benchmarks.gpu").processor.without_tokenizer(self.config, None, **limits)
+
+    def inputs(self, dtype: torch.dtype = torch.bfloat16) -> ItemEncoderInputs:
+        """Makes chunks of items."""
+        if self.family == PHI3_V:
+            return processed_inputs(dtype)
+        return ItemEncoderInputs(self.processor, None, dtype)
+
+    def items(self) -> MakeItem:
+        """Makes items; the content of images costs nothing."""
+        if self.family != PHI3_V:
+            vocab_size = self.config.get_text_config().vocab_size
+            return RandomItems(self.processor, min(vocab_size, getattr(self.config, "image_token_id", vocab_size)))
+        vision = self.config.vision_config
+        images = Phi3VImageProcessor(NUM_CROPS, vision.image_size, vision.patch_size)
+        bank = torch.randn(NUM_CROPS + 1, 3, images.crop_size, images.crop_size, dtype=torch.bfloat16)
+        return phi3_v_items(images, lambda shape: bank[: shape[0]])
 
 
 def run_settings(flags: str, pairs: int, tiny: bool, engine: str = "zero2") -> RunSettings:
@@ -44,14 +111,14 @@ def run_settings(flags: str, pairs: int, tiny: bool, engine: str = "zero2") -> R
     return replace(settings, chunking=replace(settings.chunking, packing=packing))
 
 
-def build_encoder(settings: EncoderSettings, device: torch.device, tiny: bool) -> VLM2Vec:
+def build_encoder(model: Model, settings: EncoderSettings, device: torch.device) -> VLM2Vec:
     """In training mode, as a run prepares it; the weights are drawn on the device."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            backbone = Phi3VModel(model_config(tiny))
+            backbone = model.backbone(model.config)
     finally:
         torch.set_default_dtype(before)
     encoder = VLM2Vec(backbone, processor=None, max_len=None)  # type: ignore[arg-type]
@@ -68,23 +135,20 @@ class Batch:
         layout: Where their items belong.
         num_pairs: Rows.
         lengths: Tokens of each distinct item.
-        num_crops: Crops of all items.
+        vision_units: Of each image.
     """
 
     chunks: StepChunks
     layout: StepLayout
     num_pairs: int
     lengths: tuple[int, ...]
-    num_crops: int
+    vision_units: tuple[int, ...]
 
 
-def make_batch(config: Phi3VConfig, pairs: int, sizes: ChunkSizes, device: torch.device) -> Batch:
-    """Items with MMEB's mix of lengths; one set of crops serves all images, whose content costs nothing."""
-    images = Phi3VImageProcessor(NUM_CROPS, config.vision_config.image_size, config.vision_config.patch_size)
-    bank = torch.randn(NUM_CROPS + 1, 3, images.crop_size, images.crop_size, dtype=torch.bfloat16)
-    items, (batch,) = mmeb_pairs(pairs, 1, images, lambda shape: bank[: shape[0]])
-    inputs = processed_inputs(torch.bfloat16)
-    chunks, layout = laid_out(batch, items, sizes, inputs)
+def make_batch(model: Model, pairs: int, sizes: ChunkSizes, device: torch.device) -> Batch:
+    """Items with MMEB's mix of lengths."""
+    items, (batch,) = mmeb_pairs(pairs, 1, model.items())
+    chunks, layout = laid_out(batch, items, sizes, model.inputs())
     if device.type != "cpu":
         chunks = StepChunks(*(_pinned(phase) for phase in chunks.phases))
     used = [items[number] for number in {item for pair in batch for item in pair}]
@@ -93,7 +157,7 @@ def make_batch(config: Phi3VConfig, pairs: int, sizes: ChunkSizes, device: torch
         layout,
         len(batch),
         tuple(len(item.input_ids) for item in used),
-        sum(item.vision_units for item in used),
+        tuple(item.vision_units for item in used if item.has_image),
     )
 
 

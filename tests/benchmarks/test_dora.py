@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import dora
-from benchmarks.gpu.model import model_config
+from benchmarks.gpu.model import PHI3_V, Model
 from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS
 from vlm2vec.backbones.phi3_v import Phi3VModel, Phi3VProcessor
@@ -27,7 +27,7 @@ def test_costs_of_operators_are_their_products_and_the_sizes_of_their_tensors() 
 
 
 def test_layers_are_peft_s_or_this_code_s() -> None:
-    encoder = VLM2Vec(Phi3VModel(model_config(True)), processor=None, max_len=None)  # type: ignore[arg-type]
+    encoder = VLM2Vec(Phi3VModel(Model(PHI3_V, tiny=True).config), processor=None, max_len=None)  # type: ignore[arg-type]
     found = {
         layers: sum(isinstance(each, DoraLinear) for each in dora.adapted(encoder, 0.1, layers).modules())
         for layers in dora.LAYERS
@@ -37,7 +37,7 @@ def test_layers_are_peft_s_or_this_code_s() -> None:
 
 
 def test_a_chunk_moves_fewer_bytes_and_norms_are_computed_in_the_first_call() -> None:
-    config, shape = model_config(True), ChunkShape(2, 40, ((28, 28),))
+    config, shape = Model(PHI3_V, tiny=True).config, ChunkShape(2, 40, ((28, 28),))
     peft = dora.chunk_costs(dora.DROPOUTS["input"], True, config, shape)
     ours = dora.chunk_costs(dora.DROPOUTS["input"], False, config, shape)
     adapter = dora.chunk_costs(dora.DROPOUTS["adapter"], False, config, shape)
@@ -48,7 +48,7 @@ def test_a_chunk_moves_fewer_bytes_and_norms_are_computed_in_the_first_call() ->
 
 
 def test_costs_are_carried_on_to_all_layers() -> None:
-    config, shape = model_config(True), ChunkShape(2, 40, ((28, 28),))
+    config, shape = Model(PHI3_V, tiny=True).config, ChunkShape(2, 40, ((28, 28),))
     config.num_hidden_layers = config.vision_config.num_hidden_layers = 4
     model = MetaModel(config, dora.encoder_settings(), Phi3VProcessor.without_tokenizer(config, num_crops=NUM_CROPS))
     whole = dora._two_calls(model.encoder((4, 4)), shape)[1]

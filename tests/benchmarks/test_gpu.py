@@ -13,17 +13,21 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import bench, exactness, training
-from benchmarks.gpu.model import make_batch, model_config
+from benchmarks.gpu import bench, exactness, families, training
+from benchmarks.gpu.items import RandomItems
+from benchmarks.gpu.model import PHI3_V, Model, make_batch
 from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, Figures, LeftOutError, Recorder, Section
 from benchmarks.suites import SUITES
+from tests.rig import made_up_family
 from trials.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.batches import ChunkSizes
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
 
 CPU = torch.device("cpu")
+TINY = Model(PHI3_V, tiny=True)
 VARIANTS = {name: variant for _, variants in training.SECTIONS.values() for name, variant in variants.items()}
 SECTION = Section("Table", ("value", "more"), lambda figures: [str(figures["value"]), "more"])
 
@@ -36,7 +40,9 @@ def printed_rows(capsys: pytest.CaptureFixture[str]) -> list[str]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_row_is_a_run_that_the_training_program_takes(name: str) -> None:
     variant = VARIANTS[name]
-    settings, tiny = (bench.settings_of(variant, bench.Setting(CPU, is_tiny, 24, 1, None)) for is_tiny in (False, True))
+    settings, tiny = (
+        bench.settings_of(variant, bench.Setting(CPU, Model(PHI3_V, is_tiny), 24, 1, None)) for is_tiny in (False, True)
+    )
     assert settings.chunking.packing == TokenBudget(variant.chunk_tokens)
     assert settings.cluster.global_batch_size == 24
     assert tiny.chunking.packing == TokenBudget(variant.chunk_tokens // 32)
@@ -160,14 +166,14 @@ def test_a_failure_does_not_harm_the_rows_after_it(
 
     monkeypatch.setattr(training, "Bench", Fake)
     recorder = Recorder(tmp_path / "rows.jsonl", 1000, "a device")
-    training.run(recorder, bench.Setting(CPU, True, 4, 1, None), "lora")
+    training.run(recorder, bench.Setting(CPU, TINY, 4, 1, None), "lora")
     assert built[:4] == [VARIANTS["dora"].what, "closed", VARIANTS["kept"].what, "closed"]
     assert built.count("closed") == len(built) / 2
     assert len(printed_rows(capsys)) == len(training.SECTIONS["lora"][1])
 
 
 def test_a_closed_model_is_freed() -> None:
-    made = bench.Bench(VARIANTS["compute"], bench.Setting(CPU, True, 4, 1, None))
+    made = bench.Bench(VARIANTS["compute"], bench.Setting(CPU, TINY, 4, 1, None))
     encoder = weakref.ref(made._encoder)
     made.close()
     gc.collect()
@@ -175,17 +181,17 @@ def test_a_closed_model_is_freed() -> None:
 
 
 def test_mfu_counts_the_models_own_work_and_the_plan_stands_beside_the_peak() -> None:
-    setting = bench.Setting(CPU, True, 4, 1, 1.0)
+    setting = bench.Setting(CPU, TINY, 4, 1, 1.0)
     variant = VARIANTS["dora"]
     model = bench._meta(variant.model, setting)
     assert model.settings.lora is not None
     assert model.settings.lora.dropout == 0.1
     assert model.without_dropout().settings == bench.settings_of(VARIANTS["no_dropout"], setting).encoder
     flops = bench._useful_flops(variant.model, setting)
-    batch = make_batch(model_config(True), 4, ChunkSizes(TokenBudget(256)), CPU)
-    expected = flops.of(sum(batch.lengths), sum(length**2 for length in batch.lengths), batch.num_crops)
+    batch = make_batch(TINY, 4, ChunkSizes(TokenBudget(256)), CPU)
+    expected = flops.of(sum(batch.lengths), sum(length**2 for length in batch.lengths), sum(batch.vision_units))
     assert bench._utilization(variant.model, batch, 2.0, setting) == pytest.approx(expected / 2e12)
-    assert bench._utilization(variant.model, batch, 2.0, bench.Setting(CPU, True, 4, 1, None)) is None
+    assert bench._utilization(variant.model, batch, 2.0, bench.Setting(CPU, TINY, 4, 1, None)) is None
     planned = [bench.planned_bytes(model, bench.settings_of(variant, setting), kept) for kept in (1, 10**6)]
     assert 0 < planned[0] < planned[1]
 
@@ -211,3 +217,36 @@ def test_without_a_gpu_nothing_is_invented(tmp_path: Path, capsys: pytest.Captur
     assert all(set(row.removesuffix(" |").split(" | ")[1:]) == {NOT_MEASURED} for row in measured)
     assert not file.exists()
     assert SUITES["gpu"].command == "benchmarks.gpu"
+
+
+def test_random_items_are_the_familys_own_with_contents_that_differ() -> None:
+    processor = made_up_family.FAMILY.processor.without_tokenizer(made_up_family.made_up_model().config)
+    make = RandomItems(processor, num_text_ids=30)
+    text = torch.tensor([5, 31, 7])
+    size = processor.largest_image_size
+    plain, first, second = make(text, None), make(text, size), make(text + 1, size)
+    assert plain.input_ids[-3:].tolist() == [5, 1, 7]
+    assert (len(plain.input_ids), plain.vision_units) == (4, 0)
+    assert len(first.input_ids) == 4 + processor.num_image_tokens(*size)
+    assert first.vision_units == processor.num_vision_units(*size)
+    blank = processor.blank_item(len(first.input_ids), [size])
+    changed = (first.input_ids != blank.input_ids).sum()
+    assert 0 < changed <= len(text)
+    assert first.tensors.keys() == blank.tensors.keys()
+    for name, values in first.tensors.items():
+        assert (values.device, values.shape) == (CPU, blank.tensors[name].shape)
+    assert any(not torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    chunk = ItemEncoderInputs(processor, None).chunk([plain, first, second])
+    assert (chunk.num_items, chunk.has_image) == (3, True)
+
+
+def test_an_unknown_family_leaves_its_rows_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder(tmp_path / "rows.jsonl", 1000, "a device")
+    setting = bench.Setting(CPU, Model("no_such", tiny=True), 4, 1, None)
+    training.run(recorder, setting, "full", ["compute"])
+    families.run_exactness(recorder, CPU, "no_such")
+    families.run_tower(recorder, setting)
+    assert recorder.num_failed == 0
+    rows = printed_rows(capsys)
+    assert len(rows) == 1 + len(families.SETTINGS) + 2
+    assert all("no model family no_such" in row for row in rows)
