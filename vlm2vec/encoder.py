@@ -103,7 +103,7 @@ class VLM2Vec(nn.Module):
                 "flash_attention_2" (needs the flash-attn package).
             allow_other_base: load an adapter on other weights than it was trained on, with a `ChangedSettingWarning`.
             prompt_format: how prompts are made: a `PromptFormat`, or the name of one that the model's family has; None:
-                as it was trained with, else the family's default.
+                as it was trained with, if a file or the family can tell.
             image_limits: the limits on image sizes that the model's family has (`vlm2vec/backbones/image_limits.py`)
                 by name; None: as it was trained with, else what the checkpoint's preprocessor_config.json says.
 

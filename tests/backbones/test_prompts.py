@@ -168,8 +168,8 @@ def phi() -> Family:
 
 
 def test_a_family_knows_its_formats(phi: Family) -> None:
-    assert phi.prompt_format() is phi.prompt_format("phi3_v") is phi.prompt_formats["phi3_v"]
-    assert phi.prompt_format() == PromptFormat(name="phi3_v")
+    assert phi.folder_format(Path()) is phi.prompt_format("phi3_v") is phi.prompt_formats["phi3_v"]
+    assert phi.folder_format(Path()) == PromptFormat(name="phi3_v")
     own = PromptFormat(name="mine", images="first")
     assert phi.prompt_format(own) is own
     with pytest.raises(InputError, match='prompt format "mine" is not known; this model\'s family has phi3_v'):

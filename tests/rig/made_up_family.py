@@ -323,7 +323,7 @@ class MadeUpProcessor(ItemProcessor):
     ) -> MadeUpProcessor:
         refuse_limits(given_limits(limits), FAMILY.image_limits, FAMILY.model_type)
         max_pixels = limits.get("max_pixels") or config.max_stripes * WIDTH * STRIPE
-        return cls(max_pixels, FAMILY.prompt_format(prompt_format))
+        return cls(max_pixels, FAMILY.prompt_format(prompt_format or PLAIN))
 
     @classmethod
     def from_pretrained(
@@ -331,7 +331,7 @@ class MadeUpProcessor(ItemProcessor):
     ) -> MadeUpProcessor:
         refuse_limits(given_limits(limits), FAMILY.image_limits, FAMILY.model_type)
         max_pixels = limits.get("max_pixels") or read_settings(Path(folder))["max_pixels"]
-        return cls(max_pixels, FAMILY.prompt_format(prompt_format))
+        return cls(max_pixels, FAMILY.prompt_format(prompt_format or PLAIN))
 
     def save_pretrained(self, folder: str | Path) -> None:
         write_json(Path(folder) / SETTINGS, self.image_limits)
@@ -352,7 +352,7 @@ FAMILY = Family(
     backbone=MadeUpModel,
     processor=MadeUpProcessor,
     prompt_formats={each.name: each for each in (PLAIN, ASKED)},
-    default_prompt_format=PLAIN.name,
+    recognise_format=lambda _: PLAIN.name,
     image_limits=("max_pixels",),
     stored_limits=read_settings,
     vision_unit_name="stripes",

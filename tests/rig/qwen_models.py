@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tests.rig.qwen_golden import model_folder
-from vlm2vec.backbones.qwen_vl.image_processor import ImageSettings
+from vlm2vec.backbones.qwen_vl.items.image_processor import ImageSettings
 from vlm2vec.backbones.qwen_vl.modeling import Qwen2_5_VLModel, Qwen2VLModel, Qwen3VLModel, QwenVLModel
 
 MODELS: dict[str, type[QwenVLModel]] = {

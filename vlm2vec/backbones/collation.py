@@ -25,13 +25,16 @@ class JoinedRows:
         self._num_rows, self._dtype, self._filled = num_rows, dtype, 0
         self._all: torch.Tensor | None = None
 
-    def add(self, rows: torch.Tensor) -> None:
-        """Appends rows, shape (n, ...), all of one shape but for n."""
+    def place(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Where the next rows, shape (n, ...), are to be written; all of one shape but for n, and on one device."""
         if self._all is None:
-            self._all = _empty((self._num_rows, *rows.shape[1:]), self._dtype, rows.device)
-        end = self._filled + len(rows)
-        self._all[self._filled : end].copy_(rows)
-        self._filled = end
+            self._all = _empty((self._num_rows, *shape[1:]), self._dtype, device)
+        start, self._filled = self._filled, self._filled + shape[0]
+        return self._all[start : self._filled]
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Appends rows; see `place`."""
+        self.place(rows.shape, rows.device).copy_(rows)
 
     @property
     def joined(self) -> torch.Tensor | None:

@@ -471,7 +471,7 @@ class ItemProcessor(ABC):
 
         Args:
             folder: The processor's files.
-            prompt_format: None: the family's default.
+            prompt_format: None: what `Family.folder_format` finds.
             limits: The family's image limits (`vlm2vec/backbones/image_limits.py`); None: what the folder says.
 
         Raises:
@@ -496,7 +496,8 @@ class Family:
         backbone: The model. Its `config_class` is the family's configuration.
         processor: Makes the model's inputs.
         prompt_formats: The built-in ones, by their names.
-        default_prompt_format: The name of that of a folder that does not say which one its model was trained with.
+        recognise_format: The name of that of a folder without vlm2vec_config.json, None if it cannot be told; raises
+            `InputError` for damaged files.
         image_limits: Names of the limits that its images have.
         stored_limits: The limits that a folder's own processor files say, by name.
         vision_unit_name: What a vision unit is, in the plural.
@@ -508,25 +509,33 @@ class Family:
     backbone: type[Backbone]
     processor: type[ItemProcessor]
     prompt_formats: Mapping[str, PromptFormat]
-    default_prompt_format: str
+    recognise_format: Callable[[Path], str | None]
     image_limits: tuple[str, ...]
     stored_limits: Callable[[Path], Mapping[str, int]]
     vision_unit_name: str
     published_configs: Mapping[str, Path] = field(default_factory=dict)
 
-    def prompt_format(self, wanted: str | PromptFormat | None = None) -> PromptFormat:
+    def prompt_format(self, wanted: str | PromptFormat) -> PromptFormat:
         """A format that this family can make.
 
         Args:
-            wanted: A format, the name of a built-in one, or None for the default.
+            wanted: A format, or the name of a built-in one.
 
         Raises:
             InputError: No such name, or a format that it cannot make.
         """
         if not isinstance(wanted, PromptFormat):
-            return named_format(self.prompt_formats, wanted or self.default_prompt_format)
+            return named_format(self.prompt_formats, wanted)
         self.processor.check_format(wanted)
         return wanted
+
+    def folder_format(self, folder: Path) -> PromptFormat:
+        """The format that a folder's model was trained with, if the folder has no file of ours that says so.
+
+        Raises:
+            InputError: It cannot be told; the message asks for it.
+        """
+        return named_format(self.prompt_formats, self.recognise_format(folder), folder)
 
     @property
     def model_import(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -188,12 +189,23 @@ class PromptFormat(StrictModel):
         return instruction
 
 
-def named_format(formats: Mapping[str, PromptFormat], name: str) -> PromptFormat:
+def named_format(formats: Mapping[str, PromptFormat], name: str | None, folder: Path | None = None) -> PromptFormat:
     """A built-in format by its name.
 
+    Args:
+        formats: Of the family.
+        name: None: nothing tells which one a folder's model was trained with.
+        folder: That folder.
+
     Raises:
-        InputError: There is none of this name.
+        InputError: There is none of this name, or no name.
     """
+    if name is None:
+        raise InputError(
+            f"{folder}: nothing tells which prompts this model was trained with: there is no vlm2vec_config.json, and "
+            f"it is no published model that is known by its files or name; pass prompt_format, one of "
+            f"{', '.join(formats)}"
+        )
     if name not in formats:
         raise InputError(f"prompt format {shorten(name)} is not known; this model's family has {', '.join(formats)}")
     return formats[name]

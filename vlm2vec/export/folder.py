@@ -193,7 +193,7 @@ def _complete_settings(folder: Path, record: RunRecord, family: Family) -> None:
         limits = family.stored_limits(folder)
         found = checked(ModelSettings, {"max_len": record.arguments["max_len"], **limits}, RECORD)
     if found.prompt_format is None:
-        found.model_copy(update={"prompt_format": family.prompt_format()}).write(folder)
+        found.model_copy(update={"prompt_format": family.folder_format(folder)}).write(folder)
 
 
 def _name_in_adapter_file(name: str, family: Family) -> str:

@@ -104,7 +104,7 @@ def choose_settings(
 
 
 def stored_settings(base: Path, adapter: Path | None, family: Family) -> ModelSettings:
-    """What a model was saved with; where a file does not name a prompt format, its family's default is meant.
+    """What a model was saved with; where a file does not name a prompt format, what its family makes of the folder.
 
     Raises:
         InputError: A damaged file, or a limit or format that its family does not have.
@@ -115,7 +115,8 @@ def stored_settings(base: Path, adapter: Path | None, family: Family) -> ModelSe
     settings = ModelSettings.read(source)
     try:
         refuse_limits(settings.image_limits, family.image_limits, family.model_type)
-        prompt_format = family.prompt_format(settings.prompt_format)
+        recognised = settings.prompt_format or family.recognise_format(source)
+        prompt_format = recognised and family.prompt_format(recognised)
     except InputError as error:
         raise InputError(f"{source / SETTINGS_FILE}: {error}") from error
     return settings.model_copy(update={"prompt_format": prompt_format})
@@ -131,7 +132,7 @@ def load_processor(
 
     Args:
         base, adapter: Folders.
-        prompt_format: None: as the model was trained with, else the family's default.
+        prompt_format: None: as the model was trained with, if a file or the family (`Family.folder_format`) can tell.
         image_limits: By name; for those that are not given, what the model was trained with, else what its processor
             says.
 
@@ -151,4 +152,5 @@ def load_processor(
                 f"{trained[name]}; make them agree, or pass {name}"
             )
     limits = {**settings.image_limits, **given}
-    return family.processor.from_pretrained(folder, prompt_format or settings.prompt_format, **limits)
+    prompt_format = prompt_format or settings.prompt_format or family.folder_format(adapter or base)
+    return family.processor.from_pretrained(folder, prompt_format, **limits)

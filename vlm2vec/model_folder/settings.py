@@ -38,7 +38,7 @@ class ModelSettings(ImageLimits):
         max_len: Texts without an image are truncated to this many tokens; None: not at all.
         pooling: "last" or "eos", two names for one thing: the last token's hidden state.
         normalize: Scale vectors to length 1.
-        prompt_format: How its prompts were made; None: not known, its family's default.
+        prompt_format: How its prompts were made; None: the file does not say.
         base_fingerprint: Of the weights that training started from, an adapter's base (`weights_fingerprint`);
             None: not known.
     """

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.rig import qwen_golden
-from vlm2vec.backbones.qwen_vl.image_processor import ImageSettings, QwenVLImageProcessor
+from vlm2vec.backbones.qwen_vl.items.image_processor import ImageSettings, QwenVLImageProcessor
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import MAX_IMAGE_PIXELS
 

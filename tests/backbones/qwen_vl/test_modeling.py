@@ -13,7 +13,7 @@ from torch import nn
 from tests.rig import golden, qwen_golden
 from tests.rig.qwen_calls import Call, call_of
 from tests.rig.qwen_models import MODELS, image_settings, loaded
-from vlm2vec.backbones.qwen_vl.image_processor import QwenVLImageProcessor
+from vlm2vec.backbones.qwen_vl.items.image_processor import QwenVLImageProcessor
 from vlm2vec.backbones.qwen_vl.modeling import QwenVLModel
 
 pytestmark = pytest.mark.numeric

@@ -15,7 +15,7 @@ from transformers.vision_utils import (
 )
 
 from tests.rig import qwen_golden
-from vlm2vec.backbones.qwen_vl.positions import (
+from vlm2vec.backbones.qwen_vl.items.positions import (
     Grid,
     interpolation,
     num_tokens,

@@ -9,7 +9,7 @@ import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from tests.rig import qwen_golden
-from vlm2vec.backbones.qwen_vl.resize import RULES, Bounds, Size, largest_size, resize_steps
+from vlm2vec.backbones.qwen_vl.items.resize import RULES, Bounds, Size, largest_size, resize_steps
 from vlm2vec.errors import InputError
 
 

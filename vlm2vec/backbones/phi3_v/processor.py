@@ -19,10 +19,9 @@ from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedI
 from vlm2vec.backbones.phi3_v.config_file import read_crop_and_patch_size
 from vlm2vec.backbones.phi3_v.configuration import CLIP_VIT_LARGE_PATCH14_336
 from vlm2vec.backbones.phi3_v.image_processor import CLIP_MEAN, CLIP_STD, Phi3VImageProcessor, num_tokens_of
-from vlm2vec.backbones.phi3_v.tokenizer_files import TokenizerFiles
 from vlm2vec.backbones.prompts import Prompt, PromptFormat
+from vlm2vec.backbones.tokenizer_files import TokenizerFiles, encoded, load_tokenizer
 from vlm2vec.errors import InputError
-from vlm2vec.files import refuse_lfs_pointer
 from vlm2vec.formats.json_files import StrictModel, checked, read_json, shorten, write_json
 from vlm2vec.item_rules import IMAGE_TAG, image_tags
 
@@ -33,9 +32,6 @@ RAW = PromptFormat(name="phi3_v")
 LIMITS = ("num_crops",)
 _FIXED = ("image", "positions", "transparency", "resize")
 
-# What transformers reads of a fast tokenizer.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_REASON_CHARACTERS = 300
 # Of Phi-3.5-V.
 _NUM_CROPS = 4
 
@@ -184,7 +180,7 @@ class Phi3VProcessor(ItemProcessor):
             image_processor = Phi3VImageProcessor(num_crops, crop_size, patch_size, mean, std)
         except ValueError as error:
             raise InputError(f"{folder / PREPROCESSOR_FILE}: {error}") from error
-        processor = cls(_load_tokenizer(folder), image_processor, prompt_format or RAW)
+        processor = cls(load_tokenizer(folder), image_processor, prompt_format or RAW)
         processor._tokenizer_files = TokenizerFiles.read(folder, len(processor.tokenizer))
         return processor
 
@@ -250,7 +246,7 @@ class Phi3VProcessor(ItemProcessor):
             return self._text_ids(prompt, max_len)
         text = str(prompt)
         tags = image_tags(text, len(image_tokens))
-        pieces = [self._encoded(piece).ids for piece in IMAGE_TAG.split(text)[::2]]
+        pieces = [encoded(self._encoder, piece).ids for piece in IMAGE_TAG.split(text)[::2]]
         ids = list(pieces[0])
         for tag, piece in zip(tags, pieces[1:], strict=True):
             ids += [-tag] * image_tokens[tag - 1]
@@ -259,23 +255,11 @@ class Phi3VProcessor(ItemProcessor):
         return ids
 
     def _text_ids(self, prompt: Prompt, max_len: int | None) -> list[int]:
-        encoded = self._encoded(str(prompt))
+        whole = encoded(self._encoder, str(prompt))
         if not prompt.before and not prompt.after:
-            ids: list[int] = encoded.ids[:max_len]
+            ids: list[int] = whole.ids[:max_len]
             return ids
-        return prompt.truncated(encoded.ids, encoded.offsets, max_len)
-
-    def _encoded(self, text: str) -> Any:
-        try:
-            return self._encoder.encode(text)
-        except (TypeError, UnicodeEncodeError) as error:
-            place = next((index for index, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
-            if place is None:
-                raise
-            raise InputError(
-                f"the text has half of a surrogate pair ({text[place]!r}) at character {place}, as a text that was cut "
-                "in the middle of an emoji; repair or remove it"
-            ) from error
+        return prompt.truncated(whole.ids, whole.offsets, max_len)
 
     def process_item(
         self,
@@ -401,23 +385,3 @@ def _crop_and_patch_size(folder: Path, settings: PreprocessorSettings) -> tuple[
         return read_crop_and_patch_size(folder)
     default = CLIP_VIT_LARGE_PATCH14_336
     return settings.crop_size or default["image_size"], settings.patch_size or default["patch_size"]
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """tokenizer.json as it stands.
-
-    AutoTokenizer and LlamaTokenizer rebuild the pipeline in transformers 5 and lose the separate "▁" that follows an
-    added token, so that every image prompt would be tokenized differently.
-    """
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder}: no tokenizer.json; use a complete checkpoint folder")
-    for name in _TOKENIZER_FILES:
-        refuse_lfs_pointer(folder / name)
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:  # the Rust library raises plain Exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
-        raise InputError(f"{folder}: damaged tokenizer files ({', '.join(_TOKENIZER_FILES)}: {reason})") from error
-    if tokenizer.pad_token_id is None:
-        raise InputError(f"{folder}: tokenizer_config.json names no pad_token")
-    return tokenizer

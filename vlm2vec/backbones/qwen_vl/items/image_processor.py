@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm2vec.backbones.qwen_vl.resize import RULES, Bounds, Size, largest_size, resize_steps
+from vlm2vec.backbones.qwen_vl.items.resize import RULES, Bounds, Size, largest_size, resize_steps
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import MAX_IMAGE_PIXELS
 from vlm2vec.images.rgb import as_rgb
@@ -57,7 +57,7 @@ class ImageSettings:
         patch_size: Side of a patch in pixels: 14 (Qwen2-VL, Qwen2.5-VL) or 16 (Qwen3-VL).
         min_pixels, max_pixels: Area of a resized image.
         image_mean, image_std: Per channel, on values in 0..1.
-        resize: One of `vlm2vec.backbones.qwen_vl.resize.RULES`.
+        resize: One of `vlm2vec.backbones.qwen_vl.items.resize.RULES`.
         over_white: Blend RGBA images over white instead of dropping alpha.
     """
 

@@ -1,0 +1,120 @@
+"""The prompt formats of published Qwen-VL embedding models, and which of them a published folder was trained with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.formats.json_files import read_json
+
+# An image's tokens in text: one of them, multiplied after tokenization.
+IMAGE_TOKEN = "<|image_pad|>"
+
+_CHAT_IMAGE = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
+_CHAT = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+_ASSISTANT = "You are a helpful assistant."  # what Qwen2-VL's own template says
+
+_VLM2VEC = PromptFormat(name="vlm2vec", image=IMAGE_TOKEN, resize="vlm2vec")
+_CHAT_FORMAT = PromptFormat(
+    name="chat",
+    image=_CHAT_IMAGE,
+    template=_CHAT,
+    instruction=_ASSISTANT,
+    image_alone="<|image_1|>",
+    positions="grid",
+    resize="transformers",
+)
+
+FORMATS: Mapping[str, PromptFormat] = {
+    each.name: each
+    for each in (
+        # VLM2Vec's branch main: V2, B3. Texts as they are, positions as if images were text.
+        _VLM2VEC,
+        # VLM2Vec's branch v1: VLM2Vec-Qwen2VL-2B and -7B, published with --image_resolution high.
+        _VLM2VEC.model_copy(update={"name": "vlm2vec_v1", "resize": "vlm2vec_v1_high"}),
+        # For new training from an Instruct model: its own chat template.
+        _CHAT_FORMAT,
+        # https://github.com/QwenLM/Qwen3-VL-Embedding
+        _CHAT_FORMAT.model_copy(
+            update={
+                "name": "qwen3_vl_embedding",
+                "images": "first",
+                "instruction": "Represent the user's input.",
+                "instruction_full_stop": True,
+                "nothing": "NULL",
+                "transparency": "white",
+                "resize": "qwen_vl_utils",
+            }
+        ),
+        # https://huggingface.co/Alibaba-NLP/gme-Qwen2-VL-2B-Instruct
+        _CHAT_FORMAT.model_copy(
+            update={
+                "name": "gme",
+                "images": "first",
+                "template": f"{_CHAT}<|endoftext|>",
+                "positions": "sequence",
+                "resize": "gme",
+            }
+        ),
+    )
+}
+
+# Tokens of an image at least and at most, by the code that each format is of. The processor files of published folders
+# are the Instruct models' and say otherwise.
+_TOKEN_LIMITS = {
+    "vlm2vec": (4, 1280),
+    "vlm2vec_v1": (4, 16384),
+    "chat": (4, 1280),
+    "qwen3_vl_embedding": (4, 1800),
+    "gme": (256, 1280),
+}
+
+# The paths of VLM2Vec's code, as its adapters record them.
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_MAKERS = (("src.model.vlm_backbone.", "vlm2vec"), ("src.vlm_backbone.", "vlm2vec_v1"))
+# What their folders are called, in the cache of the hub too (models--Qwen--Qwen2-VL-2B-Instruct).
+_FOLDER_NAMES = (
+    (r"Qwen(2|2\.5|3)-VL-\d+B(-A\d+B)?-Instruct", "chat"),
+    (r"Qwen3-VL-Embedding-\d+B", "qwen3_vl_embedding"),
+    (r"gme-Qwen2-VL-\d+B-Instruct", "gme"),
+    (r"VLM2Vec-V2(\.\d+)?|B3_Qwen2_\d+B", "vlm2vec"),
+    (r"VLM2Vec-Qwen2VL-\d+B", "vlm2vec_v1"),
+)
+# Code that only one model is published with.
+_FILES = (("scripts/qwen3_vl_embedding.py", "qwen3_vl_embedding"), ("modeling_gme_qwen2vl.py", "gme"))
+
+
+def format_limits(prompt_format: PromptFormat, factor: int) -> dict[str, int]:
+    """The limits of the code that a format is of; nothing for formats that are not built in.
+
+    Args:
+        prompt_format: By whatever name.
+        factor: Side of a token in pixels.
+    """
+    for name, (least, most) in _TOKEN_LIMITS.items():
+        if FORMATS[name].is_same(prompt_format):
+            return {"min_pixels": least * factor**2, "max_pixels": most * factor**2}
+    return {}
+
+
+def recognised_format(folder: Path) -> str | None:
+    """The name of the format that a folder without vlm2vec_config.json was trained with; None: it cannot be told.
+
+    An adapter says which code made it. Whole models have the Instruct models' own files: they are recognised by code
+    that is published beside them, or by the name of the folder or of its repository.
+
+    Raises:
+        InputError: Damaged files.
+    """
+    found = []
+    if (folder / _ADAPTER_CONFIG).is_file():
+        made = read_json(folder / _ADAPTER_CONFIG).get("auto_mapping")
+        maker = str(made.get("parent_library")) if isinstance(made, dict) else ""
+        found += [name for path, name in _ADAPTER_MAKERS if maker.startswith(path)]
+    found += [name for file, name in _FILES if (folder / file).is_file()]
+    path = folder.absolute()
+    names = [path.name, *(part.rpartition("--")[2] for part in path.parts if part.startswith("models--"))]
+    found += [name for pattern, name in _FOLDER_NAMES if any(re.fullmatch(pattern, each) for each in names)]
+    return found[0] if found else None

@@ -1,0 +1,108 @@
+"""preprocessor_config.json of the Qwen-VL families: read in every published spelling, written as published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from vlm2vec.backbones.checkpoint import CONFIG_FILE
+from vlm2vec.backbones.image_limits import Pixels, given_limits
+from vlm2vec.formats.json_files import StrictModel, checked, read_json
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+_Channel = Annotated[float, Field(ge=-1e3, le=1e3)]
+_Scale = Annotated[float, Field(ge=1e-3, le=1e3)]
+_THREE = Field(min_length=3, max_length=3)
+_Side = Annotated[int, Field(ge=1, le=8192)]
+_ONE_255TH = Field(ge=1 / 255 - 1e-9, le=1 / 255 + 1e-9)
+
+
+class _Size(StrictModel):
+    """Areas in pixels, whatever they are called."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    shortest_edge: Pixels | None = None
+    longest_edge: Pixels | None = None
+
+
+class PreprocessorFile(StrictModel):
+    """What is read of the file; null is as good as absent. What this code cannot do otherwise must be as published.
+
+    Attributes:
+        min_pixels, max_pixels, size: Area of a resized image; the former two win.
+        patch_size: In pixels.
+        image_mean, image_std: Per channel, on values in 0..1.
+        window_size: In pixels, Qwen2.5-VL's; read where there is no config.json (an adapter), as is the next.
+        num_position_embeddings: Of Qwen3-VL's learned positions.
+    """
+
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    size: _Size | None = None
+    patch_size: _Side | None = None
+    image_mean: Annotated[list[_Channel], _THREE] | None = None
+    image_std: Annotated[list[_Scale], _THREE] | None = None
+    window_size: _Side | None = None
+    num_position_embeddings: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    merge_size: Literal[2] | None = None
+    temporal_patch_size: Literal[2] | None = None
+    do_resize: Literal[True] | None = None
+    do_rescale: Literal[True] | None = None
+    do_normalize: Literal[True] | None = None
+    resample: Literal[3] | None = None
+    rescale_factor: Annotated[float, _ONE_255TH] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> PreprocessorFile:
+        """The file's settings; none if there is no file.
+
+        Raises:
+            InputError: Damaged, or an impossible value.
+        """
+        file = folder / PREPROCESSOR_FILE
+        return checked(cls, read_json(file), file) if file.is_file() else cls()
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What it says of an image's pixels."""
+        size = self.size or _Size()
+        return given_limits(
+            {
+                "min_pixels": _first(self.min_pixels, size.min_pixels, size.shortest_edge),
+                "max_pixels": _first(self.max_pixels, size.max_pixels, size.longest_edge),
+            }
+        )
+
+
+class VisionFields(StrictModel):
+    """What config.json says of the tower that its images depend on; null is as good as absent."""
+
+    patch_size: _Side | None = None
+    window_size: _Side | None = None
+    num_position_embeddings: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> VisionFields:
+        """The fields of a folder's config.json; none if there is no file.
+
+        Raises:
+            InputError: Damaged, or an impossible value.
+        """
+        file = folder / CONFIG_FILE
+        if not file.is_file():
+            return cls()
+        return checked(_ModelFields, read_json(file), file).vision_config or cls()
+
+
+class _ModelFields(StrictModel):
+    vision_config: VisionFields | None = None
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)

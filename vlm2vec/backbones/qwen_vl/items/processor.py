@@ -1,0 +1,352 @@
+"""What the processors of the three families have in common: tokens of a prompt, images, files."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+from vlm2vec.backbones.image_limits import given_limits, refuse_limits
+from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedItem
+from vlm2vec.backbones.prompts import PromptFormat, named_format
+from vlm2vec.backbones.qwen_vl.items.collation import GRIDS, PATCHES, Collator
+from vlm2vec.backbones.qwen_vl.items.formats import FORMATS, IMAGE_TOKEN, format_limits, recognised_format
+from vlm2vec.backbones.qwen_vl.items.image_processor import MERGE_SIZE, NUM_FRAMES, ImageSettings, QwenVLImageProcessor
+from vlm2vec.backbones.qwen_vl.items.positions import Grid
+from vlm2vec.backbones.qwen_vl.items.preprocessor_file import PREPROCESSOR_FILE, PreprocessorFile, VisionFields
+from vlm2vec.backbones.qwen_vl.items.resize import RULES
+from vlm2vec.backbones.tokenizer_files import TokenizerFiles, encoded, load_tokenizer
+from vlm2vec.errors import InputError
+from vlm2vec.formats.json_files import shorten, write_json
+from vlm2vec.item_rules import IMAGE_TAG, image_tags
+
+LIMITS = ("min_pixels", "max_pixels")
+
+_Processor = TypeVar("_Processor", bound="QwenVLProcessor")
+
+
+class QwenVLProcessor(ItemProcessor):
+    """What the three families have in common.
+
+    Args:
+        tokenizer: The checkpoint's tokenizer.json pipeline.
+        image_processor: Cuts images.
+        prompt_format: How prompts are made.
+        table: The number that the family's tower depends on, see `vision_field`.
+
+    Attributes:
+        model_type: The family's name.
+        vision_field: The field of config.json's `vision_config` that the family's positions depend on; "": none.
+        published: What a published preprocessor_config.json of the family says, but for the limits.
+        instruct_limits: The limits in it.
+
+    Raises:
+        InputError: A format that the family cannot make, or a tokenizer without an image token.
+    """
+
+    # A patch costs the tower of a 2B model about 0.67 billion multiplications and a token the decoder 1.5 billion: the
+    # four patches of a token count as one token more.
+    tokens_per_vision_unit = 0.25
+
+    model_type: ClassVar[str]
+    vision_field: ClassVar[str] = ""
+    published: ClassVar[Mapping[str, Any]]
+    instruct_limits: ClassVar[Mapping[str, int]]
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_processor: QwenVLImageProcessor,
+        prompt_format: PromptFormat,
+        table: int = 0,
+    ) -> None:
+        self.check_format(prompt_format)
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.prompt_format = prompt_format
+        self.table = table
+        self.image_token_id = _token_id(tokenizer, IMAGE_TOKEN)
+        self._tokenizer_files = TokenizerFiles({}, len(tokenizer))
+        self._encoder = tokenizer.backend_tokenizer
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self._collator = Collator(
+            image_processor, self.image_token_id, self.pad_token_id, prompt_format.positions, self._tower_arguments
+        )
+
+    @abstractmethod
+    def _tower_arguments(self, grids: Sequence[Grid]) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+        """What the family's tower reads besides pixels, positions and lengths: tensors and host values by name."""
+
+    @classmethod
+    def check_format(cls, prompt_format: PromptFormat) -> None:
+        """An image needs its token, once, and a rule for its size."""
+        where = f"prompt format {prompt_format.name!r}"
+        if prompt_format.image.count(IMAGE_TOKEN) != 1:
+            raise InputError(f"{where}: image is {shorten(prompt_format.image)}; it needs {IMAGE_TOKEN} exactly once")
+        for name in ("template", "instruction", "nothing"):
+            if IMAGE_TOKEN in (getattr(prompt_format, name) or ""):
+                raise InputError(f"{where}: {name} holds {IMAGE_TOKEN}, which belongs to image")
+        if prompt_format.resize not in RULES:
+            raise InputError(
+                f"{where}: resize is {shorten(prompt_format.resize)}; a {cls.model_type} has {', '.join(RULES)}"
+            )
+
+    # Facts.
+
+    @property
+    def image_limits(self) -> Mapping[str, int]:
+        """The limits in force."""
+        settings = self.image_processor.settings
+        return {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.image_processor.settings.patch_size
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills short rows of a chunk."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def largest_token_id(self) -> int:
+        """The largest id that a text can have, or that fills short rows."""
+        ids: list[int] = list(self.tokenizer.get_vocab().values())
+        return max(self.pad_token_id, *ids)
+
+    @property
+    def largest_image_size(self) -> tuple[int, int]:
+        """Width and height in pixels of an image that takes as much as any may."""
+        return self.image_processor.largest_image_size
+
+    def num_image_tokens(self, width: int, height: int) -> int:
+        """Tokens of an image of this size in pixels, without decoding it."""
+        return self.image_processor.layout(width, height).num_tokens
+
+    def num_vision_units(self, width: int, height: int) -> int:
+        """Patches of an image of this size in pixels, without decoding it."""
+        return self.image_processor.layout(width, height).num_patches
+
+    # Files.
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Processor], folder: str | Path, prompt_format: PromptFormat | None = None, **limits: int | None
+    ) -> _Processor:
+        """Reads tokenizer.json, preprocessor_config.json and config.json's `vision_config`.
+
+        Args:
+            folder: A checkpoint or an adapter.
+            prompt_format: None: that of a published folder, if it can be told which (`recognised_format`).
+            limits: `min_pixels`, `max_pixels`; for those that are None, what the folder says. What all published files
+                say is nobody's choice: a built-in format then has the limits of its own code.
+
+        Raises:
+            InputError: A file is missing or damaged, a format that the family cannot make, limits that no image can
+                keep, or nothing tells the format.
+        """
+        folder = Path(folder)
+        refuse_limits(given_limits(limits), LIMITS, cls.model_type)
+        if prompt_format is None:
+            prompt_format = named_format(FORMATS, recognised_format(folder), folder)
+        cls.check_format(prompt_format)
+        file, vision = PreprocessorFile.read(folder), VisionFields.read(folder)
+        settings = cls._settings(file, vision, prompt_format, given_limits(limits))
+        if file.patch_size not in (None, settings.patch_size):
+            raise InputError(
+                f"{folder / PREPROCESSOR_FILE}: patch_size is {file.patch_size}, the model's is {settings.patch_size}"
+            )
+        try:
+            images = QwenVLImageProcessor(settings)
+        except InputError as error:
+            source = folder if given_limits(limits) else folder / PREPROCESSOR_FILE
+            raise InputError(f"{source}: {error}") from error
+        processor = cls(load_tokenizer(folder), images, prompt_format, cls._table(file, vision))
+        processor._tokenizer_files = TokenizerFiles.read(folder, len(processor.tokenizer))
+        return processor
+
+    @classmethod
+    def without_tokenizer(
+        cls: type[_Processor],
+        config: PreTrainedConfig,
+        prompt_format: PromptFormat | None = None,
+        **limits: int | None,
+    ) -> _Processor:
+        """See `ItemProcessor.without_tokenizer`; without a format images are those of new training ("chat")."""
+        refuse_limits(given_limits(limits), LIMITS, cls.model_type)
+        vision = VisionFields(
+            patch_size=config.vision_config.patch_size,
+            **({cls.vision_field: getattr(config.vision_config, cls.vision_field)} if cls.vision_field else {}),
+        )
+        special = {"pad_token": "<|endoftext|>", "additional_special_tokens": [IMAGE_TOKEN]}
+        blank = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **special)
+        prompt_format = prompt_format or FORMATS["chat"]
+        cls.check_format(prompt_format)
+        settings = cls._settings(PreprocessorFile(), vision, prompt_format, given_limits(limits))
+        return cls(blank, QwenVLImageProcessor(settings), prompt_format, cls._table(PreprocessorFile(), vision))
+
+    @classmethod
+    def _settings(
+        cls, file: PreprocessorFile, vision: VisionFields, prompt_format: PromptFormat, limits: Mapping[str, int]
+    ) -> ImageSettings:
+        patch_size = vision.patch_size or file.patch_size or cls.published["patch_size"]
+        return ImageSettings(
+            patch_size=patch_size,
+            **cls._limits(file, prompt_format, patch_size, limits),
+            image_mean=tuple(file.image_mean or cls.published["image_mean"]),
+            image_std=tuple(file.image_std or cls.published["image_std"]),
+            resize=prompt_format.resize,
+            over_white=prompt_format.transparency == "white",
+        )
+
+    @classmethod
+    def _table(cls, file: PreprocessorFile, vision: VisionFields) -> int:
+        field = cls.vision_field
+        return int(getattr(vision, field) or getattr(file, field) or cls.published[field]) if field else 0
+
+    @classmethod
+    def _limits(
+        cls, file: PreprocessorFile, prompt_format: PromptFormat, patch_size: int, given: Mapping[str, int]
+    ) -> dict[str, int]:
+        of_format = format_limits(prompt_format, MERGE_SIZE * patch_size)
+        return {**cls.instruct_limits, **of_format, **cls._chosen_limits(file), **given}
+
+    @classmethod
+    def stored_limits(cls, folder: Path) -> dict[str, int]:
+        """What a folder's preprocessor_config.json says, if that is not what all published ones say.
+
+        Raises:
+            InputError: Damaged, or an impossible value.
+        """
+        return cls._chosen_limits(PreprocessorFile.read(folder))
+
+    @classmethod
+    def _chosen_limits(cls, file: PreprocessorFile) -> dict[str, int]:
+        all_limits = {**cls.instruct_limits, **file.limits}
+        return {} if all_limits == cls.instruct_limits else all_limits
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the tokenizer's files, as they were read if they were, and preprocessor_config.json."""
+        settings = self.image_processor.settings
+        content = {
+            **self.published,
+            **self._spelled_limits(),
+            "patch_size": settings.patch_size,
+            "image_mean": list(settings.image_mean),
+            "image_std": list(settings.image_std),
+        }
+        if self.vision_field:
+            content[self.vision_field] = self.table
+        self._tokenizer_files.write(Path(folder), self.tokenizer)
+        write_json(Path(folder) / PREPROCESSOR_FILE, content)
+
+    def _spelled_limits(self) -> dict[str, Any]:
+        """The limits as the family's published file spells them."""
+        return dict(self.image_limits)
+
+    # Items.
+
+    def tokenize(
+        self,
+        text: str,
+        image_tokens: Sequence[int] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> list[int]:
+        """Token ids of an item whose images take `image_tokens` tokens each.
+
+        The whole prompt is tokenized at once, as in the originals. Special tokens in a text are special tokens, but for
+        the image token: an image has its tag.
+
+        Raises:
+            InputError: Tags and images do not fit together, the text holds the image token or half of a surrogate pair,
+                or the format has no place for an instruction.
+        """
+        return self._tokenized(text, image_tokens, max_len, instruction)[0]
+
+    def _tokenized(
+        self, text: str, image_tokens: Sequence[int], max_len: int | None, instruction: str | None
+    ) -> tuple[list[int], list[int]]:
+        """Token ids, and the numbers of the images, from 0, in the order of their tokens."""
+        prompt = self.prompt_format.prompt(text, len(image_tokens), instruction)
+        whole = str(prompt)
+        if not image_tokens:
+            made = encoded(self._encoder, whole)
+            self._count_image_tokens(made.ids, 0, text)
+            return prompt.truncated(made.ids, made.offsets, max_len) or [self.pad_token_id], []
+        order = [tag - 1 for tag in image_tags(whole, len(image_tokens))]
+        single = encoded(self._encoder, IMAGE_TAG.sub(lambda _: self.prompt_format.image, whole)).ids
+        self._count_image_tokens(single, len(image_tokens), text)
+        ids: list[int] = []
+        start = 0
+        for image in order:
+            end = single.index(self.image_token_id, start)
+            ids += single[start:end]
+            ids += [self.image_token_id] * image_tokens[image]
+            start = end + 1
+        return ids + single[start:], order
+
+    def _count_image_tokens(self, ids: list[int], num_images: int, text: str) -> None:
+        if ids.count(self.image_token_id) != num_images:
+            raise InputError(
+                f"the text {shorten(text)} or its instruction holds {IMAGE_TOKEN}, which stands for an image's "
+                "content; write <|image_1|> where an image belongs, or remove it"
+            )
+
+    def process_item(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        max_len: int | None = None,
+        instruction: str | None = None,
+    ) -> ProcessedItem:
+        """One item; its patches are bytes, which `collate` normalises.
+
+        Raises:
+            InputError: See `tokenize`; or an image cannot be cut.
+        """
+        layouts = [self.image_processor.layout(*image.size) for image in images]
+        ids, order = self._tokenized(text, [each.num_tokens for each in layouts], max_len, instruction)
+        if not images:
+            return ProcessedItem(torch.tensor(ids))
+        patches = [self.image_processor.patches(images[image]) for image in order]
+        return ProcessedItem(
+            torch.tensor(ids),
+            {PATCHES: patches[0] if len(patches) == 1 else torch.cat(patches)},
+            {GRIDS: tuple((layouts[image].rows, layouts[image].columns) for image in order)},
+            sum(each.num_patches for each in layouts),
+        )
+
+    def blank_item(self, num_tokens: int, image_sizes: Sequence[tuple[int, int]] = ()) -> ProcessedItem:
+        """See `ItemProcessor.blank_item`."""
+        layouts = [self.image_processor.layout(*size) for size in image_sizes]
+        image_tokens, patches = sum(each.num_tokens for each in layouts), sum(each.num_patches for each in layouts)
+        if image_tokens > num_tokens:
+            raise ValueError(f"{num_tokens} tokens do not hold images of {image_tokens}")
+        ids = torch.full((num_tokens,), self.pad_token_id)
+        ids[:image_tokens] = self.image_token_id
+        if not layouts:
+            return ProcessedItem(ids)
+        width = self.image_processor.patch_width // NUM_FRAMES
+        blank = torch.empty(patches, width, dtype=torch.uint8, device="meta")
+        grids = tuple((each.rows, each.columns) for each in layouts)
+        return ProcessedItem(ids, {PATCHES: blank}, {GRIDS: grids}, patches)
+
+    def collate(self, items: Iterable[ProcessedItem], vision_units: int, dtype: torch.dtype) -> CollatedItems:
+        """Arguments of the model's `forward`; see `Collator`."""
+        return self._collator(items, vision_units, dtype)
+
+
+def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise InputError(f"the tokenizer has no token {token}; use the files of a Qwen-VL model")
+    return int(found)
