@@ -20,6 +20,7 @@ from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
+from vlm2vec.lora import LoraSettings
 from vlm2vec.plan.estimate import RunPlan
 from vlm2vec.plan.run_plan import make_plan, parse_cluster
 from vlm2vec.plan.tables import tables
@@ -162,6 +163,31 @@ def test_a_plan_counts_what_a_run_makes(planned: RunPlan, model: Path) -> None:
     cost = planned.chunk_cost(checkpointing=False)
     assert sum(cost.flops) == counter.get_total_flops()
     assert cost.saved == pytest.approx(sum(each.nbytes() for each in kept.values()), rel=0.01)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "nonsense"])
+def test_an_attention_that_a_family_does_not_have_is_one_line(attention: str, model: Path) -> None:
+    with pytest.raises(InputError, match=f"^attn_implementation {attention}: not for a made_up on this machine .*$"):
+        VLM2Vec.from_pretrained(model, attn_implementation=attention)
+
+
+def test_where_images_alone_are_trained_texts_have_a_gradient_path(model: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(model, dtype=torch.float32)
+    assert not encoder.base.trains_images_alone
+    encoder.add_lora(LoraSettings(r=2, target_modules=["first", "late"]))
+    assert encoder.base.trains_images_alone
+    inputs = ItemEncoderInputs(encoder.processor, None, always_dummy=encoder.base.trains_images_alone)
+    text = inputs.chunk_of(items()[:2])
+    encoder(**text.arguments(encoder.device, dummy_image=False)).sum().backward()
+    assert all(each.grad is not None and not each.grad.any() for each in encoder.parameters() if each.requires_grad)
+
+
+def test_parts_are_frozen(model: Path) -> None:
+    encoder = VLM2Vec.from_pretrained(model)
+    encoder.freeze(vision_tower=True)
+    encoder.add_lora(LoraSettings(r=2))
+    adapted = {name.split(".lora_A")[0].split(".")[-1] for name, _ in encoder.named_parameters() if ".lora_A" in name}
+    assert adapted == {"look", "tell", "widen", "narrow", "late"}
 
 
 def ord_id(letter: str) -> int:

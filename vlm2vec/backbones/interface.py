@@ -109,14 +109,22 @@ class Backbone(PreTrainedModel, ABC):
 
         Raises:
             InputError: missing or unexpected tensors (only those of `tensor_names.unused` may be left over), other
-                shapes, or a configuration that does not fit the weights.
+                shapes, a configuration that does not fit the weights, or an attn_implementation that is not to be had.
         """
         folder = resolve_folder(path)
         config, renaming = cls.check_folder(folder)
         renaming |= {f"^{re.escape(theirs)}": ours for ours, theirs in cls.prefixes.items()}
-        model, info = super().from_pretrained(
-            str(folder), config=config, key_mapping=renaming or None, output_loading_info=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(
+                str(folder), config=config, key_mapping=renaming or None, output_loading_info=True, **kwargs
+            )
+        except (ImportError, ValueError) as error:
+            attention, reason = kwargs.get("attn_implementation"), " ".join(str(error).split())
+            if attention is None or not re.search("attention|attn", reason, re.IGNORECASE):
+                raise
+            raise InputError(
+                f"attn_implementation {attention}: not for a {config.model_type} on this machine ({reason[:200]})"
+            ) from error
         if info["missing_keys"]:  # would be random numbers
             raise InputError(f"{folder}: tensors were not loaded: {sorted(info['missing_keys'])[:3]}")
         model.freeze_unused()  # loading put new parameters in the place of the frozen ones
