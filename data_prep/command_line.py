@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from vlm2vec.backbones.image_limits import OLD_NAMES_OF_CONVERSION
 from vlm2vec.errors import OneLineErrors
 from vlm2vec.messages.old_names import CONVERSION
 
@@ -14,7 +15,7 @@ ALLOW_LINKS_HELP = "follow links that lead out of the image folder, for images o
 
 
 # An argument parser whose errors are one line.
-Parser = partial(OneLineErrors, old_names=CONVERSION)
+Parser = partial(OneLineErrors, old_names={**CONVERSION, **OLD_NAMES_OF_CONVERSION})
 
 
 def positive(text: str) -> int:

@@ -6,16 +6,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm2vec.backbones.image_limits import LIMITS
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.selection import BENCHMARKS, listed
 from vlm2vec.evaluation.scores_file import SCORES_FILE, read_summary
+from vlm2vec.formats.json_files import checked
 from vlm2vec.mmeb import Benchmark
+from vlm2vec.model_folder.settings import shown
 
 EMBEDDINGS_FOLDER = "embeddings"
 SCORE_SUFFIX = "_score.json"
 _REMEDY = "choose another --encode_output_path, or delete that folder"
 # What decides a model's vectors, as `scores.json` calls it.
-MODEL_SETTINGS = ("fingerprint", "num_crops", "max_len", "normalize")
+MODEL_SETTINGS = ("fingerprint", *LIMITS, "max_len", "normalize", "prompt_format")
 
 
 def earlier_scores(folder: Path, names: Collection[str]) -> dict[str, Any] | None:
@@ -61,7 +65,9 @@ def refuse_other(
     """
     before, now = earlier["model"], about["model"]
     differing = [
-        f"{name} {before.get(name)}, now {now[name]}" for name in MODEL_SETTINGS if before.get(name) != now[name]
+        f"{name} {shown(was, value)}, now {shown(value, was)}"
+        for name in MODEL_SETTINGS
+        if not _is_same(was := _setting(before, name), value := _setting(now, name))
     ]
     if before.get("fingerprint") != now["fingerprint"]:
         named = before["checkpoint_path"] or before["model_name"]
@@ -81,6 +87,17 @@ def refuse_other(
             f"{folder}: holds scores of {named} on other rows or images, or by an older version; {_REMEDY}"
         )
     common_benchmark(folder, earlier, benchmark, sources)
+
+
+def _setting(model: Mapping[str, Any], name: str) -> Any:
+    """A setting of a model in `scores.json`; from before there were prompt formats all were the raw one."""
+    if name != "prompt_format":
+        return model.get(name)
+    return checked(PromptFormat, dict(model.get(name) or {}), SCORES_FILE)
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    return before.is_same(now) if isinstance(before, PromptFormat) else bool(before == now)
 
 
 def common_benchmark(

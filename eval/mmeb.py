@@ -16,9 +16,17 @@ from typing import Any
 
 import torch
 
-from eval.earlier import EMBEDDINGS_FOLDER, earlier_scores, refuse_other
+from eval.earlier import EMBEDDINGS_FOLDER, MODEL_SETTINGS, earlier_scores, refuse_other
 from eval.mmeb_flags import EncoderArguments, ScoringArguments, parse_arguments
-from eval.model import ModelFolders, describe_model, device_of_rank, load_encoder, resolve_model, use_settings
+from eval.model import (
+    ModelFolders,
+    describe_model,
+    device_of_rank,
+    load_encoder,
+    processor_of_run,
+    resolve_model,
+    use_settings,
+)
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
 from vlm2vec.dora import kept_norms
@@ -38,7 +46,6 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import Benchmark
-from vlm2vec.model_folder.loading import load_processor
 from vlm2vec.ranks import host_ranks, is_first_rank, on_every_rank, on_first_rank, own_rank, world_size
 
 _KEY_DIGITS = 16
@@ -118,9 +125,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
         images = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links))
     output = Path(scoring.encode_output_path)
     prepare_output(output)
-    num_crops = encoder_arguments.num_crops
-    limits = {} if num_crops is None else {"num_crops": num_crops}
-    processor = load_processor(folders.base, folders.adapter, image_limits=limits)
+    processor = processor_of_run(encoder_arguments, folders)
     plan = plan_encoding(
         data.items,
         images,
@@ -160,7 +165,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
 def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodingPlan, device: torch.device) -> str:
     """Hash of all that decides vectors and ranks: weights, processor settings, items and rows; not of any name."""
     digest = hashlib.sha256(plan.digest.encode())
-    settings = [model[name] for name in ("fingerprint", "num_crops", "max_len", "normalize")]
+    settings = [model.get(name) for name in MODEL_SETTINGS]
     digest.update(repr([__version__, device.type, *settings]).encode())
     for rows in data.datasets:
         for part in (plan.position[rows.queries], plan.position[rows.candidates], rows.offsets):

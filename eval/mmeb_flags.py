@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlm2vec.backbones.image_limits import LIMITS, OLD_NAMES, ImageLimitFlags
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.selection import AUTO, BENCHMARK_NAMES
 from vlm2vec.messages.dataclass_parser import DataclassParser
@@ -15,16 +16,21 @@ from vlm2vec.messages.old_names import EVALUATION
 
 POOLINGS = ("eos", "last")
 # What belongs to a model beside its weights, and may be chosen here.
-SETTINGS = ("num_crops", "max_len", "normalize")
+SETTINGS = (*LIMITS, "max_len", "normalize", "prompt_format")
 
 
 @dataclass
-class EncoderArguments:
-    """Which model, and how it turns an item into a vector."""
-
+class _NamedModel:
     model_name: str = field(
         metadata={"help": "model folder or Hugging Face name; with --checkpoint_path the base model"}
     )
+
+
+# Fields come in the order of the bases from right to left: the model's name is the first option.
+@dataclass
+class EncoderArguments(ImageLimitFlags, _NamedModel):
+    """Which model, and how it turns an item into a vector."""
+
     lora: bool = field(default=False, metadata={"help": "the model is a LoRA adapter on a base model"})
     checkpoint_path: str | None = field(
         default=None,
@@ -38,9 +44,12 @@ class EncoderArguments:
         default=None,
         metadata={"help": "whether vectors are scaled to length 1, so that scores are cosines; default: as trained"},
     )
-    num_crops: int | None = field(default=None, metadata={"help": "most crops an image; default: as trained"})
     max_len: int | None = field(
         default=None, metadata={"help": "most tokens of an item without an image; default: as trained, else 256"}
+    )
+    prompt_format: str | None = field(
+        default=None,
+        metadata={"help": "how prompts are made: a format of the model's family by its name; default: as trained"},
     )
     allow_changed: list[str] = field(
         default_factory=list,
@@ -60,7 +69,7 @@ class EncoderArguments:
             raise InputError(
                 f"--pooling {self.pooling}: VLM2Vec pools the last token; use --pooling eos (or its other name, last)"
             )
-        _at_least_one("num_crops", self.num_crops)
+        self.refuse_impossible_limits()
         _at_least_one("max_len", self.max_len)
         for name in self.allow_changed:
             if name not in SETTINGS:
@@ -135,7 +144,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[EncoderArguments
     """
     parser = DataclassParser(
         (EncoderArguments, ScoringArguments),
-        old_names=EVALUATION,
+        old_names={**EVALUATION, **OLD_NAMES},
         prog="python -m eval.mmeb",
         description="Scores a model on datasets in MMEB-eval's layout: Precision@1, one folder of results.",
         allow_abbrev=False,

@@ -16,7 +16,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from eval.mmeb_flags import SETTINGS, EncoderArguments
 from vlm2vec.backbones.checkpoint import resolve_folder
+from vlm2vec.backbones.image_limits import LIMITS
 from vlm2vec.backbones.interface import ItemProcessor
+from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import read_json
@@ -27,8 +29,8 @@ from vlm2vec.model_folder.adapter_files import (
     is_adapter_folder,
     read_base_name,
 )
-from vlm2vec.model_folder.loading import load_processor
-from vlm2vec.model_folder.settings import ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.loading import choose_settings, load_processor, stored_settings
+from vlm2vec.model_folder.settings import ChangedSettingWarning, is_same, shown
 from vlm2vec.ranks import is_first_rank
 
 # What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
@@ -70,13 +72,17 @@ def use_settings(arguments: EncoderArguments, folders: ModelFolders) -> tuple[En
     Raises:
         InputError: A difference that `--allow_changed` does not name.
     """
-    trained = ModelSettings.read(folders.adapter, folders.base)
-    known = trained.stored
-    if known and known.get("num_crops") is None:
-        known["num_crops"] = load_processor(folders.base, folders.adapter).image_limits["num_crops"]
+    family = family_of_folder(folders.base)
+    trained = stored_settings(folders.base, folders.adapter, family)
+    if trained.stored and trained.image_limits.keys() < set(family.image_limits):
+        processor = load_processor(folders.base, folders.adapter, image_limits=trained.image_limits)
+        trained = trained.with_limits(processor.image_limits)
     given = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
+    wanted, _ = choose_settings(folders.base, folders.adapter, given, family, prefix="--")
     differing = {
-        name: f"{value} instead of {known[name]}" for name, value in given.items() if known.get(name, value) != value
+        name: f"{shown(now, before)} instead of {shown(before, now)}"
+        for name in given
+        if name in trained.stored and not is_same(name, before := getattr(trained, name), now := getattr(wanted, name))
     }
     for name, difference in differing.items():
         if name not in arguments.allow_changed:
@@ -93,8 +99,19 @@ def use_settings(arguments: EncoderArguments, folders: ModelFolders) -> tuple[En
         differing["base model"] = other
     elif arguments.allow_other_base:
         raise InputError("--allow_other_base: no effect, the model is no adapter, or not known to have another base")
-    used = {name: given.get(name, getattr(trained, name)) for name in SETTINGS}
+    used = {name: given.get(name, getattr(trained, name)) for name in SETTINGS if name != "prompt_format"}
     return replace(arguments, **used), differing
+
+
+def processor_of_run(arguments: EncoderArguments, folders: ModelFolders) -> ItemProcessor:
+    """The processor that a model is scored with.
+
+    Raises:
+        InputError: See `load_processor`.
+    """
+    named = arguments.prompt_format
+    prompt_format = None if named is None else family_of_folder(folders.base).prompt_format(named)
+    return load_processor(folders.base, folders.adapter, prompt_format, arguments.image_limits)
 
 
 def _other_base(folders: ModelFolders) -> str | None:
@@ -119,25 +136,29 @@ def load_encoder(folders: ModelFolders, arguments: EncoderArguments, device: tor
     """Loads the encoder, in the precision of its files."""
     if not sys.stderr.isatty() or not is_first_rank():
         disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
+    limits: dict[str, Any] = dict(arguments.image_limits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChangedSettingWarning)  # said by `use_settings`
         return VLM2Vec.from_pretrained(
             folders.base,
             adapter=folders.adapter,
-            num_crops=arguments.num_crops,
             max_len=arguments.max_len,
             device=device,
             normalize=arguments.normalize,
             allow_other_base=arguments.allow_other_base,
+            prompt_format=arguments.prompt_format,
+            **limits,
         )
 
 
 def describe_model(arguments: EncoderArguments, folders: ModelFolders, processor: ItemProcessor) -> dict[str, Any]:
     """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
-    values = asdict(arguments)
-    del values["allow_changed"], values["allow_other_base"]  # what came of it is among the warnings
-    return {**values, **processor.image_limits, "fingerprint": fingerprint(parts)}
+    # What came of what was allowed is among the warnings.
+    left_out = {"allow_changed", "allow_other_base", *LIMITS}
+    values = {name: value for name, value in asdict(arguments).items() if name not in left_out}
+    values |= {**processor.image_limits, "prompt_format": processor.prompt_format.model_dump()}
+    return {**values, "fingerprint": fingerprint(parts)}
 
 
 def fingerprint(folders: Sequence[Path]) -> str:

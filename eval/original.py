@@ -49,7 +49,7 @@ def read_original(folder: Path) -> dict[str, Any]:
     summary: dict[str, Any] = _none_for_nan(summarise(scores, benchmark))
     for dataset in summary["datasets"].values():
         dataset |= {"num_tied": None, "num_duplicate_truth": None}
-    model = {"model_name": str(folder), "checkpoint_path": None, "num_crops": None, "fingerprint": None}
+    model = {"model_name": str(folder), "checkpoint_path": None, "fingerprint": None}
     return {"model": model, "num_items": None, "warnings": [], IS_ORIGINAL: True, **summary}
 
 

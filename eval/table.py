@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.original import IS_ORIGINAL
+from vlm2vec.backbones.image_limits import describe_limits
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.evaluation.aggregation import OVERALL
 from vlm2vec.evaluation.data.selection import BENCHMARKS, DISTRIBUTIONS, TASKS, in_order
 from vlm2vec.evaluation.metrics import METRICS
@@ -217,12 +219,18 @@ def _figures(first: Mapping[str, Any], scores: Sequence[Mapping[str, Any] | None
     return [percent(first["chance"]), *(100.0 * score["acc"] if score else None for score in scores)]
 
 
+def _prompt_format(model: Mapping[str, Any]) -> list[str]:
+    """The name of a format that is not the raw one, as a fact."""
+    found = PromptFormat(**(model.get("prompt_format") or {}))
+    return [] if found.is_same(PromptFormat()) else [f"prompt format {found.name}"]
+
+
 def _describe(run: Run) -> str:
     model, rows = run.summary["model"], counted(run.summary["num_rows"], "row")
     if run.summary.get(IS_ORIGINAL):
         return f"{run.label}: scored by the original's program, which counts a tie with the truth as right; {rows}."
     adapter = f" with adapter {model['checkpoint_path']}" if model["checkpoint_path"] else ""
-    facts = f"fingerprint {model['fingerprint']}, {counted(model['num_crops'], 'crop')}"
+    facts = ", ".join([f"fingerprint {model['fingerprint']}", *describe_limits(model), *_prompt_format(model)])
     items = run.summary["num_items"]
     unique = f", {counted(items, 'unique item')}" if items is not None else ""
     return f"{run.label}: {model['model_name']}{adapter} ({facts}), {rows}{unique}."

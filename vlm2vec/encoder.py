@@ -203,10 +203,11 @@ class VLM2Vec(nn.Module):
         batch_tokens: int | None = None,
         show_progress: bool | None = None,
         strict_original: bool = False,
+        instruction: str | Sequence[str | None] | None = None,
     ) -> torch.Tensor:
         """Encodes a list of items. Images are opened batch by batch, so that memory stays flat on long lists.
 
-        An item is
+        An item, for a model whose prompt format is the text as it stands, is
             - a text: truncated to `max_len` tokens. A tag `<|image_1|>` in a text without image is ordinary text, as in
               the original;
             - an image (text None or blank): gets the benchmark's prompt "<|image_1|> Represent the given image.";
@@ -214,7 +215,12 @@ class VLM2Vec(nn.Module):
             - text and several images (a list): the text must hold `<|image_1|>` to `<|image_n|>` once each. Images
               enter in the order of the list whatever the tags' order, as in the original.
 
-        An item with neither text nor image is an `InputError`. Images are PIL images, paths or file contents (bytes).
+        A model may have another `PromptFormat` (`encoder.processor.prompt_format`): in a chat template, for example,
+        images may come first, so that texts need no tags.
+
+        An item with neither text nor image is an `InputError`, unless the format has a text for it.
+
+        Images are PIL images, paths or file contents (bytes).
         Alpha is dropped without blending, the first frame of an animation counts, EXIF orientation is not applied,
         CMYK and palettes are converted (all as in the original); damaged files, more than 8 bits a channel and
         decompression bombs are an `InputError`.
@@ -229,6 +235,8 @@ class VLM2Vec(nn.Module):
             strict_original: batches of neighbours in the order given, where the padded width of the batch chooses the
                 rope factors, as in the original: vectors then depend on their neighbours when one of them is longer
                 than 4,096 tokens.
+            instruction: what the vectors are for, one for all items or one an item, for models whose prompt format has
+                a place for it; None: the format's own. Other models take it as a part of the text.
 
         Returns:
             float32 (n, hidden) on the CPU, in the order given.
@@ -238,7 +246,7 @@ class VLM2Vec(nn.Module):
         """
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, not {batch_tokens}")
-        items = make_items(texts, images)
+        items = make_items(texts, images, self.processor.prompt_format, instruction)
         if batch_tokens is None:
             batch_tokens = default_batch_tokens(self.device)
         if show_progress is None:

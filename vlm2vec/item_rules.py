@@ -66,7 +66,7 @@ def check_shape(width: int, height: int) -> None:
     """
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise InputError(
-            f"an image of {width} x {height} pixels is too thin (at most {MAX_ASPECT_RATIO} to 1); crop it or leave it "
+            f"an image of {width} x {height} pixels is too thin (at most {MAX_ASPECT_RATIO} to 1); trim it or leave it "
             "out"
         )
 

@@ -19,6 +19,7 @@ from sentence_transformers.base.modality import is_image_url_or_path
 from sentence_transformers.base.modules import InputModule
 from transformers import PreTrainedTokenizerFast
 
+from vlm2vec.backbones.image_limits import LIMITS
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
@@ -28,7 +29,7 @@ from vlm2vec.model_folder.settings import SETTINGS_FILE
 
 # What `SentenceTransformer(..., model_kwargs=..., processor_kwargs=...)` may carry.
 _MODEL_OPTIONS = frozenset({"dtype", "torch_dtype", "attn_implementation"})
-_PROCESSOR_OPTIONS = frozenset({"num_crops"})
+_PROCESSOR_OPTIONS = frozenset({*LIMITS, "prompt_format"})
 _TAG = "<|image_"
 
 # Entries of `preprocess` beside the encoder's tensors: what stays on the host, and the tensors' names.
@@ -71,7 +72,7 @@ class VLM2VecModule(InputModule):
         Args:
             model_name_or_path, subfolder, token, cache_folder, revision, local_files_only: As it passes them.
             model_kwargs: May hold dtype and attn_implementation.
-            processor_kwargs: May hold num_crops.
+            processor_kwargs: May hold prompt_format and the image limits of the model's family.
 
         Raises:
             InputError: Another option, or see `VLM2Vec.from_pretrained`.
@@ -119,13 +120,17 @@ class VLM2VecModule(InputModule):
 
         Args:
             inputs: See the class.
-            prompt: Put in front of every text.
+            prompt: The instruction of all inputs, if the model's prompt format has a place for one; otherwise it is put
+                in front of every text.
 
         Raises:
             InputError: An input of another kind; the message names its place in the batch.
         """
-        pairs = [_text_and_images(index, value, prompt or "") for index, value in enumerate(inputs)]
-        items = make_items([text for text, _ in pairs], [images for _, images in pairs])
+        prompt_format = self.encoder.processor.prompt_format
+        instruction, prefix = (prompt, "") if prompt_format.takes_instruction else (None, prompt or "")
+        pairs = [_text_and_images(index, value, prefix) for index, value in enumerate(inputs)]
+        texts, images = [text for text, _ in pairs], [images for _, images in pairs]
+        items = make_items(texts, images, prompt_format, instruction)
         always_dummy = self.encoder.base.trains_images_alone
         makes_chunks = ItemEncoderInputs(self.encoder.processor, self.max_len, always_dummy=always_dummy)
         chunk = makes_chunks.chunk_of(items)

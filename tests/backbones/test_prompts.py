@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from vlm2vec.backbones.image_limits import LIMITS, ImageLimitFlags, ImageLimits, refuse_limits
+from vlm2vec.backbones.image_limits import LIMITS, ImageLimitFlags, ImageLimits, describe_limits, refuse_limits
 from vlm2vec.backbones.interface import Family
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.backbones.prompts import Prompt, PromptFormat
 from vlm2vec.backbones.registry import family_named
+from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import checked
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
@@ -172,7 +174,7 @@ def test_a_family_knows_its_formats(phi: Family) -> None:
     assert phi.folder_format(Path()) == PromptFormat(name="phi3_v")
     own = PromptFormat(name="mine", images="first")
     assert phi.prompt_format(own) is own
-    with pytest.raises(InputError, match='prompt format "mine" is not known; this model\'s family has phi3_v'):
+    with pytest.raises(InputError, match='"mine" is not a known format; this model\'s family has phi3_v'):
         phi.prompt_format("mine")
     for field, value in {"image": "<i>", "positions": "grid", "transparency": "white", "resize": "qwen"}.items():
         with pytest.raises(InputError, match=f'prompt format .raw.: {field} is "{value}"; a phi3_v has '):
@@ -203,7 +205,36 @@ def test_limits_have_one_place(golden_model_dir: Path) -> None:
     with pytest.raises(InputError, match="max_pixels is 0"):
         checked(ImageLimits, {"max_pixels": 0}, "a file")
     with pytest.raises(
-        InputError, match=r"^min_pixels: a phi3_v has no such limit; its images are limited by num_crops"
+        InputError, match=r"^min_pixels: a phi3_v has no such limit on its images; use num_crops, or leave it out"
     ):
         Phi3VProcessor.from_pretrained(golden_model_dir, min_pixels=9)
     refuse_limits(["num_crops"], ["num_crops"], "phi3_v")
+
+
+def test_limits_are_described_for_people() -> None:
+    assert describe_limits({"num_crops": 1, "max_pixels": None}) == ["1 crop"]
+    assert describe_limits({"num_crops": 16}) == ["16 crops"]
+    assert describe_limits({"min_pixels": 3136, "max_pixels": 1003520}) == ["3,136 to 1,003,520 pixels"]
+    assert describe_limits({"max_pixels": 9}) == ["at most 9 pixels"]
+    assert describe_limits({}) == []
+    with pytest.raises(InputError, match="min_pixels is 9, more than max_pixels 4"):
+        checked(ImageLimits, {"min_pixels": 9, "max_pixels": 4}, "a file")
+
+
+def test_instructions_of_items(golden_model_dir: Path) -> None:
+    """One for all or one an item; in the vectors as in the tokens."""
+    encoder = VLM2Vec.from_pretrained(golden_model_dir, prompt_format=CHAT)
+    texts = ["a cat", "", "a dog"]
+    own = encoder.encode(texts, instruction=["Find it", None, ""])
+    same = VLM2Vec.from_pretrained(golden_model_dir)
+    default = "Represent the user's input."
+    expected = [chat("Find it.", "a cat"), chat(default, "NULL"), chat(default, "a dog")]
+    torch.testing.assert_close(own, same.encode(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(encoder.encode(texts, instruction=default), encoder.encode(texts))
+    assert (encoder.encode(texts, instruction="Find it") - encoder.encode(texts)).abs().max() > 1e-3
+    with pytest.raises(InputError, match="3 items but 2 instructions"):
+        encoder.encode(texts, instruction=["a", "b"])
+    with pytest.raises(InputError, match="item 1: an instruction must be a string, not int"):
+        encoder.encode(texts, instruction=["a", 1, "b"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="item 0: prompt format 'phi3_v' has no place for an instruction"):
+        same.encode(["a"], instruction="Find it")

@@ -292,6 +292,14 @@ def no_model(folder: Path, options: list[str]) -> None:
         (change("--benchmark", "mmeb"), "--benchmark mmeb: use one of auto, folder, MMEB, mini-MMEB"),
         (change("--pooling", "mean"), "use --pooling eos"),
         (change("--num_crops", "0"), "--num_crops 0: must be 1 or more"),
+        (
+            lambda folder, options: options.extend(["--min_pixels", "9", "--max_pixels", "4"]),
+            "--min_pixels 9: must not be more than --max_pixels 4",
+        ),
+        (
+            change("--allow_changed", "prompt_format"),
+            "--allow_changed prompt_format: no effect without --prompt_format",
+        ),
         (change("--per_device_eval_batch_size", "x"), "invalid int value"),
         (change("--dataloader_num_workers", "-1"), "must be 0 or more"),
         (change("--checkpoint_path", "adapter"), "without --lora: add --lora"),

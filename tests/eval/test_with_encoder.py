@@ -21,9 +21,10 @@ from eval.model import device_of_rank, load_encoder, resolve_model, use_settings
 from tests.rig.comparing import assert_close_relative, relative_error
 from trials.rig.hand_made_eval import row
 from vlm2vec import VLM2Vec
+from vlm2vec.backbones.prompts import Prompt, PromptFormat
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.lora import LoraSettings
-from vlm2vec.model_folder.settings import SETTINGS_FILE
+from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings
 
 pytestmark = pytest.mark.numeric
 
@@ -207,3 +208,53 @@ def test_an_adapter_on_another_base_needs_a_flag(golden_model_dir: Path, tmp_pat
     assert "another base model" in scored(tmp_path / "other", allow_other_base=True)["base model"]
     with pytest.raises(InputError, match="--allow_other_base: no effect"):
         scored(golden_model_dir, allow_other_base=True)
+
+
+def test_a_model_is_scored_with_the_prompts_that_it_was_trained_with(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The family's only built-in format is another one than the folder's."""
+    own = PromptFormat(name="own", images="first", template="{instruction}: {content}", instruction="Represent")
+    shutil.copytree(model, tmp_path / "trained")
+    ModelSettings(num_crops=4, prompt_format=own).write(tmp_path / "trained")
+    trained = options(data, tmp_path / "trained", "own_prompts", "--subset_name", "names")
+    for more in (["--prompt_format", "phi3_v"], ["--num_crops", "1"]):
+        with pytest.raises(
+            InputError, match=rf"{' '.join(more)} instead of (own|4), .*add --allow_changed {more[0][2:]}"
+        ):
+            mmeb.main([*trained, *more])
+    with pytest.raises(
+        InputError, match=r"^--min_pixels: a phi3_v has no such limit on its images; use --num_crops, or"
+    ):
+        mmeb.main([*trained, "--min_pixels", "9"])
+    with pytest.raises(
+        InputError, match=r'^--prompt_format: "own" is not a known format; this model\'s family has phi3_v'
+    ):
+        mmeb.main([*trained, "--prompt_format", "own"])
+    seen: list[tuple[str, str]] = []
+    rendered = PromptFormat.prompt
+
+    def watched(self: PromptFormat, text: str, num_images: int, instruction: str | None = None) -> Prompt:
+        prompt = rendered(self, text, num_images, instruction)
+        if text:  # not what a format tries at once
+            seen.append((self.name, str(prompt)))
+        return prompt
+
+    monkeypatch.setattr(PromptFormat, "prompt", watched)
+    mmeb.main(trained)
+    found = scores(data, "own_prompts")
+    assert found["model"]["prompt_format"] == own.model_dump()
+    assert found["warnings"] == []
+    assert ("own", f"Represent: {COLOURS[0]}") in seen
+    assert any(text.startswith("Represent: <|image_1|>") for _, text in seen)
+    changed = ["--prompt_format", "phi3_v", "--allow_changed", "prompt_format"]
+    with pytest.raises(InputError, match=r"holds scores with other settings \(prompt_format own, now phi3_v\)"):
+        mmeb.main([*trained, *changed])
+    seen.clear()
+    mmeb.main([*trained, *changed, "--encode_output_path", str(data / "raw_prompts")])
+    assert {name for name, _ in seen} == {"phi3_v"}
+    assert scores(data, "raw_prompts")["warnings"] == [
+        "scored with other settings than trained: prompt_format phi3_v instead of own"
+    ]
+    report.main([str(data / "own_prompts")])
+    assert "4 crops, prompt format own)" in (data / "own_prompts" / "report.md").read_text()

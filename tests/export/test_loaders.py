@@ -85,7 +85,11 @@ def test_sentence_transformers_saves_what_it_loads(exported: Path, sentence_tran
     model.max_seq_length = 3
     model.save(str(tmp_path / "saved"))
     again = sentence_transformer(tmp_path / "saved")
-    assert (again.max_seq_length, again[0].encoder.processor.num_crops, again.dtype) == (3, 1, torch.bfloat16)
+    assert (again.max_seq_length, again[0].encoder.processor.image_limits["num_crops"], again.dtype) == (
+        3,
+        1,
+        torch.bfloat16,
+    )
     text = "a text of more than three tokens"
     assert np.array_equal(again.encode(text), model.encode(text))
 

@@ -227,12 +227,14 @@ def test_what_a_family_does_not_have_is_refused(golden_model_dir: Path, tmp_path
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         shutil.copyfile(golden_model_dir / name, tmp_path / name)
     with pytest.raises(
-        InputError, match=r"^min_pixels: a phi3_v has no such limit; its images are limited by num_crops$"
+        InputError, match=r"^min_pixels: a phi3_v has no such limit on its images; use num_crops, or leave it out$"
     ):
         VLM2Vec.from_pretrained(tmp_path, min_pixels=9)
     with pytest.raises(TypeError, match="no option crops"):
         VLM2Vec.from_pretrained(tmp_path, crops=9)
-    with pytest.raises(InputError, match='prompt format "chat" is not known; this model\'s family has phi3_v'):
+    with pytest.raises(
+        InputError, match='prompt_format: "chat" is not a known format; this model\'s family has phi3_v'
+    ):
         VLM2Vec.from_pretrained(tmp_path, prompt_format="chat")
     for written in ({"max_pixels": 9}, {"prompt_format": {"positions": "grid"}}):
         (tmp_path / SETTINGS_FILE).write_text(json.dumps(written))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import StrictModel
+from vlm2vec.messages.words import counted
 
 _DEFAULT = "; if not given, what the model was saved with, else what its processor says."
 
-Pixels = Annotated[int, Field(ge=1, le=1 << 30)]
+_MAX_PIXELS = 1 << 30
+Pixels = Annotated[int, Field(ge=1, le=_MAX_PIXELS)]
 
 
 class ImageLimits(StrictModel):
@@ -29,10 +32,16 @@ class ImageLimits(StrictModel):
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
 
+    @model_validator(mode="after")
+    def _in_order(self) -> ImageLimits:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels is {self.min_pixels}, more than max_pixels {self.max_pixels}")
+        return self
+
 
 @dataclass(kw_only=True)
 class ImageLimitFlags:
-    """The limits as flags of a program."""
+    """The limits as flags of a program; without a policy of its own, a flag decides the result."""
 
     num_crops: int | None = field(default=None, metadata={"help": f"Crops an image at most{_DEFAULT}"})
     min_pixels: int | None = field(
@@ -47,9 +56,40 @@ class ImageLimitFlags:
         """Those that were given."""
         return given_limits({name: getattr(self, name) for name in LIMITS})
 
+    def refuse_impossible_limits(self) -> None:
+        """Refuses what no family can do.
+
+        Raises:
+            InputError: The first flag that is out of bounds.
+        """
+        limits = self.image_limits
+        for name, value in limits.items():
+            if value < 1:
+                raise InputError(f"--{name} {value}: must be 1 or more")
+        low, high = limits.get("min_pixels", 1), limits.get("max_pixels", _MAX_PIXELS)
+        if low > high:
+            raise InputError(f"--min_pixels {low}: must not be more than --max_pixels {high}")
+
 
 # The names of all limits.
 LIMITS = tuple(ImageLimits.model_fields)
+
+_RESIZING = "images keep their size; --num_crops limits an image's crops, or --max_pixels its pixels"
+# Flags of other programs, and what to say here instead: to programs that have these flags, and to data_prep.convert.
+OLD_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "image_resolution": _RESIZING,
+        "resize_use_processor": "images are always resized as the model's family does; leave it out",
+        "resize_min_pixels": "use --min_pixels",
+        "resize_max_pixels": "use --max_pixels",
+    }
+)
+OLD_NAMES_OF_CONVERSION: Mapping[str, str] = MappingProxyType(
+    {
+        "image_resolution": "shards hold images as they are; --num_crops or --max_pixels of vlm2vec.train limits them",
+        **dict.fromkeys(LIMITS, "shards hold whole images; give it to vlm2vec.train"),
+    }
+)
 
 
 def given_limits(limits: Mapping[str, int | None]) -> dict[str, int]:
@@ -57,18 +97,31 @@ def given_limits(limits: Mapping[str, int | None]) -> dict[str, int]:
     return {name: value for name, value in limits.items() if value is not None}
 
 
-def refuse_limits(given: Collection[str], known: Collection[str], model_type: str) -> None:
+def refuse_limits(given: Collection[str], known: Collection[str], model_type: str, prefix: str = "") -> None:
     """Refuses limits that a family does not have.
 
     Args:
         given: Their names.
         known: The family's own.
         model_type: The family's name.
+        prefix: What messages put before a limit's name: "--" in a program.
 
     Raises:
         InputError: One that it does not have.
     """
     for name in given:
         if name not in known:
-            has = f"its images are limited by {', '.join(known)}" if known else "its images have no limits"
-            raise InputError(f"{name}: a {model_type} has no such limit; {has}")
+            own = ", ".join(f"{prefix}{each}" for each in known)
+            remedy = f"use {own}, or leave it out" if known else "leave it out"
+            raise InputError(f"{prefix}{name}: a {model_type} has no such limit on its images; {remedy}")
+
+
+def describe_limits(limits: Mapping[str, Any]) -> list[str]:
+    """Limits for people: "4 crops", "3,136 to 1,003,520 pixels"; those that are None or absent are left out."""
+    crops, low, high = (limits.get(name) for name in LIMITS)
+    described = [] if crops is None else [counted(crops, "crop")]
+    if low is not None and high is not None:
+        described.append(f"{low:,} to {high:,} pixels")
+    elif low is not None or high is not None:
+        described.append(f"at least {low:,} pixels" if high is None else f"at most {high:,} pixels")
+    return described

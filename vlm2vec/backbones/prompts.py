@@ -128,6 +128,13 @@ class PromptFormat(StrictModel):
         """Whether the template has a place for an instruction."""
         return INSTRUCTION in self.template
 
+    @property
+    def num_added_characters(self) -> int:
+        """Characters of the template with its default instruction, for estimates."""
+        return (
+            len(self.template) - len(CONTENT) + len(self.instruction or "") - len(INSTRUCTION) * self.takes_instruction
+        )
+
     def is_same(self, other: PromptFormat) -> bool:
         """Whether two formats make the same prompts, whatever they are called."""
         return self.model_copy(update={"name": other.name}) == other
@@ -207,7 +214,7 @@ def named_format(formats: Mapping[str, PromptFormat], name: str | None, folder: 
             f"{', '.join(formats)}"
         )
     if name not in formats:
-        raise InputError(f"prompt format {shorten(name)} is not known; this model's family has {', '.join(formats)}")
+        raise InputError(f"{shorten(name)} is not a known format; this model's family has {', '.join(formats)}")
     return formats[name]
 
 

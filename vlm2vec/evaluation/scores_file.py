@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vlm2vec.backbones.image_limits import ImageLimits
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.aggregation import OVERALL
 from vlm2vec.evaluation.data.selection import DISTRIBUTIONS
@@ -66,11 +68,11 @@ class _Mean(_Figures):
     num_datasets_of_benchmark: Count
 
 
-class _Model(StrictModel):
+class _Model(ImageLimits):
     model_name: str
     checkpoint_path: str | None
-    num_crops: Count | None
     fingerprint: str
+    prompt_format: PromptFormat | None = None
 
 
 class _Scores(StrictModel):

@@ -46,7 +46,7 @@ class ItemEncoderInputs:
 
     def cost(self, text_length: int, width: int, height: int) -> int:
         """Estimated tokens of an item from its index entry; width 0 means no image."""
-        text = 1 + text_length // CHARACTERS_PER_TOKEN
+        text = 1 + (text_length + self.processor.prompt_format.num_added_characters) // CHARACTERS_PER_TOKEN
         if width:
             try:
                 units = self.processor.num_vision_units(width, height) if self.processor.tokens_per_vision_unit else 0
@@ -56,7 +56,12 @@ class ItemEncoderInputs:
         return min(text, self.max_len) if self.max_len else text
 
     def measure(
-        self, text: str, image_sizes: Sequence[tuple[int, int]], name: str, is_query: bool = False
+        self,
+        text: str,
+        image_sizes: Sequence[tuple[int, int]],
+        name: str,
+        is_query: bool = False,
+        instruction: str | None = None,
     ) -> PackedItem:
         """What planning needs of an item, from its text and the sizes of its images.
 
@@ -65,13 +70,14 @@ class ItemEncoderInputs:
             image_sizes: (width, height) in pixels of each image.
             name: What messages call it.
             is_query: Whether it is the query side of a pair.
+            instruction: Its own; None: the prompt format's.
 
         Raises:
             InputError: Text and images do not fit together; the message names the item.
         """
         with errors_of(name):
             image_tokens = [self.processor.num_image_tokens(*size) for size in image_sizes]
-            num_tokens = len(self.processor.tokenize(text, image_tokens, self.max_len))
+            num_tokens = len(self.processor.tokenize(text, image_tokens, self.max_len, instruction))
             units = [self.processor.num_vision_units(*size) for size in image_sizes]
             squared = sum(number**2 for number in units)
             return PackedItem(num_tokens, sum(units), is_query, self._vision_tokens(sum(units)), squared)
@@ -86,7 +92,8 @@ class ItemEncoderInputs:
             InputError: The item cannot be encoded; the message names it.
         """
         with errors_of(item.name):
-            return self.measure(item.text, [image.size() for image in item.images], item.name)
+            sizes = [image.size() for image in item.images]
+            return self.measure(item.text, sizes, item.name, instruction=item.instruction)
 
     def process(self, item: EncodeItem) -> ProcessedItem:
         """Decodes and tokenises one item.
@@ -95,7 +102,8 @@ class ItemEncoderInputs:
             InputError: An image or the text cannot be used; the message names the item.
         """
         with errors_of(item.name):
-            return self.processor.process_item(item.text, [image.open() for image in item.images], self.max_len)
+            images = [image.open() for image in item.images]
+            return self.processor.process_item(item.text, images, self.max_len, item.instruction)
 
     def chunk_of(self, items: Sequence[EncodeItem]) -> Chunk:
         """One encoder call for some items.

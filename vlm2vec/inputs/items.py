@@ -63,14 +63,16 @@ class EncodeItem:
     """An item to encode.
 
     Attributes:
-        text: Its own text, "" if it has none; the processor adds the default prompt to one image without text.
+        text: Its own text, "" if it has none; the processor makes the prompt of it.
         images: In the order of the text's tags <|image_1|>, <|image_2|>, ...
         name: What messages call it.
+        instruction: Its own, for a prompt format with a place for one; None: the format's.
     """
 
     text: str
     images: tuple[ItemImage, ...]
     name: str
+    instruction: str | None = None
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, ImageSource, ItemImage, errors_of, one_line
-from vlm2vec.item_rules import refuse_empty
 
 _IMAGE_KINDS = (Image.Image, str, Path, bytes)
 # What is iterable but is one thing, not a list of things.
@@ -21,13 +21,18 @@ _NO_IMAGES = (bytearray, memoryview, Mapping)
 
 
 def make_items(
-    texts: Sequence[str | None] | None, images: Sequence[ImageSource | Sequence[ImageSource] | None] | None
+    texts: Sequence[str | None] | None,
+    images: Sequence[ImageSource | Sequence[ImageSource] | None] | None,
+    prompt_format: PromptFormat,
+    instruction: str | Sequence[str | None] | None = None,
 ) -> list[EncodeItem]:
     """Pairs texts and images up by their place in the two sequences.
 
     Args:
         texts, images: Lists, tuples, numpy arrays, columns of pandas, Arrow or Hugging Face data sets: anything with a
             length and an order. A column's labels are not looked at. Missing values (None, NaN, NA) mean none.
+        prompt_format: Of the model.
+        instruction: One for all items, or as `texts`.
 
     Raises:
         InputError: A single item instead of a list, what has no order (a set, a dictionary) or no length (a generator),
@@ -43,7 +48,28 @@ def make_items(
         all_images = [None] * len(all_texts)
     if len(all_texts) != len(all_images):
         raise InputError(f"{len(all_texts)} texts but {len(all_images)} images; use None where an item has no image")
-    return [_make_item(index, *pair) for index, pair in enumerate(zip(all_texts, all_images, strict=True))]
+    instructions = _instructions(instruction, len(all_texts))
+    items = []
+    for index, (text, image, own) in enumerate(zip(all_texts, all_images, instructions, strict=True)):
+        with errors_of(f"item {index}"):
+            item = _make_item(f"item {index}", text, image, own)
+            prompt_format.refuse_empty(item.text, len(item.images))
+            items.append(item)
+    return items
+
+
+def _instructions(instruction: str | Sequence[str | None] | None, count: int) -> list[Any]:
+    """One for each item.
+
+    Raises:
+        InputError: See `make_items`.
+    """
+    if instruction is None or isinstance(instruction, str):
+        return [instruction] * count
+    listed = in_order("instruction", instruction)
+    if len(listed) != count:
+        raise InputError(f"{count} items but {len(listed)} instructions; give one for all, or None where one has none")
+    return listed
 
 
 def in_order(name: str, values: Any, entry: str = "item") -> list[Any]:
@@ -85,22 +111,20 @@ def _plain(value: Any) -> Any:
     return None if is_missing else value
 
 
-def _make_item(index: int, text: Any, images: Any) -> EncodeItem:
-    name = f"item {index}"
-    with errors_of(name):
-        if text is not None and not isinstance(text, str):
-            raise InputError(f"a text must be a string, not {type(text).__name__}")
-        if images is None:
-            sources: tuple[ImageSource, ...] = ()
-        elif isinstance(images, _IMAGE_KINDS):
-            sources = (images,)
-        elif isinstance(images, Sized) and getattr(images, "ndim", 1) == 1 and not isinstance(images, _NO_IMAGES):
-            sources = tuple(_checked_image(image) for image in in_order("its images", images, "image"))
-        else:
-            sources = (_checked_image(images),)
-        text = str(text or "")
-        refuse_empty(text, len(sources))
-        return EncodeItem(text, tuple(_item_image(source) for source in sources), name)
+def _make_item(name: str, text: Any, images: Any, instruction: Any) -> EncodeItem:
+    for each, kind in ((text, "a text"), (instruction, "an instruction")):
+        if each is not None and not isinstance(each, str):
+            raise InputError(f"{kind} must be a string, not {type(each).__name__}")
+    if images is None:
+        sources: tuple[ImageSource, ...] = ()
+    elif isinstance(images, _IMAGE_KINDS):
+        sources = (images,)
+    elif isinstance(images, Sized) and getattr(images, "ndim", 1) == 1 and not isinstance(images, _NO_IMAGES):
+        sources = tuple(_checked_image(image) for image in in_order("its images", images, "image"))
+    else:
+        sources = (_checked_image(images),)
+    own = None if instruction is None else str(instruction)
+    return EncodeItem(str(text or ""), tuple(_item_image(source) for source in sources), name, own)
 
 
 def _checked_image(image: Any) -> ImageSource:

@@ -15,7 +15,6 @@ TRAINING = {
     # The original's.
     "split_name": _SHARDS + " as --split_name",
     "dataset_split": _SHARDS + " as --split_name",
-    "image_resolution": "images keep their size; --num_crops limits an image's crops",
     "resume_from": "use --resume auto, or --resume CHECKPOINT",
     "checkpoint_path": "train from a model folder with --model_name, or resume a run with --resume",
     "model_backbone": "config.json of --model_name says it; leave it out",
@@ -101,7 +100,6 @@ EVALUATION = {
     "output_dir": "use --encode_output_path",
     "encode_output_dir": "use --encode_output_path",
     "output_path": "use --encode_output_path",
-    "image_resolution": "images keep their size; --num_crops limits an image's crops",
     "model_backbone": "config.json of --model_name says it; leave it out",
     "model_type": "config.json of --model_name says it; leave it out",
     "processor_name": "the processor comes from the model; leave it out",
@@ -134,9 +132,7 @@ CONVERSION = {
     "dataloader_num_workers": "use --num_workers",
     "preprocessing_num_workers": "use --num_workers",
     "max_train_samples": "use --num_sample_per_subset",
-    "num_crops": "shards hold whole images; give it to vlm2vec.train",
     "max_len": "shards hold whole texts; give it to vlm2vec.train",
-    "image_resolution": "shards hold images as they are; --num_crops of vlm2vec.train limits crops",
 }
 EXPORT = {
     "output_dir": "give the folder to make as the second argument",

@@ -80,7 +80,7 @@ def check_fit(processor: ItemProcessor, backbone: Backbone, source: Path) -> Non
 
 
 def choose_settings(
-    base: Path, adapter: Path | None, given: Mapping[str, Any], family: Family
+    base: Path, adapter: Path | None, given: Mapping[str, Any], family: Family, prefix: str = ""
 ) -> tuple[ModelSettings, list[str]]:
     """The settings of a model, with explicit ones in the place of those that it was saved with.
 
@@ -88,6 +88,7 @@ def choose_settings(
         base, adapter: Folders.
         given: Settings by name; a prompt format may be the name of a built-in one.
         family: The base's.
+        prefix: What messages put before a setting's name: "--" in a program.
 
     Returns:
         The settings to use, and a line for every one that differs from what the model was saved with.
@@ -96,10 +97,13 @@ def choose_settings(
         InputError: A damaged file, an impossible value, a limit that the family does not have, or a format that it does
             not have or cannot make.
     """
-    refuse_limits([name for name in given if name in LIMITS], family.image_limits, family.model_type)
+    refuse_limits([name for name in given if name in LIMITS], family.image_limits, family.model_type, prefix)
     stored = stored_settings(base, adapter, family)
     if "prompt_format" in given:
-        given = {**given, "prompt_format": family.prompt_format(given["prompt_format"])}
+        try:
+            given = {**given, "prompt_format": family.prompt_format(given["prompt_format"])}
+        except InputError as error:
+            raise InputError(f"{prefix}prompt_format: {error}") from error
     return stored.with_arguments(**given)
 
 

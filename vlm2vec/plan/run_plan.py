@@ -19,7 +19,6 @@ from pathlib import Path
 from rich.table import Table
 
 from vlm2vec.backbones.checkpoint import CONFIG_FILE
-from vlm2vec.backbones.image_limits import given_limits
 from vlm2vec.backbones.interface import ItemProcessor
 from vlm2vec.backbones.registry import DEFAULT_MODEL, family_of_folder, published_config
 from vlm2vec.device import choose_accelerator
@@ -27,12 +26,12 @@ from vlm2vec.errors import InputError, OneLineErrors
 from vlm2vec.formats.json_files import shorten
 from vlm2vec.images.decode import check_size
 from vlm2vec.messages.terminal import open_console, print_table
-from vlm2vec.model_folder.loading import stored_settings
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import GIB, RunPlan
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.states import ZeroSettings
 from vlm2vec.plan.tables import tables
+from vlm2vec.training.encoder import settings_in_use
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
@@ -139,17 +138,13 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
         folder = published_config(arguments.model.model_name)
     family = family_of_folder(folder)
     config = family.backbone.load_config(folder, {})
-    stored = stored_settings(folder, None, family)
-    limits = {
-        **family.stored_limits(folder),
-        **stored.image_limits,
-        **given_limits({"num_crops": arguments.model.num_crops}),
-    }
-    processor = family.processor.without_tokenizer(config, stored.prompt_format, **limits)
-    if workload.image_size is not None:
-        _check_cut(processor, *workload.image_size)
     choose_accelerator()
     settings = arguments.resolve(cluster.num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
+    used, _ = settings_in_use(settings.encoder, folder, family)
+    limits = {**family.stored_limits(folder), **used.image_limits}
+    processor = family.processor.without_tokenizer(config, used.prompt_format, **limits)
+    if workload.image_size is not None:
+        _check_cut(processor, *workload.image_size)
     zero = ZeroSettings.read(settings.engine.file["zero_optimization"])
     return RunPlan(MetaModel(config, settings.encoder, processor), settings, zero, cluster, workload)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 import transformers
 from peft import PeftModel
 
 from vlm2vec.backbones.checkpoint import CONFIG_FILE, resolve_folder
+from vlm2vec.backbones.interface import Family
 from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.compiling import compile_layers
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.model_folder.loading import choose_settings
 from vlm2vec.model_folder.settings import STORED, ChangedSettingWarning, ModelSettings
 from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.settings import EncoderSettings
@@ -26,15 +30,23 @@ def with_model_settings(settings: RunSettings) -> tuple[RunSettings, list[str]]:
     Raises:
         InputError: The model's settings are damaged, or a flag is impossible.
     """
-    encoder = settings.encoder
-    given = {name: getattr(encoder, name) for name in ("max_len", "num_crops", "normalize")}
+    folder = resolve_folder(settings.encoder.model_name)
+    if not (folder / CONFIG_FILE).is_file():  # an adapter; `build_encoder` refuses it
+        return settings, []
+    family = family_of_folder(folder)
+    used, changes = settings_in_use(settings.encoder, folder, family)
+    return settings.with_model(used, family.backbone.lora_targets), changes
+
+
+def settings_in_use(encoder: EncoderSettings, folder: Path, family: Family) -> tuple[ModelSettings, list[str]]:
+    """The settings of the model in a folder, with a run's in their place; as `choose_settings`.
+
+    Raises:
+        InputError: The model's settings are damaged, or a flag is impossible.
+    """
+    given = {name: getattr(encoder, name) for name in ("max_len", "normalize", "prompt_format")}
     given = {name: value for name, value in given.items() if value is not None}
-    folder = resolve_folder(encoder.model_name)
-    stored, changes = ModelSettings.read(folder).with_arguments(**given)
-    # An adapter has no config.json; `build_encoder` refuses it.
-    has_config = (folder / CONFIG_FILE).is_file()
-    targets = family_of_folder(folder).backbone.lora_targets if has_config else None
-    return settings.with_model(stored.max_len, stored.num_crops, targets), changes
+    return choose_settings(folder, None, {**given, **encoder.image_limits}, family, prefix="--")
 
 
 def build_encoder(settings: EncoderSettings) -> VLM2Vec:
@@ -44,16 +56,18 @@ def build_encoder(settings: EncoderSettings) -> VLM2Vec:
         InputError: The model cannot be loaded, is an adapter, or nothing of it would be trained.
     """
     transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
+    limits: dict[str, Any] = dict(settings.image_limits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChangedSettingWarning)  # the run says it once, see `with_model_settings`
         encoder = VLM2Vec.from_pretrained(
             settings.model_name,
-            num_crops=settings.num_crops,
             max_len=STORED if settings.max_len is None else settings.max_len,
             # ZeRO copies its master weights from the bfloat16 ones: loading float32 would only cost host memory.
             dtype=settings.precision.frozen,
             attn_implementation=settings.attn_implementation,
             normalize=settings.normalize,
+            prompt_format=settings.prompt_format,
+            **limits,
         )
     if isinstance(encoder.backbone, PeftModel):
         raise InputError(

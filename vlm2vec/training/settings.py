@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.batches import ChunkSizes, Mixture
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
@@ -58,7 +59,8 @@ class EncoderSettings:
 
     Attributes:
         max_len: Longest text-only item in tokens; None: what the model's folder says.
-        num_crops: Crops an image at most; None: what the model's folder says.
+        image_limits: Limits on image sizes, by name; for those that it lacks, what the model's folder says.
+        prompt_format: A format, or its family's of this name; None: what the model's folder says.
         attn_implementation: None: the best installed.
         deterministic: Use only kernels that give the same bits in every run.
         lora: The adapter; None: all weights are trained.
@@ -66,7 +68,8 @@ class EncoderSettings:
 
     model_name: str
     max_len: int | None
-    num_crops: int | None
+    image_limits: Mapping[str, int]
+    prompt_format: str | PromptFormat | None
     normalize: bool
     attn_implementation: str | None
     gradient_checkpointing: bool

@@ -12,6 +12,7 @@ from trials.rig.launcher import REPOSITORY
 from vlm2vec import train
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.errors import InputError
+from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.plan.run_plan import read_plan
 from vlm2vec.training.flags.config_file import CONFIG_FILE, write_config
 from vlm2vec.training.flags.run import RunSettings, argument_defaults, parse_arguments
@@ -96,7 +97,9 @@ def started(*flags: str) -> RunSettings:
 
 def completed(settings: RunSettings) -> RunSettings:
     encoder, chunking = settings.encoder, settings.chunking
-    settings = settings.with_model(encoder.max_len or 77, encoder.num_crops or 4).with_length(STEPS_PER_EPOCH)
+    limits = {"num_crops": 4, **encoder.image_limits}
+    stored = ModelSettings(max_len=encoder.max_len or 77).with_limits(limits)
+    settings = settings.with_model(stored).with_length(STEPS_PER_EPOCH)
     has_dropout = encoder.lora is not None and encoder.lora.dropout > 0
     kept = 1 if chunking.keep_graphs is None else chunking.keep_graphs
     return settings.with_chunks(ChunkSizes(chunking.packing, chunking.no_grad_budget(has_dropout), kept))

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.lora import LoraSettings
+from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.flags.run import RunSettings, parse_arguments
 from vlm2vec.training.settings import NO_GRAD_FACTOR, Precision
@@ -60,13 +62,13 @@ def test_an_adapters_defaults_are_those_of_the_library() -> None:
 
 def test_what_an_adapter_goes_on_is_the_familys_or_named_by_hand() -> None:
     """In force, and in the record that a resume compares; a run without an adapter records none."""
-    made = settings("--lora").with_model(None, None, ("a", "b"))
+    made = settings("--lora").with_model(ModelSettings(), ("a", "b"))
     assert made.encoder.lora == LoraSettings(target_modules=("a", "b"))
     assert made.flags["lora_target_modules"] == "a,b"
-    named = settings("--lora", "--lora_target_modules", "c").with_model(None, None, ("a", "b"))
+    named = settings("--lora", "--lora_target_modules", "c").with_model(ModelSettings(), ("a", "b"))
     assert named.encoder.lora == LoraSettings(target_modules=("c",))
     assert named.flags["lora_target_modules"] == "c"
-    without = settings().with_model(None, None, ("a", "b"))
+    without = settings().with_model(ModelSettings(), ("a", "b"))
     assert (without.encoder.lora, without.flags["lora_target_modules"]) == (None, None)
 
 
@@ -100,10 +102,13 @@ def test_later_steps_fill_what_they_find() -> None:
     long = made.with_length(steps_per_epoch=11)
     assert (long.schedule.max_steps, long.schedule.warmup_steps) == (28, 3)
     assert (long.flags["max_steps"], long.flags["warmup_steps"], long.flags["num_train_epochs"]) == (28, 3, 2.5)
-    of_model = long.with_model(max_len=77, num_crops=4)
-    assert (of_model.encoder.max_len, of_model.encoder.num_crops, of_model.schedule) == (77, 4, long.schedule)
-    # The crops of a checkpoint's record stay those that were asked for: older records have no others.
-    assert (of_model.flags["max_len"], of_model.flags["num_crops"]) == (77, None)
+    own = PromptFormat(name="own", images="first")
+    of_model = long.with_model(ModelSettings(max_len=77, num_crops=4, prompt_format=own))
+    encoder = of_model.encoder
+    assert (encoder.max_len, encoder.image_limits, encoder.prompt_format) == (77, {"num_crops": 4}, own)
+    assert of_model.schedule == long.schedule
+    # Limits and format of a checkpoint's record stay those that were asked for: older records have no others.
+    assert [of_model.flags[name] for name in ("max_len", "num_crops", "prompt_format")] == [77, None, None]
     late = settings("--num_train_epochs", "1", "--profile_steps", "11", "12", steps=[])
     with pytest.raises(InputError, match="from 1 to --max_steps 11"):
         late.with_length(steps_per_epoch=11)

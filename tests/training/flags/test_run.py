@@ -10,17 +10,18 @@ import pytest
 
 from data_prep.convert import _parser
 from eval.mmeb_flags import EncoderArguments, ScoringArguments
+from vlm2vec.backbones.image_limits import OLD_NAMES, OLD_NAMES_OF_CONVERSION
 from vlm2vec.errors import InputError
 from vlm2vec.messages.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
 from vlm2vec.training.flags.run import POLICIES, argument_defaults, parse_arguments
 
 PROGRAMS = {
-    "training": (TRAINING, {f"--{name}" for name in argument_defaults()}),
+    "training": ({**TRAINING, **OLD_NAMES}, {f"--{name}" for name in argument_defaults()}),
     "evaluation": (
-        EVALUATION,
+        {**EVALUATION, **OLD_NAMES},
         {f"--{each.name}" for group in (EncoderArguments, ScoringArguments) for each in dataclasses.fields(group)},
     ),
-    "conversion": (CONVERSION, set(_parser()._option_string_actions)),
+    "conversion": ({**CONVERSION, **OLD_NAMES_OF_CONVERSION}, set(_parser()._option_string_actions)),
     "export": (EXPORT, {"--dtype", "--merge_lora", "--base_model", "--scores", "--check", "--max_shard_size"}),
 }
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json", "--max_steps", "9"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vlm2vec.backbones.image_limits import ImageLimitFlags
 from vlm2vec.dora import DROPOUT_PLACES
 from vlm2vec.lora import LoraSettings
 from vlm2vec.training.flags.option import REQUIRED, Refusal, option
@@ -13,8 +14,8 @@ FORMER_TARGETS = "qkv_proj,o_proj,gate_up_proj,down_proj,k_proj,q_proj,out_proj,
 
 
 @dataclass
-class ModelArguments:
-    """The encoder."""
+class _NamedModel:
+    """The model, and what its folder says too."""
 
     model_name: str = option(REQUIRED, "Hugging Face folder of the base model.", per_node=True)
     pooling: str = option("eos", "Pooling: 'eos', the last token's hidden state (the only one that VLM2Vec has).")
@@ -24,8 +25,17 @@ class ModelArguments:
         "Longest text-only item in tokens; items with images are never cut. If not given, what the model was saved "
         "with, else 256.",
     )
-    num_crops: int | None = option(
-        None, "Crops an image at most; if not given, what the model was saved with, else what its processor says."
+
+
+# Fields come in the order of the bases from right to left: the model's name is the first flag.
+@dataclass
+class ModelArguments(ImageLimitFlags, _NamedModel):
+    """The encoder."""
+
+    prompt_format: str | None = option(
+        None,
+        "How prompts are made of items: the name of a format that the model's family has. If not given, what the model "
+        "was saved with, else the family's default.",
     )
     attn_implementation: str | None = option(
         None, "sdpa, eager or flash_attention_2; the best installed if not given.", "speed"

@@ -72,8 +72,8 @@ def option(
 
 
 def policies(group: Any) -> dict[str, Policy]:
-    """The policies of a group's flags, by name."""
-    return {each.name: each.metadata[_POLICY] for each in dataclasses.fields(group)}
+    """The policies of a group's flags, by name; a flag that says nothing decides the result."""
+    return {each.name: each.metadata.get(_POLICY, Policy("result")) for each in dataclasses.fields(group)}
 
 
 def given(group: Any, names: Iterable[str]) -> list[str]:

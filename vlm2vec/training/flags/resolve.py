@@ -46,7 +46,8 @@ def encoder_settings(model: ModelArguments, training: TrainingArguments) -> Enco
     return EncoderSettings(
         model_name=model.model_name,
         max_len=model.max_len,
-        num_crops=model.num_crops,
+        image_limits=model.image_limits,
+        prompt_format=model.prompt_format,
         normalize=model.normalize,
         attn_implementation=model.attn_implementation,
         gradient_checkpointing=model.gradient_checkpointing,

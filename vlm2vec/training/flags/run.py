@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlm2vec.backbones.image_limits import OLD_NAMES
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.errors import InputError
 from vlm2vec.messages.dataclass_parser import DataclassParser
 from vlm2vec.messages.old_names import TRAINING
+from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.flags.data import DataArguments, data_refusals, mixture_weights
 from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.flags.model import ModelArguments, model_refusals
@@ -173,21 +175,25 @@ class RunSettings:
         """The flags by name, as checkpoints record them."""
         return self.arguments.as_dict()
 
-    def with_model(
-        self, max_len: int | None, num_crops: int | None, lora_targets: Sequence[str] | None = None
-    ) -> RunSettings:
+    def with_model(self, model_settings: ModelSettings, lora_targets: Sequence[str] | None = None) -> RunSettings:
         """With what the model's folder and family say where the flags do not.
 
         Args:
-            max_len, num_crops: What is in force; None: neither flags nor folder say it.
+            model_settings: What is in force.
             lora_targets: The family's; None: not known yet.
         """
-        model, lora = replace(self.arguments.model, max_len=max_len), self.encoder.lora
+        model, lora = replace(self.arguments.model, max_len=model_settings.max_len), self.encoder.lora
         if lora is not None and lora.target_modules is None and lora_targets is not None:
             model = replace(model, lora_target_modules=",".join(lora_targets))
             lora = replace(lora, target_modules=tuple(lora_targets))
         arguments = replace(self.arguments, model=model)
-        encoder = replace(self.encoder, max_len=max_len, num_crops=num_crops, lora=lora)
+        encoder = replace(
+            self.encoder,
+            max_len=model_settings.max_len,
+            image_limits=model_settings.image_limits,
+            prompt_format=model_settings.prompt_format,
+            lora=lora,
+        )
         return replace(self, arguments=arguments, encoder=encoder)
 
     def with_length(self, steps_per_epoch: int) -> RunSettings:
@@ -220,7 +226,7 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
     Raises:
         InputError: An unknown flag or key, a wrong type, a refused combination; the message names the remedy.
     """
-    parser = DataclassParser(GROUPS, old_names=TRAINING, prog="vlm2vec.train", allow_abbrev=False)
+    parser = DataclassParser(GROUPS, old_names={**TRAINING, **OLD_NAMES}, prog="vlm2vec.train", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
     add_modes(parser)
     parser.refuse_unknown(argv, also_known)
@@ -255,6 +261,7 @@ def _check(arguments: RunArguments) -> None:
         InputError: With the remedy.
     """
     model, data, training, evaluation = arguments.model, arguments.data, arguments.training, arguments.evaluation
+    model.refuse_impossible_limits()
     for group in (model, data, training, evaluation):
         refuse(unused_refusals(group))
     refuse(model_refusals(model))
