@@ -67,6 +67,18 @@ def test_alpha_is_dropped_without_blending() -> None:
     assert np.array_equal(np.asarray(open_image(buffer.getvalue())), PIXELS)
 
 
+def test_alpha_is_kept_where_it_is_asked_for() -> None:
+    """Of RGBA alone, as qwen_vl_utils blends no other mode."""
+    rgba = Image.fromarray(np.dstack([PIXELS, PIXELS[..., :1]]))
+    buffer = io.BytesIO()
+    rgba.save(buffer, "PNG")
+    kept = open_image(buffer.getvalue(), keep_alpha=True)
+    assert kept.mode == "RGBA"
+    assert np.array_equal(np.asarray(kept), np.asarray(rgba))
+    for mode in ("LA", "P", "L"):
+        assert open_image(encoded("PNG", mode), keep_alpha=True).mode == "RGB"
+
+
 def test_first_frame_of_an_animation_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     buffer = io.BytesIO()

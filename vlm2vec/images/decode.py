@@ -55,7 +55,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
         return ImageHeader(_EXTENSIONS[str(image.format)], image.width, image.height)
 
 
-def open_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
+def open_image(source: bytes | str | Path, name: str | None = None, keep_alpha: bool = False) -> Image.Image:
     """Decodes a picture completely and returns it as 8-bit RGB, by the rules of the original's `convert("RGB")`.
 
     Alpha is dropped without blending, the first frame of an animation counts, EXIF orientation is not applied.
@@ -63,6 +63,7 @@ def open_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
     Args:
         source: the file's bytes, or its path.
         name: what error messages call the picture; the path, or "<bytes>", if not given.
+        keep_alpha: Return an RGBA image as it is; other modes become RGB all the same.
 
     Raises:
         InputError: unreadable file, not a picture, unknown format, truncated or damaged data, more than
@@ -75,7 +76,7 @@ def open_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
         name = name or str(source)
         data = _read_file(source, name)
     with _open(data, name) as image:
-        return _decoded(image, name)
+        return _decoded(image, name, keep_alpha)
 
 
 def check_image(data: bytes, name: str) -> ImageHeader:
@@ -90,12 +91,13 @@ def check_image(data: bytes, name: str) -> ImageHeader:
     return header
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
+def _decoded(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{name}: {image.mode} pixels (more than 8 bits of grey); convert the picture to 8 bits")
     try:
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        as_it_is = image.mode == "RGB" or (keep_alpha and image.mode == "RGBA")
+        return image if as_it_is else image.convert("RGB")
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger

@@ -49,13 +49,18 @@ class ItemImage:
                 raise InputError(f"{self.name}: cannot read the image ({error})") from error
         return header.width, header.height
 
-    def open(self) -> Image.Image:
+    def open(self, keep_alpha: bool = False) -> Image.Image:
         """The decoded image.
+
+        Args:
+            keep_alpha: See `open_image`.
 
         Raises:
             InputError: See `open_image`.
         """
-        return self.source if isinstance(self.source, Image.Image) else open_image(self.source, self.name)
+        if isinstance(self.source, Image.Image):
+            return self.source
+        return open_image(self.source, self.name, keep_alpha)
 
 
 @dataclass(frozen=True)

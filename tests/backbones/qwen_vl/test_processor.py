@@ -16,7 +16,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.rig import qwen_golden
+from tests.rig import golden, qwen_golden
+from tests.rig.qwen_models import loaded
 from vlm2vec.backbones.interface import CollatedItems, ProcessedItem
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.backbones.qwen_vl.items.families import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
@@ -86,7 +87,7 @@ def items_of(processor: QwenVLProcessor, family: str, case: dict[str, Any]) -> l
 
 @pytest.mark.parametrize(("family", "case"), CASES, ids=[f"{family}-{case['case']}" for family, case in CASES])
 def test_cases_of_the_reference(family: str, case: dict[str, Any]) -> None:
-    """From texts and images to ids, positions and grids; the padding is ours, on the right."""
+    """From texts and images to ids, positions, grids and embeddings; the padding is ours, on the right."""
     name = OWN_FORMAT[family]
     if case["case"].startswith(("mrope", "gme")):
         name = "chat" if case["case"].startswith("mrope") else "gme"
@@ -95,6 +96,12 @@ def test_cases_of_the_reference(family: str, case: dict[str, Any]) -> None:
     items = items_of(processor, family, case)
     collated = processor.collate(items, sum(item.vision_units for item in items), torch.float32)
     expected = qwen_golden.tensors(family, case["file"])
+    if case["case"] != "big":  # seconds
+        with torch.no_grad():
+            hidden = loaded(family)(**collated.tensors, **collated.host_values)
+        last = collated.tensors["attention_mask"].sum(1) - 1
+        vectors = torch.nn.functional.normalize(hidden[torch.arange(len(hidden)), last], dim=-1)
+        assert (vectors - expected["embedding"]).abs().max() <= golden.EMBEDDING_LIMIT
     ids, mask = collated.tensors["input_ids"], collated.tensors["attention_mask"].bool()
     for row, (their_ids, their_mask) in enumerate(
         zip(expected["input_ids"], expected["attention_mask"].bool(), strict=True)

@@ -24,6 +24,7 @@ _CHAT_FORMAT = PromptFormat(
     instruction=_ASSISTANT,
     image_alone="<|image_1|>",
     positions="grid",
+    transparency="white",
     resize="transformers",
 )
 
@@ -44,7 +45,6 @@ FORMATS: Mapping[str, PromptFormat] = {
                 "instruction": "Represent the user's input.",
                 "instruction_full_stop": True,
                 "nothing": "NULL",
-                "transparency": "white",
                 "resize": "qwen_vl_utils",
             }
         ),
@@ -55,6 +55,7 @@ FORMATS: Mapping[str, PromptFormat] = {
                 "images": "first",
                 "template": f"{_CHAT}<|endoftext|>",
                 "positions": "sequence",
+                "transparency": "dropped",
                 "resize": "gme",
             }
         ),
