@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,23 @@ def test_planning_and_processing_count_alike(patches: ItemEncoderInputs) -> None
     assert measured.vision_tokens == 5  # 0.4 each, rounded up
     assert patches.cost(8, 40, 20) == 3 + 2 + 4
     assert patches.cost(8, 40, 5) == 3  # an image that cannot be cut
+
+
+def test_alpha_reaches_a_format_that_blends_it(tmp_path: Path) -> None:
+    Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    item = EncodeItem("a", (ItemImage(tmp_path / "clear.png", "image"),), "an item")
+    modes: list[str] = []
+
+    class Recorder(PatchProcessor):
+        def process_item(self, text: str, images: Sequence[Image.Image] = (), *others: Any) -> ProcessedItem:
+            modes.extend(image.mode for image in images)
+            return super().process_item(text, images, *others)
+
+    for transparency in ("dropped", "white"):
+        processor = Recorder()
+        processor.prompt_format = PromptFormat(transparency=transparency)
+        ItemEncoderInputs(processor, max_len=5).process(item)
+    assert modes == ["RGB", "RGBA"]
 
 
 def test_a_chunk_has_all_of_its_images_tensors_and_host_values(patches: ItemEncoderInputs) -> None:

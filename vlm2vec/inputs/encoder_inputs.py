@@ -102,7 +102,8 @@ class ItemEncoderInputs:
             InputError: An image or the text cannot be used; the message names the item.
         """
         with errors_of(item.name):
-            images = [image.open() for image in item.images]
+            keep_alpha = self.processor.prompt_format.transparency == "white"
+            images = [image.open(keep_alpha) for image in item.images]
             return self.processor.process_item(item.text, images, self.max_len, item.instruction)
 
     def chunk_of(self, items: Sequence[EncodeItem]) -> Chunk:

@@ -385,9 +385,7 @@ def test_damaged_settings_are_refused(setting: dict[str, Any], message: str, tmp
 
 
 def test_limits_of_others_are_refused() -> None:
-    with pytest.raises(
-        InputError, match="num_crops: a qwen2_vl has no such limit; its images are limited by min_pixels"
-    ):
+    with pytest.raises(InputError, match=r"num_crops: a qwen2_vl has no such limit.* min_pixels, max_pixels"):
         load("qwen2_vl", num_crops=4)
 
 
