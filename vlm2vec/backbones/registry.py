@@ -25,8 +25,31 @@ def _phi3_v() -> Family:
     return PHI3_V
 
 
+def _qwen2_vl() -> Family:
+    from vlm2vec.backbones.qwen_vl.family import QWEN2_VL
+
+    return QWEN2_VL
+
+
+def _qwen2_5_vl() -> Family:
+    from vlm2vec.backbones.qwen_vl.family import QWEN2_5_VL
+
+    return QWEN2_5_VL
+
+
+def _qwen3_vl() -> Family:
+    from vlm2vec.backbones.qwen_vl.family import QWEN3_VL
+
+    return QWEN3_VL
+
+
 # Loaded when they are asked for: a family's layers take seconds to import.
-_FAMILIES: dict[str, Callable[[], Family]] = {"phi3_v": _phi3_v}
+_FAMILIES: dict[str, Callable[[], Family]] = {
+    "phi3_v": _phi3_v,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+}
 
 
 def register(model_type: str, load: Callable[[], Family]) -> None:

@@ -29,7 +29,9 @@ from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone
 from vlm2vec.backbones.qwen_vl.config_file import read_config
 from vlm2vec.backbones.qwen_vl.configuration import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 from vlm2vec.backbones.qwen_vl.decoder import Decoder
+from vlm2vec.backbones.qwen_vl.items.preprocessor_file import PREPROCESSOR_FILE
 from vlm2vec.backbones.qwen_vl.tower import DeepstackTower, VisionTower, WindowedTower
+from vlm2vec.errors import InputError
 
 
 class QwenVLModel(Backbone):
@@ -140,7 +142,14 @@ class QwenVLModel(Backbone):
         return (self.tower,)
 
     def check_processor(self, processor: Any, source: Path) -> None:
-        """See `Backbone.check_processor`."""
+        """Whether its patches, and what it knows of windows or of learned positions, are those of this tower."""
+        vision, field = self.config.vision_config, processor.vision_field
+        pairs = {"patch_size": processor.patch_size} | ({field: processor.table} if field else {})
+        for name, made in pairs.items():
+            if made != getattr(vision, name):
+                raise InputError(
+                    f"{source / PREPROCESSOR_FILE}: {name} is {made}, the model's is {getattr(vision, name)}"
+                )
 
     def install_compiled(self) -> None:
         """Nothing yet."""

@@ -1,0 +1,47 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL as families of the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm2vec.backbones.interface import Family
+from vlm2vec.backbones.qwen_vl.items.families import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+from vlm2vec.backbones.qwen_vl.items.formats import FORMATS, recognised_format
+from vlm2vec.backbones.qwen_vl.items.processor import LIMITS, QwenVLProcessor
+from vlm2vec.backbones.qwen_vl.modeling import Qwen2_5_VLModel, Qwen2VLModel, Qwen3VLModel, QwenVLModel
+
+_SHIPPED = Path(__file__).parent / "published"
+
+
+def _family(model: type[QwenVLModel], processor: type[QwenVLProcessor], published: dict[str, str]) -> Family:
+    """A family; `published` has names on the hub and the shipped folder of each."""
+    return Family(
+        model_type=processor.model_type,
+        backbone=model,
+        processor=processor,
+        prompt_formats=FORMATS,
+        recognise_format=recognised_format,
+        image_limits=LIMITS,
+        stored_limits=processor.stored_limits,
+        vision_unit_name="patches",
+        published_configs={name: _SHIPPED / folder for name, folder in published.items()},
+    )
+
+
+QWEN2_VL = _family(
+    Qwen2VLModel,
+    Qwen2VLProcessor,
+    {
+        "Qwen/Qwen2-VL-2B-Instruct": "Qwen2-VL-2B-Instruct",
+        "Qwen/Qwen2-VL-7B-Instruct": "Qwen2-VL-7B-Instruct",
+    },
+)
+QWEN2_5_VL = _family(Qwen2_5_VLModel, Qwen2_5_VLProcessor, {"Qwen/Qwen2.5-VL-3B-Instruct": "Qwen2.5-VL-3B-Instruct"})
+QWEN3_VL = _family(
+    Qwen3VLModel,
+    Qwen3VLProcessor,
+    {
+        "Qwen/Qwen3-VL-2B-Instruct": "Qwen3-VL-2B-Instruct",
+        "Qwen/Qwen3-VL-Embedding-2B": "Qwen3-VL-2B-Instruct",  # the same model with other weights
+    },
+)
