@@ -116,7 +116,7 @@ def test_prompts_are_the_formats(model: Path) -> None:
     assert [START, *map(ord_id, "Hm:["), IMAGE, IMAGE, *map(ord_id, "] <end>"), END] == ids
     assert encoder.processor.num_vision_units(8, 100) == 4
     with pytest.raises(
-        InputError, match="num_crops: a made_up has no such limit; its images are limited by max_pixels"
+        InputError, match="num_crops: a made_up has no such limit on its images; use max_pixels, or leave it out"
     ):
         VLM2Vec.from_pretrained(model, num_crops=4)
     with pytest.raises(InputError, match="is not known; this model's family has plain, asked"):

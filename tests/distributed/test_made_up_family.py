@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from data_prep.mini_mmeb import EVAL_FOLDER
+from eval import mmeb
 from tests.distributed.workers.made_up_family import main
 from tests.rig.comparing import assert_close_relative
 from tests.rig.made_up_family import MadeUpModel, write_made_up_model
@@ -19,6 +21,7 @@ from trials.rig.forked import run_forked
 from trials.rig.run_flags import run_flags
 from trials.rig.states import differences
 from vlm2vec import VLM2Vec
+from vlm2vec.errors import InputError
 from vlm2vec.export import export
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 
@@ -31,7 +34,7 @@ COMMON = [
     *("--subset_name", "ColorVQA", "Recolor"),
 ]
 RUNS: dict[str, list[str]] = {
-    "zero2-lora": ["--lora", "--dataloader_num_workers", "1"],
+    "zero2-lora": ["--lora", "--prompt_format", "asked", "--max_pixels", "2048", "--dataloader_num_workers", "1"],
     "zero3": ["--bf16", "--gradient_checkpointing", "--dataloader_num_workers", "0"],
 }
 
@@ -106,9 +109,14 @@ def test_exported_folders_have_the_published_names(exported: Path, model: Path) 
     assert_close_relative(vectors(exported / "adapter"), vectors(exported / "merged"), 1e-5)
     assert f"\nfrom {MadeUpModel.__module__} import MadeUpModel\n" in card
     assert "- made_up\n" in card
-    settings = json.loads((exported / "whole" / "vlm2vec_config.json").read_text())
-    assert (settings["max_pixels"], settings["max_len"], settings["prompt_format"]["name"]) == (3072, 64, "plain")
-    assert "num_crops" not in settings
+    for kind, max_pixels, name in (("whole", 3072, "plain"), ("adapter", 2048, "asked"), ("merged", 2048, "asked")):
+        settings = json.loads((exported / kind / "vlm2vec_config.json").read_text())
+        assert (settings["max_pixels"], settings["max_len"], settings["prompt_format"]["name"]) == (
+            max_pixels,
+            64,
+            name,
+        )
+        assert "num_crops" not in settings
 
 
 def test_sentence_transformers_reads_an_exported_folder(
@@ -122,3 +130,29 @@ def test_sentence_transformers_reads_an_exported_folder(
     image = Image.linear_gradient("L")
     inputs = ["a text", {"text": "and a text", "image": image}, image.resize((60, 20))]
     assert_close_relative(loaded.encode(inputs), vectors(exported / "adapter"), 1e-5)
+
+
+def test_an_exported_folder_is_scored(exported: Path, mini_mmeb_dir: Path, tmp_path: Path) -> None:
+    """As it was trained; small batches and large ones give the same ranking."""
+    data = mini_mmeb_dir / EVAL_FOLDER
+
+    def score(output: str, *flags: str) -> dict[str, Any]:
+        mmeb.main(
+            [
+                *("--model_name", str(exported / "adapter"), "--dataset_name", str(data)),
+                *("--image_dir", str(data / "images"), "--subset_name", "ColorVQA"),
+                *("--encode_output_path", str(tmp_path / output), "--dataloader_num_workers", "0", *flags),
+            ]
+        )
+        scores: dict[str, Any] = json.loads((tmp_path / output / "scores.json").read_text())
+        return scores
+
+    small, packed = score("small", "--per_device_eval_batch_size", "3"), score("packed")
+    assert small["datasets"] == packed["datasets"]
+    assert packed["datasets"]["ColorVQA"]["num_pred"] == 12
+    model = packed["model"]
+    assert (model["max_pixels"], model["max_len"], model["prompt_format"]["name"]) == (2048, 64, "asked")
+    with pytest.raises(InputError, match="--max_pixels 512 instead of 2048"):
+        score("changed", "--max_pixels", "512")
+    with pytest.raises(InputError, match="num_crops: a made_up has no such limit"):
+        score("unknown", "--num_crops", "4")
