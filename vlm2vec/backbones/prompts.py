@@ -210,8 +210,8 @@ def named_format(formats: Mapping[str, PromptFormat], name: str | None, folder: 
     if name is None:
         raise InputError(
             f"{folder}: nothing tells which prompts this model was trained with: there is no vlm2vec_config.json, and "
-            f"it is no published model that is known by its files or name; pass prompt_format, one of "
-            f"{', '.join(formats)}"
+            "it is no published model that is known by its files or name; pass prompt_format (--prompt_format), one "
+            f"of {', '.join(formats)}"
         )
     if name not in formats:
         raise InputError(f"{shorten(name)} is not a known format; this model's family has {', '.join(formats)}")

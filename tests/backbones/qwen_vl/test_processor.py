@@ -329,7 +329,7 @@ def test_limits(family: str, tmp_path: Path) -> None:
     assert load(family, "vlm2vec", max_pixels=50_000).image_limits["max_pixels"] == 50_000
     own = FORMATS["chat"].model_copy(update={"resize": "gme"})
     folder = qwen_golden.model_folder(family)
-    assert PROCESSORS[family].from_pretrained(folder, own).image_limits == PROCESSORS[family].instruct_limits
+    assert PROCESSORS[family].from_pretrained(folder, own).image_limits == PROCESSORS[family].published.limits
     spellings: list[dict[str, Any]] = [
         {"min_pixels": 5000, "max_pixels": 60_000, "size": "absent"},
         {"min_pixels": "absent", "max_pixels": None, "size": {"shortest_edge": 5000, "longest_edge": 60_000}},
@@ -463,7 +463,8 @@ def test_folders_are_recognised_by_files(tmp_path: Path) -> None:
 
 def test_a_folder_that_says_nothing_asks_for_the_format() -> None:
     with pytest.raises(
-        InputError, match=r"pass prompt_format, one of vlm2vec, vlm2vec_v1, chat, qwen3_vl_embedding, gme"
+        InputError,
+        match=r"pass prompt_format \(--prompt_format\), one of vlm2vec, vlm2vec_v1, chat, qwen3_vl_embedding, gme",
     ):
         Qwen2VLProcessor.from_pretrained(qwen_golden.model_folder("qwen2_vl"))
 

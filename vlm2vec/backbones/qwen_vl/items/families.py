@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
-from vlm2vec.backbones.qwen_vl.items.image_processor import MERGE_SIZE, NUM_FRAMES
+from vlm2vec.backbones.qwen_vl.items.image_processor import MERGE_SIZE
 from vlm2vec.backbones.qwen_vl.items.positions import Grid, interpolation, windows
+from vlm2vec.backbones.qwen_vl.items.preprocessor_file import PublishedFile
 from vlm2vec.backbones.qwen_vl.items.processor import QwenVLProcessor
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -20,31 +22,28 @@ class Qwen2VLProcessor(QwenVLProcessor):
     """Qwen2-VL's."""
 
     model_type = "qwen2_vl"
-    published: ClassVar[Mapping[str, Any]] = {
-        "patch_size": 14,
-        "temporal_patch_size": NUM_FRAMES,
-        "merge_size": MERGE_SIZE,
-        "image_mean": _CLIP_MEAN,
-        "image_std": _CLIP_STD,
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2VLProcessor",
-    }
-    instruct_limits: ClassVar[Mapping[str, int]] = {"min_pixels": 4 * 28**2, "max_pixels": 16384 * 28**2}
+    published: ClassVar[PublishedFile] = PublishedFile(
+        patch_size=14,
+        image_mean=_CLIP_MEAN,
+        image_std=_CLIP_STD,
+        min_pixels=4 * 28**2,
+        max_pixels=16384 * 28**2,
+        processor_class="Qwen2VLProcessor",
+        image_processor_type="Qwen2VLImageProcessor",
+    )
 
     def _tower_arguments(self, grids: Sequence[Grid]) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
         return {}, {}
 
 
-class Qwen2_5_VLProcessor(Qwen2VLProcessor):  # noqa: N801  (the model's name)
+class Qwen2_5_VLProcessor(QwenVLProcessor):  # noqa: N801  (the model's name)
     """Qwen2.5-VL's: its tower attends within windows."""
 
     model_type = "qwen2_5_vl"
     vision_field = "window_size"
-    published: ClassVar[Mapping[str, Any]] = {
-        **Qwen2VLProcessor.published,
-        "processor_class": "Qwen2_5_VLProcessor",
-        "window_size": 112,
-    }
+    published: ClassVar[PublishedFile] = replace(
+        Qwen2VLProcessor.published, processor_class="Qwen2_5_VLProcessor", vision_field=vision_field, table=112
+    )
 
     def _tower_arguments(self, grids: Sequence[Grid]) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
         index, lengths = windows(grids, self.table // self.patch_size // MERGE_SIZE)
@@ -56,23 +55,19 @@ class Qwen3VLProcessor(QwenVLProcessor):
 
     model_type = "qwen3_vl"
     vision_field = "num_position_embeddings"
-    published: ClassVar[Mapping[str, Any]] = {
-        "patch_size": 16,
-        "temporal_patch_size": NUM_FRAMES,
-        "merge_size": MERGE_SIZE,
-        "image_mean": _HALF,
-        "image_std": _HALF,
-        "processor_class": "Qwen3VLProcessor",
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-        "num_position_embeddings": 48**2,
-    }
-    instruct_limits: ClassVar[Mapping[str, int]] = {"min_pixels": 64 * 32**2, "max_pixels": 16384 * 32**2}
+    published: ClassVar[PublishedFile] = PublishedFile(
+        patch_size=16,
+        image_mean=_HALF,
+        image_std=_HALF,
+        min_pixels=64 * 32**2,
+        max_pixels=16384 * 32**2,
+        processor_class="Qwen3VLProcessor",
+        image_processor_type="Qwen2VLImageProcessorFast",
+        limits_as_edges=True,
+        vision_field=vision_field,
+        table=48**2,
+    )
 
     def _tower_arguments(self, grids: Sequence[Grid]) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
         indices, weights = interpolation(grids, math.isqrt(self.table))
         return {"interpolation_indices": indices, "interpolation_weights": weights}, {}
-
-    def _spelled_limits(self) -> dict[str, Any]:
-        """As edges, which are areas all the same."""
-        limits = self.image_limits
-        return {"size": {"longest_edge": limits["max_pixels"], "shortest_edge": limits["min_pixels"]}}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from vlm2vec.backbones.checkpoint import CONFIG_FILE
 from vlm2vec.backbones.image_limits import Pixels, given_limits
+from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.backbones.qwen_vl.items.formats import format_limits
+from vlm2vec.backbones.qwen_vl.items.image_processor import MERGE_SIZE, NUM_FRAMES, ImageSettings
 from vlm2vec.formats.json_files import StrictModel, checked, read_json
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -102,6 +107,79 @@ class VisionFields(StrictModel):
 
 class _ModelFields(StrictModel):
     vision_config: VisionFields | None = None
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """What the published files of a family say.
+
+    Attributes:
+        patch_size: In pixels.
+        image_mean, image_std: Per channel.
+        min_pixels, max_pixels: The Instruct models' limits, which other published models of the family repeat.
+        processor_class, image_processor_type: transformers' classes.
+        limits_as_edges: Limits are spelled as edges, which are areas all the same.
+        vision_field: See `QwenVLProcessor`; not in the published file, which has config.json beside it.
+        table: Its value.
+    """
+
+    patch_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    min_pixels: int
+    max_pixels: int
+    processor_class: str
+    image_processor_type: str
+    limits_as_edges: bool = False
+    vision_field: str = ""
+    table: int = 0
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Those of the Instruct models, by name."""
+        return {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+
+    def chosen_limits(self, file: PreprocessorFile) -> dict[str, int]:
+        """The limits of a file, if they are not what all published ones say."""
+        limits = {**self.limits, **file.limits}
+        return {} if limits == self.limits else limits
+
+    def settings(
+        self, file: PreprocessorFile, vision: VisionFields, prompt_format: PromptFormat, given: Mapping[str, int]
+    ) -> ImageSettings:
+        """How images are made: as given, else as the files say, else as the code of the format does."""
+        patch_size = vision.patch_size or file.patch_size or self.patch_size
+        of_format = format_limits(prompt_format, MERGE_SIZE * patch_size)
+        return ImageSettings(
+            patch_size=patch_size,
+            **{**self.limits, **of_format, **self.chosen_limits(file), **given},
+            image_mean=tuple(file.image_mean or self.image_mean),
+            image_std=tuple(file.image_std or self.image_std),
+            resize=prompt_format.resize,
+            over_white=prompt_format.transparency == "white",
+        )
+
+    def table_of(self, file: PreprocessorFile, vision: VisionFields) -> int:
+        """The number that the family's tower depends on; 0: none."""
+        field = self.vision_field
+        return int(getattr(vision, field) or getattr(file, field) or self.table) if field else 0
+
+    def content(self, settings: ImageSettings, table: int) -> dict[str, Any]:
+        """The file as published, for these settings; with `table`, for folders without config.json."""
+        limits: dict[str, Any] = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+        if self.limits_as_edges:
+            limits = {"size": {"longest_edge": settings.max_pixels, "shortest_edge": settings.min_pixels}}
+        return {
+            **limits,
+            "patch_size": settings.patch_size,
+            "temporal_patch_size": NUM_FRAMES,
+            "merge_size": MERGE_SIZE,
+            "image_mean": list(settings.image_mean),
+            "image_std": list(settings.image_std),
+            "image_processor_type": self.image_processor_type,
+            "processor_class": self.processor_class,
+            **({self.vision_field: table} if self.vision_field else {}),
+        }
 
 
 def _first(*values: int | None) -> int | None:

@@ -16,10 +16,15 @@ from vlm2vec.backbones.image_limits import given_limits, refuse_limits
 from vlm2vec.backbones.interface import CollatedItems, ItemProcessor, ProcessedItem
 from vlm2vec.backbones.prompts import PromptFormat, named_format
 from vlm2vec.backbones.qwen_vl.items.collation import GRIDS, PATCHES, Collator
-from vlm2vec.backbones.qwen_vl.items.formats import FORMATS, IMAGE_TOKEN, format_limits, recognised_format
-from vlm2vec.backbones.qwen_vl.items.image_processor import MERGE_SIZE, NUM_FRAMES, ImageSettings, QwenVLImageProcessor
+from vlm2vec.backbones.qwen_vl.items.formats import FORMATS, IMAGE_TOKEN, recognised_format
+from vlm2vec.backbones.qwen_vl.items.image_processor import NUM_FRAMES, QwenVLImageProcessor
 from vlm2vec.backbones.qwen_vl.items.positions import Grid
-from vlm2vec.backbones.qwen_vl.items.preprocessor_file import PREPROCESSOR_FILE, PreprocessorFile, VisionFields
+from vlm2vec.backbones.qwen_vl.items.preprocessor_file import (
+    PREPROCESSOR_FILE,
+    PreprocessorFile,
+    PublishedFile,
+    VisionFields,
+)
 from vlm2vec.backbones.qwen_vl.items.resize import RULES
 from vlm2vec.backbones.tokenizer_files import TokenizerFiles, encoded, load_tokenizer
 from vlm2vec.errors import InputError
@@ -43,8 +48,7 @@ class QwenVLProcessor(ItemProcessor):
     Attributes:
         model_type: The family's name.
         vision_field: The field of config.json's `vision_config` that the family's positions depend on; "": none.
-        published: What a published preprocessor_config.json of the family says, but for the limits.
-        instruct_limits: The limits in it.
+        published: What a published preprocessor_config.json of the family says.
 
     Raises:
         InputError: A format that the family cannot make, or a tokenizer without an image token.
@@ -56,8 +60,7 @@ class QwenVLProcessor(ItemProcessor):
 
     model_type: ClassVar[str]
     vision_field: ClassVar[str] = ""
-    published: ClassVar[Mapping[str, Any]]
-    instruct_limits: ClassVar[Mapping[str, int]]
+    published: ClassVar[PublishedFile]
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class QwenVLProcessor(ItemProcessor):
             prompt_format = named_format(FORMATS, recognised_format(folder), folder)
         cls.check_format(prompt_format)
         file, vision = PreprocessorFile.read(folder), VisionFields.read(folder)
-        settings = cls._settings(file, vision, prompt_format, given_limits(limits))
+        settings = cls.published.settings(file, vision, prompt_format, given_limits(limits))
         if file.patch_size not in (None, settings.patch_size):
             raise InputError(
                 f"{folder / PREPROCESSOR_FILE}: patch_size is {file.patch_size}, the model's is {settings.patch_size}"
@@ -169,7 +172,7 @@ class QwenVLProcessor(ItemProcessor):
         except InputError as error:
             source = folder if given_limits(limits) else folder / PREPROCESSOR_FILE
             raise InputError(f"{source}: {error}") from error
-        processor = cls(load_tokenizer(folder), images, prompt_format, cls._table(file, vision))
+        processor = cls(load_tokenizer(folder), images, prompt_format, cls.published.table_of(file, vision))
         processor._tokenizer_files = TokenizerFiles.read(folder, len(processor.tokenizer))
         return processor
 
@@ -182,42 +185,15 @@ class QwenVLProcessor(ItemProcessor):
     ) -> _Processor:
         """See `ItemProcessor.without_tokenizer`; without a format images are those of new training ("chat")."""
         refuse_limits(given_limits(limits), LIMITS, cls.model_type)
-        vision = VisionFields(
-            patch_size=config.vision_config.patch_size,
-            **({cls.vision_field: getattr(config.vision_config, cls.vision_field)} if cls.vision_field else {}),
-        )
+        fields = [name for name in ("patch_size", cls.vision_field) if name]
+        vision = VisionFields(**{name: getattr(config.vision_config, name) for name in fields})
         special = {"pad_token": "<|endoftext|>", "additional_special_tokens": [IMAGE_TOKEN]}
         blank = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **special)
         prompt_format = prompt_format or FORMATS["chat"]
         cls.check_format(prompt_format)
-        settings = cls._settings(PreprocessorFile(), vision, prompt_format, given_limits(limits))
-        return cls(blank, QwenVLImageProcessor(settings), prompt_format, cls._table(PreprocessorFile(), vision))
-
-    @classmethod
-    def _settings(
-        cls, file: PreprocessorFile, vision: VisionFields, prompt_format: PromptFormat, limits: Mapping[str, int]
-    ) -> ImageSettings:
-        patch_size = vision.patch_size or file.patch_size or cls.published["patch_size"]
-        return ImageSettings(
-            patch_size=patch_size,
-            **cls._limits(file, prompt_format, patch_size, limits),
-            image_mean=tuple(file.image_mean or cls.published["image_mean"]),
-            image_std=tuple(file.image_std or cls.published["image_std"]),
-            resize=prompt_format.resize,
-            over_white=prompt_format.transparency == "white",
-        )
-
-    @classmethod
-    def _table(cls, file: PreprocessorFile, vision: VisionFields) -> int:
-        field = cls.vision_field
-        return int(getattr(vision, field) or getattr(file, field) or cls.published[field]) if field else 0
-
-    @classmethod
-    def _limits(
-        cls, file: PreprocessorFile, prompt_format: PromptFormat, patch_size: int, given: Mapping[str, int]
-    ) -> dict[str, int]:
-        of_format = format_limits(prompt_format, MERGE_SIZE * patch_size)
-        return {**cls.instruct_limits, **of_format, **cls._chosen_limits(file), **given}
+        settings = cls.published.settings(PreprocessorFile(), vision, prompt_format, given_limits(limits))
+        table = cls.published.table_of(PreprocessorFile(), vision)
+        return cls(blank, QwenVLImageProcessor(settings), prompt_format, table)
 
     @classmethod
     def stored_limits(cls, folder: Path) -> dict[str, int]:
@@ -226,31 +202,12 @@ class QwenVLProcessor(ItemProcessor):
         Raises:
             InputError: Damaged, or an impossible value.
         """
-        return cls._chosen_limits(PreprocessorFile.read(folder))
-
-    @classmethod
-    def _chosen_limits(cls, file: PreprocessorFile) -> dict[str, int]:
-        all_limits = {**cls.instruct_limits, **file.limits}
-        return {} if all_limits == cls.instruct_limits else all_limits
+        return cls.published.chosen_limits(PreprocessorFile.read(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the tokenizer's files, as they were read if they were, and preprocessor_config.json."""
-        settings = self.image_processor.settings
-        content = {
-            **self.published,
-            **self._spelled_limits(),
-            "patch_size": settings.patch_size,
-            "image_mean": list(settings.image_mean),
-            "image_std": list(settings.image_std),
-        }
-        if self.vision_field:
-            content[self.vision_field] = self.table
         self._tokenizer_files.write(Path(folder), self.tokenizer)
-        write_json(Path(folder) / PREPROCESSOR_FILE, content)
-
-    def _spelled_limits(self) -> dict[str, Any]:
-        """The limits as the family's published file spells them."""
-        return dict(self.image_limits)
+        write_json(Path(folder) / PREPROCESSOR_FILE, self.published.content(self.image_processor.settings, self.table))
 
     # Items.
 
