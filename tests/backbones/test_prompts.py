@@ -20,6 +20,7 @@ from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import checked
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.sentence_transformer import VLM2VecModule
 
 RAW = PromptFormat()
 # The prompt that Qwen3-VL-Embedding is published with.
@@ -238,3 +239,10 @@ def test_instructions_of_items(golden_model_dir: Path) -> None:
         encoder.encode(texts, instruction=["a", 1, "b"])  # type: ignore[list-item]
     with pytest.raises(InputError, match="item 0: prompt format 'phi3_v' has no place for an instruction"):
         same.encode(["a"], instruction="Find it")
+
+
+def test_sentence_transformers_prompt_is_the_instruction_where_there_is_a_place(golden_model_dir: Path) -> None:
+    for prompt_format, expected in ((CHAT, chat("Find it.", "a cat")), (None, "Find ita cat")):
+        encoder = VLM2Vec.from_pretrained(golden_model_dir, prompt_format=prompt_format)
+        ids = VLM2VecModule(encoder).preprocess(["a cat"], prompt="Find it")["input_ids"]
+        assert ids[0].tolist() == Phi3VProcessor.from_pretrained(golden_model_dir).tokenize(expected)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.aggregation import summarise
 from vlm2vec.evaluation.metrics import DatasetScore
@@ -25,8 +26,9 @@ from vlm2vec.export import folder as folder_module
 from vlm2vec.export.base import BaseModel, carry_code_references
 from vlm2vec.export.zero_state import zero_weights
 from vlm2vec.mmeb import MINI_MMEB
+from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings
 from vlm2vec.model_folder.weights import LazyTensor, at_hand
-from vlm2vec.training.checkpoints.writer import RECORD, find_checkpoint
+from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, RECORD, RunRecord, find_checkpoint
 from vlm2vec.training.flags.run import parse_arguments
 
 LM_HEAD = "lm_head.weight"
@@ -102,6 +104,22 @@ def test_without_its_base(moved: Callable[[str], Path], tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "was not at hand" in card
     assert ModelCard(card).data.to_dict()["base_model"] == "nowhere/base"
+
+
+@pytest.mark.parametrize("written", [None, {"max_len": 12, "normalize": False, "num_crops": 2}])
+def test_an_export_of_an_older_checkpoint_names_its_prompts(
+    written: dict[str, Any] | None, moved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """From before settings were saved with a checkpoint, or from before they had a prompt format."""
+    checkpoint = moved("zero2")
+    file = checkpoint / ENCODER_FOLDER / SETTINGS_FILE
+    file.unlink()
+    if written is not None:
+        file.write_text(json.dumps(written))
+    export(checkpoint, tmp_path / "out")
+    expected = written or {"max_len": RunRecord.read(checkpoint / RECORD).arguments["max_len"], "num_crops": 4}
+    raw = PromptFormat(name="phi3_v")
+    assert ModelSettings.read(tmp_path / "out") == ModelSettings(**expected, prompt_format=raw)
 
 
 @pytest.mark.parametrize("options", [{"merge_lora": True}, {"check": True}])
