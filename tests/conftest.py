@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from filelock import FileLock
 from tests.rig.processors import imitate_processor
 
 imitate_processor()
+# Before torch and NumPy are imported. The test processes share the cores: a second thread in each would only wait for
+# a core, and spend CPU time on waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from data_prep.conversion import convert  # noqa: E402
 from data_prep.conversion_plan import DEFAULT_OPTIONS  # noqa: E402
@@ -22,10 +26,34 @@ from tests.rig.engine_runs import train_engines  # noqa: E402
 from tests.rig.golden import write_model_folder  # noqa: E402
 
 MINI_SCALE = 0.02
+# Files that take longest, longest first; whichever began last would run alone at the end.
+LONGEST = (
+    "tests/distributed/test_exactness.py",
+    "tests/benchmarks/test_gpu.py",
+    "tests/distributed/test_training.py",
+    "tests/distributed/test_two_nodes.py",
+    "tests/distributed/test_resume.py",
+    "tests/distributed/test_memory.py",
+    "tests/distributed/",
+    "tests/eval/test_ranks.py",
+    "tests/test_compiling.py",
+    "tests/batches/test_loader.py",
+    "tests/export/",
+    "tests/plan/",
+)
 ROWS_PER_SHARD = 16
 
 # Gives the folder of this name, filled by the function if it is not there yet.
 Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the `LONGEST` files first; xdist hands files out in this order (`--no-loadscope-reorder`)."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
