@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trials.plan_error_rank import Measured, settings, settings_of
-from trials.rig.launcher import run_ranks
+from trials.rig.forked import run_ranks
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.device import choose_accelerator

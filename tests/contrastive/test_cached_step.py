@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trials.rig.launcher import run_ranks
+from trials.rig.forked import run_ranks
 from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.slots import Slots, agree_on_slots
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import deepspeed
 import deepspeed.runtime.zero.muon.muon_optimizer  # compiles something when it is imported, for seconds
 import peft
@@ -12,3 +14,7 @@ from torch.utils import tensorboard
 from vlm2vec import train
 
 IMPORTED = (deepspeed, peft, torch, transformers, tensorboard, train)
+
+# Ranks live for seconds: their collector need not look at what was imported again and again, nor copy its pages.
+gc.collect()
+gc.freeze()
