@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation, SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -12,31 +11,12 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.phi3.modeling_phi3 import Phi3Attention as PlainAttention
 from transformers.models.phi3.modeling_phi3 import Phi3MLP, Phi3RMSNorm
 
-from vlm2vec.elementwise import QUICK_GELU, SWIGLU, Activation, LayerNorm, RmsNorm, RotatedHeads
+from vlm2vec.backbones.compiled import CompiledLayerNorm, CompiledQuickGelu, CompiledRmsNorm
+from vlm2vec.elementwise import SWIGLU, Activation, RotatedHeads
 
 
-class _CompiledRmsNorm(Phi3RMSNorm):
-    backend = ""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        rows = hidden_states.flatten(0, -2)
-        normed: Tensor = RmsNorm.apply(rows, self.weight, self.variance_epsilon, self.backend)  # type: ignore[no-untyped-call]
-        return normed.view_as(hidden_states)
-
-
-class _CompiledLayerNorm(nn.LayerNorm):
-    """Under autocast, which computes in float32, the result has the dtype to which every product would round it."""
-
-    backend = ""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        if not torch.is_autocast_enabled(kind):
-            return super().forward(x)  # one kernel
-        dtype = torch.get_autocast_dtype(kind)
-        rows = x.flatten(0, -2)
-        normed: Tensor = LayerNorm.apply(rows, self.weight, self.bias, self.eps, dtype, self.backend)  # type: ignore[no-untyped-call]
-        return normed.view_as(x)
+class _CompiledRmsNorm(CompiledRmsNorm, Phi3RMSNorm):
+    pass
 
 
 class _CompiledMlp(Phi3MLP):
@@ -47,14 +27,6 @@ class _CompiledMlp(Phi3MLP):
         product: Tensor = Activation.apply(gate_up.flatten(0, -2), SWIGLU, self.backend)  # type: ignore[no-untyped-call]
         down: Tensor = self.down_proj(product.view(*gate_up.shape[:-1], -1))
         return down
-
-
-class _CompiledQuickGelu(QuickGELUActivation):
-    backend = ""
-
-    def forward(self, input: Tensor) -> Tensor:
-        activated: Tensor = Activation.apply(input.flatten(0, -2), QUICK_GELU, self.backend)  # type: ignore[no-untyped-call]
-        return activated.view_as(input)
 
 
 class _CompiledAttention(PlainAttention):
@@ -88,7 +60,7 @@ def install_compiled(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, CLIPEncoderLayer):
-            module.layer_norm1.__class__ = module.layer_norm2.__class__ = _CompiledLayerNorm
+            module.layer_norm1.__class__ = module.layer_norm2.__class__ = CompiledLayerNorm
         module.__class__ = _compiled_kind(module)
 
 
@@ -98,7 +70,7 @@ def _compiled_kind(module: Any) -> type[nn.Module]:
     if kind is Phi3RMSNorm:
         return _CompiledRmsNorm
     if kind is QuickGELUActivation:
-        return _CompiledQuickGelu
+        return CompiledQuickGelu
     if kind is Phi3MLP and isinstance(module.activation_fn, nn.SiLU | SiLUActivation):
         return _CompiledMlp
     # Eager attention is a function of transformers' own module, for tests and comparisons.

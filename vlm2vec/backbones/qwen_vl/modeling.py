@@ -26,6 +26,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from vlm2vec.backbones.checkpoint import Shape, TensorNames
 from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone
+from vlm2vec.backbones.qwen_vl.compiled import install_compiled
 from vlm2vec.backbones.qwen_vl.config_file import read_config
 from vlm2vec.backbones.qwen_vl.configuration import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 from vlm2vec.backbones.qwen_vl.decoder import Decoder
@@ -152,7 +153,8 @@ class QwenVLModel(Backbone):
                 )
 
     def install_compiled(self) -> None:
-        """Nothing yet."""
+        """All norms; the tower's activation where it is a quick GELU."""
+        install_compiled(self)
 
     def _share_attention(self) -> None:
         """Decoder and tower attend as the whole model does; transformers decides it for the outermost part alone."""
