@@ -53,7 +53,8 @@ def build_encoder(settings: EncoderSettings) -> VLM2Vec:
     """The encoder of a run, the same on every rank.
 
     Raises:
-        InputError: The model cannot be loaded, is an adapter, or nothing of it would be trained.
+        InputError: The model cannot be loaded, is an adapter, nothing of it would be trained, or it has nothing to
+            compile.
     """
     transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
     limits: dict[str, Any] = dict(settings.image_limits)
@@ -76,8 +77,9 @@ def build_encoder(settings: EncoderSettings) -> VLM2Vec:
             "vlm2vec.export with --merge_lora)"
         )
     encoder = prepare_encoder(encoder, settings, settings.gradient_checkpointing)
-    if settings.compile_layers:
-        compile_layers(encoder)
+    if settings.compile_layers and compile_layers(encoder) == 0:
+        kind = encoder.base.config.model_type
+        raise InputError(f"--compile_layers: no effect, no layer of a {kind} has compiled operators; leave it out")
     return encoder
 
 
