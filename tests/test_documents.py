@@ -15,7 +15,10 @@ ARCHITECTURE = REPOSITORY / "docs/architecture.md"
 # `path/name.ext` of a source or document, and links that are no addresses.
 NAMED = re.compile(r"`([\w./-]+\.(?:py|md|sh|sbatch|j2|toml))`|\]\((?!https?:|#)([^)#]+)")
 # What programs write to a user's folder, and files of the original work.
-ELSEWHERE = {"report.md", "vlm2vec_module.py", "eval.py", "train.py"}
+ELSEWHERE = {
+    *("report.md", "vlm2vec_module.py", "eval.py", "train.py"),
+    *("scripts/qwen3_vl_embedding.py", "modeling_gme_qwen2vl.py"),  # of published models
+}
 
 
 FOLDERS = ("vlm2vec", "data_prep", "eval", "launch", "ds_configs", "benchmarks", "examples", "tests", "docs", "trials")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from vlm2vec.errors import InputError
 from vlm2vec.item_rules import MAX_ASPECT_RATIO, check_shape
@@ -63,6 +64,7 @@ def resize_steps(rule: str, size: Size, bounds: Bounds) -> tuple[Size, ...]:
     return tuple(changing) or (size,)
 
 
+@lru_cache(maxsize=64)  # thousands of sizes are tried
 def largest_size(rule: str, bounds: Bounds) -> Size:
     """The size of an image that gets as many tokens as any may.
 
