@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The training program itself on one GPU, in about a minute, after `make demo`: the miniature in bfloat16 under ZeRO-2
 # (killed and resumed), under ZeRO-3 and with a DoRA adapter; each is exported, compared with its checkpoint and encodes.
+# "exact", which has to be named: --deterministic, killed and resumed, beside a run that nothing disturbs; their last
+# checkpoints are compared bit for bit.
 #
-#     benchmarks/gpu_demo.sh [zero2] [zero3] [dora]        writes demo.md and demo.txt below ${OUT:-gpu_out}
+#     benchmarks/gpu_demo.sh [zero2] [zero3] [dora] [exact]   writes demo.md and demo.txt below ${OUT:-gpu_out}
 #
 # DEMO_DIR=demo   where untrained/ and shards/ are
 # LIMIT=150       seconds that each of the three has; they run at the same time
@@ -30,13 +32,13 @@ source benchmarks/gpu_env.sh
 
 say() { printf '| %s | %s | %s |\n' "$run" "$1" "$2" >>"$work/$run.md"; }
 
-# train ENGINE FLAG...: in the background, a process group of its own; sets $trainer
+# train ENGINE FLAG...: in the background, a process group of its own, into ${output:-$work/$run}; sets $trainer
 train() {
   local engine=$1
   shift
   setsid "$python" -m deepspeed.launcher.runner --num_gpus 1 --master_port "$port" --module vlm2vec.train \
     --config launch/recipes/mini.yaml --deepspeed "ds_configs/$engine.json" --model_name "$demo/untrained" \
-    --dataset_name "$demo/shards" --output_dir "$work/$run" --global_batch_size 64 --max_steps "$steps" \
+    --dataset_name "$demo/shards" --output_dir "${output:-$work/$run}" --global_batch_size 64 --max_steps "$steps" \
     --warmup_steps 5 --logging_steps 1 --save_steps 10 --bf16 --resume auto "$@" &
   trainer=$!
   echo "$trainer" >>"$work/pids"
@@ -65,10 +67,26 @@ whole() {
   case $run in
     zero2) train zero2 && kill_and_resume zero2 ;;
     zero3) train zero3 && wait "$trainer" ;;
+    exact)
+      output=$work/$run.undisturbed port=$((port + 50)) train zero2 --deterministic
+      local undisturbed=$trainer
+      train zero2 --deterministic && kill_and_resume zero2 --deterministic && wait "$undisturbed"
+      ;;
     dora) train zero2 --lora --lora_r 8 --gradient_checkpointing && wait "$trainer" ;;
     *) echo "unknown run $run"; false ;;
   esac || return 1
   say trained "$steps steps, $((SECONDS - start)) s since the start"
+  if [ "$run" = exact ]; then
+    "$python" - "$work/$run.undisturbed" "$work/$run" <<'END' >"$work/$run.equal" || return 1
+import sys
+from pathlib import Path
+from trials.rig.states import differences
+first, second = (Path(folder) / (Path(folder) / "latest").read_text().strip() for folder in sys.argv[1:])
+unequal = differences(first, second)
+print(f"no: {len(unequal)} differ, such as {unequal[0]}" if unequal else "yes, bit for bit")
+END
+    say "equal to an undisturbed run" "$(tail -n 1 "$work/$run.equal")"
+  fi
   "$python" - "$work/$run/log.jsonl" <<'END' >"$work/$run.loss" || return 1
 import json, sys
 lines = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
