@@ -110,6 +110,28 @@ def test_the_script_takes_parts_and_shows_why_one_failed(tmp_path: Path) -> None
     assert sorted(each.name for each in tmp_path.iterdir()) == ["log.txt", "machine.txt", "rows.jsonl", "tables.md"]
 
 
+def test_another_familys_tables_run_on_a_cpu(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["benchmarks/gpu_first.sh", "--tiny", f"family+tower+lora.dora+encode.encode:{HANG_SECONDS}"],
+        cwd=REPOSITORY,
+        env={
+            **environment(),
+            **{"OUT": str(tmp_path), "PYTHON": sys.executable, "LIMIT": str(HANG_SECONDS)},
+            "FAMILY": "qwen3_vl",
+        },
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, (tmp_path / "log.txt").read_text()[-4000:]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == [*["ok"] * 4, "no such kernel here", *["ok"] * 2]
+    assert all(row["within"] for row in rows[: len(families.SETTINGS)])
+    assert rows[3]["images"] >= 1
+    assert min(rows[5]["run_tflops"], rows[6]["items_per_second"]) > 0
+
+
 def test_a_row_that_raises_loses_nothing_but_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "new" / "rows.jsonl"
     recorder = Recorder(file, 1000, "a device")
