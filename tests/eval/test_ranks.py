@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
-from trials.rig.launcher import run_ranks, start_ranks
+from trials.rig.launcher import free_port, run_ranks, start_ranks
 from vlm2vec.evaluation.store import EvalStore
 
 SIGKILL_EXIT = -9
@@ -52,7 +52,7 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     shutil.copytree(mini_mmeb_dir / EVAL_FOLDER / "images", images)
     damaged = sorted((images / "Photos").glob("*.jpg"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-200])
-    worker = ["-m", "tests.eval.dying_worker", str(tmp_path), str(images), *options]
+    worker = ["-m", "tests.eval.dying_worker", str(tmp_path), str(images), f"{free_port()},{free_port()}", *options]
     done = start_ranks(2, worker, tmp_path)
     assert [rank.exit_code for rank in done] == [SIGKILL_EXIT] * 2, done[0].output
     assert files_of(tmp_path / "whole") == files_of(one_rank)
