@@ -43,20 +43,23 @@ class _FlatConfig(_PublishedConfig):
         """The published layout."""
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         text, vision = output.pop("text_config"), output["vision_config"]
-        dtype = output.pop("dtype", None)
         rope = text["rope_parameters"]
         flat = {
             name: value
             for name, value in text.items()
             if name not in _ADDED_TO_TEXT and name not in output and (name, value) != ("pad_token_id", None)
         }
-        flat.pop("dtype", None)
         output |= flat | _published_rope(rope, "type", "mrope")
-        if dtype is not None:
-            output["torch_dtype"] = dtype
         if "in_chans" in vision:
             vision.pop("in_channels")
         output["vision_config"] = _published_vision(vision)
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written: the published layout without what transformers adds to every model's."""
+        output: dict[str, Any] = super().to_diff_dict()  # type: ignore[misc]
+        if "dtype" in output:
+            output["torch_dtype"] = output.pop("dtype")
         return output
 
 
