@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from tests.rig.golden import ROOT
 from tests.rig.qwen_golden import model_folder
 from tests.rig.qwen_models import MODELS, copied, loaded
+from vlm2vec.backbones.registry import family_named
 from vlm2vec.errors import InputError
 
 FULL_SIZE = {
@@ -128,3 +129,18 @@ def test_missing_and_unexpected_tensors(family: str, tmp_path: Path) -> None:
         save_file(changed, folder / "model.safetensors")
         with pytest.raises(InputError, match=said):
             MODELS[family].from_pretrained(folder)
+
+
+@families
+def test_published_configurations_are_shipped(family: str) -> None:
+    """As the published files are, so that a model is planned without its folder."""
+    shipped = family_named(family, "test").published_configs
+    published = {
+        f"{size}_full_size_shapes.json": json.loads((ROOT / f"{size}_full_size_shapes.json").read_text())["config"]
+        for size, of_family in FULL_SIZE.items()
+        if of_family == family
+    }
+    configs = [json.loads((folder / "config.json").read_text()) for folder in dict.fromkeys(shipped.values())]
+    assert configs == list(published.values())
+    for folder in shipped.values():
+        MODELS[family].load_config(folder, {})
