@@ -17,6 +17,7 @@ FULL = "--bf16 --gradient_checkpointing"
 _ALL_GRAPHS = 999
 _LARGE = 32_768
 _DORA = "DoRA, dropout 0.1"
+_KEPT = "32,768 tokens, all graphs kept"
 # Of `encode` and of scoring on a GPU.
 _ENCODE_TOKENS = DEFAULT_BATCH_TOKENS
 
@@ -39,24 +40,26 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
         "LoRA r = 8, compiled elementwise operators",
         {
             "dora_compiled": Variant(f"{_DORA}, 8,192 tokens a chunk", LORA, is_compiled=True),
-            "dora_large": Variant("... 32,768 tokens a chunk", LORA, _LARGE, is_compiled=True),
-            "dora_kept": Variant("... and all graphs kept", LORA, _LARGE, _ALL_GRAPHS, is_compiled=True),
+            "dora_large": Variant(f"{_DORA}, 32,768 tokens a chunk", LORA, _LARGE, is_compiled=True),
+            "dora_kept": Variant(f"{_DORA}, {_KEPT}", LORA, _LARGE, _ALL_GRAPHS, is_compiled=True),
             "adapter_kept": Variant(
-                "... and dropout on the adapter's input alone",
+                f"{_DORA} on the adapter's input alone, {_KEPT}",
                 _ADAPTER,
                 _LARGE,
                 _ALL_GRAPHS,
                 is_compiled=True,
             ),
-            "plain_kept": Variant("... and plain LoRA, dropout 0.1", _PLAIN, _LARGE, _ALL_GRAPHS, is_compiled=True),
-            "no_dropout_kept": Variant("... and no dropout", _NO_DROPOUT, _LARGE, _ALL_GRAPHS, is_compiled=True),
+            "plain_kept": Variant(f"plain LoRA, dropout 0.1, {_KEPT}", _PLAIN, _LARGE, _ALL_GRAPHS, is_compiled=True),
+            "no_dropout_kept": Variant(
+                f"DoRA without dropout, {_KEPT}", _NO_DROPOUT, _LARGE, _ALL_GRAPHS, is_compiled=True
+            ),
         },
     ),
     "full": (
         "All weights, bfloat16, activations recomputed: forward and backward alone",
         {
             "compute": Variant("8,192 tokens a chunk", FULL, work=Work.COMPUTE),
-            "compute_large": Variant("... 32,768 tokens", FULL, _LARGE, work=Work.COMPUTE),
+            "compute_large": Variant("32,768 tokens a chunk", FULL, _LARGE, work=Work.COMPUTE),
             "compute_compiled": Variant("compiled, 8,192 tokens", FULL, is_compiled=True, work=Work.COMPUTE),
             "compute_compiled_large": Variant(
                 "compiled, 32,768 tokens", FULL, _LARGE, is_compiled=True, work=Work.COMPUTE
@@ -67,7 +70,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
         "All weights, bfloat16, activations recomputed: whole steps",
         {
             "step": Variant("compiled, 32,768 tokens a chunk", FULL, _LARGE, is_compiled=True),
-            "step_kept": Variant("... all graphs kept", FULL, _LARGE, _ALL_GRAPHS, is_compiled=True),
+            "step_kept": Variant(f"compiled, {_KEPT}", FULL, _LARGE, _ALL_GRAPHS, is_compiled=True),
             "step_offload": Variant(
                 "compiled, 32,768, optimizer on the host", FULL, _LARGE, is_compiled=True, engine="zero2_offload"
             ),
@@ -77,7 +80,9 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
         "Encoding: forward alone",
         {
             "encode": Variant("16,384 tokens a batch", FULL, _ENCODE_TOKENS, work=Work.ENCODE),
-            "encode_compiled": Variant("... compiled", FULL, _ENCODE_TOKENS, is_compiled=True, work=Work.ENCODE),
+            "encode_compiled": Variant(
+                "compiled, 16,384 tokens a batch", FULL, _ENCODE_TOKENS, is_compiled=True, work=Work.ENCODE
+            ),
         },
     ),
 }
