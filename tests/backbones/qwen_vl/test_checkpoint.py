@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from tests.rig.golden import ROOT
 from tests.rig.qwen_golden import model_folder
 from tests.rig.qwen_models import MODELS, copied, loaded
+from tests.rig.qwen_native import NATIVE
 from vlm2vec.backbones.registry import family_named
 from vlm2vec.errors import InputError
 
@@ -24,12 +23,6 @@ FULL_SIZE = {
     "qwen2_vl_7b": "qwen2_vl",
     "qwen2_5_vl_3b": "qwen2_5_vl",
     "qwen3_vl_2b": "qwen3_vl",
-}
-# transformers' own models, with output head.
-NATIVE: dict[str, type[PreTrainedModel]] = {
-    "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
-    "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
-    "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
 }
 families = pytest.mark.parametrize("family", MODELS)
 

@@ -95,7 +95,7 @@ def _published_rope(rope: dict[str, Any], key: str, kind: str) -> dict[str, Any]
 
 def _published_vision(vision: dict[str, Any]) -> dict[str, Any]:
     plain = vision["rope_parameters"] == _PLAIN_VISION_ROPE
-    return _without(vision, ("_name_or_path", "model_type", *(("rope_parameters",) if plain else ())))
+    return _without(vision, ("_name_or_path", "model_type", "dtype", *(("rope_parameters",) if plain else ())))
 
 
 def _without(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
