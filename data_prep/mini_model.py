@@ -20,7 +20,9 @@ import transformers
 
 from data_prep.command_line import Parser
 from data_prep.mini.models import BUILDERS
+from vlm2vec.backbones.registry import family_named
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.model_folder.settings import ModelSettings
 
 DEFAULT_FAMILY = "phi3_v"
 # Marks a folder as this program's own.
@@ -75,6 +77,9 @@ def build_mini_model(dataset: Path, output_dir: Path, seed: int = 0, family: str
         folder = Path(temporary, "new")
         model.save_pretrained(str(folder))
         processor.save_pretrained(folder)
+        if family_named(family, folder).recognise_format(folder) != processor.prompt_format.name:
+            settings = ModelSettings(prompt_format=processor.prompt_format)
+            settings.with_limits(processor.image_limits).write(folder)
         (folder / MARK_FILE).write_text(json.dumps({"seed": seed}) + "\n", encoding="utf-8")
         if output_dir.exists():
             os.replace(output_dir, Path(temporary, "old"))

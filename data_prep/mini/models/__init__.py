@@ -19,5 +19,17 @@ def _phi3_v(texts: Iterator[str], seed: int) -> tuple[Backbone, ItemProcessor]:
     return phi3_v.build(texts, seed)
 
 
+def _qwen_vl(model_type: str) -> Builder:
+    def build(texts: Iterator[str], seed: int) -> tuple[Backbone, ItemProcessor]:
+        from data_prep.mini.models import qwen_vl
+
+        return qwen_vl.build(model_type, texts, seed)
+
+    return build
+
+
 # By `model_type`. Each imports its family's layers, which takes seconds, when it is asked for.
-BUILDERS: dict[str, Builder] = {"phi3_v": _phi3_v}
+BUILDERS: dict[str, Builder] = {
+    "phi3_v": _phi3_v,
+    **{name: _qwen_vl(name) for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+}
