@@ -15,7 +15,8 @@ def as_rgb(image: Image.Image, over_white: bool = False) -> Image.Image:
 
     Args:
         image: Of an 8-bit mode.
-        over_white: Blend an RGBA image over white instead. Other modes with alpha are converted, as in qwen_vl_utils.
+        over_white: Blend an RGBA image over white instead. Other modes with alpha are converted, as in the code
+            of the models that are trained so.
 
     Raises:
         InputError: Not a PIL image, too large (`check_size`), a mode of more than 8 bits, which `convert` would clip to

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -14,9 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from data_prep.mini.models.weights import WeightNames, draw_weights
+from vlm2vec.backbones.checkpoint import CONFIG_FILE
 from vlm2vec.backbones.interface import Backbone, ItemProcessor
-from vlm2vec.backbones.qwen_vl.items.image_processor import ImageSettings, QwenVLImageProcessor
 from vlm2vec.backbones.registry import family_named
+from vlm2vec.formats.json_files import write_json
 from vlm2vec.item_rules import IMAGE_TAG
 
 # Whole words of the miniature become tokens; Qwen's vocabulary has 151,643.
@@ -78,12 +81,11 @@ def build(model_type: str, texts: Iterator[str], seed: int) -> tuple[Backbone, I
     model = family.backbone(family.backbone.config_class.from_dict(content))
     depths = {"blocks.": VISION["depth"], "layers.": LANGUAGE["num_hidden_layers"]}
     draw_weights(model, seed, WeightNames(norms=_NORMS, unit=_UNIT, writers=_WRITERS, depths=depths))
-    published = family.processor.published
-    settings = ImageSettings(
-        *(PATCH_SIZE, MIN_PIXELS, MAX_PIXELS, published["image_mean"], published["image_std"]), prompt_format.resize
-    )
-    table = content["vision_config"].get(family.processor.vision_field, 0)
-    return model, family.processor(tokenizer, QwenVLImageProcessor(settings), prompt_format, table)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        write_json(Path(folder, CONFIG_FILE), content)
+        limits = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
+        return model, family.processor.from_pretrained(folder, prompt_format, **limits)
 
 
 def train_tokenizer(texts: Iterator[str], later_tokens: tuple[str, ...]) -> PreTrainedTokenizerFast:
@@ -133,17 +135,18 @@ def tiny_config(model_type: str, tokenizer: PreTrainedTokenizerFast) -> dict[str
     """The tiny model's config.json, as published ones are, with the vocabulary rounded up to a multiple of 32."""
     language = {**LANGUAGE, "vocab_size": math.ceil(len(tokenizer) / 32) * 32}
     width = {"hidden_size": HIDDEN_SIZE, "intermediate_size": 128, "out_hidden_size": HIDDEN_SIZE}
-    vision = {
+    visions: dict[str, dict[str, Any]] = {
         "qwen2_vl": {"embed_dim": HIDDEN_SIZE, "mlp_ratio": 2, "hidden_size": HIDDEN_SIZE},
         # Windows of 2 x 2 tokens in the first layer; the second one sees the whole image.
         "qwen2_5_vl": {**width, "window_size": 4 * PATCH_SIZE, "fullatt_block_indexes": [1]},
         "qwen3_vl": {**width, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
-    }[model_type]
+    }
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in _NAMED_TOKENS.items()}
     language |= {name: ids.pop(name) for name in ("bos_token_id", "eos_token_id")}
     content: dict[str, Any] = {
+        "model_type": model_type,
         **ids,
-        "vision_config": {**VISION, **vision},
+        "vision_config": {**VISION, **visions[model_type]},
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
