@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from vlm2vec.plan.operator_flops import operator_flops
 
 # Operators that touch no element although torch does not call them views.
 _FREE = {torch.ops.aten._unsafe_view, torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.lift_fresh}
@@ -33,9 +34,7 @@ class OperatorCosts(TorchDispatchMode):
         """Runs one operator and adds what it cost."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        flops_of = flop_registry.get(func._overloadpacket)
-        if flops_of is not None:
-            self.flops += int(flops_of(*args, **kwargs, out_val=result))
+        self.flops += operator_flops(func, args, kwargs, result)
         if not func.is_view and func._overloadpacket not in _FREE:
             self.bytes_moved += sum(_size(leaf) for leaf in tree_leaves((args, kwargs, result)))
         return result

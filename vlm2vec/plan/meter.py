@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from vlm2vec.plan.operator_flops import operator_flops
 
 
 class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -52,9 +53,7 @@ class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Runs one operator and looks at what it returned."""
         result = func(*args, **(kwargs or {}))
-        flops_of = flop_registry.get(func._overloadpacket)
-        if flops_of is not None:
-            self.flops += int(flops_of(*args, **(kwargs or {}), out_val=result))
+        self.flops += operator_flops(func, args, kwargs or {}, result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._follow(leaf)
