@@ -41,7 +41,13 @@ def find_folders(path: str | Path, adapter: str | Path | None) -> tuple[str | Pa
     folder = resolve_folder(path)
     if adapter is None and is_adapter_folder(folder):
         adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
-        folder = resolve_folder(path)
+        try:
+            folder = resolve_folder(path)
+        except InputError as error:
+            raise InputError(
+                f"{adapter / ADAPTER_CONFIG}: its base model cannot be had ({error}); pass the base as path and this "
+                "as adapter"
+            ) from error
     return path, folder, resolve_folder(adapter) if adapter is not None else None
 
 

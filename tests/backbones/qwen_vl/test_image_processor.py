@@ -113,7 +113,7 @@ def test_a_loaders_worker_makes_the_same_bits() -> None:
     ("least", "most", "message"),
     [
         (0, 3136, "min_pixels 0 must be at least 1"),
-        (4000, 3136, "min_pixels 4000 must be .* at most max_pixels, which is 3136"),
+        (4000, 3136, "max_pixels 3136 is less than min_pixels 4000"),
         (1, 783, r"max_pixels 783 must be at least 784 \(one token\)"),
         (1, MAX_IMAGE_PIXELS + 1, f"at most {MAX_IMAGE_PIXELS}"),
     ],

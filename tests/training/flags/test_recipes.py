@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 
 from trials.rig.launcher import REPOSITORY
+from vlm2vec.plan.run_plan import read_plan
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import parse_arguments
 
 RECIPES = sorted((REPOSITORY / "launch/recipes").glob("*.yaml"))
+# The model that each recipe of another family is for, and the tokens of its largest image.
+QWEN = {
+    "qwen2_vl_2b_frozen_vision_1024": ("Qwen/Qwen2-VL-2B-Instruct", 1280),
+    "qwen2_vl_2b_lora_1024": ("Qwen/Qwen2-VL-2B-Instruct", 2304),
+    "qwen3_vl_2b_lora_1024": ("Qwen/Qwen3-VL-2B-Instruct", 1280),
+}
 ENGINES = sorted((REPOSITORY / "ds_configs").glob("*.json"))
 
 
@@ -35,7 +42,7 @@ def test_every_recipe_with_every_engine(recipe: Path, engine: Path, monkeypatch:
 
 
 def test_something_ships() -> None:
-    assert [path.stem for path in RECIPES] == ["full_2048", "lora_1024", "mini"]
+    assert [path.stem for path in RECIPES] == [*("full_2048", "lora_1024", "mini"), *QWEN]
     assert [path.stem for path in ENGINES] == ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 
 
@@ -49,3 +56,19 @@ def test_the_papers_settings() -> None:
         **{"first_n": True},
     }
     assert {name: arguments[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_a_recipe_fits_its_model(name: str) -> None:
+    """Its prompt format and limits are the family's, its adapter finds layers, and its images are not too large."""
+    model, tokens = QWEN[name]
+    recipe = REPOSITORY / f"launch/recipes/{name}.yaml"
+    assert f"--config launch/recipes/{name}.yaml --model_name {model} " in recipe.read_text()
+    plan = read_plan(["--config", str(recipe), "--model_name", model, "--deepspeed", str(ENGINES[1])])
+    processor = plan.model.processor
+    assert processor.num_image_tokens(*processor.largest_image_size) == tokens
+    assert plan.settings.encoder.prompt_format == processor.prompt_format.name
+    trained = {name for name, each in plan.model.smallest().named_parameters() if each.requires_grad}
+    assert any("down_proj" in name for name in trained)
+    assert not any("visual.blocks" in name for name in trained)
+    assert plan.settings.encoder.freeze_vision_tower is ("frozen_vision" in name)

@@ -97,8 +97,10 @@ class QwenVLImageProcessor:
         token, least, most = settings.bounds.factor**2, settings.min_pixels, settings.max_pixels
         if settings.resize not in RULES:
             raise InputError(f"resize is {settings.resize!r}; known rules are {', '.join(sorted(RULES))}")
-        if not 1 <= least <= most:
-            raise InputError(f"min_pixels {least} must be at least 1 and at most max_pixels, which is {most}")
+        if least < 1:
+            raise InputError(f"min_pixels {least} must be at least 1")
+        if least > most:
+            raise InputError(f"max_pixels {most} is less than min_pixels {least}; raise the one or lower the other")
         if not token <= most <= MAX_IMAGE_PIXELS:
             raise InputError(f"max_pixels {most} must be at least {token} (one token) and at most {MAX_IMAGE_PIXELS}")
         self.settings = settings

@@ -40,6 +40,7 @@ class PreprocessorFile(StrictModel):
     """What is read of the file; null is as good as absent. What this code cannot do otherwise must be as published.
 
     Attributes:
+        image_processor_type: transformers' class; another family's file says another one.
         min_pixels, max_pixels, size: Area of a resized image; the former two win.
         patch_size: In pixels.
         image_mean, image_std: Per channel, on values in 0..1.
@@ -47,6 +48,7 @@ class PreprocessorFile(StrictModel):
         num_position_embeddings: Of Qwen3-VL's learned positions.
     """
 
+    image_processor_type: Annotated[str, Field(pattern="^Qwen")] | None = None
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
     size: _Size | None = None

@@ -163,10 +163,10 @@ class QwenVLProcessor(ItemProcessor):
         cls.check_format(prompt_format)
         file, vision = PreprocessorFile.read(folder), VisionFields.read(folder)
         settings = cls.published.settings(file, vision, prompt_format, given_limits(limits))
-        if file.patch_size not in (None, settings.patch_size):
-            raise InputError(
-                f"{folder / PREPROCESSOR_FILE}: patch_size is {file.patch_size}, the model's is {settings.patch_size}"
-            )
+        for name in ("patch_size", *([cls.vision_field] if cls.vision_field else [])):
+            said, of_model = getattr(file, name), getattr(vision, name)
+            if None not in (said, of_model) and said != of_model:
+                raise InputError(f"{folder / PREPROCESSOR_FILE}: {name} is {said}, the model's is {of_model}")
         try:
             images = QwenVLImageProcessor(settings)
         except InputError as error:
