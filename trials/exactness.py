@@ -20,11 +20,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trials.rig.engines import build_engine
+from trials.rig.items import Items
 from trials.rig.patience import COLLECTIVE_SECONDS
-from trials.rig.tiny import processed_inputs, tiny_item, tiny_model
-from vlm2vec.backbones.interface import ProcessedItem
+from trials.rig.tiny import FAMILIES, PHI3_V, tiny_items, tiny_model
+from vlm2vec.backbones.interface import Backbone, ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.compiling import compile_layers
@@ -33,8 +35,7 @@ from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.inputs.packing import FixedCounts, PackedItem, TokenBudget
+from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
@@ -50,20 +51,30 @@ DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """A kind of global batch: which rows' queries have pictures, and which rank encodes an item.
+    """A kind of global batch: which items have images, and which rank encodes an item.
 
     Items are numbered queries, targets, hard negatives.
+
+    Attributes:
+        query_has_image: By the row.
+        owner: The rank of an item, by its number and the number of ranks.
+        target_images: Whether some targets have images: those of every fifth row, if its query has one.
+        hard_negatives: Whether three rows have one.
     """
 
     query_has_image: Callable[[int], bool]
     owner: Callable[[int, int], int]
+    target_images: bool = True
     hard_negatives: bool = False
 
 
 BATCHES = {
-    "mixed": Batch(lambda row: row % 2 == 0, lambda item, ranks: item % ranks),
-    "text only on some ranks": Batch(lambda row: True, lambda item, ranks: 0 if item < PAIRS else item % ranks),
-    "images on one rank only": Batch(lambda row: row % 2 == 0, lambda item, ranks: 0 if item < PAIRS else ranks - 1),
+    # On up to four ranks, every rank has images and texts.
+    "mixed": Batch(lambda row: row % 4 < 2, lambda item, ranks: item % ranks),
+    "text only on some ranks": Batch(lambda row: True, lambda item, ranks: 0 if item < PAIRS else item % ranks, False),
+    "images on one rank only": Batch(
+        lambda row: row % 2 == 0, lambda item, ranks: 0 if item < PAIRS else ranks - 1, False
+    ),
     "duplicates across ranks": Batch(lambda row: row % 3 == 0, lambda item, ranks: (item * 7) % ranks),
     "hard negatives": Batch(lambda row: row % 2 == 1, lambda item, ranks: (item // 3) % ranks, hard_negatives=True),
     "one item on a rank": Batch(lambda row: row % 3 == 0, lambda item, ranks: 0 if item else ranks - 1),
@@ -82,6 +93,7 @@ CHUNKS = {
 # "checkpointed": gradient checkpointing, against the plain graph without it.
 # "compiled", which is in no grid: elementwise operators compiled, against the plain graph uncompiled.
 PLAIN_KINDS = ("full", "lora", "dora")
+CHECKPOINTED_KINDS = ("full checkpointed", "dora checkpointed")
 KINDS = (*PLAIN_KINDS, "dora adapter dropout", "lora bf16", "dora bf16", "lora checkpointed", "dora checkpointed")
 VARIANT_BATCHES = ("mixed", "text only on some ranks")
 
@@ -95,6 +107,12 @@ class Cell:
     dropout: float
     batch: str
     chunks: str
+    family: str = PHI3_V
+
+    @property
+    def has_textbook_reference(self) -> bool:
+        """Whether the reference has chunks, ranks and dummies of its own: not where results depend on the chunks."""
+        return not self.dropout and "bf16" not in self.kind
 
     @property
     def tolerance(self) -> float:
@@ -119,13 +137,31 @@ def full_grid() -> list[Cell]:
     ]
 
 
-def build_encoder(kind: str, dropout: float) -> VLM2Vec:
+def family_grid(family: str) -> list[Cell]:
+    """What depends on the model: ZeRO-2 and ZeRO-3, what is trained, checkpointing, ranks with and without images.
+
+    The cached step knows nothing of families; what it does with chunks is the same as in `full_grid`.
+    """
+    settings = [(kind, 0.0, chunks) for kind in PLAIN_KINDS for chunks in CHUNKS]
+    settings += [(kind, DROPOUT, "ragged") for kind in (*PLAIN_KINDS, *CHECKPOINTED_KINDS)]
+    return [
+        Cell(stage, kind, dropout, batch, chunks, family)
+        for stage, (kind, dropout, chunks), batch in itertools.product((2, 3), settings, VARIANT_BATCHES)
+    ]
+
+
+def grid_of(families: Sequence[str] = FAMILIES) -> list[Cell]:
+    """The cells of some families: Phi-3-V's are the full grid."""
+    return [cell for each in families for cell in (full_grid() if each == PHI3_V else family_grid(each))]
+
+
+def build_encoder(kind: str, dropout: float, family: str = PHI3_V) -> VLM2Vec:
     """A tiny encoder; adapters get a B that is not zero, which would hide half of the gradient.
 
     The adapter's scale is moderate: with the default of 16 the plain graph itself is 4e-6 away from float64.
     """
     full = kind.startswith("full")
-    encoder = VLM2Vec(tiny_model(dropout=dropout if full else 0.0), processor=None, max_len=None)  # type: ignore[arg-type]
+    encoder = VLM2Vec(tiny_model(0, dropout if full else 0.0, family), processor=None, max_len=None)  # type: ignore[arg-type]
     if not full:
         encoder.to(torch.bfloat16 if "bf16" in kind else torch.float32)
         dropout_on = "adapter" if "adapter dropout" in kind else "input"
@@ -138,25 +174,7 @@ def build_encoder(kind: str, dropout: float) -> VLM2Vec:
     return encoder.train()
 
 
-@dataclass(frozen=True)
-class Items:
-    """Synthetic items of a model family.
-
-    Attributes:
-        inputs: Makes chunks of them.
-        make: One item, by a seed and whether it has an image.
-    """
-
-    inputs: ItemEncoderInputs
-    make: Callable[[int, bool], ProcessedItem]
-
-    def measured(self, item: ProcessedItem, is_query: bool) -> PackedItem:
-        """What packing needs of one of them."""
-        num_tokens = len(item.input_ids)
-        return PackedItem(num_tokens, item.vision_units, is_query, self.inputs.budget_tokens(item) - num_tokens)
-
-
-TINY = Items(processed_inputs(), tiny_item)
+TINY = tiny_items()
 
 
 @dataclass(frozen=True)
@@ -177,7 +195,8 @@ class RankBatch:
 def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Items = TINY) -> RankBatch:
     """Lays a batch out; the last row shares the first row's target, and three rows have a hard negative."""
     items = [made.make(row, batch.query_has_image(row)) for row in range(PAIRS)]
-    items += [made.make(100 + row, row % 5 == 4 and batch.query_has_image(row)) for row in range(PAIRS)]
+    with_image = [batch.target_images and row % 5 == 4 and batch.query_has_image(row) for row in range(PAIRS)]
+    items += [made.make(100 + row, has_image) for row, has_image in enumerate(with_image)]
     positive = [*range(PAIRS, 2 * PAIRS - 1), PAIRS]
     negative = [-1] * PAIRS
     if batch.hard_negatives:
@@ -212,37 +231,54 @@ def padding_chunk(made: Items = TINY) -> Chunk:
     return made.inputs.chunk([ProcessedItem(torch.tensor([1]))])
 
 
-def plain_gradient(encoder: VLM2Vec, batch: RankBatch, seed: int) -> dict[str, Tensor]:
+def plain_gradient(encoder: VLM2Vec, batch: RankBatch, seed: int, made: Items = TINY) -> dict[str, Tensor]:
     """The gradient without a cache: every rank's chunks in one graph, one loss, one backward, one sum over ranks.
 
-    With one rank and one chunk this is the textbook step. Calls run in the order of pass 1, so that the same seed
-    gives the same dropout masks.
+    Calls run in the order of pass 1, so that the same seed gives the same dropout masks.
     """
     device = encoder.device
-    encoder.zero_grad()
     torch.manual_seed(seed)
     slots = agree_on_slots(batch.chunks, 0, device)
     rows = []
     for phase, phase_slots in zip(batch.chunks.phases[:2], slots[:2], strict=True):
-        for chunk, is_own, with_images in phase_slots.fill(phase, padding_chunk()):
+        for chunk, is_own, with_images in phase_slots.fill(phase, padding_chunk(made)):
             representations = encoder(**chunk.arguments(device, with_images))
             if is_own:
                 rows.append(representations)
     local = torch.cat([representations[:0], *rows])[batch.layout.local_order.to(device)]
     everything = gather_rows(local, batch.layout.counts)
-    pairs = batch.layout.pairs.to(device)
+    gradients = _gradients(encoder, everything, batch.layout, list(batch.layout.rows))
+    for gradient in gradients.values():
+        dist.all_reduce(gradient)
+    return gradients
+
+
+def textbook_gradient(
+    encoder: VLM2Vec, batch: RankBatch, made: Items = TINY, temperature: float = TEMPERATURE
+) -> dict[str, Tensor]:
+    """The gradient of the textbook step: the global batch is one chunk on one rank, without cache, ranks and dummies.
+
+    Of a model without dropout: other chunks would have other masks.
+    """
+    chunk = made.inputs.chunk(batch.items)
+    everything = encoder(**chunk.arguments(encoder.device, dummy_image=False))
+    return _gradients(encoder, everything, batch.layout, list(range(PAIRS)), temperature)
+
+
+def _gradients(
+    encoder: VLM2Vec, everything: Tensor, layout: StepLayout, rows: list[int], temperature: float = TEMPERATURE
+) -> dict[str, Tensor]:
+    """By parameter, of some rows' part of the mean loss; zero where a parameter had no part in it."""
+    encoder.zero_grad()
+    pairs = layout.pairs.to(everything.device)
     scores = everything[pairs.query] @ everything[pairs.positive].T
     if pairs.negative is not None:
         scores = torch.cat([scores, everything[pairs.query] @ everything[pairs.negative[pairs.negative >= 0]].T], 1)
-    own = list(batch.layout.rows)
-    loss = F.cross_entropy(scores[own] / TEMPERATURE, torch.tensor(own, device=device), reduction="sum") / PAIRS
+    targets = torch.tensor(rows, device=everything.device)
+    loss = F.cross_entropy(scores[rows] / temperature, targets, reduction="sum") / PAIRS
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = {}
-    for name, each in encoder.named_parameters():
-        if each.requires_grad:
-            gradients[name] = torch.zeros_like(each) if each.grad is None else each.grad.clone()
-            dist.all_reduce(gradients[name])
-    return gradients
+    trained = {name: each for name, each in encoder.named_parameters() if each.requires_grad}
+    return {name: torch.zeros_like(each) if each.grad is None else each.grad.clone() for name, each in trained.items()}
 
 
 class RecordingStep(CachedStep):
@@ -288,6 +324,32 @@ def count_calls(module: nn.Module) -> Counter[nn.Module]:
     return calls
 
 
+class Recomputation:
+    """Whether gradient checkpointing runs layers again: in the decoder, and in the vision tower if it is trained.
+
+    The first part of the first layer is counted; hooks of a layer itself stay outside of what is run again.
+    """
+
+    def __init__(self, base: Backbone) -> None:
+        of_images = {module for part in base.vision_modules() for module in part.modules()}
+        layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self._decoder = count_calls(next(next(each for each in layers if each not in of_images).children()))
+        tower = base.vision_modules()[0]
+        is_trained = any(parameter.requires_grad for parameter in tower.parameters())
+        in_tower = next(next(each for each in layers if each in of_images).children())
+        self._towers = [(count_calls(tower), count_calls(in_tower))] if is_trained else []
+
+    def clear(self) -> None:
+        """Begins to count."""
+        for counted in (self._decoder, *(each for pair in self._towers for each in pair)):
+            counted.clear()
+
+    def is_missing(self, num_calls: int) -> bool:
+        """Whether a part ran forward only, in so many calls of the model."""
+        tower_ran_once = any(once.total() == inner.total() > 0 for once, inner in self._towers)
+        return tower_ran_once or self._decoder.total() == num_calls
+
+
 def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
     """Of the gradient that the engine is about to step with."""
     from deepspeed.utils import safe_get_full_grad
@@ -307,12 +369,17 @@ def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     seed = 100 + rank
-    for (stage, kind, dropout), group in itertools.groupby(cells, lambda cell: (cell.stage, cell.kind, cell.dropout)):
-        encoder = build_encoder(kind, dropout).to(device)
+
+    def setting(cell: Cell) -> tuple[str, int, str, float]:
+        return cell.family, cell.stage, cell.kind, cell.dropout
+
+    for (family, stage, kind, dropout), group in itertools.groupby(cells, setting):
+        made = tiny_items(family)
+        encoder = build_encoder(kind, dropout, family).to(device)
         reference = copy.deepcopy(encoder)
         if "checkpointed" in kind:
             encoder.gradient_checkpointing_enable()
-        attention_calls = count_calls(encoder.base.model.layers[0].self_attn)
+        recomputation = Recomputation(encoder.base)
         if "compiled" in kind:
             compile_layers(encoder, "aot_eager" if device.type == "cpu" else "inductor")
         engine = build_engine(encoder, stage)
@@ -320,17 +387,21 @@ def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
             sizes = CHUNKS[cell.chunks]
             if dropout:
                 sizes = ChunkSizes(sizes.packing, None, sizes.keep_graphs)
-            batch = rank_batch(BATCHES[cell.batch], sizes, rank, ranks)
-            expected = plain_gradient(reference, batch, seed)
+            batch = rank_batch(BATCHES[cell.batch], sizes, rank, ranks, made)
+            expected = (
+                textbook_gradient(reference, batch, made)
+                if cell.has_textbook_reference
+                else plain_gradient(reference, batch, seed, made)
+            )
             torch.manual_seed(seed)
-            attention_calls.clear()
-            step = RecordingStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk())
+            recomputation.clear()
+            step = RecordingStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk(made))
             with kept_norms(engine), cuda_autocast(device.type == "cpu" and "bf16" in kind):
                 step.cache_step(batch.chunks, batch.layout)
             error = relative_error(engine, expected)
             engine.step()
             is_wrong = dropout > 0 and step.passes_differ(batch)
-            is_wrong |= "checkpointed" in kind and attention_calls.total() == len(step.results)
+            is_wrong |= "checkpointed" in kind and recomputation.is_missing(len(step.results))
             num_wrong = torch.tensor(float(is_wrong), device=device)
             dist.all_reduce(num_wrong)
             yield float("inf") if num_wrong else error

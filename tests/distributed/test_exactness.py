@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trials.exactness import BATCHES, CHUNKS, DROPOUT, Cell
+from trials.exactness import BATCHES, CHUNKS, DROPOUT, Batch, Cell, rank_batch
 from trials.rig.forked import run_ranks
+from trials.rig.tiny import FAMILIES, PHI3_V
 
 pytestmark = pytest.mark.numeric
 
@@ -20,6 +21,21 @@ def sample(*settings: tuple[int, str, float]) -> list[Cell]:
         Cell(stage, kind, dropout, batch, list(CHUNKS)[(number + shift) % len(CHUNKS)])
         for shift, (stage, kind, dropout) in enumerate(settings)
         for number, batch in enumerate(BATCHES)
+    ]
+
+
+def of_other_families() -> list[Cell]:
+    """ZeRO-3, all weights, checkpointing; ZeRO-2, adapters, dropout; in both a rank that has only text."""
+    text_only = "text only on some ranks"
+    return [
+        cell
+        for family in FAMILIES
+        if family != PHI3_V
+        for cell in (
+            Cell(3, "full checkpointed", 0.0, "mixed", "ragged", family),
+            Cell(3, "full checkpointed", 0.0, text_only, "one item", family),
+            Cell(2, "dora", DROPOUT, text_only, "ragged", family),
+        )
     ]
 
 
@@ -40,9 +56,24 @@ CELLS = {
         ),
         Cell(3, "dora compiled", DROPOUT, "mixed", "ragged"),
         *(Cell(stage, kind, DROPOUT, "mixed", "ragged") for stage in (1, 2, 3) for kind in CHECKPOINTED),
+        *of_other_families(),
     ],
     3: sample((3, "full", 0.0)),
 }
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_batches_are_what_their_names_say(ranks: int) -> None:
+    def num_image_chunks(batch: Batch, rank: int) -> int:
+        return rank_batch(batch, CHUNKS["one item"], rank, ranks).chunks.repeat.num_image_chunks
+
+    num_images = {name: [num_image_chunks(batch, rank) for rank in range(ranks)] for name, batch in BATCHES.items()}
+    assert min(num_images["mixed"]) > 0
+    for name in ("text only on some ranks", "images on one rank only"):
+        assert num_images[name][0] > 0
+        assert set(num_images[name][1:]) == {0}
+    assert sum(num_images["no images"]) == 0
+    assert all(sum(num_images[name]) > 0 for name in BATCHES if name != "no images")
 
 
 @pytest.mark.parametrize("ranks", list(CELLS))

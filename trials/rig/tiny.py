@@ -1,4 +1,4 @@
-"""A random Phi-3-V of a few thousand weights and synthetic items, for ranks that need no files."""
+"""Random models of a few thousand weights and synthetic items, for ranks that need no files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 
-from vlm2vec.backbones.interface import CollatedItems, ProcessedItem
+from trials.rig import tiny_qwen
+from trials.rig.items import Items
+from vlm2vec.backbones.interface import Backbone, CollatedItems, ProcessedItem
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel, collate, item_with_images
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 
+PHI3_V = "phi3_v"
+FAMILIES = (PHI3_V, *tiny_qwen.FORMATS)
 CROP = 28
 IMAGE_TOKENS = 13  # one local crop and the global view, 4 tokens each, with separators
 VOCABULARY = 96
@@ -32,7 +36,7 @@ def processed_inputs(dtype: torch.dtype = torch.float32) -> ItemEncoderInputs:
 
 
 def tiny_config(dropout: float = 0.0, **changes: Any) -> Phi3VConfig:
-    """Two layers of width 32 and a vision tower of three; `changes` are other fields of the configuration."""
+    """Of Phi-3-V: two layers of width 32, a tower of three; `changes` are other fields of the configuration."""
     fields = {
         **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
         **{"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.05},
@@ -46,14 +50,21 @@ def tiny_config(dropout: float = 0.0, **changes: Any) -> Phi3VConfig:
     return Phi3VConfig(**{**fields, **changes})
 
 
-def tiny_model(seed: int = 0, dropout: float = 0.0) -> Phi3VModel:
+def tiny_model(seed: int = 0, dropout: float = 0.0, family: str = PHI3_V) -> Backbone:
     """Random weights that follow from the seed."""
+    if family != PHI3_V:
+        return tiny_qwen.tiny_model(family, seed, dropout)
     torch.manual_seed(seed)
     return Phi3VModel(tiny_config(dropout))
 
 
+def tiny_items(family: str = PHI3_V) -> Items:
+    """Items for the family's tiny model."""
+    return Items(processed_inputs(), tiny_item) if family == PHI3_V else tiny_qwen.tiny_items(family)
+
+
 def tiny_item(seed: int, has_image: bool) -> ProcessedItem:
-    """An item whose content follows from the seed; lengths differ."""
+    """An item of Phi-3-V whose content follows from the seed; lengths differ."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(3, VOCABULARY, (int(torch.randint(1, 12, (1,), generator=generator)),), generator=generator)
     if not has_image:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from PIL import Image
 
 from tests.rig.made_up_family import PIXELS, MadeUpProcessor, made_up_model
-from trials.exactness import BATCHES, CHUNKS, PAIRS, Items, RankBatch, padding_chunk, rank_batch, relative_error
+from trials.exactness import BATCHES, CHUNKS, padding_chunk, rank_batch, relative_error, textbook_gradient
 from trials.rig.engines import build_engine
+from trials.rig.items import Items
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
@@ -61,17 +61,6 @@ def made_up_encoder(lora: bool) -> VLM2Vec:
     return encoder.train()
 
 
-def gradient_of_one_graph(encoder: VLM2Vec, batch: RankBatch) -> dict[str, torch.Tensor]:
-    """Of the global batch as one chunk on one rank: no cache, no ranks, no dummy."""
-    encoder.zero_grad()
-    chunk = ITEMS.inputs.chunk(batch.items)
-    vectors = encoder(**chunk.arguments(encoder.device, dummy_image=False))
-    scores = vectors[batch.layout.pairs.query] @ vectors[batch.layout.pairs.positive].T
-    F.cross_entropy(scores / TEMPERATURE, torch.arange(PAIRS)).backward()
-    gradients = {name: each.grad for name, each in encoder.named_parameters() if each.requires_grad}
-    return {name: torch.zeros(()) if each is None else each.clone() for name, each in gradients.items()}
-
-
 def gradient_errors(stage: int, lora: bool) -> Iterator[tuple[str, float]]:
     """By kind of batch, of the cached step on the ranks against one graph."""
     encoder = made_up_encoder(lora)
@@ -79,7 +68,7 @@ def gradient_errors(stage: int, lora: bool) -> Iterator[tuple[str, float]]:
     engine = build_engine(encoder, stage)
     for name, chunks in GRADIENTS.items():
         batch = rank_batch(BATCHES[name], CHUNKS[chunks], dist.get_rank(), dist.get_world_size(), ITEMS)
-        expected = gradient_of_one_graph(reference, batch)
+        expected = textbook_gradient(reference, batch, ITEMS, TEMPERATURE)
         step = CachedStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk(ITEMS))
         step.cache_step(batch.chunks, batch.layout)
         yield name, relative_error(engine, expected)
