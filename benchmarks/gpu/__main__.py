@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             exactness.run_two_ranks(recorder, device, options.tiny, options.rank_seconds)
         elif section == "family":
             families.run_exactness(recorder, device, options.family)
+            families.run_waits(recorder, device, options.family)
         elif section == "tower":
             families.run_tower(recorder, setting)
         else:

@@ -47,12 +47,38 @@ TOWER_SECTION = Section(
 )
 
 
+WAITS_SECTION = Section("Waits of the host for the device", ("waits",), lambda figures: [str(figures["waits"])])
+
+
 def run_exactness(recorder: Recorder, device: torch.device, family: str) -> None:
     """The cached step of a tiny model of the family against one plain graph, in float32, images and texts mixed."""
     recorder.begin(SECTION)
     choose_kernels(deterministic=False, is_float32=True)
     for stage, kind in SETTINGS:
         recorder.row(f"{family}, ZeRO-{stage}, {kind}", partial(_error, Model(family, tiny=True), stage, kind, device))
+
+
+def run_waits(recorder: Recorder, device: torch.device, family: str) -> None:
+    """Whether a forward or backward pass makes the host wait for the device, as torch reports it."""
+    recorder.begin(WAITS_SECTION)
+    recorder.row(f"{family}, forward and backward", partial(_waits, Model(family, tiny=True), device))
+
+
+def _waits(model: Model, device: torch.device) -> Figures:
+    if device.type != "cuda":
+        raise LeftOutError("only a GPU is waited for")
+    torch.manual_seed(0)
+    encoder = VLM2Vec(model.backbone(model.config), model.processor, None).train().to(device)
+    make = model.items()
+    items = [make(torch.arange(3, 9), size) for size in (*_SIZES, _SIZES[0], None)]
+    arguments = model.inputs(torch.float32).chunk(items).arguments(device, dummy_image=True)
+    encoder(**arguments).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        encoder(**arguments).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"waits": 0}
 
 
 def _error(model: Model, stage: int, kind: str, device: torch.device) -> Figures:
