@@ -68,7 +68,7 @@ def test_a_recipe_fits_its_model(name: str) -> None:
     processor = plan.model.processor
     assert processor.num_image_tokens(*processor.largest_image_size) == tokens
     assert plan.settings.encoder.prompt_format == processor.prompt_format.name
-    trained = {name for name, each in plan.model.smallest().named_parameters() if each.requires_grad}
+    trained = {name for name, each in plan.model.smallest.named_parameters() if each.requires_grad}
     assert any("down_proj" in name for name in trained)
     assert not any("visual.blocks" in name for name in trained)
     assert plan.settings.encoder.freeze_vision_tower is ("frozen_vision" in name)
