@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any
 
 from eval import mmeb
@@ -44,7 +43,3 @@ def main(folder: str, broken_images: str, ports: str, *options: str) -> None:
     EvalStore.write_block = write_and_die  # type: ignore[assignment, method-assign]  # the process ends with it
     os.environ["MASTER_PORT"] = third_port
     mmeb.main([*options, "--encode_output_path", f"{folder}/torn"])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -11,7 +11,9 @@ import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
-from trials.rig.launcher import free_port, run_ranks, start_ranks
+from tests.eval import dying_worker
+from trials.rig.forked import ended, run_ranks, start_forked
+from trials.rig.launcher import free_port
 from vlm2vec.evaluation.store import EvalStore
 
 SIGKILL_EXIT = -9
@@ -52,19 +54,22 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     shutil.copytree(mini_mmeb_dir / EVAL_FOLDER / "images", images)
     damaged = sorted((images / "Photos").glob("*.jpg"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-200])
-    worker = ["-m", "tests.eval.dying_worker", str(tmp_path), str(images), f"{free_port()},{free_port()}", *options]
-    done = start_ranks(2, worker, tmp_path)
-    assert [rank.exit_code for rank in done] == [SIGKILL_EXIT] * 2, done[0].output
+    worker = [str(tmp_path), str(images), f"{free_port()},{free_port()}", *options]
+    codes = ended(start_forked(2, dying_worker.main, worker, tmp_path))
+    outputs = [(tmp_path / f"rank{rank}.log").read_text(errors="replace") for rank in range(2)]
+    assert codes == [SIGKILL_EXIT] * 2, outputs[0]
     assert files_of(tmp_path / "whole") == files_of(one_rank)
-    assert re.search(rf"refused: .* row \d+: .*{damaged.name}: damaged or truncated", done[0].output)
-    assert "left with 2" in done[1].output
+    assert re.search(rf"refused: .* row \d+: .*{damaged.name}: damaged or truncated", outputs[0])
+    assert "left with 2" in outputs[1]
     assert not (tmp_path / "broken/scores.json").exists()
     torn = tmp_path / "torn"
     assert not (torn / "scores.json").exists()
     assert len([name for name in files_of(torn) if re.search(r"blocks/block-\d+\.npy$", name)]) == 4
     # `--local_rank` as the deepspeed launcher gives it.
     command = ["-m", "eval.mmeb", *options, "--encode_output_path", str(torn), "--local_rank", "0"]
-    resumed = run_ranks(4, command, tmp_path)
+    logs = tmp_path / "resumed"
+    logs.mkdir()
+    resumed = run_ranks(4, command, logs)
     items, left = to_encode(resumed[0])
     assert 0 < left < items
     assert files_of(torn) == files_of(one_rank)

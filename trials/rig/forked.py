@@ -75,8 +75,8 @@ def _run_module(words: list[str]) -> None:
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
-def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = HANG_SECONDS) -> None:
-    """Until all ranks have ended; when one failed, or the time is over, the others are killed."""
+def ended(ranks: Sequence[ForkServerProcess], timeout: float = HANG_SECONDS) -> list[int | None]:
+    """Exit codes, once all ranks have ended; None for those killed because one failed, or because the time is over."""
     deadline = time.monotonic() + timeout
     while any(rank.exitcode is None for rank in ranks) and time.monotonic() < deadline:
         if any(rank.exitcode for rank in ranks):
@@ -85,6 +85,13 @@ def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = HAN
     codes = [rank.exitcode for rank in ranks]
     if any(code != 0 for code in codes):
         kill(ranks)
+    return codes
+
+
+def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = HANG_SECONDS) -> None:
+    """Until all ranks have succeeded; when one failed, or the time is over, the others are killed."""
+    codes = ended(ranks, timeout)
+    if any(code != 0 for code in codes):
         logs = [path.read_text(errors="replace")[-3000:] for path in sorted(log_dir.glob("rank*.log"))]
         raise AssertionError(f"ranks ended with {codes}:\n" + "\n".join(logs))
 
