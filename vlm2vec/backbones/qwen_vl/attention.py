@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_vl.modeling_qwen2_vl import (
-    VisionAttention,
-    apply_rotary_pos_emb_vision,
-    eager_attention_forward,
-)
+from transformers.models.qwen2_vl.modeling_qwen2_vl import VisionAttention, eager_attention_forward
+
+from vlm2vec.backbones.qwen_vl.rope import turned
 
 # Queries, keys and values (P, heads, d), boundaries int32 (spans + 1,), the longest span; returns (P, heads, d).
 _VarlenKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
@@ -65,14 +63,15 @@ class SpanAttention(VisionAttention):
         Args:
             hidden_states: (P, width).
             cu_seqlens: The spans, under the name by which a block hands them on.
-            position_embeddings: Cosines and sines, float32 (P, d).
+            position_embeddings: What `TowerRope` gives, float32 (P, d) each.
 
         Returns:
             (P, width).
         """
         rows = len(hidden_states)
-        query, key, value = self.qkv(hidden_states).view(rows, 3, self.num_heads, self.head_dim).unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        heads = self.qkv(hidden_states).view(rows, 3, self.num_heads, self.head_dim)
+        query, key = turned(heads[:, :2], *position_embeddings).unbind(1)
+        value = heads[:, 2]
         mixed = self._attend(query, key, value, cu_seqlens)
         result: Tensor = self.proj(mixed.reshape(rows, -1))
         return result
