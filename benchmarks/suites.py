@@ -51,6 +51,16 @@ SUITES = {
         "with PEFT's on the input, which is all that PEFT has.",
         limit_seconds=1200,
     ),
+    "qwen_vl": Suite(
+        "Encoding with the Qwen-VL families beside transformers",
+        "benchmarks.qwen_vl",
+        "The tests' tiny models in the models' own chat template; half of the items have an image of 336 x 336 to "
+        "640 x 480 pixels. transformers encodes one padded batch with `Qwen2VLImageProcessorPil`, its tokenizer and "
+        "its model without an output head; this code packs items by length as `encode` does. One thread, processor "
+        "seconds, the ways take turns. `tensors`: both forwards get ready batches; `processed items`: this code also "
+        "normalises patches and joins items, transformers gets its ready batch; `texts and images`: everything.",
+        limit_seconds=1800,
+    ),
     "padding": Suite(
         "Padding",
         "benchmarks.padding",
