@@ -22,7 +22,7 @@ SYNCHRONISING = (
 )
 
 
-class NoHostSync(TorchDispatchMode):  # type: ignore[misc]
+class NoHostSync(TorchDispatchMode):
     """Refuses operators that wait for the device, in the backward pass too."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,17 +52,16 @@ def arguments(model: QwenVLModel, kind: str) -> Call:
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_forward_and_backward_never_wait_for_the_device(family: str, implementation: str, device: str) -> None:
-    """On the meta device there is nothing to read, and values that come from there are refused."""
-    model = loaded(family, implementation).to(device).train()
+def test_forward_and_backward_never_wait_for_the_device(family: str, implementation: str) -> None:
+    """On the meta device there is nothing to read: what is not refused by name would fail."""
+    model = loaded(family, implementation).to("meta").train()
     encoder = VLM2Vec(model, processor=None, max_len=None)  # type: ignore[arg-type]
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         for kind in CALLS:
             call = {
-                name: each.to(device) if isinstance(each, torch.Tensor) else each
+                name: each.to("meta") if isinstance(each, torch.Tensor) else each
                 for name, each in arguments(model, kind).items()
             }
             with NoHostSync():
