@@ -1,0 +1,118 @@
+"""Folders in the forms in which Qwen-VL embedding models are published, without vlm2vec_config.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.rig import golden, qwen_golden
+from tests.rig.qwen_items import encode_arguments, items_of
+from tests.rig.qwen_models import copied
+from vlm2vec import VLM2Vec
+from vlm2vec.backbones.checkpoint import resolve_folder
+from vlm2vec.errors import InputError
+
+FAMILY = "qwen2_vl"
+HUB_NAME = "Qwen/Qwen2-VL-2B-Instruct"
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model that the adapters name, as the hub's cache would have it."""
+    folder = copied(FAMILY, tmp_path / "base")
+
+    def resolve(path: str | Path) -> Path:
+        return folder if str(path) == HUB_NAME else resolve_folder(path)
+
+    for module in ("model_folder.loading", "backbones.interface"):  # files, and weights
+        monkeypatch.setattr(f"vlm2vec.{module}.resolve_folder", resolve)
+    return folder
+
+
+def adapter_folder(folder: Path, maker: str) -> Path:
+    """An adapter's files as TIGER-Lab publishes them: a pickle, and copies of the base's small files."""
+    folder.mkdir(exist_ok=True)
+    for file in qwen_golden.model_folder(FAMILY).iterdir():
+        if file.name != "model.safetensors":
+            shutil.copyfile(file, folder / file.name)
+    source = golden.ROOT / FAMILY / "lora"
+    config = json.loads((source / "adapter_config.json").read_text())
+    config |= {"auto_mapping": {"base_model_class": "Qwen2VLForConditionalGeneration", "parent_library": maker}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    torch.save(load_file(source / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    return folder
+
+
+def vectors(encoder: VLM2Vec, **options: Any) -> torch.Tensor:
+    items = items_of(FAMILY, qwen_golden.read(FAMILY, "lora/cases.json")["query"])
+    return encoder.encode(**encode_arguments(items), **options)
+
+
+def test_an_adapter_that_names_its_base(base: Path, tmp_path: Path) -> None:
+    """Whatever the neighbours, its vectors are the reference's."""
+    folder = adapter_folder(tmp_path / "adapter", "src.model.vlm_backbone.qwen2_vl.modeling_qwen2_vl")
+    encoder = VLM2Vec.from_pretrained(folder, dtype=torch.float32)
+    assert encoder.processor.prompt_format.name == "vlm2vec"
+    expected = qwen_golden.tensors(FAMILY, "lora/expected.safetensors")["query.adapter"]
+    for batch_tokens in (1, 100_000):
+        assert (vectors(encoder, batch_tokens=batch_tokens) - expected).abs().max() < golden.EMBEDDING_LIMIT
+
+
+def test_an_adapter_of_the_older_code(base: Path, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", "src.vlm_backbone.qwen2_vl.modeling_qwen2_vl")
+    encoder = VLM2Vec.from_pretrained(folder)
+    assert encoder.processor.prompt_format.name == "vlm2vec_v1"
+    assert encoder.processor.num_image_tokens(640, 480) == (1344 // 28) ** 2
+
+
+def test_a_folder_with_an_adapter_and_the_merged_model(base: Path, tmp_path: Path) -> None:
+    both = adapter_folder(tmp_path / "both", "src.vlm_backbone.qwen2_vl.modeling_qwen2_vl")
+    weights = load_file(base / "model.safetensors")
+    torch.save(weights, both / "pytorch_model.bin")
+    with pytest.raises(InputError, match="holds an adapter and a whole model; for the adapter, pass its base as path"):
+        VLM2Vec.from_pretrained(both)
+    found = VLM2Vec.from_pretrained(base, both).encode(["a text"])
+    assert torch.equal(
+        found, VLM2Vec.from_pretrained(adapter_folder(tmp_path / "one", "src.vlm_backbone.")).encode(["a text"])
+    )
+    for name in ("adapter_config.json", "adapter_model.bin"):
+        (both / name).unlink()
+    merged = VLM2Vec.from_pretrained(both, prompt_format="vlm2vec_v1").encode(["a text"])
+    assert not torch.equal(found, merged)
+
+
+def test_a_base_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = adapter_folder(tmp_path / "adapter", "src.vlm_backbone.qwen2_vl")
+    with pytest.raises(InputError) as caught:
+        VLM2Vec.from_pretrained(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'adapter_config.json'}: its base model cannot be had ({HUB_NAME}: ")
+    assert message.endswith("pass the base as path and this as adapter")
+    assert "\n" not in message
+
+
+def test_a_pickle_that_holds_more_than_tensors(base: Path, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "adapter", "src.vlm_backbone.qwen2_vl")
+    torch.save({"a": Path("x")}, folder / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"adapter_model.bin: refused, a pickle may hold tensors only"):
+        VLM2Vec.from_pretrained(folder)
+
+
+def test_an_adapter_of_another_family(tmp_path: Path) -> None:
+    other = copied("qwen2_5_vl", tmp_path / "other")
+    with pytest.raises(InputError, match=r"adapter_model.safetensors: the adapter does not fit the model: 36 of"):
+        VLM2Vec.from_pretrained(other, golden.ROOT / FAMILY / "lora", prompt_format="vlm2vec")
+
+
+def test_an_embedding_model_is_known_by_its_name(tmp_path: Path) -> None:
+    folder = copied("qwen3_vl", tmp_path / "Qwen3-VL-Embedding-2B")
+    encoder = VLM2Vec.from_pretrained(folder)
+    assert encoder.processor.prompt_format.name == "qwen3_vl_embedding"
+    assert encoder.processor.image_limits == {"min_pixels": 4 * 32**2, "max_pixels": 1800 * 32**2}
