@@ -20,6 +20,7 @@ from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, Figures, LeftOutError, Re
 from benchmarks.suites import SUITES
 from tests.rig import made_up_family
 from trials.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
+from trials.rig.forked import run_ranks
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.batches import ChunkSizes
@@ -98,38 +99,36 @@ def test_the_script_takes_parts_and_shows_why_one_failed(tmp_path: Path) -> None
         2,
         "gpu_first.sh: ceilings: expected TABLE[.ROW,...][+TABLE...]:SECONDS\n",
     )
-    done = ran("nonsense:300", "ceilings:300", "lora.plain,none:300", "exactness.adapter:300", LIMIT=str(HANG_SECONDS))
+    parts = ("nonsense:300", f"ceilings+exactness.adapter:{HANG_SECONDS}")
+    done = ran(*parts, LIMIT=str(HANG_SECONDS), FAMILY="qwen3_vl")
     assert done.returncode == 1
     tables = (tmp_path / "tables.md").read_text()
     assert "nonsense: exit code 2; the end of what it said:" in tables
     assert "invalid choice: 'nonsense'" in tables
+    assert "\nqwen3_vl, CPU, torch " in tables
     assert "| copy on the device | " in tables
-    assert "invalid choice: 'none' (lora has dora, " in tables
     assert "| ZeRO-2, dora adapter dropout, dropout 0.1 | " in tables
     assert "| ZeRO-2, full, dropout 0.0 | " not in tables
     assert sorted(each.name for each in tmp_path.iterdir()) == ["log.txt", "machine.txt", "rows.jsonl", "tables.md"]
 
 
+def test_a_row_that_its_table_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--sections", "lora.plain,none"])
+    assert "invalid choice: 'none' (lora has dora, " in capsys.readouterr().err
+
+
 def test_another_familys_tables_run_on_a_cpu(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["benchmarks/gpu_first.sh", "--tiny", f"family+tower+lora.dora+encode.encode:{HANG_SECONDS}"],
-        cwd=REPOSITORY,
-        env={
-            **environment(),
-            **{"OUT": str(tmp_path), "PYTHON": sys.executable, "LIMIT": str(HANG_SECONDS)},
-            "FAMILY": "qwen3_vl",
-        },
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, (tmp_path / "log.txt").read_text()[-4000:]
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [row["status"] for row in rows] == [*["ok"] * 4, "no such kernel here", *["ok"] * 2]
-    assert all(row["within"] for row in rows[: len(families.SETTINGS)])
-    assert rows[3]["images"] >= 1
-    assert min(rows[5]["run_tflops"], rows[6]["items_per_second"]) > 0
+    file = tmp_path / "rows.jsonl"
+    words = ["--tiny", "--family", "qwen3_vl", "--sections", "family", "tower", "lora.dora", "encode.encode"]
+    run_ranks(1, ["-m", "benchmarks.gpu", *words, "--output", str(file)], tmp_path)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    exact, (waits, tower, kernel, lora, encode) = rows[: len(families.SETTINGS)], rows[len(families.SETTINGS) :]
+    assert [row["status"] for row in (*exact, tower, lora, encode)] == ["ok"] * (len(exact) + 3)
+    assert [row["status"] for row in (waits, kernel)] == ["only a GPU is waited for", "no such kernel here"]
+    assert all(row["within"] for row in exact)
+    assert tower["images"] >= 1
+    assert min(lora["run_tflops"], encode["items_per_second"]) > 0
 
 
 def test_a_row_that_raises_loses_nothing_but_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
