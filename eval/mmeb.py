@@ -24,6 +24,7 @@ from eval.model import (
     device_of_rank,
     load_encoder,
     processor_of_run,
+    recognised_format,
     resolve_model,
     use_settings,
 )
@@ -126,6 +127,8 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
     output = Path(scoring.encode_output_path)
     prepare_output(output)
     processor = processor_of_run(encoder_arguments, folders)
+    if line := recognised_format(encoder_arguments, folders, processor):
+        print(line, flush=True)
     plan = plan_encoding(
         data.items,
         images,

@@ -21,16 +21,14 @@ from vlm2vec.backbones.interface import ItemProcessor
 from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.formats.json_files import read_json
 from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,
     OtherBaseError,
     check_base,
     is_adapter_folder,
-    read_base_name,
 )
-from vlm2vec.model_folder.loading import choose_settings, load_processor, stored_settings
-from vlm2vec.model_folder.settings import ChangedSettingWarning, is_same, shown
+from vlm2vec.model_folder.loading import choose_settings, find_base, load_processor, stored_settings
+from vlm2vec.model_folder.settings import ChangedSettingWarning, ModelSettings, is_same, shown
 from vlm2vec.ranks import is_first_rank
 
 # What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
@@ -57,7 +55,7 @@ def resolve_model(arguments: EncoderArguments) -> ModelFolders:
         return ModelFolders(base, _adapter(resolve_folder(arguments.checkpoint_path), "checkpoint_path"))
     if is_adapter_folder(base) or arguments.lora:
         adapter = _adapter(base, "model_name")
-        return ModelFolders(resolve_folder(read_base_name(read_json(adapter / ADAPTER_CONFIG), adapter)), adapter)
+        return ModelFolders(find_base(adapter)[1], adapter)
     return ModelFolders(base, None)
 
 
@@ -112,6 +110,17 @@ def processor_of_run(arguments: EncoderArguments, folders: ModelFolders) -> Item
     named = arguments.prompt_format
     prompt_format = None if named is None else family_of_folder(folders.base).prompt_format(named)
     return load_processor(folders.base, folders.adapter, prompt_format, arguments.image_limits)
+
+
+def recognised_format(arguments: EncoderArguments, folders: ModelFolders, processor: ItemProcessor) -> str | None:
+    """A line on the prompt format, where neither a flag nor a file names it and the family has several."""
+    named = arguments.prompt_format or ModelSettings.read(folders.adapter, folders.base).prompt_format
+    if named is not None or len(family_of_folder(folders.base).prompt_formats) == 1:
+        return None
+    source = folders.adapter or folders.base
+    return (
+        f"prompt format {processor.prompt_format.name}: recognised by the files or name of {source}, which stores none"
+    )
 
 
 def _other_base(folders: ModelFolders) -> str | None:

@@ -40,15 +40,25 @@ def find_folders(path: str | Path, adapter: str | Path | None) -> tuple[str | Pa
     """
     folder = resolve_folder(path)
     if adapter is None and is_adapter_folder(folder):
-        adapter, path = folder, read_base_name(read_json(folder / ADAPTER_CONFIG), folder)
-        try:
-            folder = resolve_folder(path)
-        except InputError as error:
-            raise InputError(
-                f"{adapter / ADAPTER_CONFIG}: its base model cannot be had ({error}); pass the base as path and this "
-                "as adapter"
-            ) from error
+        adapter = folder
+        path, folder = find_base(folder)
     return path, folder, resolve_folder(adapter) if adapter is not None else None
+
+
+def find_base(adapter: Path) -> tuple[str, Path]:
+    """What an adapter's folder says is its base: what names it, and its folder.
+
+    Raises:
+        InputError: It does not say, or there is no such folder and repository.
+    """
+    name = read_base_name(read_json(adapter / ADAPTER_CONFIG), adapter)
+    try:
+        return name, resolve_folder(name)
+    except InputError as error:
+        raise InputError(
+            f"{adapter / ADAPTER_CONFIG}: its base model cannot be had ({error}); pass the base as path and this as "
+            "adapter"
+        ) from error
 
 
 def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> str:
