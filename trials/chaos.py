@@ -26,6 +26,7 @@ from trials.chaos_rank import main as train
 from trials.rig.forked import kill, start_forked, wait, warm_up
 from trials.rig.run_flags import run_flags
 from trials.rig.states import differences
+from trials.rig.tiny import PHI3_V
 from vlm2vec.training.checkpoints.record import LATEST
 
 RANKS, STEPS, BATCH = 2, 7, 8
@@ -171,8 +172,8 @@ def _samples(output: Path) -> tuple[list[str], int]:
     return kept, len(notes) - len(kept)
 
 
-def build_inputs(root: Path) -> tuple[Path, Path]:
-    """The miniature's model, with dropout, and its shards."""
+def build_inputs(root: Path, family: str) -> tuple[Path, Path]:
+    """The miniature's model of a family, with dropout, and its shards."""
     from data_prep.conversion import convert
     from data_prep.conversion_plan import DEFAULT_OPTIONS
     from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
@@ -184,15 +185,17 @@ def build_inputs(root: Path) -> tuple[Path, Path]:
     convert(
         SourceData(train, train, ["ColorVQA", "Recolor"]), root / "shards", replace(DEFAULT_OPTIONS, rows_per_shard=16)
     )
-    build_mini_model(train, root / "model", seed=0)
+    build_mini_model(train, root / "model", seed=0, family=family)
     add_dropout(root / "model")
     return root / "model", root / "shards"
 
 
 def add_dropout(model: Path) -> None:
-    """Switches on dropout in a model's folder."""
+    """Switches on the decoder's dropout in a model's folder, of every kind that the family has."""
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.1, "attention_dropout": 0.1}))
+    decoder = config.get("text_config", config)
+    decoder |= {name: 0.1 for name in ("resid_pdrop", "attention_dropout") if name in decoder}
+    (model / "config.json").write_text(json.dumps(config))
 
 
 def _report(trials: list[Trial]) -> Iterator[str]:
@@ -214,11 +217,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="trials.chaos", description=__doc__)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--family", default=PHI3_V, help="the miniature's model")
     options = parser.parse_args()
     trials = []
     chances = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        chaos = Chaos(*build_inputs(Path(folder)), Path(folder), options.seed)
+        chaos = Chaos(*build_inputs(Path(folder), options.family), Path(folder), options.seed)
         for number in range(options.trials):
             moments = chances.choices(MOMENTS, k=1 + number % 2)
             trial = chaos.trial(list(RUNS)[number % len(RUNS)], number, moments)
