@@ -26,17 +26,11 @@ def sample(*settings: tuple[int, str, float], batches: Sequence[str] = tuple(BAT
 
 
 def of_other_families() -> list[Cell]:
-    """ZeRO-3, all weights, checkpointing; ZeRO-2, adapters, dropout; in both a rank that has only text."""
-    text_only = "text only on some ranks"
+    """ZeRO-3, all weights, checkpointing, a rank that has only text; ZeRO-2, adapters, dropout."""
+    families = [family for family in FAMILIES if family != PHI3_V]
     return [
-        cell
-        for family in FAMILIES
-        if family != PHI3_V
-        for cell in (
-            Cell(3, "full checkpointed", 0.0, "mixed", "ragged", family),
-            Cell(3, "full checkpointed", 0.0, text_only, "one item", family),
-            Cell(2, "dora", DROPOUT, text_only, "ragged", family),
-        )
+        *(Cell(3, "full checkpointed", 0.0, "text only on some ranks", "ragged", family) for family in families),
+        *(Cell(2, "dora", DROPOUT, "mixed", "ragged", family) for family in families),
     ]
 
 
