@@ -221,7 +221,8 @@ class VLM2Vec(nn.Module):
         An item with neither text nor image is an `InputError`, unless the format has a text for it.
 
         Images are PIL images, paths or file contents (bytes).
-        Alpha is dropped without blending, the first frame of an animation counts, EXIF orientation is not applied,
+        Alpha is dropped, or blended over white where the prompt format says so;
+        the first frame of an animation counts, EXIF orientation is not applied,
         CMYK and palettes are converted (all as in the original); damaged files, more than 8 bits a channel and
         decompression bombs are an `InputError`.
 
@@ -236,7 +237,7 @@ class VLM2Vec(nn.Module):
                 rope factors, as in the original: vectors then depend on their neighbours when one of them is longer
                 than 4,096 tokens.
             instruction: what the vectors are for, one for all items or one an item, for models whose prompt format has
-                a place for it; None: the format's own. Other models take it as a part of the text.
+                a place for it; None: the format's own. Others refuse one: put it into the text.
 
         Returns:
             float32 (n, hidden) on the CPU, in the order given.

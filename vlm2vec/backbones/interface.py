@@ -347,14 +347,15 @@ class ItemProcessor(ABC):
         """
 
     @property
-    @abstractmethod
     def pad_token_id(self) -> int:
         """The id that fills short rows of a chunk."""
+        return int(self.tokenizer.pad_token_id)
 
     @property
-    @abstractmethod
     def largest_token_id(self) -> int:
         """The largest id that a text can have, or that fills short rows: the model needs an embedding for it."""
+        ids: list[int] = list(self.tokenizer.get_vocab().values())
+        return max(self.pad_token_id, *ids)
 
     @property
     @abstractmethod

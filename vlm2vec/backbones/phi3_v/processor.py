@@ -136,17 +136,6 @@ class Phi3VProcessor(ItemProcessor):
         """Width and height in pixels of a square image; it gets all crops where their number is a square."""
         return self.image_processor.crop_size, self.image_processor.crop_size
 
-    @property
-    def pad_token_id(self) -> int:
-        """The id that fills short rows of a batch."""
-        return int(self.tokenizer.pad_token_id)
-
-    @property
-    def largest_token_id(self) -> int:
-        """The largest id that a text can have, or that fills short rows."""
-        ids: list[int] = list(self.tokenizer.get_vocab().values())
-        return max(self.pad_token_id, *ids)
-
     @classmethod
     def from_pretrained(
         cls,

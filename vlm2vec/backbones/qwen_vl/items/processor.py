@@ -115,17 +115,6 @@ class QwenVLProcessor(ItemProcessor):
         return self.image_processor.settings.patch_size
 
     @property
-    def pad_token_id(self) -> int:
-        """The id that fills short rows of a chunk."""
-        return int(self.tokenizer.pad_token_id)
-
-    @property
-    def largest_token_id(self) -> int:
-        """The largest id that a text can have, or that fills short rows."""
-        ids: list[int] = list(self.tokenizer.get_vocab().values())
-        return max(self.pad_token_id, *ids)
-
-    @property
     def largest_image_size(self) -> tuple[int, int]:
         """Width and height in pixels of an image that takes as much as any may."""
         return self.image_processor.largest_image_size
