@@ -51,12 +51,17 @@ setup(
         "report": ["matplotlib>=3.9", "jinja2>=3.1"],
         # Loading an exported model through that library's interface.
         "sentence-transformers": ["sentence-transformers>=6.0"],
+        # data_prep.mine: cuts the graph of mutually hard pairs into clusters.
+        "mine": ["pymetis>=2023.1"],
+        # Scoring an exported model on MTEB's tasks.
+        "mteb": ["mteb>=2.0", "sentence-transformers>=6.0"],
         "dev": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "filelock",
             "setuptools>=70.1",  # builds the wheel that a test installs
+            "pytrec-eval-terrier>=0.5.6",  # what retrieval metrics are compared with
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",
