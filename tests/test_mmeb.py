@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vlm2vec.errors import InputError
-from vlm2vec.mmeb import META_TASKS, MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
+from vlm2vec.mmeb import META_TASKS, MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark, meta_task_of
 
 # The paper's recipe caps every subset at 50,000 rows and calls the result "662K".
 PAPER_CAP, PAPER_ROWS = 50_000, 662_000
@@ -36,6 +36,11 @@ def test_miniature_has_every_modality_combination_of_mmeb() -> None:
         return {(subset.query_modality, subset.target_modality) for subset in benchmark.train_subsets}
 
     assert combinations(MINI_MMEB) == combinations(MMEB)
+
+
+def test_the_meta_task_of_a_subset_is_known_for_both_benchmarks_and_no_other() -> None:
+    assert [meta_task_of(name) for name in ("OK-VQA", "PairVQA", "MSCOCO")] == ["vqa", "vqa", "grounding"]
+    assert meta_task_of("my-photos") is None
 
 
 def test_selection_keeps_the_benchmarks_order_and_drops_repeats() -> None:

@@ -242,6 +242,15 @@ MINI_MMEB = Benchmark(
 )
 
 
+def meta_task_of(subset: str) -> str | None:
+    """The meta-task of a training subset of MMEB or of the miniature; None for any other."""
+    for benchmark in (MMEB, MINI_MMEB):
+        for known in benchmark.train_subsets:
+            if known.name == subset:
+                return known.meta_task
+    return None
+
+
 @dataclass(frozen=True)
 class PublishedScores:
     """Precision@1 in percent: means over the datasets of a meta-task, over IND (20), OOD (16) and all 36."""
