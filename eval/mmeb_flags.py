@@ -45,7 +45,10 @@ class EncoderArguments(ImageLimitFlags, _NamedModel):
         metadata={"help": "whether vectors are scaled to length 1, so that scores are cosines; default: as trained"},
     )
     max_len: int | None = field(
-        default=None, metadata={"help": "most tokens of an item without an image; default: as trained, else 256"}
+        default=None,
+        metadata={
+            "help": "most tokens of an item without an image; default: as trained, else as the prompt format has it"
+        },
     )
     prompt_format: str | None = field(
         default=None,

@@ -98,7 +98,7 @@ def use_settings(arguments: EncoderArguments, folders: ModelFolders) -> tuple[En
     elif arguments.allow_other_base:
         raise InputError("--allow_other_base: no effect, the model is no adapter, or not known to have another base")
     used = {name: given.get(name, getattr(trained, name)) for name in SETTINGS if name != "prompt_format"}
-    return replace(arguments, **used), differing
+    return replace(arguments, **{**used, "max_len": wanted.max_len}), differing
 
 
 def processor_of_run(arguments: EncoderArguments, folders: ModelFolders) -> ItemProcessor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vlm2vec.backbones.image_limits import LIMITS, given_limits
 from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone, ItemProcessor
-from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.backbones.prompts import DEFAULT_MAX_LEN, PromptFormat
 from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
@@ -35,7 +35,7 @@ from vlm2vec.model_folder.loading import (
     load_processor,
 )
 from vlm2vec.model_folder.saving import save_model, write_model_config
-from vlm2vec.model_folder.settings import DEFAULT_MAX_LEN, STORED, ChangedSettingWarning, ModelSettings
+from vlm2vec.model_folder.settings import STORED, ChangedSettingWarning, ModelSettings
 
 # `encode` shows its progress from this many items on.
 LONG_LIST = 256
@@ -95,7 +95,8 @@ class VLM2Vec(nn.Module):
         Args:
             path: a checkpoint folder, an adapter folder (its base is then loaded too), or a Hugging Face repository.
             adapter: a PEFT adapter folder or repository on top of `path`.
-            max_len: see the class; "stored": as it was trained with, else 256.
+            max_len: see the class; "stored": as it was trained with, else as its prompt format's own code has it (256
+                where that is not known).
             normalize: see the class; None: as it was trained with, else True.
             dtype: of the weights; None: as stored. An adapter's own weights are kept in float32.
             device: where to put the model; None: the CPU.

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from vlm2vec.backbones.checkpoint import Shape, TensorNames, check_tensors, checkpoint_shapes, resolve_folder
-from vlm2vec.backbones.prompts import PromptFormat, named_format
+from vlm2vec.backbones.prompts import DEFAULT_MAX_LEN, PromptFormat, named_format
 from vlm2vec.errors import InputError
 
 # Parts that may be frozen, as the flags call them (`--freeze_vision_tower`, `--freeze_projector`).
@@ -507,6 +507,8 @@ class Family:
         prompt_formats: The built-in ones, by their names.
         recognise_format: The name of that of a folder without vlm2vec_config.json, None if it cannot be told; raises
             `InputError` for damaged files.
+        max_lens: Tokens to which the code of a built-in format truncates texts, by the format's name; None: not at all.
+            What is missing has `DEFAULT_MAX_LEN`.
         image_limits: Names of the limits that its images have.
         stored_limits: The limits that a folder's own processor files say, by name.
         vision_unit_name: What a vision unit is, in the plural.
@@ -523,6 +525,7 @@ class Family:
     stored_limits: Callable[[Path], Mapping[str, int]]
     vision_unit_name: str
     published_configs: Mapping[str, Path] = field(default_factory=dict)
+    max_lens: Mapping[str, int | None] = field(default_factory=dict)
 
     def prompt_format(self, wanted: str | PromptFormat) -> PromptFormat:
         """A format that this family can make.
@@ -545,6 +548,29 @@ class Family:
             InputError: It cannot be told; the message asks for it.
         """
         return named_format(self.prompt_formats, self.recognise_format(folder), folder)
+
+    def known_format(self, folder: Path) -> PromptFormat | None:
+        """As `folder_format`, but None if it cannot be told.
+
+        Raises:
+            InputError: Damaged files.
+        """
+        name = self.recognise_format(folder)
+        return None if name is None else named_format(self.prompt_formats, name, folder)
+
+    def default_max_len(self, prompt_format: PromptFormat | None) -> int | None:
+        """Tokens to which texts are truncated where neither a user nor a file says it; None: not at all.
+
+        Args:
+            prompt_format: The one in force. One that differs from a built-in one in name and instruction alone has that
+                one's; None: not known.
+        """
+        for name, max_len in self.max_lens.items():
+            if prompt_format is not None and self.prompt_formats[name].is_same(
+                prompt_format, whatever_instruction=True
+            ):
+                return max_len
+        return DEFAULT_MAX_LEN
 
     @property
     def model_import(self) -> str:

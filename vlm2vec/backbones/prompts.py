@@ -19,6 +19,8 @@ from vlm2vec.formats.json_files import StrictModel, shorten
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT, IMAGE_TAG, image_tags, refuse_empty
 
 CONTENT, INSTRUCTION = "{content}", "{instruction}"
+# Tokens to which texts are truncated where nothing says otherwise: the original's.
+DEFAULT_MAX_LEN = 256
 
 _Text = Annotated[str, Field(max_length=1 << 14)]
 
@@ -135,9 +137,15 @@ class PromptFormat(StrictModel):
             len(self.template) - len(CONTENT) + len(self.instruction or "") - len(INSTRUCTION) * self.takes_instruction
         )
 
-    def is_same(self, other: PromptFormat) -> bool:
-        """Whether two formats make the same prompts, whatever they are called."""
-        return self.model_copy(update={"name": other.name}) == other
+    def is_same(self, other: PromptFormat, whatever_instruction: bool = False) -> bool:
+        """Whether two formats make the same prompts, whatever they are called.
+
+        Args:
+            other: To compare with.
+            whatever_instruction: Their default instructions may differ.
+        """
+        ignored = ("name", "instruction") if whatever_instruction else ("name",)
+        return self.model_copy(update={each: getattr(other, each) for each in ignored}) == other
 
     def render(self, text: str, num_images: int, instruction: str | None = None) -> str:
         """An item's prompt: `prompt` in one piece."""

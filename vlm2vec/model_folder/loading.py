@@ -107,7 +107,8 @@ def choose_settings(
         prefix: What messages put before a setting's name: "--" in a program.
 
     Returns:
-        The settings to use, and a line for every one that differs from what the model was saved with.
+        The settings to use, and a line for every one that differs from what the model was saved with. `max_len` is the
+        prompt format's where neither says it.
 
     Raises:
         InputError: A damaged file, an impossible value, a limit that the family does not have, or a format that it does
@@ -120,7 +121,11 @@ def choose_settings(
             given = {**given, "prompt_format": family.prompt_format(given["prompt_format"])}
         except InputError as error:
             raise InputError(f"{prefix}prompt_format: {error}") from error
-    return stored.with_arguments(**given)
+    used, lines = stored.with_arguments(**given)
+    if "max_len" not in used.stored:
+        prompt_format = used.prompt_format or family.known_format(adapter or base)
+        used = used.model_copy(update={"max_len": family.default_max_len(prompt_format)})
+    return used, lines
 
 
 def stored_settings(base: Path, adapter: Path | None, family: Family) -> ModelSettings:

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from vlm2vec.backbones.image_limits import LIMITS, ImageLimits, given_limits
-from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.backbones.prompts import DEFAULT_MAX_LEN, PromptFormat
 from vlm2vec.formats.json_files import checked, read_json, shorten, write_json
 
 SETTINGS_FILE = "vlm2vec_config.json"
-DEFAULT_MAX_LEN = 256
 
 STORED: Literal["stored"] = "stored"
 """For an argument whose None means something: what the folder says."""
@@ -35,7 +34,8 @@ class ModelSettings(ImageLimits):
     The limits of its images are fields too, those that it was trained with.
 
     Attributes:
-        max_len: Texts without an image are truncated to this many tokens; None: not at all.
+        max_len: Texts without an image are truncated to this many tokens; None: not at all. Where no file says it, the
+            prompt format does (`Family.default_max_len`).
         pooling: "last" or "eos", two names for one thing: the last token's hidden state.
         normalize: Scale vectors to length 1.
         prompt_format: How its prompts were made; None: the file does not say.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlm2vec.backbones.interface import Family
 from vlm2vec.backbones.qwen_vl.items.families import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
-from vlm2vec.backbones.qwen_vl.items.formats import FORMATS, recognised_format
+from vlm2vec.backbones.qwen_vl.items.formats import FORMATS, MAX_LENS, recognised_format
 from vlm2vec.backbones.qwen_vl.items.processor import LIMITS, QwenVLProcessor
 from vlm2vec.backbones.qwen_vl.modeling import Qwen2_5_VLModel, Qwen2VLModel, Qwen3VLModel, QwenVLModel
 
@@ -22,6 +22,7 @@ def _family(model: type[QwenVLModel], processor: type[QwenVLProcessor], publishe
         prompt_formats=FORMATS,
         recognise_format=recognised_format,
         image_limits=LIMITS,
+        max_lens=MAX_LENS,
         stored_limits=processor.stored_limits,
         vision_unit_name="patches",
         published_configs={name: _SHIPPED / folder for name, folder in published.items()},

@@ -23,7 +23,7 @@ class _NamedModel:
     max_len: int | None = option(
         None,
         "Longest text-only item in tokens; items with images are never cut. If not given, what the model was saved "
-        "with, else 256.",
+        "with, else what the code has that its prompt format is of, else 256.",
     )
 
 

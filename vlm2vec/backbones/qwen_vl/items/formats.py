@@ -72,6 +72,16 @@ _TOKEN_LIMITS = {
     "gme": (256, 1280),
 }
 
+# Tokens to which they truncate texts. VLM2Vec's branch main gives its tokenizer no limit; v1 was published with
+# --max_len 4096. New training has that of Qwen3-VL-Embedding, whose template it shares.
+MAX_LENS: Mapping[str, int | None] = {
+    "vlm2vec": None,
+    "vlm2vec_v1": 4096,
+    "chat": 8192,
+    "qwen3_vl_embedding": 8192,
+    "gme": 1800,
+}
+
 # The paths of VLM2Vec's code, as its adapters record them.
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_MAKERS = (("src.model.vlm_backbone.", "vlm2vec"), ("src.vlm_backbone.", "vlm2vec_v1"))
