@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,8 @@ from benchmarks.loader import memory_over_steps
 from tests.rig.written import add_subset, stored_image
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.batches import BatchReader, ChunkSizes, GlobalOrder, Mixture, PlanSource, TrainingBatches, lay_out
+from vlm2vec.batches.clusters import Clusters
+from vlm2vec.batches.groups import META_TASK
 from vlm2vec.batches.layout import BatchLayout
 from vlm2vec.batches.reader import MadeChunk
 from vlm2vec.batches.replacement import GlobalBatch
@@ -36,6 +39,7 @@ STEPS, BATCH = 200, 16
 MIXTURES = {
     "by size": Mixture(),
     "everything": Mixture(unit=4, temperature=2, distinct_positives=True, max_samples=20),
+    "clusters of meta-tasks": Mixture(unit=8, groups=META_TASK),
 }
 
 
@@ -64,8 +68,14 @@ def source(
     mixture: str = "by size",
     reader: type[BatchReader] = NamesOnly,
 ) -> PlanSource:
+    # Every third row is left over, and clusters of four are rows some way from each other.
+    numbers = {name: np.full(size, -1, np.int32) for name, size in shards.num_samples.items()}
+    for number in numbers.values():
+        members = np.arange(len(number))[np.arange(len(number)) % 3 > 0]
+        number[members[: len(members) // 4 * 4]] = np.arange(len(members) // 4 * 4) % (len(members) // 4)
+    clusters = Clusters.of(numbers, 4) if "clusters" in mixture else None
     order = GlobalOrder(
-        shards.num_samples, BATCH, 7, MIXTURES[mixture], lambda name: shards.columns(name)["positive_hash"]
+        shards.num_samples, BATCH, 7, MIXTURES[mixture], lambda name: shards.columns(name)["positive_hash"], clusters
     )
     sizes = ChunkSizes(TokenBudget(1000), no_grad_tokens=2000, keep_graphs=1)
     return PlanSource(order, reader(shards, inputs, sizes, rank), num_ranks, 0, STEPS)
@@ -149,7 +159,7 @@ def names(batches: TrainingBatches) -> list[str]:
 def test_200_steps_come_alike_from_any_number_of_workers_and_after_a_resume(
     shards: ShardSet, inputs: ItemEncoderInputs
 ) -> None:
-    plans = source(shards, inputs, rank=1, num_ranks=2)
+    plans = source(shards, inputs, rank=1, num_ranks=2, mixture="clusters of meta-tasks")
     alone = names(TrainingBatches(plans, num_workers=0))
     assert len({line.partition(" ")[0] for line in alone}) == STEPS
     for workers in (1, 3):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from vlm2vec.batches import GlobalOrder, Mixture
+from vlm2vec.batches.clusters import Clusters
+from vlm2vec.batches.groups import META_TASK
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES, WINDOW_BLOCKS, largest_remainder
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.errors import InputError
@@ -40,12 +42,40 @@ MIXTURES = {
     "first": Mixture(max_samples=30, first_samples=True),
     "weights": Mixture(weights={"A": 1, "B": 2, "C": 1}),
     "temperature": Mixture(temperature=2),
+    "clusters": Mixture(unit=4),
+    "clusters of two, units": Mixture(unit=4),
+    "clusters, weights": Mixture(unit=4, weights={"A": 1, "B": 2, "C": 1}),
+    "meta-tasks": Mixture(unit=4, groups=META_TASK),
+    "meta-tasks, distinct, drawn": Mixture(unit=4, groups=META_TASK, distinct_positives=True, max_samples=30),
+    "meta-tasks, clusters of two": Mixture(unit=4, groups=META_TASK),
 }
-ONCE = [name for name in MIXTURES if name not in ("weights", "temperature")]
+ONCE = [name for name in MIXTURES if "weights" not in name and name != "temperature"]
+# The same subsets under names that have a meta-task; the third has none.
+OF_META_TASKS = {"A": "Visual7W", "B": "OK-VQA", "C": "C"}
+
+
+def cluster_numbers(size: int) -> dict[str, np.ndarray]:
+    """20 clusters in A, and rows left over; B without any; one in C, and three or five rows left over. At random."""
+    numbers = {}
+    for (name, rows), count in zip(SIZES.items(), (20, 40 // size, 1), strict=True):
+        whole = np.repeat(np.arange(-1, count), [rows - size * count, *[size] * count])
+        numbers[name] = np.random.default_rng(rows).permutation(whole).astype(np.int32)
+    return numbers
+
+
+def cluster_size(name: str) -> int:
+    return 2 if "clusters of two" in name else 4
 
 
 def order(name: str, batch: int = 8, seed: int = 3) -> GlobalOrder:
-    return GlobalOrder(SIZES, batch, seed, MIXTURES[name], target_hashes)
+    names = OF_META_TASKS if "meta-tasks" in name else dict(zip(SIZES, SIZES, strict=True))
+    sizes = {names[each]: size for each, size in SIZES.items()}
+    hashes = {names[each]: target_hashes(each) for each in SIZES}
+    clusters = None
+    if "clusters" in name:
+        numbers = cluster_numbers(cluster_size(name))
+        clusters = Clusters.of({names[each]: numbers[each] for each in SIZES}, cluster_size(name))
+    return GlobalOrder(sizes, batch, seed, MIXTURES[name], hashes.__getitem__, clusters)
 
 
 @pytest.mark.parametrize("name", ONCE)
@@ -60,7 +90,7 @@ def test_an_epoch_repeats_nothing_and_leaves_out_what_it_says(name: str) -> None
 
 
 def test_what_an_epoch_leaves_out_comes_in_another() -> None:
-    for name in ("by size", "units", "distinct"):
+    for name in ("by size", "units", "distinct", "clusters", "meta-tasks", "meta-tasks, clusters of two"):
         walk = order(name, batch=16)
         seen = samples(walk, range(8 * walk.steps_per_epoch))
         assert set(seen) == {(subset, at) for subset, size in enumerate(SIZES.values()) for at in range(size)}
@@ -78,12 +108,45 @@ def test_a_step_needs_no_earlier_step(name: str) -> None:
     np.testing.assert_array_equal(walked.batch(2).positions, jumped.batch(2).positions)  # back to an earlier epoch
 
 
-@pytest.mark.parametrize("name", ["units", "block, units", "distinct, units, block"])
+@pytest.mark.parametrize(
+    "name", ["units", "block, units", "distinct, units, block", "clusters", "clusters of two, units"]
+)
 def test_a_unit_stays_in_one_subset(name: str) -> None:
     walk = order(name)
     for step in range(2 * walk.steps_per_epoch):
         units = walk.batch(step).subsets.reshape(-1, walk.mixture.unit)
         assert (units == units[:, :1]).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["clusters", "clusters of two, units", "clusters, weights", "meta-tasks, clusters of two"]
+)
+def test_clusters_stay_whole_but_for_one_in_a_pass_with_rows_left_over(name: str) -> None:
+    walk, size = order(name), cluster_size(name)
+    numbers = list(cluster_numbers(size).values())
+    for epoch in range(3):
+        seen = samples(walk, range(epoch * walk.steps_per_epoch, (epoch + 1) * walk.steps_per_epoch))
+        dissolved: set[tuple[int, int]] = set()
+        for start in range(0, len(seen), size):
+            piece = [(subset, int(numbers[subset][position])) for subset, position in seen[start : start + size]]
+            if len(set(piece)) > 1:  # a piece of rows left over
+                dissolved |= {each for each in piece if each[1] >= 0}
+                assert {subset for subset, _ in piece} in ({0}, {2})  # B has none
+            else:
+                assert piece[0][1] >= 0 or piece[0][0] in (0, 2)
+        passes = 2 if "weights" in name else 1
+        assert Counter(subset for subset, _ in dissolved).most_common(1)[0][1] <= passes
+
+
+@pytest.mark.parametrize("name", ["meta-tasks", "meta-tasks, distinct, drawn", "meta-tasks, clusters of two"])
+def test_a_unit_stays_in_one_meta_task_and_draws_from_all_its_subsets(name: str) -> None:
+    walk = order(name)
+    seen = np.stack([walk.batch(step).subsets.reshape(-1, walk.mixture.unit) for step in range(walk.steps_per_epoch)])
+    units = seen.reshape(-1, walk.mixture.unit) == 2  # the subset without meta-task keeps to itself
+    assert (units == units[:, :1]).all()
+    others = seen.reshape(-1, walk.mixture.unit)[~units[:, 0]]
+    assert any(len(set(unit.tolist())) == 2 for unit in others)
+    assert set(others.ravel().tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("name", ["weights", "temperature"])
@@ -178,6 +241,12 @@ GOLDEN = {
     "first": "f978f19416a3b64c",
     "weights": "1678ff7d6b0798fd",
     "temperature": "1ace85010dfa1825",
+    "clusters": "2169672d74e2b078",
+    "clusters of two, units": "edc82351f217ddfd",
+    "clusters, weights": "b12f6d9e53daddd2",
+    "meta-tasks": "b0274e72ac6cf471",
+    "meta-tasks, distinct, drawn": "7fcd82c0e6ae831e",
+    "meta-tasks, clusters of two": "b3bd495287b7360f",
 }
 
 
@@ -192,8 +261,32 @@ def test_the_digest_tells_orders_apart() -> None:
     digests = {order(name).digest for name in MIXTURES}
     digests |= {order("units", seed=4).digest, order("units", batch=16).digest}
     digests |= {GlobalOrder({**SIZES, "C": 8}, 8, 3).digest}
-    assert len(digests) == len(MIXTURES) + 3
+    other = {**cluster_numbers(4), "B": cluster_numbers(4)["B"][::-1]}
+    digests |= {GlobalOrder(SIZES, 8, 3, MIXTURES["clusters"], clusters=Clusters.of(other, 4)).digest}
+    assert len(digests) == len(MIXTURES) + 4
     assert order("weights").digest == order("weights").digest
+
+
+def test_digests_of_orders_without_groups_and_clusters_are_what_they_were() -> None:
+    """A run resumes a checkpoint from before there were any."""
+    assert order("by size").digest[:16] == "fe335ee084826201"
+
+
+def test_refuses_clusters_and_groups_that_do_not_fit() -> None:
+    numbers = cluster_numbers(4)
+    clusters = Clusters.of(numbers, 4)
+    with pytest.raises(InputError, match="a unit of 6 pairs is not a whole number of mined clusters of 4"):
+        GlobalOrder(SIZES, 12, 0, Mixture(unit=6), clusters=clusters)
+    numbers["B"][np.flatnonzero(numbers["B"] == 7)[0]] = 8
+    with pytest.raises(InputError, match="subset B: cluster 7 has 3 rows where all have 4"):
+        Clusters.of(numbers, 4)
+    of_eight = Clusters.of({name: np.full(size, -1, np.int32) for name, size in SIZES.items()}, 8)
+    with pytest.raises(InputError, match="subset C has 7 samples, fewer than a cluster of 8"):
+        GlobalOrder(SIZES, 16, 0, Mixture(unit=8), clusters=of_eight)
+    with pytest.raises(InputError, match="no two subsets have a meta-task in common"):
+        GlobalOrder({"A": 8, "OK-VQA": 8}, 8, 0, Mixture(unit=4, groups=META_TASK))
+    with pytest.raises(InputError, match="meta-task vqa has 12 samples, fewer than a unit of 16"):
+        GlobalOrder({"Visual7W": 8, "OK-VQA": 4, "A": 20}, 16, 0, Mixture(unit=16, groups=META_TASK))
 
 
 def test_refuses_what_cannot_be_filled() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vlm2vec.batches.groups import SUBSET
 from vlm2vec.errors import InputError
 
 RANDOM, BLOCK = ORDERS = ("random", "block")
@@ -19,13 +20,14 @@ class Mixture:
     """What decides the order besides the data, the batch size and the seed.
 
     Attributes:
-        unit: So many consecutive samples of a batch come from one subset.
+        unit: So many consecutive samples of a batch come from one subset, or from one group of subsets.
         weights: Each subset's share of an epoch, relative to the others; None = its number of samples.
         temperature: T: shares proportional to (number of samples)^(1/T) instead.
         max_samples: Use at most so many samples of a subset.
         first_samples: Those are its first ones, as in the original; otherwise a sample drawn with the seed.
         order: "random" over the whole subset, or "block": in blocks that can be read in one piece.
         distinct_positives: Keep rows with the same target out of each other's batch where that is possible.
+        groups: What a unit draws from: "subset", or "meta_task": all subsets of one meta-task.
     """
 
     unit: int = 1
@@ -35,17 +37,18 @@ class Mixture:
     first_samples: bool = False
     order: str = RANDOM
     distinct_positives: bool = False
+    groups: str = SUBSET
 
     def used_samples(self, size: int) -> int:
         """How many samples of a subset of `size` take part."""
         return size if self.max_samples is None else min(size, self.max_samples)
 
     def quotas(self, units: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Units of each subset in an epoch; an epoch is as long as one pass over everything.
+        """Units of each group in an epoch; an epoch is as long as one pass over everything.
 
         Args:
-            units: Whole units of each subset in one pass over it.
-            sizes: Its samples.
+            units: Whole units of each group in one pass over it. Groups of several subsets take no shares.
+            sizes: The samples of each subset.
 
         Raises:
             InputError: A subset without weight, a weight without subset, or one that is too small for a single unit.

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Set
 import numpy as np
 import numpy.typing as npt
 
+from vlm2vec.batches.clusters import Clusters
 from vlm2vec.batches.distinct import count_duplicates, separate
+from vlm2vec.batches.groups import SUBSET, Groups
 from vlm2vec.batches.mixture import BLOCK, Mixture
 from vlm2vec.batches.passes import Passes
 from vlm2vec.batches.permutation import permute
@@ -28,11 +30,12 @@ Indices = npt.NDArray[np.int64]
 class GlobalOrder:
     """A canonical sequence of slots that every cluster walks alike.
 
-    A slot is `mixture.unit` consecutive samples of one subset: 1 mixes freely, a larger unit gives homogeneous
-    sub-batches. An epoch holds each subset's quota of slots in one seeded shuffle; the c-th slot of a subset, counted
-    over all epochs, reads the c-th unit of that subset's passes, each of which has its own permutation. With the
-    subsets' own sizes as quotas, an epoch covers every sample at most once; what it leaves out (`remainder`) differs
-    from epoch to epoch. Nothing is replayed to reach step t, and neither ranks, loader workers nor a resume enter.
+    A slot is `mixture.unit` consecutive samples of one group, which is a subset, or all subsets of a meta-task: 1 mixes
+    freely, a larger unit gives homogeneous sub-batches. An epoch holds each group's quota of slots in one seeded
+    shuffle; the c-th slot of a group, counted over all epochs, reads the c-th unit of that group's passes, each of
+    which has its own permutation, of rows or of mined clusters of rows. With the groups' own sizes as quotas, an epoch
+    covers every sample at most once; what it leaves out (`remainder`) differs from epoch to epoch. Nothing is replayed
+    to reach step t, and neither ranks, loader workers nor a resume enter.
 
     Args:
         sizes: Number of samples of each subset, in a fixed order.
@@ -41,6 +44,7 @@ class GlobalOrder:
         mixture: Everything else that decides.
         target_hashes: A number for each sample of a subset, equal where the targets are the same; needed for
             `mixture.distinct_positives`.
+        clusters: Rows that stay together, for each subset in the same order; a unit holds one or several of them.
 
     Attributes:
         steps_per_epoch: Whole batches in an epoch.
@@ -48,7 +52,9 @@ class GlobalOrder:
         remainder: Samples that such an epoch leaves out: tails shorter than a unit, and slots short of a whole batch.
 
     Raises:
-        InputError: The batch is not a whole number of units or larger than an epoch, or the mixture does not fit.
+        InputError: The batch is not a whole number of units, a unit not a whole number of clusters, the batch is larger
+            than an epoch, or the mixture does not fit.
+        ValueError: The mixture excludes groups or clusters: they leave no choice of rows, and no neighbours.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class GlobalOrder:
         seed: int,
         mixture: Mixture | None = None,
         target_hashes: Callable[[str], npt.NDArray[np.int64]] | None = None,
+        clusters: Clusters | None = None,
     ) -> None:
         self.mixture = mixture or Mixture()
         unit = self.mixture.unit
@@ -71,17 +78,16 @@ class GlobalOrder:
         self.sizes = tuple(self.mixture.used_samples(size) for size in sizes.values())
         self.global_batch_size = global_batch_size
         self.seed = seed
+        self.clusters = clusters
         self._all_sizes = tuple(sizes.values())
-        self.passes = Passes(self.subsets, self.sizes, self._all_sizes, seed, self.mixture)
-        units = {name: size // unit for name, size in zip(sizes, self.sizes, strict=True)}
-        for name, count in units.items():
-            if count == 0:
-                raise InputError(
-                    f"subset {name} has {sizes[name]} samples, fewer than a unit of {unit}: leave it out with "
-                    "--subset_name, or use a smaller --homogeneous_batch_size"
-                )
-        self._units_a_pass = np.array(list(units.values()))
+        self._refuse_combinations()
+        piece = 1 if clusters is None else clusters.size
+        groups = Groups.of(self.subsets, [size // piece for size in self.sizes], self.mixture.groups)
+        self.passes = Passes(self.subsets, self.sizes, self._all_sizes, seed, self.mixture, groups, clusters)
+        units = {name: int(size) * piece // unit for name, size in zip(groups.names, groups.sizes, strict=True)}
         used = dict(zip(sizes, self.sizes, strict=True))
+        self._refuse_small(sizes, units)
+        self._units_a_pass = np.array(list(units.values()))
         self._quotas = np.array(self.mixture.quotas(units, used))
         self._slot_ends = np.cumsum(self._quotas)
         self.slots_per_epoch = int(self._slot_ends[-1])
@@ -102,7 +108,11 @@ class GlobalOrder:
     def digest(self) -> str:
         """A hash of everything that the order depends on; the targets' hashes come with the shards' fingerprint."""
         mixture = dataclasses.asdict(self.mixture)
+        if self.mixture.groups == SUBSET:
+            del mixture["groups"]  # so that the digests of orders without groups stay what they were
         parts = [_ORDER_VERSION, self.subsets, self._all_sizes, self.global_batch_size, self.seed, mixture]
+        if self.clusters is not None:
+            parts.append(self.clusters.digest)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def batch(self, step: int, damaged: Set[tuple[str, int]] = frozenset()) -> GlobalBatch:
@@ -123,8 +133,8 @@ class GlobalOrder:
         if self.mixture.distinct_positives or self.mixture.order == BLOCK:
             subsets, positions = (column[chosen].astype(np.int64) for column in self._whole_epoch(epoch))
         else:
-            subsets, numbers = self._slots(epoch, np.arange(chosen.start, chosen.stop) // self.mixture.unit)
-            positions = self._positions(epoch, subsets, numbers, np.arange(chosen.start, chosen.stop))
+            groups, numbers = self._slots(epoch, np.arange(chosen.start, chosen.stop) // self.mixture.unit)
+            subsets, positions = self._samples(epoch, groups, numbers, np.arange(chosen.start, chosen.stop))
         batch = GlobalBatch(step, epoch, subsets, positions)
         return replace_damaged(batch, damaged, self.passes) if damaged else batch
 
@@ -134,28 +144,66 @@ class GlobalOrder:
         subsets, positions = (column.astype(np.int64) for column in self._whole_epoch(epoch))
         return count_duplicates(self._targets_of(subsets, positions), self.global_batch_size)
 
-    def _slots(self, epoch: int, slots: Indices) -> tuple[Indices, Indices]:
-        """The subset of each slot of an epoch, and which of its subset's slots it is."""
-        shuffled = permute(slots, self.slots_per_epoch, "slots", self.seed, epoch)
-        subsets = np.searchsorted(self._slot_ends, shuffled, side="right")
-        return subsets, shuffled - (self._slot_ends - self._quotas)[subsets]
+    def _refuse_combinations(self) -> None:
+        mixture, clusters = self.mixture, self.clusters
+        if mixture.groups != SUBSET and (mixture.order == BLOCK or mixture.weights or mixture.temperature):
+            raise ValueError("groups of several subsets have neither blocks nor weights of subsets")
+        if clusters is None:
+            return
+        if mixture.order == BLOCK or mixture.max_samples is not None or mixture.distinct_positives:
+            raise ValueError("clusters take part as a whole: no blocks, no limit of samples, no distinct positives")
+        if tuple(map(len, clusters.rows)) != self._all_sizes:
+            raise ValueError("the clusters are of other subsets")
+        if mixture.unit % clusters.size:
+            raise InputError(
+                f"a unit of {mixture.unit} pairs is not a whole number of mined clusters of {clusters.size}: make "
+                f"--homogeneous_batch_size a multiple of {clusters.size}"
+            )
 
-    def _positions(self, epoch: int, subsets: Indices, numbers: Indices, places: Indices) -> Indices:
-        """The sample at each place of an epoch, from its slot's subset and number in it."""
-        passes, units = np.divmod(epoch * self._quotas[subsets] + numbers, self._units_a_pass[subsets])
+    def _refuse_small(self, sizes: Mapping[str, int], units: Mapping[str, int]) -> None:
+        """Refuses subsets that do not fill a cluster, groups that do not fill a unit, and groups of one subset each."""
+        groups, unit = self.passes.groups, self.mixture.unit
+        piece = 1 if self.clusters is None else self.clusters.size
+        for name, size in sizes.items():
+            if piece > 1 and size < piece:
+                raise InputError(
+                    f"subset {name} has {size} samples, fewer than a cluster of {piece}: leave it out with "
+                    "--subset_name, or mine smaller clusters"
+                )
+        for index, (name, count) in enumerate(units.items()):
+            if count == 0:
+                named = f"subset {name} has {sizes[name]}" if name in sizes else f"{name} has {groups.sizes[index]}"
+                raise InputError(
+                    f"{named} samples, fewer than a unit of {unit}: leave it out with --subset_name, or use a smaller "
+                    "--homogeneous_batch_size"
+                )
+        if self.mixture.groups != SUBSET and len(groups.names) == len(sizes):
+            raise InputError(
+                f"--homogeneous_groups {self.mixture.groups}: no effect, as no two subsets have a meta-task in common "
+                f"({', '.join(sizes)}); leave it out"
+            )
+
+    def _slots(self, epoch: int, slots: Indices) -> tuple[Indices, Indices]:
+        """The group of each slot of an epoch, and which of its group's slots it is."""
+        shuffled = permute(slots, self.slots_per_epoch, "slots", self.seed, epoch)
+        groups = np.searchsorted(self._slot_ends, shuffled, side="right")
+        return groups, shuffled - (self._slot_ends - self._quotas)[groups]
+
+    def _samples(self, epoch: int, groups: Indices, numbers: Indices, places: Indices) -> tuple[Indices, Indices]:
+        """Subset and position of the sample at each place of an epoch, from its slot's group and number in it."""
+        passes, units = np.divmod(epoch * self._quotas[groups] + numbers, self._units_a_pass[groups])
         offsets = units * self.mixture.unit + places % self.mixture.unit
-        return self.passes.positions(subsets, passes, offsets)
+        return self.passes.samples(groups, passes, offsets)
 
     def _whole_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
         """Subset and position at every place of an epoch's whole batches, for what one batch alone cannot tell."""
         if epoch not in self._whole_epochs:
             unit = self.mixture.unit
-            subsets, numbers = self._slots(epoch, np.arange(self.slots_per_epoch))
+            groups, numbers = self._slots(epoch, np.arange(self.slots_per_epoch))
             if self.mixture.order == BLOCK:
-                numbers = _ranks(subsets)  # a subset's slots come in the order of its pass
+                numbers = _ranks(groups)  # a subset's slots come in the order of its pass
             places = np.arange(self.steps_per_epoch * self.global_batch_size)
-            subsets, numbers = subsets[places // unit], numbers[places // unit]
-            positions = self._positions(epoch, subsets, numbers, places)
+            subsets, positions = self._samples(epoch, groups[places // unit], numbers[places // unit], places)
             if self.mixture.distinct_positives:
                 targets = self._targets_of(subsets, positions)
                 rows, _ = separate(targets, subsets, self.global_batch_size, self.seed, epoch)

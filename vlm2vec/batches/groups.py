@@ -1,0 +1,54 @@
+"""Groups of subsets: what a homogeneous unit of the order draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm2vec.mmeb import meta_task_of
+
+SUBSET, META_TASK = GROUPINGS = ("subset", "meta_task")
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The subsets in groups, and how many pieces each brings; a piece is what a pass shuffles: a row, or a cluster.
+
+    Attributes:
+        names: Of the groups: a subset's, or "meta-task ..." for a group of several.
+        sizes: Pieces of each group, shape (groups,).
+        members: Subsets, group by group, shape (subsets,).
+        pieces: How many pieces each of `members` brings, shape (subsets,).
+    """
+
+    names: tuple[str, ...]
+    sizes: Indices
+    members: Indices
+    pieces: Indices
+
+    @classmethod
+    def of(cls, subsets: Sequence[str], pieces: Sequence[int], grouping: str) -> Groups:
+        """Groups subsets: each its own group, or those of a meta-task together.
+
+        A subset that belongs to no known benchmark has no meta-task and stays a group of its own.
+        """
+        by_name: dict[str, list[int]] = {}
+        for subset, name in enumerate(subsets):
+            task = meta_task_of(name) if grouping == META_TASK else None
+            by_name.setdefault(name if task is None else f"meta-task {task}", []).append(subset)
+        members = np.array([subset for group in by_name.values() for subset in group])
+        counts = np.array(pieces)
+        sizes = np.array([counts[group].sum() for group in by_name.values()])
+        return cls(tuple(by_name), sizes, members, counts[members])
+
+    def find(self, groups: Indices, numbers: Indices) -> tuple[Indices, Indices]:
+        """The subset and the number within it of some pieces, given by group and number within the group."""
+        ends = np.cumsum(self.pieces)
+        places = (np.cumsum(self.sizes) - self.sizes)[groups] + numbers
+        member = np.searchsorted(ends, places, side="right")
+        return self.members[member], places - (ends - self.pieces)[member]
