@@ -1,0 +1,1 @@
+"""Retrieval from a corpus: graded relevance, exact search, metrics."""
