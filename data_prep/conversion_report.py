@@ -111,9 +111,11 @@ def _subset_report(
             skipped[reason] = skipped.get(reason, 0) + count
     unusable = {image.path: image for result in reversed(results) for image in reversed(result.unusable_images)}
     ordered = sorted(unusable.values(), key=lambda image: image.row)
-    missing = [image.path for image in ordered if image.problem == MISSING]
-    unreadable = [f"{image.problem}: {image.reason}" for image in ordered if image.problem != MISSING]
-    unusable_rows = [f"{row.key} ({row.side}): {row.reason}" for result in results for row in result.unusable_rows]
+    missing = [_at(image.place, image.path) for image in ordered if image.problem == MISSING]
+    unreadable = [_at(image.place, f"{image.problem}: {image.reason}") for image in ordered if image.problem != MISSING]
+    unusable_rows = [
+        f"{row.place or row.key} ({row.side}): {row.reason}" for result in results for row in result.unusable_rows
+    ]
     return SubsetReport(
         rows=sum(end - first for first, end in (record.rows for record in records)),
         samples=len(pairs),
@@ -132,6 +134,10 @@ def _subset_report(
         first_unusable=unusable_rows[:FIRST_NAMES],
         unused_columns=unused_columns,
     )
+
+
+def _at(place: str, what: str) -> str:
+    return f"{place}: {what}" if place else what
 
 
 def _hashes(folder: Path, results: Sequence[ShardResult]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_prep.archive import ARCHIVE_FOLDER, UNPACKED_FOLDER, ImageArchive
 from data_prep.archive_faults import PART_OF_ZIP, loose_parts
+from data_prep.rows import RawImage
 from data_prep.sniff import sniff_header
 from data_prep.source import file_stamp
 from vlm2vec.errors import InputError
@@ -135,13 +136,14 @@ class CheckedImages:
         self._source, self._check = source, CHECKS[check]
         self._checked: dict[int, ImageHeader] = {}
 
-    def load(self, path: str) -> StoredImage:
+    def load(self, image: RawImage) -> StoredImage:
         """An image ready to be stored.
 
         Raises:
             UnusableImageError: It is not there, not allowed, or does not pass the check.
         """
-        data = self._source.read(path)
+        path = image.name
+        data = self._source.read(path) if image.data is None else image.data
         digest = fast_hash(data)
         header = self._checked.get(digest)
         if header is None:

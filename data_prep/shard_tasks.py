@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.images import CheckedImages, SubsetImages, UnusableImageError
-from data_prep.source import SourceTable
+from data_prep.rows import RawItem, RawPair, RowError, SourceRow, Table
 from vlm2vec.errors import InputError
 from vlm2vec.files import sha256_of
-from vlm2vec.item_rules import check_item, says_nothing
+from vlm2vec.item_rules import check_item
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_name
 from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
 from vlm2vec.shards.writer import ShardWriter, StoredItem
 
-# The columns of each side: text, path of the picture.
-SIDE_COLUMNS = {
-    QUERY: ("qry", "qry_image_path"),
-    POSITIVE: ("pos_text", "pos_image_path"),
-    NEGATIVE: ("neg_text", "neg_image_path"),
-}
+# In the place of a side, where a row cannot be read at all.
+WHOLE_ROW = "row"
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class ShardTask:
 
     subset: str
     number: int
-    table: SourceTable
+    table: Table
     rows: tuple[int, int]
     image_dir: Path
     output_dir: Path
@@ -75,9 +71,9 @@ class ShardResult:
 
 
 class UnusableItemError(Exception):
-    """One side of a row that no processor can encode, or that says nothing."""
+    """One side of a row that no processor can encode, or that says nothing; or a whole row that cannot be read."""
 
-    def __init__(self, side: str, error: InputError) -> None:
+    def __init__(self, side: str, error: Exception) -> None:
         super().__init__(str(error))
         self.side = side
 
@@ -98,15 +94,17 @@ def write_shard(task: ShardTask) -> ShardResult:
     unusable: dict[str, UnusableImage] = {}
     rows: list[UnusableRow] = []
     with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
-        for row, record in task.table.rows(*task.rows):
+        for row in task.table.rows(*task.rows):
             try:
-                shard.add(row, _sides(record, images))
+                shard.add(row.number, _sides(row, images))
             except UnusableImageError as error:
                 skipped[error.problem] += 1
-                unusable.setdefault(error.path, UnusableImage(error.path, error.problem, str(error), row))
+                found = UnusableImage(error.path, error.problem, str(error), row.number, row.place)
+                unusable.setdefault(error.path, found)
             except UnusableItemError as error:
                 skipped[f"unusable {error.side}"] += 1
-                rows.append(UnusableRow(sample_key(task.subset, row), row, error.side, str(error)))
+                key = sample_key(task.subset, row.number)
+                rows.append(UnusableRow(key, row.number, error.side, str(error), row.place))
         committed = shard.commit(task.rows, skipped, list(unusable.values()), rows)
         return ShardResult(committed, tuple(unusable.values()), tuple(rows))
 
@@ -137,21 +135,25 @@ def _committed_shard(task: ShardTask) -> ShardResult | None:
 
 
 def _image_paths(task: ShardTask) -> set[str]:
-    columns = [path for _, path in SIDE_COLUMNS.values()]
-    return {record[name] for _, record in task.table.rows(*task.rows) for name in columns if record.get(name)}
+    pairs = (row.content for row in task.table.rows(*task.rows) if isinstance(row.content, RawPair))
+    return {path for pair in pairs for path in pair.image_paths()}
 
 
-def _sides(record: dict[str, str], images: CheckedImages) -> dict[str, StoredItem]:
+def _sides(row: SourceRow, images: CheckedImages) -> dict[str, StoredItem]:
     """The row's sides; a query or target must be there (the original puts a dummy text in the place of nothing)."""
-    sides: dict[str, StoredItem] = {}
-    for side, columns in SIDE_COLUMNS.items():
-        text, path = (record.get(column, "") for column in columns)
-        if side == NEGATIVE and not path and says_nothing(text):
-            continue
-        image = images.load(path) if path else None
-        try:
-            check_item(text, (image.header.width, image.header.height) if image else None)
-        except InputError as error:
-            raise UnusableItemError(side, error) from error
-        sides[side] = StoredItem(text, image)
+    if isinstance(row.content, RowError):
+        raise UnusableItemError(WHOLE_ROW, row.content)
+    pair = row.content
+    sides = {QUERY: _stored(QUERY, pair.query, images), POSITIVE: _stored(POSITIVE, pair.positive, images)}
+    for negative in pair.negatives:
+        sides[NEGATIVE] = _stored(NEGATIVE, negative, images)
     return sides
+
+
+def _stored(side: str, item: RawItem, images: CheckedImages) -> StoredItem:
+    image = images.load(item.images[0]) if item.images else None
+    try:
+        check_item(item.text, (image.header.width, image.header.height) if image else None)
+    except InputError as error:
+        raise UnusableItemError(side, error) from error
+    return StoredItem(item.text, image)

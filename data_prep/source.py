@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -12,9 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.rows import RawImage, RawItem, RawPair, SourceRow, distinct
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file, sha256_of
 from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
+from vlm2vec.item_rules import says_nothing
 from vlm2vec.shards.schema import SUBSET_NAME
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
@@ -65,8 +67,8 @@ class SourceTable:
         """The file's checksum."""
         return sha256_of(self.path)
 
-    def rows(self, start: int, end: int) -> Iterator[tuple[int, dict[str, str]]]:
-        """Rows start <= number < end, numbered over the subset's files, a null read as ""; the rest is not decoded.
+    def rows(self, start: int, end: int) -> Iterator[SourceRow]:
+        """Rows start <= number < end, numbered over the subset's files; the rest is not decoded.
 
         Raises:
             InputError: the file is damaged there.
@@ -83,7 +85,7 @@ class SourceTable:
                     part = table.slice(lower - first, upper - lower)
                     columns = [texts(column).to_pylist() for column in part.columns]
                     for number, values in enumerate(zip(*columns, strict=True), start=lower):
-                        yield number, dict(zip(self.columns, values, strict=True))
+                        yield SourceRow(number, _pair(dict(zip(self.columns, values, strict=True))))
                 first += group_rows
         except UNREADABLE_TABLE as error:
             raise _unreadable(self.path, error) from error
@@ -94,17 +96,27 @@ class SourceTable:
         Raises:
             InputError: the file is damaged.
         """
+        yield from distinct(self._image_paths())
+
+    def _image_paths(self) -> Iterator[str]:
         names = [name for name in self.columns if name.endswith("_image_path")]
-        seen = {""}
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
-                    for path in chain.from_iterable(zip(*(texts(column).to_pylist() for column in batch), strict=True)):
-                        if path and path not in seen:
-                            seen.add(path)
-                            yield path
+                    yield from chain.from_iterable(zip(*(texts(column).to_pylist() for column in batch), strict=True))
         except UNREADABLE_TABLE as error:
             raise _unreadable(self.path, error) from error
+
+
+def _pair(values: Mapping[str, str]) -> RawPair:
+    """A row's items; without text and image there is no negative."""
+    items = []
+    for text, image in (REQUIRED_COLUMNS[:2], REQUIRED_COLUMNS[2:], OPTIONAL_COLUMNS):
+        path = values.get(image, "")
+        items.append(RawItem(values.get(text, ""), (RawImage(path),) if path else ()))
+    query, positive, negative = items
+    there = negative.images or not says_nothing(negative.text)
+    return RawPair(query, positive, (negative,) if there else ())
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:

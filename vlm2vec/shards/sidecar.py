@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -19,22 +19,32 @@ FINGERPRINT = "fingerprint"
 
 @dataclass(frozen=True)
 class UnusableImage:
-    """An image that rows were left out for: its path, a word for the problem, the reason, the first such row."""
+    """An image that rows were left out for.
+
+    Attributes:
+        path: of the image.
+        problem: a word for it.
+        reason: what exactly is wrong.
+        row: the first such row.
+        place: its file and line, where the number does not say enough.
+    """
 
     path: str
     problem: str
     reason: str
     row: Count
+    place: str = ""
 
 
 @dataclass(frozen=True)
 class UnusableRow:
-    """A row that no model can be trained on: its key and number, the side, the reason."""
+    """A row that no model can be trained on: its key and number, the side, the reason, the place as above."""
 
     key: str
     row: Count
     side: str
     reason: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,16 @@ class Sidecar:
     def write(self, path: Path) -> None:
         """Writes it, complete or not at all, with a fingerprint: the manifest takes the sidecar's word."""
         left_out = {
-            UNUSABLE_IMAGES: [asdict(image) for image in self.unusable_images],
-            UNUSABLE_ROWS: [asdict(row) for row in self.unusable_rows],
+            UNUSABLE_IMAGES: [_noted(image) for image in self.unusable_images],
+            UNUSABLE_ROWS: [_noted(row) for row in self.unusable_rows],
         }
         content = {**asdict(self.record), **left_out}
         write_json(path, {**content, FINGERPRINT: fingerprint_of(content)})
+
+
+def _noted(left_out: UnusableImage | UnusableRow) -> dict[str, Any]:
+    content = asdict(left_out)
+    return content if left_out.place else {name: value for name, value in content.items() if name != "place"}
 
 
 _SIDECAR = TypeAdapter(Sidecar)
