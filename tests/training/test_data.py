@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.data import global_order, open_shards, order_remarks
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.settings import DataSettings
+
+UNITS = ("--homogeneous_batch_size", "4")
 
 
 def settings(shards: str, *extra: str) -> DataSettings:
@@ -50,6 +53,19 @@ def test_what_an_epoch_does_not_deliver_is_said(mini_shards_dir: Path) -> None:
     assert left < plain_duplicates(shards)
 
 
+def test_batches_of_a_meta_task_are_named(mini_shards_dir: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA", "ColorVQA"])
+    grouped = global_order(
+        settings(str(mini_shards_dir), "--homogeneous_batch_size", "8", "--homogeneous_groups", "meta_task"), shards
+    )
+    assert order_remarks(grouped).startswith(" | batches of meta-task classification, meta-task vqa | an epoch")
+    sizes = {"PairVQA": 16, "ColorVQA": 16, "my-photos": 16}
+    own = GlobalOrder(sizes, 16, 0, Mixture(unit=8, groups="meta_task"))
+    assert order_remarks(own) == (
+        " | batches of meta-task vqa | subsets without meta-task, in batches of their own: my-photos"
+    )
+
+
 def plain_duplicates(shards: ShardSet) -> int:
     """Rows of an epoch whose target stands in their batch before them, without the flag."""
     order = global_order(settings("d"), shards)
@@ -73,6 +89,10 @@ def test_subsets_are_opened_as_asked(mini_shards_dir: Path) -> None:
     ("extra", "remedy"),
     [
         (["--num_sample_per_subset", "0"], "at least 1"),
+        (["--homogeneous_groups", "meta_task"], "no effect without --homogeneous_batch_size"),
+        (["--homogeneous_groups", "task", *UNITS], "task: must be one of subset, meta_task"),
+        (["--homogeneous_groups", "meta_task", *UNITS, "--mixture_temperature", "2"], "leave one of them out"),
+        (["--homogeneous_groups", "meta_task", *UNITS, "--order", "block"], "blocks are neighbours in one subset"),
         (["--first_n"], "no effect without --num_sample_per_subset"),
         (["--mixture_temperature", "0"], "must be positive"),
         (["--mixture_temperature", "2", "--mixture_weights", "Photos=1"], "give one"),

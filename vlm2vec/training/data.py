@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from vlm2vec.batches import GlobalOrder
+from vlm2vec.batches.groups import SUBSET
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
 from vlm2vec.ranks import gather_from_all
@@ -82,8 +83,14 @@ def compare_data(shards: ShardSet, order: GlobalOrder) -> None:
 
 
 def order_remarks(order: GlobalOrder) -> str:
-    """What an epoch does not deliver."""
+    """What units draw from, and what an epoch does not deliver."""
     remarks = []
+    if order.mixture.groups != SUBSET:
+        groups = order.passes.groups.names
+        alone = [name for name in groups if name in order.subsets]
+        remarks.append(f"batches of {', '.join(name for name in groups if name not in alone)}")
+        if alone:
+            remarks.append(f"subsets without meta-task, in batches of their own: {', '.join(alone)}")
     if order.covers_each_sample_once and order.remainder:
         remarks.append(f"an epoch leaves out {order.remainder:,} pairs, different ones each time")
     if order.mixture.distinct_positives:

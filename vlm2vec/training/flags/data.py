@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm2vec.batches.groups import GROUPINGS, SUBSET
 from vlm2vec.batches.mixture import BLOCK, ORDERS
 from vlm2vec.errors import InputError
 from vlm2vec.shards import is_url
@@ -37,6 +38,12 @@ class DataArguments:
         None, "T: shares by (number of samples)^(1/T) instead; 1 = by size, larger = more even."
     )
     homogeneous_batch_size: int = option(1, "N consecutive rows of a batch come from one subset; 1 mixes freely.")
+    homogeneous_groups: str = option(
+        SUBSET,
+        "What those rows come from: 'subset', or 'meta_task', all subsets of one meta-task of MMEB; a subset without "
+        "one keeps to itself.",
+        needs="homogeneous_batch_size",
+    )
     no_duplicate_positives: bool = option(
         False, "Keep rows with the same target out of each other's batch as far as the data allows."
     )
@@ -76,6 +83,7 @@ def data_refusals(data: DataArguments) -> list[Refusal]:
             "--mixture_weights and --mixture_temperature exclude each other: give one",
         ),
         (data.homogeneous_batch_size < 1, "--homogeneous_batch_size: must be at least 1"),
+        *_group_refusals(data),
         no_effect(
             given(data, ["cache_dir", "cache_gb"]),
             "on shards in a folder, only on those behind a URL",
@@ -90,6 +98,25 @@ def data_refusals(data: DataArguments) -> list[Refusal]:
             "--first_n",
         ),
         (data.image_dir is not None, "--image_dir: shards carry their images; give it to data_prep.convert"),
+    ]
+
+
+def _group_refusals(data: DataArguments) -> list[Refusal]:
+    """What batches of a meta-task exclude."""
+    groups = data.homogeneous_groups
+    flag = f"--homogeneous_groups {groups}"
+    is_shared = groups != SUBSET
+    return [
+        (groups not in GROUPINGS, f"{flag}: must be one of {', '.join(GROUPINGS)}"),
+        (
+            is_shared and (bool(data.mixture_weights) or data.mixture_temperature is not None),
+            f"{flag} with --mixture_weights or --mixture_temperature: these are shares of subsets, and its batches mix "
+            "the subsets of a meta-task by size; leave one of them out",
+        ),
+        (
+            is_shared and data.order == BLOCK,
+            f"{flag} with --order {BLOCK}: blocks are neighbours in one subset; leave one of them out",
+        ),
     ]
 
 

@@ -107,6 +107,7 @@ def data_settings(data: DataArguments, training: TrainingArguments, global_batch
         first_samples=data.first_n,
         order=data.order,
         distinct_positives=data.no_duplicate_positives,
+        groups=data.homogeneous_groups,
     )
     return DataSettings(
         dataset_name=data.dataset_name,
