@@ -1,0 +1,78 @@
+"""The most similar rows of a large matrix, exactly, block by block: memory does not grow with the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vlm2vec.evaluation.retrieval.metrics import NO_DOCUMENT
+
+# A block of scores has 256 x 16,384 numbers, 16 MiB. Blocks lie on a fixed grid: a product's last bits depend on its
+# shape, and what is found must not depend on how queries are distributed to ranks.
+QUERY_BLOCK = 256
+_CORPUS_BLOCK = 16_384
+# Candidates beyond the depth that are scored again in float64: rounding of a float32 product may swap neighbours.
+_SPARE = 16
+
+Vectors = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
+
+
+def nearest(
+    queries: Vectors, corpus: Vectors, depth: int, progress: Callable[[int], object] | None = None
+) -> tuple[Places, Vectors]:
+    """For every query the documents with the largest dot products.
+
+    Candidates are found in float32 and scored again in float64; equal scores (as float32) are ordered by their places
+    in the corpus. More than `_SPARE` documents that tie at the end of the list to the last bit are cut in the order in
+    which the product of blocks finds them, which is the same in every run on one machine.
+
+    Args:
+        queries: float32 (queries, hidden), whole blocks of `QUERY_BLOCK` but for the last.
+        corpus: float32 (documents, hidden), may be a memory map.
+        depth: Documents a query; fewer are found in a smaller corpus.
+        progress: Called with the number of queries of each block that is done.
+
+    Returns:
+        Places in the corpus, best first, `NO_DOCUMENT` behind the last, int64 (queries, depth); and their scores,
+        float32 (queries, depth), NaN behind the last.
+
+    Raises:
+        ValueError: `depth` is below 1, or the widths differ.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, not {depth}")
+    if queries.shape[1] != corpus.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, documents {corpus.shape[1]}")
+    places = np.full((len(queries), depth), NO_DOCUMENT, dtype=np.int64)
+    scores = np.full((len(queries), depth), np.nan, dtype=np.float32)
+    for start in range(0, len(queries), QUERY_BLOCK):
+        block = np.array(queries[start : start + QUERY_BLOCK])
+        found = _candidates(torch.from_numpy(block), corpus, min(depth + _SPARE, len(corpus)))
+        rows = slice(start, start + len(block))
+        for query, own_places, own_scores, candidates in zip(
+            block, places[rows], scores[rows], found.numpy(), strict=True
+        ):
+            candidates = np.sort(candidates)  # a memory map is read forwards, and equal scores stay in this order
+            exact = (corpus[candidates].astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
+            best = np.argsort(-exact, kind="stable")[:depth]
+            own_places[: len(best)], own_scores[: len(best)] = candidates[best], exact[best]
+        if progress is not None:
+            progress(len(block))
+    return places, scores
+
+
+def _candidates(queries: torch.Tensor, corpus: Vectors, count: int) -> torch.Tensor:
+    """Places of the `count` largest float32 products of each query, in no order, int64 (queries, count)."""
+    best_scores = queries.new_empty((len(queries), 0))
+    best_places = torch.empty((len(queries), 0), dtype=torch.int64)
+    for start in range(0, len(corpus), _CORPUS_BLOCK):
+        documents = torch.from_numpy(np.array(corpus[start : start + _CORPUS_BLOCK]))
+        scores, places = (queries @ documents.T).topk(min(count, len(documents)), dim=1)
+        scores, places = torch.cat([best_scores, scores], dim=1), torch.cat([best_places, places + start], dim=1)
+        best_scores, kept = scores.topk(min(count, scores.shape[1]), dim=1)
+        best_places = places.gather(1, kept)
+    return best_places
