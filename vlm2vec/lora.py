@@ -21,6 +21,7 @@ from vlm2vec.model_folder.adapter_files import (
     adapter_shapes,
     check_adapter,
     module_adapter_name,
+    published_adapter,
     read_adapter_config,
 )
 from vlm2vec.model_folder.adapter_schema import check_adapter_config
@@ -137,15 +138,16 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> P
         raise InputError(f"{folder}: no adapter weights ({' or '.join(ADAPTER_WEIGHTS)})")
     found = tensor_shapes(file)
     check_adapter_config(folder / ADAPTER_CONFIG, found)
-    config = read_adapter_config(folder)
+    config = read_adapter_config(folder, backbone)
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # PEFT warns where the base was loaded by another name
     try:
         adapted = get_peft_model(backbone, config)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
-    check_adapter(file, found, adapter_shapes(adapted))
-    state = {module_adapter_name(name, backbone): tensor for name, tensor in _load_tensors(file).items()}
+    check_adapter(file, published_adapter(found, backbone), adapter_shapes(adapted))
+    tensors = published_adapter(_load_tensors(file), backbone)
+    state = {module_adapter_name(name, backbone): tensor for name, tensor in tensors.items()}
     set_peft_model_state_dict(adapted, state)
     install_dora(adapted)
     backbone.freeze_unused()

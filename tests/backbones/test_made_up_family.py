@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
@@ -18,9 +20,11 @@ from tests.rig.made_up_family import ASKED, END, IMAGE, START, MadeUpModel, Made
 from trials.rig.run_flags import run_flags
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
+from vlm2vec.export.merging import merged_weights
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.lora import LoraSettings
+from vlm2vec.model_folder.weights import at_hand, folder_weights
 from vlm2vec.plan.estimate import RunPlan
 from vlm2vec.plan.run_plan import make_plan, parse_cluster
 from vlm2vec.plan.tables import tables
@@ -187,6 +191,34 @@ def test_parts_are_frozen(model: Path) -> None:
     encoder.add_lora(LoraSettings(r=2))
     adapted = {name.split(".lora_A")[0].split(".")[-1] for name, _ in encoder.named_parameters() if ".lora_A" in name}
     assert adapted == {"look", "tell", "widen", "narrow", "late"}
+
+
+def test_an_adapter_names_single_layers_as_published_files_do(model: Path, tmp_path: Path) -> None:
+    """Where a target is partly frozen, its other layers are listed by their whole names."""
+    encoder = VLM2Vec.from_pretrained(model, dtype=torch.float32)
+    encoder.base.layers[0].look.requires_grad_(False)
+    encoder.add_lora(LoraSettings(r=2, target_modules=["look", "tell"]))
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.uniform_(-1, 1)
+    encoder.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == [
+        "tell",
+        "text.blocks.1.look",
+    ]
+    again = VLM2Vec.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(again.encode(["a text"]), encoder.eval().encode(["a text"]))
+    assert not torch.equal(again.encode(["a text"]), VLM2Vec.from_pretrained(model).encode(["a text"]))
+    adapted = get_peft_model_state_dict(encoder.backbone, save_embedding_layers=False)
+    weights = {name.replace(".weight", ".default.weight"): at_hand(each) for name, each in adapted.items()}
+    weights = {
+        name.replace("magnitude_vector", "magnitude_vector.default.weight"): each for name, each in weights.items()
+    }
+    merged = merged_weights(folder_weights(model), weights, encoder.base.config, tmp_path)
+    encoder.merge_lora()
+    expected = encoder.base.layers[1].look.weight
+    assert_close_relative(merged["text.blocks.1.look.weight"].read(), expected, 1e-6)
 
 
 def test_a_family_without_compiled_layers_refuses_the_flag(model: Path) -> None:

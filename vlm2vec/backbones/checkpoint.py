@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from vlm2vec.files import refuse_lfs_pointer
 from vlm2vec.formats.json_files import StrictModel, checked, read_json
 
 Shape = tuple[int, ...]
+_Tensor = TypeVar("_Tensor")
 CONFIG_FILE = "config.json"
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -30,20 +32,43 @@ class TensorNames:
         embeddings: The token embedding.
         head: The output head, which no embedding depends on; a file may have it.
         aliases: Second names of tensors, with the first: a file may have either, or both.
+        spellings: Beginnings of names in files that other programs wrote, with the published ones; both end with a dot.
     """
 
     embeddings: str
     head: str = "lm_head.weight"
     aliases: Mapping[str, str] = field(default_factory=dict)
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def unused(self) -> frozenset[str]:
         """Names that a file may have and the model has not."""
         return frozenset({self.head, *self.aliases})
 
+    def published(self, found: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
+        """A checkpoint's tensors by their published names, where it spells them otherwise.
+
+        One that has the token embedding under its published name is taken to have no other spelling.
+        """
+        if self.embeddings in found:
+            return dict(found)
+        return {self.published_spelling(name): tensor for name, tensor in found.items()}
+
+    def published_spelling(self, name: str) -> str:
+        """A name of a tensor or a module as published files spell it."""
+        return renamed(name, self.spellings)
+
     def missing_aliases(self, found: Mapping[str, Shape]) -> dict[str, str]:
         """The second names in a file that has no first one for them, with the first."""
         return {alias: name for alias, name in self.aliases.items() if alias in found and name not in found}
+
+
+def renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """A name with the first of some beginnings that it has replaced by its other form."""
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 class _WeightIndex(StrictModel):

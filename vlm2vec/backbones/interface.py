@@ -16,7 +16,14 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from vlm2vec.backbones.checkpoint import Shape, TensorNames, check_tensors, checkpoint_shapes, resolve_folder
+from vlm2vec.backbones.checkpoint import (
+    Shape,
+    TensorNames,
+    check_tensors,
+    checkpoint_shapes,
+    renamed,
+    resolve_folder,
+)
 from vlm2vec.backbones.prompts import DEFAULT_MAX_LEN, PromptFormat, named_format
 from vlm2vec.errors import InputError
 
@@ -88,14 +95,19 @@ class Backbone(PreTrainedModel, ABC):
         """A folder's configuration, if its weights are the model's; headers alone are read.
 
         Returns:
-            The configuration, and the renaming to load with (`check_tensors`).
+            The configuration, and the renaming to load with, by patterns.
 
         Raises:
             InputError: Missing or unexpected tensors, other shapes, or see `load_config`.
         """
-        found = checkpoint_shapes(folder)
+        in_files = checkpoint_shapes(folder)
+        found = cls.tensor_names.published(in_files)
         config = cls.load_config(folder, found)
-        return config, check_tensors(folder, found, cls.tensor_shapes(config), cls.tensor_names)
+        renaming = check_tensors(folder, found, cls.tensor_shapes(config), cls.tensor_names)
+        if found.keys() != in_files.keys():
+            spellings = cls.tensor_names.spellings.items()
+            renaming |= {f"^{re.escape(other)}": cls.module_name(published) for other, published in spellings}
+        return config, renaming
 
     @classmethod
     def from_pretrained(cls: type[_Model], path: str | Path, **kwargs: Any) -> _Model:
@@ -151,12 +163,12 @@ class Backbone(PreTrainedModel, ABC):
     @classmethod
     def published_name(cls, name: str) -> str:
         """What published files, adapters' too, call a parameter of this model."""
-        return _renamed(name, cls.prefixes)
+        return renamed(name, cls.prefixes)
 
     @classmethod
     def module_name(cls, name: str) -> str:
         """What this model calls a tensor of published files: the inverse of `published_name`."""
-        return _renamed(name, {theirs: ours for ours, theirs in cls.prefixes.items()})
+        return renamed(name, {theirs: ours for ours, theirs in cls.prefixes.items()})
 
     # What is trained.
 
@@ -261,13 +273,6 @@ class Backbone(PreTrainedModel, ABC):
     @abstractmethod
     def with_depths(cls, config: PreTrainedConfig, decoder: int, vision: int) -> PreTrainedConfig:
         """The same configuration with other numbers of layers, counted as in `depths`; at least `fewest_depths`."""
-
-
-def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
-    for old, new in prefixes.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
 
 
 # --- Items: from a text and images to the arguments of the model's forward ---

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from PIL import Image
 from transformers.initialization import no_init_weights
 
@@ -18,6 +18,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.export.base import BaseModel
 from vlm2vec.export.exported import Exported
 from vlm2vec.export.zero_state import BACKBONE, module_state
+from vlm2vec.model_folder.adapter_files import read_adapter_config
 from vlm2vec.model_folder.loading import load_processor
 from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RunRecord
@@ -130,7 +131,7 @@ def _adapted(checkpoint: Path, state: Mapping[str, torch.Tensor], base: BaseMode
     Raises:
         InputError: The adapter does not fit.
     """
-    settings = PeftConfig.from_pretrained(str(checkpoint / ENCODER_FOLDER))
+    settings = read_adapter_config(checkpoint / ENCODER_FOLDER, base.family.backbone)
     settings.base_model_name_or_path = str(base.folder)  # PEFT warns if it is another than it finds
     adapted = get_peft_model(base.family.backbone.from_pretrained(base.folder, dtype=torch.float32), settings)
     strangers = adapted.load_state_dict(state, strict=False).unexpected_keys
@@ -150,7 +151,7 @@ def _compare_names(folder: Path, exported: Exported, base: BaseModel | None) -> 
     if base is None:
         return "names and shapes are the model's own; the base is not at hand to compare with"
     names = exported.family.backbone.tensor_names
-    found, expected = checkpoint_shapes(folder), checkpoint_shapes(base.folder)
+    found, expected = (names.published(checkpoint_shapes(each)) for each in (folder, base.folder))
     for shapes in (found, expected):
         for alias in names.aliases:
             shapes.pop(alias, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -39,6 +39,8 @@ PEFT_0_11_KEYS = frozenset(
 # What PEFT puts before the names of the model around which it is.
 IN_PEFT = "base_model.model."
 
+_Tensor = TypeVar("_Tensor")
+
 
 class OtherBaseError(InputError):
     """An adapter was trained on another base model than the one that is there."""
@@ -61,7 +63,10 @@ def write_adapter_config(adapted: PeftModel, folder: Path) -> None:
         for name, value in config.to_dict().items()
         if name in PEFT_0_11_KEYS or (value != defaults.get(name) and name != "peft_version")
     }
-    content |= {"inference_mode": True, "base_model_name_or_path": adapted.get_base_model().name_or_path}
+    base = adapted.get_base_model()
+    if isinstance(content["target_modules"], list):  # whole names of layers, where a part of them is frozen
+        content["target_modules"] = sorted(base.published_name(name) for name in content["target_modules"])
+    content |= {"inference_mode": True, "base_model_name_or_path": base.name_or_path}
     write_json(folder / ADAPTER_CONFIG, dict(sorted(content.items())))
 
 
@@ -71,8 +76,8 @@ def write_adapter_weights(adapted: PeftModel, folder: Path) -> None:
     save_file(tensors, folder / WRITTEN_WEIGHTS, metadata={"format": "pt"})
 
 
-def read_adapter_config(folder: Path) -> LoraConfig:
-    """adapter_config.json as PEFT reads it.
+def read_adapter_config(folder: Path, backbone: Backbone | type[Backbone]) -> LoraConfig:
+    """adapter_config.json as PEFT reads it, with the names of layers that the model has.
 
     Raises:
         InputError: Missing, damaged, or of another kind of adapter.
@@ -84,6 +89,9 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         raise InputError(f"{file}: not a usable adapter ({' '.join(str(error).split())})") from error
     if not isinstance(config, LoraConfig):
         raise InputError(f"{file}: not a usable adapter (its peft_type is {config.peft_type}; only LORA is supported)")
+    if isinstance(config.target_modules, set):
+        spelling = backbone.tensor_names.published_spelling
+        config.target_modules = {backbone.module_name(spelling(name)) for name in config.target_modules}
     return config
 
 
@@ -150,6 +158,12 @@ def published_adapter_name(name: str, backbone: Backbone | type[Backbone]) -> st
     return IN_PEFT + backbone.published_name(name.removeprefix(IN_PEFT))
 
 
+def published_adapter(tensors: Mapping[str, _Tensor], backbone: Backbone) -> dict[str, _Tensor]:
+    """An adapter's tensors by their published names, where its file spells them otherwise."""
+    spelling = backbone.tensor_names.published_spelling
+    return {IN_PEFT + spelling(name.removeprefix(IN_PEFT)): tensor for name, tensor in tensors.items()}
+
+
 def module_adapter_name(name: str, backbone: Backbone | type[Backbone]) -> str:
     """What PEFT calls a tensor of an adapter's file: the inverse of `published_adapter_name`."""
     return IN_PEFT + backbone.module_name(name.removeprefix(IN_PEFT))
@@ -167,11 +181,12 @@ def empty_adapter(config: PreTrainedConfig, folder: Path) -> PeftModel:
     Raises:
         InputError: See `read_adapter_config`; or the adapter has no place in this base.
     """
-    settings = read_adapter_config(folder)
+    backbone = family_of_config(config).backbone
+    settings = read_adapter_config(folder, backbone)
     settings.base_model_name_or_path = None  # this one has no name, and PEFT would warn of the difference
     try:
         with torch.device("meta"):
-            return get_peft_model(family_of_config(config).backbone(config), settings)
+            return get_peft_model(backbone(config), settings)
     except ValueError as error:
         raise InputError(f"{folder / ADAPTER_CONFIG}: not a usable adapter ({' '.join(str(error).split())})") from error
 
@@ -182,9 +197,16 @@ def check_adapter(file: Path, found: Mapping[str, Shape], expected: Mapping[str,
     Raises:
         InputError: Names or shapes differ.
     """
-    odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    known = expected.keys() | found.keys()
+    odd = sorted(name for name in known if expected.get(name) != found.get(name))
     if odd:
+        counts = {
+            "missing": len(expected.keys() - found.keys()),
+            "unknown to the model": len(found.keys() - expected.keys()),
+        }
+        counts["of another shape"] = len(odd) - sum(counts.values())
+        kinds = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
         raise InputError(
-            f"{file}: the adapter does not fit the model: {len(odd)} of {len(expected)} tensors differ, first {odd[0]} "
-            f"(file {found.get(odd[0])}, model {expected.get(odd[0])})"
+            f"{file}: the adapter does not fit the model: {len(odd)} of {len(known)} tensors differ ({kinds}), first "
+            f"{odd[0]} (file {found.get(odd[0])}, model {expected.get(odd[0])})"
         )

@@ -35,7 +35,7 @@ class LazyTensor:
 def folder_weights(folder: Path) -> dict[str, LazyTensor]:
     """The tensors of a checkpoint folder (safetensors, or pickles opened with `weights_only=True`) by name.
 
-    A second name of a tensor is dropped, or put right where it is the only one.
+    A second name of a tensor is dropped, or put right where it is the only one; other spellings are put right.
 
     Raises:
         InputError: No weights, a shard is missing, a file cannot be read (see `tensor_shapes`), or a model of no known
@@ -50,7 +50,9 @@ def folder_weights(folder: Path) -> dict[str, LazyTensor]:
         else:
             tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             weights |= {name: at_hand(tensor) for name, tensor in tensors.items()}
-    for alias, name in family_of_folder(folder).backbone.tensor_names.aliases.items():
+    names = family_of_folder(folder).backbone.tensor_names
+    weights = names.published(weights)
+    for alias, name in names.aliases.items():
         if alias in weights:
             weights.setdefault(name, weights.pop(alias))
     return weights

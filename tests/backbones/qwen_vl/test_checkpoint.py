@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from tests.rig.golden import ROOT
 from tests.rig.qwen_golden import model_folder
 from tests.rig.qwen_models import MODELS, copied, loaded
 from tests.rig.qwen_native import NATIVE
+from vlm2vec import VLM2Vec
+from vlm2vec.backbones.checkpoint import renamed
 from vlm2vec.backbones.registry import family_named
 from vlm2vec.errors import InputError
+from vlm2vec.lora import LoraSettings, load_adapter
+from vlm2vec.model_folder.adapter_files import IN_PEFT, write_adapter_config, write_adapter_weights
+from vlm2vec.model_folder.weights import weights_fingerprint
 
 FULL_SIZE = {
     "qwen2_vl_2b": "qwen2_vl",
@@ -88,6 +95,64 @@ def test_transformers_own_layout_is_read(family: str, tmp_path: Path) -> None:
     assert "rope_parameters" in json.loads((tmp_path / "config.json").read_text())["text_config"]
     model = MODELS[family].from_pretrained(tmp_path)
     assert _kept(model.config.to_diff_dict()) == _kept(loaded(family).config.to_diff_dict())
+
+
+# Beginnings of published names, with other programs' spellings: transformers' module names, and those of its AutoModel.
+SPELLED: dict[str, list[dict[str, str]]] = {
+    "qwen2_vl": [
+        {"model.": "model.language_model.", "visual.": "model.visual."},
+        {"model.": "language_model.", "visual.": "visual."},
+    ],
+    "qwen3_vl": [{"model.": ""}],
+}
+SPELLED["qwen2_5_vl"] = SPELLED["qwen2_vl"]
+
+
+@families
+def test_other_spellings_are_read(family: str, tmp_path: Path) -> None:
+    """Weights and adapters alike; what is written has the published names."""
+    weights = load_file(model_folder(family) / "model.safetensors")
+    expected = loaded(family).state_dict()
+    fingerprint = weights_fingerprint(model_folder(family))
+    encoder = VLM2Vec(loaded(family), processor=None)  # type: ignore[arg-type]
+    encoder.add_lora(LoraSettings(r=2, target_modules=["q_proj", "mlp.up_proj" if family == "qwen2_5_vl" else "qkv"]))
+    write_adapter_config(encoder.backbone, tmp_path)
+    write_adapter_weights(encoder.backbone, tmp_path)
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    for spelled in SPELLED[family]:
+        folder = copied(family, tmp_path / f"model{len(spelled)}{spelled['model.']}")
+        save_file({renamed(name, spelled): tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+        assert weights.keys().isdisjoint(load_file(folder / "model.safetensors")) or "visual." in spelled.values()
+        model = MODELS[family].from_pretrained(folder)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+        assert weights_fingerprint(folder) == fingerprint
+        model.save_pretrained(folder)
+        assert load_file(folder / "model.safetensors").keys() == weights.keys()
+
+        other = {IN_PEFT + renamed(name.removeprefix(IN_PEFT), spelled): tensor for name, tensor in adapter.items()}
+        save_file(other, tmp_path / "adapter_model.safetensors")
+        found = get_peft_model_state_dict(load_adapter(loaded(family), tmp_path), save_embedding_layers=False)
+        assert found.keys() == adapter.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in adapter.items())
+
+
+@families
+def test_what_transformers_writes_without_the_head_is_read(family: str, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(model_folder(family)).save_pretrained(tmp_path)
+    assert any(name.startswith("language_model.") for name in load_file(tmp_path / "model.safetensors"))
+    expected = loaded(family).state_dict()
+    found = MODELS[family].from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_two_spellings_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    folder = copied("qwen2_vl", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        weights | {"model.language_model.norm.weight": weights["model.norm.weight"] + 1}, folder / "model.safetensors"
+    )
+    with pytest.raises(InputError, match=r"1 unexpected \(model.language_model.norm.weight\)"):
+        MODELS["qwen2_vl"].from_pretrained(folder)
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:

@@ -121,6 +121,27 @@ def test_width_and_depths_are_the_weights(family: str, tmp_path: Path) -> None:
         MODELS[family].load_config(changed(family, tmp_path, field, 128), found)
 
 
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("family", MODELS)
+def test_another_familys_model_type(family: str, model_type: str, tmp_path: Path) -> None:
+    """Said as such: the other family's own fields would all have transformers' defaults."""
+    if family == model_type:
+        return
+    folder = changed(family, tmp_path, "model_type", model_type)
+    with pytest.raises(InputError, match=rf"model_type is '{model_type}', but vision_config is a {family}'s \(it has "):
+        MODELS[model_type].load_config(folder, {})
+
+
+def test_a_field_that_is_absent_is_not_said_to_have_a_value(tmp_path: Path) -> None:
+    content = json.loads((model_folder("qwen2_5_vl") / "config.json").read_text())
+    del content["vision_config"]["out_hidden_size"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"3584, .* \(the file has no vision_config.out_hidden_size: the value is trans"
+    ):
+        MODELS["qwen2_5_vl"].load_config(tmp_path, {})
+
+
 def test_both_layouts_name_their_own_fields(tmp_path: Path) -> None:
     """Qwen2-VL's file may be flat, as published, or nested, as transformers writes it."""
     content = json.loads((model_folder("qwen2_vl") / "config.json").read_text())

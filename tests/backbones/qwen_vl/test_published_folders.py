@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from tests.rig import golden, qwen_golden
 from tests.rig.qwen_items import encode_arguments, items_of
-from tests.rig.qwen_models import copied
+from tests.rig.qwen_models import copied, loaded
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.checkpoint import resolve_folder
 from vlm2vec.errors import InputError
+from vlm2vec.lora import LoraSettings, add_adapter
+from vlm2vec.model_folder.adapter_files import write_adapter_config, write_adapter_weights
 
 FAMILY = "qwen2_vl"
 HUB_NAME = "Qwen/Qwen2-VL-2B-Instruct"
@@ -107,8 +109,25 @@ def test_a_pickle_that_holds_more_than_tensors(base: Path, tmp_path: Path) -> No
 
 def test_an_adapter_of_another_family(tmp_path: Path) -> None:
     other = copied("qwen2_5_vl", tmp_path / "other")
-    with pytest.raises(InputError, match=r"adapter_model.safetensors: the adapter does not fit the model: 36 of"):
+    said = (
+        r"adapter_model.safetensors: the adapter does not fit the model: 36 of 120 tensors differ \(36 missing\), first"
+    )
+    with pytest.raises(InputError, match=said):
         VLM2Vec.from_pretrained(other, golden.ROOT / FAMILY / "lora", prompt_format="vlm2vec")
+
+
+def test_an_adapter_of_another_size(tmp_path: Path) -> None:
+    """Every tensor is counted once, and the kinds of differences add up."""
+    small = add_adapter(loaded(FAMILY), LoraSettings(r=2, target_modules=["q_proj"]))
+    large = copied("qwen3_vl", tmp_path / "other")
+    write_adapter_config(small, tmp_path)
+    write_adapter_weights(small, tmp_path)
+    count = len(load_file(tmp_path / "adapter_model.safetensors"))
+    said = (
+        rf"{2 * count} of {2 * count} tensors differ \({count} missing, {count} unknown to the model\), first base_mod"
+    )
+    with pytest.raises(InputError, match=said):
+        VLM2Vec.from_pretrained(large, tmp_path, prompt_format="chat")
 
 
 def test_an_embedding_model_is_known_by_its_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ what the file leaves out has transformers' defaults.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,6 +139,12 @@ class _Qwen3VLVision(StrictModel):
     vision_config: _Qwen3VLVisionFields
 
 
+# Fields that the tower of one family has alone, and always.
+_TOWER_FIELDS: Mapping[str, tuple[str, ...]] = {
+    Qwen2VLConfig.model_type: ("embed_dim",),
+    Qwen2_5_VLConfig.model_type: ("window_size", "fullatt_block_indexes"),
+    Qwen3VLConfig.model_type: ("num_position_embeddings", "deepstack_visual_indexes"),
+}
 _VISION: Mapping[str, type[StrictModel]] = {
     Qwen2VLConfig.model_type: _Qwen2VLVision,
     Qwen2_5_VLConfig.model_type: _Qwen2_5_VLVision,
@@ -165,6 +172,7 @@ def read_config(
     content = read_json(file)
     if content.get("model_type") != kind.model_type:
         raise InputError(f"{file}: model_type is {shorten(content.get('model_type'))}, not {kind.model_type!r}")
+    _check_kind(file, kind.model_type, content.get("vision_config"))
     # transformers asks for text_config alone in the one family, and for either form in the others.
     nested = kind is Qwen3VLConfig or content.get("text_config") is not None
     checked(_ModelFields, content, file)
@@ -192,13 +200,36 @@ def read_config(
             if getattr(config, field) >= config.text_config.vocab_size:
                 raise ValueError(f"{field} {getattr(config, field)} is not below {prefix}vocab_size")
     except ValueError as error:
-        raise InputError(f"{file}: {error}") from error
+        raise InputError(f"{file}: {error}{_defaults_in(str(error), content)}") from error
     depths = {
         f"{prefix}num_hidden_layers": (config.text_config.num_hidden_layers, layers[0]),
         "vision_config.depth": (config.vision_config.depth, layers[1]),
     }
     check_depths(file, depths, found)
     return config
+
+
+def _check_kind(file: Path, model_type: str, vision: Any) -> None:
+    """Tells a file with another family's tower, whose own fields would all have defaults.
+
+    Raises:
+        InputError: It has one.
+    """
+    if not isinstance(vision, dict) or any(name in vision for name in _TOWER_FIELDS[model_type]):
+        return
+    for other, names in _TOWER_FIELDS.items():
+        if all(name in vision for name in names):
+            raise InputError(
+                f"{file}: model_type is {model_type!r}, but vision_config is a {other}'s (it has {', '.join(names)}, "
+                f"and not {', '.join(_TOWER_FIELDS[model_type])}); put model_type right, or take the model's own file"
+            )
+
+
+def _defaults_in(message: str, content: Mapping[str, Any]) -> str:
+    """What to add to a message that names fields which the file does not have."""
+    named = re.findall(r"\b(text_config|vision_config)\.(\w+)", message)
+    absent = [f"{part}.{name}" for part, name in named if name not in (content.get(part) or {})]
+    return f" (the file has no {absent[0]}: the value is transformers' default)" if absent else ""
 
 
 def _check_decoder(text: Any, prefix: str, interleaved: bool) -> None:

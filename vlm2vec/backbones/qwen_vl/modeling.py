@@ -34,6 +34,14 @@ from vlm2vec.backbones.qwen_vl.items.preprocessor_file import PREPROCESSOR_FILE
 from vlm2vec.backbones.qwen_vl.tower import DeepstackTower, VisionTower, WindowedTower
 from vlm2vec.errors import InputError
 
+# Beginnings of tensor names in transformers since 4.52 for Qwen2-VL and Qwen2.5-VL, and of those that it writes for the
+# model without its head (AutoModel); with the published ones.
+_SPELLINGS = {
+    "model.language_model.": "model.",
+    "model.visual.": "visual.",
+    "language_model.": "model.",
+}
+
 
 class QwenVLModel(Backbone):
     """What the three families have in common: a decoder, and a tower whose features take the places of image tokens."""
@@ -165,7 +173,7 @@ class Qwen2VLModel(QwenVLModel, Qwen2VLPreTrainedModel):
     """Qwen2-VL without its output head. Parameter names are the checkpoint's: `visual...`, `model.layers.N...`."""
 
     config_class = Qwen2VLConfig
-    tensor_names = TensorNames("model.embed_tokens.weight")
+    tensor_names = TensorNames("model.embed_tokens.weight", spellings=_SPELLINGS)
     causal_class = "Qwen2VLForConditionalGeneration"
 
     def __init__(self, config: Qwen2VLConfig) -> None:
@@ -180,7 +188,7 @@ class Qwen2_5_VLModel(QwenVLModel, Qwen2_5_VLPreTrainedModel):  # noqa: N801  (t
     """Qwen2.5-VL without its output head. Parameter names are the checkpoint's: `visual...`, `model.layers.N...`."""
 
     config_class = Qwen2_5_VLConfig
-    tensor_names = TensorNames("model.embed_tokens.weight")
+    tensor_names = TensorNames("model.embed_tokens.weight", spellings=_SPELLINGS)
     causal_class = "Qwen2_5_VLForConditionalGeneration"
 
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
@@ -227,7 +235,10 @@ class Qwen3VLModel(QwenVLModel, Qwen3VLPreTrainedModel):
     """
 
     config_class = Qwen3VLConfig
-    tensor_names = TensorNames("model.language_model.embed_tokens.weight")
+    tensor_names = TensorNames(
+        "model.language_model.embed_tokens.weight",
+        spellings={"language_model.": "model.language_model.", "visual.": "model.visual."},  # AutoModel's
+    )
     causal_class = "Qwen3VLForConditionalGeneration"
     layer_names = ("model.language_model.layers.", "model.visual.blocks.")
     fewest_depths = (3, 3)  # as many as deepstack features, each of which leaves and enters at a layer of its own
