@@ -142,7 +142,9 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
     settings = arguments.resolve(cluster.num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
     used, _ = settings_in_use(settings.encoder, folder, family)
     limits = {**family.stored_limits(folder), **used.image_limits}
-    processor = family.processor.without_tokenizer(config, used.prompt_format, **limits)
+    # A published name tells the format, and with it the sizes of images, as a folder of that name does.
+    prompt_format = used.prompt_format or family.known_format(Path(arguments.model.model_name))
+    processor = family.processor.without_tokenizer(config, prompt_format, **limits)
     if workload.image_size is not None:
         _check_cut(processor, *workload.image_size)
     zero = ZeroSettings.read(settings.engine.file["zero_optimization"])

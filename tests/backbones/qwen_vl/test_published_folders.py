@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 
 from tests.rig import golden, qwen_golden
 from tests.rig.qwen_items import encode_arguments, items_of
-from tests.rig.qwen_models import copied, loaded
+from tests.rig.qwen_models import MODELS, copied, loaded
+from trials.rig.launcher import REPOSITORY
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.checkpoint import resolve_folder
+from vlm2vec.backbones.registry import family_named
 from vlm2vec.errors import InputError
 from vlm2vec.lora import LoraSettings, add_adapter
 from vlm2vec.model_folder.adapter_files import write_adapter_config, write_adapter_weights
+from vlm2vec.plan.run_plan import read_plan
 
 FAMILY = "qwen2_vl"
 HUB_NAME = "Qwen/Qwen2-VL-2B-Instruct"
@@ -135,3 +138,38 @@ def test_an_embedding_model_is_known_by_its_name(tmp_path: Path) -> None:
     encoder = VLM2Vec.from_pretrained(folder)
     assert encoder.processor.prompt_format.name == "qwen3_vl_embedding"
     assert encoder.processor.image_limits == {"min_pixels": 4 * 32**2, "max_pixels": 1800 * 32**2}
+
+
+# What the names of published models tell: how prompts are made, most tokens of an image, and the decoder's width.
+PUBLISHED = {
+    "Qwen/Qwen2-VL-2B-Instruct": ("chat", 1280, 1536),
+    "Qwen/Qwen2-VL-7B-Instruct": ("chat", 1280, 3584),
+    "TIGER-Lab/VLM2Vec-Qwen2VL-2B": ("vlm2vec_v1", 16384, 1536),
+    "TIGER-Lab/VLM2Vec-Qwen2VL-7B": ("vlm2vec_v1", 16384, 3584),
+    "VLM2Vec/VLM2Vec-V2.0": ("vlm2vec", 1280, 1536),
+    "raghavlite/B3_Qwen2_2B": ("vlm2vec", 1280, 1536),
+    "raghavlite/B3_Qwen2_7B": ("vlm2vec", 1280, 3584),
+    "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct": ("gme", 1280, 1536),
+    "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct": ("gme", 1280, 3584),
+    "Qwen/Qwen2.5-VL-3B-Instruct": ("chat", 1280, 2048),
+    "Qwen/Qwen3-VL-2B-Instruct": ("chat", 1280, 2048),
+    "Qwen/Qwen3-VL-8B-Instruct": ("chat", 1280, 4096),
+    "Qwen/Qwen3-VL-Embedding-2B": ("qwen3_vl_embedding", 1800, 2048),
+    "Qwen/Qwen3-VL-Embedding-8B": ("qwen3_vl_embedding", 1800, 4096),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_are_planned_by_their_names(name: str) -> None:
+    run = ["--dataset_name", "d", "--output_dir", "o", "--global_batch_size", "8", "--max_steps", "1"]
+    engine = str(REPOSITORY / "ds_configs/zero2.json")
+    plan = read_plan(["--model_name", name, "--deepspeed", engine, *run])
+    prompt_format, tokens, width = PUBLISHED[name]
+    processor = plan.model.processor
+    assert processor.prompt_format.name == prompt_format
+    assert processor.image_limits["max_pixels"] == tokens * (2 * processor.patch_size) ** 2  # type: ignore[attr-defined]
+    assert plan.model.config.text_config.hidden_size == width
+
+
+def test_every_shipped_name_is_tested() -> None:
+    assert set(PUBLISHED) == {name for family in MODELS for name in family_named(family, "test").published_configs}

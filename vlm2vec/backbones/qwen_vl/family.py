@@ -29,12 +29,20 @@ def _family(model: type[QwenVLModel], processor: type[QwenVLProcessor], publishe
     )
 
 
+# Embedding models have the configuration of the Instruct model that they were trained from, adapters their base's.
 QWEN2_VL = _family(
     Qwen2VLModel,
     Qwen2VLProcessor,
     {
         "Qwen/Qwen2-VL-2B-Instruct": "Qwen2-VL-2B-Instruct",
         "Qwen/Qwen2-VL-7B-Instruct": "Qwen2-VL-7B-Instruct",
+        "TIGER-Lab/VLM2Vec-Qwen2VL-2B": "Qwen2-VL-2B-Instruct",
+        "TIGER-Lab/VLM2Vec-Qwen2VL-7B": "Qwen2-VL-7B-Instruct",
+        "VLM2Vec/VLM2Vec-V2.0": "Qwen2-VL-2B-Instruct",
+        "raghavlite/B3_Qwen2_2B": "Qwen2-VL-2B-Instruct",
+        "raghavlite/B3_Qwen2_7B": "Qwen2-VL-7B-Instruct",
+        "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct": "Qwen2-VL-2B-Instruct",
+        "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct": "Qwen2-VL-7B-Instruct",
     },
 )
 QWEN2_5_VL = _family(Qwen2_5_VLModel, Qwen2_5_VLProcessor, {"Qwen/Qwen2.5-VL-3B-Instruct": "Qwen2.5-VL-3B-Instruct"})
@@ -43,6 +51,8 @@ QWEN3_VL = _family(
     Qwen3VLProcessor,
     {
         "Qwen/Qwen3-VL-2B-Instruct": "Qwen3-VL-2B-Instruct",
-        "Qwen/Qwen3-VL-Embedding-2B": "Qwen3-VL-2B-Instruct",  # the same model with other weights
+        "Qwen/Qwen3-VL-8B-Instruct": "Qwen3-VL-8B-Instruct",
+        "Qwen/Qwen3-VL-Embedding-2B": "Qwen3-VL-2B-Instruct",
+        "Qwen/Qwen3-VL-Embedding-8B": "Qwen3-VL-8B-Instruct",
     },
 )
