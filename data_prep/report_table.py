@@ -30,7 +30,8 @@ def show_report(report: ConversionReport) -> None:
 
 
 def _table(report: ConversionReport) -> Table:
-    headings = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs", "missing", "unreadable")
+    headings: tuple[str, ...] = ("rows", "left out", "shards", "MB", "images", "distinct", "repeated\npairs")
+    headings += ("missing\nimages", "unreadable\nimages", "unusable\nrows")
     columns = (column("subset", "left"), *(column(heading) for heading in headings))
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for name, subset in report.subsets.items():
