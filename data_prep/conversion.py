@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,8 +15,8 @@ from tqdm import tqdm
 from data_prep.conversion_plan import DEFAULT_OPTIONS, ConversionPlan, Options, make_plan, write_plan
 from data_prep.conversion_report import ConversionReport, make_report
 from data_prep.processes import run_tasks
+from data_prep.rows import Source
 from data_prep.shard_tasks import ShardResult, make_shard
-from data_prep.source import SourceData
 from vlm2vec.errors import InputError
 from vlm2vec.files import TEMPORARY_PREFIX
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
@@ -60,7 +60,7 @@ class Conversion:
 
 
 def convert(
-    source: SourceData,
+    source: Source,
     output_dir: Path,
     options: Options = DEFAULT_OPTIONS,
     tolerance: Tolerance = DEFAULT_TOLERANCE,
@@ -93,7 +93,7 @@ def convert(
             for name, subset in report.subsets.items():
                 if subset.samples == 0 and subset.unusable_images <= tolerance.max_missing:
                     left_out = subset.skipped or "none"
-                    raise InputError(f"{source.dataset_dir / name}: no usable row (left out: {left_out})")
+                    raise InputError(f"{source.where(name)}: no usable row (left out: {left_out})")
             if tolerance.is_exceeded(report):
                 return Conversion(report, None)
             manifest = _manifest(plan, shards)
@@ -163,4 +163,4 @@ def _manifest(plan: ConversionPlan, shards: Mapping[str, Sequence[ShardResult]])
         name: SubsetRecord(plan.sources[name], tuple(result.record for result in results))
         for name, results in shards.items()
     }
-    return Manifest(options=asdict(plan.options), subsets=subsets)
+    return Manifest(options=plan.options.content(), subsets=subsets)

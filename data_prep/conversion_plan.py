@@ -12,8 +12,8 @@ from pydantic import ConfigDict, TypeAdapter
 
 from data_prep.archive import ImageArchive
 from data_prep.images import SubsetImages, UnusableImageError, archive_path, refuse_linked_folders
+from data_prep.rows import Source, Table
 from data_prep.shard_tasks import ShardTask
-from data_prep.source import SourceData, SourceTable, source_tables, subset_names
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import parsed
 from vlm2vec.shards.manifest import SourceRecord, write_json
@@ -26,7 +26,10 @@ _PROBED_IMAGES = 20
 
 @dataclass(frozen=True)
 class Options:
-    """What shapes the shards' content: the flags of the same names."""
+    """What shapes the shards' content: the flags of the same names.
+
+    Of pairs of one's own: `columns` and `instruction`; not written down where they are None.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -34,10 +37,17 @@ class Options:
     num_sample_per_subset: int | None
     rows_per_shard: int
     check_images: str
+    columns: Mapping[str, str] | None = None
+    instruction: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What plan and manifest hold of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _OWN_OPTIONS}
 
 
-# 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB. The class has no defaults: a plan's file must
-# name every option.
+_OWN_OPTIONS = ("columns", "instruction")
+# 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB. MMEB's options have no defaults: a plan's file
+# must name them all.
 DEFAULT_OPTIONS = Options("original", None, 2048, "decode")
 
 
@@ -53,7 +63,7 @@ class ConversionPlan:
         """What the plan's file holds; paths are relative, so that it is the same wherever the data lie."""
         return {
             "plan_version": PLAN_VERSION,
-            "options": asdict(self.options),
+            "options": self.options.content(),
             "sources": {name: [asdict(source) for source in sources] for name, sources in self.sources.items()},
         }
 
@@ -86,42 +96,41 @@ class ConversionPlan:
             )
 
 
-def make_plan(source: SourceData, output_dir: Path, options: Options) -> ConversionPlan:
+def make_plan(source: Source, output_dir: Path, options: Options) -> ConversionPlan:
     """Cuts the subsets' tables into ranges of rows and identifies the sources by their checksums.
 
     Raises:
         InputError: anything wrong with the folders, the subsets or the tables; a zip that is not complete; a link
             that leads out of the image folder; images of which the first ones are all missing or cannot be used.
     """
-    image_dir, names = source.image_dir, subset_names(source.dataset_dir, source.subsets, options.split_name)
-    refuse_linked_folders(image_dir, names, source.allow_links)
+    names = source.names(options.split_name)
+    for name in names:
+        refuse_linked_folders(source.image_dir_of(name), [name], source.allow_links)
     tasks, sources = {}, {}
     for name in names:
-        tables = source_tables(source.dataset_dir, name, options.split_name)
+        image_dir, tables = source.image_dir_of(name), source.tables(name, options.split_name)
         _probe(SubsetImages(image_dir, name, source.allow_links), tables, image_dir)
         tasks[name] = _cut(name, tables, source, output_dir, options)
-        records = (_table_record(table, source.dataset_dir) for table in tables)
-        sources[name] = (*records, *_archive_records(image_dir, name))
+        sources[name] = (*(_table_record(table, source) for table in tables), *_archive_records(image_dir, name))
     return ConversionPlan(options, tasks, sources)
 
 
-def _cut(
-    subset: str, tables: list[SourceTable], source: SourceData, output_dir: Path, options: Options
-) -> list[ShardTask]:
+def _cut(subset: str, tables: Sequence[Table], source: Source, output_dir: Path, options: Options) -> list[ShardTask]:
     """Ranges of rows; a limit keeps the first rows, as the original does."""
     limit, step = options.num_sample_per_subset, options.rows_per_shard
+    image_dir = source.image_dir_of(subset)
     tasks: list[ShardTask] = []
     for table in tables:
         end = table.first_row + table.num_rows
         end = end if limit is None else min(end, limit)
         for first in range(table.first_row, end, step):
             rows = (first, min(first + step, end))
-            place = (subset, len(tasks), table, rows, source.image_dir, output_dir)
+            place = (subset, len(tasks), table, rows, image_dir, output_dir)
             tasks.append(ShardTask(*place, options.check_images, source.allow_links))
     return tasks
 
 
-def _probe(images: SubsetImages, tables: list[SourceTable], image_dir: Path) -> None:
+def _probe(images: SubsetImages, tables: Sequence[Table], image_dir: Path) -> None:
     """A wrong image folder, or a zip that cannot be read, is an error at once, not a million images later."""
     first: UnusableImageError | None = None
     for table in tables:
@@ -135,9 +144,8 @@ def _probe(images: SubsetImages, tables: list[SourceTable], image_dir: Path) -> 
         raise InputError(f"{tables[0].path}: none of its first images below {image_dir} can be used: {first}")
 
 
-def _table_record(table: SourceTable, dataset_dir: Path) -> SourceRecord:
-    file = str(table.path.relative_to(dataset_dir))
-    return SourceRecord(file, table.sha256(), table.path.stat().st_size, table.num_rows)
+def _table_record(table: Table, source: Source) -> SourceRecord:
+    return SourceRecord(source.file_name(table), table.sha256(), table.path.stat().st_size, table.num_rows)
 
 
 def _archive_records(image_dir: Path, subset: str) -> list[SourceRecord]:
@@ -177,7 +185,7 @@ def _changes(earlier: _PlanFile, now: ConversionPlan) -> str:
     """Names what differs, "" if nothing does."""
     before_options = asdict(earlier.options)
     changes = [
-        f"--{name} {before_options[name]} (now {value})"
+        f"--{name} {_said(before_options[name])} (now {_said(value)})"
         for name, value in asdict(now.options).items()
         if before_options[name] != value
     ]
@@ -191,3 +199,8 @@ def _changes(earlier: _PlanFile, now: ConversionPlan) -> str:
             changed = [f"order of {name}'s sources"]
         changes += [f"another {file}" for file in changed]
     return ", ".join(changes)
+
+
+def _said(value: Any) -> Any:
+    """An option's value as on the command line."""
+    return " ".join(f"{field}={column}" for field, column in value.items()) if isinstance(value, dict) else value

@@ -1,10 +1,12 @@
-"""Converts MMEB-train (tables and pictures, unpacked or zipped) into shards that training reads by random access.
+"""Converts pairs into shards that training reads by random access: MMEB-train, or data of your own.
 
+    python -m data_prep.convert --dataset_name pairs.jsonl --output_dir SHARDS
     python -m data_prep.convert --dataset_name MMEB-train --subset_name all --split_name original \\
         --num_sample_per_subset 50000 --output_dir SHARDS
 
-Pictures are copied as they are, and decoded once to make sure that they can be. The same input gives the same bytes,
-for any number of workers. Killed at any moment, the same command continues where it was.
+Images are copied as they are, and decoded once to make sure that they can be. The same input gives the same bytes,
+for any number of workers. Killed at any moment, the same command continues where it was. docs/own_data.md: columns and
+formats of your own data.
 """
 
 from __future__ import annotations
@@ -18,30 +20,57 @@ from data_prep.command_line import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, no
 from data_prep.conversion import DEFAULT_TOLERANCE, Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS, Options
 from data_prep.conversion_report import ConversionReport
-from data_prep.download import download
+from data_prep.download import download, download_whole
 from data_prep.images import CHECKS
+from data_prep.own.columns import FIELDS, ColumnsAction
+from data_prep.own.folders import TABLE_SUFFIXES
+from data_prep.own.pairs import instruction
+from data_prep.own.source import OwnData, is_own, own_subsets
 from data_prep.processes import available_cores
 from data_prep.report_table import show_report
-from data_prep.source import ALL_SUBSETS, SourceData
-from vlm2vec.errors import run_program
+from data_prep.rows import Source
+from data_prep.source import ALL_SUBSETS, DEFAULT_SPLIT, SourceData
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.words import counted
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m data_prep.convert", description="Convert MMEB-train to shards.")
-    parser.add_argument("--dataset_name", required=True, help="MMEB-train's folder, or its name on the hub")
+    parser = Parser(prog="python -m data_prep.convert", description="Convert pairs of texts and images to shards.")
     parser.add_argument(
-        "--subset_name", nargs="+", required=True, help=f"subsets, or '{ALL_SUBSETS}' for every one of this split"
+        "--dataset_name",
+        nargs="+",
+        required=True,
+        help="your own files (.jsonl, .csv, .tsv, .parquet) or data set folders, one subset each; or MMEB-train's "
+        "folder, or its name on the hub",
     )
-    parser.add_argument("--split_name", default="original", help="original (default) or diverse_instruction")
+    parser.add_argument(
+        *("--subset_name", "--subset"),
+        nargs="+",
+        help=f"of MMEB-train: subsets, or '{ALL_SUBSETS}' for every one of this split; of your own data: what to call "
+        "each (default: by the file's or folder's name)",
+    )
+    parser.add_argument(
+        "--split_name",
+        help=f"of MMEB-train: {DEFAULT_SPLIT} (default) or diverse_instruction; of a folder of your own: its split "
+        "(default: the only one, or train)",
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        action=ColumnsAction,
+        metavar="FIELD=COLUMN",
+        help=f"your own data's columns for {', '.join(FIELDS)} (default: columns of these names, or MMEB's)",
+    )
+    parser.add_argument("--instruction", type=instruction, help="text that stands before each query of your own data")
+    parser.add_argument("--config_name", help="configuration of a Hugging Face data set of your own")
     parser.add_argument(
         "--num_sample_per_subset", type=positive, help="convert only so many rows of each subset, the first ones"
     )
     parser.add_argument(
         "--image_dir",
         type=Path,
-        help="what the tables' picture paths are relative to, unpacked or as images_zip/<Subset>.zip "
-        "(default: the data set's folder)",
+        help="what the tables' image paths are relative to, unpacked or as images_zip/<Subset>.zip "
+        "(default: the data set's folder; of your own data each table's folder)",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the shards; new, empty, or begun before")
     parser.add_argument(
@@ -51,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check_images",
         choices=list(CHECKS),
         default="decode",
-        help="decode every picture (default: finds half ones), open it, or only take its size from its first bytes",
+        help="decode every image (default: finds half ones), open it, or only take its size from its first bytes",
     )
     parser.add_argument(
         "--max_missing",
@@ -91,14 +120,41 @@ def _not_complete(output_dir: Path, report: ConversionReport, tolerance: Toleran
     return f"{output_dir}: not complete: {'; '.join(found)}"
 
 
+def _own_source(arguments: argparse.Namespace) -> Source:
+    """Files and folders as they are; a data set of the hub is downloaded."""
+    paths = []
+    for name in arguments.dataset_name:
+        path = Path(name)
+        if path.suffix.lower() in TABLE_SUFFIXES and not path.exists():
+            raise InputError(f"{name}: no such file")
+        paths.append(path if path.is_file() else download_whole(name))
+    links = arguments.allow_links or any(not Path(name).exists() for name in arguments.dataset_name)  # the hub client's
+    subsets = own_subsets(paths, arguments.subset_name, arguments.split_name, arguments.config_name)
+    return OwnData(subsets, arguments.columns, arguments.instruction, arguments.image_dir, links)
+
+
+def _mmeb_source(arguments: argparse.Namespace) -> Source:
+    (name,) = arguments.dataset_name
+    for flag in ("instruction", "config_name"):
+        if (value := getattr(arguments, flag)) is not None:
+            raise InputError(f"--{flag} {value}: {name} is read as MMEB-train, which has none; give --columns as well")
+    if arguments.subset_name is None:
+        raise InputError(
+            f"{name}: give --subset_name (names, or {ALL_SUBSETS}) for MMEB-train, or --columns for data of your own"
+        )
+    dataset_dir = download(name, arguments.subset_name, arguments.split_name or DEFAULT_SPLIT)
+    return SourceData(dataset_dir, arguments.image_dir or dataset_dir, arguments.subset_name, arguments.allow_links)
+
+
 def main() -> int:
     """Parses the command line, converts, prints the report."""
     arguments = _parser().parse_args()
-    dataset_dir = download(arguments.dataset_name, arguments.subset_name, arguments.split_name)
-    image_dir = arguments.image_dir or dataset_dir
-    source = SourceData(dataset_dir, image_dir, arguments.subset_name, arguments.allow_links)
+    own = is_own(arguments.dataset_name, arguments.subset_name, arguments.split_name, arguments.columns is not None)
+    source = _own_source(arguments) if own else _mmeb_source(arguments)
     options = Options(
-        arguments.split_name, arguments.num_sample_per_subset, arguments.rows_per_shard, arguments.check_images
+        arguments.split_name or ("" if own else DEFAULT_SPLIT),
+        *(arguments.num_sample_per_subset, arguments.rows_per_shard, arguments.check_images),
+        *(arguments.columns, arguments.instruction),
     )
     tolerance = Tolerance(arguments.max_missing, arguments.max_unusable)
     conversion = convert(source, arguments.output_dir, options, tolerance, arguments.num_workers)

@@ -24,6 +24,9 @@ from data_prep.source import ALL_SUBSETS, DOWNLOAD_HINT, source_tables, subset_n
 from vlm2vec.errors import InputError, run_program
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Tables, what `datasets.save_to_disk` writes, and images.
+_WHOLE = [f"*.{kind}" for kind in ("parquet", "jsonl", "json", "csv", "tsv", "arrow")]
+_WHOLE += [f"*.{kind}" for kind in ("jpg", "jpeg", "JPG", "JPEG", "png", "PNG", "webp", "gif", "bmp")]
 
 
 def download(name: str, subsets: list[str], split: str, output_dir: Path | None = None) -> Path:
@@ -43,13 +46,28 @@ def download(name: str, subsets: list[str], split: str, output_dir: Path | None 
     """
     if Path(name).is_dir():
         return Path(name)
+    chosen = ["*"] if subsets == [ALL_SUBSETS] else subsets
+    patterns = [f"{subset}/{split}-*.parquet" for subset in chosen]
+    patterns += [f"{ARCHIVE_FOLDER}/{subset}.zip" for subset in chosen]
+    return _snapshot(name, patterns, output_dir)
+
+
+def download_whole(name: str) -> Path:
+    """The folder of a data set of any layout; one of the hub's is downloaded, all its tables and images.
+
+    Raises:
+        InputError: neither a folder nor a data set that can be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    return _snapshot(name, ["README.md", *_WHOLE], None)
+
+
+def _snapshot(name: str, patterns: list[str], output_dir: Path | None) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; {DOWNLOAD_HINT}")
     from huggingface_hub import snapshot_download  # takes half a second, and most conversions read a local folder
 
-    chosen = ["*"] if subsets == [ALL_SUBSETS] else subsets
-    patterns = [f"{subset}/{split}-*.parquet" for subset in chosen]
-    patterns += [f"{ARCHIVE_FOLDER}/{subset}.zip" for subset in chosen]
     try:
         folder = snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_dir=output_dir)
     except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each

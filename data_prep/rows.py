@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -97,6 +97,37 @@ class Table(Protocol):
         Raises:
             InputError: The file is damaged.
         """
+
+
+class Source(Protocol):
+    """What is converted: subsets, each with its tables and the folder of its images."""
+
+    @property
+    def allow_links(self) -> bool:
+        """Follow links that lead out of the folders of images."""
+
+    def names(self, split: str) -> list[str]:
+        """The subsets.
+
+        Raises:
+            InputError: None, or none of these names.
+        """
+
+    def tables(self, name: str, split: str) -> Sequence[Table]:
+        """A subset's tables, in order.
+
+        Raises:
+            InputError: One that cannot be read.
+        """
+
+    def image_dir_of(self, name: str) -> Path:
+        """What a subset's image paths are relative to."""
+
+    def file_name(self, table: Table) -> str:
+        """What the plan calls a table: the same wherever the data lie."""
+
+    def where(self, name: str) -> str:
+        """What messages call a subset's folder or file."""
 
 
 def distinct(paths: Iterable[str]) -> Iterator[str]:

@@ -145,12 +145,16 @@ def _sides(row: SourceRow, images: CheckedImages) -> dict[str, StoredItem]:
         raise UnusableItemError(WHOLE_ROW, row.content)
     pair = row.content
     sides = {QUERY: _stored(QUERY, pair.query, images), POSITIVE: _stored(POSITIVE, pair.positive, images)}
+    if len(pair.negatives) > 1:
+        raise UnusableItemError(NEGATIVE, InputError(f"{len(pair.negatives)} hard negatives; a pair has at most one"))
     for negative in pair.negatives:
         sides[NEGATIVE] = _stored(NEGATIVE, negative, images)
     return sides
 
 
 def _stored(side: str, item: RawItem, images: CheckedImages) -> StoredItem:
+    if len(item.images) > 1:
+        raise UnusableItemError(side, InputError(f"{len(item.images)} images; an item has at most one"))
     image = images.load(item.images[0]) if item.images else None
     try:
         check_item(item.text, (image.header.width, image.header.height) if image else None)

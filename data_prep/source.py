@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.rows import RawImage, RawItem, RawPair, SourceRow, distinct
+from data_prep.rows import RawImage, RawItem, RawPair, SourceRow, Table, distinct
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file, sha256_of
 from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
@@ -22,6 +22,7 @@ from vlm2vec.shards.schema import SUBSET_NAME
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # in some subsets only
 ALL_SUBSETS = "all"
+DEFAULT_SPLIT = "original"
 
 _BATCH_ROWS = 4096
 DOWNLOAD_HINT = "download the data set first (data_prep.download) and give its folder"
@@ -43,6 +44,26 @@ class SourceData:
     image_dir: Path
     subsets: Sequence[str]
     allow_links: bool = False
+
+    def names(self, split: str) -> list[str]:
+        """See `subset_names`."""
+        return subset_names(self.dataset_dir, self.subsets, split)
+
+    def tables(self, name: str, split: str) -> Sequence[Table]:
+        """See `source_tables`."""
+        return source_tables(self.dataset_dir, name, split)
+
+    def image_dir_of(self, name: str) -> Path:
+        """One folder for all subsets."""
+        return self.image_dir
+
+    def file_name(self, table: Table) -> str:
+        """Its path below the data set's folder."""
+        return str(table.path.relative_to(self.dataset_dir))
+
+    def where(self, name: str) -> str:
+        """The subset's folder."""
+        return str(self.dataset_dir / name)
 
 
 @dataclass(frozen=True)
