@@ -33,6 +33,7 @@ LAYERS = (
     ("vlm2vec", "sentence_transformer"),
     ("encoder", "compiling"),
     ("inputs", "lora"),
+    ("mined",),
     ("shards", "contrastive"),
     # The model's own code, and files.
     ("model_folder",),

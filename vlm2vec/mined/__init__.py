@@ -1,0 +1,1 @@
+"""What a teacher model has mined from shards: hard negatives, false negatives, clusters of mutually hard pairs."""
