@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from eval.earlier import EMBEDDINGS_FOLDER, MODEL_SETTINGS, earlier_scores, refuse_other
+from eval.encoding import encode_missing
 from eval.mmeb_flags import EncoderArguments, ScoringArguments, parse_arguments
 from eval.model import (
     ModelFolders,
     describe_model,
     device_of_rank,
-    load_encoder,
     processor_of_run,
     recognised_format,
     resolve_model,
@@ -30,13 +30,12 @@ from eval.model import (
 )
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
-from vlm2vec.dora import kept_norms
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.data.datasets import EvalData, read_data
 from vlm2vec.evaluation.data.digests import data_digests
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.data.warnings import dataset_warnings
-from vlm2vec.evaluation.encoding import BatchSource, collapse, encode_blocks
+from vlm2vec.evaluation.encoding import collapse
 from vlm2vec.evaluation.encoding_plan import EncodingPlan, plan_encoding
 from vlm2vec.evaluation.naming import Thing, named_flags
 from vlm2vec.evaluation.progress import progress_bar
@@ -186,14 +185,9 @@ def encode(setup: Setup, store: EvalStore, scoring: ScoringArguments, device: to
     Raises:
         InputError: The model cannot be loaded, or an image cannot be decoded any more.
     """
-    encoder = load_encoder(setup.folders, setup.arguments, device)
-    plan = store.plan()
-    inputs = ItemEncoderInputs(encoder.processor, setup.arguments.max_len, encoder.base.dtype)
     images = ImageFolder(scoring.image_dir, scoring.allow_links)
-    source = BatchSource(store.items(), plan, images, inputs)
-    own = plan.deal_blocks(setup.blocks, world_size())[own_rank()]
-    with kept_norms(encoder):
-        encode_blocks(encoder, source, store, own, device, scoring.dataloader_num_workers)
+    workers = scoring.dataloader_num_workers
+    encode_missing(setup.folders, setup.arguments, store, setup.blocks, images, device, workers)
 
 
 def rank_datasets(missing: Sequence[int], store: EvalStore, strict_original: bool) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vlm2vec.backbones.image_limits import LIMITS, OLD_NAMES, ImageLimitFlags
 from vlm2vec.errors import InputError
@@ -73,7 +74,7 @@ class EncoderArguments(ImageLimitFlags, _NamedModel):
                 f"--pooling {self.pooling}: VLM2Vec pools the last token; use --pooling eos (or its other name, last)"
             )
         self.refuse_impossible_limits()
-        _at_least_one("max_len", self.max_len)
+        at_least_one("max_len", self.max_len)
         for name in self.allow_changed:
             if name not in SETTINGS:
                 raise InputError(f"--allow_changed {name}: use some of {', '.join(SETTINGS)}")
@@ -129,8 +130,8 @@ class ScoringArguments:
     local_rank: int = field(default=-1, metadata={"help": "set by the launcher"})
 
     def __post_init__(self) -> None:
-        _at_least_one("per_device_eval_batch_size", self.per_device_eval_batch_size)
-        _at_least_one("batch_tokens", self.batch_tokens)
+        at_least_one("per_device_eval_batch_size", self.per_device_eval_batch_size)
+        at_least_one("batch_tokens", self.batch_tokens)
         if self.dataloader_num_workers < 0:
             raise InputError(f"--dataloader_num_workers {self.dataloader_num_workers}: must be 0 or more")
         if self.benchmark not in BENCHMARK_NAMES:
@@ -145,11 +146,34 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[EncoderArguments
     Raises:
         InputError: an unknown or incomplete option, a folder that does not exist, options that contradict.
     """
-    parser = DataclassParser(
+    model, data = parse_groups(
         (EncoderArguments, ScoringArguments),
+        "python -m eval.mmeb",
+        "Scores a model on datasets in MMEB-eval's layout: Precision@1, one folder of results.",
+        argv,
+    )
+    return model, data
+
+
+def parse_groups(
+    groups: tuple[type[Any], ...], program: str, description: str, argv: Sequence[str] | None
+) -> tuple[Any, ...]:
+    """Parses a command line into dataclasses, of which `EncoderArguments` is the first.
+
+    Args:
+        groups: The dataclasses.
+        program: How the program is started, for messages.
+        description: What it does.
+        argv: `sys.argv` if None.
+
+    Raises:
+        InputError: An unknown or incomplete option, or what the dataclasses refuse.
+    """
+    parser = DataclassParser(
+        groups,
         old_names={**EVALUATION, **OLD_NAMES},
-        prog="python -m eval.mmeb",
-        description="Scores a model on datasets in MMEB-eval's layout: Precision@1, one folder of results.",
+        prog=program,
+        description=description,
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,  # HfArgumentParser's own would print "(default: None)" everywhere
     )
@@ -157,14 +181,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[EncoderArguments
     normalize = next(action for action in parser._actions if action.dest == "normalize")
     normalize.nargs, normalize.const = "?", True
     parser.refuse_unknown(sys.argv[1:] if argv is None else argv)
-    model, data, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
-        raise InputError(f"unknown option {unknown[0]}; python -m eval.mmeb --help lists the options")
-    return model, data
+        raise InputError(f"unknown option {unknown[0]}; {program} --help lists the options")
+    return tuple(parsed)
 
 
-def _at_least_one(option: str, value: int | None) -> None:
+def at_least_one(option: str, value: int | None) -> None:
+    """Refuses a number below 1.
+
+    Raises:
+        InputError: It is.
+    """
     if value is not None and value < 1:
         raise InputError(f"--{option} {value}: must be 1 or more")

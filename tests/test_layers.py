@@ -40,7 +40,7 @@ LAYERS = (
     ("backbones",),
     ("images", "dora"),
     # What everything may use.
-    ("ranks", "mmeb", "formats", "messages", "item_rules"),
+    ("ranks", "mmeb", "mmeb_v2", "formats", "messages", "item_rules"),
     ("device", "elementwise"),
     ("files",),
     ("errors",),

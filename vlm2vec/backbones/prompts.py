@@ -167,6 +167,27 @@ class PromptFormat(StrictModel):
         instruction = self._instruction(instruction)
         return Prompt(before.replace(INSTRUCTION, instruction), content, after.replace(INSTRUCTION, instruction))
 
+    def instructed(self, text: str, num_images: int, instruction: str) -> tuple[str, str | None]:
+        """An item's text under an instruction, for texts that do not hold theirs, such as a corpus's.
+
+        A format with a place for an instruction puts it there. In others it stands in the text, behind the images and
+        before the item's own words, as MMEB-V2's own code writes it: "<|image_1|> instruction text".
+
+        Args:
+            text: The item's own without tags of images, "" if it has none.
+            num_images: Its images.
+            instruction: "" for none.
+
+        Returns:
+            The text with tags of images, and what `prompt` takes as the item's instruction.
+        """
+        if not instruction and num_images == 1 and not text:
+            return "", None  # an image alone has its own prompt
+        tags = [f"<|image_{number}|>" for number in range(1, num_images + 1)]
+        if self.takes_instruction:
+            return " ".join(part for part in (*tags, text) if part), instruction or None
+        return " ".join(part for part in (*tags, instruction, text) if part), None
+
     def refuse_empty(self, text: str, num_images: int) -> None:
         """Refuses an item with neither text nor image, unless the format has a text for it (`nothing`).
 

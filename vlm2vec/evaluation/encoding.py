@@ -76,14 +76,15 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
 
     def _read(self, index: int) -> EncodeItem:
         use, text, image = self.items.use(index), self.items.text(index), self.items.image(index)
+        instruction = self.items.instruction(index)
         if not image:
-            return EncodeItem(text, (), use)
+            return EncodeItem(text, (), use, instruction)
         try:
             data = self.folder.read(image)
         except InputError as error:  # there when the run began
             raise InputError(f"{use}: {error}") from error
         name = f"{use}: {self.folder.root / image}"
-        return EncodeItem(text, (ItemImage(data, name),), name)
+        return EncodeItem(text, (ItemImage(data, name),), name, instruction)
 
 
 def encode_blocks(

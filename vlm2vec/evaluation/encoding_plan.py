@@ -98,19 +98,18 @@ def plan_encoding(
     distinct = np.empty(len(items), dtype=np.int32)
     prompt_format = inputs.processor.prompt_format
     for index in range(len(items)):
-        path = items.image(index)
+        path, instruction = items.image(index), items.instruction(index)
         image = images[path] if path else None
         with errors_of(items.use(index)):
             # As it is encoded: an image alone is the same item as an image with the default prompt.
             prompt_format.refuse_empty(items.text(index), 1 if image else 0)
-            text = prompt_format.render(items.text(index), 1 if image else 0)
+            text = prompt_format.render(items.text(index), 1 if image else 0, instruction)
         key = (text, image.content if image else b"")
         number = distinct[index] = numbers.setdefault(key, len(first))
         if number == len(first):
             first.append(index)
-            packed.append(
-                inputs.measure(items.text(index), [(image.width, image.height)] if image else [], items.use(index))
-            )
+            sizes = [(image.width, image.height)] if image else []
+            packed.append(inputs.measure(items.text(index), sizes, items.use(index), instruction=instruction))
     batches = _split(TokenBudget(batch_tokens).pack(packed), max_items)
     order = np.asarray([number for batch in batches for number in batch], dtype=np.int32)
     row_of_number = np.empty(len(order), dtype=np.int32)

@@ -43,6 +43,7 @@ class _About:
 
     datasets: tuple[str, ...]
     files: tuple[str, ...]
+    instructions: tuple[str, ...]
     num_items: Count
     num_image_batches: Count
     digest: Sha256
@@ -70,7 +71,8 @@ class EvalStore:
     def write_data(self, data: EvalData, plan: EncodingPlan) -> None:
         """Writes what is to be encoded and ranked."""
         names = tuple(rows.name for rows in data.datasets)
-        about = _About(names, data.items.files, len(data.items), plan.num_image_batches, plan.digest)
+        items = data.items
+        about = _About(names, items.files, items.instructions, len(items), plan.num_image_batches, plan.digest)
         with self._told():
             (self.folder / _BLOCKS).mkdir(parents=True, exist_ok=True)
             with committed(self.folder / _ITEMS) as path, pa.ipc.new_file(path, data.items.columns.schema) as file:
@@ -109,7 +111,8 @@ class EvalStore:
         with self._read(path):
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             table.validate(full=True)
-            items = ItemTable(table, about.files)
+            _expect(len(about.instructions) == len(about.files), "not one instruction for each file")
+            items = ItemTable(table, about.files, about.instructions)
             _expect(len(items) == about.num_items, f"{len(items)} items, not {about.num_items}")
             _expect_indices(table.column("file").to_numpy(), len(about.files))
         return items
@@ -140,6 +143,7 @@ class EvalStore:
         """
         about, path = self._about(), self._rows(number)
         with self._read(path):
+            _expect(number < len(about.datasets), f"there are {len(about.datasets)} datasets")
             arrays = _arrays(path, _ROW_ARRAYS)
             rows = EvalRows(about.datasets[number], arrays["queries"], arrays["candidates"], arrays["offsets"])
             _expect_ends(rows.offsets, len(rows.candidates))

@@ -20,11 +20,13 @@ class ItemTable:
     Args:
         columns: text and image (string), file (int32, index into `files`), row (int32, counted within its file).
         files: the files that items come from.
+        instructions: of each file's items, for a prompt format with a place for one; "" = the format's own.
     """
 
-    def __init__(self, columns: pa.Table, files: Sequence[str]) -> None:
+    def __init__(self, columns: pa.Table, files: Sequence[str], instructions: Sequence[str] | None = None) -> None:
         self.columns = columns.combine_chunks()
         self.files = tuple(files)
+        self.instructions = tuple("" for _ in files) if instructions is None else tuple(instructions)
         self._text, self._image, self._file, self._row = (_only_chunk(column) for column in self.columns.columns)
 
     def __len__(self) -> int:
@@ -37,6 +39,10 @@ class ItemTable:
     def image(self, index: int) -> str:
         """The item's image path, "" if it has none."""
         return str(self._image[int(index)].as_py())
+
+    def instruction(self, index: int) -> str | None:
+        """The item's own instruction, None if it has none."""
+        return self.instructions[self._file[int(index)].as_py()] or None
 
     def use(self, index: int) -> str:
         """Where the item first stands, "<file> row <n>": what error messages name."""
@@ -52,14 +58,16 @@ class ItemTableBuilder:
     """Collects items; equal ones get the same index."""
 
     def __init__(self) -> None:
-        self._indices: dict[tuple[str, str], int] = {}
+        self._indices: dict[tuple[str, str, str], int] = {}
         self._file: list[int] = []
         self._row: list[int] = []
         self._files: list[str] = []
+        self._instructions: list[str] = []
 
-    def start_file(self, path: str) -> None:
-        """Items that are added from now on come from this file."""
+    def start_file(self, path: str, instruction: str = "") -> None:
+        """Items that are added from now on come from this file, and have this instruction."""
         self._files.append(path)
+        self._instructions.append(instruction)
 
     def add(self, texts: pa.Array, images: pa.Array, rows: npt.NDArray[np.int64]) -> Indices:
         """Adds entries of the current file.
@@ -87,15 +95,15 @@ class ItemTableBuilder:
     def build(self) -> ItemTable:
         """The table of all items added."""
         columns = {
-            "text": pa.array((text for text, _ in self._indices), pa.large_string(), size=len(self._indices)),
-            "image": pa.array((image for _, image in self._indices), pa.large_string(), size=len(self._indices)),
+            "text": pa.array((text for text, _, _ in self._indices), pa.large_string(), size=len(self._indices)),
+            "image": pa.array((image for _, image, _ in self._indices), pa.large_string(), size=len(self._indices)),
             "file": pa.array(self._file, pa.int32()),
             "row": pa.array(self._row, pa.int32()),
         }
-        return ItemTable(pa.table(columns), self._files)
+        return ItemTable(pa.table(columns), self._files, self._instructions)
 
     def _index(self, text: str, image: str, row: int) -> int:
-        index = self._indices.setdefault((text, image), len(self._indices))
+        index = self._indices.setdefault((text, image, self._instructions[-1]), len(self._indices))
         if index == len(self._file):
             self._file.append(len(self._files) - 1)
             self._row.append(row)

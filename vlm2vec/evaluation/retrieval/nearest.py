@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,21 @@ Vectors = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 
+class Rows(Protocol):
+    """A matrix that is read in slices or by rows, such as an array or a memory map, float32 (rows, hidden)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, hidden)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Some rows, as an array."""
+
+
 def nearest(
-    queries: Vectors, corpus: Vectors, depth: int, progress: Callable[[int], object] | None = None
+    queries: Vectors, corpus: Rows, depth: int, progress: Callable[[int], object] | None = None
 ) -> tuple[Places, Vectors]:
     """For every query the documents with the largest dot products.
 
@@ -32,7 +46,7 @@ def nearest(
 
     Args:
         queries: float32 (queries, hidden), whole blocks of `QUERY_BLOCK` but for the last.
-        corpus: float32 (documents, hidden), may be a memory map.
+        corpus: float32 (documents, hidden).
         depth: Documents a query; fewer are found in a smaller corpus.
         progress: Called with the number of queries of each block that is done.
 
@@ -65,7 +79,7 @@ def nearest(
     return places, scores
 
 
-def _candidates(queries: torch.Tensor, corpus: Vectors, count: int) -> torch.Tensor:
+def _candidates(queries: torch.Tensor, corpus: Rows, count: int) -> torch.Tensor:
     """Places of the `count` largest float32 products of each query, in no order, int64 (queries, count)."""
     best_scores = queries.new_empty((len(queries), 0))
     best_places = torch.empty((len(queries), 0), dtype=torch.int64)

@@ -1,0 +1,48 @@
+"""Encodes what a store still lacks, on all ranks: the same for every program that scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from eval.mmeb_flags import EncoderArguments
+from eval.model import ModelFolders, load_encoder
+from vlm2vec.dora import kept_norms
+from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
+from vlm2vec.evaluation.store import EvalStore
+from vlm2vec.images.folder import ImageFolder
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.ranks import own_rank, world_size
+
+
+def encode_missing(
+    folders: ModelFolders,
+    arguments: EncoderArguments,
+    store: EvalStore,
+    blocks: Sequence[int],
+    images: ImageFolder,
+    device: torch.device,
+    num_workers: int,
+) -> None:
+    """Encodes this rank's share of the missing blocks, which are distributed by their tokens.
+
+    Args:
+        folders: Of the model.
+        arguments: Its settings, complete.
+        store: Has the plan, and takes the vectors.
+        blocks: Those that are missing, the same on all ranks.
+        images: Of the items.
+        device: Where the encoder runs.
+        num_workers: Processes that decode images ahead.
+
+    Raises:
+        InputError: The model cannot be loaded, or an image cannot be decoded any more.
+    """
+    encoder = load_encoder(folders, arguments, device)
+    plan = store.plan()
+    inputs = ItemEncoderInputs(encoder.processor, arguments.max_len, encoder.base.dtype)
+    source = BatchSource(store.items(), plan, images, inputs)
+    own = plan.deal_blocks(blocks, world_size())[own_rank()]
+    with kept_norms(encoder):
+        encode_blocks(encoder, source, store, own, device, num_workers)

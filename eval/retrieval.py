@@ -1,0 +1,268 @@
+"""`python -m eval.retrieval`: scores a model on collections with judgements (BEIR's form), MMEB-V2's documents too.
+
+One process, or as many ranks as `deepspeed --module eval.retrieval` or `torchrun -m eval.retrieval` start: the same
+files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.collections import FoundCollection, find_collections
+from eval.earlier import EMBEDDINGS_FOLDER, MODEL_SETTINGS
+from eval.encoding import encode_missing
+from eval.mmeb_flags import EncoderArguments
+from eval.model import (
+    ModelFolders,
+    describe_model,
+    device_of_rank,
+    processor_of_run,
+    recognised_format,
+    resolve_model,
+    use_settings,
+)
+from eval.results import prepare_output
+from eval.retrieval_flags import RetrievalArguments, parse_arguments
+from eval.retrieval_results import print_scores, write_results
+from vlm2vec import __version__
+from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
+from vlm2vec.evaluation.data.datasets import EvalData
+from vlm2vec.evaluation.data.images import scan_images
+from vlm2vec.evaluation.data.items import ItemTable, ItemTableBuilder
+from vlm2vec.evaluation.encoding import collapse
+from vlm2vec.evaluation.encoding_plan import EncodingPlan, plan_encoding
+from vlm2vec.evaluation.naming import Thing, named_flags
+from vlm2vec.evaluation.retrieval.collection import Collection, Side, read_collection
+from vlm2vec.evaluation.retrieval.collection_file import read_stored_collection, write_collection
+from vlm2vec.evaluation.retrieval.image_cache import ImageCache
+from vlm2vec.evaluation.retrieval.ranking import RankedBlocks
+from vlm2vec.evaluation.store import EvalStore
+from vlm2vec.images.folder import ImageFolder, links_remedy
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.inputs.packing import default_batch_tokens
+from vlm2vec.messages.words import counted
+from vlm2vec.mmeb_v2 import PAGE_INSTRUCTION, QUERY_INSTRUCTION
+from vlm2vec.ranks import host_ranks, is_first_rank, on_every_rank, on_first_rank, own_rank, world_size
+
+IMAGES_FOLDER = "images"
+_KEY_DIGITS = 16
+_HASHED_ITEMS = 10_000
+_FLAGS = {Thing.IMAGES: "--image_dir"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What rank 0 has found out and all ranks work from.
+
+    Attributes:
+        store: The folder that it has filled.
+        folders, options, model: The model's files, settings (values of `EncoderArguments`) and identity.
+        names, groups: Of the collections, and the groups of MMEB-V2 that they belong to ("" for one's own).
+        blocks: Those still to be encoded.
+        warnings: On the data and the settings.
+    """
+
+    store: Path
+    folders: ModelFolders
+    options: Mapping[str, Any]
+    model: Mapping[str, Any]
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    blocks: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def arguments(self) -> EncoderArguments:
+        """The settings; the parser changes the class, so that its values travel by themselves."""
+        return EncoderArguments(**self.options)
+
+    def collections(self) -> list[Collection]:
+        """The collections, from the store."""
+        return [read_stored_collection(_collection_file(self.store, number)) for number in range(len(self.names))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
+    encoder_arguments, arguments = parse_arguments(argv)
+    device = device_of_rank()
+    with host_ranks():
+        setup = on_first_rank(lambda: prepare(encoder_arguments, arguments, device), Setup)
+        store = EvalStore(setup.store)
+        if setup.blocks:
+            on_every_rank(lambda: encode(setup, store, arguments, device), names_ranks=False)
+        on_first_rank(lambda: store.assemble(store.plan()))
+        ranked = RankedBlocks(setup.store, arguments.top_k, arguments.skip_own_id)
+        missing = on_first_rank(lambda: ranked.missing(setup.collections()), list[tuple[int, int]])
+        if missing:
+            on_every_rank(lambda: rank(missing, ranked, setup, store), names_ranks=False)
+        on_first_rank(lambda: finish(setup, store, ranked, arguments))
+
+
+def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, device: torch.device) -> Setup:
+    """Reads the collections and their images and plans the encoding; on rank 0.
+
+    Raises:
+        InputError: See `find_collections`, `read_collection`, `scan_images` and `plan_encoding`.
+    """
+    folders = resolve_model(encoder_arguments)
+    encoder_arguments, differing = use_settings(encoder_arguments, folders)
+    found = find_collections(arguments.dataset_name, arguments.subset_name)
+    output = Path(arguments.encode_output_path)
+    prepare_output(output)
+    processor = processor_of_run(encoder_arguments, folders)
+    if line := recognised_format(encoder_arguments, folders, processor):
+        print(line, flush=True)
+    collections, items = read_collections(found, arguments, processor.prompt_format, output / IMAGES_FOLDER)
+    with named_flags(_FLAGS):
+        images = scan_images(items, _cached_images(output))
+    plan = plan_encoding(
+        items,
+        images,
+        ItemEncoderInputs(processor, encoder_arguments.max_len),
+        arguments.batch_tokens or default_batch_tokens(device),
+        arguments.per_device_eval_batch_size,
+    )
+    model = describe_model(encoder_arguments, folders, processor)
+    store = EvalStore(output / EMBEDDINGS_FOLDER / _store_key(model, collections, items, plan, device))
+    store.write_data(EvalData((), items, None), plan)
+    for number, collection in enumerate(collections):
+        write_collection(_collection_file(store.folder, number), collection)
+    blocks = tuple(store.missing_blocks(plan))
+    warnings = [f"scored with other settings than trained: {name} {text}" for name, text in differing.items()]
+    warnings += [f"{collection.name}: {note}" for collection in collections for note in collection.notes]
+    _announce(collections, plan, blocks, warnings)
+    return Setup(
+        store=store.folder,
+        folders=folders,
+        options=dataclasses.asdict(encoder_arguments),
+        model=model,
+        names=tuple(collection.name for collection in collections),
+        groups=tuple(each.known.group if each.known else "" for each in found),
+        blocks=blocks,
+        warnings=tuple(warnings),
+    )
+
+
+def read_collections(
+    found: Sequence[FoundCollection], arguments: RetrievalArguments, prompt_format: PromptFormat, cache: Path
+) -> tuple[list[Collection], ItemTable]:
+    """The collections, and the table of all their items.
+
+    Args:
+        found: Where they are.
+        arguments: Split, instructions, language; what is absent there is MMEB-V2's for its sets.
+        prompt_format: Of the model.
+        cache: Folder for the images.
+
+    Raises:
+        InputError: See `read_collection`.
+    """
+    builder = ItemTableBuilder()
+    collections = []
+    for each in found:
+        defaults = (QUERY_INSTRUCTION, PAGE_INSTRUCTION) if each.known else ("", "")
+        given = (arguments.query_instruction, arguments.document_instruction)
+        own = [default if value is None else value for value, default in zip(given, defaults, strict=True)]
+        split = arguments.dataset_split or (each.known.split if each.known else "test")
+        with links_remedy("--allow_links"):
+            source = ImageFolder(arguments.image_dir or each.folder, arguments.allow_links)
+            sides = (Side(own[0], arguments.language), Side(own[1]))
+            images = ImageCache(cache, source)
+            collection = read_collection(each.folder, split, sides, prompt_format, builder, images)
+        collections.append(dataclasses.replace(collection, name=each.name))
+    return collections, builder.build()
+
+
+def encode(setup: Setup, store: EvalStore, arguments: RetrievalArguments, device: torch.device) -> None:
+    """Encodes this rank's share of the missing blocks."""
+    images = _cached_images(Path(arguments.encode_output_path))
+    workers = arguments.dataloader_num_workers
+    encode_missing(setup.folders, setup.arguments, store, setup.blocks, images, device, workers)
+
+
+def rank(missing: Sequence[tuple[int, int]], ranked: RankedBlocks, setup: Setup, store: EvalStore) -> None:
+    """Ranks this rank's share of the blocks of queries."""
+    own = missing[own_rank() :: world_size()]
+    ranked.rank(own, setup.collections(), store.vectors(), store.plan().position)
+
+
+def finish(setup: Setup, store: EvalStore, ranked: RankedBlocks, arguments: RetrievalArguments) -> None:
+    """Writes the run's files and prints its scores; on rank 0."""
+    warnings = list(setup.warnings)
+    if collapsed := collapse(store.vectors()):
+        warnings.append(collapsed)
+        print(f"warning: {collapsed}", flush=True)
+    about = {"model": dict(setup.model), "top_k": arguments.top_k, "warnings": warnings}
+    output = Path(arguments.encode_output_path)
+    summary = write_results(output, setup.collections(), setup.groups, ranked, about)
+    print_scores(summary, output)
+
+
+def _cached_images(output: Path) -> ImageFolder:
+    """The cache's images; its links were made by this program, to files that it had checked."""
+    (output / IMAGES_FOLDER).mkdir(exist_ok=True)
+    return ImageFolder(output / IMAGES_FOLDER, allow_links=True)
+
+
+def _collection_file(store: Path, number: int) -> Path:
+    return store / f"collection-{number:05d}.npz"
+
+
+def _store_key(
+    model: Mapping[str, Any],
+    collections: Sequence[Collection],
+    items: ItemTable,
+    plan: EncodingPlan,
+    device: torch.device,
+) -> str:
+    """Hash of all that decides vectors and ranked lists: weights, settings, items and collections; not of any name."""
+    digest = hashlib.sha256(plan.digest.encode())
+    digest.update(repr([__version__, device.type, *(model.get(name) for name in MODEL_SETTINGS)]).encode())
+    for collection in collections:
+        for part in (plan.position[collection.queries], plan.position[collection.documents]):
+            digest.update(len(part).to_bytes(8, "little") + part.tobytes())
+        digest.update(repr((collection.query_ids, collection.document_ids)).encode())
+    for batch in items.columns.select(["text", "image"]).to_batches(max_chunksize=_HASHED_ITEMS):
+        digest.update(repr(batch.to_pydict()).encode())
+    return digest.hexdigest()[:_KEY_DIGITS]
+
+
+def _announce(
+    collections: Sequence[Collection], plan: EncodingPlan, blocks: Sequence[int], warnings: Sequence[str]
+) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    left = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
+    print(
+        f"{counted(len(collections), 'collection')}, "
+        f"{counted(sum(len(each.queries) for each in collections), 'query', 'queries')}, "
+        f"{counted(sum(len(each.documents) for each in collections), 'document')}, "
+        f"{counted(len(plan.order), 'unique item')}, {left:,} of them to encode",
+        flush=True,
+    )
+
+
+def _exit_code() -> int:
+    """Every rank parses the same command line; one of them says what is wrong with it."""
+    if is_first_rank():
+        return run_program(main)
+    try:
+        main()
+    except InputError:
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_exit_code())

@@ -1,0 +1,72 @@
+"""Facts of MMEB-V2's sets of visual documents: names, where they lie on the hub, instructions, groups.
+
+Source: "VLM2Vec-V2" (arXiv 2507.04590) and its evaluation code (TIGER-AI-Lab/VLM2Vec, branch main, November 2026).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# How queries and pages of all these sets are told to the model.
+QUERY_INSTRUCTION = "Find a document image that matches the given query:"
+PAGE_INSTRUCTION = "Understand the content of the provided document image."
+
+VISDOC_GROUPS = ("ViDoRe-V1", "ViDoRe-V2", "VisRAG", "VisDoc-OOD")
+# The leaderboard's metric of these sets, as score files call it.
+VISDOC_METRIC = "ndcg_linear@5"
+
+
+@dataclass(frozen=True)
+class VisdocSet:
+    """One of the 24 sets, in BEIR's form.
+
+    Attributes:
+        name: As the leaderboard has it.
+        group: One of `VISDOC_GROUPS`.
+        repositories: On the hub, the current one first; later ones hold corrected judgements.
+        split: The split that is scored.
+    """
+
+    name: str
+    group: str
+    repositories: tuple[str, ...]
+    split: str = "test"
+
+
+_VIDORE_V1 = (
+    "arxivqa_test_subsampled",
+    "docvqa_test_subsampled",
+    "infovqa_test_subsampled",
+    "tabfquad_test_subsampled",
+    "tatdqa_test",
+    "shiftproject_test",
+    "syntheticDocQA_artificial_intelligence_test",
+    "syntheticDocQA_energy_test",
+    "syntheticDocQA_government_reports_test",
+    "syntheticDocQA_healthcare_industry_test",
+)
+
+VISDOC_SETS = (
+    *(VisdocSet(f"ViDoRe_{stem.partition('_test')[0]}", "ViDoRe-V1", (f"vidore/{stem}_beir",)) for stem in _VIDORE_V1),
+    VisdocSet("ViDoRe_esg_reports_human_labeled_v2", "ViDoRe-V2", ("vidore/esg_reports_human_labeled_v2",)),
+    *(
+        VisdocSet(f"ViDoRe_{stem}_v2_multilingual", "ViDoRe-V2", (f"vidore/{stem}_v2",))
+        for stem in ("biomedical_lectures", "economics_reports", "esg_reports")
+    ),
+    *(
+        VisdocSet(f"VisRAG_{stem}", "VisRAG", (f"openbmb/VisRAG-Ret-Test-{stem}",), "train")
+        for stem in ("ArxivQA", "ChartQA", "MP-DocVQA", "SlideVQA", "InfoVQA", "PlotQA")
+    ),
+    VisdocSet("ViDoSeek-page", "VisDoc-OOD", ("VLM2Vec/ViDoSeek-page-fixed", "VLM2Vec/ViDoSeek-page")),
+    VisdocSet("ViDoSeek-doc", "VisDoc-OOD", ("VLM2Vec/ViDoSeek",)),
+    VisdocSet("MMLongBench-page", "VisDoc-OOD", ("VLM2Vec/MMLongBench-page-fixed", "VLM2Vec/MMLongBench")),
+    VisdocSet("MMLongBench-doc", "VisDoc-OOD", ("VLM2Vec/MMLongBench-doc",)),
+)
+
+
+def visdoc_set(folder_name: str) -> VisdocSet | None:
+    """The set that a folder holds, by its own name or its repository's; None if it is none of them."""
+    for each in VISDOC_SETS:
+        if folder_name in (each.name, *(repository.rpartition("/")[2] for repository in each.repositories)):
+            return each
+    return None
