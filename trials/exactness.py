@@ -198,13 +198,11 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Ite
     with_image = [batch.target_images and row % 5 == 4 and batch.query_has_image(row) for row in range(PAIRS)]
     items += [made.make(100 + row, has_image) for row, has_image in enumerate(with_image)]
     positive = [*range(PAIRS, 2 * PAIRS - 1), PAIRS]
-    negative = [-1] * PAIRS
-    if batch.hard_negatives:
-        items += [made.make(200 + row, row == 1) for row in range(3)]
-        negative[2], negative[5], negative[9] = (2 * PAIRS + row for row in range(3))
+    negative_row = [2, 5, 9] if batch.hard_negatives else []
+    items += [made.make(200 + number, number == 1) for number in range(len(negative_row))]
     owners = [batch.owner(item, ranks) for item in range(len(items))]
     order = sorted(range(len(items)), key=lambda item: owners[item])
-    number = {item: place for place, item in enumerate(order)} | {-1: -1}
+    number = {item: place for place, item in enumerate(order)}
     own = [item for item in order if owners[item] == rank]
     encode, keep, repeat = sizes.phases([made.measured(items[item], item < PAIRS) for item in own])
 
@@ -217,7 +215,8 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Ite
         pairs=Pairs(
             torch.tensor([number[item] for item in range(PAIRS)]),
             torch.tensor([number[item] for item in positive]),
-            torch.tensor([number[item] for item in negative]) if batch.hard_negatives else None,
+            torch.tensor([number[2 * PAIRS + each] for each in range(len(negative_row))]) if negative_row else None,
+            torch.tensor(negative_row) if negative_row else None,
         ),
         rows=range(rank * PAIRS // ranks, (rank + 1) * PAIRS // ranks),
         digest=7,
@@ -273,7 +272,7 @@ def _gradients(
     pairs = layout.pairs.to(everything.device)
     scores = everything[pairs.query] @ everything[pairs.positive].T
     if pairs.negative is not None:
-        scores = torch.cat([scores, everything[pairs.query] @ everything[pairs.negative[pairs.negative >= 0]].T], 1)
+        scores = torch.cat([scores, everything[pairs.query] @ everything[pairs.negative].T], 1)
     targets = torch.tensor(rows, device=everything.device)
     loss = F.cross_entropy(scores[rows] / temperature, targets, reduction="sum") / PAIRS
     loss.backward()  # type: ignore[no-untyped-call]

@@ -34,7 +34,7 @@ def naive_loss(
 
 def _query_to_target(unit: Tensor, pairs: Pairs, temperature: float | Tensor, mask: bool) -> Tensor:
     query, positive = pairs.query.tolist(), pairs.positive.tolist()
-    negative = [item for item in pairs.negative.tolist() if item >= 0] if pairs.negative is not None else []
+    negative = pairs.negative.tolist() if pairs.negative is not None else []
     losses = []
     for row in range(len(query)):
         competitors = [item for column, item in enumerate(positive) if column != row] + negative

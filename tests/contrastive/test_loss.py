@@ -33,7 +33,15 @@ def representations() -> Tensor:
 def pairs_with(negatives: Sequence[int] | None) -> Pairs:
     """Rows 0, 3 and 8 share a target, rows 4 and 6 a query; row 5's query is row 1's target."""
     query, positive = torch.tensor([0, 1, 2, 3, 4, 9, 4, 6, 7]), torch.tensor([8, 9, 10, 8, 11, 2, 0, 1, 8])
-    return Pairs(query, positive, None if negatives is None else torch.tensor(negatives))
+    if negatives is None:
+        return Pairs(query, positive)
+    return Pairs(query, positive, *of_rows(negatives))
+
+
+def of_rows(negatives: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Hard negatives and their rows, from one a row or -1."""
+    by_row = torch.tensor(negatives)
+    return by_row[by_row >= 0], torch.nonzero(by_row >= 0).flatten()
 
 
 @pytest.fixture
@@ -69,16 +77,15 @@ def large_batch() -> tuple[Tensor, Pairs]:
     representations = F.normalize(torch.randn(3 * batch, width, generator=generator), dim=-1).requires_grad_()
     query = torch.randint(0, batch, (batch,), generator=generator)
     positive = batch + torch.randint(0, batch, (batch,), generator=generator)
-    negative = torch.full((batch,), -1)
-    negative[::8] = batch + torch.randint(0, 2 * batch, (batch // 8,), generator=generator)
-    return representations, Pairs(query, positive, negative)
+    negative = batch + torch.randint(0, 2 * batch, (batch // 8,), generator=generator)
+    return representations, Pairs(query, positive, negative, torch.arange(0, batch, 8))
 
 
 def one_matrix_loss(representations: Tensor, pairs: Pairs, temperature: float) -> Tensor:
     """Masked, in both directions, over a whole float64 matrix; hard negatives compacted."""
     assert pairs.negative is not None
     unit, own = representations.double(), torch.eye(len(pairs.query), dtype=torch.bool)
-    column_items = torch.cat([pairs.positive, pairs.negative[pairs.negative >= 0]])
+    column_items = torch.cat([pairs.positive, pairs.negative])
     same_target = pairs.positive[:, None] == column_items
     same_target[:, : len(own)] &= ~own
     scores = unit[pairs.query] @ unit[column_items].T / temperature
@@ -127,8 +134,9 @@ def test_blocks_have_a_bounded_number_of_scores_unless_rows_are_given() -> None:
     automatic.blocks, given.blocks = [], []
     first, second = (loss_fn(representations, pairs, range(4096))[0] for loss_fn in (automatic, given))
     assert_close_relative(first, second, 1e-6, "loss")
-    assert automatic.blocks == [loss.BLOCK_SCORES] * 32
-    assert max(given.blocks) == 1000 * 2 * 4096
+    assert sum(automatic.blocks) == sum(given.blocks) == 4096 * (4096 + 512)
+    assert loss.BLOCK_SCORES - 4608 < max(automatic.blocks) <= loss.BLOCK_SCORES
+    assert max(given.blocks) == 1000 * (4096 + 512)
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "matryoshka_dims": (2, 4)}])
@@ -192,14 +200,14 @@ def test_hard_negatives_compete_and_the_targets_own_item_does_not() -> None:
     query, positive = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
     loss_fn = ContrastiveLoss(0.05)
     # Item 0 is another item than target 3, though its vector is the same: row 0 ties with it.
-    _, statistics = loss_fn(separable(), Pairs(query, positive, torch.tensor([-1, 0, -1])), range(3))
+    _, statistics = loss_fn(separable(), Pairs(query, positive, *of_rows([-1, 0, -1])), range(3))
     assert statistics.hit.tolist() == [False, True, True]
     assert statistics.hardest_negative_similarity.tolist() == [1, 0, 0]
     # Target 3 itself as somebody's hard negative is no competitor of row 0, masked or not.
-    _, statistics = loss_fn(separable(), Pairs(query, positive, torch.tensor([-1, 3, -1])), range(3))
+    _, statistics = loss_fn(separable(), Pairs(query, positive, *of_rows([-1, 3, -1])), range(3))
     assert statistics.hit.all()
     # One target for all: there is no negative, and a missing hard negative is none.
-    _, statistics = loss_fn(separable(), Pairs(query, torch.full((3,), 3), torch.full((3,), -1)), range(3))
+    _, statistics = loss_fn(separable(), Pairs(query, torch.full((3,), 3), *of_rows([-1, -1, -1])), range(3))
     assert statistics.hardest_negative_similarity.tolist() == [-torch.inf] * 3
 
 
@@ -248,7 +256,11 @@ def test_refuses_values_without_meaning(representations: Tensor, pairs: Pairs) -
     with pytest.raises(ValueError, match=r"9 is more than the embeddings' 8"):
         ContrastiveLoss(matryoshka_dims=(9, 4))(representations, pairs, range(BATCH))
     with pytest.raises(ValueError, match="equally many"):
-        pairs_with((1, 2))
+        Pairs(pairs.query, pairs.positive, torch.tensor([1, 2]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="equally many"):
+        Pairs(pairs.query, pairs.positive[1:])
+    with pytest.raises(ValueError, match="negative_row"):
+        Pairs(pairs.query, pairs.positive, torch.tensor([1, 2]))
 
 
 def test_the_docstrings_example_runs() -> None:

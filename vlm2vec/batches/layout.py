@@ -51,8 +51,9 @@ class BatchLayout:
         counts: The number of items of each rank.
         query: Number of each row's query item, shape (batch,), int64.
         positive: Number of each row's target item, shape (batch,), int64.
-        negative: Number of each row's hard negative, -1 where a row has none, shape (batch,), int64; None if hard
-            negatives do not take part.
+        negative: Number of each hard negative's item, in the order of rows, shape (hard negatives,), int64; None if
+            hard negatives do not take part.
+        negative_row: The row that each hard negative belongs to, shape (hard negatives,), int64.
         digest: A hash of step, items and numbering, positive and below 2^63.
     """
 
@@ -61,6 +62,7 @@ class BatchLayout:
     query: npt.NDArray[np.int64]
     positive: npt.NDArray[np.int64]
     negative: npt.NDArray[np.int64] | None
+    negative_row: npt.NDArray[np.int64] | None
     digest: int
 
     def of_rank(self, rank: int) -> tuple[ItemReference, ...]:
@@ -99,17 +101,18 @@ def lay_out(
     dealt = appearance[np.concatenate(rank_items)]
     numbering = np.empty(len(first), dtype=np.int64)
     numbering[dealt] = np.arange(len(first))
-    numbers = np.split(numbering[item_of_entry], np.cumsum([len(side.rows) for side in sides])[:-1])
-    number_of = {side.name: side.over_rows(own, len(batch.positions)) for side, own in zip(sides, numbers, strict=True)}
+    query, positive, *negatives = np.split(numbering[item_of_entry], np.cumsum([len(side.rows) for side in sides])[:-1])
+    negative, negative_row = (negatives[0], sides[-1].rows) if negatives else (None, None)
     digest = hashlib.blake2b(digest_size=8)
-    for part in (np.int64(batch.step), hashes, *number_of.values()):
+    for part in (np.int64(batch.step), hashes, *(side.rows for side in sides), query, positive, *negatives):
         digest.update(np.ascontiguousarray(part).tobytes())
     return BatchLayout(
         items=tuple(_references(batch, index, sides, first[dealt])),
         counts=tuple(len(own) for own in rank_items),
-        query=number_of[QUERY],
-        positive=number_of[POSITIVE],
-        negative=number_of.get(NEGATIVE),
+        query=query,
+        positive=positive,
+        negative=negative,
+        negative_row=negative_row,
         digest=int.from_bytes(digest.digest(), "little") >> 1,
     )
 
@@ -139,12 +142,6 @@ class _Side:
     rows: npt.NDArray[np.int64]
     hashes: npt.NDArray[np.int64]
     costs: npt.NDArray[np.int64]
-
-    def over_rows(self, numbers: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.int64]:
-        """The entries' item numbers by row, -1 for rows without this side."""
-        by_row = np.full(num_rows, -1, dtype=np.int64)
-        by_row[self.rows] = numbers
-        return by_row
 
 
 def _side(batch: GlobalBatch, index: SampleIndex, item_cost: ItemCost, side: str) -> _Side:

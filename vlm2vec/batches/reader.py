@@ -62,14 +62,16 @@ class BatchReader:
         phases = self.chunk_sizes.phases(measured)
         encode, keep, _ = phases
         rows = layout.rows_of_rank(self.rank)
-        negative = None if layout.negative is None else torch.from_numpy(layout.negative)
+        negative, negative_row = (
+            None if each is None else torch.from_numpy(each) for each in (layout.negative, layout.negative_row)
+        )
         header = StepHeader(
             step=batch.step,
             epoch=batch.epoch,
             layout=StepLayout(
                 counts=layout.counts,
                 local_order=end_to_end_positions([*encode, *keep]),
-                pairs=Pairs(torch.from_numpy(layout.query), torch.from_numpy(layout.positive), negative),
+                pairs=Pairs(torch.from_numpy(layout.query), torch.from_numpy(layout.positive), negative, negative_row),
                 rows=rows,
                 digest=layout.digest,
             ),

@@ -11,7 +11,8 @@ from vlm2vec.contrastive.cached_step import (
 )
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
-from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
+from vlm2vec.contrastive.loss import ContrastiveLoss, RowStatistics
+from vlm2vec.contrastive.pairs import Pairs
 from vlm2vec.contrastive.slots import StepStoppedError
 from vlm2vec.contrastive.temperature import LearnedTemperature
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.gradcache import GradCache, RandContext
-from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs, RowStatistics
+from vlm2vec.contrastive.loss import ContrastiveLoss, RowStatistics
+from vlm2vec.contrastive.pairs import Pairs
 from vlm2vec.contrastive.reduction import copies_at_boundary, gradient_reduction
 from vlm2vec.contrastive.slots import Slots, agree_on_slots
 from vlm2vec.contrastive.watch import Part, Place, Watch

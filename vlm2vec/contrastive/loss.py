@@ -12,47 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vlm2vec.contrastive.pairs import Pairs
 from vlm2vec.contrastive.temperature import LearnedTemperature
 
-NO_ITEM = -1
 # Scores of a block unless rows are given: 4 MiB, however large the global batch. One block for 1,024 rows x 1,024.
 BLOCK_SCORES = 2**20
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Which representations form the rows of a global batch.
-
-    Identical items share one representation, so two rows with the same positive carry the same index in `positive`.
-
-    Attributes:
-        query: Row of the representation matrix that holds each pair's query, shape (batch,), int64.
-        positive: The same for each pair's target, shape (batch,), int64.
-        negative: The same for each pair's hard negative, shape (batch,), int64, -1 for a pair without; None if no pair
-            has one.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
-
-    query: Tensor
-    positive: Tensor
-    negative: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        shapes = {tuple(side.shape) for side in (self.query, self.positive, self.negative) if side is not None}
-        if len(shapes) > 1:
-            raise ValueError(f"queries, targets and hard negatives of pairs must be equally many, not {sorted(shapes)}")
-
-    def to(self, device: torch.device) -> Pairs:
-        """The same pairs on `device`."""
-        return Pairs(
-            self.query.to(device, non_blocking=True),
-            self.positive.to(device, non_blocking=True),
-            None if self.negative is None else self.negative.to(device, non_blocking=True),
-        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +79,10 @@ class ContrastiveLoss:
         >>> from vlm2vec.contrastive import ContrastiveLoss, Pairs
         >>> representations = torch.nn.functional.normalize(torch.randn(5, 8), dim=-1).requires_grad_()
         >>> pairs = Pairs(  # two rows: items 0 and 1 ask, items 2 and 3 answer, item 4 is row 0's hard negative
-        ...     query=torch.tensor([0, 1]), positive=torch.tensor([2, 3]), negative=torch.tensor([4, -1])
+        ...     query=torch.tensor([0, 1]),
+        ...     positive=torch.tensor([2, 3]),
+        ...     negative=torch.tensor([4]),
+        ...     negative_row=torch.tensor([0]),
         ... )
         >>> loss_fn = ContrastiveLoss(temperature=0.05, mask_false_negatives=True, matryoshka_dims=(4, 8))
         >>> loss, statistics = loss_fn(representations, pairs, rows=range(2))  # the rows that this rank computes
@@ -181,10 +150,8 @@ class ContrastiveLoss:
         self, representations: Tensor, pairs: Pairs, rows: range, temperature: float | Tensor
     ) -> tuple[Tensor, RowStatistics]:
         """The rows' share of the loss and their statistics, on float32 unit rows of one width."""
-        column_items = pairs.positive if pairs.negative is None else torch.cat([pairs.positive, pairs.negative])
-        # A pair without hard negative keeps its column, filled with any item and left out: dropping it would make the
-        # number of columns depend on data on the device, and the host wait for it.
-        columns = representations.index_select(0, column_items.clamp(min=0))
+        column_items = pairs.column_items
+        columns = representations.index_select(0, column_items)
         all_queries = representations.index_select(0, pairs.query) if self.bidirectional else None
         block_rows = self.block_rows or max(1, BLOCK_SCORES // len(columns))
         recompute = len(rows) > block_rows or self.bidirectional or len(self.matryoshka_dims) > 1
@@ -208,18 +175,17 @@ class ContrastiveLoss:
     ) -> tuple[Tensor, RowStatistics]:
         """Losses (rows,) and statistics of one block of rows, whose targets are the columns `own`."""
         similarity = queries @ columns.T
-        absent = column_items == NO_ITEM
         same_item = column_items[own, None] == column_items
-        left_out = absent.expand_as(same_item)
         masked = torch.zeros_like(own)
+        logits = similarity / temperature
         if self.mask_false_negatives:
-            others = same_item.scatter(1, own[:, None], False)
-            masked = others.sum(dim=1)
-            left_out = others | absent
-        losses = _cross_entropy(similarity / temperature, left_out, own)
+            left_out = same_item.scatter(1, own[:, None], False)
+            masked = left_out.sum(dim=1)
+            logits = logits.masked_fill(left_out, -math.inf)
+        losses = F.cross_entropy(logits, own, reduction="none")
         with torch.no_grad():
             positive = similarity.gather(1, own[:, None]).squeeze(1)
-            hardest = similarity.masked_fill(same_item | absent, -math.inf).amax(dim=1)
+            hardest = similarity.masked_fill(same_item, -math.inf).amax(dim=1)
             # A tie is no hit: a collapsed encoder, for which all similarities are equal, must not look perfect.
             return losses, RowStatistics(losses.detach(), positive > hardest, positive.detach(), hardest, masked)
 
@@ -228,15 +194,11 @@ class ContrastiveLoss:
     ) -> Tensor:
         """Losses (rows,) of one block of rows, whose queries are the columns `own`."""
         logits = targets @ queries.T / temperature
-        if not self.mask_false_negatives:
-            return F.cross_entropy(logits, own, reduction="none")
-        same_query = pairs.query[own, None] == pairs.query
-        same_target = pairs.positive[own, None] == pairs.positive
-        return _cross_entropy(logits, (same_query | same_target).scatter(1, own[:, None], False), own)
-
-
-def _cross_entropy(logits: Tensor, left_out: Tensor, own: Tensor) -> Tensor:
-    return F.cross_entropy(logits.masked_fill(left_out, -math.inf), own, reduction="none")
+        if self.mask_false_negatives:
+            same_query = pairs.query[own, None] == pairs.query
+            same_target = pairs.positive[own, None] == pairs.positive
+            logits = logits.masked_fill((same_query | same_target).scatter(1, own[:, None], False), -math.inf)
+        return F.cross_entropy(logits, own, reduction="none")
 
 
 def _run(recompute: bool, function: Callable[..., Result], *arguments: object) -> Result:

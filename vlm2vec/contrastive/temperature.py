@@ -40,7 +40,7 @@ class LearnedTemperature:
 
     Example:
         >>> import torch
-        >>> from vlm2vec.contrastive.loss import ContrastiveLoss, Pairs
+        >>> from vlm2vec.contrastive import ContrastiveLoss, Pairs
         >>> temperature = LearnedTemperature(initial=0.5)
         >>> loss_fn = ContrastiveLoss(temperature)
         >>> pairs = Pairs(query=torch.tensor([0, 1]), positive=torch.tensor([2, 3]))
