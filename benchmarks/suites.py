@@ -107,6 +107,14 @@ SUITES = {
         limit_seconds=2400,
         is_long=True,
     ),
+    "retrieval_size": Suite(
+        "A corpus of 200,000 pages",
+        "benchmarks.retrieval_size",
+        "Visual documents in MMEB-V2's form, small grey images of which each is different, the miniature's model. The "
+        "files of all runs are compared: vectors, ranked lists, run files, scores.",
+        limit_seconds=7200,
+        is_long=True,
+    ),
     "data": Suite(
         "The converter beside tar",
         "benchmarks.data",
