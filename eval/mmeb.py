@@ -22,7 +22,6 @@ from eval.mmeb_flags import EncoderArguments, ScoringArguments, parse_arguments
 from eval.model import (
     ModelFolders,
     describe_model,
-    device_of_rank,
     processor_of_run,
     recognised_format,
     resolve_model,
@@ -30,6 +29,7 @@ from eval.model import (
 )
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
+from vlm2vec.device import device_of_rank
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.data.datasets import EvalData, read_data
 from vlm2vec.evaluation.data.digests import data_digests

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +24,10 @@ from vlm2vec.model_folder.adapter_files import (
     check_base,
     is_adapter_folder,
 )
+from vlm2vec.model_folder.digest import fingerprint
 from vlm2vec.model_folder.loading import choose_settings, find_base, load_processor, stored_settings
 from vlm2vec.model_folder.settings import ChangedSettingWarning, ModelSettings, is_same, shown
 from vlm2vec.ranks import is_first_rank
-
-# What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
-_MODEL_SUFFIXES = (".safetensors", ".bin", ".json")
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -134,13 +128,6 @@ def _other_base(folders: ModelFolders) -> str | None:
     return None
 
 
-def device_of_rank() -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-
-
 def load_encoder(folders: ModelFolders, arguments: EncoderArguments, device: torch.device) -> VLM2Vec:
     """Loads the encoder, in the precision of its files."""
     if not sys.stderr.isatty() or not is_first_rank():
@@ -168,22 +155,6 @@ def describe_model(arguments: EncoderArguments, folders: ModelFolders, processor
     values = {name: value for name, value in asdict(arguments).items() if name not in left_out}
     values |= {**processor.image_limits, "prompt_format": processor.prompt_format.model_dump()}
     return {**values, "fingerprint": fingerprint(parts)}
-
-
-def fingerprint(folders: Sequence[Path]) -> str:
-    """Hash of every file that decides a model's vectors, as 16 hexadecimal digits.
-
-    Recorded with the scores, so that a table tells checkpoints of the same name apart, and part of the name under which
-    embeddings are kept, so that those of another checkpoint are never taken for this one's.
-    """
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(path for path in folder.iterdir() if path.suffix in _MODEL_SUFFIXES):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                while piece := file.read(_READ_BYTES):
-                    digest.update(piece)
-    return digest.hexdigest()[:16]
 
 
 def _adapter(folder: Path, option: str) -> Path:

@@ -23,7 +23,6 @@ from eval.mmeb_flags import EncoderArguments
 from eval.model import (
     ModelFolders,
     describe_model,
-    device_of_rank,
     processor_of_run,
     recognised_format,
     resolve_model,
@@ -34,6 +33,7 @@ from eval.retrieval_flags import RetrievalArguments, parse_arguments
 from eval.retrieval_results import print_scores, write_results
 from vlm2vec import __version__
 from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.device import device_of_rank
 from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.data.datasets import EvalData
 from vlm2vec.evaluation.data.images import scan_images

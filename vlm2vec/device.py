@@ -124,3 +124,10 @@ def _optimizer_name(optimizer: Any) -> str:
     on_host = next((each.device.type for group in optimizer.param_groups for each in group["params"]), "cpu") == "cpu"
     threads = f" on the host ({torch.get_num_threads()} threads a rank)" if on_host and not on_cpu() else ""
     return f"{kind.__module__.split('.')[0]} {kind.__name__}{fused}{threads}"
+
+
+def device_of_rank() -> torch.device:
+    """This rank's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -17,11 +17,12 @@ from PIL import Image
 from data_prep.mini_model import build_mini_model
 from eval import mmeb, report
 from eval.mmeb_flags import EncoderArguments, parse_arguments
-from eval.model import device_of_rank, load_encoder, resolve_model, use_settings
+from eval.model import load_encoder, resolve_model, use_settings
 from tests.rig.comparing import assert_close_relative, relative_error
 from trials.rig.hand_made_eval import row
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.prompts import Prompt, PromptFormat
+from vlm2vec.device import device_of_rank
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings

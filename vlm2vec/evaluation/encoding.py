@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.items import ItemTable
 from vlm2vec.evaluation.encoding_plan import EncodingPlan
 from vlm2vec.evaluation.progress import progress_bar
-from vlm2vec.evaluation.store import EvalStore
+from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
@@ -31,26 +33,37 @@ _SAMPLED_ITEMS = 1000
 Encode = Callable[..., torch.Tensor]
 
 
-class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
-    """The plan's batches, made on demand; what is wrong with one travels as a value, a worker would bury it.
+class ChunkMaker(Protocol):
+    """Makes one encoder call of items, as `ItemEncoderInputs` does."""
+
+    def chunk_of(self, items: Sequence[EncodeItem]) -> Chunk:
+        """One encoder call for some items."""
+
+
+class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
+    """A plan's batches, made on demand; what is wrong with one travels as a value, a worker would bury it.
 
     Args:
-        items: the table.
-        plan: its batches.
-        folder: of the pictures.
+        plan: the batches.
         inputs: makes the encoder's inputs.
     """
 
-    def __init__(self, items: ItemTable, plan: EncodingPlan, folder: ImageFolder, inputs: ItemEncoderInputs) -> None:
-        self.items = items
+    def __init__(self, plan: EncodingPlan, inputs: ChunkMaker) -> None:
         self.plan = plan
-        self.folder = folder
         self.inputs = inputs
+
+    @abstractmethod
+    def item(self, index: int) -> EncodeItem:
+        """An item, by its number in what the plan was made for.
+
+        Raises:
+            InputError: it cannot be read; the message names it.
+        """
 
     def __getitem__(self, batch: int) -> Chunk | InputError:
         try:
             indices = [int(self.plan.order[row]) for row in self.plan.rows(batch)]
-            return self.inputs.chunk_of([self._read(index) for index in indices])
+            return self.inputs.chunk_of([self.item(index) for index in indices])
         except InputError as error:
             return error
 
@@ -74,7 +87,24 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
                 raise chunk
             yield chunk
 
-    def _read(self, index: int) -> EncodeItem:
+
+class BatchSource(ItemSource):
+    """The batches of a table's items.
+
+    Args:
+        items: the table.
+        plan: its batches.
+        folder: of the pictures.
+        inputs: makes the encoder's inputs.
+    """
+
+    def __init__(self, items: ItemTable, plan: EncodingPlan, folder: ImageFolder, inputs: ItemEncoderInputs) -> None:
+        super().__init__(plan, inputs)
+        self.items = items
+        self.folder = folder
+
+    def item(self, index: int) -> EncodeItem:
+        """Text and image of a row of the table."""
         use, text, image = self.items.use(index), self.items.text(index), self.items.image(index)
         instruction = self.items.instruction(index)
         if not image:
@@ -89,8 +119,8 @@ class BatchSource(torch.utils.data.Dataset["Chunk | InputError"]):
 
 def encode_blocks(
     encode: Encode,
-    source: BatchSource,
-    store: EvalStore,
+    source: ItemSource,
+    store: VectorStore,
     numbers: Sequence[int],
     device: torch.device,
     num_workers: int,

@@ -1,0 +1,170 @@
+"""Vectors of a plan's items in a folder: blocks that survive a kill, then one memory-mapped file."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.encoding_plan import EncodingPlan
+from vlm2vec.files import committed
+
+_PLAN, _VECTORS, _BLOCKS = "plan.npz", "vectors.npy", "blocks"
+_PLAN_ARRAYS = {"order": np.int32, "position": np.int32, "bounds": np.int64, "costs": np.int64}
+# What numpy and Arrow raise for damaged files.
+_UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, pa.ArrowException),
+)
+
+
+class VectorStore:
+    """A folder of one plan and the vectors of its items.
+
+    Every file gets its name when it is complete, so what is there is finished: a restart encodes the missing blocks
+    only. Ranks may write different blocks at the same time; ranks on several machines need a folder that they share.
+
+    Everything that writes raises `InputError` where the disk refuses.
+
+    Args:
+        folder: of this plan and model alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_plan(self, plan: EncodingPlan) -> None:
+        """Writes what is to be encoded, into an existing folder or a new one."""
+        with self.writing():
+            (self.folder / _BLOCKS).mkdir(parents=True, exist_ok=True)
+            with committed(self.folder / _PLAN) as path, path.open("wb") as file:
+                np.savez(file, **{name: getattr(plan, name) for name in _PLAN_ARRAYS})
+
+    def read_plan(self, num_items: int, num_image_batches: int, digest: str) -> EncodingPlan:
+        """The batches.
+
+        Args:
+            num_items: of the table that the plan is for.
+            num_image_batches, digest: see `EncodingPlan`.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.folder / _PLAN
+        with self.reading(path):
+            plan = EncodingPlan(**arrays(path, _PLAN_ARRAYS), num_image_batches=num_image_batches, digest=digest)
+            expect_ends(plan.bounds, len(plan.order))
+            expect_indices(plan.order, num_items)
+            expect_indices(plan.position, len(plan.order))
+            expect(len(plan.position) == num_items, "not one position for each item")
+            expect(len(plan.costs) == plan.num_batches >= plan.num_image_batches, "not one cost for each batch")
+        return plan
+
+    def missing_blocks(self, plan: EncodingPlan) -> list[int]:
+        """Numbers of the blocks that are still to be encoded."""
+        if (self.folder / _VECTORS).is_file():
+            return []
+        return [number for number in range(len(plan.blocks())) if not self._block(number).is_file()]
+
+    def write_block(self, number: int, vectors: npt.NDArray[np.float32]) -> None:
+        """Keeps the vectors of a block, float32 (items of the block, hidden)."""
+        with self.writing(), committed(self._block(number)) as path, path.open("wb") as file:
+            np.save(file, vectors)
+
+    def assemble(self, plan: EncodingPlan) -> None:
+        """Joins all blocks into one file; called on one rank when no block is missing."""
+        if (self.folder / _VECTORS).is_file():
+            return
+        blocks = plan.blocks()
+        hidden = self._block_vectors(0, int(plan.bounds[blocks[0].stop])).shape[1]
+        with self.writing(), committed(self.folder / _VECTORS) as path:
+            vectors = np.lib.format.open_memmap(path, "w+", np.float32, (len(plan.order), hidden))
+            for number, batches in enumerate(blocks):
+                start, end = int(plan.bounds[batches.start]), int(plan.bounds[batches.stop])
+                vectors[start:end] = self._block_vectors(number, end - start, hidden)
+            vectors.flush()
+            del vectors
+        shutil.rmtree(self.folder / _BLOCKS)
+
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """All vectors in the plan's order, float32 (distinct items, hidden), memory-mapped.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.folder / _VECTORS
+        with self.reading(path):
+            vectors: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
+            expect(vectors.dtype == np.float32 and vectors.ndim == 2, "not vectors of float32")
+        return vectors
+
+    def _block_vectors(self, number: int, count: int, hidden: int | None = None) -> npt.NDArray[np.float32]:
+        """The vectors of a block; a damaged one is removed, so that the same command encodes it again."""
+        path = self._block(number)
+        try:
+            with self.reading(path):
+                vectors: npt.NDArray[np.float32] = np.load(path)
+                expect(vectors.dtype == np.float32 and vectors.ndim == 2, "not vectors of float32")
+                expect(len(vectors) == count, f"{len(vectors)} vectors, not {count}")
+                expect(hidden in (None, vectors.shape[1]), f"vectors of {vectors.shape[1]} numbers, not {hidden}")
+        except InputError:
+            path.unlink(missing_ok=True)
+            raise
+        return vectors
+
+    @contextmanager
+    def reading(self, path: Path) -> Iterator[None]:
+        """A damaged file, in one line."""
+        try:
+            yield
+        except _UNREADABLE as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"{path}: cannot be read ({reason}); remove {self.folder} and run the same command again"
+            ) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What the disk refuses, in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot write there ({error.strerror or error})") from error
+
+    def _block(self, number: int) -> Path:
+        return self.folder / _BLOCKS / f"block-{number:05d}.npy"
+
+
+def arrays(path: Path, kinds: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a file, each in one dimension and of its type."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in kinds}
+    for name, array in arrays.items():
+        expect(array.ndim == 1 and array.dtype == kinds[name], f"{name} is {array.dtype} {array.shape}")
+    return arrays
+
+
+def expect_ends(ends: npt.NDArray[np.int64], total: int) -> None:
+    """Refuses ends of parts that do not cover `total` entries; `ValueError`."""
+    fits = len(ends) > 0 and ends[0] == 0 and ends[-1] == total and bool((np.diff(ends) >= 0).all())
+    expect(fits, f"parts do not cover {total} entries")
+
+
+def expect_indices(indices: npt.NDArray[np.int32], total: int) -> None:
+    """Refuses indices that are negative or not below `total`; `ValueError`."""
+    expect(not len(indices) or (indices.min() >= 0 and indices.max() < total), f"an index is not below {total}")
+
+
+def expect(holds: bool, problem: str) -> None:
+    """Raises `ValueError` where something does not hold; `VectorStore.reading` turns it into one line."""
+    if not holds:
+        raise ValueError(problem)
