@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 
 import torch
 from PIL import Image, ImageDraw
 
 from vlm2vec import VLM2Vec
+from vlm2vec.backbones.image_limits import ImageLimitFlags
 from vlm2vec.errors import run_program
 
 IMAGE_QUERY = "<|image_1|> Represent the given image with the following question: What is in the image"
@@ -34,16 +36,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="examples/encode.py", description="Similarities of a picture and captions.")
     parser.add_argument("--model_name", required=True, help="checkpoint folder, adapter folder or repository")
     parser.add_argument("--image", help="a picture file")
+    parser.add_argument(
+        "--prompt_format", help="how prompts are made: a format of the model's family; default: as trained"
+    )
     parser.add_argument("--captions", nargs="+", default=["A cat and a dog", "A cat and a tiger"])
-    parser.add_argument("--num_crops", type=int, help="local crops a picture (default: the checkpoint's)")
+    for limit in fields(ImageLimitFlags):
+        parser.add_argument(f"--{limit.name}", type=int, help=limit.metadata["help"])
     arguments = parser.parse_args()
+    limits = ImageLimitFlags(**{limit.name: getattr(arguments, limit.name) for limit in fields(ImageLimitFlags)})
+    limits.refuse_impossible_limits()
 
     on_gpu = torch.cuda.is_available()
     encoder = VLM2Vec.from_pretrained(
         arguments.model_name,
-        num_crops=arguments.num_crops,
         dtype=torch.bfloat16 if on_gpu else torch.float32,
         device="cuda" if on_gpu else "cpu",
+        prompt_format=arguments.prompt_format,
+        num_crops=limits.num_crops,
+        min_pixels=limits.min_pixels,
+        max_pixels=limits.max_pixels,
     )
     picture = arguments.image or drawn_picture()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import golden
+from tests.rig import golden, qwen_golden
 from vlm2vec.images.decode import open_image
 from vlm2vec.shards import ShardSet
 
@@ -33,6 +33,25 @@ def test_both_directions(
     scores = [float(line.split()[0]) for line in lines if line.startswith("  ")]
     assert len(scores) == 4
     assert all(-1 <= score <= 1 for score in scores)
+
+
+def test_another_family_and_its_limits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--model_name", str(qwen_golden.model_folder("qwen3_vl")), "--prompt_format", "chat")
+    image = ("--image", str(golden.ROOT / "qwen3_vl/images/wide.png"))
+
+    def printed(*flags: str) -> str:
+        assert run_example(monkeypatch, *model, *image, *flags) == 0
+        return capsys.readouterr().out
+
+    plain = printed()
+    assert len({plain, printed("--max_pixels", "8192"), printed("--min_pixels", "1000000")}) == 3
+    for flags, said in (
+        (["--num_crops", "4"], "num_crops: a qwen3_vl has no such limit on its images; use min_pixels, max_pixels"),
+        (["--max_pixels", "0"], "--max_pixels 0: must be 1 or more"),
+        (["--min_pixels", "9", "--max_pixels", "8"], "--min_pixels 9: must not be more than --max_pixels 8"),
+    ):
+        assert run_example(monkeypatch, *model, *flags) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(

@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
+from tests.rig.qwen_golden import model_folder
 from trials.rig.forked import run_ranks
 from trials.rig.run_flags import run_flags
 from vlm2vec.export import export
@@ -20,32 +21,42 @@ pytestmark = pytest.mark.numeric
 SUBSETS = ("Digits-10", "Pairs_t2i")
 STEPS = 3
 # Unlike the base's: whoever loads the export must find them in its folder. Most queries are longer than 12 tokens.
-SETTINGS = ("--max_len", "12", "--num_crops", "2")
+MAX_LEN = 12
+LIMITS = {"lora": ("num_crops", 2), "full": ("num_crops", 2), "qwen3_vl": ("max_pixels", 8192)}
 COMMON = [
     *("--global_batch_size", "32", "--max_steps", str(STEPS), "--logging_steps", "1"),
-    *("--learning_rate", "1e-3", "--temperature", "0.05", *SETTINGS),
+    *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", str(MAX_LEN)),
     *("--dataloader_num_workers", "0", "--chunk_tokens", "512"),
 ]
 # By name: the ZeRO stage and what else a pair of runs, with and without scores, shares. Dropout shows whether random
 # numbers were drawn in between.
-PAIRS = {"lora": (2, ["--lora", "--lora_r", "4", "--lora_dropout", "0.2"]), "full": (3, [])}
+PAIRS: dict[str, tuple[int, list[str]]] = {
+    "lora": (2, ["--lora", "--lora_r", "4", "--lora_dropout", "0.2"]),
+    "full": (3, []),
+}
+# Another family, with scores alone: batches of texts run the dummy of its tower where other ranks have images.
+ALONE = {"qwen3_vl": (3, ["--prompt_format", "qwen3_vl_embedding"])}
+SCORED = [*PAIRS, *ALONE]
 
 
 @pytest.fixture(scope="module")
 def runs(
     mini_mmeb_dir: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Both pairs, trained on two ranks in one start."""
+    """Both pairs and the other family, trained on two ranks in one start."""
     root = tmp_path_factory.mktemp("live")
     data = mini_mmeb_dir / EVAL_FOLDER
     scored = ["--eval_steps", "2", "--eval_dataset_name", str(data), "--eval_image_dir", str(data / "images")]
     scored += ["--eval_subsets", *SUBSETS, "--save_best"]
     commands = []
-    for name, (stage, extra) in PAIRS.items():
+    for name, (stage, extra) in {**PAIRS, **ALONE}.items():
+        model = mini_model_dir if name in PAIRS else model_folder(name)
+        limit, value = LIMITS[name]
         for suffix, flags in (("plain", []), ("scored", scored)):
-            own = [*COMMON, *extra, *flags]
+            own = [*COMMON, f"--{limit}", str(value), *extra, *flags]
             output = root / f"{name}_{suffix}"
-            commands.append(run_flags(mini_model_dir, mini_shards_dir, output, f"zero{stage}", *own))
+            if name in PAIRS or flags:
+                commands.append(run_flags(model, mini_shards_dir, output, f"zero{stage}", *own))
     (root / "runs.json").write_text(json.dumps(commands))
     run_ranks(2, ["-m", "tests.distributed.workers.training", str(root / "runs.json")], root)
     return root
@@ -67,7 +78,7 @@ def test_the_training_does_not_notice(runs: Path, name: str) -> None:
     assert [{key: line[key] for key in same} for line in plain] == [{key: line[key] for key in same} for line in scored]
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", SCORED)
 def test_scores_are_those_of_the_exported_weights(runs: Path, name: str, mini_mmeb_dir: Path, tmp_path: Path) -> None:
     _, scores = log_of(runs / f"{name}_scored")
     assert sorted(scores) == [2, STEPS]  # every second step, and the end
@@ -81,7 +92,8 @@ def test_scores_are_those_of_the_exported_weights(runs: Path, name: str, mini_mm
         ]
     )
     expected = json.loads((tmp_path / "scores/scores.json").read_text())
-    assert (expected["model"]["max_len"], expected["model"]["num_crops"]) == (12, 2)
+    limit, value = LIMITS[name]
+    assert (expected["model"]["max_len"], expected["model"][limit]) == (MAX_LEN, value)
     for dataset in SUBSETS:
         assert scores[STEPS][f"eval_dataset/{dataset}"] == expected["datasets"][dataset]["acc"]
     assert scores[STEPS]["eval/overall"] == pytest.approx(expected["overall"]["acc"])

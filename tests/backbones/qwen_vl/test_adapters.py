@@ -24,18 +24,24 @@ families = pytest.mark.parametrize("family", MODELS)
 WITH_ADAPTER = ("qwen2_vl", "qwen2_5_vl")
 
 
-def load(family: str, adapter: Path | None = None) -> VLM2Vec:
+def load(family: str, adapter: Path | None = None, implementation: str | None = None) -> VLM2Vec:
     return VLM2Vec.from_pretrained(
-        qwen_golden.model_folder(family), adapter, dtype=torch.float32, prompt_format=FORMATS[family]
+        qwen_golden.model_folder(family),
+        adapter,
+        dtype=torch.float32,
+        attn_implementation=implementation,
+        prompt_format=FORMATS[family],
     )
 
 
 @pytest.mark.parametrize("family", WITH_ADAPTER)
-def test_the_originals_adapter(family: str) -> None:
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_the_originals_adapter(family: str, implementation: str) -> None:
     """Its names are those of a model without prefixes; PEFT alone would leave all of them out."""
     expected = qwen_golden.tensors(family, "lora/expected.safetensors")
     sides = {side: items_of(family, each) for side, each in qwen_golden.read(family, "lora/cases.json").items()}
-    plain, adapted, merged = (load(family, adapter) for adapter in (None, *2 * (golden.ROOT / family / "lora",)))
+    adapter = golden.ROOT / family / "lora"
+    plain, adapted, merged = (load(family, each, implementation) for each in (None, adapter, adapter))
     merged.merge_lora()
     assert not isinstance(merged.backbone, PeftModel)
     for name, encoder in (("base_without_adapter", plain), ("adapter", adapted), ("merged", merged)):

@@ -53,9 +53,9 @@ def contrastive_loss(model: QwenVLModel, sides: list[Call], temperature: float) 
 
 
 @families
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients(family: str, checkpointing: bool) -> None:
-    model, training = loaded(family).train(), qwen_golden.read(family, "train/train.json")
+@pytest.mark.parametrize(("implementation", "checkpointing"), [("sdpa", False), ("sdpa", True), ("eager", False)])
+def test_gradients(family: str, implementation: str, checkpointing: bool) -> None:
+    model, training = loaded(family, implementation).train(), qwen_golden.read(family, "train/train.json")
     expected = qwen_golden.tensors(family, "train/gradients.safetensors")
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -78,8 +78,9 @@ def test_gradients(family: str, checkpointing: bool) -> None:
 
 
 @families
-def test_four_steps_of_adamw(family: str) -> None:
-    model, training = loaded(family).train(), qwen_golden.read(family, "train/train.json")
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_four_steps_of_adamw(family: str, implementation: str) -> None:
+    model, training = loaded(family, implementation).train(), qwen_golden.read(family, "train/train.json")
     settings = {name: training["adamw"][name] for name in ("lr", "betas", "eps", "weight_decay")}
     optimizer = torch.optim.AdamW(model.parameters(), **settings)
     sides, losses = calls(family), training["adamw"]["losses_before_each_step_and_after_the_last"]
