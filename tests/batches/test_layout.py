@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from vlm2vec.batches.layout import BatchLayout, ItemReference, deal, lay_out
 from vlm2vec.batches.replacement import GlobalBatch
+from vlm2vec.mined.format import Lists, MinedSubset
+from vlm2vec.mined.rows import MinedRows
 
 
 class FakeIndex:
@@ -71,6 +75,75 @@ def test_hard_negatives_take_part_where_rows_have_one() -> None:
     assert layout.negative_row.tolist() == [0, 2, 4]
     assert len(layout.items) == len(without.items) + 1
     assert layout.digest != without.digest
+
+
+def joined(lists: list[list[int]]) -> Lists:
+    return Lists(np.array([each for row in lists for each in row], np.int32), np.cumsum([0, *map(len, lists)]))
+
+
+def mined_subset(negatives: dict[int, list[int]], false_negatives: dict[int, list[int]]) -> MinedSubset:
+    """Six rows; the score of a negative tells it: 0.9, 0.8, ... in a row's list."""
+    own, false = ([lists.get(row, []) for row in range(6)] for lists in (negatives, false_negatives))
+    return MinedSubset(
+        positive_score=(np.arange(6) / 10).astype(np.float32),
+        negatives=joined(own),
+        negative_scores=np.array([0.9 - at / 10 for row in own for at in range(len(row))], np.float32),
+        false_negatives=joined(false),
+        cluster=np.full(6, -1, np.int32),
+    )
+
+
+MINED = (
+    mined_subset({0: [2, 4], 5: [3, 0, 2]}, {0: [0, 4], 1: [2, 5], 5: [1]}),
+    mined_subset({1: [0]}, {0: [1, 5]}),
+)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_mined_negatives_join_their_rows_after_the_datas_own(ranks: int) -> None:
+    own = lay_out(BATCH, FakeIndex(), cost, ranks, hard_negatives=True)
+    layout = lay_out(BATCH, FakeIndex(), cost, ranks, hard_negatives=True, mined=MinedRows(MINED, 2, scores=True))
+    assert rows(layout) == rows(own)
+    assert layout.negative is not None
+    assert layout.negative_row is not None
+    found = [
+        (int(row), content(layout.items[item])) for row, item in zip(layout.negative_row, layout.negative, strict=True)
+    ]
+    # Targets of A at 2 and 4, B's at 0 (which is also A's first query), A's at 3 and 0 (which is in the batch).
+    assert found == [(0, 300), (0, 2), (0, 3), (2, 300), (3, 100), (4, 3), (4, 2), (4, 1)]
+    contents = [content(item) for item in layout.items]
+    assert len(set(contents)) == len(contents) == len(own.items) + 1
+    assert {(item.subset, item.side) for item in layout.items if content(item) == 2} == {("A", "positive")}
+    teacher = layout.teacher
+    assert teacher is not None
+    assert teacher.ignored is None
+    assert teacher.positive is not None
+    assert teacher.negative is not None
+    assert teacher.positive.tolist() == pytest.approx([0.0, 0.1, 0.0, 0.1, 0.5])
+    scores = [math.nan, 0.9, 0.8, math.nan, 0.9, math.nan, 0.9, 0.8]
+    assert teacher.negative.tolist() == pytest.approx(scores, nan_ok=True)
+    assert layout.digest != own.digest
+
+
+def test_mined_negatives_leave_out_what_cannot_be_read() -> None:
+    mined = MinedRows(MINED, 1)
+    for damaged, expected in ((set(), [2, 100, 2]), ({("A", 3), ("A", 2), ("B", 0)}, [3, 1])):
+        layout = lay_out(BATCH, FakeIndex(), cost, 2, mined=mined, damaged=damaged)
+        assert layout.negative is not None
+        assert [content(layout.items[item]) for item in layout.negative] == expected
+        assert layout.teacher is not None
+        assert layout.teacher.positive is layout.teacher.negative is None
+
+
+def test_false_negatives_are_found_by_content_wherever_they_are_in_the_batch() -> None:
+    layout = lay_out(BATCH, FakeIndex(), cost, 3, hard_negatives=True, mined=MinedRows(MINED, 1, false_negatives=True))
+    assert layout.teacher is not None
+    assert layout.teacher.ignored is not None
+    found = sorted((row, content(layout.items[item])) for row, item in layout.teacher.ignored.tolist())
+    # Row 0's target is the same item as A's first and second; A's at 4 is 3, which is row 4's target and hard negative.
+    # Row 1 (A at 1) finds A's at 2 and 5, row 2 (B at 0) B's at 1 but not B's at 5, row 4 (A at 5) A's at 1.
+    assert found == [(0, 3), (1, 2), (1, 3), (2, 11), (4, 1)]
+    assert layout.digest != lay_out(BATCH, FakeIndex(), cost, 3, True, MinedRows(MINED, 1)).digest
 
 
 def test_the_digest_tells_batches_apart() -> None:

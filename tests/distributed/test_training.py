@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.rig.made_up_sidecar import write_sidecar
 from trials.rig.forked import run_ranks
 from trials.rig.launcher import REPOSITORY, environment, free_port
 from trials.rig.patience import HANG_SECONDS
 from trials.rig.run_flags import run_flags
 from vlm2vec.export import export
+from vlm2vec.shards import ShardSet
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 from vlm2vec.training.flags.config_file import CONFIG_FILE
 from vlm2vec.training.flags.run import parse_arguments
@@ -25,6 +27,12 @@ pytestmark = pytest.mark.numeric
 
 REFERENCE = "zero2"
 REPEATED = "repeated"
+MINED = "mined"
+# Everything that a sidecar gives; its folder comes with the run. Two steps of half the batch.
+OF_SIDECAR = [
+    *("--max_steps", "2", "--global_batch_size", "32", "--homogeneous_batch_size", "8", "--mined_clusters", "True"),
+    *("--mined_negatives", "2", "--hard_negatives"),
+]
 WATCHED = ["--profile_steps", "2", "3", "--flops_profile_step", "4", "--peak_tflops", "0.01"]
 COMMON = [
     *("--global_batch_size", "64", "--max_steps", "5", "--logging_steps", "1"),
@@ -32,11 +40,12 @@ COMMON = [
 ]
 # By the number of ranks, which train them in one start: the ZeRO stage and what else differs from run to run.
 RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
-    1: {REFERENCE: (2, ["--chunk_tokens", "512"])},
+    1: {REFERENCE: (2, ["--chunk_tokens", "512"]), MINED: (2, ["--chunk_tokens", "512", *OF_SIDECAR])},
     2: {
         # Also watched closely, which changes nothing.
         "zero2": (2, ["--chunk_tokens", "300", "--dataloader_num_workers", "1", *WATCHED]),
         "zero1": (1, ["--gc_q_chunk_size", "5", "--gc_p_chunk_size", "7"]),
+        MINED: (2, ["--chunk_tokens", "300", "--dataloader_num_workers", "1", *OF_SIDECAR]),
     },
     3: {"zero3": (3, ["--chunk_tokens", "512", "--deterministic"])},
 }
@@ -51,8 +60,10 @@ def trained(
     @cache
     def train(ranks: int) -> Path:
         root = tmp_path_factory.mktemp(f"ranks{ranks}")
+        mined = write_sidecar(root / "sidecar", ShardSet.open(mini_shards_dir))
         runs = [
             run_flags(mini_model_dir, mini_shards_dir, root / name, f"zero{stage}", *COMMON, *extra)
+            + (["--mined", str(mined)] if name == MINED else [])
             for name, (stage, extra) in RUNS[ranks].items()
         ]
         if ranks == 1:
@@ -83,6 +94,18 @@ def test_five_steps_end_at_the_same_parameters(
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["hit@1"] == pytest.approx(theirs["hit@1"], abs=1 / 64)
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+
+
+def test_what_a_sidecar_gives_is_the_same_on_any_number_of_ranks(trained: Callable[[int], Path]) -> None:
+    """Clusters, mined negatives, a teacher's false negatives and scores; the losses and gradients are equal."""
+    lines = [
+        [json.loads(line) for line in (trained(ranks) / MINED / "log.jsonl").read_text().splitlines()]
+        for ranks in (1, 2)
+    ]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-5)
+        assert ours["similarity/hardest_negative"] == pytest.approx(theirs["similarity/hardest_negative"], rel=1e-6)
 
 
 def test_the_configuration_of_a_run_repeats_it(trained: Callable[[int], Path]) -> None:

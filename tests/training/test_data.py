@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from tests.rig.made_up_sidecar import CLUSTER_SIZE, made_up, write_sidecar
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.errors import InputError
+from vlm2vec.mined.format import Mined
 from vlm2vec.shards import ShardSet
-from vlm2vec.training.data import global_order, open_shards, order_remarks
+from vlm2vec.training.data import RunData, global_order, open_data, open_shards, open_sidecar, order_remarks
 from vlm2vec.training.flags.run import parse_arguments
-from vlm2vec.training.settings import DataSettings
+from vlm2vec.training.settings import DataSettings, MinedSettings
 
 UNITS = ("--homogeneous_batch_size", "4")
+CLUSTERS = ("--mined", "m", "--mined_clusters", "True", *UNITS)
 
 
-def settings(shards: str, *extra: str) -> DataSettings:
+def settings(shards: str, *extra: str, batch: str = "16") -> DataSettings:
     needed = ["--model_name", "m", "--output_dir", "o", "--deepspeed", "d", "--max_steps", "1"]
-    arguments = parse_arguments([*needed, "--dataset_name", shards, "--global_batch_size", "16", *extra])
+    arguments = parse_arguments([*needed, "--dataset_name", shards, "--global_batch_size", batch, *extra])
     return arguments.resolve(2, {"zero_optimization": {"stage": 2}}).data
 
 
@@ -66,6 +70,54 @@ def test_batches_of_a_meta_task_are_named(mini_shards_dir: Path) -> None:
     )
 
 
+def test_a_sidecar_gives_clusters_to_the_order_and_rows_to_the_planner(mini_shards_dir: Path, tmp_path: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA"])
+    mined, other = (str(write_sidecar(tmp_path / name, shards, seed)) for seed, name in enumerate("ab"))
+    chosen = ["--subset_name", "Photos", "PairVQA", "--homogeneous_batch_size", "8"]
+
+    def data(*flags: str) -> RunData:
+        return open_data(settings(str(mini_shards_dir), *chosen, *flags), rank=0)
+
+    plain, clusters = data(), data("--mined", mined, "--mined_clusters", "True")
+    assert (plain.mined, plain.sidecar, set(plain.fingerprints)) == (None, None, {"shards", "order"})
+    assert clusters.mined is None  # nothing of the rows takes part
+    assert clusters.order.clusters is not None
+    assert (clusters.order.clusters.size, clusters.order.sizes) == (CLUSTER_SIZE, plain.order.sizes)
+    left_over = sum(int((made_up(size, 0).cluster < 0).sum()) for size in shards.num_samples.values())
+    assert f" mined clusters of 4 pairs, {left_over} pairs left over in units of their own | " in order_remarks(
+        clusters.order
+    )
+    rows = data("--mined", mined, "--mined_negatives", "3")
+    assert rows.mined is not None
+    assert (rows.mined.negatives, rows.mined.false_negatives, rows.mined.scores) == (3, False, False)
+    assert len(rows.mined.subsets[1].positive_score) == shards.num_samples["PairVQA"]
+    assert rows.order.digest == plain.order.digest
+    another = data("--mined", other, "--mined_clusters", "True")
+    assert len({each.order.digest for each in (plain, clusters, another)}) == 3
+    assert another.fingerprints["mined"] != clusters.fingerprints["mined"] == rows.fingerprints["mined"]
+
+
+def test_refuses_a_sidecar_that_lacks_what_the_flags_use(mini_shards_dir: Path, tmp_path: Path) -> None:
+    shards = ShardSet.open(mini_shards_dir, ["Photos"])
+    mined = write_sidecar(tmp_path / "mined", shards)
+    flags = ["--mined", str(mined), "--mined_clusters", "True"]
+    with pytest.raises(InputError, match="subset PairVQA was not mined, only Photos"):
+        open_data(settings(str(mini_shards_dir), "--subset_name", "PairVQA", *UNITS, *flags), rank=0)
+    only = ["--subset_name", "Photos"]
+    with pytest.raises(InputError, match="a unit of 6 pairs is not a whole number of mined clusters of 4"):
+        open_data(settings(str(mini_shards_dir), *only, "--homogeneous_batch_size", "6", *flags, batch="12"), rank=0)
+    sidecar = Mined.read(mined)
+    bare = dataclasses.replace(sidecar.subsets["Photos"], num_negatives=0, num_false_negatives=0)
+    for settings_of, message in (
+        (MinedSettings(mined, clusters=True), "no clusters were mined, and --mined_clusters needs them"),
+        (MinedSettings(mined, negatives=2), "no hard negatives were mined"),
+        (MinedSettings(mined, false_negatives=True), "the teacher found no false negatives"),
+    ):
+        dataclasses.replace(sidecar, cluster_size=0, subsets={"Photos": bare}).write()
+        with pytest.raises(InputError, match=message):
+            open_sidecar(settings_of, shards)
+
+
 def plain_duplicates(shards: ShardSet) -> int:
     """Rows of an epoch whose target stands in their batch before them, without the flag."""
     order = global_order(settings("d"), shards)
@@ -93,6 +145,13 @@ def test_subsets_are_opened_as_asked(mini_shards_dir: Path) -> None:
         (["--homogeneous_groups", "task", *UNITS], "task: must be one of subset, meta_task"),
         (["--homogeneous_groups", "meta_task", *UNITS, "--mixture_temperature", "2"], "leave one of them out"),
         (["--homogeneous_groups", "meta_task", *UNITS, "--order", "block"], "blocks are neighbours in one subset"),
+        (["--mined_negatives", "2"], "--mined_negatives: no effect without --mined"),
+        (["--mined", "m"], "--mined: no effect without --mined_negatives or --mined_clusters"),
+        (["--mined", "m", "--mined_negatives", "-1"], "at least 0"),
+        ([*CLUSTERS[:4]], "give --homogeneous_batch_size"),
+        ([*CLUSTERS, "--num_sample_per_subset", "9"], "convert fewer samples and mine them"),
+        ([*CLUSTERS, "--no_duplicate_positives"], "use --mask_false_negatives instead"),
+        ([*CLUSTERS, "--order", "block"], "the rows of a cluster are no neighbours"),
         (["--first_n"], "no effect without --num_sample_per_subset"),
         (["--mixture_temperature", "0"], "must be positive"),
         (["--mixture_temperature", "2", "--mixture_weights", "Photos=1"], "give one"),

@@ -18,6 +18,7 @@ from vlm2vec.batches.step_plan import PlannedItem, StepHeader, StepPlan
 from vlm2vec.batches.worker import prepare_worker
 from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.errors import InputError
+from vlm2vec.mined.rows import MinedRows
 
 # Chunks that each worker process makes ahead. They lie in shared memory (/dev/shm), up to 0.5 GiB each; torch's default
 # of two would nearly double what a node needs (full_2048 on 8 ranks: 12.7 GiB).
@@ -47,6 +48,7 @@ class PlanSource(IterableDataset[StepPlan | InputError]):
         first_step: The first step planned.
         last_step: The step after the last one.
         hard_negatives: Whether the samples' hard negatives take part.
+        mined: What of a teacher's sidecar takes part.
         damaged: Samples (subset, position) known to be unreadable; others stand in their places.
     """
 
@@ -56,6 +58,7 @@ class PlanSource(IterableDataset[StepPlan | InputError]):
     first_step: int
     last_step: int
     hard_negatives: bool = False
+    mined: MinedRows | None = None
     damaged: Set[tuple[str, int]] = frozenset()
 
     def __iter__(self) -> Iterator[StepPlan | InputError]:
@@ -75,7 +78,15 @@ class PlanSource(IterableDataset[StepPlan | InputError]):
         """
         reader = self.reader
         batch = self.order.batch(step, self.damaged)
-        layout = lay_out(batch, reader.shards, reader.inputs.cost, self.num_ranks, self.hard_negatives)
+        layout = lay_out(
+            batch,
+            reader.shards,
+            reader.inputs.cost,
+            self.num_ranks,
+            self.hard_negatives,
+            self.mined,
+            self.damaged,
+        )
         return reader.plan(batch, layout)
 
 

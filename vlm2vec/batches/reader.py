@@ -62,16 +62,13 @@ class BatchReader:
         phases = self.chunk_sizes.phases(measured)
         encode, keep, _ = phases
         rows = layout.rows_of_rank(self.rank)
-        negative, negative_row = (
-            None if each is None else torch.from_numpy(each) for each in (layout.negative, layout.negative_row)
-        )
         header = StepHeader(
             step=batch.step,
             epoch=batch.epoch,
             layout=StepLayout(
                 counts=layout.counts,
                 local_order=end_to_end_positions([*encode, *keep]),
-                pairs=Pairs(torch.from_numpy(layout.query), torch.from_numpy(layout.positive), negative, negative_row),
+                pairs=_pairs(layout),
                 rows=rows,
                 digest=layout.digest,
             ),
@@ -159,6 +156,20 @@ class BatchReader:
         if processed.vision_units != item.measured.vision_units:
             raise InputError(f"{item.name}: its image is not of the size in the shard's index; convert the shard again")
         return processed
+
+
+def _pairs(layout: BatchLayout) -> Pairs:
+    """The rows as tensors."""
+    teacher = layout.teacher
+    arrays = {
+        "negative": layout.negative,
+        "negative_row": layout.negative_row,
+        "ignored": None if teacher is None else teacher.ignored,
+        "teacher_positive": None if teacher is None else teacher.positive,
+        "teacher_negative": None if teacher is None else teacher.negative,
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+    return Pairs(torch.from_numpy(layout.query), torch.from_numpy(layout.positive), **tensors)
 
 
 def _place(reference: ItemReference) -> tuple[str, int]:

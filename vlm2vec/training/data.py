@@ -6,25 +6,38 @@ import hashlib
 from dataclasses import dataclass
 
 from vlm2vec.batches import GlobalOrder
+from vlm2vec.batches.clusters import Clusters
 from vlm2vec.batches.groups import SUBSET
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
+from vlm2vec.mined.format import MINED_NAME, Mined
+from vlm2vec.mined.rows import MinedRows
 from vlm2vec.ranks import gather_from_all
 from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
-from vlm2vec.training.settings import DataSettings
+from vlm2vec.training.settings import DataSettings, MinedSettings
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A run's samples and the order in which they come."""
+    """A run's samples and the order in which they come.
+
+    Attributes:
+        shards: The samples.
+        order: Their order.
+        mined: What a teacher says of them, as far as it takes part besides the order.
+        sidecar: Fingerprint of what the teacher mined; None without.
+    """
 
     shards: ShardSet
     order: GlobalOrder
+    mined: MinedRows | None = None
+    sidecar: str | None = None
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """What the data are: the same values are the same samples in the same order."""
-        return {"shards": self.shards.fingerprint, "order": self.order.digest}
+        sidecar = {} if self.sidecar is None else {"mined": self.sidecar}
+        return {"shards": self.shards.fingerprint, "order": self.order.digest, **sidecar}
 
 
 def open_shards(settings: DataSettings) -> ShardSet:
@@ -45,7 +58,8 @@ def open_data(settings: DataSettings, rank: int) -> RunData:
         InputError: The shards cannot be reached or used.
     """
     shards = open_shards(settings)
-    order = global_order(settings, shards)
+    sidecar = None if settings.mined is None else open_sidecar(settings.mined, shards)
+    order = global_order(settings, shards, sidecar)
     subset = shards.subsets[rank % len(shards.subsets)]
     try:
         shards.read(subset, rank % shards.num_samples[subset])
@@ -53,32 +67,78 @@ def open_data(settings: DataSettings, rank: int) -> RunData:
         # A damaged sample is replaced when its turn comes.
         if isinstance(error.__cause__, OSError):
             raise InputError(f"the shards' files are there but cannot be read: {error}") from error
-    return RunData(shards, order)
+    if sidecar is None or settings.mined is None:
+        return RunData(shards, order)
+    return RunData(shards, order, mined_rows(settings.mined, sidecar, shards), sidecar.fingerprint)
 
 
-def global_order(settings: DataSettings, shards: ShardSet) -> GlobalOrder:
-    """The order in which the shards' samples come."""
+def open_sidecar(settings: MinedSettings, shards: ShardSet) -> Mined:
+    """What was mined from the shards.
+
+    Raises:
+        InputError: Nothing, or not of these shards and subsets, or without what the flags use.
+    """
+    sidecar = Mined.open(settings.folder, shards.fingerprint, shards.num_samples)
+    path = sidecar.root / MINED_NAME
+    records = [sidecar.subsets[name] for name in shards.subsets]
+    if settings.clusters and not sidecar.cluster_size:
+        raise InputError(f"{path}: no clusters were mined, and --mined_clusters needs them; mine them, or leave it out")
+    if settings.negatives and not any(record.num_negatives for record in records):
+        raise InputError(f"{path}: no hard negatives were mined; mine them, or leave out --mined_negatives")
+    if settings.false_negatives and not any(record.num_false_negatives for record in records):
+        raise InputError(
+            f"{path}: the teacher found no false negatives; leave out --false_negative_source, or mine with another "
+            "margin"
+        )
+    return sidecar
+
+
+def mined_rows(settings: MinedSettings, sidecar: Mined, shards: ShardSet) -> MinedRows | None:
+    """What a teacher says of the rows of a batch; None if only its clusters take part.
+
+    Raises:
+        InputError: A damaged file.
+    """
+    if not (settings.negatives or settings.false_negatives or settings.scores):
+        return None
+    subsets = tuple(sidecar.subset(name) for name in shards.subsets)
+    return MinedRows(subsets, settings.negatives, settings.false_negatives, settings.scores)
+
+
+def global_order(settings: DataSettings, shards: ShardSet, sidecar: Mined | None = None) -> GlobalOrder:
+    """The order in which the shards' samples come.
+
+    Raises:
+        InputError: The flags do not fit the data, or a file of the sidecar is damaged.
+    """
+    clusters = None
+    if sidecar is not None and settings.mined is not None and settings.mined.clusters:
+        numbers = {name: sidecar.subset(name).cluster for name in shards.subsets}
+        clusters = Clusters.of(numbers, sidecar.cluster_size)
     return GlobalOrder(
         shards.num_samples,
         settings.global_batch_size,
         settings.seed,
         settings.mixture,
         (lambda name: shards.columns(name)["positive_hash"]) if settings.mixture.distinct_positives else None,
+        clusters,
     )
 
 
-def compare_data(shards: ShardSet, order: GlobalOrder) -> None:
+def compare_data(shards: ShardSet, order: GlobalOrder, sidecar: str | None = None) -> None:
     """Stops all ranks, before anything runs, if they do not hold the same data in the same order (a collective).
 
     Raises:
-        InputError: The manifest or the order of a rank differs; the message names the rank.
+        InputError: The manifest, the order or the sidecar of a rank differs; the message names the rank.
     """
-    first, *others = gather_from_all(hashlib.sha256(f"{shards.fingerprint} {order.digest}".encode()).hexdigest())
+    facts = f"{shards.fingerprint} {order.digest} {sidecar}"
+    first, *others = gather_from_all(hashlib.sha256(facts.encode()).hexdigest())
+    mined = "" if sidecar is None else ", --mined the same mined.json"
     mismatched = [rank for rank, digest in enumerate(others, start=1) if digest != first]
     if mismatched:
         raise InputError(
             f"rank(s) {', '.join(map(str, mismatched))} and rank 0 hold different shards or flags: --dataset_name must "
-            "have the same manifest.json on every node, and every rank the same flags"
+            f"have the same manifest.json on every node{mined}, and every rank the same flags"
         )
 
 
@@ -91,6 +151,12 @@ def order_remarks(order: GlobalOrder) -> str:
         remarks.append(f"batches of {', '.join(name for name in groups if name not in alone)}")
         if alone:
             remarks.append(f"subsets without meta-task, in batches of their own: {', '.join(alone)}")
+    if order.clusters is not None:
+        clusters = order.clusters
+        remarks.append(
+            f"{sum(clusters.counts):,} mined clusters of {clusters.size} pairs, {clusters.left_over:,} pairs left over "
+            "in units of their own"
+        )
     if order.covers_each_sample_once and order.remainder:
         remarks.append(f"an epoch leaves out {order.remainder:,} pairs, different ones each time")
     if order.mixture.distinct_positives:

@@ -201,6 +201,7 @@ def build_batches(
         first_step=start.point.step,
         last_step=settings.schedule.max_steps,
         hard_negatives=settings.data.hard_negatives,
+        mined=start.data.mined,
         damaged=bad_samples.places,
     )
     return parts.batches(source, settings.data.num_workers, pin_memory=start.device.type != "cpu")

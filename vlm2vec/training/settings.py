@@ -167,6 +167,25 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True)
+class MinedSettings:
+    """What of a teacher's sidecar takes part.
+
+    Attributes:
+        folder: The sidecar.
+        negatives: Mined hard negatives of a row, at most.
+        clusters: Whether rows of a mined cluster stay together.
+        false_negatives: Whether the teacher's false negatives are left out of a row's negatives.
+        scores: Whether the teacher's scores go to the loss.
+    """
+
+    folder: Path
+    negatives: int = 0
+    clusters: bool = False
+    false_negatives: bool = False
+    scores: bool = False
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """The shards and the order of their samples.
 
@@ -177,6 +196,7 @@ class DataSettings:
         seed: Of the order.
         global_batch_size: Pairs a step over all ranks.
         hard_negatives: Whether they take part.
+        mined: What a teacher mined; None: nothing.
         max_bad_samples: More unreadable samples end the run.
         num_workers: Processes a rank that decode ahead.
         cache_dir: Of pieces of shards behind a URL; None: a temporary one.
@@ -189,6 +209,7 @@ class DataSettings:
     seed: int
     global_batch_size: int
     hard_negatives: bool
+    mined: MinedSettings | None
     max_bad_samples: int
     num_workers: int
     cache_dir: Path | None

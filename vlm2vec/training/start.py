@@ -62,7 +62,7 @@ def agree_on_start(arguments: RunArguments, device: torch.device, watch: RunWatc
     encoder = settings.encoder
     choose_kernels(encoder.deterministic, is_float32=encoder.precision.compute is torch.float32)
     data = on_every_rank(partial(open_data, settings.data, dist.get_rank()))
-    compare_data(data.shards, data.order)
+    compare_data(data.shards, data.order, data.sidecar)
     settings = on_every_rank(partial(settings.with_length, data.order.steps_per_epoch))
     return Start(device, settings, data, agree_on_resume(settings, data.fingerprints), warnings)
 

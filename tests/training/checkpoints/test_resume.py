@@ -83,6 +83,20 @@ def test_auto_skips_a_torn_one_with_a_warning(tmp_path: Path, tear: str) -> None
         point(tmp_path / "new", "--resume", str(torn))
 
 
+def test_another_sidecar_is_another_run(tmp_path: Path) -> None:
+    """Its folder is a place, so that its content is compared; a run without one has no content."""
+    mined = ("--mined", "here", "--mined_negatives", "2")
+    write_checkpoint(tmp_path, 2, *mined, data={**DATA, "mined": "c"})
+    moved = ("--mined", "there", "--mined_negatives", "2", "--resume", "auto")
+    found, _ = point(tmp_path, *moved, data={**DATA, "mined": "c"})
+    assert found.record.step == 2
+    with pytest.raises(InputError, match="mined: what was mined has another content"):
+        point(tmp_path, *moved, data={**DATA, "mined": "d"})
+    assert point(tmp_path, *moved, "--allow_changed", "mined", data={**DATA, "mined": "d"})[0] is not None
+    with pytest.raises(InputError, match="mined_negatives: 2 -> 3"):
+        point(tmp_path, *mined[:3], "3", "--resume", "auto", data={**DATA, "mined": "c"})
+
+
 def test_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
     assert point(tmp_path / "new", "--resume", "auto") == (None, [])
 

@@ -17,7 +17,16 @@ from vlm2vec.training.preflight.compare_ranks import facts
 
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json"]
 DATA = {"shards": "a", "order": "b"}
-PLACES = {"model_name", "dataset_name", "deepspeed", "cache_dir", "eval_dataset_name", "eval_image_dir", "image_dir"}
+PLACES = {
+    "model_name",
+    "dataset_name",
+    "deepspeed",
+    "cache_dir",
+    "eval_dataset_name",
+    "eval_image_dir",
+    "image_dir",
+    "mined",
+}
 
 
 def arguments(*flags: str) -> Any:
@@ -53,7 +62,7 @@ def test_a_resume_refuses_another_value_if_the_flag_decides_the_result(name: str
 def test_only_these_flags_may_change_over_a_resume() -> None:
     """A list of its own: a flag with a wrong policy would let a resume go on as another run."""
     free = {
-        *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir", "local_rank"),
+        *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir", "local_rank", "mined"),
         *("attn_implementation", "gradient_checkpointing", "compile_layers", "deterministic", "loss_block_rows"),
         *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),
         *("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size", "grad_cache"),

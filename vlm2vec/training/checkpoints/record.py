@@ -35,7 +35,7 @@ class RunRecord:
         zero_stage: Their ZeRO stage.
         arguments: The resolved arguments.
         versions: Of the packages that matter.
-        data: Fingerprint of the shards and digest of the order.
+        data: Fingerprint of the shards, digest of the order and, where a teacher's sidecar takes part, its fingerprint.
         temperature: State of a learned temperature.
         bad_samples: Samples that were replaced so far, as `BadSamples.record` gives them.
         keep_graphs: How many graphs a step kept: `--keep_graphs auto` measures, and the sum's order depends on it.

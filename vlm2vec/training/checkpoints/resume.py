@@ -17,7 +17,7 @@ from vlm2vec.training.flags.run import POLICIES, RunSettings, argument_defaults
 from vlm2vec.training.settings import ClusterSettings
 
 # Differences that are no argument's: other shards behind the same flags, another order of the same samples.
-DATA, ORDER = "dataset_name", "order"
+DATA, MINED, ORDER = "dataset_name", "mined", "order"
 _BATCH = ("global_batch_size", "per_device_train_batch_size")
 
 
@@ -112,6 +112,8 @@ def changes(
         found[name] = f"a global batch of {old_batch} pairs -> {new_batch} (--global_batch_size {old_batch} keeps it)"
     if record.data["shards"] != data["shards"]:
         found[DATA] = "the shards have another content (manifest's fingerprint)"
+    if record.data.get(MINED) != data.get(MINED):
+        found[MINED] = "what was mined has another content (fingerprint of mined.json)"
     if not found and record.data["order"] != data["order"]:
         found[ORDER] = "the samples come in another order"
     return found

@@ -44,6 +44,20 @@ class DataArguments:
         "one keeps to itself.",
         needs="homogeneous_batch_size",
     )
+    mined: str | None = option(
+        None,
+        "Folder that data_prep.mine wrote for these shards: its hard negatives, clusters, scores.",
+        "place",
+        per_node=True,
+    )
+    mined_negatives: int = option(
+        0, "At most N mined hard negatives join a row, hardest first, besides the data's own.", needs="mined"
+    )
+    mined_clusters: bool = option(
+        False,
+        "Rows of a mined cluster stay together; --homogeneous_batch_size is one cluster or several.",
+        needs="mined",
+    )
     no_duplicate_positives: bool = option(
         False, "Keep rows with the same target out of each other's batch as far as the data allows."
     )
@@ -84,6 +98,7 @@ def data_refusals(data: DataArguments) -> list[Refusal]:
         ),
         (data.homogeneous_batch_size < 1, "--homogeneous_batch_size: must be at least 1"),
         *_group_refusals(data),
+        *_mined_refusals(data),
         no_effect(
             given(data, ["cache_dir", "cache_gb"]),
             "on shards in a folder, only on those behind a URL",
@@ -116,6 +131,33 @@ def _group_refusals(data: DataArguments) -> list[Refusal]:
         (
             is_shared and data.order == BLOCK,
             f"{flag} with --order {BLOCK}: blocks are neighbours in one subset; leave one of them out",
+        ),
+    ]
+
+
+def _mined_refusals(data: DataArguments) -> list[Refusal]:
+    """What mined negatives and clusters exclude."""
+    clusters, most = data.mined_clusters, data.num_sample_per_subset
+    return [
+        (data.mined_negatives < 0, f"--mined_negatives {data.mined_negatives}: must be at least 0"),
+        (
+            clusters and data.homogeneous_batch_size == 1,
+            "--mined_clusters: rows stay together only in a homogeneous batch; give --homogeneous_batch_size, the size "
+            "of the mined clusters or a multiple of it",
+        ),
+        (
+            clusters and most is not None,
+            f"--mined_clusters with --num_sample_per_subset {most}: clusters are made of all samples; leave "
+            "one of them out, or convert fewer samples and mine them",
+        ),
+        (
+            clusters and data.no_duplicate_positives,
+            "--mined_clusters with --no_duplicate_positives, which would swap rows out of their clusters: use "
+            "--mask_false_negatives instead",
+        ),
+        (
+            clusters and data.order == BLOCK,
+            f"--mined_clusters with --order {BLOCK}: the rows of a cluster are no neighbours; leave one of them out",
         ),
     ]
 

@@ -24,6 +24,7 @@ from vlm2vec.training.settings import (
     EngineSettings,
     EvaluationSettings,
     LossSettings,
+    MinedSettings,
     OptimizerSettings,
     Precision,
     ScheduleSettings,
@@ -116,11 +117,19 @@ def data_settings(data: DataArguments, training: TrainingArguments, global_batch
         seed=training.seed,
         global_batch_size=global_batch_size,
         hard_negatives=training.hard_negatives,
+        mined=mined_settings(data),
         max_bad_samples=data.max_bad_samples,
         num_workers=data.dataloader_num_workers,
         cache_dir=None if data.cache_dir is None else Path(data.cache_dir),
         cache_bytes=round(data.cache_gb * 1e9),
     )
+
+
+def mined_settings(data: DataArguments) -> MinedSettings | None:
+    """The sidecar."""
+    if data.mined is None:
+        return None
+    return MinedSettings(Path(data.mined), data.mined_negatives, data.mined_clusters)
 
 
 def checkpoint_settings(training: TrainingArguments, keeps_best: bool, lora: bool) -> CheckpointSettings:

@@ -19,7 +19,7 @@ from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.flags.data import DataArguments, data_refusals, mixture_weights
 from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.flags.model import ModelArguments, model_refusals
-from vlm2vec.training.flags.option import Policy, policies, refuse, unused_refusals
+from vlm2vec.training.flags.option import Policy, given, no_effect, policies, refuse, unused_refusals
 from vlm2vec.training.flags.recipe import given_names, recipe_flags
 from vlm2vec.training.flags.resolve import (
     checkpoint_settings,
@@ -271,10 +271,15 @@ def _check(arguments: RunArguments) -> None:
     refuse(training_refusals(training))
     refuse(
         [
+            no_effect(
+                given(data, ["mined"]),
+                "without --mined_negatives or --mined_clusters",
+                when=not (data.mined_negatives or data.mined_clusters),
+            ),
             (
                 model.compile_layers and training.flops_profile_step is not None,
                 f"--flops_profile_step {training.flops_profile_step}: the profile does not see "
                 "compiled operators; leave out --compile_layers for it",
-            )
+            ),
         ]
     )
