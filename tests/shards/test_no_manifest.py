@@ -68,3 +68,9 @@ def test_a_conversion_without_its_manifest_is_called_interrupted(mini_shards_dir
     (tmp_path / "o/manifest.json").unlink()
     with pytest.raises(InputError, match="the conversion is not complete"):
         ShardSet.open(tmp_path / "o")
+
+
+def test_a_table_of_ones_own_gets_the_converters_command(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    with pytest.raises(InputError, match=r"a table; convert it first: .* --dataset_name \S+/pairs\.jsonl --output_dir"):
+        ShardSet.open(tmp_path / "pairs.jsonl")

@@ -13,6 +13,7 @@ _DEFAULT_SPLIT = "original"  # the converter's
 _EVAL_SPLIT = "test"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _CONVERT = "python -m data_prep.convert"
+_OWN_TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 # A folder of anything may be large; the first entries tell.
 _LISTED = 1000
 
@@ -42,6 +43,8 @@ def _instead(root: Path) -> str:
             return f"no such folder; if it is a data set on the hub, convert it first: {_command(str(root), [])}"
         return "no such folder; expected the converter's output folder"
     if not root.is_dir():
+        if root.suffix.lower() in _OWN_TABLES:
+            return f"a table; convert it first: {_CONVERT} --dataset_name {root} --output_dir SHARDS"
         return "not a folder; expected the converter's output folder"
     entries = sorted(root.iterdir())[:_LISTED]
     if not entries:
