@@ -17,6 +17,7 @@ NAMED = re.compile(r"`([\w./-]+\.(?:py|md|sh|sbatch|j2|toml))`|\]\((?!https?:|#)
 # What programs write to a user's folder, and files of the original work.
 ELSEWHERE = {
     *("report.md", "vlm2vec_module.py", "eval.py", "train.py"),
+    *("draw.py", "search.py", "heldout.py"),  # scripts whose content a page gives
     *("scripts/qwen3_vl_embedding.py", "modeling_gme_qwen2vl.py"),  # of published models
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main(folder: Path, commands: list[str]) -> None:
-    """Runs `python FILE ...` and `python -m MODULE ...` one after the other in a folder; ends with the first failure."""
+    """Runs `python FILE ...` and `python -m MODULE ...` one after the other in a folder, up to the first failure."""
     os.chdir(folder)
     for command in commands:
         python, *words = shlex.split(command)
