@@ -10,8 +10,10 @@ from vlm2vec.contrastive.cached_step import (
     has_dropout,
 )
 from vlm2vec.contrastive.chunk import Chunk, Phase, StepChunks
+from vlm2vec.contrastive.distillation import Distillation
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.loss import ContrastiveLoss, RowStatistics
+from vlm2vec.contrastive.negatives import Negatives
 from vlm2vec.contrastive.pairs import Pairs
 from vlm2vec.contrastive.slots import StepStoppedError
 from vlm2vec.contrastive.temperature import LearnedTemperature
@@ -22,7 +24,9 @@ __all__ = [
     "ChunkError",
     "ContrastiveLoss",
     "DamagedItemsError",
+    "Distillation",
     "LearnedTemperature",
+    "Negatives",
     "NonFiniteLossError",
     "Pairs",
     "Phase",

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vlm2vec.contrastive.distillation import Distillation
+from vlm2vec.contrastive.negatives import Negatives
 from vlm2vec.contrastive.pairs import Pairs
 from vlm2vec.contrastive.temperature import LearnedTemperature
 
@@ -31,14 +33,20 @@ class RowStatistics:
         positive_similarity: Cosine of query and target, float32.
         hardest_negative_similarity: Largest cosine of the query and another item than the target, hard negatives
             included, float32; minus infinity if there is none.
+        mean_negative_similarity: Mean cosine of the query and these items, a column each, float32; 0 if there is none.
         masked: Columns left out because they are the same item as the target, int64.
+        masked_similar: Columns left out because they are likely matches, by similarity or a teacher, int64.
+        divergence: From a teacher's scores, not weighted, float32; 0 without distillation.
     """
 
     loss: Tensor
     hit: Tensor
     positive_similarity: Tensor
     hardest_negative_similarity: Tensor
+    mean_negative_similarity: Tensor
     masked: Tensor
+    masked_similar: Tensor
+    divergence: Tensor
 
 
 class ContrastiveLoss:
@@ -70,6 +78,9 @@ class ContrastiveLoss:
         matryoshka_dims: The mean of the loss over these leading dimensions of the embeddings, each scaled to unit
             length again (Matryoshka representations, arXiv 2205.13147); the full width only if it is among them.
             Statistics are those of the largest. Empty: the full width.
+        negatives: Weights of negatives, which of them are left out as likely matches, and for which rows hard negatives
+            compete. They apply in both directions.
+        distillation: Adds a divergence from a teacher's scores, from queries to targets; None: no teacher.
 
     Raises:
         ValueError: A value without meaning; the message names it.
@@ -99,6 +110,8 @@ class ContrastiveLoss:
         *,
         bidirectional: bool = False,
         matryoshka_dims: Sequence[int] = (),
+        negatives: Negatives | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         if not isinstance(temperature, LearnedTemperature) and not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, not {temperature}")
@@ -112,6 +125,8 @@ class ContrastiveLoss:
         self.block_rows = block_rows
         self.bidirectional = bidirectional
         self.matryoshka_dims = tuple(sorted(matryoshka_dims))
+        self.negatives = negatives or Negatives()
+        self.distillation = distillation
 
     def __call__(self, representations: Tensor, pairs: Pairs, rows: range) -> tuple[Tensor, RowStatistics]:
         """The loss of some rows of the global batch.
@@ -125,7 +140,8 @@ class ContrastiveLoss:
             The sum over `rows` divided by the global batch (a scalar with gradient), and the rows' statistics.
 
         Raises:
-            ValueError: A Matryoshka dimension is larger than the embeddings.
+            ValueError: A Matryoshka dimension is larger than the embeddings, or rows do not say which of several
+                temperatures they use.
         """
         width = representations.shape[1]
         dims = self.matryoshka_dims or (width,)
@@ -133,7 +149,7 @@ class ContrastiveLoss:
             raise ValueError(f"matryoshka_dims: {dims[-1]} is more than the embeddings' {width} dimensions")
         total = representations.new_zeros((), dtype=torch.float32)
         with torch.autocast(representations.device.type, enabled=False):
-            temperature = self._current_temperature()
+            temperature = self._current_temperature(pairs)
             for dim in dims:
                 unit = representations.float()  # at full width
                 unit = unit if dim == width else F.normalize(unit[:, :dim], dim=-1)
@@ -141,17 +157,22 @@ class ContrastiveLoss:
                 total = total + loss
         return total / len(dims), statistics
 
-    def _current_temperature(self) -> float | Tensor:
-        if isinstance(self.temperature, LearnedTemperature):
-            return self.temperature.log_temperature.exp()
-        return self.temperature
+    def _current_temperature(self, pairs: Pairs) -> float | Tensor:
+        """One for all rows, or each row's own, shape (batch, 1)."""
+        if not isinstance(self.temperature, LearnedTemperature):
+            return self.temperature
+        temperature = self.temperature.log_temperature.exp()
+        if temperature.dim() == 0:
+            return temperature
+        if pairs.temperature_group is None:
+            raise ValueError("several temperatures are learned: pairs must have a temperature_group")
+        return temperature.index_select(0, pairs.temperature_group)[:, None]
 
     def _at_width(
         self, representations: Tensor, pairs: Pairs, rows: range, temperature: float | Tensor
     ) -> tuple[Tensor, RowStatistics]:
         """The rows' share of the loss and their statistics, on float32 unit rows of one width."""
-        column_items = pairs.column_items
-        columns = representations.index_select(0, column_items)
+        columns = representations.index_select(0, pairs.column_items)
         all_queries = representations.index_select(0, pairs.query) if self.bidirectional else None
         block_rows = self.block_rows or max(1, BLOCK_SCORES // len(columns))
         recompute = len(rows) > block_rows or self.bidirectional or len(self.matryoshka_dims) > 1
@@ -162,43 +183,85 @@ class ContrastiveLoss:
             block = slice(start, min(start + block_rows, rows.stop))
             own = torch.arange(block.start, block.stop, device=representations.device)
             queries = representations.index_select(0, pairs.query[block])
-            losses, figures = _run(recompute, self._query_to_target, queries, columns, column_items, own, temperature)
+            of_block = temperature[block] if isinstance(temperature, Tensor) and temperature.dim() else temperature
+            losses, extra, figures = _run(recompute, self._query_to_target, queries, columns, pairs, own, of_block)
             statistics.append(figures)
             if all_queries is not None:
-                reverse = _run(recompute, self._target_to_query, columns[block], all_queries, pairs, own, temperature)
+                reverse = _run(recompute, self._target_to_query, columns, all_queries, pairs, own, of_block)
                 losses = (losses + reverse) / 2
             total = total + losses.sum()
+            if extra is not None:
+                total = total + extra.sum()
         return total / len(pairs.query), _concatenate(statistics)
 
     def _query_to_target(
-        self, queries: Tensor, columns: Tensor, column_items: Tensor, own: Tensor, temperature: float | Tensor
-    ) -> tuple[Tensor, RowStatistics]:
-        """Losses (rows,) and statistics of one block of rows, whose targets are the columns `own`."""
+        self, queries: Tensor, columns: Tensor, pairs: Pairs, own: Tensor, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor | None, RowStatistics]:
+        """Of one block of rows, whose targets are the columns `own`: losses (rows,), distillation's, statistics."""
         similarity = queries @ columns.T
+        column_items = pairs.column_items
         same_item = column_items[own, None] == column_items
-        masked = torch.zeros_like(own)
+        foreign = self.negatives.foreign(pairs, own)
+        masked = masked_similar = torch.zeros_like(own)
         logits = similarity / temperature
+        divergence = None if self.distillation is None else self.distillation.divergence(logits, pairs, own)
+        logits = self.negatives.weighted(logits, similarity, own)
+        left_out = foreign
         if self.mask_false_negatives:
-            left_out = same_item.scatter(1, own[:, None], False)
-            masked = left_out.sum(dim=1)
-            logits = logits.masked_fill(left_out, -math.inf)
-        losses = F.cross_entropy(logits, own, reduction="none")
+            left_out, masked = _more_left_out(same_item, left_out, own)
+        similar = self.negatives.similar_columns(similarity, columns, pairs, own)
+        if similar is not None:
+            left_out, masked_similar = _more_left_out(similar, left_out, own)
+        losses = _cross_entropy(logits, left_out, own)
         with torch.no_grad():
             positive = similarity.gather(1, own[:, None]).squeeze(1)
-            hardest = similarity.masked_fill(same_item, -math.inf).amax(dim=1)
-            # A tie is no hit: a collapsed encoder, for which all similarities are equal, must not look perfect.
-            return losses, RowStatistics(losses.detach(), positive > hardest, positive.detach(), hardest, masked)
+            is_other = ~(same_item if foreign is None else same_item | foreign)
+            hardest = similarity.masked_fill(~is_other, -math.inf).amax(dim=1)
+            mean = similarity.masked_fill(~is_other, 0.0).sum(dim=1) / is_other.sum(dim=1).clamp(min=1)
+            statistics = RowStatistics(
+                loss=losses.detach(),
+                # A tie is no hit: a collapsed encoder, for which all similarities are equal, must not look perfect.
+                hit=positive > hardest,
+                positive_similarity=positive.detach(),
+                hardest_negative_similarity=hardest,
+                mean_negative_similarity=mean,
+                masked=masked,
+                masked_similar=masked_similar,
+                divergence=torch.zeros_like(positive) if divergence is None else divergence.detach(),
+            )
+        if divergence is None or self.distillation is None:
+            return losses, None, statistics
+        return losses, self.distillation.weight * divergence, statistics
 
     def _target_to_query(
-        self, targets: Tensor, queries: Tensor, pairs: Pairs, own: Tensor, temperature: float | Tensor
+        self, columns: Tensor, queries: Tensor, pairs: Pairs, own: Tensor, temperature: float | Tensor
     ) -> Tensor:
         """Losses (rows,) of one block of rows, whose queries are the columns `own`."""
-        logits = targets @ queries.T / temperature
+        targets = columns[: len(queries)]
+        similarity = targets.index_select(0, own) @ queries.T
+        logits = self.negatives.weighted(similarity / temperature, similarity, own)
+        left_out = None
         if self.mask_false_negatives:
             same_query = pairs.query[own, None] == pairs.query
             same_target = pairs.positive[own, None] == pairs.positive
-            logits = logits.masked_fill((same_query | same_target).scatter(1, own[:, None], False), -math.inf)
-        return F.cross_entropy(logits, own, reduction="none")
+            left_out, _ = _more_left_out(same_query | same_target, left_out, own)
+        similar = self.negatives.similar_queries(similarity, queries, targets, pairs, own)
+        if similar is not None:
+            left_out, _ = _more_left_out(similar, left_out, own)
+        return _cross_entropy(logits, left_out, own)
+
+
+def _more_left_out(more: Tensor, before: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor]:
+    """What was left out and more, but never a row's own match; and how many columns of each row are new."""
+    more = more.scatter(1, own[:, None], False)
+    if before is None:
+        return more, more.sum(dim=1)
+    return more | before, (more & ~before).sum(dim=1)
+
+
+def _cross_entropy(logits: Tensor, left_out: Tensor | None, own: Tensor) -> Tensor:
+    logits = logits if left_out is None else logits.masked_fill(left_out, -math.inf)
+    return F.cross_entropy(logits, own, reduction="none")
 
 
 def _run(recompute: bool, function: Callable[..., Result], *arguments: object) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vlm2vec.contrastive.gather import is_distributed
 
+# A number, or one for each of several temperatures.
+State = float | list[float]
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 
 
@@ -25,7 +27,12 @@ class LearnedTemperature:
     After an update tau is set back into [minimum, maximum]. The default minimum is CLIP's (a scale of at most 100);
     clamping the parameter instead of its use keeps the gradient alive at the boundary, so that tau can leave it again.
 
-    When to use it: for a new mixture of data, to find the temperature that suits it. VLM2Vec trains with a fixed 0.02.
+    With `groups`, theta is a vector: each group of rows (a subset, a meta-task) has a temperature of its own, which
+    `Pairs.temperature_group` names (RzenEmbed, arXiv 2510.27350). One AdamW updates all of them; a group without rows
+    in a step has gradient zero, and moves on by its momentum alone.
+
+    When to use it: for a new mixture of data, to find the temperature that suits it, or where tasks differ in how far
+    apart their matches and negatives are. VLM2Vec trains with a fixed 0.02.
 
     Args:
         initial: tau at the start.
@@ -34,6 +41,7 @@ class LearnedTemperature:
         betas: AdamW's decay of the moments.
         device: Where the loss runs.
         group: The process group of the ranks; the default group if None.
+        groups: Names of the groups of rows that have a temperature each; empty: one for all rows.
 
     Raises:
         ValueError: Not 0 < minimum <= initial <= maximum < infinity.
@@ -59,23 +67,26 @@ class LearnedTemperature:
         betas: tuple[float, float] = (0.9, 0.999),
         device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
+        groups: Sequence[str] = (),
     ) -> None:
         if not 0 < minimum <= initial <= maximum < math.inf:
             raise ValueError(f"the temperature must start within its range, not at {initial} in [{minimum}, {maximum}]")
         self._log_range = (math.log(minimum), math.log(maximum))
         self._group = group
-        self.log_temperature = torch.tensor(math.log(initial), dtype=torch.float32, device=device, requires_grad=True)
+        self.groups = tuple(groups)
+        start = [math.log(initial)] * len(groups) if groups else math.log(initial)
+        self.log_temperature = torch.tensor(start, dtype=torch.float32, device=device, requires_grad=True)
         # Present before the first backward pass: a rank without rows has nothing to add, but joins the sum.
         self.log_temperature.grad = torch.zeros_like(self.log_temperature)
         self._optimizer = torch.optim.AdamW([self.log_temperature], lr=0.0, betas=betas, weight_decay=0.0)
 
     @property
     def value(self) -> Tensor:
-        """tau, detached: a float32 scalar on the device, so that reading it does not wait."""
+        """tau, detached, float32 on the device, so that reading it does not wait: a scalar, or shape (groups,)."""
         return self.log_temperature.detach().exp()
 
     def step(self, learning_rate: float) -> None:
-        """Updates with the gradient of all ranks, and clears it; a collective of one number that all ranks call.
+        """Updates with the gradient of all ranks, and clears it; a collective of a number each that all ranks call.
 
         Args:
             learning_rate: Of the logarithm of tau: a step of 0.001 changes tau by about 0.1 %.
@@ -96,21 +107,31 @@ class LearnedTemperature:
         assert self.log_temperature.grad is not None
         self.log_temperature.grad.zero_()
 
-    def state_dict(self) -> dict[str, float]:
-        """Value and AdamW's moments as plain numbers that survive JSON bit for bit; waits for the device."""
-        moments = self._optimizer.state.get(self.log_temperature, {})
-        return {
-            "log_temperature": self.log_temperature.item(),
-            **{name: float(moments.get(name, 0.0)) for name in _MOMENTS},
-        }
+    def state_dict(self) -> dict[str, State]:
+        """Value and AdamW's moments as plain numbers that survive JSON bit for bit; waits for the device.
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        Returns:
+            A number each; of several temperatures a list each, but for the number of steps.
+        """
+        moments = self._optimizer.state.get(self.log_temperature, {})
+        nothing = torch.zeros_like(self.log_temperature)
+        state: dict[str, State] = {"log_temperature": self.log_temperature.tolist()}
+        for name in _MOMENTS:
+            state[name] = moments[name].tolist() if name in moments else 0.0 if name == "step" else nothing.tolist()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, State | Sequence[float]]) -> None:
         """Continues from what `state_dict` returned; betas and range stay this object's.
 
         Raises:
             KeyError: A number is missing.
+            ValueError: The state is of another number of temperatures.
         """
+        value = torch.tensor(state["log_temperature"], dtype=torch.float32)
         moments = {name: torch.tensor(state[name], dtype=torch.float32) for name in _MOMENTS}
+        shapes = {tuple(each.shape) for each in (value, moments["exp_avg"], moments["exp_avg_sq"])}
+        if shapes != {tuple(self.log_temperature.shape)} or moments["step"].dim():
+            raise ValueError(f"a state of {value.numel()} temperatures, expected {self.log_temperature.numel()}")
         with torch.no_grad():
-            self.log_temperature.fill_(state["log_temperature"])
+            self.log_temperature.copy_(value)
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {0: moments}})

@@ -42,7 +42,10 @@ def step_of(rows: int, seed: int) -> tuple[StepHeader, StepOutput]:
         hit=positive > hardest,
         positive_similarity=positive,
         hardest_negative_similarity=hardest,
+        mean_negative_similarity=hardest.nan_to_num(neginf=0.0) - 0.5,
         masked=torch.zeros(rows, dtype=torch.int64),
+        masked_similar=torch.arange(rows) % 3,
+        divergence=torch.rand(rows, generator=made),
     )
     header = StepHeader(
         step=0,
