@@ -122,13 +122,16 @@ def _not_complete(output_dir: Path, report: ConversionReport, tolerance: Toleran
 
 def _own_source(arguments: argparse.Namespace) -> Source:
     """Files and folders as they are; a data set of the hub is downloaded."""
+    names = arguments.dataset_name
     paths = []
-    for name in arguments.dataset_name:
+    for name in names:
         path = Path(name)
         if path.suffix.lower() in TABLE_SUFFIXES and not path.exists():
             raise InputError(f"{name}: no such file")
+        if not path.exists() and len(names) > 1:
+            raise InputError(f"{name}: convert a data set of the hub alone, or download it first")
         paths.append(path if path.is_file() else download_whole(name))
-    links = arguments.allow_links or any(not Path(name).exists() for name in arguments.dataset_name)  # the hub client's
+    links = arguments.allow_links or not Path(names[0]).exists()  # the hub's client makes links of all files
     subsets = own_subsets(paths, arguments.subset_name, arguments.split_name, arguments.config_name)
     return OwnData(subsets, arguments.columns, arguments.instruction, arguments.image_dir, links)
 

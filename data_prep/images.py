@@ -12,7 +12,7 @@ from data_prep.rows import RawImage
 from data_prep.sniff import sniff_header
 from data_prep.source import file_stamp
 from vlm2vec.errors import InputError
-from vlm2vec.images.decode import ImageHeader, check_image, read_header
+from vlm2vec.images.decode import MAX_IMAGE_BYTES, ImageHeader, check_image, read_header
 from vlm2vec.images.folder import ImageFolder, links_remedy
 from vlm2vec.images.paths import MissingImageError, OutsideLinkError, UnsafePathError
 from vlm2vec.shards.schema import fast_hash
@@ -144,6 +144,8 @@ class CheckedImages:
         """
         path = image.name
         data = self._source.read(path) if image.data is None else image.data
+        if len(data) > MAX_IMAGE_BYTES:  # of a file, its folder tells before it is read
+            raise UnusableImageError(path, InputError(f"{path}: {len(data)} bytes are too many for an image"))
         digest = fast_hash(data)
         header = self._checked.get(digest)
         if header is None:

@@ -176,6 +176,11 @@ def _header(file: BinaryIO, path: Path, start: Place) -> tuple[tuple[str, ...], 
         raise InputError(f"{path}, line {lines.number - 1}: cannot read the header ({error})") from error
     if not header:
         raise InputError(f"{path}: empty; the first line must name the columns")
+    if len(header) == 1 and (others := [each for each in ";\t|" if each in header[0]]):
+        raise InputError(
+            f"{path}: the first line is {shorten(header[0])!r}, without a {_delimiter(path)!r}; are its fields "
+            f"separated by {others[0]!r}? Save it with {_delimiter(path)!r}"
+        )
     if "" in header:
         raise InputError(f"{path}: column {header.index('') + 1} has no name in the first line")
     return tuple(header), Place(0, lines.offset, lines.number)
@@ -212,7 +217,11 @@ def _csv_rows(
 
 def _csv_reader(lines: _CsvLines, path: Path) -> Iterator[list[str]]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    return csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    return csv.reader(lines, delimiter=_delimiter(path), strict=True)
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 class _CsvLines:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import convert as program
-from data_prep import inspect
+from data_prep import images, inspect
 from data_prep.verify import verify
 from trials.rig.hand_made_train import make_dataset, picture, tree
 from vlm2vec.errors import run_program
@@ -166,6 +166,19 @@ def test_bad_rows_are_left_out_counted_and_named_by_their_line(folder: Path, tmp
     assert verify(tmp_path / "o").problems == ()
 
 
+def test_limits_hold_for_embedded_images(
+    folder: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (20_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    rows = [row(n, positive_image={"bytes": data}) for n, data in enumerate((header, picture(0) + bytes(2000)))]
+    path = write_parquet(folder / "pairs.parquet", [*rows, row(2, positive_image={"bytes": picture(2)})])
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 2000)
+    code, shown = run(path, tmp_path / "o", "--check_images", "none")
+    assert code == 3
+    assert "row 0, positive_image: 20000 x 20000 is more than 89478485 pixels" in shown
+    assert "row 1, positive_image: 2076 bytes are too many for an image" in shown
+
+
 def test_embedded_images_are_counted_one_by_one_and_stored_untouched(folder: Path, tmp_path: Path, run: Any) -> None:
     with_metadata = picture(5) + b"trailing bytes"
     data = [with_metadata, b"broken", b"broken too"]
@@ -224,6 +237,7 @@ def test_columns_instruction_and_image_folder(folder: Path, tmp_path: Path, run:
         ("lost.jsonl", [], "lost.jsonl: none of its first images below "),
         ("mmeb", [], "mmeb: give --subset_name (names, or all) for MMEB-train, or --columns for data of your own"),
         ("mmeb", ["--subset_name", "A", "--instruction", "x"], "--instruction x: "),
+        ("owner/name", ["pairs.jsonl", "--subset", "A", "B"], "owner/name: convert a data set of the hub alone"),
         ("owner/name", [], "owner/name: give --subset_name (names, or all) for MMEB-train, or --columns"),
     ],
 )
@@ -234,7 +248,11 @@ def test_what_cannot_be_meant_is_one_line(
     write_jsonl(folder / "pairs.txt", [row(0)])
     write_jsonl(folder / "lost.jsonl", [row(0, positive_image="lost.png")])
     make_dataset(folder / "mmeb")
-    code, shown = run(name if "/" in name else folder / name, tmp_path / "o", *options)
+    names: list[Path | str] = [name if "/" in name else folder / name]
+    if options and not options[0].startswith("--"):
+        names.append(folder / options[0])
+        options = options[1:]
+    code, shown = run(names, tmp_path / "o", *options)
     assert (code, shown.count("\n")) == (2, 1)
     assert message in shown
 

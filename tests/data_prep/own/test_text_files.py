@@ -117,6 +117,7 @@ def test_a_bad_line_of_csv_is_a_bad_row(line: bytes, message: str, tmp_path: Pat
         ("x.jsonl", '{"a": 1}'.encode("utf-16"), "x.jsonl: UTF-16; save it as UTF-8"),
         ("x.csv", b"", "x.csv: empty; the first line must name the columns"),
         ("x.csv", b"a,b\n", "x.csv: no rows"),
+        ("x.csv", b"a;b\n1;2\n", "x.csv: the first line is 'a;b', without a ','; are its fields separated by ';'?"),
         ("x.csv", b"a,,b\n1,2,3\n", "x.csv: column 2 has no name in the first line"),
         ("x.csv", b'a,b\n1,2\n"3,4\n5,6\n', "x.csv, line 3: a quote that begins in this row is never closed"),
     ],
