@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from data_prep.mini_mmeb import TRAIN_FOLDER
 from data_prep.mini_model import build_mini_model
 from tests.distributed.workers.resume import SIGNALLED_STEP, UNWRITABLE_STEP, main
+from tests.rig.made_up_sidecar import write_sidecar
 from trials.chaos import add_dropout
 from trials.rig.forked import run_forked
 from trials.rig.run_flags import run_flags
@@ -22,6 +23,7 @@ from trials.rig.tiny import PHI3_V
 from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER
 from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.export import export
+from vlm2vec.shards import ShardSet
 from vlm2vec.training.checkpoints.record import read_whole
 
 STEPS, SAVED = 4, 2
@@ -31,11 +33,13 @@ COMMON = [
     *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "256"),
     *("--subset_name", "ColorVQA", "Recolor", "--dataloader_num_workers", "0"),
 ]
+# What a teacher mined; the folder is added where these are.
+OF_SIDECAR = ["--mined_negatives", "2", "--mined_clusters", "True", "--homogeneous_batch_size", "4"]
 # The engine file and what else differs. ZeRO-3 comes last: its engine replaces torch.nn.functional.linear for the rest
 # of the process.
 RUNS: dict[str, tuple[str, list[str]]] = {
     "zero1": ("zero1", ["--dataloader_num_workers", "2"]),
-    "zero2-lora": ("zero2", ["--lora", "--learn_temperature", "--dataloader_num_workers", "1"]),
+    "zero2-lora": ("zero2", ["--lora", "--learn_temperature", "--dataloader_num_workers", "1", *OF_SIDECAR]),
     "zero2-bf16": ("zero2_offload", ["--bf16"]),
     "zero2-lora-qwen2_5_vl": ("zero2", ["--lora", "--dataloader_num_workers", "1"]),
     "zero3-lora-bf16": ("zero3", ["--lora", "--bf16", "--gradient_checkpointing"]),
@@ -76,11 +80,13 @@ def runs(dropout_models: dict[str, Path], mini_shards_dir: Path, tmp_path_factor
     And `signalled` and `full disk`, disturbed runs like straight/zero1.
     """
     root = tmp_path_factory.mktemp("resume")
+    sidecar = write_sidecar(root / "sidecar", ShardSet.open(mini_shards_dir))
 
     def job(kind: str, name: str, output: str, *extra: str) -> tuple[str, list[str]]:
         engine, own = RUNS[name]
         model = dropout_models[family_of(name)]
-        return kind, run_flags(model, mini_shards_dir, root / output, engine, *COMMON, *own, *extra)
+        mined = ["--mined", str(sidecar)] if OF_SIDECAR[0] in own else []
+        return kind, run_flags(model, mini_shards_dir, root / output, engine, *COMMON, *own, *mined, *extra)
 
     limited = ["--save_steps", "1", "--save_total_limit", "1"]
     jobs = [

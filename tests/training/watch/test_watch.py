@@ -90,7 +90,12 @@ def test_histograms_and_subsets_are_those_of_the_rows() -> None:
         assert values["subset_loss/odd"] == pytest.approx(
             float(torch.cat([each.loss[1::2] for each in statistics]).mean())
         )
-        assert "subset_loss/unseen" not in values
+        assert not [name for name in values if name.endswith("/unseen")]
+        means = torch.cat([each.mean_negative_similarity for each in statistics])
+        hardest = torch.cat([each.hardest_negative_similarity for each in statistics]).nan_to_num(neginf=0.0)
+        assert values["similarity/mean_negative"] == pytest.approx(float(means.mean()))
+        assert values["subset_mean_negative/odd"] == pytest.approx(float(means[1::2].mean()))
+        assert values["subset_hardest_negative/even"] == pytest.approx(float(hardest[::2].mean()))
         assert (values["milliseconds_per_step"], values["pairs_per_second"]) == (1000.0, ROWS)  # without evaluation
         assert values["mfu"] == pytest.approx(ROWS * (3.0 * 10 + 0.5 * 100 + 7.0 + 1.5 * 2) / 1e6)
     meter.add(*steps[0])
@@ -101,13 +106,16 @@ def test_histograms_and_subsets_are_those_of_the_rows() -> None:
     assert {part: figures.values[f"time_ms/{part}"] for part in ("pass_1", "other")} == {"pass_1": 3000.0, "other": 0.0}
 
 
-def test_a_window_of_an_older_checkpoint_has_no_squares_of_vision_units() -> None:
+def test_a_window_of_an_older_checkpoint_has_no_squares_of_vision_units_and_no_mean_negatives() -> None:
     before, after = (StepMeter(["even", "odd"], CPU, StepClock(CPU)) for _ in range(2))
     before.add(*step_of(ROWS, seed=0))
     state = before.state_dict()
     assert state["counts"] == [1, 10 * ROWS, 100 * ROWS, ROWS, 2 * ROWS, 2 * ROWS]
-    after.load_state_dict({**state, "counts": state["counts"][:-1]})
+    older = {"counts": state["counts"][:-1], "sums": state["sums"][:6], "subset_rows": state["subset_rows"][:3]}
+    after.load_state_dict({**state, **older})
     after.add(*step_of(ROWS, seed=0))
+    torch.testing.assert_close(after.state_dict()["sums"][:6], 2 * state["sums"][:6])
+    torch.testing.assert_close(after.state_dict()["sums"][6:], state["sums"][6:])
     assert after.state_dict()["counts"] == [2, 20 * ROWS, 200 * ROWS, 2 * ROWS, 4 * ROWS, 2 * ROWS]
 
 

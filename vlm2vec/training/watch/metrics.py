@@ -21,7 +21,12 @@ from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops
 from vlm2vec.training.watch.parts import STEP_PARTS, RunPart
 
-_FIELDS = ("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked")
+# New fields come last: a window of an older checkpoint lacks them.
+_FIELDS = (
+    *("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked"),
+    "mean_negative_similarity",
+)
+_SUBSET_FIELDS = ("hit@1", "rows", "loss", "hardest_negative", "mean_negative")
 _COUNTS = ("tokens", "squared_tokens", "vision_units", "items", "squared_vision_units")
 # Cosines from -1 to 1, counted in steps of 0.025.
 SIMILARITY_BINS = 80
@@ -63,7 +68,8 @@ class StepMeter:
     def _reset(self) -> None:
         # float64: tokens of a long window exceed float32's exact integers.
         self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=self._device)
-        self._subset_rows = torch.zeros((3, len(self._subsets)), dtype=torch.float64, device=self._device)
+        shape = (len(_SUBSET_FIELDS), len(self._subsets))
+        self._subset_rows = torch.zeros(shape, dtype=torch.float64, device=self._device)
         self._similarities = torch.zeros((2, SIMILARITY_BINS), dtype=torch.float64, device=self._device)
         self._counts = [0] * len(_COUNTS)
         self._steps = self._timed_steps = 0
@@ -84,8 +90,8 @@ class StepMeter:
         """Goes on with a window: this rank's part of it, or the parts of ranks that are no more."""
         self._reset()
         for part in parts:
-            self._sums += part["sums"].to(self._device)
-            self._subset_rows += part["subset_rows"].to(self._device)
+            self._sums[: len(part["sums"])] += part["sums"].to(self._device)
+            self._subset_rows[: len(part["subset_rows"])] += part["subset_rows"].to(self._device)
             self._similarities += part["similarities"].to(self._device)
             self._steps, *counts = part["counts"]
             # Windows of older checkpoints lack the last one.
@@ -99,11 +105,13 @@ class StepMeter:
         # A row without any negative (all targets equal) has no hardest one: no sum, and no place in the histogram.
         has_negative = rows.hardest_negative_similarity.isfinite().double()
         hardest = rows.hardest_negative_similarity.double().nan_to_num(neginf=0.0)
+        mean = rows.mean_negative_similarity.double()
         ones = torch.ones_like(hits)
-        sums = [hits.sum(), ones.sum(), positive.sum(), hardest.sum(), rows.masked.double().sum()]
+        sums = [hits.sum(), ones.sum(), positive.sum(), hardest.sum(), rows.masked.double().sum(), mean.sum()]
         self._sums += torch.stack([output.loss.double(), *sums])
         subsets = header.row_subsets.to(self._device, non_blocking=True)
-        for total, values in zip(self._subset_rows, (hits, ones, rows.loss.double()), strict=True):
+        of_rows = (hits, ones, rows.loss.double(), hardest, mean)
+        for total, values in zip(self._subset_rows, of_rows, strict=True):
             total.index_add_(0, subsets, values)
         for counts, values, weights in zip(self._similarities, (positive, hardest), (ones, has_negative), strict=True):
             counts.index_add_(0, _bins(values), weights)
@@ -124,7 +132,8 @@ class StepMeter:
         """The window's figures over all ranks (a collective); then starts a new window.
 
         Returns:
-            Means a row, rates a second, `subset_loss/<subset>` and `subset_hit@1/<subset>` for each subset seen, and
+            Means a row, rates a second, `subset_loss/<subset>`, `subset_hit@1/<subset>` and how similar the negatives
+            are (`subset_mean_negative/<subset>`, `subset_hardest_negative/<subset>`) for each subset seen, and
             `time_ms/<part>`: milliseconds of a step since the run was started or resumed, which add up to all of it.
         """
         self._elapsed()
@@ -154,10 +163,10 @@ class StepMeter:
         report |= {f"time_ms/{part.value}": 1000 * seconds for part, seconds in of_parts.items()}
         for part in (Part.DATA_WAIT, Part.COLLECTIVES):
             report[f"{part.value}_share"] = of_parts[part] / of_step if of_step else 0.0
-        for name, hits, rows, loss in zip(self._subsets, *subset_rows.view(3, -1).tolist(), strict=True):
-            if rows:
-                report[f"subset_loss/{name}"] = loss / rows
-                report[f"subset_hit@1/{name}"] = hits / rows
+        for name, *values in zip(self._subsets, *subset_rows.view(len(_SUBSET_FIELDS), -1).tolist(), strict=True):
+            of_subset = dict(zip(_SUBSET_FIELDS, values, strict=True))
+            if rows := of_subset.pop("rows"):
+                report |= {f"subset_{field}/{name}": value / rows for field, value in of_subset.items()}
         positive, hardest = similarities.view(2, -1).long().tolist()
         self._reset()
         return Figures(report, {POSITIVE: positive, HARDEST_NEGATIVE: hardest})
@@ -169,6 +178,7 @@ class StepMeter:
             "hit@1": total["hits"] / rows,
             "similarity/positive": total["positive_similarity"] / rows,
             "similarity/hardest_negative": total["hardest_negative_similarity"] / rows,
+            "similarity/mean_negative": total["mean_negative_similarity"] / rows,
             "masked_pairs": total["masked"] / steps,
             "pairs_per_second": total["rows"] / seconds,
             "tokens_per_second": counts["tokens"] / seconds,
