@@ -18,7 +18,12 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["vlm2vec", "vlm2vec.*", "data_prep", "data_prep.*", "eval", "eval.*"]),
     package_data={
-        "vlm2vec": ["py.typed", "export/card_template.md", "backbones/*/published/*/*.json"],
+        "vlm2vec": [
+            "py.typed",
+            "average/card_template.md",
+            "export/card_template.md",
+            "backbones/*/published/*/*.json",
+        ],
         "eval": ["templates/*.j2"],
     },
     install_requires=[

@@ -24,7 +24,7 @@ LAYERS = (
     ("trials",),
     # Programs.
     ("train", "eval", "data_prep", "examples"),
-    ("doctor",),
+    ("doctor", "average"),
     ("plan", "export"),
     ("training",),
     ("evaluation",),

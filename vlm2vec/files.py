@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,43 @@ def committed(path: Path) -> Iterator[Path]:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_filled(output: Path) -> None:
+    """Before a program makes a folder.
+
+    Raises:
+        InputError: It exists already, and is not empty.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: exists already; choose another folder or remove it")
+
+
+@contextmanager
+def appearing_folder(output: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: The disk is full, no permission, and the like.
+    """
+    folder = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f"{TEMPORARY_PREFIX}{output.name}-"))
+        folder.chmod(0o755)
+        yield folder
+        apply_umask(folder)
+        for file in folder.iterdir():
+            sync(file)
+        if output.exists():
+            output.rmdir()
+        os.replace(folder, output)
+        sync(output.parent)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error})") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_for(path: Path) -> Path:

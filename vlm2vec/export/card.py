@@ -35,10 +35,10 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
     arguments = dict(record.arguments)
     base = public_name(str(arguments["model_name"]))
     prompts = ModelSettings.read(folder).prompt_format
-    in_hub = _IN_HUB.fullmatch(base) is not None
+    known = in_hub(base)
     metadata = ModelCardData(
-        base_model=base if in_hub else None,
-        base_model_relation=("adapter" if exported.is_adapter else "finetune") if in_hub else None,
+        base_model=base if known else None,
+        base_model_relation=("adapter" if exported.is_adapter else "finetune") if known else None,
         library_name="peft" if exported.is_adapter else "sentence-transformers",
         pipeline_tag="feature-extraction",
         tags=[
@@ -77,7 +77,12 @@ def write_card(folder: Path, name: str, record: RunRecord, exported: Exported, s
 
 def public_name(name: str) -> str:
     """A repository's name as it is; of a path its last part, as cards are published."""
-    return name if _IN_HUB.fullmatch(name) and not Path(name).exists() else Path(name).name
+    return name if in_hub(name) and not Path(name).exists() else Path(name).name
+
+
+def in_hub(name: str) -> bool:
+    """Whether a name has the form of a repository's."""
+    return _IN_HUB.fullmatch(name) is not None
 
 
 def _global_batch(record: RunRecord) -> int:

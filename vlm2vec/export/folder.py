@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +23,7 @@ from vlm2vec.export.merging import merged_weights
 from vlm2vec.export.safetensors_files import parse_size, write_file, write_tensors
 from vlm2vec.export.scores import read_scores
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
-from vlm2vec.files import apply_umask, sync
+from vlm2vec.files import appearing_folder, refuse_filled
 from vlm2vec.formats.json_files import checked, read_json, write_json
 from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,
@@ -85,7 +83,7 @@ def export(
     card_scores = read_scores(scores) if scores is not None else None
     recorded_base = str(record.arguments["model_name"])
     base = find_base(recorded_base, base_model)
-    with _appearing(output) as folder:
+    with appearing_folder(output) as folder:
         shutil.copytree(checkpoint / ENCODER_FOLDER, folder, dirs_exist_ok=True)
         if base is not None:
             _check_base(base, checkpoint)
@@ -121,8 +119,7 @@ def _refuse(checkpoint: Path, output: Path, record: RunRecord, dtype: torch.dtyp
         raise InputError(f"--merge_lora: {checkpoint} is of a run without --lora; there is nothing to merge")
     if is_adapter and not merge_lora and dtype is not None:
         raise InputError("--dtype: adapters are written in float32; use it with --merge_lora")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: exists already; choose another folder or remove it")
+    refuse_filled(output)
 
 
 def _write_model(
@@ -200,30 +197,3 @@ def _name_in_adapter_file(name: str, family: Family) -> str:
     """A parameter's name in files: without PEFT's name of the adapter; DoRA's vectors without `.weight`."""
     name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(".default.", ".")
     return published_adapter_name(name, family.backbone)
-
-
-@contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when the block ends well, and vanishes when it does not.
-
-    Raises:
-        InputError: The disk is full, no permission, and the like.
-    """
-    folder = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".tmp-{output.name}-"))
-        folder.chmod(0o755)
-        yield folder
-        apply_umask(folder)
-        for file in folder.iterdir():
-            sync(file)
-        if output.exists():
-            output.rmdir()
-        os.replace(folder, output)
-        sync(output.parent)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error})") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -32,13 +32,18 @@ def parse_size(size: int | str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def write_tensors(tensors: Mapping[str, LazyTensor], folder: Path, dtype: torch.dtype, max_shard_size: int) -> int:
+def write_tensors(
+    tensors: Mapping[str, LazyTensor],
+    folder: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    max_shard_size: int,
+) -> int:
     """Writes model.safetensors, or shards and their index when the tensors exceed `max_shard_size`.
 
     Args:
         tensors: In the order in which they are to be written.
         folder: Where to.
-        dtype: Of what is written.
+        dtype: Of what is written; one for all, or by name.
         max_shard_size: Bytes of a file. A larger tensor gets a file of its own.
 
     Returns:
@@ -47,7 +52,9 @@ def write_tensors(tensors: Mapping[str, LazyTensor], folder: Path, dtype: torch.
     Raises:
         InputError: A file cannot be written.
     """
-    planned = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in tensors.items()}
+    planned = {
+        name: torch.empty(tensor.shape, dtype=_dtype_of(name, dtype), device="meta") for name, tensor in tensors.items()
+    }
     plan = split_torch_state_dict_into_shards(
         planned, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
@@ -59,15 +66,21 @@ def write_tensors(tensors: Mapping[str, LazyTensor], folder: Path, dtype: torch.
     return int(plan.metadata["total_size"])
 
 
-def write_file(tensors: Mapping[str, LazyTensor], file: Path, dtype: torch.dtype) -> None:
+def write_file(tensors: Mapping[str, LazyTensor], file: Path, dtype: torch.dtype | Mapping[str, torch.dtype]) -> None:
     """Writes tensors as one safetensors file.
 
     Raises:
         InputError: It cannot be written.
     """
     # Always copies: what is read may be a part of a larger buffer, and safetensors refuses to guess what is shared.
-    content = {name: tensor.read().to(dtype, copy=True).contiguous() for name, tensor in tensors.items()}
+    content = {
+        name: tensor.read().to(_dtype_of(name, dtype), copy=True).contiguous() for name, tensor in tensors.items()
+    }
     try:
         save_file(content, file, metadata=_METADATA)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be written ({' '.join(str(error).split())})") from error
+
+
+def _dtype_of(name: str, dtype: torch.dtype | Mapping[str, torch.dtype]) -> torch.dtype:
+    return dtype if isinstance(dtype, torch.dtype) else dtype[name]

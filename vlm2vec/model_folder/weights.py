@@ -43,19 +43,27 @@ def folder_weights(folder: Path) -> dict[str, LazyTensor]:
     """
     weights: dict[str, LazyTensor] = {}
     for file in weight_files(folder):
-        shapes = tensor_shapes(file)
-        if file.suffix == ".safetensors":
-            content: Any = safe_open(file, framework="pt")
-            weights |= {name: LazyTensor(shape, partial(content.get_tensor, name)) for name, shape in shapes.items()}
-        else:
-            tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-            weights |= {name: at_hand(tensor) for name, tensor in tensors.items()}
+        weights |= file_weights(file)
     names = family_of_folder(folder).backbone.tensor_names
     weights = names.published(weights)
     for alias, name in names.aliases.items():
         if alias in weights:
             weights.setdefault(name, weights.pop(alias))
     return weights
+
+
+def file_weights(file: Path) -> dict[str, LazyTensor]:
+    """The tensors of one weight file, by the names that it gives them.
+
+    Raises:
+        InputError: See `tensor_shapes`.
+    """
+    shapes = tensor_shapes(file)
+    if file.suffix == ".safetensors":
+        content: Any = safe_open(file, framework="pt")
+        return {name: LazyTensor(shape, partial(content.get_tensor, name)) for name, shape in shapes.items()}
+    tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return {name: at_hand(tensor) for name, tensor in tensors.items()}
 
 
 def at_hand(tensor: torch.Tensor) -> LazyTensor:
