@@ -2,8 +2,9 @@
 
     python -m data_prep.mini_mmeb OUT [--seed 0] [--scale 1.0]
 
-writes OUT/MMEB-train and OUT/MMEB-eval. Train with `--dataset_name OUT/MMEB-train --image_dir OUT/MMEB-train`, evaluate
-with `--dataset_name OUT/MMEB-eval --image_dir OUT/MMEB-eval/images`. The same seed gives the same bytes.
+writes OUT/MMEB-train, OUT/MMEB-eval and OUT/visdoc. Train with `--dataset_name OUT/MMEB-train --image_dir
+OUT/MMEB-train`, evaluate with `--dataset_name OUT/MMEB-eval --image_dir OUT/MMEB-eval/images`; OUT/visdoc holds a
+collection of drawn slides for `eval.retrieval`. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import sys
 from pathlib import Path
 
 from data_prep.command_line import Parser
+from data_prep.mini.slides import SLIDES, write_slides
 from data_prep.mini.writer import SPLITS, write_eval_dataset, write_readme, write_train_subset
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MINI_MMEB
 
-TRAIN_FOLDER, EVAL_FOLDER = "MMEB-train", "MMEB-eval"
+TRAIN_FOLDER, EVAL_FOLDER, VISDOC_FOLDER = "MMEB-train", "MMEB-eval", "visdoc"
+_FOLDERS = (TRAIN_FOLDER, EVAL_FOLDER, VISDOC_FOLDER)
 
 
 def build_mini_mmeb(output_dir: Path, seed: int = 0, scale: float = 1.0) -> dict[str, int]:
     """Builds the miniature; it appears under its final names only when it is complete.
 
     Args:
-        output_dir: gets the folders MMEB-train and MMEB-eval, which must not exist yet.
+        output_dir: gets the folders MMEB-train, MMEB-eval and visdoc, which must not exist yet.
         seed: the same seed gives the same bytes.
         scale: share of the full number of rows of every subset and dataset.
 
@@ -34,16 +37,16 @@ def build_mini_mmeb(output_dir: Path, seed: int = 0, scale: float = 1.0) -> dict
         Rows by folder, e.g. {"MMEB-train/Photos": 1400, ...}.
 
     Raises:
-        InputError: one of the two folders exists.
+        InputError: one of these folders exists.
     """
-    for folder in (TRAIN_FOLDER, EVAL_FOLDER):
+    for folder in _FOLDERS:
         if (output_dir / folder).exists():
             raise InputError(f"{output_dir / folder}: exists already; remove it or choose another folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     unfinished = output_dir / f".tmp-{os.getpid()}"
     try:
         rows = _build(unfinished, seed, scale)
-        for folder in (TRAIN_FOLDER, EVAL_FOLDER):
+        for folder in _FOLDERS:
             os.replace(unfinished / folder, output_dir / folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -57,6 +60,7 @@ def _build(root: Path, seed: int, scale: float) -> dict[str, int]:
         rows[f"{TRAIN_FOLDER}/{subset.name}"] = write_train_subset(train_root, subset, scale, seed)
     for dataset in MINI_MMEB.eval_datasets:
         rows[f"{EVAL_FOLDER}/{dataset.name}"] = write_eval_dataset(eval_root, dataset, scale, seed)
+    rows[f"{VISDOC_FOLDER}/{SLIDES}"] = write_slides(root / VISDOC_FOLDER / SLIDES, seed, scale)
     write_readme(train_root, "mini-MMEB-train", (subset.name for subset in MINI_MMEB.train_subsets), SPLITS)
     write_readme(eval_root, "mini-MMEB-eval", (dataset.name for dataset in MINI_MMEB.eval_datasets), ("test",))
     return rows
@@ -72,7 +76,7 @@ def _scale(text: str) -> float:
 def main() -> None:
     """Parses the command line and builds."""
     parser = Parser(prog="python -m data_prep.mini_mmeb", description="Build the miniature MMEB.")
-    parser.add_argument("output_dir", type=Path, help="gets the folders MMEB-train and MMEB-eval")
+    parser.add_argument("output_dir", type=Path, help="gets the folders MMEB-train, MMEB-eval and visdoc")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
     parser.add_argument("--scale", type=_scale, default=1.0, help="share of the full number of rows (default 1.0)")
     arguments = parser.parse_args()

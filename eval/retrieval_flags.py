@@ -36,10 +36,18 @@ class RetrievalArguments:
         default=None, metadata={"help": "folder that image paths start from; default: the collection's own"}
     )
     query_instruction: str | None = field(
-        default=None, metadata={"help": "instruction of every query; default: MMEB-V2's for its sets, else none"}
+        default=None,
+        metadata={
+            "help": "instruction of every query, or a whole text with {text} where the query belongs; default: "
+            "MMEB-V2's for its sets, else none"
+        },
     )
     document_instruction: str | None = field(
-        default=None, metadata={"help": "instruction of every document; default: MMEB-V2's for its sets, else none"}
+        default=None,
+        metadata={
+            "help": "instruction of every document, or a whole text with {text} and <|image_1|>; default: MMEB-V2's "
+            "for its sets, else none"
+        },
     )
     language: str | None = field(
         default=None, metadata={"help": "only queries whose column language has this value; default: all"}

@@ -37,7 +37,7 @@ if [[ -e $DEMO_DIR && ! -e $MARK && (! -d $DEMO_DIR || -n $(ls -A -- "$DEMO_DIR"
 fi
 mkdir -p -- "$DEMO_DIR"
 touch -- "$MARK"
-rm -rf -- "$MINI" "$DEMO_DIR"/{untrained,shards,run,trained} "$DEMO_DIR"/scores/{untrained,trained}
+rm -rf -- "$MINI" "$DEMO_DIR"/{untrained,shards,run,trained} "$DEMO_DIR"/scores/{untrained,trained}{,-slides}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Ranks share the cores; more threads than cores make every rank wait for the others.
 cores=$(nproc)
@@ -57,6 +57,13 @@ say "4/7 Score the untrained model"
 python -m eval.mmeb --model_name "$DEMO_DIR/untrained" --dataset_name "$EVAL" --subset_name all \
   --image_dir "$EVAL/images" --encode_output_path "$DEMO_DIR/scores/untrained"
 
+score_slides() { # with the texts of the subset that they come closest to
+  python -m eval.retrieval --model_name "$DEMO_DIR/$1" --dataset_name "$MINI/visdoc" \
+    --query_instruction $'Find an image that matches the given caption: {text}\n' \
+    --document_instruction $'<|image_1|>\nRepresent the given image.\n' --encode_output_path "$DEMO_DIR/scores/$1-slides"
+}
+score_slides untrained
+
 say "5/7 Train on $RANKS ranks (ZeRO-2, cached step, negatives of all ranks); watch with: tensorboard --logdir $DEMO_DIR/run"
 deepspeed --num_gpus "$RANKS" --module vlm2vec.train --deepspeed ds_configs/zero2.json \
   --config launch/recipes/mini.yaml --model_name "$DEMO_DIR/untrained" --dataset_name "$DEMO_DIR/shards" \
@@ -66,6 +73,7 @@ say "6/7 Export the ZeRO checkpoint to a Hugging Face folder and score it"
 python -m vlm2vec.export "$DEMO_DIR/run" "$DEMO_DIR/trained" --check
 python -m eval.mmeb --model_name "$DEMO_DIR/trained" --dataset_name "$EVAL" --subset_name all \
   --image_dir "$EVAL/images" --encode_output_path "$DEMO_DIR/scores/trained"
+score_slides trained
 
 say "7/7 Result"
 python -m eval.report "$DEMO_DIR/scores/untrained" "$DEMO_DIR/scores/trained"

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from data_prep.conversion import convert  # noqa: E402
 from data_prep.conversion_plan import DEFAULT_OPTIONS  # noqa: E402
-from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, build_mini_mmeb  # noqa: E402
+from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, VISDOC_FOLDER, build_mini_mmeb  # noqa: E402
 from data_prep.mini_model import build_mini_model  # noqa: E402
 from data_prep.source import SourceData  # noqa: E402
 from tests.rig.engine_runs import train_engines  # noqa: E402
@@ -78,7 +78,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
 def mini_mmeb_dir(once: Once) -> Path:
     """A folder with a small MMEB-train (28 to 30 rows each) and MMEB-eval (12 rows a dataset); do not write to it."""
     root = once("mini_mmeb", lambda folder: build_mini_mmeb(folder, seed=0, scale=MINI_SCALE))
-    assert {path.name for path in root.iterdir()} == {TRAIN_FOLDER, EVAL_FOLDER}
+    assert {path.name for path in root.iterdir()} == {TRAIN_FOLDER, EVAL_FOLDER, VISDOC_FOLDER}
     return root
 
 

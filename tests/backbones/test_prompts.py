@@ -246,3 +246,30 @@ def test_sentence_transformers_prompt_is_the_instruction_where_there_is_a_place(
         encoder = VLM2Vec.from_pretrained(golden_model_dir, prompt_format=prompt_format)
         ids = VLM2VecModule(encoder).preprocess(["a cat"], prompt="Find it")["input_ids"]
         assert ids[0].tolist() == Phi3VProcessor.from_pretrained(golden_model_dir).tokenize(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_images", "instruction", "expected"),
+    [
+        ("words", 0, "Find:", ("Find: words", None)),
+        ("", 1, "Describe.", ("<|image_1|> Describe.", None)),
+        ("words", 2, "Find:", ("<|image_1|> <|image_2|> Find: words", None)),
+        ("", 1, "", ("", None)),  # an image alone has its own prompt
+        ("words", 1, "", ("<|image_1|> words", None)),
+        ("words", 0, "Find: {text}\n", ("Find: words\n", None)),
+        ("words", 1, "<|image_1|>\nSee {text}\n", ("<|image_1|>\nSee words\n", None)),
+        ("words", 0, "<|image_1|>\nSee {text}\n", ("See words\n", None)),
+        ("", 1, "See {text}.", ("<|image_1|> See .", None)),
+    ],
+)
+def test_an_instruction_becomes_part_of_the_text(
+    text: str, num_images: int, instruction: str, expected: tuple[str, str | None]
+) -> None:
+    assert PromptFormat().instructed(text, num_images, instruction) == expected
+
+
+def test_an_instruction_goes_to_the_formats_place_for_one() -> None:
+    chat = PromptFormat(name="chat", template="system {instruction} user {content}", instruction="Be brief.")
+    assert chat.instructed("words", 1, "Find") == ("<|image_1|> words", "Find")
+    assert chat.instructed("words", 0, "") == ("words", None)
+    assert chat.instructed("words", 0, "whole {text}") == ("whole words", None)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from data_prep.mini.slides import SLIDES
+from data_prep.mini_mmeb import VISDOC_FOLDER
 from eval import retrieval
 from eval.retrieval_results import RETRIEVAL_FILE
 from tests.eval import dying_searcher
@@ -210,6 +213,27 @@ def test_two_ranks_give_the_same_files_and_a_killed_run_is_continued(
         if not name.endswith(".npz"):  # zip files hold times
             assert files[1][name] == content, name
             assert files[2][name] == content, name
+
+
+def test_whole_texts_and_the_slides_of_the_miniature(
+    options: list[str], mini_model_dir: Path, mini_mmeb_dir: Path
+) -> None:
+    """Queries and documents under the very texts of training, which end with a newline."""
+    texts = ("Find an image: {text}\n", "<|image_1|>\nRepresent the given image.\n")
+    flags = ("--query_instruction", texts[0], "--document_instruction", texts[1])
+    retrieval.main([*options, "--dataset_name", str(mini_mmeb_dir / VISDOC_FOLDER), *flags])
+    output = Path(options[options.index("--encode_output_path") + 1])
+    slides = pq.read_table(mini_mmeb_dir / VISDOC_FOLDER / SLIDES / "corpus").to_pylist()
+    queries = pq.read_table(mini_mmeb_dir / VISDOC_FOLDER / SLIDES / "queries").to_pylist()
+    assert len(slides) == 90
+    found = [line.split() for line in (output / f"{SLIDES}.trec").read_text().splitlines()]
+    assert len(found) == 90 * len(queries)
+    line = found[0]
+    image = next(each["image"]["bytes"] for each in slides if each["corpus-id"] == line[2])
+    encoder = VLM2Vec.from_pretrained(mini_model_dir)
+    query = encoder.encode(texts=[texts[0].replace("{text}", queries[int(line[0])]["query"])])
+    slide = encoder.encode(texts=[texts[1]], images=[image])
+    assert float(line[4]) == pytest.approx(float((query @ slide.T).item()), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from vlm2vec.formats.json_files import StrictModel, shorten
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT, IMAGE_TAG, image_tags, refuse_empty
 
 CONTENT, INSTRUCTION = "{content}", "{instruction}"
+# Where an item's own text belongs in an instruction that is a whole text.
+TEXT = "{text}"
 # Tokens to which texts are truncated where nothing says otherwise: the original's.
 DEFAULT_MAX_LEN = 256
 
@@ -170,8 +172,10 @@ class PromptFormat(StrictModel):
     def instructed(self, text: str, num_images: int, instruction: str) -> tuple[str, str | None]:
         """An item's text under an instruction, for texts that do not hold theirs, such as a corpus's.
 
-        A format with a place for an instruction puts it there. In others it stands in the text, behind the images and
-        before the item's own words, as MMEB-V2's own code writes it: "<|image_1|> instruction text".
+        A format with a place for an instruction puts it there. In others it is part of the text, behind the images and
+        before the item's own words, as MMEB-V2's own code writes it: "<|image_1|> instruction text". An instruction
+        with `{text}` or an image tag in it is a whole text instead, for models that were trained on such texts:
+        "<|image_1|>\nRepresent the given image: {text}\n".
 
         Args:
             text: The item's own without tags of images, "" if it has none.
@@ -184,6 +188,10 @@ class PromptFormat(StrictModel):
         if not instruction and num_images == 1 and not text:
             return "", None  # an image alone has its own prompt
         tags = [f"<|image_{number}|>" for number in range(1, num_images + 1)]
+        if TEXT in instruction or IMAGE_TAG.search(instruction):
+            has_tags = bool(IMAGE_TAG.search(instruction))
+            whole = instruction if num_images else _without_tags(instruction)
+            return " ".join([*(() if has_tags else tags), whole.replace(TEXT, text)]), None
         if self.takes_instruction:
             return " ".join(part for part in (*tags, text) if part), instruction or None
         return " ".join(part for part in (*tags, instruction, text) if part), None

@@ -39,7 +39,7 @@ class Side:
     """How one side of a collection becomes items.
 
     Attributes:
-        instruction: Before every text, or at the prompt format's place for one; "" for none.
+        instruction: See `PromptFormat.instructed`; "" for none.
         language: Only rows whose column `language` has this value; None: all.
     """
 
@@ -124,9 +124,9 @@ def _read_items(
     """Ids and items of the queries or of the corpus."""
     ids: dict[str, str] = {}
     found: list[Indices] = []
-    own_instruction = side.instruction if prompt_format.takes_instruction else ""
+    _, own_instruction = prompt_format.instructed("x", 0, side.instruction)
     for path in find_files(folder, part, split):
-        items.start_file(str(path), own_instruction)
+        items.start_file(str(path), own_instruction or "")
         texts: list[str] = []
         paths: list[str] = []
         rows: list[int] = []
