@@ -142,6 +142,36 @@ def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     return torch.cat([of_gate, incoming * gate * sigmoid], dim=-1).to(gate_up.dtype)
 
 
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, both (n, width)."""
+    return (F.silu(gate.float()) * up.float()).to(gate.dtype)
+
+
+def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up."""
+    incoming, wide = gradient.float(), gate.float()
+    sigmoid = torch.sigmoid(wide)
+    of_gate = incoming * up.float() * sigmoid * (1 + wide * (1 - sigmoid))
+    return of_gate.to(gate.dtype), (incoming * wide * sigmoid).to(up.dtype)
+
+
+class Gated(torch.autograd.Function):
+    """SwiGLU of two products."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, backend: str) -> Tensor:
+        """Both (n, width)."""
+        ctx.save_for_backward(gate, up)
+        ctx.backend = backend
+        result: Tensor = run(gated, backend, gate, up)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of gate and up."""
+        return *run(gated_backward, ctx.backend, gradient, *ctx.saved_tensors), None
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """`x sigmoid(1.702 x)`, the quick approximation of GELU."""
     wide = x.float()
@@ -178,23 +208,27 @@ class Activation(torch.autograd.Function):
         return run(ctx.derivative, ctx.backend, gradient, *ctx.saved_tensors), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (n, L, heads, d) times cos plus its halves, swapped, times sin, both (1 or n, L, 1, d); in float32."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1, is_signed: bool = False) -> Tensor:
+    """x (n, L, heads, d) turned by angles whose cosines and sines are (1 or n, L, d), or back (sign -1), in float32.
+
+    `is_signed`: the first half of sin is negative already.
+    """
+    wide, cosines, sines = x.float(), cos[:, :, None].float(), sign * sin[:, :, None].float()
+    (first, second), (of_first, of_second) = wide.chunk(2, dim=-1), sines.chunk(2, dim=-1)
+    of_first = of_first if is_signed else -of_first
+    return (wide * cosines + torch.cat([second * of_first, first * of_second], dim=-1)).to(x.dtype)
 
 
-def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, num_rotated: int, is_signed: bool) -> Tensor:
     """Rotary position embedding of the first heads, queries and keys, of (n, L, heads x d)."""
     texts, tokens, _ = qkv.shape
     heads = qkv[..., : num_rotated * cos.shape[-1]].reshape(texts, tokens, num_rotated, cos.shape[-1])
-    return _rotated(heads.float(), cos[:, :, None].float(), sin[:, :, None].float()).to(qkv.dtype)
+    return _rotated(heads, cos, sin, is_signed=is_signed)
 
 
-def rotate_backward(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Gradient of qkv, from gradients (n, L, heads, d): the halves of sin are equal, so that it rotates back."""
-    cosines, sines = cos[:, :, None].float(), -sin[:, :, None].float()
-    parts = [_rotated(each.float(), cosines, sines).to(value.dtype) for each in (query, key)]
+def rotate_backward(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, is_signed: bool) -> Tensor:
+    """Gradient of qkv, from gradients (n, L, heads, d): sines of both halves are equal, so that it turns back."""
+    parts = [_rotated(each, cos, sin, -1, is_signed) for each in (query, key)]
     return torch.cat([each.flatten(2) for each in (*parts, value)], dim=-1)
 
 
@@ -203,20 +237,48 @@ class RotatedHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_keys: int, backend: str
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_keys: int, is_signed: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """qkv (n, L, (num_heads + 2 num_keys) d), cos and sin (1 or n, L, d)."""
+        """qkv (n, L, (num_heads + 2 num_keys) d), cos and sin (1 or n, L, d); is_signed: see `_rotated`."""
         ctx.save_for_backward(cos, sin)
-        ctx.backend = backend
-        rotated = run(rotate, backend, qkv, cos, sin, num_heads + num_keys)
+        ctx.is_signed, ctx.backend = is_signed, backend
+        rotated = run(rotate, backend, qkv, cos, sin, num_heads + num_keys, is_signed)
         query, key = rotated.split([num_heads, num_keys], dim=2)
         value = qkv[..., -num_keys * cos.shape[-1] :].view(*qkv.shape[:2], num_keys, -1)
         return query, key, value
 
     @staticmethod
-    def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of qkv."""
-        return run(rotate_backward, ctx.backend, query, key, value, *ctx.saved_tensors), None, None, None, None, None
+        gradient = run(rotate_backward, ctx.backend, query, key, value, *ctx.saved_tensors, ctx.is_signed)
+        return gradient, None, None, None, None, None, None
+
+
+def rotate_pair(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding of queries and keys (n, L, heads, d)."""
+    return _rotated(query, cos, sin), _rotated(key, cos, sin)
+
+
+def rotate_pair_backward(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of queries and keys, from those of the rotated ones."""
+    return _rotated(query, cos, sin, -1), _rotated(key, cos, sin, -1)
+
+
+class RotatedPair(torch.autograd.Function):
+    """Queries and keys of two products, rotated, each (n, L, heads, d)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        """cos and sin (1 or n, L, d)."""
+        ctx.save_for_backward(cos, sin)
+        ctx.backend = backend
+        rotated: tuple[Tensor, Tensor] = run(rotate_pair, backend, query, key, cos, sin)
+        return rotated
+
+    @staticmethod
+    def backward(ctx: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Gradients of queries and keys."""
+        return *run(rotate_pair_backward, ctx.backend, query, key, *ctx.saved_tensors), None, None, None
 
 
 def scale_rows(values: Tensor, scale: Tensor, residual: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from benchmarks.dora import peft_dora
 from benchmarks.gpu.model import (
@@ -158,9 +159,11 @@ class Bench:
             if setting.device.type == "cuda":  # the memory stays, as it does from step to step
                 torch.cuda.reset_peak_memory_stats()
             step.clock.read()
+            num_graphs = counters["stats"]["unique_graphs"]
             for _ in range(setting.steps):
                 step.run()
             parts = step.clock.read()
+            num_graphs = counters["stats"]["unique_graphs"] - num_graphs
         seconds = sum(parts.values()) / setting.steps
         lengths = batch.lengths
         kept = batch.chunks.keep.num_chunks
@@ -177,6 +180,7 @@ class Bench:
             "peak_gib": torch.cuda.max_memory_allocated() / GIB if setting.device.type == "cuda" else None,
             "plan_gib": planned,
             "loss": None if step.loss is None else float(step.loss),
+            "compiled_in_timed_steps": num_graphs,
             "num_chunks": kept + batch.chunks.repeat.num_chunks,
             **{part.value: parts.get(part, 0.0) / setting.steps / seconds for part in (Part.PASS_1, Part.PASS_2)},
         }

@@ -1,11 +1,15 @@
 """Where the time of one step on a GPU goes, kernel by kernel, as torch.profiler sees it.
 
 python -m benchmarks.gpu.kernels lora.dora compiled.dora_compiled full.compute
+python -m benchmarks.gpu.kernels compiled.dora_kept --host     and which functions of the host launch them
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import io
+import pstats
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -43,20 +47,30 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--family", choices=MODELS, default=PHI3_V, help="model family (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=24, help="pairs a step (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU if there is no GPU")
+    parser.add_argument("--host", action="store_true", help="Python's functions too, of one more step")
     options = parser.parse_args(argv)
     setting = Setting(initialize_ranks(600), Model(options.family, options.tiny), options.pairs, 1, None)
     for name in options.variants:
         table, _, row = name.partition(".")
         print(f"\n### {name}\n", flush=True)
         bench = Bench(SECTIONS[table][1][row], setting)
-        print(_report(bench, SECTIONS[table][1][row]), flush=True)
+        print(_report(bench, SECTIONS[table][1][row], options.host), flush=True)
         bench.close()
     close_ranks()
 
 
-def _report(bench: Bench, variant: Variant) -> str:
+def _report(bench: Bench, variant: Variant, with_host: bool) -> str:
     times: list[tuple[float, int, str]] = []
-    figures = bench.measure(variant, around=lambda step: times.extend(_times(step)))
+    host = io.StringIO()
+
+    def around(step: Callable[[], None]) -> None:
+        times.extend(_times(step))
+        if with_host:
+            with cProfile.Profile() as profile:
+                step()
+            pstats.Stats(profile, stream=host).strip_dirs().sort_stats("tottime").print_stats(_MOST)
+
+    figures = bench.measure(variant, around)
     kinds: dict[str, float] = defaultdict(float)
     for seconds, _, name in times:
         kinds[next((kind for word, kind in _KINDS.items() if word.lower() in name.lower()), "other")] += seconds
@@ -69,7 +83,7 @@ def _report(bench: Bench, variant: Variant) -> str:
     lines += [
         f"{1e3 * seconds:7.1f} {calls:6}  {name[:140]}" for seconds, calls, name in sorted(times)[: -_MOST - 1 : -1]
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, host.getvalue()])
 
 
 def _times(step: Callable[[], None]) -> list[tuple[float, int, str]]:

@@ -16,6 +16,7 @@ _PLAIN = f"{LORA} --lora_use_dora False"
 FULL = "--bf16 --gradient_checkpointing"
 _ALL_GRAPHS = 999
 _LARGE = 32_768
+_LARGEST = 131_072
 _DORA = "DoRA, dropout 0.1"
 _KEPT = "32,768 tokens, all graphs kept"
 # Of `encode` and of scoring on a GPU.
@@ -42,6 +43,10 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
             "dora_compiled": Variant(f"{_DORA}, 8,192 tokens a chunk", LORA, is_compiled=True),
             "dora_large": Variant(f"{_DORA}, 32,768 tokens a chunk", LORA, _LARGE, is_compiled=True),
             "dora_kept": Variant(f"{_DORA}, {_KEPT}", LORA, _LARGE, _ALL_GRAPHS, is_compiled=True),
+            "dora_largest": Variant(f"{_DORA}, 131,072 tokens", LORA, _LARGEST, is_compiled=True),
+            "dora_largest_kept": Variant(
+                f"{_DORA}, 131,072 tokens, all graphs kept", LORA, _LARGEST, _ALL_GRAPHS, is_compiled=True
+            ),
             "adapter_kept": Variant(
                 f"{_DORA} on the adapter's input alone, {_KEPT}",
                 _ADAPTER,

@@ -13,9 +13,10 @@ from tests.rig.qwen_models import MODELS, loaded
 from vlm2vec.backbones.qwen_vl.modeling import QwenVLModel
 from vlm2vec.compiling import compile_layers
 
-# Two norms a layer of decoder and tower, the last norm and the merger's. Besides, Qwen2-VL's tower has an activation in
-# each of its 3 layers; Qwen3-VL has norms of queries and keys, and of the three deepstack mergers.
-NUM_COMPILED = {"qwen2_vl": 2 * 4 + 2 * 3 + 2 + 3, "qwen2_5_vl": 2 * 4 + 2 * 4 + 2, "qwen3_vl": 4 * 4 + 2 * 4 + 2 + 3}
+# Two norms, attention and MLP in a decoder layer, two norms and attention in a tower layer; the last norm and the
+# merger's. Besides, Qwen2-VL's tower has an activation in each of its 3 layers, Qwen2.5-VL's an MLP; Qwen3-VL has norms
+# of queries and keys, and of the three deepstack mergers.
+NUM_COMPILED = {"qwen2_vl": 4 * 4 + 3 * 3 + 2 + 3, "qwen2_5_vl": 4 * 4 + 4 * 4 + 2, "qwen3_vl": 6 * 4 + 3 * 4 + 2 + 3}
 
 
 def states_and_gradients(model: QwenVLModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

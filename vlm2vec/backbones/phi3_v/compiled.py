@@ -42,7 +42,7 @@ class _CompiledAttention(PlainAttention):
     ) -> tuple[Tensor, Tensor | None]:
         num_heads, num_keys = self.config.num_attention_heads, self.config.num_key_value_heads
         heads = RotatedHeads.apply(  # type: ignore[no-untyped-call]
-            self.qkv_proj(hidden_states), *position_embeddings, num_heads, num_keys, self.backend
+            self.qkv_proj(hidden_states), *position_embeddings, num_heads, num_keys, False, self.backend
         )
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         dropout = self.attention_dropout if self.training else 0.0

@@ -68,13 +68,15 @@ class SpanAttention(VisionAttention):
         Returns:
             (P, width).
         """
-        rows = len(hidden_states)
-        heads = self.qkv(hidden_states).view(rows, 3, self.num_heads, self.head_dim)
-        query, key = turned(heads[:, :2], *position_embeddings).unbind(1)
-        value = heads[:, 2]
-        mixed = self._attend(query, key, value, cu_seqlens)
-        result: Tensor = self.proj(mixed.reshape(rows, -1))
+        mixed = self._attend(*self.heads(hidden_states, position_embeddings), cu_seqlens)
+        result: Tensor = self.proj(mixed.reshape(len(hidden_states), -1))
         return result
+
+    def heads(self, rows: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, turned by their positions, and values of rows (P, width): (P, heads, d) each."""
+        heads = self.qkv(rows).view(len(rows), 3, self.num_heads, self.head_dim)
+        query, key = turned(heads[:, :2], *position_embeddings).unbind(1)
+        return query, key, heads[:, 2]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
         groups = spans.groups()
