@@ -68,7 +68,7 @@ class BatchReader:
             layout=StepLayout(
                 counts=layout.counts,
                 local_order=end_to_end_positions([*encode, *keep]),
-                pairs=_pairs(layout),
+                pairs=pairs_of(layout),
                 rows=rows,
                 digest=layout.digest,
             ),
@@ -158,7 +158,7 @@ class BatchReader:
         return processed
 
 
-def _pairs(layout: BatchLayout) -> Pairs:
+def pairs_of(layout: BatchLayout) -> Pairs:
     """The rows as tensors."""
     teacher = layout.teacher
     arrays = {
