@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from eval.results import read_predictions
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image
 from vlm2vec.images.folder import ImageFolder
+from vlm2vec.item_rules import IMAGE_TAG
 
 # Side of a thumbnail in pixels: sharp at 120 CSS pixels on a dense screen, about 8 kB each.
 _THUMBNAIL = 200
@@ -76,7 +78,8 @@ class Gallery:
         ahead = top_scores[:, 0] - table["truth_score"].to_numpy()
         order = np.lexsort((np.arange(len(ranks)), -ahead, -ranks))
         images = self._image_dir or Path(score.get("image_dir") or self._summary.get("image_dir", ""))
-        return [self._miss(table.slice(int(row), 1).to_pylist()[0], images) for row in order[:count] if ranks[row] > 1]
+        chosen = _different(table, [int(row) for row in order if ranks[row] > 1], count)
+        return [self._miss(table.slice(row, 1).to_pylist()[0], images) for row in chosen]
 
     def _miss(self, values: dict[str, Any], images: Path) -> Miss:
         sides = (
@@ -87,7 +90,7 @@ class Gallery:
         return Miss(values["row"], values["rank"], values["num_candidates"], values["tied"], sides)
 
     def _side(self, title: str, text: str, image: str, score: float | None, images: Path) -> Side:
-        text = " ".join(text.split())
+        text = " ".join(IMAGE_TAG.sub("", text).split())
         shown = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
         return Side(title, shown, self._thumbnail(images, image) if image else "", score)
 
@@ -103,6 +106,34 @@ class Gallery:
                 self.num_missing += 1
                 return ""
         return self._thumbnails[images, image]
+
+
+def _different(table: pa.Table, rows: Sequence[int], count: int) -> list[int]:
+    """The first `count` rows of which no query and no truth was there before; then others, if there are too few.
+
+    Args:
+        table: The predictions.
+        rows: Of the misses, the worst first.
+        count: Most rows.
+    """
+    sides = [
+        list(
+            zip(*(table[f"{side}_{part}"].take(pa.array(rows, pa.int64())).to_pylist() for part in parts), strict=True)
+        )
+        for side, parts in (("query", ("image", "text")), ("truth", ("image", "text")))
+    ]
+    shown: set[tuple[str, str]] = set()
+    chosen: list[int] = []
+    left: list[int] = []
+    for row, *items in zip(rows, *sides, strict=True):
+        # An image is seen first; only what has none is told apart by its text.
+        seen = {(image, "" if image else text) for image, text in items if image or text}
+        if len(chosen) < count and not seen & shown:
+            chosen.append(row)
+            shown |= seen
+        else:
+            left.append(row)
+    return [*chosen, *left[: count - len(chosen)]]
 
 
 def _data_uri(image: Image.Image) -> str:

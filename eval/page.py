@@ -54,13 +54,19 @@ class BarGroup:
     bars: tuple[Bar, ...]
 
 
-def render(runs: Sequence[Run], misses: dict[str, list[Miss]], num_images_missing: int) -> str:
+def render(
+    runs: Sequence[Run],
+    misses: dict[str, list[Miss]],
+    num_images_missing: int,
+    more: tuple[Sequence[ScoreTable], Sequence[str]] = ((), ()),
+) -> str:
     """The page.
 
     Args:
         runs: in the order of the command line; misses are those of the last one.
         misses: by dataset.
         num_images_missing: Images of misses that could not be read.
+        more: Further tables, such as those of retrieval, and notes on them.
     """
     # Names, texts and paths come from data: everything is escaped but the figures, whose labels matplotlib escapes.
     environment = Environment(
@@ -70,7 +76,7 @@ def render(runs: Sequence[Run], misses: dict[str, list[Miss]], num_images_missin
         table for table in (metrics_table(runs), paper_table(runs), score_table(runs)) if table is not None
     ]
     return environment.get_template("report.html.j2").render(
-        title=tables[-1].title.removeprefix("Precision@1 in %, "),
+        title=score_table(runs).title.removeprefix("Precision@1 in %, "),
         cards=[_card(run, number) for number, run in enumerate(runs)],
         groups=_mean_groups(runs),
         with_paper=has_paper_figures(runs),
@@ -80,8 +86,8 @@ def render(runs: Sequence[Run], misses: dict[str, list[Miss]], num_images_missin
         misses=misses,
         misses_of=runs[-1].label,
         num_images_missing=num_images_missing,
-        tables=tables,
-        notes=notes(runs),
+        tables=[*more[0], *tables],
+        notes=[*notes(runs), *more[1]],
     )
 
 

@@ -1,28 +1,45 @@
-"""`python -m eval.report`: puts the scores of runs side by side, in the terminal, in report.md and in report.html."""
+"""`python -m eval.report`: puts the scores of runs side by side: terminal, report.md, report.html, report.csv."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from eval.original import IS_ORIGINAL
+from eval.csv_file import to_csv
+from eval.original import IS_ORIGINAL, is_original
 from eval.results import prepare_output, read_scores, write_text
+from eval.retrieval_table import (
+    RetrievalRun,
+    groups_table,
+    read_retrieval,
+    retrieval_metrics_table,
+    retrieval_notes,
+    retrieval_table,
+)
 from eval.table import Run, ScoreTable, metrics_table, notes, paper_table, score_table, step_of
 from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.evaluation.scores_file import SCORES_FILE
 from vlm2vec.messages.terminal import column, open_console, print_table
 
-MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
+MARKDOWN_FILE, PAGE_FILE, CSV_FILE = "report.md", "report.html", "report.csv"
+# Where the original, and whoever follows its layout, keeps the groups of MMEB-V2.
+IMAGE_FOLDER, VISDOC_FOLDER = "image", "visdoc"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, show, write."""
     parser = OneLineErrors(prog="python -m eval.report", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder that eval.mmeb (or the original) wrote"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder that eval.mmeb, eval.retrieval or the original wrote, or one that holds such folders as "
+        "image/ and visdoc/",
     )
     parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
     parser.add_argument(
@@ -37,38 +54,99 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--misses", type=int, default=3, help="worst misses to show of each dataset; default: 3")
     arguments = parser.parse_args(argv)
-    runs = read_runs(arguments.runs, arguments.names, arguments.steps)
-    tables = [table for table in (score_table(runs), paper_table(runs), metrics_table(runs)) if table]
+    labels = name_runs(arguments.runs, arguments.names)
+    retrievals = read_retrievals(arguments.runs, labels)
+    runs = read_runs(arguments.runs, labels, arguments.steps, {run.label for run in retrievals})
+    tables = tables_of(runs, retrievals)
+    lines = [*(notes(runs) if runs else ()), *retrieval_notes(retrievals)]
     console = open_console()
     for table in tables:
         print_table(console, to_terminal(table))
-    console.print(*notes(runs), sep="\n", markup=False)
+    console.print(*lines, sep="\n", markup=False)
     output = arguments.output_dir or arguments.runs[-1]
     prepare_output(output)
-    write_text(output / MARKDOWN_FILE, to_markdown(tables, notes(runs)))
-    images = (arguments.image_dir, arguments.allow_links)
-    write_text(output / PAGE_FILE, to_page(runs, arguments.runs[-1], *images, arguments.misses))
-    print(f"report: {output / MARKDOWN_FILE} and {output / PAGE_FILE}")
+    write_text(output / MARKDOWN_FILE, to_markdown(tables, lines))
+    write_text(output / CSV_FILE, to_csv(runs, retrievals))
+    files = [MARKDOWN_FILE, CSV_FILE]
+    if runs:
+        images = (arguments.image_dir, arguments.allow_links)
+        last = next(folder for folder, label in zip(arguments.runs, labels, strict=True) if label == runs[-1].label)
+        more = [table for table in tables if table.title not in {each.title for each in tables_of(runs, ())}]
+        page = to_page(runs, _image_run(last), *images, arguments.misses, (more, retrieval_notes(retrievals)))
+        write_text(output / PAGE_FILE, page)
+        files.append(PAGE_FILE)
+    print(f"report: {', '.join(str(output / name) for name in files)}")
 
 
-def read_runs(folders: Sequence[Path], names: Sequence[str] | None, steps: Sequence[int] | None) -> list[Run]:
-    """The runs under their headings.
+def tables_of(runs: Sequence[Run], retrievals: Sequence[RetrievalRun]) -> list[ScoreTable]:
+    """All tables of a report."""
+    tables: list[ScoreTable | None] = [groups_table(runs, retrievals)]
+    if runs:
+        tables += [score_table(runs), paper_table(runs), metrics_table(runs)]
+    if retrievals:
+        tables += [retrieval_table(retrievals), retrieval_metrics_table(retrievals)]
+    return [table for table in tables if table is not None]
+
+
+def read_retrievals(folders: Sequence[Path], labels: Sequence[str]) -> list[RetrievalRun]:
+    """The runs of `eval.retrieval` among the folders, or in their `visdoc/`.
 
     Raises:
-        InputError: see `name_runs` and `read_scores`; or not as many steps as runs.
+        InputError: See `read_retrieval`.
+    """
+    found = []
+    for folder, label in zip(folders, labels, strict=True):
+        summary = read_retrieval(folder) or read_retrieval(folder / VISDOC_FOLDER)
+        if summary is not None:
+            found.append(RetrievalRun(label, summary))
+    return found
+
+
+def read_runs(
+    folders: Sequence[Path],
+    labels: Sequence[str],
+    steps: Sequence[int] | None,
+    others: Collection[str] = (),
+) -> list[Run]:
+    """The runs of `eval.mmeb` under their headings.
+
+    Args:
+        folders: Of all runs.
+        labels: Their headings.
+        steps: Their training steps, one each; None: what names say.
+        others: Headings of the folders that need no scores of `eval.mmeb`, because they have others.
+
+    Raises:
+        InputError: See `read_scores`; or not as many steps as runs.
     """
     if steps is not None and len(steps) != len(folders):
         raise InputError(f"--steps has {len(steps)} numbers for {len(folders)} runs; give one for each")
     runs = []
-    for number, (label, folder) in enumerate(zip(name_runs(folders, names), folders, strict=True)):
-        summary = read_scores(folder)
+    for number, (label, folder) in enumerate(zip(labels, folders, strict=True)):
+        own = _image_run(folder)
+        if label in others and not (own / SCORES_FILE).is_file() and not is_original(own):
+            continue
+        summary = read_scores(own)
         step = steps[number] if steps is not None else step_of(label, folder, summary)
         runs.append(Run(label, summary, step))
     return runs
 
 
-def to_page(runs: Sequence[Run], folder: Path, image_dir: Path | None, allow_links: bool, num_misses: int) -> str:
-    """`report.html`, with the misses of the last run, which lies in `folder`.
+def _image_run(folder: Path) -> Path:
+    """The folder of a run's scores of images."""
+    inside = folder / IMAGE_FOLDER
+    return inside if inside.is_dir() and not (folder / SCORES_FILE).exists() else folder
+
+
+def to_page(
+    runs: Sequence[Run],
+    folder: Path,
+    image_dir: Path | None,
+    allow_links: bool,
+    num_misses: int,
+    more: tuple[Sequence[ScoreTable], Sequence[str]] = ((), ()),
+) -> str:
+    """`report.html`, with the misses of the last run, which lies in `folder`, and further tables and notes.
 
     Raises:
         InputError: its predictions are missing, or the report's packages.
@@ -81,7 +159,7 @@ def to_page(runs: Sequence[Run], folder: Path, image_dir: Path | None, allow_lin
     gallery = Gallery(folder, runs[-1].summary, image_dir, allow_links)
     scored = [] if runs[-1].summary.get(IS_ORIGINAL) else list(runs[-1].datasets)  # the original keeps no rows
     misses = galleries(gallery, scored, num_misses)
-    return render(runs, misses, gallery.num_missing)
+    return render(runs, misses, gallery.num_missing, more)
 
 
 def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:

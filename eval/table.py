@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
 
 NOT_SCORED = "-"
+# Behind a number that does not differ from the first run's by more than the intervals of both allow.
+UNCLEAR = " ~"
+UNCLEAR_NOTE = (
+    f"A number with{UNCLEAR} differs from that of {{first}} by less than the 95 % intervals of both allow to tell."
+)
 # All groups that have a mean, in the order of the paper's table.
 MEAN_GROUPS = (*META_TASKS, *DISTRIBUTIONS, OVERALL)
 # The groups of the paper's main table under its own headings, so that all columns fit a terminal.
@@ -79,14 +85,28 @@ def step_of(label: str, folder: Path, summary: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: texts, then figures, None = not scored. A mean stands out from the datasets above it."""
+    """One line: texts, then numbers, None = not scored. A mean stands out from the datasets above it.
+
+    Attributes:
+        cells: Texts and numbers.
+        is_mean: Whether the numbers are means.
+        unclear: Places of the numbers that do not differ from the first run's by more than chance explains.
+    """
 
     cells: tuple[str | float | None, ...]
     is_mean: bool = False
+    unclear: frozenset[int] = frozenset()
 
     def texts(self) -> list[str]:
-        """The cells as they are shown, figures with one decimal."""
-        return [cell if isinstance(cell, str) else NOT_SCORED if cell is None else f"{cell:.1f}" for cell in self.cells]
+        """The cells as they are shown, numbers with one decimal."""
+        return [self._text(place, cell) for place, cell in enumerate(self.cells)]
+
+    def _text(self, place: int, cell: str | float | None) -> str:
+        if isinstance(cell, str):
+            return cell
+        if cell is None:
+            return NOT_SCORED
+        return f"{cell:.1f}{UNCLEAR if place in self.unclear else ''}"
 
 
 @dataclass(frozen=True)
@@ -184,6 +204,8 @@ def notes(runs: Sequence[Run]) -> list[str]:
             lines.append(f"{run.label}: {counted(tied, 'row')} lost by a tie with the truth.")
         if run.summary.get("strict_original"):
             lines.append(f"{run.label}: counted as the original does; {counted(tied, 'row')} tied with the truth.")
+    if any(row.unclear for section in score_table(runs).sections for row in section):
+        lines.append(UNCLEAR_NOTE.format(first=runs[0].label))
     warnings = {
         line: [run.label for run in runs if line in run.summary["warnings"]]
         for run in runs
@@ -204,7 +226,8 @@ def _differs(name: str, runs: Sequence[Run]) -> bool:
 def _dataset_row(name: str, runs: Sequence[Run]) -> Row:
     scores = [run.datasets.get(name) for run in runs]
     first = next(score for score in scores if score)
-    return Row((name, first["distribution"] or "", *_figures(first, scores)))
+    cells = (name, first["distribution"] or "", *_figures(first, scores))
+    return Row(cells, unclear=_unclear(cells, scores))
 
 
 def _mean_row(group: str, runs: Sequence[Run]) -> Row:
@@ -212,11 +235,42 @@ def _mean_row(group: str, runs: Sequence[Run]) -> Row:
     first = next(mean for mean in means if mean)
     count, size = first["num_datasets"], first["num_datasets_of_benchmark"]
     covered = f"{count} of {size}" if size > count else str(count)
-    return Row((f"{group} (mean of {covered})", "", *_figures(first, means)), is_mean=True)
+    cells = (f"{group} (mean of {covered})", "", *_figures(first, means))
+    return Row(cells, is_mean=True, unclear=_unclear(cells, means))
 
 
 def _figures(first: Mapping[str, Any], scores: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
     return [percent(first["chance"]), *(100.0 * score["acc"] if score else None for score in scores)]
+
+
+def _unclear(cells: Sequence[object], scores: Sequence[Mapping[str, Any] | None]) -> frozenset[int]:
+    """Places of the runs' numbers, the last cells, that may be the first run's but for chance."""
+    known = [(score["acc"], score["acc_interval"]) if score else None for score in scores]
+    return frozenset(place + len(cells) - len(scores) for place in not_told_apart(known))
+
+
+def not_told_apart(scores: Sequence[tuple[float, Sequence[float]] | None]) -> list[int]:
+    """Places of the scores whose difference from the first one has an interval that holds 0.
+
+    The interval of a difference is made of those of both scores ("MOVER", Zou and Donner 2008), as if the two were of
+    different queries: for the same queries it is too wide, so that what is told apart is told apart.
+
+    Args:
+        scores: (score, [low, high]) of each run, None = not scored.
+    """
+    if not scores or scores[0] is None:
+        return []
+    value, (low, high) = scores[0]
+    places = []
+    for place, other in enumerate(scores):
+        if place == 0 or other is None:
+            continue
+        own, (own_low, own_high) = other
+        distances = (own - own_low, high - value) if own >= value else (own_high - own, value - low)
+        half = math.hypot(*distances)
+        if abs(own - value) <= half:
+            places.append(place)
+    return places
 
 
 def _prompt_format(model: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL import Image
 from eval import report
 from eval.table import step_of
 from tests.eval.test_report import MODEL, scores_of
-from trials.rig.hand_made_eval import read, row, write_dataset, write_image
+from trials.rig.hand_made_eval import Row, read, row, write_dataset, write_image
 from vlm2vec.errors import EXIT_BAD_INPUT, run_program
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
@@ -37,26 +37,44 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         summary = {**scores_of(accs, benchmark), "image_dir": str(tmp_path / "images")}
         folder.mkdir()
         (folder / "scores.json").write_text(json.dumps(summary))
-        tables = []
-        for dataset in accs:
-            path = write_dataset(
-                tmp_path / "data",
-                dataset,
-                [
-                    row(f"which? {NASTY}", ["truth", "chosen"], images=["red.png", "blue.png"]),
-                    row("won", ["truth", "other"], images=["gone.png", "gone.png"]),
-                ],
-            )
-            (rows,), items = read(path)
-            vectors = np.asarray([[1, 0]] * len(items), dtype=np.float32)
-            vectors[rows.of_row(0)[0]] = [0, 1]
-            vectors[rows.of_row(1)[1]] = [0, 1]
-            scores = score_rows(vectors, np.arange(len(items), dtype=np.int32), rows)
-            tables.append(predictions_table(rows, scores, items))
+        rows = [
+            row(f"which? {NASTY}", ["truth", "chosen"], images=["red.png", "blue.png"]),
+            row("won", ["truth", "other"], images=["gone.png", "gone.png"]),
+        ]
+        tables = [predictions_of(dataset, rows, [True, False], tmp_path / "data") for dataset in accs]
         pq.write_table(pa.concat_tables(tables), folder / "predictions.parquet")
         return folder
 
     return write
+
+
+def predictions_of(dataset: str, rows: list[Row], is_lost: Sequence[bool], folder: Path) -> pa.Table:
+    """Ranked rows with two candidates each, of which those that are lost chose the second one."""
+    (read_rows,), items = read(write_dataset(folder, dataset, rows))
+    vectors = np.asarray([[1, 0]] * len(items), dtype=np.float32)
+    for number, lost in enumerate(is_lost):
+        vectors[read_rows.of_row(number)[0 if lost else 1]] = [0, 1]
+    scores = score_rows(vectors, np.arange(len(items), dtype=np.int32), read_rows)
+    return predictions_table(read_rows, scores, items)
+
+
+def test_misses_show_different_images_while_there_are_some(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_run("run", {"GQA": 0.5})
+    for name in ("green", "grey"):
+        write_image(tmp_path / f"images/{name}.png")
+    rows = [
+        row(f"<|image_1|> question {number}", [f"truth {number}", f"chosen {number}"], image)
+        for number, image in enumerate(("red.png", "red.png", "red.png", "green.png", "grey.png"))
+    ]
+    table = predictions_of("GQA", rows, [True] * len(rows), tmp_path / "many")
+    pq.write_table(table, folder / "predictions.parquet")
+    report.main([str(folder)])
+    text = Page((folder / "report.html").read_text()).text
+    assert [number for number in range(5) if f"question {number}" in text] == [0, 3, 4]
+    assert "<|image_1|>" not in text
+    report.main([str(folder), "--misses", "4"])
+    text = Page((folder / "report.html").read_text()).text
+    assert [number for number in range(5) if f"question {number}" in text] == [0, 1, 3, 4]
 
 
 def test_the_reports_lie_in_the_last_run(write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from eval import report
+from eval.csv_file import to_csv
 from eval.report import name_runs, to_markdown, to_terminal
 from eval.results import read_scores
-from eval.table import Run, ScoreTable, notes, paper_table, score_table
+from eval.table import Run, ScoreTable, not_told_apart, notes, paper_table, score_table
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.aggregation import summarise
 from vlm2vec.evaluation.metrics import DatasetScore
@@ -115,6 +117,40 @@ def test_terminal_and_file_show_the_same_tables() -> None:
         for each in (each for section in table.sections for each in section):
             line = next(line for line in shown.splitlines() if f" {each.cells[0]} " in line)
             assert all(f" {cell:.1f} " in line for cell in each.cells if isinstance(cell, float))
+
+
+def test_numbers_that_chance_may_explain_are_marked() -> None:
+    runs = [Run(name, scores_of({"GQA": acc, "VizWiz": 0.5})) for name, acc in (("a", 0.5), ("b", 0.53), ("c", 0.6))]
+    table = score_table(runs)
+    assert [row.texts()[3:] for row in table.sections[0][:2]] == [
+        ["50.0", "50.0 ~", "50.0 ~"],  # VizWiz
+        ["50.0", "53.0 ~", "60.0"],
+    ]
+    assert lines_of(table)["GQA"] == pytest.approx((0.1, 50, 53, 60))
+    assert any("A number with ~ differs from that of a by less" in line for line in notes(runs))
+    assert not any("A number with ~" in line for line in notes([runs[0], runs[2]][:1]))
+
+
+@pytest.mark.parametrize(
+    ("other", "told_apart"),
+    [((0.6, [0.5, 0.7]), True), ((0.45, [0.35, 0.55]), False), ((0.2, [0.1, 0.3]), True), (None, True)],
+)
+def test_a_difference_is_told_by_the_intervals_of_both(
+    other: tuple[float, list[float]] | None, told_apart: bool
+) -> None:
+    assert not_told_apart([(0.4, [0.3, 0.5]), other]) == ([] if told_apart else [1])
+    assert not_told_apart([other, (0.4, [0.3, 0.5])]) == ([] if told_apart else [1])
+
+
+def test_every_number_is_in_the_csv_file() -> None:
+    run = Run("mine", scores_of({"GQA": 0.5, "own": 0.25}))
+    lines = list(csv.DictReader(io.StringIO(to_csv([run], []))))
+    found = {(line["name"], line["metric"]): line for line in lines}
+    assert float(found["GQA", "precision@1"]["value"]) == 0.5
+    assert float(found["GQA", "precision@1"]["low"]) < 0.5 < float(found["GQA", "precision@1"]["high"])
+    assert found["GQA", "mrr"]["queries"] == "1000"
+    assert float(found["overall", "precision@1"]["value"]) == 0.375
+    assert {line["run"] for line in lines} == {"mine"}
 
 
 def test_names_default_to_folders_and_to_paths_where_these_are_equal() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 
 from data_prep.mini.slides import SLIDES
 from data_prep.mini_mmeb import VISDOC_FOLDER
-from eval import retrieval
+from eval import report, retrieval
 from eval.retrieval_results import RETRIEVAL_FILE
 from tests.eval import dying_searcher
+from tests.eval.test_page import predictions_of
+from tests.eval.test_report import scores_of
 from trials.rig.forked import ended, start_forked
 from trials.rig.hand_made_collection import Rows, png, write_beir_collection, write_parquet_collection
+from trials.rig.hand_made_eval import row
 from trials.rig.launcher import free_port
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
@@ -120,8 +124,8 @@ def test_the_run_file_scores_the_same_under_trec_eval(options: list[str], choose
         query, _, document, _, score, _ = line.split()
         run.setdefault(query, {})[document] = float(score)
     qrels: dict[str, dict[str, int]] = {}
-    for row in QRELS:
-        qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = row["score"]
+    for judgement in QRELS:
+        qrels.setdefault(judgement["query-id"], {})[judgement["corpus-id"]] = judgement["score"]
     judged = {query: qrels[query] for query in ("east", "north")}
     expected = trec.RelevanceEvaluator(judged, {"ndcg_cut.5", "recall.5", "map_cut.100"}).evaluate(run)
     metrics = summary_of(tmp_path / "out")["collections"]["data"]["metrics"]
@@ -234,6 +238,36 @@ def test_whole_texts_and_the_slides_of_the_miniature(
     query = encoder.encode(texts=[texts[0].replace("{text}", queries[int(line[0])]["query"])])
     slide = encoder.encode(texts=[texts[1]], images=[image])
     assert float(line[4]) == pytest.approx(float((query @ slide.T).item()), rel=1e-5, abs=1e-6)
+
+
+def test_the_report_shows_retrieval_beside_images_or_alone(
+    options: list[str], choose: Choose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    visual_collection(tmp_path / "data/docvqa_test_subsampled_beir", num_pages=4)
+    texts = {f"{QUERY_INSTRUCTION} page {number}": [1.0, number / 10] for number in range(4)}
+    choose({**texts, f"<|image_1|> {PAGE_INSTRUCTION}": [1.0, 0.2]})
+    retrieval.main([*options, "--encode_output_path", str(tmp_path / "run/visdoc")])
+    report.main([str(tmp_path / "run/visdoc")])
+    alone = (tmp_path / "run/visdoc/report.md").read_text()
+    assert "| collection | queries | documents | visdoc |" in alone
+    assert "| ViDoRe_docvqa | 4 | 4 |" in alone
+    (tmp_path / "run/image").mkdir()
+    (tmp_path / "run/image/scores.json").write_text(json.dumps(scores_of({"GQA": 0.5})))
+    rows = [row("which?", ["truth", "chosen"])]
+    table = predictions_of("GQA", rows, [True], tmp_path / "own")
+    pq.write_table(table, tmp_path / "run/image/predictions.parquet")
+    capsys.readouterr()
+    report.main([str(tmp_path / "run")])
+    shown, page = capsys.readouterr().out, (tmp_path / "run/report.html").read_text()
+    for text in (shown, page):
+        assert "Groups of MMEB-V2" in text
+        assert "ViDoRe_docvqa" in text
+        assert "GQA" in text
+    lines = list(csv.DictReader((tmp_path / "run/report.csv").open()))
+    assert {line["kind"] for line in lines} == {"dataset", "mean", "collection"}
+    (tmp_path / f"run/visdoc/{RETRIEVAL_FILE}").write_text('{"collections": {"a": {}}}')
+    with pytest.raises(InputError, match=r"retrieval.json: not as python -m eval.retrieval writes it"):
+        report.main([str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize(

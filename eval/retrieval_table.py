@@ -1,0 +1,146 @@
+"""Tables of retrieval runs, as data: what the terminal, `report.md` and the page show beside Precision@1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.retrieval_results import RETRIEVAL_FILE
+from eval.table import Row, Run, ScoreTable, not_told_apart, percent
+from vlm2vec.errors import InputError
+from vlm2vec.evaluation.aggregation import OVERALL
+from vlm2vec.formats.json_files import read_json, without_checksum
+from vlm2vec.messages.words import counted
+from vlm2vec.mmeb_v2 import VISDOC_GROUPS, VISDOC_METRIC, VISDOC_SETS
+
+VISDOC = "visdoc"
+_OWN = "own collections"
+_SHOWN_METRICS = (VISDOC_METRIC, "ndcg_linear@10", "hit@1", "recall@10")
+
+
+@dataclass(frozen=True)
+class RetrievalRun:
+    """A run of `eval.retrieval`: its heading and the content of its `retrieval.json`."""
+
+    label: str
+    summary: Mapping[str, Any]
+
+    def metric(self, collection: str, name: str) -> tuple[float, Sequence[float]] | None:
+        """A metric's mean and interval as shares; None: not scored."""
+        score = self.summary["collections"].get(collection)
+        value = score["metrics"].get(name) if score else None
+        return (value["mean"], value["interval"]) if value else None
+
+
+def read_retrieval(folder: Path) -> Mapping[str, Any] | None:
+    """A folder's `retrieval.json`; None if there is none.
+
+    Raises:
+        InputError: It is damaged, or not as `eval.retrieval` writes it.
+    """
+    path = folder / RETRIEVAL_FILE
+    if not path.is_file():
+        return None
+    summary = without_checksum(read_json(path), path)
+    try:
+        for score in summary["collections"].values():
+            values = score["metrics"][VISDOC_METRIC]
+            low, high = values["interval"]
+            if not 0 <= low <= values["mean"] <= high <= 1 or score["num_queries"] < 1:
+                raise ValueError(f"{json.dumps(values)} are no share and its interval")
+        _ = summary["groups"], summary["model"]["fingerprint"], summary["warnings"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not as python -m eval.retrieval writes it ({error}); score the run again") from error
+    return summary
+
+
+def retrieval_table(runs: Sequence[RetrievalRun]) -> ScoreTable:
+    """Runs side by side: each collection under its group, the groups' means, the mean over visual documents."""
+    order = {each.name: place for place, each in enumerate(VISDOC_SETS)}
+    scores = {name: score for run in runs for name, score in run.summary["collections"].items()}
+    names = sorted(scores, key=lambda name: (order.get(name, len(order)), name))
+    sections = []
+    for group in (*VISDOC_GROUPS, _OWN):
+        members = [name for name in names if (scores[name].get("group") or _OWN) == group]
+        rows = [_collection_row(name, scores[name], runs) for name in members]
+        if rows and group != _OWN:
+            rows.append(_mean_row(group, runs))
+        if rows:
+            sections.append(tuple(rows))
+    if any(VISDOC in run.summary["groups"] for run in runs):
+        sections.append((_mean_row(VISDOC, runs),))
+    return ScoreTable(
+        title="nDCG@5 in %, retrieval from a corpus",
+        headings=("collection", "queries", "documents", *(run.label for run in runs)),
+        sections=tuple(sections),
+    )
+
+
+def retrieval_metrics_table(runs: Sequence[RetrievalRun]) -> ScoreTable:
+    """More metrics of every collection and run."""
+    rows = []
+    for run in runs:
+        for name in run.summary["collections"]:
+            values = [run.metric(name, metric) for metric in _SHOWN_METRICS]
+            cells = (percent(value[0]) if value else None for value in values)
+            interval = values[0][1] if values[0] else (0.0, 1.0)
+            low, high = (100 * bound for bound in interval)
+            rows.append(Row((run.label, name, *cells, f"{low:.1f} to {high:.1f}")))
+    return ScoreTable(
+        title="Retrieval metrics in %",
+        headings=("run", "collection", "nDCG@5", "nDCG@10", "hit@1", "recall@10", "95 % interval of nDCG@5"),
+        sections=(tuple(rows),),
+    )
+
+
+def groups_table(runs: Sequence[Run], retrievals: Sequence[RetrievalRun]) -> ScoreTable | None:
+    """MMEB-V2's groups side by side: images by Precision@1, visual documents by nDCG@5; None without both."""
+    labels = list(dict.fromkeys([*(run.label for run in runs), *(run.label for run in retrievals)]))
+    of_images = {run.label: run.group(OVERALL) for run in runs}
+    of_documents = {run.label: run.summary["groups"].get(VISDOC) for run in retrievals}
+    if not runs or not any(of_documents.values()):
+        return None
+    rows = []
+    for label in labels:
+        images, documents = of_images.get(label), of_documents.get(label)
+        covered = (
+            f"{images['num_datasets']}" if images else "0",
+            f"{documents['num_collections']} of {documents['num_collections_of_benchmark']}" if documents else "0",
+        )
+        shares = (percent(images["acc"]) if images else None, percent(documents[VISDOC_METRIC]) if documents else None)
+        rows.append(Row((label, shares[0], covered[0], shares[1], covered[1])))
+    return ScoreTable(
+        title="Groups of MMEB-V2 in %",
+        headings=("run", "image, P@1", "sets", "visdoc, nDCG@5", "sets"),
+        sections=(tuple(rows),),
+    )
+
+
+def retrieval_notes(runs: Sequence[RetrievalRun]) -> list[str]:
+    """The models, and what was left out of the data."""
+    lines = []
+    for run in runs:
+        model, scores = run.summary["model"], run.summary["collections"].values()
+        queries = counted(sum(score["num_queries"] for score in scores), "query", "queries")
+        lines.append(f"{run.label}: {model['model_name']} (fingerprint {model['fingerprint']}), retrieval, {queries}.")
+        lines += [f"{run.label}: {warning}." for warning in run.summary["warnings"]]
+    return lines
+
+
+def _collection_row(name: str, score: Mapping[str, Any], runs: Sequence[RetrievalRun]) -> Row:
+    values = [run.metric(name, VISDOC_METRIC) for run in runs]
+    shares = (percent(value[0]) if value else None for value in values)
+    cells = (name, f"{score['num_queries']:,}", f"{score['num_documents']:,}", *shares)
+    return Row(cells, unclear=frozenset(place + 3 for place in not_told_apart(values)))
+
+
+def _mean_row(group: str, runs: Sequence[RetrievalRun]) -> Row:
+    means = [run.summary["groups"].get(group) for run in runs]
+    first = next(mean for mean in means if mean)
+    count, size = first["num_collections"], first["num_collections_of_benchmark"]
+    shares = (percent(mean[VISDOC_METRIC]) if mean else None for mean in means)
+    covered = f"{count} of {size}" if size > count else str(count)
+    return Row((f"{group} (mean of {covered})", "", "", *shares), is_mean=True)
