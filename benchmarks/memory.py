@@ -66,7 +66,7 @@ def bytes_that_grow(shards: ShardSet, global_batch_size: int) -> int:
     for subset, position in zip(batch.subsets, batch.positions, strict=True):
         sample = shards.read(shards.subsets[subset], int(position))
         items |= {sample.query, sample.positive}
-    undecoded = sum(len(item.text) + len(item.image or b"") for item in items)
+    undecoded = sum(len(item.text) + sum(map(len, item.images)) for item in items)
     width: int = LANGUAGE["hidden_size"]
     return undecoded + EMBEDDING_COPIES * 4 * width * len(items)
 

@@ -29,6 +29,7 @@ from vlm2vec.errors import run_program
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.mmeb import MMEB, TrainSubset
 from vlm2vec.shards import ShardSet
+from vlm2vec.shards.entry import IndexEntry, ItemEntry
 from vlm2vec.shards.index import write_index
 from vlm2vec.shards.manifest import Manifest, ShardRecord, SubsetRecord
 from vlm2vec.shards.schema import shard_name
@@ -82,11 +83,10 @@ def _write_shard(folder: Path, name: str, start: int, targets: np.ndarray) -> Sh
     lengths = generator.integers(20, 200, (2, len(targets))).tolist()
     widths, heights = generator.integers(200, 1000, (2, len(targets))).tolist()
     rows = [
-        (
+        IndexEntry(
             *(start + i, i * SPAN_BYTES, SPAN_BYTES, 0),
-            *(lengths[0][i], widths[i], heights[i], hashes[i], 0),
-            *(lengths[1][i], 0, 0, target, 0),
-            *(0, 0, 0, 0, 0, False),
+            ItemEntry(lengths[0][i], hashes[i], ((widths[i], heights[i]),), (0,)),
+            ItemEntry(lengths[1][i], target),
         )
         for i, target in enumerate(targets.tolist())
     ]

@@ -75,7 +75,7 @@ def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
         samples = [shards.read(shards.subsets[s], int(p)) for s, p in zip(batch.subsets, batch.positions, strict=True)]
         batches.append([(number_of(each.query), number_of(each.positive)) for each in samples])
     items = [
-        inputs.process(EncodeItem(item.text, (ItemImage(item.image, "image"),) if item.image else (), "item"))
+        inputs.process(EncodeItem(item.text, tuple(ItemImage(image, "image") for image in item.images), "item"))
         for item in numbers
     ]
     return Workload(f"miniature, {pairs} pairs", encoder, items, batches, chunk_tokens=2048)

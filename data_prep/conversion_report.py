@@ -141,14 +141,11 @@ def _at(place: str, what: str) -> str:
 
 
 def _hashes(folder: Path, results: Sequence[ShardResult]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The hash of every picture in use, and of every pair of query and positive."""
-    names = [f"{QUERY}_hash", f"{POSITIVE}_hash"]
-    names += [f"{side}_{column}" for side in SIDES for column in ("image_hash", "width")]
+    """The hash of every image in use, and of every pair of query and positive."""
     images, pairs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for record in (result.record for result in results):
-        path = folder / f"{record.name}.parquet"
-        columns = read_index(path, record.num_samples, record.index_sha256, names)
-        images += [columns[f"{side}_image_hash"][columns[f"{side}_width"] > 0] for side in SIDES]
+        columns = read_index(folder / f"{record.name}.parquet", record, image_hashes=True)
+        images += [columns[f"{side}_image_hashes"] for side in SIDES]
         # An odd factor keeps (a, b) and (b, a) apart; sums wrap around, which numpy does silently for arrays.
         pairs.append(columns[f"{QUERY}_hash"] * np.int64(0x5851F42D4C957F2D) + columns[f"{POSITIVE}_hash"])
     return np.concatenate(images), np.concatenate(pairs)

@@ -1,4 +1,4 @@
-"""The page that `data_prep.inspect` writes. Texts and pictures come from data, so nothing of them is trusted."""
+"""The page that `data_prep.inspect` writes. Texts and images come from data, so nothing of them is trusted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from data_prep.statistics import Histogram, SubsetStatistics
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image
 from vlm2vec.shards import Sample
+from vlm2vec.shards.entry import item_name
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, Item
 
-_THUMBNAIL_PIXELS = 180  # the longer side
+_THUMBNAIL_PIXELS, _ONE_OF_SEVERAL_PIXELS = 180, 84  # the longer side
 _TEXT_CHARACTERS = 400
 _SIDE_NAMES = {QUERY: "query", POSITIVE: "target", NEGATIVE: "hard negative"}
 
@@ -42,7 +43,8 @@ svg { display: block; width: 100%; height: auto; } rect { fill: var(--bar); }
 svg text { font-size: 10px; fill: var(--soft); } svg line { stroke: var(--line); }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 14px; margin-top: 16px; }
 .pair { border: 1px solid var(--line); border-radius: 6px; padding: 12px; }
-.sides { display: flex; gap: 14px; } .side { flex: 1 1 0; min-width: 0; }
+.sides { display: flex; flex-wrap: wrap; gap: 14px; } .side { flex: 1 1 140px; min-width: 0; }
+.images { display: flex; flex-wrap: wrap; gap: 6px; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 img { display: block; max-width: 100%; border-radius: 3px; margin-bottom: 6px; background: #8884; }
 .tiny { image-rendering: pixelated; }
@@ -103,7 +105,7 @@ def _section(subset: SubsetStatistics) -> str:
     for side, statistics in subset.sides.items():
         name = _SIDE_NAMES[side]
         charts.append(_chart(f"{name}: text, {subset.length_unit}", statistics.text_lengths))
-        charts.append(_chart(f"{name}: picture, longer side in pixels", statistics.image_sizes))
+        charts.append(_chart(f"{name}: images, longer side in pixels", statistics.image_sizes))
     pairs = "".join(_pair(example) for example in subset.examples)
     return f"""<section id="{html.escape(subset.name)}"><h2>{html.escape(subset.name)}</h2>
 <div class="soft">{html.escape(", ".join(facts))}</div>
@@ -139,11 +141,10 @@ def _chart(title: str, histogram: Histogram) -> str:
 def _pair(example: Sample | str) -> str:
     if isinstance(example, str):
         return f'<div class="pair error">{html.escape(example)}</div>'
-    items = {QUERY: example.query, POSITIVE: example.positive, NEGATIVE: example.negative}
+    items = [(_SIDE_NAMES[QUERY], example.query), (_SIDE_NAMES[POSITIVE], example.positive)]
+    items += [(item_name(_SIDE_NAMES[NEGATIVE], number), item) for number, item in enumerate(example.negatives)]
     sides = "".join(
-        f'<div class="side"><h3 class="soft">{_SIDE_NAMES[side]}</h3>{_item(item, example.key)}</div>'
-        for side, item in items.items()
-        if item is not None
+        f'<div class="side"><h3 class="soft">{name}</h3>{_item(item, example.key)}</div>' for name, item in items
     )
     return (
         f'<div class="pair"><div class="sides">{sides}</div><code class="soft">{html.escape(example.key)}</code></div>'
@@ -152,27 +153,29 @@ def _pair(example: Sample | str) -> str:
 
 def _item(item: Item, name: str) -> str:
     parts = []
-    if item.image is not None:
-        parts.append(_thumbnail(item.image, name))
+    images = "".join(_thumbnail(image, name, len(item.images)) for image in item.images)
+    if images:
+        parts.append(f'<div class="images">{images}</div>')
     if item.text:
         text = item.text[:_TEXT_CHARACTERS] + ("…" if len(item.text) > _TEXT_CHARACTERS else "")
         parts.append(f'<div class="text"><bdi>{html.escape(_printable(text))}</bdi></div>')
     return "".join(parts)
 
 
-def _thumbnail(data: bytes, name: str) -> str:
-    """A thumbnail inside the page; small pictures are drawn larger."""
+def _thumbnail(data: bytes, name: str, number_of: int) -> str:
+    """A thumbnail inside the page, of an item with so many images; small ones are drawn larger."""
+    longest = _THUMBNAIL_PIXELS if number_of == 1 else _ONE_OF_SEVERAL_PIXELS
     try:
         image = open_image(data, name)
     except InputError as error:
         return f'<div class="error">{html.escape(str(error))}</div>'
     width, height = image.size
-    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    image.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    is_small = max(width, height) < _THUMBNAIL_PIXELS
+    is_small = max(width, height) < longest
     image.save(buffer, "PNG" if is_small else "JPEG")
     kind = "png" if is_small else "jpeg"
-    scale = max(1, (_THUMBNAIL_PIXELS // 2) // max(width, height)) if is_small else 1
+    scale = max(1, (longest // 2) // max(width, height)) if is_small else 1
     encoded = base64.b64encode(buffer.getvalue()).decode()
     size = f"{width} x {height} pixels"
     look = f'width="{image.width * scale}"{" class=tiny" if scale > 1 else ""} alt="{size}" title="{size}"'

@@ -6,23 +6,27 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.sniff import sniff_header
 from vlm2vec.errors import InputError
-from vlm2vec.images.decode import check_image
-from vlm2vec.shards.index import Columns, read_index
+from vlm2vec.images.decode import ImageHeader, check_image
+from vlm2vec.messages.words import counted
+from vlm2vec.shards.columns import Columns, entry_at
+from vlm2vec.shards.entry import IndexEntry, ItemEntry
+from vlm2vec.shards.index import read_index
 from vlm2vec.shards.manifest import ShardRecord
+from vlm2vec.shards.parsing import stated_images, stated_negatives
 from vlm2vec.shards.schema import (
-    IMAGE_MEMBER_PREFIX,
-    INDEX_SCHEMA,
     JSON_MEMBER,
     NEGATIVE,
-    SIDES,
+    POSITIVE,
+    QUERY,
     content_hash,
     fast_hash,
+    image_members,
     sample_key,
 )
 from vlm2vec.shards.sidecar import FINGERPRINT, UNUSABLE_IMAGES, UNUSABLE_ROWS
@@ -32,7 +36,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """One shard to check; `decode` also decodes its pictures."""
+    """One shard to check; `decode` also decodes its images."""
 
     root: Path
     subset: str
@@ -48,10 +52,10 @@ class ShardCheck:
 def broken_parts(check: ShardCheck) -> list[str]:
     """What is wrong with a shard, a line each; nothing if it is whole."""
     problems = [*_sidecar_problems(check)]
-    columns: dict[str, Any] | None = None
+    columns: Columns | None = None
     try:
         record = check.record
-        columns = read_index(check.path(".parquet"), record.num_samples, record.index_sha256, INDEX_SCHEMA.names)
+        columns = read_index(check.path(".parquet"), record, image_hashes=True)
     except InputError as error:
         problems.append(str(error))
     try:
@@ -68,7 +72,7 @@ def _sidecar_problems(check: ShardCheck) -> Iterator[str]:
         sidecar.pop(UNUSABLE_IMAGES)
         for name in (UNUSABLE_ROWS, FINGERPRINT):  # earlier versions had none
             sidecar.pop(name, None)
-        same = sidecar == json.loads(json.dumps(asdict(check.record)))
+        same = sidecar == json.loads(json.dumps(check.record.content()))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         yield f"{path}: cannot read it ({type(error).__name__})"
         return
@@ -98,36 +102,43 @@ def _tar_problems(check: ShardCheck, columns: Columns | None) -> Iterator[str]:
 
 def _sample_problems(check: ShardCheck, columns: Columns, file: BinaryIO, digest: Any) -> Iterator[str]:
     expected_offset = 0
-    for values in zip(*(column.tolist() for column in columns.values()), strict=True):
-        entry = dict(zip(columns, values, strict=True))
-        key = sample_key(check.subset, entry["row"])
-        if entry["offset"] != expected_offset:
-            yield f"{check.path('.parquet')}: sample {key} is said to begin at {entry['offset']}, not {expected_offset}"
+    for position in range(check.record.num_samples):
+        entry = entry_at(columns, position)
+        key = sample_key(check.subset, entry.row)
+        if entry.offset != expected_offset:
+            yield f"{check.path('.parquet')}: sample {key} is said to begin at {entry.offset}, not {expected_offset}"
             return  # nothing behind it can be compared
-        if not 0 < entry["size"] <= check.record.bytes - expected_offset:
-            yield f"{check.path('.parquet')}: sample {key} is said to have {entry['size']} bytes"
+        if not 0 < entry.size <= check.record.bytes - expected_offset:
+            yield f"{check.path('.parquet')}: sample {key} is said to have {entry.size} bytes"
             return
-        span = file.read(entry["size"])
-        expected_offset += entry["size"]
+        span = file.read(entry.size)
+        expected_offset += entry.size
         digest.update(span)
         problem = _sample_problem(check, key, entry, span)
         if problem:
             yield f"{check.path('.tar')}: sample {key}: {problem}"
 
 
-def _sample_problem(check: ShardCheck, key: str, entry: Mapping[str, Any], span: bytes) -> str | None:
-    if fast_hash(span) != entry["checksum"]:
+def _sample_problem(check: ShardCheck, key: str, entry: IndexEntry, span: bytes) -> str | None:
+    if fast_hash(span) != entry.checksum:
         return "damaged (checksum)"
     try:
         members = dict(_members(span))
         if any(not name.startswith(f"{key}.") for name in members):
             return f"has members of another key ({', '.join(members)})"
-        described = _described(members, key, entry["row"], check)
+        described = _described(members, key, entry.row, check)
     except InputError as error:
         return str(error)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, tarfile.TarError) as error:
         return f"not a sample ({type(error).__name__}: {error})"
-    wrong = [name for name, value in described.items() if entry[name] != value]
+    stated = list(entry.items())
+    if len(stated) != len(described):
+        return f"has {counted(len(described) - 2, 'hard negative')}, {len(stated) - 2} by the index"
+    wrong = [
+        f"{name.replace(' ', '_')}_{column}"
+        for (name, expected), found in zip(stated, described, strict=True)
+        for column in found.differences(expected)
+    ]
     return f"differs from the index in {', '.join(wrong)}" if wrong else None
 
 
@@ -143,30 +154,42 @@ def _members(span: bytes) -> Iterator[tuple[str, bytes]]:
         offset = start + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _described(members: Mapping[str, bytes], key: str, row: int, check: ShardCheck) -> dict[str, int | bool]:
-    """What the index should say about the sample, computed from the sample."""
-    record = json.loads(members[f"{key}.{JSON_MEMBER}"])
+def _described(members: dict[str, bytes], key: str, row: int, check: ShardCheck) -> list[ItemEntry]:
+    """What the index should say about the sample's items, computed from the sample."""
+    record = json.loads(members.pop(f"{key}.{JSON_MEMBER}"))
     if (record["subset"], record["row"]) != (check.subset, row):
         raise ValueError(f"is row {record['row']} of {record['subset']}")
-    described: dict[str, int | bool] = {"has_negative": record[NEGATIVE] is not None}
-    for side in SIDES:
-        prefix = f"{key}.{IMAGE_MEMBER_PREFIX[side]}."
-        found: list[tuple[str, bytes | None]] = [item for item in members.items() if item[0].startswith(prefix)]
-        (name, image), *further = found or [("", None)]
-        if further:
-            raise ValueError(f"two pictures of one side, {name} and {further[0][0]}")
-        text = "" if record[side] is None else record[side]["text"]
-        header = None
-        if image is not None:
-            header = (check_image if check.decode else sniff_header)(image, name)
-            stated = record[side]["image"]
-            if name != f"{prefix}{header.extension}" or stated["width"] != header.width:
-                raise ValueError(f"{name} is a {header.extension} of {header.width} x {header.height} pixels")
-        described |= {
-            f"{side}_text_length": len(text),
-            f"{side}_width": header.width if header else 0,
-            f"{side}_height": header.height if header else 0,
-            f"{side}_hash": 0 if record[side] is None else content_hash(text, image),
-            f"{side}_image_hash": 0 if image is None else fast_hash(image),
-        }
+    negatives = stated_negatives(record)
+    items = [(QUERY, 0, record[QUERY]), (POSITIVE, 0, record[POSITIVE])]
+    items += [(NEGATIVE, number, item) for number, item in enumerate(negatives)]
+    described = []
+    for side, number, item in items:
+        stated = stated_images(item)
+        names = image_members(side, number, len(negatives), len(stated))
+        images = [_image(members, f"{key}.{name}", image, check) for name, image in zip(names, stated, strict=True)]
+        described.append(
+            ItemEntry(
+                len(item["text"]),
+                content_hash(item["text"], *(data for data, _ in images)),
+                tuple((header.width, header.height) for _, header in images),
+                tuple(fast_hash(data) for data, _ in images),
+            )
+        )
+    if members:
+        raise ValueError(f"images of no item ({', '.join(members)})")
     return described
+
+
+def _image(
+    members: dict[str, bytes], stem: str, stated: Mapping[str, Any], check: ShardCheck
+) -> tuple[bytes, ImageHeader]:
+    """Takes an image out of the members: the one of this name, whatever its extension."""
+    names = [name for name in members if name.rpartition(".")[0] == stem]
+    if len(names) != 1:
+        raise ValueError(f"{len(names)} images {stem}")
+    data = members.pop(names[0])
+    header = (check_image if check.decode else sniff_header)(data, names[0])
+    size = (stated["width"], stated["height"])
+    if names[0] != f"{stem}.{header.extension}" or size != (header.width, header.height):
+        raise ValueError(f"{names[0]} is a {header.extension} of {header.width} x {header.height} pixels")
+    return data, header

@@ -11,6 +11,7 @@ from data_prep.rows import RawItem, RawPair, RowError, SourceRow, Table
 from vlm2vec.errors import InputError
 from vlm2vec.files import sha256_of
 from vlm2vec.item_rules import check_item
+from vlm2vec.shards.entry import item_name
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_name
 from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
@@ -71,11 +72,17 @@ class ShardResult:
 
 
 class UnusableItemError(Exception):
-    """One side of a row that no processor can encode, or that says nothing; or a whole row that cannot be read."""
+    """An item of a row that no processor can encode, or that says nothing; or a whole row that cannot be read.
 
-    def __init__(self, side: str, error: Exception) -> None:
+    Attributes:
+        side: Its side, by which such rows are counted.
+        name: What messages call it.
+    """
+
+    def __init__(self, side: str, error: Exception, number: int = 0) -> None:
         super().__init__(str(error))
         self.side = side
+        self.name = item_name(side, number)
 
 
 def make_shard(task: ShardTask) -> ShardResult:
@@ -96,7 +103,7 @@ def write_shard(task: ShardTask) -> ShardResult:
     with ShardWriter(task.stem.parent, task.stem.name, task.subset) as shard:
         for row in task.table.rows(*task.rows):
             try:
-                shard.add(row.number, _sides(row, images))
+                shard.add(row.number, *_items(row, images))
             except UnusableImageError as error:
                 skipped[error.problem] += 1
                 found = UnusableImage(error.path, error.problem, str(error), row.number, row.place)
@@ -104,7 +111,7 @@ def write_shard(task: ShardTask) -> ShardResult:
             except UnusableItemError as error:
                 skipped[f"unusable {error.side}"] += 1
                 key = sample_key(task.subset, row.number)
-                rows.append(UnusableRow(key, row.number, error.side, str(error), row.place))
+                rows.append(UnusableRow(key, row.number, error.name, str(error), row.place))
         committed = shard.commit(task.rows, skipped, list(unusable.values()), rows)
         return ShardResult(committed, tuple(unusable.values()), tuple(rows))
 
@@ -112,7 +119,7 @@ def write_shard(task: ShardTask) -> ShardResult:
 def _committed_shard(task: ShardTask) -> ShardResult | None:
     """The shard as an earlier run committed it; None if it must be written (again).
 
-    It must if rows were left out for a picture, which may be there by now, and if a picture has changed since. (A
+    It must if rows were left out for an image, which may be there by now, and if an image has changed since. (A
     changed table or zip is refused before, by the plan.)
     """
     sidecar_path = task.stem.with_suffix(".json")
@@ -139,25 +146,22 @@ def _image_paths(task: ShardTask) -> set[str]:
     return {path for pair in pairs for path in pair.image_paths()}
 
 
-def _sides(row: SourceRow, images: CheckedImages) -> dict[str, StoredItem]:
-    """The row's sides; a query or target must be there (the original puts a dummy text in the place of nothing)."""
+def _items(row: SourceRow, images: CheckedImages) -> tuple[StoredItem, StoredItem, list[StoredItem]]:
+    """Query, target and hard negatives. None may be empty (the original puts a dummy text in the place of nothing)."""
     if isinstance(row.content, RowError):
         raise UnusableItemError(WHOLE_ROW, row.content)
     pair = row.content
-    sides = {QUERY: _stored(QUERY, pair.query, images), POSITIVE: _stored(POSITIVE, pair.positive, images)}
-    if len(pair.negatives) > 1:
-        raise UnusableItemError(NEGATIVE, InputError(f"{len(pair.negatives)} hard negatives; a pair has at most one"))
-    for negative in pair.negatives:
-        sides[NEGATIVE] = _stored(NEGATIVE, negative, images)
-    return sides
+    return (
+        _stored(QUERY, pair.query, images),
+        _stored(POSITIVE, pair.positive, images),
+        [_stored(NEGATIVE, negative, images, number) for number, negative in enumerate(pair.negatives)],
+    )
 
 
-def _stored(side: str, item: RawItem, images: CheckedImages) -> StoredItem:
-    if len(item.images) > 1:
-        raise UnusableItemError(side, InputError(f"{len(item.images)} images; an item has at most one"))
-    image = images.load(item.images[0]) if item.images else None
+def _stored(side: str, item: RawItem, images: CheckedImages, number: int = 0) -> StoredItem:
+    stored = tuple(images.load(image) for image in item.images)
     try:
-        check_item(item.text, (image.header.width, image.header.height) if image else None)
+        check_item(item.text, [(image.header.width, image.header.height) for image in stored])
     except InputError as error:
-        raise UnusableItemError(side, error) from error
-    return StoredItem(item.text, image)
+        raise UnusableItemError(side, error, number) from error
+    return StoredItem(item.text, stored)

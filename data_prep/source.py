@@ -8,19 +8,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.rows import RawImage, RawItem, RawPair, SourceRow, Table, distinct
+from data_prep.own.columns import MMEB_NAMES
+from data_prep.own.pairs import unmarked_pair
+from data_prep.rows import RawPair, RowError, SourceRow, Table, distinct
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file, sha256_of
-from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
-from vlm2vec.item_rules import says_nothing
+from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_list, is_text, num_rows, texts, unused_columns
 from vlm2vec.shards.schema import SUBSET_NAME
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # in some subsets only
+# A list is several images of an item, or several hard negatives, each of which may have a list of images.
+LISTS_IN_LISTS = {"qry_image_path": 1, "pos_image_path": 1, "neg_text": 1, "neg_image_path": 2}
+LISTS_ALLOWED = ("", " or a list of texts", " or a list of texts or of such lists")
 ALL_SUBSETS = "all"
 DEFAULT_SPLIT = "original"
 
@@ -104,7 +109,7 @@ class SourceTable:
                     if table.num_rows != group_rows:
                         raise ValueError(f"row group {group} has {table.num_rows} rows, not {group_rows}")
                     part = table.slice(lower - first, upper - lower)
-                    columns = [texts(column).to_pylist() for column in part.columns]
+                    columns = map(_values, part.columns)
                     for number, values in enumerate(zip(*columns, strict=True), start=lower):
                         yield SourceRow(number, _pair(dict(zip(self.columns, values, strict=True))))
                 first += group_rows
@@ -124,20 +129,31 @@ class SourceTable:
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
-                    yield from chain.from_iterable(zip(*(texts(column).to_pylist() for column in batch), strict=True))
+                    for row in zip(*map(_values, batch), strict=True):
+                        yield from chain.from_iterable(map(_flat, row))
         except UNREADABLE_TABLE as error:
             raise _unreadable(self.path, error) from error
 
 
-def _pair(values: Mapping[str, str]) -> RawPair:
-    """A row's items; without text and image there is no negative."""
-    items = []
-    for text, image in (REQUIRED_COLUMNS[:2], REQUIRED_COLUMNS[2:], OPTIONAL_COLUMNS):
-        path = values.get(image, "")
-        items.append(RawItem(values.get(text, ""), (RawImage(path),) if path else ()))
-    query, positive, negative = items
-    there = negative.images or not says_nothing(negative.text)
-    return RawPair(query, positive, (negative,) if there else ())
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    values: list[Any] = texts(column).to_pylist() if is_text(column.type) else column.to_pylist()
+    return values
+
+
+def _flat(value: Any) -> Iterator[str]:
+    """Every path in a path, a list of paths, or a list of such lists."""
+    if isinstance(value, list):
+        yield from chain.from_iterable(map(_flat, value))
+    elif value:
+        yield value if isinstance(value, str) else value.decode()
+
+
+def _pair(values: Mapping[str, Any]) -> RawPair | RowError:
+    """A row's items, or what is wrong with it."""
+    try:
+        return unmarked_pair({field: values.get(column) for field, column in MMEB_NAMES.items()}, "")
+    except RowError as error:
+        return error
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
@@ -220,11 +236,18 @@ def _opened(path: Path, first_row: int) -> SourceTable:
             columns = tuple(name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in schema.names)
             for name in columns:
                 kind = schema.field(name).type
-                if not is_text(kind):
-                    raise InputError(f"{path}: column {name} is {kind}, not text")
+                if not _is_text(kind, LISTS_IN_LISTS.get(name, 0)):
+                    raise InputError(
+                        f"{path}: column {name} is {kind}, not text{LISTS_ALLOWED[LISTS_IN_LISTS.get(name, 0)]}"
+                    )
             return SourceTable(path, first_row, rows, columns, unused_columns(path, file, columns))
     except UNREADABLE_TABLE as error:
         raise _unreadable(path, error) from error
+
+
+def _is_text(kind: pa.DataType, lists: int) -> bool:
+    """Whether a column holds texts, or at most so many lists one inside the other with texts in them."""
+    return is_text(kind) or (lists > 0 and is_list(kind) and _is_text(kind.value_type, lists - 1))
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Sample, ShardSet
-from vlm2vec.shards.index import Columns
-from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, SIDES, Item
+from vlm2vec.shards.columns import Columns
+from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, SIDES
 
 # Counting a subset's tokens reads its tars, so of a large one it takes rows spread evenly over it.
 MAX_TOKENIZED_ROWS = 2000
@@ -76,9 +76,9 @@ class SideStatistics:
     """One side of a subset's pairs.
 
     Attributes:
-        modalities: items by what they have: "T", "I", "I+T".
+        modalities: items by what they have: "T", "I", "I+T"; "nI", "nI+T" with several images.
         text_lengths: of items with text, in the unit that `SubsetStatistics` names.
-        image_sizes: longer side of the pictures, in pixels.
+        image_sizes: longer side of the images, in pixels.
     """
 
     modalities: dict[str, int]
@@ -138,30 +138,31 @@ def subset_statistics(
         lengths = _token_lengths([shards.read(name, position) for position in positions], count_tokens)
         unit = "tokens" if len(positions) == rows else f"tokens of {len(positions):,} rows"
     sides = {side: _side(columns, side, lengths[side]) for side in SIDES}
-    if not columns["has_negative"].any():
+    if not len(columns[f"{NEGATIVE}_hash"]):
         del sides[NEGATIVE]
     pairs = tuple(_example(shards, name, position) for position in _spread(rows, examples))
     return SubsetStatistics(name, rows, skipped, num_bytes, unit, sides, pairs)
 
 
 def _side(columns: Columns, side: str, lengths: npt.NDArray[np.int64]) -> SideStatistics:
-    has_text, has_image = columns[f"{side}_text_length"] > 0, columns[f"{side}_width"] > 0
-    counts = {"T": has_text & ~has_image, "I": has_image & ~has_text, "I+T": has_image & has_text}
-    longer = np.maximum(columns[f"{side}_width"], columns[f"{side}_height"]).astype(np.int64)
+    has_text, num_images = columns[f"{side}_text_length"] > 0, np.diff(columns[f"{side}_image_starts"])
+    counts = {"T": has_text & (num_images == 0)}
+    for name, having in (("I", num_images == 1), ("nI", num_images > 1)):
+        counts |= {name: having & ~has_text, f"{name}+T": having & has_text}
+    longer = np.maximum(columns[f"{side}_widths"], columns[f"{side}_heights"]).astype(np.int64)
     return SideStatistics(
         modalities={name: int(mask.sum()) for name, mask in counts.items() if mask.any()},
         text_lengths=Histogram.of(lengths[lengths > 0]),
-        image_sizes=Histogram.of(longer[has_image]),
+        image_sizes=Histogram.of(longer),
     )
 
 
 def _token_lengths(samples: list[Sample], count_tokens: CountTokens) -> dict[str, npt.NDArray[np.int64]]:
-    items: dict[str, list[Item | None]] = {
-        QUERY: [sample.query for sample in samples],
-        POSITIVE: [sample.positive for sample in samples],
-        NEGATIVE: [sample.negative for sample in samples],
+    texts = {
+        QUERY: [sample.query.text for sample in samples],
+        POSITIVE: [sample.positive.text for sample in samples],
+        NEGATIVE: [negative.text for sample in samples for negative in sample.negatives],
     }
-    texts = {side: [item.text for item in members if item is not None] for side, members in items.items()}
     return {side: np.array(count_tokens(members), np.int64) for side, members in texts.items()}
 
 

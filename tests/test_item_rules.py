@@ -23,7 +23,7 @@ SQUARE = (30, 30)
     ],
 )
 def test_what_can_be_encoded_passes(text: str, size: tuple[int, int] | None) -> None:
-    check_item(text, size)
+    check_item(text, [size] if size else [])
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,18 @@ def test_what_can_be_encoded_passes(text: str, size: tuple[int, int] | None) -> 
 )
 def test_what_cannot_is_refused_in_one_line(text: str, size: tuple[int, int] | None, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
-        check_item(text, size)
+        check_item(text, [size] if size else [])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
+
+
+def test_each_of_several_images_needs_its_tag() -> None:
+    check_item("<|image_2|> <|image_1|> differ", [SQUARE, (1, 200)])
+    for text in ("", "no tag", "<|image_1|> alone", "<|image_1|> <|image_2|> <|image_2|>"):
+        with pytest.raises(InputError, match=r"an item with 2 image\(s\)"):
+            check_item(text, [SQUARE, SQUARE])
+    with pytest.raises(InputError, match="too thin"):
+        check_item("<|image_1|> <|image_2|>", [SQUARE, (1, 300)])
 
 
 def test_tags_come_in_the_order_of_the_text() -> None:

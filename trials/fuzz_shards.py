@@ -37,6 +37,7 @@ from trials.rig.forgery import forge_document, forge_index, forge_manifest
 from trials.rig.hand_made_train import TABLE, make_dataset, row, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Sample, ShardSet
+from vlm2vec.shards.columns import entry_at
 
 REFUSED, CORRECT = "refused", "read correctly"
 GOOD = {REFUSED, CORRECT, "reported as unreadable"}
@@ -106,9 +107,8 @@ def read_shards(world: World, folder: Path) -> str:
             continue
         if sample != expected[place]:
             raise DifferentDataError(expected[place].key)
-        for column, values in opened.columns(place[0]).items():
-            if values[place[1]] != undamaged.columns(place[0])[column][place[1]]:
-                raise DifferentDataError(f"{expected[place].key}: {column}")
+        if entry_at(opened.columns(place[0]), place[1]) != entry_at(undamaged.columns(place[0]), place[1]):
+            raise DifferentDataError(f"{expected[place].key}: its entry in the index")
     if whole and (changed and errors):
         raise DifferentDataError("verify calls it whole, but it cannot be read")
     return REFUSED if errors else CORRECT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from vlm2vec.errors import InputError
 
@@ -23,20 +24,21 @@ _SHOWN_TAGS = 5
 _EMPTY = "empty: neither text nor image"
 
 
-def check_item(text: str, image_size: tuple[int, int] | None) -> None:
+def check_item(text: str, image_sizes: Sequence[tuple[int, int]]) -> None:
     """Refuses an item that no processor can encode, or whose vector would say nothing.
 
     Args:
-        text: the item's text, "" if it has none. An image without text is legal: it gets the default prompt.
-        image_size: (width, height) of its image in pixels; None without an image.
+        text: the item's text, "" if it has none. One image without text is legal: it gets the default prompt.
+        image_sizes: (width, height) of its images in pixels.
 
     Raises:
         InputError: neither text nor image, an image and its tag do not fit together, an image too thin.
     """
-    refuse_empty(text, 0 if image_size is None else 1)
-    if image_size is not None:
-        check_shape(*image_size)
-        image_tags(text or IMAGE_ONLY_TEXT, 1)
+    refuse_empty(text, len(image_sizes))
+    for size in image_sizes:
+        check_shape(*size)
+    if image_sizes:
+        image_tags(text or (IMAGE_ONLY_TEXT if len(image_sizes) == 1 else ""), len(image_sizes))
 
 
 def refuse_empty(text: str, num_images: int) -> None:

@@ -15,7 +15,7 @@ from data_prep.own.columns import IMAGE_FIELDS, choose_columns
 from data_prep.source import file_stamp
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
-from vlm2vec.formats.tables import UNREADABLE_TABLE, is_text, num_rows
+from vlm2vec.formats.tables import UNREADABLE_TABLE, is_list, is_text, num_rows
 
 # In memory at a time: they may hold several images of megabytes each.
 _BATCH_ROWS = 64
@@ -109,12 +109,6 @@ def _holds(field: str, kind: pa.DataType) -> bool:
     if is_list(kind):
         return _holds(field, kind.value_type)
     return is_text(kind)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds lists."""
-    checks = ("list", "large_list", "list_view", "large_list_view", "fixed_size_list")
-    return any(getattr(pa.types, f"is_{check}")(kind) for check in checks)
 
 
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:

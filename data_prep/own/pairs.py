@@ -27,9 +27,16 @@ def pair_of(values: Mapping[str, Any], place: str, instruction: str | None = Non
     Raises:
         RowError: A value of the wrong kind, bytes that are no text, negatives of different number.
     """
+    pair = unmarked_pair(values, place)
+    negatives = tuple(_marked(negative) for negative in pair.negatives)
+    return RawPair(_marked(pair.query, instruction), _marked(pair.positive), negatives)
+
+
+def unmarked_pair(values: Mapping[str, Any], place: str) -> RawPair:
+    """A row's items with their texts as they are; see `pair_of`."""
     query = RawItem(_text(values, "query"), _images(values, "query_image", place))
     positive = RawItem(_text(values, "positive"), _images(values, "positive_image", place))
-    return RawPair(_marked(query, instruction), _marked(positive), tuple(map(_marked, _negatives(values, place))))
+    return RawPair(query, positive, tuple(_negatives(values, place)))
 
 
 def instruction(text: str) -> str:

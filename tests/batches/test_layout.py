@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from vlm2vec.batches.layout import BatchLayout, ItemReference, deal, lay_out
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.mined.format import Lists, MinedSubset
 from vlm2vec.mined.rows import MinedRows
+
+SIDES = ("query", "positive", "negative")
 
 
 class FakeIndex:
@@ -25,23 +28,27 @@ class FakeIndex:
         return {
             "query_hash": query,
             "positive_hash": positive,
-            "negative_hash": np.array([300, 0, 100, 0, 0, 3]),
-            "has_negative": np.array([True, False, True, False, False, True]),
-            **{f"{side}_text_length": np.full(size, 40) for side in ("query", "positive", "negative")},
-            **{f"{side}_width": np.arange(size) % 2 * 30 for side in ("query", "positive", "negative")},
-            **{f"{side}_height": np.arange(size) % 2 * 30 for side in ("query", "positive", "negative")},
+            "negative_hash": np.array([300, 100, 3]),
+            "negative_starts": np.array([0, 1, 1, 2, 2, 2, 3]),
+            **{f"{side}_text_length": np.full(size, 40) for side in SIDES},
+            **{f"{side}_image_starts": np.arange(size + 1) // 2 for side in SIDES},
+            **{f"{side}_{name}": np.full(size // 2, 30) for side in SIDES for name in ("widths", "heights")},
         }
 
 
 BATCH = GlobalBatch(step=5, epoch=0, subsets=np.array([0, 0, 1, 1, 0]), positions=np.array([0, 1, 0, 1, 5]))
 
 
-def cost(characters: int, width: int, height: int) -> int:
-    return characters // 4 + (100 if width else 0)
+def cost(characters: int, image_sizes: Sequence[tuple[int, int]]) -> int:
+    return characters // 4 + 100 * len(image_sizes)
 
 
 def content(reference: ItemReference) -> int:
-    return int(FakeIndex().columns(reference.subset)[f"{reference.side}_hash"][reference.position])
+    columns = FakeIndex().columns(reference.subset)
+    item = reference.position
+    if reference.side == "negative":
+        item = columns["negative_starts"][item] + reference.number
+    return int(columns[f"{reference.side}_hash"][item])
 
 
 def rows(layout: BatchLayout) -> list[tuple[int, int]]:

@@ -100,7 +100,7 @@ def test_empty_sides_are_skipped_and_counted_by_reason(dataset: Path, tmp_path: 
     assert [shard.num_samples for shard in subset.shards] == [2, 3, 2]
     shards = ShardSet.open(tmp_path / "o")
     assert shards.columns("A")["row"].tolist() == [0, 1, 5, 6, 7, 8, 9]
-    assert shards.read("A", 2).query == Item("", picture(2))
+    assert shards.read("A", 2).query == Item("", (picture(2),))
 
 
 def test_negatives_are_kept_where_there_are_any(dataset: Path, tmp_path: Path) -> None:
@@ -109,11 +109,11 @@ def test_negatives_are_kept_where_there_are_any(dataset: Path, tmp_path: Path) -
     write_rows(dataset, rows)
     convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
     shards = ShardSet.open(tmp_path / "o")
-    assert [shards.read("A", n).negative for n in range(4)] == [
-        Item("wrong", None),
-        Item("<|image_1|> wrong", (dataset / path).read_bytes()),
-        Item("", (dataset / path).read_bytes()),
-        None,
+    assert [shards.read("A", n).negatives for n in range(4)] == [
+        (Item("wrong"),),
+        (Item("<|image_1|> wrong", ((dataset / path).read_bytes(),)),),
+        (Item("", ((dataset / path).read_bytes(),)),),
+        (),
     ]
 
 
@@ -127,7 +127,7 @@ def test_nulls_and_a_column_of_nothing_else_are_empty(dataset: Path, tmp_path: P
     pq.write_table(pa.table(rows), dataset / "A/original-00000-of-00001.parquet")
     convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
     shards = ShardSet.open(tmp_path / "o")
-    assert [shards.read("A", n).negative for n in range(3)] == [None, Item("wrong", None), None]
+    assert [shards.read("A", n).negatives for n in range(3)] == [(), (Item("wrong"),), ()]
 
 
 def test_pictures_are_named_by_what_they_are_and_repeats_are_counted(dataset: Path, tmp_path: Path) -> None:

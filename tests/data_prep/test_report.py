@@ -159,7 +159,7 @@ def test_a_lighter_check_passes_half_a_picture_but_never_a_page(
     converted(dataset, tmp_path / "o", tolerance=Tolerance(max_missing=2), check_images=check)
     columns = ShardSet.open(tmp_path / "o").columns("A")
     assert columns["row"].tolist() == [number for number in range(10) if number not in left_out]
-    assert set(zip(columns["query_width"].tolist(), columns["query_height"].tolist(), strict=True)) <= {
+    assert set(zip(columns["query_widths"].tolist(), columns["query_heights"].tolist(), strict=True)) <= {
         (7, 9),
         (64, 64),
     }

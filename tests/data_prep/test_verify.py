@@ -87,7 +87,7 @@ def add_one_to(column: str, root: Path) -> None:
     reseal(root)
 
 
-INDEX_COLUMNS = ("query_text_length", "query_width", "positive_hash", "query_image_hash", "negative_height")
+INDEX_COLUMNS = ("query_text_length", "query_width", "positive_hash", "query_image_hash")
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "tar absent": (lambda root: (root / "A/A-00001.tar").unlink(), "A-00001.tar: cannot read it (No such file"),
     "index absent": (lambda root: (root / "A/A-00001.parquet").unlink(), "A-00001.parquet: cannot read"),
@@ -128,6 +128,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "sample A/00000006: differs from the index in positive_hash",
     ),
     "rows lost": (lambda root: reseal(root, rows=(5, 8)), "manifest: A: A-00001 begins at row 5, not at 4"),
+    "wrong negative_height": (
+        partial(add_one_to, "negative_height"),
+        "A-00001.parquet: entry 2: has_negative does not fit the negative's sizes",
+    ),
+    "hash of no image": (
+        partial(add_one_to, "negative_image_hash"),
+        "A-00001.parquet: entry 2: negative_image_hash is that of no image",
+    ),
     **{
         f"wrong {name}": (
             partial(add_one_to, name),

@@ -36,8 +36,8 @@ COMMON = [
 UNDECODABLE_ROW, DAMAGED_POSITION = 7, 3
 # Whole rows that cannot be encoded: the planner, which runs ahead, finds them.
 ODD_ROWS = {
-    5: (StoredItem("What is number 5?", stored_image((40, 30), 5)), "has no image tag"),
-    6: (StoredItem("<|image_1|> What is this?", stored_image((1, 300), 6)), "is too thin"),
+    5: (StoredItem("What is number 5?", (stored_image((40, 30), 5),)), "has no image tag"),
+    6: (StoredItem("<|image_1|> What is this?", (stored_image((1, 300), 6),)), "is too thin"),
 }
 
 
@@ -64,7 +64,7 @@ def bad_shards(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     content = bytearray(tar.read_bytes())
     content[int(whole.columns("Pairs_t2i")["offset"][DAMAGED_POSITION]) + 600] ^= 1
     tar.write_bytes(content)
-    plain = [StoredItem(f"<|image_1|> What is number {row}?", stored_image((40, 30), row)) for row in range(16)]
+    plain = [StoredItem(f"<|image_1|> What is number {row}?", (stored_image((40, 30), row),)) for row in range(16)]
     add_subset(root / "shards", ODD, [ODD_ROWS.get(row, (query, ""))[0] for row, query in enumerate(plain)])
     return root / "shards"
 

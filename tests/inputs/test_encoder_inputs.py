@@ -128,8 +128,8 @@ def test_planning_and_processing_count_alike(patches: ItemEncoderInputs) -> None
     assert measured.vision_units == 12
     assert measured.squared_vision_units == 8**2 + 4**2  # an image attends to itself alone
     assert measured.vision_tokens == 5  # 0.4 each, rounded up
-    assert patches.cost(8, 40, 20) == 3 + 2 + 4
-    assert patches.cost(8, 40, 5) == 3  # an image that cannot be cut
+    assert patches.cost(8, [(40, 20)]) == 3 + 2 + 4
+    assert patches.cost(8, [(40, 5)]) == 3  # an image that cannot be cut
 
 
 def test_alpha_reaches_a_format_that_blends_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm2vec.images.decode import ImageHeader
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
-from vlm2vec.shards.schema import POSITIVE, QUERY, fast_hash, shard_name
+from vlm2vec.shards.schema import fast_hash, shard_name
 from vlm2vec.shards.writer import ShardWriter, StoredImage, StoredItem
 
 
@@ -27,7 +27,7 @@ def add_subset(root: Path, name: str, queries: Sequence[StoredItem]) -> None:
     """Adds a subset of one shard to the shards in a folder; each target is a text of its own."""
     with ShardWriter(root / name, shard_name(name, 0), name) as writer:
         for row, query in enumerate(queries):
-            writer.add(row, {QUERY: query, POSITIVE: StoredItem(f"answer {row}")})
+            writer.add(row, query, StoredItem(f"answer {row}"))
         record = writer.commit((0, len(queries)), {})
     manifest = Manifest.read(root)
     dataclasses.replace(manifest, subsets={**manifest.subsets, name: SubsetRecord((), (record,))}).write(root)

@@ -5,13 +5,15 @@ from vlm2vec.shards.schema import SUBSET_NAME, content_hash, sample_key
 
 def test_content_hash_is_pinned() -> None:
     # Stored in every index: another value would make old and new shards disagree about what is the same.
-    assert content_hash("seven", None) == 4_238_841_880_666_012_145
+    assert content_hash("seven") == 4_238_841_880_666_012_145
     assert content_hash("seven", b"pixels") == -623_240_802_958_030_367
 
 
 def test_content_hash_tells_items_apart() -> None:
-    items = [("", None), ("", b""), ("a", None), ("a", b""), ("ab", b"c"), ("a", b"bc"), ("", b"abc"), ("abc", None)]
-    hashes = [content_hash(text, image) for text, image in items]
+    items: list[tuple[str, list[bytes]]] = [("", []), ("", [b""]), ("a", []), ("a", [b""]), ("ab", [b"c"])]
+    items += [("a", [b"bc"]), ("", [b"abc"]), ("abc", [])]
+    items += [("a", [b"b", b"c"]), ("a", [b"c", b"b"]), ("a", [b"", b""]), ("", [b"a", b"bc"])]
+    hashes = [content_hash(text, *images) for text, images in items]
     assert len(set(hashes)) == len(items)
     assert all(-(2**63) <= value < 2**63 for value in hashes)
     assert any(value < 0 for value in hashes)

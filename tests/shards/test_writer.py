@@ -64,13 +64,12 @@ def test_records_describe_the_files(mini_shards_dir: Path) -> None:
             assert (sidecar["sha256"], sidecar["rows"]) == (shard.sha256, list(shard.rows))
 
 
-def stored(text: str) -> dict[str, StoredItem]:
-    return {"query": StoredItem(text), "positive": StoredItem("answer")}
+ANSWER = StoredItem("answer")
 
 
 def test_an_error_before_the_commit_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError), ShardWriter(tmp_path, "A-00000", "A") as shard:
-        shard.add(0, {"query": StoredItem(b"bytes")})  # type: ignore[arg-type]
+        shard.add(0, StoredItem(b"bytes"), ANSWER)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,7 +79,7 @@ def test_the_sidecar_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("vlm2vec.shards.writer.write_index", broken)
     with ShardWriter(tmp_path, "A-00000", "A") as shard:
-        shard.add(0, stored("question"))
+        shard.add(0, StoredItem("question"), ANSWER)
         with pytest.raises(OSError, match="disk full"):
             shard.commit((0, 1), {})
     assert [path.name for path in tmp_path.iterdir()] == ["A-00000.tar"]
@@ -89,7 +88,7 @@ def test_the_sidecar_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_any_text_survives(tmp_path: Path) -> None:
     text = 'quote " backslash \\ newline \n tab \t NUL \0 umlaut ä 漢字 \U0001f600 line separator \u2028'
     with ShardWriter(tmp_path, "A-00000", "A") as shard:
-        shard.add(41, stored(text))
+        shard.add(41, StoredItem(text), ANSWER)
         record = shard.commit((0, 50), {"empty query": 49})
     assert record.num_samples == 1
     (sample,) = webdataset.WebDataset([str(tmp_path / "A-00000.tar")], shardshuffle=False)

@@ -10,17 +10,21 @@ import numpy as np
 import torch
 
 from vlm2vec.backbones.interface import ProcessedItem
-from vlm2vec.batches.layout import QUERY, BatchLayout, ItemReference
+from vlm2vec.batches.layout import BatchLayout
+from vlm2vec.batches.layout.places import QUERY, ItemPlaces, ItemReference
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.batches.step_plan import ChunkSizes, PlannedItem, StepHeader, StepPlan, end_to_end_positions
 from vlm2vec.contrastive import Chunk, Pairs, StepLayout
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.inputs.items import EncodeItem, ItemImage
-from vlm2vec.shards import DamagedSampleError, Item, Sample, ShardSet
+from vlm2vec.inputs.items import EncodeItem, named_images
+from vlm2vec.shards import DamagedSampleError, Sample, ShardSet
+from vlm2vec.shards.columns import image_sizes
+from vlm2vec.shards.entry import Size, item_name
 
-# Samples that are in memory with their undecoded images while a step is planned.
+# Samples that are in memory with their undecoded images while a step is planned, and bytes of them (or one sample).
 _READ_TOGETHER = 512
+_READ_BYTES = 256 << 20
 
 
 class MadeChunk(NamedTuple):
@@ -106,24 +110,39 @@ class BatchReader:
 
     def _read_texts(self, references: Sequence[ItemReference]) -> list[PlannedItem]:
         """The items without their images, which come with the texts but are needed later: so many at a time."""
-        by_place = sorted(range(len(references)), key=lambda index: _place(references[index]))
+        sizes = self._image_sizes(references)
         items: dict[int, PlannedItem] = {}
-        for start in range(0, len(references), _READ_TOGETHER):
-            indices = by_place[start : start + _READ_TOGETHER]
+        for indices in self._read_together(references):
             samples = self.shards.read_many(dict.fromkeys(_place(references[index]) for index in indices))
             for index in indices:
-                items[index] = self._planned(references[index], samples[_place(references[index])])
+                items[index] = self._planned(references[index], sizes[index], samples[_place(references[index])])
         return [items[index] for index in range(len(references))]
 
-    def _planned(self, reference: ItemReference, sample: Sample | DamagedSampleError) -> PlannedItem:
+    def _read_together(self, references: Sequence[ItemReference]) -> Iterator[list[int]]:
+        """Indices of items, in the order of their samples, whose samples may be in memory at the same time."""
+        group: list[int] = []
+        num_bytes = 0
+        for index in sorted(range(len(references)), key=lambda index: _place(references[index])):
+            own = int(self.shards.columns(references[index].subset)["size"][references[index].position])
+            if group and (len(group) == _READ_TOGETHER or num_bytes + own > _READ_BYTES):
+                yield group
+                group, num_bytes = [], 0
+            group.append(index)
+            num_bytes += own
+        if group:
+            yield group
+
+    def _planned(
+        self, reference: ItemReference, sizes: Sequence[Size], sample: Sample | DamagedSampleError
+    ) -> PlannedItem:
+        side = item_name(reference.side, reference.number)
         if isinstance(sample, DamagedSampleError):
-            name = f"{reference.subset} at {reference.position} ({reference.side})"
+            name = f"{reference.subset} at {reference.position} ({side})"
             return self._damaged(reference, name, str(sample))
-        item: Item | None = getattr(sample, reference.side)
-        name = f"{sample.key} ({reference.side})"
+        item = sample.item(reference.side, reference.number)
+        name = f"{sample.key} ({side})"
         if item is None:
             return self._damaged(reference, name, f"{name}: in the shard's index only; convert the shard again")
-        sizes = [] if item.image is None else [self._size(reference)]
         try:
             measured = self.inputs.measure(item.text, sizes, name, reference.side == QUERY)
         except InputError as error:
@@ -134,11 +153,24 @@ class BatchReader:
         """An item without content in the place of one that cannot be used."""
         return PlannedItem(reference, name, "", self.inputs.measure("", [], name, reference.side == QUERY), damage)
 
-    def _size(self, reference: ItemReference) -> tuple[int, int]:
-        """Width and height of an item's image, from the index."""
-        columns, side = self.shards.columns(reference.subset), reference.side
-        width, height = (int(columns[f"{side}_{name}"][reference.position]) for name in ("width", "height"))
-        return width, height
+    def _image_sizes(self, references: Sequence[ItemReference]) -> list[tuple[Size, ...]]:
+        """Width and height of every image of some items, from the index."""
+        sizes: list[tuple[Size, ...]] = [()] * len(references)
+        subsets = {name: number for number, name in enumerate(self.shards.subsets)}
+        for side in {reference.side for reference in references}:
+            own = [index for index, reference in enumerate(references) if reference.side == side]
+            chosen = [references[index] for index in own]
+            where = ItemPlaces(
+                side,
+                np.array(own),
+                np.array([subsets[each.subset] for each in chosen]),
+                np.array([each.position for each in chosen]),
+                np.array([each.number for each in chosen]),
+            )
+            for members, columns, items in where.by_subset(self.shards):
+                for member, each in zip(members.tolist(), image_sizes(columns, side, items), strict=True):
+                    sizes[own[member]] = each
+        return sizes
 
     def _processed(
         self, item: PlannedItem, samples: Mapping[tuple[str, int], Sample | DamagedSampleError]
@@ -150,9 +182,9 @@ class BatchReader:
         sample = samples[_place(item.reference)]
         if isinstance(sample, DamagedSampleError):
             raise sample
-        stored: Item = getattr(sample, item.reference.side)
-        images = () if stored.image is None else (ItemImage(stored.image, item.name),)
-        processed = self.inputs.process(EncodeItem(stored.text, images, item.name))
+        stored = sample.item(item.reference.side, item.reference.number)
+        assert stored is not None, "it had an image when it was planned"
+        processed = self.inputs.process(EncodeItem(stored.text, named_images(stored.images, item.name), item.name))
         if processed.vision_units != item.measured.vision_units:
             raise InputError(f"{item.name}: its image is not of the size in the shard's index; convert the shard again")
         return processed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm2vec.batches.layout import ItemReference
+from vlm2vec.batches.layout.places import ItemReference
 from vlm2vec.contrastive import StepLayout
 from vlm2vec.inputs.packing import PackedItem, Packing, TokenBudget, merge
 
@@ -67,7 +67,7 @@ class StepHeader:
 
 @dataclass(frozen=True, slots=True)
 class PlannedItem:
-    """An item of a step: its text, and where its image is read when its chunk is made.
+    """An item of a step: its text, and where its images are read when its chunk is made.
 
     Attributes:
         reference: Where it is read.

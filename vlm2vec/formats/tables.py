@@ -29,6 +29,12 @@ def is_text(kind: pa.DataType) -> bool:
     return any(getattr(pa.types, f"is_{check}")(kind) for check in checks)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
+    checks = ("list", "large_list", "list_view", "large_list_view", "fixed_size_list")
+    return any(getattr(pa.types, f"is_{check}")(kind) for check in checks)
+
+
 def texts(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """A column of text (see `is_text`) as large_string, null as "".
 

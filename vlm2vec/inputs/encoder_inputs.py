@@ -44,13 +44,14 @@ class ItemEncoderInputs:
         self.pixel_dtype = pixel_dtype
         self.always_dummy = always_dummy
 
-    def cost(self, text_length: int, width: int, height: int) -> int:
-        """Estimated tokens of an item from its index entry; width 0 means no image."""
+    def cost(self, text_length: int, image_sizes: Sequence[tuple[int, int]]) -> int:
+        """Estimated tokens of an item from its index entry: characters of its text, width and height of its images."""
         text = 1 + (text_length + self.processor.prompt_format.num_added_characters) // CHARACTERS_PER_TOKEN
-        if width:
+        if image_sizes:
             try:
-                units = self.processor.num_vision_units(width, height) if self.processor.tokens_per_vision_unit else 0
-                return text + self.processor.num_image_tokens(width, height) + self._vision_tokens(units)
+                tokens = sum(self.processor.num_image_tokens(*size) for size in image_sizes)
+                counted = image_sizes if self.processor.tokens_per_vision_unit else ()
+                return text + tokens + self._vision_tokens(sum(self.processor.num_vision_units(*s) for s in counted))
             except InputError:
                 return text  # an image that cannot be cut, such as 1 x 300: whoever plans the item reports it
         return min(text, self.max_len) if self.max_len else text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,13 @@ class EncodeItem:
     images: tuple[ItemImage, ...]
     name: str
     instruction: str | None = None
+
+
+def named_images(sources: Sequence[ImageSource], name: str) -> tuple[ItemImage, ...]:
+    """An item's images, named after it; of several each by its number, as in the text's tags."""
+    if len(sources) == 1:
+        return (ItemImage(sources[0], name),)
+    return tuple(ItemImage(source, f"{name}: image {number}") for number, source in enumerate(sources, start=1))
 
 
 @contextmanager

@@ -1,48 +1,89 @@
-"""The index beside each tar: one row a sample, enough to plan batches and to read any sample with one `pread`."""
+"""The index beside each tar: one row a sample, enough to plan batches and to read any sample with one `pread`.
+
+Version 2 has a column a number; version 3, where a pair has several hard negatives or an item several images, has lists
+(`schema.INDEX_SCHEMAS`). In memory both are the same (`vlm2vec.shards.columns`).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
 from vlm2vec.files import committed
 from vlm2vec.formats.tables import UNREADABLE_TABLE, num_rows
-from vlm2vec.images.decode import MAX_IMAGE_PIXELS
+from vlm2vec.shards.columns import Array, refuse_where, starts_of
+from vlm2vec.shards.entry import IndexEntry, ItemEntry
 from vlm2vec.shards.manifest import ShardRecord
-from vlm2vec.shards.schema import INDEX_SCHEMA, NEGATIVE, READING_COLUMNS, SIDES
+from vlm2vec.shards.schema import INDEX_SCHEMAS, NEGATIVE, PLAIN, POSITIVE, QUERY, SIDES, Version
 
-Columns = Mapping[str, npt.NDArray[Any]]
-IndexRow = tuple[int | bool, ...]  # in the order of INDEX_SCHEMA
+# A list's entry stands for an item or image of the tar, which takes more bytes there.
+_MIN_ENTRY_BYTES = 8
 
 
-def write_index(path: Path, rows: Sequence[IndexRow]) -> str:
+def version_of(entries: Sequence[IndexEntry]) -> Version:
+    """The version of the index that these rows need."""
+    return max((entry.schema_version for entry in entries), default=PLAIN)
+
+
+def write_index(path: Path, entries: Sequence[IndexEntry]) -> str:
     """Writes the rows as parquet, complete or not at all; the same rows give the same bytes.
+
+    Args:
+        path: Where to.
+        entries: With the images' hashes.
 
     Returns:
         The file's sha256.
     """
-    columns = zip(*rows, strict=True) if rows else ([] for _ in INDEX_SCHEMA)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)]
+    version = version_of(entries)
+    schema, row = INDEX_SCHEMAS[version], _plain_row if version == PLAIN else _list_row
+    columns = zip(*map(row, entries), strict=True) if entries else ([] for _ in schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA), buffer)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer)
     content = buffer.getvalue()
     with committed(path) as temporary:
         temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
-def read_index(
-    path: Path, num_samples: int, sha256: str, names: Sequence[str] = READING_COLUMNS
-) -> dict[str, npt.NDArray[Any]]:
-    """Reads columns of an index file as numpy arrays; see `parse_index`.
+def _span(entry: IndexEntry) -> tuple[int, ...]:
+    return entry.row, entry.offset, entry.size, entry.checksum
+
+
+def _plain_row(entry: IndexEntry) -> tuple[Any, ...]:
+    """In the order of version 2's columns."""
+    values: list[Any] = [*_span(entry)]
+    for item in (entry.query, entry.positive, *(entry.negatives or (ItemEntry(0, 0),))):
+        (width, height), image_hash = (item.sizes[0], (item.image_hashes or (0,))[0]) if item.sizes else ((0, 0), 0)
+        values += (item.text_length, width, height, item.hash, image_hash)
+    return (*values, bool(entry.negatives))
+
+
+def _list_row(entry: IndexEntry) -> tuple[Any, ...]:
+    """In the order of version 3's columns."""
+    values: list[Any] = [*_span(entry)]
+    for item in (entry.query, entry.positive):
+        values += (item.text_length, item.hash, *_image_lists(item))
+    values += ([item.text_length for item in entry.negatives], [item.hash for item in entry.negatives])
+    images = [_image_lists(item) for item in entry.negatives]
+    return (*values, *(list(column) for column in zip(*images, strict=True))) if images else (*values, [], [], [])
+
+
+def _image_lists(item: ItemEntry) -> tuple[list[int], list[int], list[int]]:
+    return [width for width, _ in item.sizes], [height for _, height in item.sizes], list(item.image_hashes or ())
+
+
+def read_index(path: Path, record: ShardRecord, image_hashes: bool = False) -> dict[str, Array]:
+    """Reads an index file; see `parse_index`.
 
     Raises:
         InputError: missing, or as `parse_index`.
@@ -51,77 +92,125 @@ def read_index(
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read the shard's index ({error.strerror}); convert again") from error
-    return parse_index(content, str(path), num_samples, sha256, names)
+    return parse_index(content, str(path), record, image_hashes)
 
 
-def parse_index(
-    content: bytes, path: str, num_samples: int, sha256: str, names: Sequence[str] = READING_COLUMNS
-) -> dict[str, npt.NDArray[Any]]:
-    """Reads columns of an index as numpy arrays.
+def parse_index(content: bytes, path: str, record: ShardRecord, image_hashes: bool = False) -> dict[str, Array]:
+    """An index in its form in memory (`vlm2vec.shards.columns`).
 
     Args:
-        content: the whole file.
-        path: what messages call it.
-        num_samples: what the manifest says it holds.
-        sha256: what the manifest says it is. Nothing else would find a wrong size or hash in it.
-        names: the columns.
+        content: The whole file.
+        path: What messages call it.
+        record: What the manifest says of it: nothing else would find a wrong size or hash in it.
+        image_hashes: Load the images' hashes too, which serve statistics: a training process does not hold them.
 
     Raises:
-        InputError: not what the manifest says, damaged, or with other columns than expected.
+        InputError: Not what the manifest says, damaged, or with other columns than expected.
     """
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hashlib.sha256(content).hexdigest() != record.index_sha256:
         raise InputError(f"{path}: not the index that the manifest names (sha256); copy it again or convert again")
+    schema = INDEX_SCHEMAS[record.index_version]
+    names = [name for name in schema.names if image_hashes or not name.endswith(("_image_hash", "_image_hashes"))]
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as file:
-            if not file.schema_arrow.equals(INDEX_SCHEMA):
+            if not file.schema_arrow.equals(schema):
                 raise InputError(f"{path}: not this version's index columns; convert again")
             found = num_rows(file)  # before anything of that size is allocated
-            if found != num_samples:
-                raise InputError(f"{path}: {found} samples, the manifest says {num_samples}; convert again")
-            table = file.read(list(names), use_threads=False)
+            if found != record.num_samples:
+                raise InputError(f"{path}: {found} samples, the manifest says {record.num_samples}; convert again")
+            _refuse_long_lists(file, record)
+            table = file.read(names, use_threads=False)
+            return _of_plain(table, path) if record.index_version == PLAIN else dict(_of_lists(table))
     except UNREADABLE_TABLE as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot read the shard's index ({reason}); convert again") from error
-    return {name: np.asarray(table.column(name).to_numpy()) for name in names}
 
 
-def check_columns(columns: Columns, path: str, record: ShardRecord) -> None:
-    """Refuses an index that cannot be that of its tar, before anybody seeks, allocates or plans by its values.
-
-    Args:
-        columns: at least those of `READING_COLUMNS`.
-        path: what messages call the index.
-        record: the shard, as the manifest describes it.
+def _refuse_long_lists(file: pq.ParquetFile, record: ShardRecord) -> None:
+    """A few compressed bytes may say that a list has a billion entries.
 
     Raises:
-        InputError: a value is impossible; the message names the column and the entry.
+        ValueError: More entries than the tar has room for.
     """
-    for problem, wrong in _impossible(columns, record):
-        if wrong.any():
-            entry = int(np.argmax(wrong))
-            raise InputError(f"{path}: entry {entry}: {problem}; convert again")
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    for column in range(file.metadata.num_columns):
+        values = sum(group.column(column).num_values for group in groups)
+        if values > record.num_samples + record.bytes // _MIN_ENTRY_BYTES:
+            raise ValueError(f"{values} entries in a column, of a tar of {record.bytes} bytes")
 
 
-def _impossible(columns: Columns, record: ShardRecord) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    """What may be wrong, and in which entries it is; later ones rely on earlier ones."""
-    row, offset, size = columns["row"], columns["offset"], columns["size"]
-    first, end = record.rows
-    yield f"row is not one of {first} to {end - 1}", (row < first) | (row >= end)
-    yield "row does not follow the one before", np.diff(row, prepend=first - 1) < 1
-    yield f"size is not that of a sample in {record.bytes} bytes", (size < 1) | (size > record.bytes)
-    yield f"offset is not one in {record.bytes} bytes", (offset < 0) | (offset > record.bytes - size)
-    yield "offset is not where the sample before ends", offset != np.concatenate([[0], (offset + size)[:-1]])
+def _of_plain(table: pa.Table, path: str) -> dict[str, Array]:
+    """From version 2's columns.
+
+    Raises:
+        InputError: A value where there is no image, or no hard negative.
+    """
+    plain = {name: np.asarray(table.column(name).to_numpy()) for name in table.column_names}
+    columns = {name: plain[name] for name in ("row", "offset", "size", "checksum")}
+    present = plain["has_negative"]
     for side in SIDES:
-        length, width, height = (
-            columns[f"{side}_{name}"].astype(np.int64) for name in ("text_length", "width", "height")
-        )
-        yield f"{side}_text_length is not that of a text in the sample", (length < 0) | (length > size)
-        yield f"{side}_width or {side}_height is negative", (width < 0) | (height < 0)
-        yield f"{side}_width or {side}_height is zero", (width > 0) != (height > 0)
-        yield f"{side}_width x {side}_height are too many pixels", width * height > MAX_IMAGE_PIXELS
-        empty = (length == 0) & (width == 0)
+        width, height, length = (plain[f"{side}_{name}"] for name in ("width", "height", "text_length"))
+        has_image = (width != 0) | (height != 0)
         if side == NEGATIVE:
-            yield "has_negative does not fit the negative's sizes", columns["has_negative"] == empty
-            yield "negative_hash is that of no item", empty & (columns[f"{side}_hash"] != 0)
-        else:
-            yield f"the {side} is empty", empty
+            wrong = ~present & (has_image | (length != 0)) | present & ~has_image & (length == 0)
+            refuse_where(wrong, "has_negative does not fit the negative's sizes", path)
+            refuse_where(~present & (plain[f"{side}_hash"] != 0), "negative_hash is that of no item", path)
+            columns["negative_starts"] = starts_of(present)
+        chosen = present if side == NEGATIVE else slice(None)
+        columns[f"{side}_text_length"] = length[chosen]
+        columns[f"{side}_hash"] = plain[f"{side}_hash"][chosen]
+        columns[f"{side}_image_starts"] = starts_of(has_image[chosen])
+        columns[f"{side}_widths"], columns[f"{side}_heights"] = width[has_image], height[has_image]
+        hashes = plain.get(f"{side}_image_hash")
+        if hashes is not None:
+            refuse_where(~has_image & (hashes != 0), f"{side}_image_hash is that of no image", path)
+            columns[f"{side}_image_hashes"] = hashes[has_image]
+    return columns
+
+
+def _of_lists(table: pa.Table) -> Iterator[tuple[str, Array]]:
+    """From version 3's columns.
+
+    Raises:
+        ValueError: Lists that must be equally long are not.
+    """
+    for name in ("row", "offset", "size", "checksum"):
+        yield name, _numbers(table.column(name))
+    counts, lengths = _flat(table.column(f"{NEGATIVE}_text_lengths"))
+    same, hashes = _flat(table.column(f"{NEGATIVE}_hashes"))
+    _require_same(f"{NEGATIVE}_hashes", counts, same)
+    yield "negative_starts", starts_of(counts)
+    items = {side: (table.column(f"{side}_text_length"), table.column(f"{side}_hash")) for side in (QUERY, POSITIVE)}
+    for side, (length, item_hash) in {**items, NEGATIVE: (lengths, hashes)}.items():
+        yield f"{side}_text_length", _numbers(length)
+        yield f"{side}_hash", _numbers(item_hash)
+        images: Array | None = None
+        for name in ("widths", "heights", "image_hashes"):
+            if f"{side}_{name}" not in table.column_names:
+                continue
+            column = table.column(f"{side}_{name}")
+            if side == NEGATIVE:
+                same, column = _flat(column)
+                _require_same(f"{side}_{name}", counts, same)
+            own, values = _flat(column)
+            if images is None:
+                images = own
+                yield f"{side}_image_starts", starts_of(images)
+            _require_same(f"{side}_{name}", images, own)
+            yield f"{side}_{name}", _numbers(values)
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[Array, pa.ChunkedArray]:
+    """How many entries each list of a column has, and the entries end to end."""
+    return _numbers(pc.list_value_length(column)), pc.list_flatten(column)
+
+
+def _numbers(column: pa.ChunkedArray) -> Array:
+    if column.null_count:
+        raise ValueError("missing values")
+    return np.asarray(column.to_numpy())
+
+
+def _require_same(name: str, counts: Array, own: Array) -> None:
+    if not np.array_equal(counts, own):
+        raise ValueError(f"the lists of {name} are not as long as those beside them")

@@ -15,7 +15,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.files import committed
 from vlm2vec.formats.json_files import Count, Sha256, parsed
 from vlm2vec.shards.no_manifest import no_manifest
-from vlm2vec.shards.schema import MANIFEST_NAME, SCHEMA_VERSION, SUBSET_NAME, shard_name
+from vlm2vec.shards.schema import MANIFEST_NAME, PLAIN, SCHEMA_VERSIONS, SUBSET_NAME, Version, shard_name
 
 # A sample takes at least a tar header and a block of JSON.
 _MIN_SAMPLE_BYTES = 1024
@@ -33,9 +33,10 @@ class ShardRecord:
         num_samples: samples in it.
         rows: first row and end of the range of source rows that it covers, counted over the subset's tables.
         skipped: rows of the range that are not in it, by reason.
-        unique_images: different pictures among its samples.
-        image_bytes: bytes of all its pictures.
-        duplicate_image_bytes: bytes that pictures take which an earlier sample of the shard holds already.
+        unique_images: different images among its samples.
+        image_bytes: bytes of all its images.
+        duplicate_image_bytes: bytes that images take which the shard holds already.
+        index_version: which of `schema.INDEX_SCHEMAS` its index has; not written down where it is the first one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -50,6 +51,14 @@ class ShardRecord:
     unique_images: Count
     image_bytes: Count
     duplicate_image_bytes: Count
+    index_version: Version = PLAIN
+
+    def content(self) -> dict[str, Any]:
+        """What sidecar and manifest hold."""
+        content = asdict(self)
+        if self.index_version == PLAIN:
+            del content["index_version"]
+        return content
 
     def __post_init__(self) -> None:
         if self.rows[0] > self.rows[1]:
@@ -168,6 +177,11 @@ class Manifest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", fingerprint_of(self._content()))
 
+    @property
+    def schema_version(self) -> Version:
+        """That of its indexes: whoever reads the manifest must be able to read them all."""
+        return max((shard.index_version for subset in self.subsets.values() for shard in subset.shards), default=PLAIN)
+
     def row_problems(self, name: str) -> list[str]:
         """What is wrong with how a subset's shards cover its sources; see `SubsetRecord.row_problems`."""
         problems = self.subsets[name].row_problems(self.options.get("num_sample_per_subset"))
@@ -176,11 +190,16 @@ class Manifest:
     def _content(self) -> dict[str, Any]:
         """What the file holds besides the fingerprint; the sums are there for people and for other tools."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.schema_version,
             "options": dict(self.options),
             "num_samples": sum(subset.num_samples for subset in self.subsets.values()),
             "subsets": {
-                name: {"num_samples": subset.num_samples, "skipped": subset.skipped, **asdict(subset)}
+                name: {
+                    "num_samples": subset.num_samples,
+                    "skipped": subset.skipped,
+                    "sources": [asdict(source) for source in subset.sources],
+                    "shards": [shard.content() for shard in subset.shards],
+                }
                 for name, subset in self.subsets.items()
             },
         }
@@ -212,8 +231,9 @@ class Manifest:
             InputError: as `read`.
         """
         version = _schema_version(data, path)
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; convert again")
+        if version not in SCHEMA_VERSIONS or isinstance(version, (bool, float)):
+            known = " and ".join(map(str, SCHEMA_VERSIONS))
+            raise InputError(f"{path}: schema version {version!r}, this code reads {known}; convert again")
         file = parsed(_MANIFEST_FILE, data, path)
         try:
             manifest = Manifest(file.options, {name: subset.record(name) for name, subset in file.subsets.items()})

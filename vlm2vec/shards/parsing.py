@@ -4,54 +4,87 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
+from vlm2vec.shards.entry import IndexEntry, ItemEntry
 from vlm2vec.shards.schema import (
-    IMAGE_MEMBER_PREFIX,
+    IMAGE,
     JSON_MEMBER,
     NEGATIVE,
     POSITIVE,
     QUERY,
+    SEVERAL_IMAGES,
+    SEVERAL_NEGATIVES,
     Item,
     Sample,
     content_hash,
+    image_members,
 )
+from vlm2vec.shards.tar import BLOCK_BYTES
 
-BLOCK_BYTES = 512  # a tar's unit
 
-
-def parse_sample(span: bytes, key: str, subset: str, entry: Mapping[str, int]) -> Sample:
+def parse_sample(span: bytes, key: str, subset: str, entry: IndexEntry) -> Sample:
     """The sample that a span holds; the span's checksum has been compared.
 
     Args:
         span: its bytes in the tar.
         key: its key.
         subset: its subset.
-        entry: its row of the index: by `row`, `has_negative` and, for each side, text length, size and hash, batches
-            have been planned, so the sample must be what they say.
+        entry: its row of the index, without the images' hashes: batches have been planned by it, so the sample must be
+            what it says.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, RecursionError: the span does not hold this sample.
     """
     members = _members(span, key)
     record = json.loads(members[JSON_MEMBER])
-    images = {name.partition(".")[0]: data for name, data in members.items() if name != JSON_MEMBER}
+    images = {name.rpartition(".")[0]: data for name, data in members.items() if name != JSON_MEMBER}
+    negatives = stated_negatives(record)
 
-    def item(side: str) -> Item:
-        text, image = record[side]["text"], images.get(IMAGE_MEMBER_PREFIX[side])
+    def item(side: str, stated: Mapping[str, Any], expected: ItemEntry, number: int = 0) -> Item:
+        text, sizes = stated["text"], [(each["width"], each["height"]) for each in stated_images(stated)]
         if not isinstance(text, str):
             raise TypeError(f"the text of the {side} is {type(text).__name__}, not a string")
-        stated = record[side]["image"]
-        size = (0, 0) if image is None else (stated["width"], stated["height"])
-        found = (len(text), *size, content_hash(text, image))
-        expected = tuple(entry[f"{side}_{name}"] for name in ("text_length", "width", "height", "hash"))
+        data = tuple(images.pop(name) for name in image_members(side, number, len(negatives), len(sizes)))
+        found = ItemEntry(len(text), content_hash(text, *data), tuple(sizes))
         if found != expected:
             raise ValueError(f"{side} is {found}, the index says {expected}")
-        return Item(text, image)
+        return Item(text, data)
 
-    if (record[NEGATIVE] is not None) != entry["has_negative"]:
-        raise ValueError("has_negative differs from the index")
-    negative = None if record[NEGATIVE] is None else item(NEGATIVE)
-    return Sample(key, subset, int(entry["row"]), item(QUERY), item(POSITIVE), negative)
+    sample = Sample(
+        key,
+        subset,
+        entry.row,
+        item(QUERY, record[QUERY], entry.query),
+        item(POSITIVE, record[POSITIVE], entry.positive),
+        tuple(
+            item(NEGATIVE, stated, expected, number)
+            for number, (stated, expected) in enumerate(zip(negatives, entry.negatives, strict=True))
+        ),
+    )
+    if images:
+        raise ValueError(f"images of no item ({', '.join(images)})")
+    return sample
+
+
+def stated_negatives(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The hard negatives in a sample's JSON."""
+    if SEVERAL_NEGATIVES in record:
+        return _several(record[SEVERAL_NEGATIVES])
+    return [] if record[NEGATIVE] is None else [record[NEGATIVE]]
+
+
+def stated_images(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What an item's JSON says of its images: path, width and height of each."""
+    if SEVERAL_IMAGES in item:
+        return _several(item[SEVERAL_IMAGES])
+    return [] if item[IMAGE] is None else [item[IMAGE]]
+
+
+def _several(values: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(values, list) or len(values) < 2:
+        raise TypeError("not a list of several")
+    return values
 
 
 def _members(span: bytes, key: str) -> dict[str, bytes]:

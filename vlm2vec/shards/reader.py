@@ -11,12 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from vlm2vec.errors import InputError
-from vlm2vec.shards.index import Columns, check_columns, parse_index
+from vlm2vec.shards.columns import Columns, check_columns, entry_at, joined
+from vlm2vec.shards.index import parse_index
 from vlm2vec.shards.manifest import Manifest, ShardRecord
 from vlm2vec.shards.no_manifest import no_manifest
 from vlm2vec.shards.parsing import parse_sample
@@ -79,7 +79,7 @@ class ShardSet:
         return shard_set
 
     def columns(self, subset: str) -> Columns:
-        """The index columns (`schema.INDEX_SCHEMA`) of a subset, by position; read-only."""
+        """The index of a subset in its form in memory (`vlm2vec.shards.columns`); read-only."""
         return self._subset(subset).columns
 
     def read(self, subset: str, position: int) -> Sample:
@@ -92,9 +92,9 @@ class ShardSet:
         if not 0 <= position < self.num_samples[subset]:
             raise IndexError(f"{subset} has {self.num_samples[subset]} samples, no position {position}")
         loaded = self._subset(subset)
-        entry = {name: values.item(position) for name, values in loaded.columns.items()}
-        offset, size = entry["offset"], entry["size"]
-        key = sample_key(subset, entry["row"])
+        entry = entry_at(loaded.columns, position)
+        offset, size = entry.offset, entry.size
+        key = sample_key(subset, entry.row)
         shard = bisect.bisect_right(loaded.ends, position)
         record = self._manifest.subsets[subset].shards[shard]
         tar = f"{subset}/{record.name}.tar"
@@ -103,7 +103,7 @@ class ShardSet:
             span = self._storage.read(tar, offset, size, self._block(loaded, shard, position), record.sha256[:16])
         except OSError as error:
             raise DamagedSampleError(f"{path}: cannot read sample {key} ({error.strerror or error})") from error
-        if len(span) != size or fast_hash(span) != entry["checksum"]:
+        if len(span) != size or fast_hash(span) != entry.checksum:
             raise DamagedSampleError(f"{path}: sample {key} is damaged (checksum); convert the shard again")
         try:
             return parse_sample(span, key, subset, entry)
@@ -137,13 +137,8 @@ class ShardSet:
         if name not in self._loaded:
             shards = self._manifest.subsets[name].shards
             ends = tuple(itertools.accumulate(shard.num_samples for shard in shards))
-            columns: dict[str, npt.NDArray[Any]] = {}
             try:
-                for part, end in zip(map(self._index, itertools.repeat(name), shards), ends, strict=False):
-                    for column, values in part.items():
-                        # Filled shard by shard: parts and whole would take twice the memory.
-                        whole = columns.setdefault(column, np.empty(ends[-1], dtype=values.dtype))
-                        whole[end - len(values) : end] = values
+                columns = joined([self._index(name, shard) for shard in shards])
             except MemoryError as error:  # nobody has compared a remote tar's size with the manifest
                 manifest = self._storage.place(MANIFEST_NAME)
                 raise InputError(
@@ -163,7 +158,7 @@ class ShardSet:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{path}: cannot read the shard's index ({reason}); convert again") from error
-        columns = parse_index(content, path, shard.num_samples, shard.index_sha256)
+        columns = parse_index(content, path, shard)
         check_columns(columns, path, shard)
         return columns
 

@@ -87,7 +87,7 @@ class Sidecar:
             UNUSABLE_IMAGES: [_noted(image) for image in self.unusable_images],
             UNUSABLE_ROWS: [_noted(row) for row in self.unusable_rows],
         }
-        content = {**asdict(self.record), **left_out}
+        content = {**self.record.content(), **left_out}
         write_json(path, {**content, FINGERPRINT: fingerprint_of(content)})
 
 

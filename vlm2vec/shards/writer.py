@@ -13,9 +13,22 @@ from typing import Any
 
 from vlm2vec.files import publish, temporary_for
 from vlm2vec.images.decode import ImageHeader
-from vlm2vec.shards.index import IndexRow, write_index
+from vlm2vec.shards.entry import IndexEntry, ItemEntry
+from vlm2vec.shards.index import version_of, write_index
 from vlm2vec.shards.manifest import ShardRecord
-from vlm2vec.shards.schema import IMAGE_MEMBER_PREFIX, JSON_MEMBER, NEGATIVE, SIDES, fast_hash, item_hash, sample_key
+from vlm2vec.shards.schema import (
+    IMAGE,
+    JSON_MEMBER,
+    NEGATIVE,
+    POSITIVE,
+    QUERY,
+    SEVERAL_IMAGES,
+    SEVERAL_NEGATIVES,
+    fast_hash,
+    image_members,
+    item_hash,
+    sample_key,
+)
 from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
 from vlm2vec.shards.tar import end_of_archive, member
 
@@ -26,13 +39,13 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A picture ready to be written: its bytes are copied as they are, never re-encoded.
+    """An image ready to be written: its bytes are copied as they are, never re-encoded.
 
     Attributes:
         data: the undecoded bytes.
         header: format and size.
         hash: `schema.fast_hash` of the bytes.
-        path: where the picture came from, for people who trace a sample back.
+        path: where the image came from, for people who trace a sample back.
     """
 
     data: bytes
@@ -43,10 +56,10 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class StoredItem:
-    """One side of a row, ready to be written; "" and None stand for no text and no picture."""
+    """A query, target or hard negative, ready to be written; "" stands for no text."""
 
     text: str
-    image: StoredImage | None = None
+    images: tuple[StoredImage, ...] = ()
 
 
 class ShardWriter:
@@ -63,24 +76,28 @@ class ShardWriter:
         self._tar = open(self._temporary, "wb", _BUFFER_BYTES)  # noqa: SIM115 - closed by commit or __exit__
         self._sha256 = hashlib.sha256()
         self._size = 0
-        self._rows: list[IndexRow] = []
+        self._entries: list[IndexEntry] = []
         self._image_hashes: set[int] = set()
         self._image_bytes = self._duplicate_image_bytes = 0
 
     def __enter__(self) -> ShardWriter:
         return self
 
-    def add(self, row: int, sides: Mapping[str, StoredItem]) -> None:
-        """Appends the sample of a source row; `sides` by name, the negative only where there is one."""
+    def add(self, row: int, query: StoredItem, positive: StoredItem, negatives: Sequence[StoredItem] = ()) -> None:
+        """Appends the sample of a source row."""
         key = sample_key(self._subset, row)
-        pieces = [*member(f"{key}.{JSON_MEMBER}", self._record(row, sides))]
-        for side, item in sides.items():
-            if item.image is not None:
-                name = f"{key}.{IMAGE_MEMBER_PREFIX[side]}.{item.image.header.extension}"
-                pieces += member(name, item.image.data)
-                self._count(item.image)
+        sides = [(QUERY, 0, query), (POSITIVE, 0, positive)]
+        sides += [(NEGATIVE, number, item) for number, item in enumerate(negatives)]
+        pieces = [*member(f"{key}.{JSON_MEMBER}", self._record(row, query, positive, negatives))]
+        for side, number, item in sides:
+            names = image_members(side, number, len(negatives), len(item.images))
+            for name, image in zip(names, item.images, strict=True):
+                pieces += member(f"{key}.{name}.{image.header.extension}", image.data)
+                self._count(image)
         span = b"".join(pieces)
-        self._rows.append(_index_row(row, self._size, span, sides))
+        items = [_item_entry(item) for _, _, item in sides]
+        entry = IndexEntry(row, self._size, len(span), fast_hash(span), items[0], items[1], tuple(items[2:]))
+        self._entries.append(entry)
         self._write(span)
 
     def _write(self, content: bytes) -> None:
@@ -88,11 +105,15 @@ class ShardWriter:
         self._sha256.update(content)
         self._size += len(content)
 
-    def _record(self, row: int, sides: Mapping[str, StoredItem]) -> bytes:
+    def _record(self, row: int, query: StoredItem, positive: StoredItem, negatives: Sequence[StoredItem]) -> bytes:
+        """The sample's JSON: "negatives" in the place of "negative" where there are several."""
         record: dict[str, Any] = {"subset": self._subset, "row": row}
-        for side in SIDES:
-            item = sides.get(side)
-            record[side] = None if item is None else {"text": item.text, "image": _image_record(item.image)}
+        record |= {QUERY: _item_record(query), POSITIVE: _item_record(positive)}
+        items = [_item_record(item) for item in negatives]
+        if len(items) > 1:
+            record[SEVERAL_NEGATIVES] = items
+        else:
+            record[NEGATIVE] = items[0] if items else None
         return _ENCODER.encode(record).encode()
 
     def _count(self, image: StoredImage) -> None:
@@ -113,7 +134,7 @@ class ShardWriter:
         Args:
             rows: the range of source rows that it covers.
             skipped: rows of the range that were not added, by reason.
-            unusable_images: the pictures that some of them were left out for, noted in the sidecar.
+            unusable_images: the images that some of them were left out for, noted in the sidecar.
             unusable_rows: the rows that were left out for what they hold, noted in the sidecar.
         """
         self._write(end_of_archive(self._size))
@@ -123,13 +144,14 @@ class ShardWriter:
             name=self._name,
             bytes=self._size,
             sha256=self._sha256.hexdigest(),
-            index_sha256=write_index(self._folder / f"{self._name}.parquet", self._rows),
-            num_samples=len(self._rows),
+            index_sha256=write_index(self._folder / f"{self._name}.parquet", self._entries),
+            num_samples=len(self._entries),
             rows=rows,
             skipped=dict(sorted(skipped.items())),
             unique_images=len(self._image_hashes),
             image_bytes=self._image_bytes,
             duplicate_image_bytes=self._duplicate_image_bytes,
+            index_version=version_of(self._entries),
         )
         Sidecar(record, tuple(unusable_images), tuple(unusable_rows)).write(self._folder / f"{self._name}.json")
         return record
@@ -142,21 +164,15 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
 
-def _index_row(row: int, offset: int, span: bytes, sides: Mapping[str, StoredItem]) -> IndexRow:
-    values: list[int | bool] = [row, offset, len(span), fast_hash(span)]
-    for side in SIDES:
-        item = sides.get(side)
-        if item is None:
-            values += (0, 0, 0, 0, 0)
-        elif item.image is None:
-            values += (len(item.text), 0, 0, item_hash(item.text, None), 0)
-        else:
-            header, digest = item.image.header, item.image.hash
-            values += (len(item.text), header.width, header.height, item_hash(item.text, digest), digest)
-    return (*values, NEGATIVE in sides)
+def _item_entry(item: StoredItem) -> ItemEntry:
+    hashes = tuple(image.hash for image in item.images)
+    sizes = tuple((image.header.width, image.header.height) for image in item.images)
+    return ItemEntry(len(item.text), item_hash(item.text, hashes), sizes, hashes)
 
 
-def _image_record(image: StoredImage | None) -> dict[str, Any] | None:
-    if image is None:
-        return None
-    return {"path": image.path, "width": image.header.width, "height": image.header.height}
+def _item_record(item: StoredItem) -> dict[str, Any]:
+    """An item's JSON: "images" in the place of "image" where there are several."""
+    images = [{"path": each.path, "width": each.header.width, "height": each.header.height} for each in item.images]
+    if len(images) > 1:
+        return {"text": item.text, SEVERAL_IMAGES: images}
+    return {"text": item.text, IMAGE: images[0] if images else None}

@@ -96,9 +96,8 @@ def test_every_format_gives_the_same_pairs(folder: Path, tmp_path: Path, run: An
     assert len(plain) == ROWS
     assert [plain[n].positive.image for n in range(3)] == [picture(shade) for shade in range(3)]
     assert [plain[n].query.text for n in range(2)] == ["find 0", "find 1"]
-    assert (plain[0].positive.text, plain[0].negative) == ("", None)
-    assert plain[1].negative is not None
-    assert plain[1].negative.text == "not 1"
+    assert (plain[0].positive.text, plain[0].negatives) == ("", ())
+    assert [each.text for each in plain[1].negatives] == ["not 1"]
     (shown,) = inspect.collect(tmp_path / "pairs.jsonl", 2, None)
     assert (shown.name, shown.rows) == ("A", ROWS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from vlm2vec.images.decode import open_image
 from vlm2vec.shards import DamagedSampleError, Item, ShardSet
 
 SHOWN_PAIRS = 4
-# Side of a picture in pixels, what separates the two of a pair, and the grey where nothing is.
+# Side of an item's square in pixels, what separates the two of a pair, and the grey where nothing is.
 _SIDE, _GAP, _GREY = 320, 16, 224
 
 
@@ -27,7 +28,8 @@ class ShownPair:
         subset: Its subset.
         query: The query's text.
         positive: The target's text.
-        image: The query's image, or grey, beside the target's, uint8 (height, width, 3); None if neither has one.
+        image: The query's images, or grey, beside the target's, uint8 (height, width, 3); None if neither has any.
+            Several of one item share its square.
     """
 
     name: str
@@ -61,17 +63,20 @@ def first_pairs(batch: GlobalBatch, shards: ShardSet, count: int = SHOWN_PAIRS) 
 
 
 def _side_by_side(query: Item, positive: Item, name: str) -> npt.NDArray[np.uint8] | None:
-    if query.image is None and positive.image is None:
+    if not query.images and not positive.images:
         return None
     canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), (_GREY, _GREY, _GREY))
     for item, left in ((query, 0), (positive, _SIDE + _GAP)):
-        if item.image is not None:
-            image = open_image(item.image, name)
-            scale = _SIDE / max(image.size)
+        columns = math.ceil(math.sqrt(len(item.images)))
+        for number, data in enumerate(item.images):
+            image, cell = open_image(data, name), _SIDE // columns
+            scale = cell / max(image.size)
             width, height = (max(1, round(scale * side)) for side in image.size)
-            # A picture of a few pixels is shown as these pixels.
+            # An image of a few pixels is shown as these pixels.
             how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
-            canvas.paste(image.resize((width, height), how), (left + (_SIDE - width) // 2, (_SIDE - height) // 2))
+            row, column = divmod(number, columns)
+            place = (left + column * cell + (cell - width) // 2, row * cell + (cell - height) // 2)
+            canvas.paste(image.resize((width, height), how), place)
     return np.asarray(canvas)
 
 

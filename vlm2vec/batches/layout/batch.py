@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vlm2vec.batches.layout.places import (
+    POSITIVE,
+    QUERY,
+    ItemCost,
+    ItemPlaces,
+    ItemReference,
+    SampleIndex,
+    negative_places,
+)
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.mined.rows import MinedRows, by_subset
-
-QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"
-_PAIR = (QUERY, POSITIVE)
-
-
-class SampleIndex(Protocol):
-    """The index columns of a set of shards (`vlm2vec.shards.ShardSet`)."""
-
-    @property
-    def subsets(self) -> tuple[str, ...]:
-        """Names of the subsets."""
-
-    def columns(self, subset: str) -> Mapping[str, npt.NDArray[np.generic]]:
-        """The subset's index columns, one entry a sample."""
-
-
-# Estimated tokens of an item from (characters of text, image width, image height); width 0 means no image.
-ItemCost = Callable[[int, int, int], int]
-
-
-@dataclass(frozen=True, slots=True)
-class ItemReference:
-    """Where one item of a global batch is read: a side of a sample."""
-
-    subset: str
-    position: int
-    side: str
 
 
 @dataclass(frozen=True)
@@ -117,17 +98,16 @@ def lay_out(
         damaged: Samples (subset, position) that cannot be read, which mined negatives leave out.
     """
     every_row = np.arange(len(batch.positions))
-    sides = [_side(_Places(side, every_row, batch.subsets, batch.positions), index, item_cost) for side in _PAIR]
+    sides = [ItemPlaces(side, every_row, batch.subsets, batch.positions) for side in (QUERY, POSITIVE)]
     if hard_negatives:
-        sides.append(_side(_with_negative(batch, index), index, item_cost))
-    scores = [np.full(len(side.places.rows), np.nan, np.float32) for side in sides[len(_PAIR) :]]
+        sides.append(negative_places(index, batch.subsets, batch.positions))
+    scores = [np.full(len(side.rows), np.nan, np.float32) for side in sides[2:]]
     if mined is not None and mined.negatives:
         found = mined.row_negatives(batch.subsets, batch.positions, by_subset(index.subsets, damaged))
-        sides.append(_side(_Places(POSITIVE, found.rows, found.subsets, found.positions), index, item_cost))
+        sides.append(ItemPlaces(POSITIVE, found.rows, found.subsets, found.positions))
         scores.append(found.scores)
-    hashes, costs = (
-        np.concatenate(parts) for parts in zip(*((side.hashes, side.costs) for side in sides), strict=True)
-    )
+    hashes = np.concatenate([side.hashes(index) for side in sides])
+    costs = np.concatenate([side.costs(index, item_cost) for side in sides])
     distinct, first, item_of_entry = np.unique(hashes, return_index=True, return_inverse=True)
     # np.unique sorts by hash; order by first appearance keeps the numbering readable and independent of hash values.
     appearance = np.argsort(first, kind="stable")
@@ -135,7 +115,7 @@ def lay_out(
     dealt = appearance[np.concatenate(rank_items)]
     numbering = np.empty(len(first), dtype=np.int64)
     numbering[dealt] = np.arange(len(first))
-    rows = np.concatenate([side.places.rows for side in sides])
+    rows = np.concatenate([side.rows for side in sides])
     query, positive, others = np.split(numbering[item_of_entry], [len(every_row), 2 * len(every_row)])
     by_row = np.argsort(rows[2 * len(every_row) :], kind="stable")
     negative, negative_row = others[by_row], rows[2 * len(every_row) :][by_row]
@@ -146,13 +126,14 @@ def lay_out(
             positive=mined.positive_scores(batch.subsets, batch.positions) if mined.scores else None,
             negative=np.concatenate(scores)[by_row] if mined.scores and scores else None,
         )
+    references = [reference for side in sides for reference in side.references(index)]
     digest = hashlib.blake2b(digest_size=8)
     for part in (np.int64(batch.step), hashes, rows, query, positive, negative):
         digest.update(np.ascontiguousarray(part).tobytes())
     if teacher is not None and teacher.ignored is not None:
         digest.update(np.ascontiguousarray(teacher.ignored).tobytes())
     return BatchLayout(
-        items=tuple(_references(index, sides, first[dealt])),
+        items=tuple(references[entry] for entry in first[dealt].tolist()),
         counts=tuple(len(own) for own in rank_items),
         query=query,
         positive=positive,
@@ -180,52 +161,6 @@ def deal(costs: npt.NDArray[np.int64], num_ranks: int) -> list[npt.NDArray[np.in
     return [np.array(hand, dtype=np.int64) for hand in hands]
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where some items are read: a side of samples, and the rows that they belong to, shape (entries,) each."""
-
-    side: str
-    rows: npt.NDArray[np.int64]
-    subsets: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Some items: where they are read, what they are, what they cost, shape (entries,) each."""
-
-    places: _Places
-    hashes: npt.NDArray[np.int64]
-    costs: npt.NDArray[np.int64]
-
-
-def _with_negative(batch: GlobalBatch, index: SampleIndex) -> _Places:
-    """The hard negatives of the samples that have one."""
-    present = _values(index, ["has_negative"], batch.subsets, batch.positions)[0]
-    rows = np.flatnonzero(present)
-    return _Places(NEGATIVE, rows, batch.subsets[rows], batch.positions[rows])
-
-
-def _side(places: _Places, index: SampleIndex, item_cost: ItemCost) -> _Side:
-    names = [f"{places.side}_{name}" for name in ("hash", "text_length", "width", "height")]
-    hashes, *sizes = _values(index, names, places.subsets, places.positions)
-    costs = [item_cost(*size) for size in zip(*(size.tolist() for size in sizes), strict=True)]
-    return _Side(places, hashes, np.array(costs, dtype=np.int64))
-
-
-def _values(
-    index: SampleIndex, names: Sequence[str], subsets: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Index columns of some samples, shape (names, samples)."""
-    values = np.zeros((len(names), len(positions)), dtype=np.int64)
-    for subset in np.unique(subsets).tolist():
-        members = np.flatnonzero(subsets == subset)
-        columns = index.columns(index.subsets[subset])
-        for value, name in zip(values, names, strict=True):
-            value[members] = columns[name][positions[members]]
-    return values
-
-
 def _ignored(
     mined: MinedRows,
     batch: GlobalBatch,
@@ -245,17 +180,8 @@ def _ignored(
         positive: The number of each row's target, which is no negative of its row.
     """
     rows, subsets, positions = mined.row_false_negatives(batch.subsets, batch.positions)
-    hashes = _values(index, [f"{POSITIVE}_hash"], subsets, positions)[0]
+    hashes = ItemPlaces(POSITIVE, rows, subsets, positions).hashes(index)
     place = np.minimum(np.searchsorted(distinct, hashes), len(distinct) - 1)
     items = numbering[place]
     is_there = (distinct[place] == hashes) & (items != positive[rows])
     return np.unique(np.stack([rows[is_there], items[is_there]], axis=1), axis=0)
-
-
-def _references(index: SampleIndex, sides: Sequence[_Side], entries: npt.NDArray[np.int64]) -> Iterator[ItemReference]:
-    """Where some entries, counted over all sides, are read."""
-    side_of_entry = np.repeat(np.arange(len(sides)), [len(side.places.rows) for side in sides])[entries]
-    subsets = np.concatenate([side.places.subsets for side in sides])[entries]
-    positions = np.concatenate([side.places.positions for side in sides])[entries]
-    for subset, position, side in zip(subsets.tolist(), positions.tolist(), side_of_entry.tolist(), strict=True):
-        yield ItemReference(index.subsets[subset], position, sides[side].places.side)

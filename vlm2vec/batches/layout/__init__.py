@@ -1,0 +1,6 @@
+"""One global batch as items on ranks."""
+
+from vlm2vec.batches.layout.batch import BatchLayout, deal, lay_out
+from vlm2vec.batches.layout.places import ItemReference
+
+__all__ = ["BatchLayout", "ItemReference", "deal", "lay_out"]
