@@ -39,7 +39,10 @@ OF_SIDECAR = ["--mined_negatives", "2", "--mined_clusters", "True", "--homogeneo
 # of the process.
 RUNS: dict[str, tuple[str, list[str]]] = {
     "zero1": ("zero1", ["--dataloader_num_workers", "2"]),
-    "zero2-lora": ("zero2", ["--lora", "--learn_temperature", "--dataloader_num_workers", "1", *OF_SIDECAR]),
+    "zero2-lora": (
+        "zero2",
+        ["--lora", "--learn_temperature", "--temperature_by", "subset", "--dataloader_num_workers", "1", *OF_SIDECAR],
+    ),
     "zero2-bf16": ("zero2_offload", ["--bf16"]),
     "zero2-lora-qwen2_5_vl": ("zero2", ["--lora", "--dataloader_num_workers", "1"]),
     "zero3-lora-bf16": ("zero3", ["--lora", "--bf16", "--gradient_checkpointing"]),

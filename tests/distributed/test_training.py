@@ -28,10 +28,13 @@ pytestmark = pytest.mark.numeric
 REFERENCE = "zero2"
 REPEATED = "repeated"
 MINED = "mined"
-# Everything that a sidecar gives; its folder comes with the run. Two steps of half the batch.
+# Everything that a sidecar gives, and all that the loss makes of it; its folder comes with the run. Two steps of half
+# the batch.
 OF_SIDECAR = [
     *("--max_steps", "2", "--global_batch_size", "32", "--homogeneous_batch_size", "8", "--mined_clusters", "True"),
-    *("--mined_negatives", "2", "--hard_negatives"),
+    *("--mined_negatives", "2", "--hard_negatives", "--hard_negative_scope", "own", "--hardness_weight", "9"),
+    *("--false_negative_source", "teacher", "--distill_weight", "0.5", "--distill_temperature", "0.5"),
+    *("--learn_temperature", "--temperature_by", "subset", "--temperature_learning_rate", "0.05"),
 ]
 WATCHED = ["--profile_steps", "2", "3", "--flops_profile_step", "4", "--peak_tflops", "0.01"]
 COMMON = [
@@ -106,6 +109,14 @@ def test_what_a_sidecar_gives_is_the_same_on_any_number_of_ranks(trained: Callab
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-5)
         assert ours["similarity/hardest_negative"] == pytest.approx(theirs["similarity/hardest_negative"], rel=1e-6)
+        assert ours["teacher_divergence"] == pytest.approx(theirs["teacher_divergence"], rel=1e-6)
+        assert ours["masked_similar_pairs"] == theirs["masked_similar_pairs"]
+        learned = [name for name in ours if name.startswith("temperature/")]
+        assert len(learned) > 1
+        assert [ours[name] for name in learned] == pytest.approx([theirs[name] for name in learned], rel=1e-5)
+    assert min(line["teacher_divergence"] for line in lines[0]) > 0
+    assert max(line["masked_similar_pairs"] for line in lines[0]) > 0
+    assert len({lines[0][-1][name] for name in learned}) > 1
 
 
 def test_the_configuration_of_a_run_repeats_it(trained: Callable[[int], Path]) -> None:

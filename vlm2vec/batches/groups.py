@@ -15,6 +15,32 @@ SUBSET, META_TASK = GROUPINGS = ("subset", "meta_task")
 Indices = npt.NDArray[np.int64]
 
 
+def group_of(subset: str, grouping: str) -> str:
+    """The name of the group that a subset belongs to: its own, or that of its meta-task, if it has one."""
+    task = meta_task_of(subset) if grouping == META_TASK else None
+    return subset if task is None else f"meta-task {task}"
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Which group each subset's rows belong to.
+
+    Attributes:
+        names: Of the groups, in the order of their first subsets.
+        of_subset: The number of each subset's group, shape (subsets,), int64.
+    """
+
+    names: tuple[str, ...]
+    of_subset: Indices
+
+    @classmethod
+    def of(cls, subsets: Sequence[str], grouping: str) -> RowGroups:
+        """Groups the rows of subsets."""
+        groups = [group_of(subset, grouping) for subset in subsets]
+        names = tuple(dict.fromkeys(groups))
+        return cls(names, np.array([names.index(group) for group in groups], dtype=np.int64))
+
+
 @dataclass(frozen=True)
 class Groups:
     """The subsets in groups, and how many pieces each brings; a piece is what a pass shuffles: a row, or a cluster.
@@ -39,8 +65,7 @@ class Groups:
         """
         by_name: dict[str, list[int]] = {}
         for subset, name in enumerate(subsets):
-            task = meta_task_of(name) if grouping == META_TASK else None
-            by_name.setdefault(name if task is None else f"meta-task {task}", []).append(subset)
+            by_name.setdefault(group_of(name, grouping), []).append(subset)
         members = np.array([subset for group in by_name.values() for subset in group])
         counts = np.array(pieces)
         sizes = np.array([counts[group].sum() for group in by_name.values()])

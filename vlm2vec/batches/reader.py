@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.batches.groups import RowGroups
 from vlm2vec.batches.layout import BatchLayout
 from vlm2vec.batches.layout.places import QUERY, ItemPlaces, ItemReference
 from vlm2vec.batches.replacement import GlobalBatch
@@ -47,13 +49,22 @@ class BatchReader:
         inputs: Makes the encoder's inputs.
         chunk_sizes: How items become chunks.
         rank: The rank to read for.
+        temperatures: The groups of rows that have a temperature each; None: all rows have one.
     """
 
-    def __init__(self, shards: ShardSet, inputs: ItemEncoderInputs, chunk_sizes: ChunkSizes, rank: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        inputs: ItemEncoderInputs,
+        chunk_sizes: ChunkSizes,
+        rank: int,
+        temperatures: RowGroups | None = None,
+    ) -> None:
         self.shards = shards
         self.inputs = inputs
         self.chunk_sizes = chunk_sizes
         self.rank = rank
+        self.temperatures = temperatures
 
     def plan(self, batch: GlobalBatch, layout: BatchLayout) -> StepPlan:
         """Reads and tokenises the texts of this rank's items, and packs them.
@@ -72,7 +83,9 @@ class BatchReader:
             layout=StepLayout(
                 counts=layout.counts,
                 local_order=end_to_end_positions([*encode, *keep]),
-                pairs=pairs_of(layout),
+                pairs=pairs_of(
+                    layout, None if self.temperatures is None else self.temperatures.of_subset[batch.subsets]
+                ),
                 rows=rows,
                 digest=layout.digest,
             ),
@@ -190,7 +203,7 @@ class BatchReader:
         return processed
 
 
-def pairs_of(layout: BatchLayout) -> Pairs:
+def pairs_of(layout: BatchLayout, temperature_group: npt.NDArray[np.int64] | None = None) -> Pairs:
     """The rows as tensors."""
     teacher = layout.teacher
     arrays = {
@@ -199,6 +212,7 @@ def pairs_of(layout: BatchLayout) -> Pairs:
         "ignored": None if teacher is None else teacher.ignored,
         "teacher_positive": None if teacher is None else teacher.positive,
         "teacher_negative": None if teacher is None else teacher.negative,
+        "temperature_group": temperature_group,
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
     return Pairs(torch.from_numpy(layout.query), torch.from_numpy(layout.positive), **tensors)

@@ -52,6 +52,11 @@ class Negatives:
         if self.margin is not None and not -2 < self.margin < 2:
             raise ValueError(f"the margin of false negatives must be between -2 and 2, not {self.margin}")
 
+    @property
+    def finds_false_negatives(self) -> bool:
+        """Whether negatives are left out by the model's similarities."""
+        return self.similarity is not None or self.margin is not None
+
     def foreign(self, pairs: Pairs, own: Tensor) -> Tensor | None:
         """Which columns are other rows' hard negatives that do not compete, shape (rows, columns); None: none."""
         if not self.own_rows_only or pairs.negative_row is None:

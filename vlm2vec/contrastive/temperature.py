@@ -11,9 +11,8 @@ from torch import Tensor
 
 from vlm2vec.contrastive.gather import is_distributed
 
-# A number, or one for each of several temperatures.
-State = float | list[float]
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+_VALUE = "log_temperature"
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # besides the number of steps, AdamW's state of a parameter
 
 
 class LearnedTemperature:
@@ -107,31 +106,41 @@ class LearnedTemperature:
         assert self.log_temperature.grad is not None
         self.log_temperature.grad.zero_()
 
-    def state_dict(self) -> dict[str, State]:
+    def state_dict(self) -> dict[str, float]:
         """Value and AdamW's moments as plain numbers that survive JSON bit for bit; waits for the device.
 
         Returns:
-            A number each; of several temperatures a list each, but for the number of steps.
+            By name; with groups a number for each, named "log_temperature/GROUP" and so on, but for the steps done.
         """
         moments = self._optimizer.state.get(self.log_temperature, {})
         nothing = torch.zeros_like(self.log_temperature)
-        state: dict[str, State] = {"log_temperature": self.log_temperature.tolist()}
-        for name in _MOMENTS:
-            state[name] = moments[name].tolist() if name in moments else 0.0 if name == "step" else nothing.tolist()
+        state = {"step": float(moments.get("step", 0.0))}
+        for name, values in {
+            _VALUE: self.log_temperature,
+            **{each: moments.get(each, nothing) for each in _MOMENTS},
+        }.items():
+            state.update(zip(self._names(name), values.detach().reshape(-1).tolist(), strict=True))
         return state
 
-    def load_state_dict(self, state: Mapping[str, State | Sequence[float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continues from what `state_dict` returned; betas and range stay this object's.
 
         Raises:
             KeyError: A number is missing.
-            ValueError: The state is of another number of temperatures.
         """
-        value = torch.tensor(state["log_temperature"], dtype=torch.float32)
-        moments = {name: torch.tensor(state[name], dtype=torch.float32) for name in _MOMENTS}
-        shapes = {tuple(each.shape) for each in (value, moments["exp_avg"], moments["exp_avg_sq"])}
-        if shapes != {tuple(self.log_temperature.shape)} or moments["step"].dim():
-            raise ValueError(f"a state of {value.numel()} temperatures, expected {self.log_temperature.numel()}")
+        shape = self.log_temperature.shape
+        value, *moments = (
+            torch.tensor([state[each] for each in self._names(name)], dtype=torch.float32).reshape(shape)
+            for name in (_VALUE, *_MOMENTS)
+        )
+        of_adam = {
+            "step": torch.tensor(state["step"], dtype=torch.float32),
+            **dict(zip(_MOMENTS, moments, strict=True)),
+        }
         with torch.no_grad():
             self.log_temperature.copy_(value)
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {0: moments}})
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {0: of_adam}})
+
+    def _names(self, quantity: str) -> list[str]:
+        """What a quantity's numbers are called in the state."""
+        return [f"{quantity}/{group}" for group in self.groups] or [quantity]

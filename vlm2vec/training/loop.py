@@ -106,7 +106,10 @@ def report(run: Run, header: StepHeader, learning_rate: float) -> None:
     figures.values["bad_samples"] = float(len(run.bad_samples))
     figures.values["skipped_steps"] = float(run.skipped_steps.total)
     fixed = run.settings.loss.temperature
-    figures.values["temperature"] = fixed if temperature is None else float(temperature.value)
+    figures.values["temperature"] = fixed if temperature is None else float(temperature.value.mean())
+    if temperature is not None and temperature.groups:
+        of_groups = zip(temperature.groups, temperature.value.tolist(), strict=True)
+        figures.values.update({f"temperature/{name}": value for name, value in of_groups})
     run.monitor.figures(header.step + 1, figures)
 
 

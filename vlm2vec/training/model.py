@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,6 +53,7 @@ class TrainedModel:
         loads_universal: bool,
         watch: Watch,
         step_type: type[CachedStep] = CachedStep,
+        temperatures: Sequence[str] = (),
     ) -> TrainedModel:
         """Builds the engine and the step around the encoder; all ranks call it.
 
@@ -61,13 +63,14 @@ class TrainedModel:
             loads_universal: As in `build_engine`.
             watch: Follows the step.
             step_type: What runs a step's chunks.
+            temperatures: Names of the groups of rows that learn a temperature each; empty: all learn one.
 
         Raises:
             InputError: A schedule, temperature or dimension that cannot be.
         """
         engine = build_engine(encoder, settings.engine, partial(schedule, settings.schedule), loads_universal)
         inputs = encoder_inputs(encoder, settings.encoder)
-        temperature = learned_temperature(settings.loss, settings.optimizer, engine.device)
+        temperature = learned_temperature(settings.loss, settings.optimizer, engine.device, temperatures)
         loss = contrastive_loss(settings.loss, temperature, encoder.hidden_size)
         step = step_type(engine, loss, inputs.padding_chunk(), watch=watch)
         return cls(encoder, engine, inputs, temperature, step)
@@ -80,7 +83,7 @@ class TrainedModel:
 
 
 def learned_temperature(
-    settings: LossSettings, optimizer: OptimizerSettings, device: torch.device
+    settings: LossSettings, optimizer: OptimizerSettings, device: torch.device, groups: Sequence[str] = ()
 ) -> LearnedTemperature | None:
     """A temperature to train; None if it is fixed.
 
@@ -90,7 +93,7 @@ def learned_temperature(
     if settings.temperature_learning_rate is None:
         return None
     try:
-        return LearnedTemperature(settings.temperature, betas=optimizer.betas, device=device)
+        return LearnedTemperature(settings.temperature, betas=optimizer.betas, device=device, groups=groups)
     except ValueError as error:
         raise InputError(f"--temperature {settings.temperature} with --learn_temperature: {error}") from error
 
@@ -111,6 +114,8 @@ def contrastive_loss(settings: LossSettings, temperature: LearnedTemperature | N
             settings.block_rows,
             bidirectional=settings.bidirectional,
             matryoshka_dims=settings.matryoshka_dims,
+            negatives=settings.negatives,
+            distillation=settings.distillation,
         )
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.batches import BatchReader, ChunkSizes, PlanSource, TrainingBatches
+from vlm2vec.batches.groups import RowGroups
 from vlm2vec.contrastive import CachedStep
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.ranks import on_every_rank
@@ -30,7 +31,7 @@ from vlm2vec.training.start import Start
 from vlm2vec.training.stop import StopRequest
 from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.heartbeat import Heartbeat
-from vlm2vec.training.watch.metrics import StepMeter
+from vlm2vec.training.watch.metrics import StepMeter, optional_metrics
 from vlm2vec.training.watch.mfu import ModelFlops
 from vlm2vec.training.watch.monitor import Monitor, RunMonitor
 from vlm2vec.training.watch.profiling import StepProfiles
@@ -169,8 +170,17 @@ def build_model(start: Start, watch: RunWatch, parts: Parts) -> tuple[TrainedMod
     # Before an engine changes how torch's layers run.
     flops = parts.model_flops(settings.encoder, settings.watch.peak_tflops, encoder, start.device)
     watch.starting("building the engine")
-    model = TrainedModel.build(settings, encoder, start.point.is_elastic, watch, parts.step)
-    return model, StepMeter(start.data.shards.subsets, start.device, watch.clock, flops)
+    groups = temperature_groups(start)
+    names = () if groups is None else groups.names
+    model = TrainedModel.build(settings, encoder, start.point.is_elastic, watch, parts.step, names)
+    optional = optional_metrics(settings.loss, settings.data.mined)
+    return model, StepMeter(start.data.shards.subsets, start.device, watch.clock, flops, optional)
+
+
+def temperature_groups(start: Start) -> RowGroups | None:
+    """The groups of rows that learn a temperature each; None: all rows have one."""
+    grouping = start.settings.loss.temperature_by
+    return None if grouping is None else RowGroups.of(start.data.shards.subsets, grouping)
 
 
 def rehearsed(
@@ -196,7 +206,7 @@ def build_batches(
     settings = start.settings
     source = parts.source(
         order=start.data.order,
-        reader=BatchReader(start.data.shards, model.inputs, sizes, dist.get_rank()),
+        reader=BatchReader(start.data.shards, model.inputs, sizes, dist.get_rank(), temperature_groups(start)),
         num_ranks=dist.get_world_size(),
         first_step=start.point.step,
         last_step=settings.schedule.max_steps,

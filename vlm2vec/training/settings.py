@@ -14,6 +14,7 @@ import torch
 
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.batches import ChunkSizes, Mixture
+from vlm2vec.contrastive import Distillation, Negatives
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
@@ -126,6 +127,10 @@ class LossSettings:
         temperature: The fixed one, or where a learned one starts.
         temperature_learning_rate: Peak learning rate of its logarithm; None: it is fixed.
         block_rows: Rows of the similarity matrix in memory at a time; None: as many as hold `BLOCK_SCORES` scores.
+        temperature_by: What has a learned temperature of its own, SUBSET or META_TASK of `vlm2vec.batches.groups`;
+            None: all rows have one.
+        negatives: How negatives take part.
+        distillation: From the scores of a sidecar; None: none.
     """
 
     temperature: float
@@ -134,6 +139,9 @@ class LossSettings:
     matryoshka_dims: tuple[int, ...]
     mask_false_negatives: bool
     block_rows: int | None
+    temperature_by: str | None
+    negatives: Negatives
+    distillation: Distillation | None
 
     def rows_of_a_block(self, columns: int) -> int:
         """Rows of a block of the similarity matrix with so many columns."""

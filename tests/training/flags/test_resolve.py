@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.batches import ChunkSizes
+from vlm2vec.batches.groups import META_TASK
+from vlm2vec.contrastive import Distillation, Negatives
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
@@ -17,7 +20,8 @@ from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.flags.run import RunSettings, parse_arguments
-from vlm2vec.training.settings import NO_GRAD_FACTOR, Precision
+from vlm2vec.training.settings import NO_GRAD_FACTOR, MinedSettings, Precision
+from vlm2vec.training.watch.metrics import DIVERGENCE, MASKED_SIMILAR, optional_metrics
 
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json"]
 STEPS = ["--max_steps", "9"]
@@ -127,6 +131,37 @@ def test_what_is_not_asked_for_is_absent() -> None:
     assert (asked.checkpoints.resume, asked.data.subsets) == ("auto", ("A", "B"))
     assert asked.data.mixture.weights == {"A": 2, "B": 1}
     assert asked.loss.temperature_learning_rate == 1e-3
+    assert (made.loss.temperature_by, made.loss.negatives, made.loss.distillation) == (None, Negatives(), None)
+    assert optional_metrics(made.loss, made.data.mined) == []
+
+
+def test_what_the_loss_takes_from_a_teacher_comes_from_the_sidecar() -> None:
+    of_model = settings(
+        "--hardness_weight", "9", "--false_negative_similarity", "0.95", "--false_negative_margin", "-.1"
+    )
+    assert of_model.loss.negatives == Negatives(9.0, 0.95, -0.1)
+    assert of_model.data.mined is None
+    assert optional_metrics(of_model.loss, None) == [MASKED_SIMILAR]
+    of_teacher = settings(
+        *(
+            "--mined",
+            "m",
+            "--mined_negatives",
+            "3",
+            "--hard_negative_scope",
+            "own",
+            "--false_negative_source",
+            "teacher",
+        ),
+        *("--distill_weight", "0.5", "--learn_temperature", "--temperature_by", "meta_task"),
+    )
+    assert of_teacher.loss.negatives == Negatives(own_rows_only=True)
+    assert of_teacher.loss.distillation == Distillation(0.5, 0.02)
+    assert of_teacher.loss.temperature_by == META_TASK
+    assert of_teacher.data.mined == MinedSettings(Path("m"), 3, false_negatives=True, scores=True)
+    assert optional_metrics(of_teacher.loss, of_teacher.data.mined) == [MASKED_SIMILAR, DIVERGENCE]
+    alone = settings("--mined", "m", "--false_negative_source", "teacher").data.mined
+    assert alone == MinedSettings(Path("m"), false_negatives=True)
 
 
 @pytest.mark.parametrize(

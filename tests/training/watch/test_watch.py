@@ -22,7 +22,15 @@ from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.shards import ShardSet
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.first_pairs import first_pairs
-from vlm2vec.training.watch.metrics import HARDEST_NEGATIVE, POSITIVE, SIMILARITY_BINS, Figures, StepMeter
+from vlm2vec.training.watch.metrics import (
+    DIVERGENCE,
+    HARDEST_NEGATIVE,
+    MASKED_SIMILAR,
+    POSITIVE,
+    SIMILARITY_BINS,
+    Figures,
+    StepMeter,
+)
 from vlm2vec.training.watch.mfu import PEAK_TFLOPS, ModelFlops
 from vlm2vec.training.watch.monitor import RunMonitor
 from vlm2vec.training.watch.parts import RunPart
@@ -104,6 +112,29 @@ def test_histograms_and_subsets_are_those_of_the_rows() -> None:
     figures = meter.report()
     assert sum(figures.histograms[POSITIVE]) == ROWS  # a new window
     assert {part: figures.values[f"time_ms/{part}"] for part in ("pass_1", "other")} == {"pass_1": 3000.0, "other": 0.0}
+
+
+def test_metrics_of_options_are_reported_where_they_are_in_force() -> None:
+    device = Device()
+    clock, other = device.clock(), device.clock()
+    plain = StepMeter(["even", "odd"], CPU, other)
+    meter = StepMeter(["even", "odd"], CPU, clock, optional=(MASKED_SIMILAR, DIVERGENCE))
+    with clock.part(Part.PASS_1), other.part(Part.PASS_1):
+        device.seconds += 1
+    before = StepMeter(["even", "odd"], CPU, StepClock(CPU))
+    steps = [step_of(ROWS, seed) for seed in (0, 1)]
+    for each in (plain, meter):
+        each.add(*steps[0])
+    state = meter.state_dict()
+    sums = state["sums"].tolist()
+    before.load_state_dict({**state, "sums": state["sums"][:6]})  # of a checkpoint that had no such options
+    meter.add(*steps[1])
+    values = meter.report().values
+    assert not {MASKED_SIMILAR, DIVERGENCE} & set(plain.report().values)
+    assert values[MASKED_SIMILAR] == sum(row % 3 for row in range(ROWS))
+    divergences = torch.cat([output.statistics.divergence for _, output in steps])
+    assert values[DIVERGENCE] == pytest.approx(float(divergences.mean()))
+    assert before.state_dict()["sums"].tolist() == [*sums[:6], *[0] * (len(sums) - 6)]
 
 
 def test_a_window_of_an_older_checkpoint_has_no_squares_of_vision_units_and_no_mean_negatives() -> None:

@@ -36,7 +36,7 @@ class RunRecord:
         arguments: The resolved arguments.
         versions: Of the packages that matter.
         data: Fingerprint of the shards, digest of the order and, where a teacher's sidecar takes part, its fingerprint.
-        temperature: State of a learned temperature, of several a list each.
+        temperature: State of a learned temperature, or of one for each group of rows.
         bad_samples: Samples that were replaced so far, as `BadSamples.record` gives them.
         keep_graphs: How many graphs a step kept: `--keep_graphs auto` measures, and the sum's order depends on it.
         files: Size in bytes of every other file of the checkpoint, by its path in it. The record is written last, so
@@ -51,7 +51,7 @@ class RunRecord:
     arguments: Mapping[str, Any]
     versions: Mapping[str, str]
     data: Mapping[str, str]
-    temperature: Mapping[str, FiniteFloat | list[FiniteFloat]] | None = None
+    temperature: Mapping[str, FiniteFloat] | None = None
     bad_samples: Sequence[Mapping[str, Any]] = ()
     keep_graphs: Count | None = None
     files: Mapping[str, Count] = field(default_factory=dict)

@@ -96,8 +96,6 @@ class ResumePoint:
                 model.temperature.load_state_dict(record.temperature)
             except KeyError as error:
                 raise InputError(f"{self.checkpoint / RECORD}: temperature has no {error}") from error
-            except ValueError as error:
-                raise InputError(f"{self.checkpoint / RECORD}: temperature: {error}") from error
         if record.num_ranks == num_ranks:
             restore_rank(self.checkpoint, rank, model.engine.device, meter)
         else:

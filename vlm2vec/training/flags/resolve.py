@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.batches import Mixture
+from vlm2vec.contrastive import Distillation, Negatives
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.lora import LoraSettings
 from vlm2vec.training.flags.checkpoint import NONE
@@ -14,7 +15,7 @@ from vlm2vec.training.flags.data import ALL, DataArguments, mixture_weights
 from vlm2vec.training.flags.evaluation import EvaluationArguments
 from vlm2vec.training.flags.model import ModelArguments
 from vlm2vec.training.flags.option import Refusal
-from vlm2vec.training.flags.training import AUTO, DEFAULT_CHUNK_TOKENS, TrainingArguments
+from vlm2vec.training.flags.training import AUTO, DEFAULT_CHUNK_TOKENS, OWN_ROW, TEACHER, TrainingArguments
 from vlm2vec.training.settings import (
     CheckpointSettings,
     Chunking,
@@ -79,6 +80,16 @@ def loss_settings(training: TrainingArguments) -> LossSettings:
         matryoshka_dims=tuple(training.matryoshka_dims),
         mask_false_negatives=training.mask_false_negatives,
         block_rows=training.loss_block_rows,
+        temperature_by=None if training.temperature_by == NONE else training.temperature_by,
+        negatives=Negatives(
+            training.hardness_weight,
+            training.false_negative_similarity,
+            training.false_negative_margin,
+            own_rows_only=training.hard_negative_scope == OWN_ROW,
+        ),
+        distillation=Distillation(training.distill_weight, training.distill_temperature)
+        if training.distill_weight
+        else None,
     )
 
 
@@ -117,7 +128,7 @@ def data_settings(data: DataArguments, training: TrainingArguments, global_batch
         seed=training.seed,
         global_batch_size=global_batch_size,
         hard_negatives=training.hard_negatives,
-        mined=mined_settings(data),
+        mined=mined_settings(data, training),
         max_bad_samples=data.max_bad_samples,
         num_workers=data.dataloader_num_workers,
         cache_dir=None if data.cache_dir is None else Path(data.cache_dir),
@@ -125,11 +136,17 @@ def data_settings(data: DataArguments, training: TrainingArguments, global_batch
     )
 
 
-def mined_settings(data: DataArguments) -> MinedSettings | None:
+def mined_settings(data: DataArguments, training: TrainingArguments) -> MinedSettings | None:
     """The sidecar."""
     if data.mined is None:
         return None
-    return MinedSettings(Path(data.mined), data.mined_negatives, data.mined_clusters)
+    return MinedSettings(
+        Path(data.mined),
+        data.mined_negatives,
+        data.mined_clusters,
+        false_negatives=training.false_negative_source == TEACHER,
+        scores=training.distill_weight > 0,
+    )
 
 
 def checkpoint_settings(training: TrainingArguments, keeps_best: bool, lora: bool) -> CheckpointSettings:

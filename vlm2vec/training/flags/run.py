@@ -19,7 +19,7 @@ from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.flags.data import DataArguments, data_refusals, mixture_weights
 from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.flags.model import ModelArguments, model_refusals
-from vlm2vec.training.flags.option import Policy, given, no_effect, policies, refuse, unused_refusals
+from vlm2vec.training.flags.option import Policy, Refusal, given, no_effect, policies, refuse, unused_refusals
 from vlm2vec.training.flags.recipe import given_names, recipe_flags
 from vlm2vec.training.flags.resolve import (
     checkpoint_settings,
@@ -33,7 +33,7 @@ from vlm2vec.training.flags.resolve import (
     stage_refusals,
     watch_settings,
 )
-from vlm2vec.training.flags.training import TrainingArguments, step_refusals, training_refusals
+from vlm2vec.training.flags.training import TEACHER, TrainingArguments, step_refusals, training_refusals
 from vlm2vec.training.modes import add_modes
 from vlm2vec.training.settings import (
     CheckpointSettings,
@@ -254,6 +254,33 @@ def _config_path(argv: Sequence[str]) -> Path | None:
     return None
 
 
+def _mined_refusals(data: DataArguments, training: TrainingArguments) -> list[Refusal]:
+    """What hard negatives and a teacher are needed for."""
+    asks_teacher = training.false_negative_source == TEACHER
+    return [
+        no_effect(
+            given(training, ["hard_negative_scope"]),
+            "without hard negatives; add --hard_negatives or --mined_negatives",
+            when=not (training.hard_negatives or data.mined_negatives),
+        ),
+        (
+            asks_teacher and data.mined is None,
+            f"--false_negative_source {TEACHER}: give --mined, the folder in which data_prep.mine has written what its "
+            "teacher finds too similar",
+        ),
+        no_effect(
+            given(training, ["distill_weight"]),
+            "without --mined_negatives, the candidates that the teacher has scored",
+            when=not data.mined_negatives,
+        ),
+        no_effect(
+            given(data, ["mined"]),
+            f"without --mined_negatives, --mined_clusters or --false_negative_source {TEACHER}",
+            when=not (data.mined_negatives or data.mined_clusters or asks_teacher),
+        ),
+    ]
+
+
 def _check(arguments: RunArguments) -> None:
     """Refuses what cannot work or would be ignored, group by group, then what two groups together cannot do.
 
@@ -271,11 +298,7 @@ def _check(arguments: RunArguments) -> None:
     refuse(training_refusals(training))
     refuse(
         [
-            no_effect(
-                given(data, ["mined"]),
-                "without --mined_negatives or --mined_clusters",
-                when=not (data.mined_negatives or data.mined_clusters),
-            ),
+            *_mined_refusals(data, training),
             (
                 model.compile_layers and training.flops_profile_step is not None,
                 f"--flops_profile_step {training.flops_profile_step}: the profile does not see "

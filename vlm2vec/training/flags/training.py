@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vlm2vec.training.flags.checkpoint import CheckpointArguments, checkpoint_refusals
+from vlm2vec.batches.groups import GROUPINGS
+from vlm2vec.training.flags.checkpoint import NONE, CheckpointArguments, checkpoint_refusals
 from vlm2vec.training.flags.cluster import ClusterArguments, cluster_refusals
-from vlm2vec.training.flags.option import REQUIRED, Refusal, option
+from vlm2vec.training.flags.option import REQUIRED, Refusal, given, no_effect, option
 from vlm2vec.training.flags.watch import WatchArguments, watch_refusals
 from vlm2vec.training.settings import NO_GRAD_FACTOR
 
 DEFAULT_CHUNK_TOKENS = 8192
 AUTO = "auto"
+# Of `--temperature_by`, `--false_negative_source` and `--hard_negative_scope`; the first of each is its default.
+TEMPERATURES = (NONE, *GROUPINGS)
+MODEL, TEACHER = SOURCES = ("model", "teacher")
+ALL_ROWS, OWN_ROW = SCOPES = ("all", "own")
 # Two ways to say one thing; on the command line either replaces the other one of a recipe.
 ALTERNATIVES = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"))
 # Both name the batch; a resume compares the number of pairs.
@@ -66,12 +72,40 @@ class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
     temperature_learning_rate: float = option(
         1e-3, "Peak learning rate of the temperature's logarithm.", needs="learn_temperature"
     )
+    temperature_by: str = option(
+        NONE,
+        "Learn a temperature for each 'subset' or 'meta_task' of MMEB instead of one; a subset without meta-task has "
+        "its own.",
+        needs="learn_temperature",
+    )
     bidirectional: bool = option(False, "Also from targets to queries; the original goes from queries to targets.")
     matryoshka_dims: list[int] = option(
         [], "Leading dimensions to train as embeddings of their own, such as 3072 1024 256."
     )
     hard_negatives: bool = option(False, "Let the data's hard negatives take part; the original never uses them.")
+    hard_negative_scope: str = option(
+        ALL_ROWS, "Rows in which a hard negative competes: 'all' of the global batch, or its 'own' only."
+    )
+    hardness_weight: float = option(
+        0.0, "ALPHA: weight each negative by exp(ALPHA x its cosine with the query), detached; LLaVE: 9. 0: off."
+    )
     mask_false_negatives: bool = option(False, "Leave out negatives that are the same item as the row's target.")
+    false_negative_similarity: float | None = option(
+        None, "S: leave out negatives whose cosine with the row's target is above S, such as 0.95."
+    )
+    false_negative_margin: float | None = option(
+        None,
+        "M: leave out negatives whose cosine with the query is above the target's minus M; -0.1 leaves out those that "
+        "surpass the target by 0.1.",
+    )
+    false_negative_source: str = option(
+        MODEL, "Who finds them: the 'model' being trained, by the two flags above, or the 'teacher' of --mined."
+    )
+    distill_weight: float = option(
+        0.0,
+        "W: add W times the divergence from the teacher's scores of target and mined negatives. 0: off.",
+    )
+    distill_temperature: float = option(0.02, "Temperature of the teacher's scores.", needs="distill_weight")
     loss_block_rows: int | None = option(
         None,
         "Rows of the similarity matrix in memory at a time; if not given, as many as hold a million scores.",
@@ -110,7 +144,7 @@ def training_refusals(training: TrainingArguments) -> Iterator[Refusal]:
     yield from _length_refusals(training)
     yield training.logging_steps < 1, f"--logging_steps {training.logging_steps}: must be at least 1"
     yield from _chunk_refusals(training)
-    yield training.temperature <= 0, f"--temperature {training.temperature}: must be positive"
+    yield from _loss_refusals(training)
     yield from checkpoint_refusals(training)
     yield from cluster_refusals(training)
     if training.max_steps:
@@ -155,6 +189,47 @@ def _length_refusals(training: TrainingArguments) -> list[Refusal]:
             f"--warmup_ratio {warmup_ratio}: must be from 0 to 1",
         ),
     ]
+
+
+def _loss_refusals(training: TrainingArguments) -> list[Refusal]:
+    weight, similarity, margin = (
+        training.hardness_weight,
+        training.false_negative_similarity,
+        training.false_negative_margin,
+    )
+    return [
+        (training.temperature <= 0, f"--temperature {training.temperature}: must be positive"),
+        _one_of(training, "temperature_by", TEMPERATURES),
+        _one_of(training, "hard_negative_scope", SCOPES),
+        _one_of(training, "false_negative_source", SOURCES),
+        (not 0 <= weight < math.inf, f"--hardness_weight {weight}: must be at least 0 and finite"),
+        (
+            similarity is not None and not -1 < similarity < 1,
+            f"--false_negative_similarity {similarity}: must be between -1 and 1, as it is a cosine",
+        ),
+        (
+            margin is not None and not -2 < margin < 2,
+            f"--false_negative_margin {margin}: must be between -2 and 2, as it is a difference of cosines",
+        ),
+        no_effect(
+            given(training, ["false_negative_similarity", "false_negative_margin"]),
+            f"with --false_negative_source {TEACHER}, whose margin was chosen when its negatives were mined",
+            when=training.false_negative_source == TEACHER,
+        ),
+        (
+            not 0 <= training.distill_weight < math.inf,
+            f"--distill_weight {training.distill_weight}: must be at least 0 and finite",
+        ),
+        (
+            not 0 < training.distill_temperature < math.inf,
+            f"--distill_temperature {training.distill_temperature}: must be positive and finite",
+        ),
+    ]
+
+
+def _one_of(training: TrainingArguments, name: str, values: Sequence[str]) -> Refusal:
+    value = getattr(training, name)
+    return value not in values, f"--{name} {value}: must be one of {', '.join(values)}"
 
 
 def _chunk_refusals(training: TrainingArguments) -> list[Refusal]:

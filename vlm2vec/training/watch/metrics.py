@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -17,6 +17,7 @@ from vlm2vec.batches import StepHeader
 from vlm2vec.contrastive import StepOutput
 from vlm2vec.contrastive.watch import AnyPart, Part
 from vlm2vec.ranks import world_size
+from vlm2vec.training.settings import LossSettings, MinedSettings
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.mfu import ModelFlops
 from vlm2vec.training.watch.parts import STEP_PARTS, RunPart
@@ -24,13 +25,21 @@ from vlm2vec.training.watch.parts import STEP_PARTS, RunPart
 # New fields come last: a window of an older checkpoint lacks them.
 _FIELDS = (
     *("loss", "hits", "rows", "positive_similarity", "hardest_negative_similarity", "masked"),
-    "mean_negative_similarity",
+    *("mean_negative_similarity", "masked_similar", "divergence"),
 )
 _SUBSET_FIELDS = ("hit@1", "rows", "loss", "hardest_negative", "mean_negative")
 _COUNTS = ("tokens", "squared_tokens", "vision_units", "items", "squared_vision_units")
 # Cosines from -1 to 1, counted in steps of 0.025.
 SIMILARITY_BINS = 80
+# Metrics of runs that leave out likely matches, or follow a teacher's scores.
+MASKED_SIMILAR, DIVERGENCE = "masked_similar_pairs", "teacher_divergence"
 POSITIVE, HARDEST_NEGATIVE = "similarity_histogram/positive", "similarity_histogram/hardest_negative"
+
+
+def optional_metrics(loss: LossSettings, mined: MinedSettings | None) -> list[str]:
+    """The metrics that only runs with some options have."""
+    leaves_out = loss.negatives.finds_false_negatives or (mined is not None and mined.false_negatives)
+    return [MASKED_SIMILAR] * leaves_out + [DIVERGENCE] * (loss.distillation is not None)
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,22 @@ class StepMeter:
         device: Where the sums live.
         clock: Of the steps; nobody else reads it.
         model_flops: What MFU is counted by; None: no MFU.
+        optional: Which of `MASKED_SIMILAR` and `DIVERGENCE` are reported.
     """
 
     def __init__(
-        self, subsets: Sequence[str], device: torch.device, clock: StepClock, model_flops: ModelFlops | None = None
+        self,
+        subsets: Sequence[str],
+        device: torch.device,
+        clock: StepClock,
+        model_flops: ModelFlops | None = None,
+        optional: Collection[str] = (),
     ) -> None:
         self._subsets = tuple(subsets)
         self._device = device
         self._clock = clock
         self._model_flops = model_flops
+        self._optional = optional
         self._reset()
 
     def _reset(self) -> None:
@@ -94,7 +110,6 @@ class StepMeter:
             self._subset_rows[: len(part["subset_rows"])] += part["subset_rows"].to(self._device)
             self._similarities += part["similarities"].to(self._device)
             self._steps, *counts = part["counts"]
-            # Windows of older checkpoints lack the last one.
             self._counts = [sum(each) for each in zip_longest(self._counts, counts, fillvalue=0)]
             self._seconds_before = part["seconds"]
 
@@ -108,6 +123,7 @@ class StepMeter:
         mean = rows.mean_negative_similarity.double()
         ones = torch.ones_like(hits)
         sums = [hits.sum(), ones.sum(), positive.sum(), hardest.sum(), rows.masked.double().sum(), mean.sum()]
+        sums += [rows.masked_similar.double().sum(), rows.divergence.double().sum()]
         self._sums += torch.stack([output.loss.double(), *sums])
         subsets = header.row_subsets.to(self._device, non_blocking=True)
         of_rows = (hits, ones, rows.loss.double(), hardest, mean)
@@ -173,6 +189,7 @@ class StepMeter:
 
     def _rates(self, total: Mapping[str, float], counts: Mapping[str, float], seconds: float) -> dict[str, float]:
         rows, steps = max(total["rows"], 1.0), max(self._steps, 1)
+        optional = {MASKED_SIMILAR: total["masked_similar"] / steps, DIVERGENCE: total["divergence"] / rows}
         return {
             "loss": total["loss"] / steps,
             "hit@1": total["hits"] / rows,
@@ -180,6 +197,7 @@ class StepMeter:
             "similarity/hardest_negative": total["hardest_negative_similarity"] / rows,
             "similarity/mean_negative": total["mean_negative_similarity"] / rows,
             "masked_pairs": total["masked"] / steps,
+            **{name: value for name, value in optional.items() if name in self._optional},
             "pairs_per_second": total["rows"] / seconds,
             "tokens_per_second": counts["tokens"] / seconds,
             "items_per_second": counts["items"] / seconds,

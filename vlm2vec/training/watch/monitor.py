@@ -18,7 +18,7 @@ from tqdm import tqdm
 from vlm2vec.errors import printable
 from vlm2vec.files import committed
 from vlm2vec.training.watch.first_pairs import ShownPair
-from vlm2vec.training.watch.metrics import Figures
+from vlm2vec.training.watch.metrics import MASKED_SIMILAR, Figures
 
 LOG = "log.jsonl"
 
@@ -111,9 +111,10 @@ class RunMonitor(Monitor):
         mean, hardest = (values.get(f"similarity/{kind}_negative") for kind in ("mean", "hardest"))
         negatives = f"negatives {mean:.2f}, hardest {hardest:.2f} | " if mean is not None else ""
         mfu = f"MFU {values['mfu']:.1%} | " if "mfu" in values else ""
+        masked = f"masked {values[MASKED_SIMILAR]:.1f}/step | " if MASKED_SIMILAR in values else ""
         self.message(
             f"step {step}/{self._max_steps} | loss {values['loss']:.4f} | hit@1 {values['hit@1']:.3f} | "
-            f"{negatives}grad norm {values['gradient_norm']:.3f} | lr {values['learning_rate']:.2e} | "
+            f"{negatives}{masked}grad norm {values['gradient_norm']:.3f} | lr {values['learning_rate']:.2e} | "
             f"{values['milliseconds_per_step']:.0f} ms/step | {values['pairs_per_second']:.1f} pairs/s | "
             f"{values['tokens_per_second']:.0f} tokens/s | {mfu}peak {values['peak_memory_gib']:.1f} GiB | "
             f"data wait {values['data_wait_share']:.1%} | ETA {timedelta(seconds=round(remaining))}"
