@@ -17,7 +17,7 @@ from data_prep.verify import verify
 from trials.rig.hand_made_train import make_dataset, picture, tree
 from vlm2vec.errors import run_program
 from vlm2vec.shards import ShardSet
-from vlm2vec.shards.schema import Sample
+from vlm2vec.shards.schema import Item, Sample
 
 ROWS = 20
 
@@ -102,6 +102,23 @@ def test_every_format_gives_the_same_pairs(folder: Path, tmp_path: Path, run: An
     assert (shown.name, shown.rows) == ("A", ROWS)
 
 
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+def test_lists_are_several_negatives_and_several_images(name: str, folder: Path, tmp_path: Path, run: Any) -> None:
+    lists = {"negative": ["one", "two"], "negative_image": ["img/1.png", None]}
+    rows = [{"query": "same?", "query_image": ["img/0.png", "img/1.png"], "positive": "no", **lists}, row(1)]
+    rows[1] |= {"query_image": [], "positive": None, "negative": [], "negative_image": []}
+    write = write_jsonl if name.endswith("jsonl") else write_parquet
+    fields = dict.fromkeys(field for each in rows for field in each)
+    path = write(folder / name, [{field: each.get(field) for field in fields} for each in rows])
+    assert run(path, tmp_path / "o")[0] == 0
+    first, second = samples(tmp_path / "o", "pairs")
+    assert first.query == Item("<|image_1|> <|image_2|> same?", (picture(0), picture(1)))
+    assert first.negatives == (Item("<|image_1|> one", (picture(1),)), Item("two"))
+    assert (second.query, second.negatives) == (Item("find 1"), ())
+    assert verify(tmp_path / "o", decode=True).problems == ()
+    assert inspect.collect(tmp_path / "o", 2, None)[0].rows == 2
+
+
 def test_workers_and_a_second_run_change_nothing(folder: Path, tmp_path: Path, run: Any) -> None:
     path = write_jsonl(folder / "pairs.jsonl", [row(number) for number in range(ROWS)])
     assert run(path, tmp_path / "a")[0] == run(path, tmp_path / "b", "--num_workers", 2)[0] == 0
@@ -162,6 +179,7 @@ def test_bad_rows_are_left_out_counted_and_named_by_their_line(folder: Path, tmp
         report = json.loads((tmp_path / "o/report.json").read_text())["total"]
         assert (report["rows"], report["samples"], report["unusable_rows"]) == (28, ROWS, 4)
         assert report["first_missing"] == ["pairs.jsonl, line 25: none.png"]
+        assert report["first_unusable"][0].startswith("pairs.jsonl, line 5 (row): not JSON")
     assert verify(tmp_path / "o").problems == ()
 
 
