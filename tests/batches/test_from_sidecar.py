@@ -33,11 +33,11 @@ def plain_loss(vectors: dict[int, Tensor]) -> Tensor:
     own: list[list[int]] = []
     false: list[set[int]] = []
     for subset, position in ROWS:
-        found, columns = MINED["AB".index(subset)], FakeIndex().columns(subset)
+        found, starts = MINED["AB".index(subset)], FakeIndex().columns(subset)["negative_starts"]
         scores = found.negative_scores[found.negatives.offsets[position] :].tolist()
         first = found.negatives[position].tolist()[:MOST]
         mined.append([(of(subset, at, "positive"), score) for at, score in zip(first, scores, strict=False)])
-        own.append([of(subset, position, "negative")] if columns["has_negative"][position] else [])
+        own.append([of(subset, position, "negative")] if starts[position + 1] > starts[position] else [])
         false.append({of(subset, at, "positive") for at in found.false_negatives[position].tolist()})
     hard = [item for row in range(len(ROWS)) for item in (*own[row], *(item for item, _ in mined[row]))]
     total = torch.zeros((), dtype=torch.float64)
