@@ -1,4 +1,8 @@
-"""Fixtures that several parts share; each is built once, whichever of the test processes asks for it first."""
+"""Fixtures that several parts share; each is built once, whichever of the test processes asks for it first.
+
+What builds them is imported there: the process that hands the tests out reads this file too, before it starts the
+others, and needs neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,6 @@ imitate_processor()
 # Before torch and NumPy are imported. The test processes share the cores: a second thread in each would only wait for
 # a core, and spend CPU time on waiting.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from data_prep.conversion import convert  # noqa: E402
-from data_prep.conversion_plan import DEFAULT_OPTIONS  # noqa: E402
-from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, VISDOC_FOLDER, build_mini_mmeb  # noqa: E402
-from data_prep.mini_model import build_mini_model  # noqa: E402
-from data_prep.source import SourceData  # noqa: E402
-from tests.rig.engine_runs import train_engines  # noqa: E402
-from tests.rig.golden import write_model_folder  # noqa: E402
 
 MINI_SCALE = 0.02
 # Files that take longest, longest first; whichever began last would run alone at the end.
@@ -77,6 +73,8 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
 @pytest.fixture(scope="session")
 def mini_mmeb_dir(once: Once) -> Path:
     """A folder with a small MMEB-train (28 to 30 rows each) and MMEB-eval (12 rows a dataset); do not write to it."""
+    from data_prep.mini_mmeb import EVAL_FOLDER, TRAIN_FOLDER, VISDOC_FOLDER, build_mini_mmeb
+
     root = once("mini_mmeb", lambda folder: build_mini_mmeb(folder, seed=0, scale=MINI_SCALE))
     assert {path.name for path in root.iterdir()} == {TRAIN_FOLDER, EVAL_FOLDER, VISDOC_FOLDER}
     return root
@@ -85,6 +83,11 @@ def mini_mmeb_dir(once: Once) -> Path:
 @pytest.fixture(scope="session")
 def mini_shards_dir(mini_mmeb_dir: Path, once: Once) -> Path:
     """All subsets of `mini_mmeb_dir` as shards of 16 rows, so that each subset has two; do not write to it."""
+    from data_prep.conversion import convert
+    from data_prep.conversion_plan import DEFAULT_OPTIONS
+    from data_prep.mini_mmeb import TRAIN_FOLDER
+    from data_prep.source import SourceData
+
     train = mini_mmeb_dir / TRAIN_FOLDER
     return once(
         "mini_shards",
@@ -97,12 +100,17 @@ def mini_shards_dir(mini_mmeb_dir: Path, once: Once) -> Path:
 @pytest.fixture(scope="session")
 def golden_model_dir(once: Once) -> Path:
     """The reference model of tests/data/golden as a complete checkpoint folder; do not write to it."""
+    from tests.rig.golden import write_model_folder
+
     return once("golden", lambda folder: write_model_folder(folder / "model")) / "model"
 
 
 @pytest.fixture(scope="session")
 def mini_model_dir(mini_mmeb_dir: Path, once: Once) -> Path:
     """The miniature's untrained model as a checkpoint folder; do not write to it."""
+    from data_prep.mini_mmeb import TRAIN_FOLDER
+    from data_prep.mini_model import build_mini_model
+
     train = mini_mmeb_dir / TRAIN_FOLDER
     return once("mini_model", lambda folder: build_mini_model(train, folder / "untrained", seed=0)) / "untrained"
 
@@ -110,4 +118,6 @@ def mini_model_dir(mini_mmeb_dir: Path, once: Once) -> Path:
 @pytest.fixture(scope="session")
 def engine_runs_dir(mini_model_dir: Path, golden_model_dir: Path, once: Once) -> Path:
     """Checkpoints of short runs on 2 ranks, a folder for each of `engine_runs.RUNS`; do not write to it."""
+    from tests.rig.engine_runs import train_engines
+
     return once("engine_runs", lambda folder: train_engines(mini_model_dir, golden_model_dir, folder))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from data_prep import mini_mmeb
 from data_prep.mini.prompts import IMAGE_TAG, NUM_PARAPHRASES
 from data_prep.mini.tasks import TASKS
 from data_prep.mini.writer import STRING_TARGET_TEXT
 from data_prep.mini_mmeb import build_mini_mmeb
-from trials.rig.patience import HANG_SECONDS
-from vlm2vec.errors import InputError
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.images.decode import open_image
 from vlm2vec.mmeb import MINI_MMEB, EvalDataset, TrainSubset
 
@@ -152,12 +151,14 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     assert all(one[file] != three[file] for file in one)
 
 
-def test_program_refuses_to_overwrite(tmp_path: Path) -> None:
+def test_program_refuses_to_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "MMEB-eval").mkdir()
-    command = [sys.executable, "-m", "data_prep.mini_mmeb", str(tmp_path), "--scale", str(TINY_SCALE)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == f"error: {tmp_path / 'MMEB-eval'}: exists already; remove it or choose another folder\n"
+    monkeypatch.setattr(sys, "argv", ["data_prep.mini_mmeb", str(tmp_path), "--scale", str(TINY_SCALE)])
+    assert run_program(mini_mmeb.main) == 2
+    expected = f"error: {tmp_path / 'MMEB-eval'}: exists already; remove it or choose another folder\n"
+    assert capsys.readouterr() == ("", expected)
     assert [path.name for path in tmp_path.iterdir()] == ["MMEB-eval"]
 
 

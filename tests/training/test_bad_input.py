@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,9 +10,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from trials.rig import forked
 from trials.rig.hand_made_eval import row, write_dataset, write_image
-from trials.rig.launcher import REPOSITORY, environment
-from trials.rig.patience import HANG_SECONDS
+from trials.rig.run_flags import run_flags
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.export import __main__ as export_program
 from vlm2vec.training.checkpoints.writer import find_checkpoint
@@ -22,31 +21,16 @@ from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.evaluation import EvaluationArguments
 from vlm2vec.training.flags.resolve import evaluation_settings
 
-ZERO2 = str(REPOSITORY / "ds_configs/zero2.json")
-
-
-def run_train(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vlm2vec.train", *flags],
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
-
 
 def test_shards_without_manifest(tmp_path: Path, golden_model_dir: Path) -> None:
     (tmp_path / "shards").mkdir()
-    done = run_train(
-        *("--model_name", str(golden_model_dir), "--dataset_name", str(tmp_path / "shards")),
-        *("--output_dir", str(tmp_path / "run")),
-        *("--deepspeed", ZERO2, "--max_steps", "1", "--global_batch_size", "4"),
+    flags = run_flags(golden_model_dir, tmp_path / "shards", tmp_path / "run", "zero2")
+    exit_code, output = forked.run_program(
+        ["vlm2vec.train", *flags, "--max_steps", "1", "--global_batch_size", "4"], tmp_path
     )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert exit_code == 2
+    assert "Traceback" not in output
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {tmp_path / 'shards'}: no manifest")
     assert not list(tmp_path.glob("run/checkpoint-*"))

@@ -70,6 +70,12 @@ def run_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: 
     return run_forked(num_ranks, _run_module, [list(arguments[1:])], log_dir, timeout)
 
 
+def run_program(words: Sequence[str], log_dir: Path, timeout: float = HANG_SECONDS) -> tuple[int | None, str]:
+    """The only rank of `-m MODULE FLAGS` and how it ends: its exit code, None for a kill, and its output."""
+    (code,) = ended(start_forked(1, _run_module, [list(words)], log_dir), timeout)
+    return code, (log_dir / "rank0.log").read_text(errors="replace")
+
+
 def _run_module(words: list[str]) -> None:
     sys.argv = words
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
