@@ -1,0 +1,205 @@
+"""Does it win points? The base recipe of the miniature beside each of what won points elsewhere, over several seeds.
+
+    python -m benchmarks.recipes [--demo demo] [--seeds 1 2 3] [--steps 150] [--at_once 2]
+
+After `make demo`, whose data, shards and trained model it takes. That model is the teacher that mines the shards, and
+every run trains it further: with the demo's recipe but for the number of steps and what its row names. (From the
+untrained model, few steps end at 53 or at 68 %, depending on the seed alone.) One process trains, its export is scored
+on all datasets of the miniature. Killed at any moment, the same command continues: finished runs are kept below
+DEMO/recipes, by their flags; remove that folder to run with changed code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.command_line import Parser, positive
+from vlm2vec.errors import InputError, run_program
+from vlm2vec.files import committed
+from vlm2vec.mined.format import MINED_NAME
+from vlm2vec.mmeb import META_TASKS
+
+RECIPE = "launch/recipes/mini.yaml"
+ENGINE = "ds_configs/zero2.json"
+# Rows of a mined cluster, as in B3; four of them make a batch of the miniature's recipe.
+CLUSTER = 32
+NEGATIVES = 4
+BASE = "base recipe"
+MINING = ("--cluster_size", str(CLUSTER))
+_MINED = "MINED"  # stands for the folder in a variant's flags
+VARIANTS: dict[str, tuple[str, ...]] = {
+    BASE: (),
+    "+ hardness weight 9": ("--hardness_weight", "9"),
+    f"+ homogeneous batches of {CLUSTER}": ("--homogeneous_batch_size", str(CLUSTER)),
+    f"+ mined clusters of {CLUSTER}": (
+        *("--homogeneous_batch_size", str(CLUSTER), "--mined", _MINED, "--mined_clusters", "True"),
+    ),
+    f"+ {NEGATIVES} mined negatives": ("--mined", _MINED, "--mined_negatives", str(NEGATIVES)),
+}
+GROUPS = ("overall", *META_TASKS)
+# How many lines of a failed program are shown.
+_TAIL = 15
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """What runs share.
+
+    Attributes:
+        demo: The demo's folder.
+        steps: Steps of every run.
+    """
+
+    demo: Path
+    steps: int
+
+    @property
+    def folder(self) -> Path:
+        """Where results and, while they are made, runs lie."""
+        return self.demo / "recipes"
+
+    @property
+    def mined(self) -> Path:
+        """The sidecar."""
+        return self.folder / "mined"
+
+    @property
+    def trained(self) -> Path:
+        """The model that mines, and that is trained further."""
+        return self.demo / "trained"
+
+    def train(self, flags: Sequence[str], seed: int, output: Path) -> None:
+        """Trains and exports a model to `output`."""
+        run = output.with_name(f"{output.name}-run")
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(output, ignore_errors=True)
+        recipe = [*("--config", RECIPE, "--deepspeed", ENGINE), *("--model_name", str(self.trained))]
+        length = [*("--max_steps", str(self.steps), "--warmup_steps", str(self.steps // 10)), *("--seed", str(seed))]
+        place = [*("--dataset_name", str(self.demo / "shards"), "--output_dir", str(run)), *self.placed(flags)]
+        program("vlm2vec.train", *recipe, *length, *place)
+        program("vlm2vec.export", str(run), str(output))
+        shutil.rmtree(run)
+
+    def placed(self, flags: Sequence[str]) -> list[str]:
+        """Flags with the sidecar's folder."""
+        return [str(self.mined) if flag == _MINED else flag for flag in flags]
+
+    def score(self, model: Path) -> dict[str, float]:
+        """Precision@1 of groups of datasets, in percent."""
+        dataset, scores = self.demo / "mini" / "MMEB-eval", model.with_name(f"{model.name}-scores")
+        shutil.rmtree(scores, ignore_errors=True)
+        data = ["--dataset_name", str(dataset), "--subset_name", "all", "--image_dir", str(dataset / "images")]
+        program("eval.mmeb", "--model_name", str(model), *data, "--encode_output_path", str(scores))
+        found = json.loads((scores / "scores.json").read_text(encoding="utf-8"))
+        shutil.rmtree(scores)
+        return _of_groups(found)
+
+    def mine(self) -> None:
+        """Mines the shards, unless that is done."""
+        if not (self.mined / MINED_NAME).exists():
+            program(
+                *("data_prep.mine", str(self.demo / "shards"), "--model_name", str(self.trained)),
+                *("--output_dir", str(self.mined), *MINING),
+            )
+
+    def before(self) -> dict[str, float]:
+        """Scores of the model that is trained further."""
+        found = json.loads((self.demo / "scores" / "trained" / "scores.json").read_text(encoding="utf-8"))
+        return _of_groups(found)
+
+    def result(self, variant: str, seed: int) -> dict[str, float]:
+        """A finished run's scores, from its file or by running it."""
+        flags = VARIANTS[variant]
+        mining = [MINING] if _MINED in flags else []
+        key = [flags, seed, self.steps, Path(RECIPE).read_text(encoding="utf-8"), *mining]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        done = self.folder / f"{digest}.json"
+        if not done.exists():
+            model = self.folder / digest
+            started = time.monotonic()
+            self.train(flags, seed, model)
+            scores = self.score(model)
+            shutil.rmtree(model)
+            with committed(done) as temporary:
+                temporary.write_text(json.dumps({"variant": variant, "seed": seed, "scores": scores}, indent=1) + "\n")
+            seconds = time.monotonic() - started
+            print(f"{variant}, seed {seed}: {scores['overall']:.1f} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        found: dict[str, float] = json.loads(done.read_text())["scores"]
+        return found
+
+
+def _of_groups(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: 100 * each["acc"] for name, each in {**found, **found["meta_tasks"]}.items() if name in GROUPS}
+
+
+def program(module: str, *flags: str) -> None:
+    """Runs a program of this repository in a process of its own.
+
+    Raises:
+        InputError: It failed; with the end of what it printed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-_TAIL:])
+        raise InputError(f"python -m {module} {' '.join(flags)} ended with {done.returncode}:\n{tail}")
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]:
+    """Means over the seeds, with the spread of the overall mean and the difference to the base recipe seed by seed."""
+    columns = ["recipe", "overall P@1, %", "standard deviation", "min to max", "beside the base, seed by seed"]
+    yield f"| {' | '.join([*columns, *META_TASKS])} |"
+    yield f"| {' | '.join(['---'] * (len(columns) + len(META_TASKS)))} |"
+    base = [scores["overall"] for scores in results[BASE]]
+    for variant, found in results.items():
+        overall = [scores["overall"] for scores in found]
+        gains = [here - there for here, there in zip(overall, base, strict=True)]
+        beside = "" if variant == BASE else f"{statistics.mean(gains):+.1f} ({', '.join(f'{x:+.1f}' for x in gains)})"
+        groups = [f"{statistics.mean(scores[name] for scores in found):.1f}" for name in GROUPS[1:]]
+        yield (
+            f"| {variant} | **{statistics.mean(overall):.1f}** | {statistics.stdev(overall):.1f} | "
+            f"{min(overall):.1f} to {max(overall):.1f} | {beside} | {' | '.join(groups)} |"
+        )
+
+
+def main() -> None:
+    """Prints the table in Markdown."""
+    parser = Parser(prog="python -m benchmarks.recipes", description="What wins points on the miniature.")
+    parser.add_argument("--demo", type=Path, default=Path("demo"), help="the demo's folder; default: %(default)s")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="at least two; default: 1 2 3")
+    parser.add_argument("--steps", type=positive, default=150, help="default: %(default)s")
+    parser.add_argument("--at_once", type=positive, default=2, help="runs at a time; default: %(default)s")
+    arguments = parser.parse_args()
+    if len(set(arguments.seeds)) < 2:
+        raise InputError("--seeds: give at least two different seeds, a spread needs them")
+    mini = Miniature(arguments.demo, arguments.steps)
+    if not mini.trained.exists():
+        raise InputError(
+            f"{mini.demo}: no trained miniature there; run `make demo` first, or give its folder with --demo"
+        )
+    mini.folder.mkdir(exist_ok=True)
+    mini.mine()
+    # Seed by seed: an interrupted comparison has the same seeds of all recipes.
+    runs = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        scores = dict(zip(runs, pool.map(lambda run: mini.result(*run), runs), strict=True))
+    results = {variant: [scores[variant, seed] for seed in arguments.seeds] for variant in VARIANTS}
+    before = mini.before()["overall"]
+    print(f"{mini.steps} more steps of a model with {before:.1f} %; seeds {', '.join(map(str, arguments.seeds))}.\n")
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,71 @@
+"""The comparison of recipes: which programs run with which flags, what is kept, what the table says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import recipes
+from vlm2vec.errors import InputError
+from vlm2vec.mmeb import META_TASKS
+from vlm2vec.training.flags.run import parse_arguments
+
+
+def test_a_finished_run_is_kept_and_an_unfinished_one_runs_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def program(*command: str) -> None:
+        commands.append(command)
+        if command[0] == "vlm2vec.train":
+            Path(command[command.index("--output_dir") + 1]).mkdir()
+            arguments = parse_arguments(command[1:])  # no flag is refused
+            assert arguments.training.max_steps == 40
+        elif command[0] == "vlm2vec.export":
+            Path(command[2]).mkdir()
+        elif command[0] == "data_prep.mine":
+            mini.mined.mkdir()
+            (mini.mined / "mined.json").touch()
+        elif len(commands) < 5:
+            raise InputError("killed")
+        else:
+            scores = Path(command[command.index("--encode_output_path") + 1])
+            scores.mkdir()
+            tasks = {name: {"acc": 0.25} for name in META_TASKS}
+            found = {"overall": {"acc": 0.5}, "IND": {"acc": 0.1}, "meta_tasks": tasks}
+            (scores / "scores.json").write_text(json.dumps(found))
+
+    monkeypatch.setattr(recipes, "program", program)
+    mini = recipes.Miniature(tmp_path, steps=40)
+    mini.folder.mkdir()
+    variant = next(name for name in recipes.VARIANTS if "mined clusters" in name)
+    with pytest.raises(InputError, match="killed"):
+        mini.result(variant, 1)
+    expected = {"overall": 50.0, **dict.fromkeys(META_TASKS, 25.0)}
+    for _ in range(2):
+        assert mini.result(variant, 1) == expected
+    programs = ["vlm2vec.train", "vlm2vec.export", "eval.mmeb"]
+    assert [command[0] for command in commands] == 2 * programs
+    train = commands[0]
+    assert train[train.index("--mined") + 1] == str(tmp_path / "recipes" / "mined")
+    assert train[train.index("--seed") + 1] == "1"
+    for name in recipes.VARIANTS:
+        mini.result(name, 2)
+    for _ in range(2):
+        mini.mine()
+    assert [command[0] for command in commands[6:]] == 5 * programs + ["data_prep.mine"]
+    assert {path.suffix for path in mini.folder.iterdir()} == {".json", ""}
+    assert len(list(mini.folder.glob("*.json"))) == 6
+
+
+def test_the_table_compares_seed_by_seed() -> None:
+    def scores(*overall: float) -> list[dict[str, float]]:
+        return [{"overall": each, **dict.fromkeys(META_TASKS, 10.0)} for each in overall]
+
+    lines = list(recipes.table({recipes.BASE: scores(50, 60, 55), "other": scores(52, 59, 60)}))
+    assert lines[2].startswith("| base recipe | **55.0** | 5.0 | 50.0 to 60.0 |  | 10.0 |")
+    assert lines[3].startswith("| other | **57.0** | 4.4 | 52.0 to 60.0 | +2.0 (+2.0, -1.0, +5.0) | 10.0 |")
+    assert {line.count("|") for line in lines} == {len(META_TASKS) + 6}
