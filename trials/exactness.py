@@ -24,13 +24,25 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trials.rig.engines import build_engine
 from trials.rig.items import Items
+from trials.rig.naive_loss import naive_loss
 from trials.rig.patience import COLLECTIVE_SECONDS
 from trials.rig.tiny import FAMILIES, PHI3_V, tiny_items, tiny_model
 from vlm2vec.backbones.interface import Backbone, ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
 from vlm2vec.compiling import compile_layers
-from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, Pairs, Phase, StepChunks, StepLayout
+from vlm2vec.contrastive import (
+    CachedStep,
+    Chunk,
+    ContrastiveLoss,
+    Distillation,
+    LearnedTemperature,
+    Negatives,
+    Pairs,
+    Phase,
+    StepChunks,
+    StepLayout,
+)
 from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
@@ -59,13 +71,15 @@ class Batch:
         query_has_image: By the row.
         owner: The rank of an item, by its number and the number of ranks.
         target_images: Whether some targets have images: those of every fifth row, if its query has one.
-        hard_negatives: Whether three rows have one.
+        negative_rows: The row of each hard negative.
+        has_kit: Whether all options of the loss take part: weights, masks, temperatures of groups, a teacher.
     """
 
     query_has_image: Callable[[int], bool]
     owner: Callable[[int, int], int]
     target_images: bool = True
-    hard_negatives: bool = False
+    negative_rows: tuple[int, ...] = ()
+    has_kit: bool = False
 
 
 BATCHES = {
@@ -76,12 +90,18 @@ BATCHES = {
         lambda row: row % 2 == 0, lambda item, ranks: 0 if item < PAIRS else ranks - 1, False
     ),
     "duplicates across ranks": Batch(lambda row: row % 3 == 0, lambda item, ranks: (item * 7) % ranks),
-    "hard negatives": Batch(lambda row: row % 2 == 1, lambda item, ranks: (item // 3) % ranks, hard_negatives=True),
+    "hard negatives": Batch(lambda row: row % 2 == 1, lambda item, ranks: (item // 3) % ranks, negative_rows=(2, 5, 9)),
     "one item on a rank": Batch(lambda row: row % 3 == 0, lambda item, ranks: 0 if item else ranks - 1),
     "a rank without items": Batch(lambda row: True, lambda item, ranks: 0),
     # After batches with images: nothing of their gradient may be left in the vision tower's.
     "no images": Batch(lambda row: False, lambda item, ranks: item % ranks),
 }
+# In cells of its own: what the loss does with it is the same whatever is trained.
+KIT = "loss kit"
+KIT_BATCH = Batch(BATCHES["mixed"].query_has_image, BATCHES["mixed"].owner, True, (0, 2, 2, 2, 5, 5, 9), has_kit=True)
+KIT_NEGATIVES = Negatives(hardness_weight=9.0, similarity=0.4, margin=-0.6)
+KIT_DISTILLATION = Distillation(weight=0.5, temperature=0.1)
+KIT_TEMPERATURES = (0.05, 0.1, 0.2)
 EXTREMES = ("one item on a rank", "a rank without items", "no images")
 # The pass without a graph merges chunks only where there is no dropout.
 CHUNKS = {
@@ -134,7 +154,7 @@ def full_grid() -> list[Cell]:
         Cell(*each)
         for each in itertools.product((1, 2, 3), KINDS, (0.0, DROPOUT), batches, CHUNKS)
         if each[1] in PLAIN_KINDS or each[3] in VARIANT_BATCHES
-    ]
+    ] + [Cell(stage, kind, 0.0, KIT, chunks) for stage in (1, 2, 3) for kind in PLAIN_KINDS for chunks in CHUNKS]
 
 
 def family_grid(family: str) -> list[Cell]:
@@ -198,7 +218,7 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Ite
     with_image = [batch.target_images and row % 5 == 4 and batch.query_has_image(row) for row in range(PAIRS)]
     items += [made.make(100 + row, has_image) for row, has_image in enumerate(with_image)]
     positive = [*range(PAIRS, 2 * PAIRS - 1), PAIRS]
-    negative_row = [2, 5, 9] if batch.hard_negatives else []
+    negative_row = list(batch.negative_rows)
     items += [made.make(200 + number, number == 1) for number in range(len(negative_row))]
     owners = [batch.owner(item, ranks) for item in range(len(items))]
     order = sorted(range(len(items)), key=lambda item: owners[item])
@@ -217,12 +237,45 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Ite
             torch.tensor([number[item] for item in positive]),
             torch.tensor([number[2 * PAIRS + each] for each in range(len(negative_row))]) if negative_row else None,
             torch.tensor(negative_row) if negative_row else None,
+            **(kit_knowledge(number, negative_row) if batch.has_kit else {}),
         ),
         rows=range(rank * PAIRS // ranks, (rank + 1) * PAIRS // ranks),
         digest=7,
     )
     phases = StepChunks(*(Phase.of(chunks(phase)) for phase in (encode, keep, repeat)))
     return RankBatch(phases, layout, [items[item] for item in order])
+
+
+def kit_knowledge(number: dict[int, int], negative_row: list[int]) -> dict[str, Tensor]:
+    """What a teacher says of the rows, which leaves some out, and the groups of their temperatures."""
+    teacher_positive, teacher_negative = torch.linspace(0.9, 0.3, PAIRS), torch.linspace(0.8, 0.4, len(negative_row))
+    teacher_positive[5] = teacher_negative[1] = float("nan")
+    return {
+        "ignored": torch.tensor([[row, number[PAIRS + (row + 2) % 7]] for row in range(0, PAIRS, 3)]),
+        "teacher_positive": teacher_positive,
+        "teacher_negative": teacher_negative,
+        "temperature_group": torch.arange(PAIRS) % len(KIT_TEMPERATURES),
+    }
+
+
+def kit_loss(device: torch.device) -> tuple[ContrastiveLoss, LearnedTemperature]:
+    """The loss with all options in blocks, and its temperatures."""
+    learned = LearnedTemperature(device=device, groups=[str(number) for number in range(len(KIT_TEMPERATURES))])
+    with torch.no_grad():
+        learned.log_temperature.copy_(torch.tensor(KIT_TEMPERATURES).log())
+    options: dict[str, Any] = {"negatives": KIT_NEGATIVES, "distillation": KIT_DISTILLATION}
+    return ContrastiveLoss(learned, True, 3, bidirectional=True, **options), learned
+
+
+def kit_gradient(encoder: VLM2Vec, batch: RankBatch, made: Items) -> tuple[dict[str, Tensor], Tensor]:
+    """The textbook's, see `textbook_gradient`, with all options; and that of the temperatures' logarithms."""
+    encoder.zero_grad()
+    everything = encoder(**made.inputs.chunk(batch.items).arguments(encoder.device, dummy_image=False))
+    theta = torch.tensor(KIT_TEMPERATURES, dtype=torch.float64, device=encoder.device).log().requires_grad_()
+    pairs = batch.layout.pairs.to(encoder.device)
+    naive_loss(everything, pairs, theta.exp(), True, True, (), KIT_NEGATIVES, KIT_DISTILLATION).backward()  # type: ignore[no-untyped-call]
+    assert theta.grad is not None
+    return _gradients_of(encoder), theta.grad
 
 
 def padding_chunk(made: Items = TINY) -> Chunk:
@@ -276,6 +329,10 @@ def _gradients(
     targets = torch.tensor(rows, device=everything.device)
     loss = F.cross_entropy(scores[rows] / temperature, targets, reduction="sum") / PAIRS
     loss.backward()  # type: ignore[no-untyped-call]
+    return _gradients_of(encoder)
+
+
+def _gradients_of(encoder: VLM2Vec) -> dict[str, Tensor]:
     trained = {name: each for name, each in encoder.named_parameters() if each.requires_grad}
     return {name: torch.zeros_like(each) if each.grad is None else each.grad.clone() for name, each in trained.items()}
 
@@ -386,18 +443,26 @@ def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
             sizes = CHUNKS[cell.chunks]
             if dropout:
                 sizes = ChunkSizes(sizes.packing, None, sizes.keep_graphs)
-            batch = rank_batch(BATCHES[cell.batch], sizes, rank, ranks, made)
-            expected = (
-                textbook_gradient(reference, batch, made)
-                if cell.has_textbook_reference
-                else plain_gradient(reference, batch, seed, made)
-            )
+            batch = rank_batch(BATCHES.get(cell.batch, KIT_BATCH), sizes, rank, ranks, made)
+            loss_fn, learned = ContrastiveLoss(TEMPERATURE, block_rows=3), None
+            if cell.batch == KIT:
+                loss_fn, learned = kit_loss(device)
+                expected, of_temperatures = kit_gradient(reference, batch, made)
+            elif cell.has_textbook_reference:
+                expected = textbook_gradient(reference, batch, made)
+            else:
+                expected = plain_gradient(reference, batch, seed, made)
             torch.manual_seed(seed)
             recomputation.clear()
-            step = RecordingStep(engine, ContrastiveLoss(TEMPERATURE, block_rows=3), padding_chunk(made))
+            step = RecordingStep(engine, loss_fn, padding_chunk(made))
             with kept_norms(engine), cuda_autocast(device.type == "cpu" and "bf16" in kind):
                 step.cache_step(batch.chunks, batch.layout)
             error = relative_error(engine, expected)
+            if learned is not None:
+                found = learned.log_temperature.grad
+                assert found is not None
+                dist.all_reduce(found)
+                error = max(error, float((found - of_temperatures).norm() / of_temperatures.norm()))
             engine.step()
             is_wrong = dropout > 0 and step.passes_differ(batch)
             is_wrong |= "checkpointed" in kind and recomputation.is_missing(len(step.results))

@@ -47,8 +47,9 @@ in another order there; otherwise with such adapters at most {same_order_toleran
 
 The models are tiny, with random weights (`trials/rig/tiny.py`, `trials/rig/tiny_qwen.py`): Phi-3-V with every
 combination; Qwen2-VL, Qwen2.5-VL (windows and a whole layer) and Qwen3-VL (deepstack) with images of several grids,
-ZeRO-2 and ZeRO-3, mixed batches and batches of which all ranks but one have only text. What batches and chunks mean is
-in `trials/exactness.py`.
+ZeRO-2 and ZeRO-3, mixed batches and batches of which all ranks but one have only text. "loss kit" has all options of
+the loss (docs/losses.md), and the error of the temperatures' gradient too. What batches and chunks mean is in
+`trials/exactness.py`.
 
 {machine}
 

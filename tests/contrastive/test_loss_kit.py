@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.contrastive.naive import naive_loss
 from tests.rig.comparing import assert_close_relative
+from trials.rig.naive_loss import naive_loss
 from vlm2vec.contrastive import ContrastiveLoss, Distillation, LearnedTemperature, Negatives, Pairs
 
 pytestmark = pytest.mark.numeric

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.contrastive.naive import naive_loss
 from tests.rig.comparing import assert_close_relative
 from trials.rig.forked import run_ranks
+from trials.rig.naive_loss import naive_loss
 from vlm2vec.contrastive import ContrastiveLoss, Pairs, temperature
 from vlm2vec.contrastive.temperature import LearnedTemperature
 

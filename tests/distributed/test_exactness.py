@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from trials.exactness import BATCHES, CHUNKS, DROPOUT, VARIANT_BATCHES, Batch, Cell, rank_batch
+from trials.exactness import BATCHES, CHUNKS, DROPOUT, KIT, VARIANT_BATCHES, Batch, Cell, rank_batch
 from trials.rig.forked import run_ranks
 from trials.rig.tiny import FAMILIES, PHI3_V
 
 pytestmark = pytest.mark.numeric
+
+
+# The setting whose engine also runs all options of the loss.
+OF_KIT = (3, "lora", 0.0)
 
 
 def sample(*settings: tuple[int, str, float], batches: Sequence[str] = tuple(BATCHES)) -> list[Cell]:
@@ -21,7 +25,7 @@ def sample(*settings: tuple[int, str, float], batches: Sequence[str] = tuple(BAT
     return [
         Cell(stage, kind, dropout, batch, list(CHUNKS)[(number + shift) % len(CHUNKS)])
         for shift, (stage, kind, dropout) in enumerate(settings)
-        for number, batch in enumerate(batches)
+        for number, batch in enumerate([*batches, KIT] if (stage, kind, dropout) == OF_KIT else batches)
     ]
 
 
