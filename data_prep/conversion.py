@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +10,7 @@ from tqdm import tqdm
 
 from data_prep.conversion_plan import DEFAULT_OPTIONS, ConversionPlan, Options, make_plan, write_plan
 from data_prep.conversion_report import ConversionReport, make_report
+from data_prep.locking import locked
 from data_prep.processes import run_tasks
 from data_prep.rows import Source
 from data_prep.shard_tasks import ShardResult, make_shard
@@ -24,8 +21,6 @@ from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
 
 # webdataset takes a path for a URL and expands braces.
 _MISREAD = frozenset("#?{}")
-# Workers of a killed run end within moments; another run does not.
-_LOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ def convert(
             f"{output_dir}: webdataset cannot open tars below a path with any of {' '.join(sorted(_MISREAD))}"
         )
     plan = make_plan(source, output_dir, options)
-    with _locked(output_dir):
+    with locked(output_dir, "another conversion is writing here"):
         _prepare(output_dir, plan)
         try:
             shards = _make_shards(plan, num_workers)
@@ -101,29 +96,6 @@ def convert(
         except OSError as error:
             raise InputError(f"{error.filename or output_dir}: {error.strerror}; the same command continues") from error
     return Conversion(report, manifest)
-
-
-@contextmanager
-def _locked(output_dir: Path) -> Iterator[None]:
-    """Creates the folder and keeps other conversions out of it until this one and all its workers have ended."""
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output_dir, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise InputError(f"{output_dir}: cannot create the folder ({error.strerror})") from error
-    try:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise InputError(f"{output_dir}: another conversion is writing here") from error
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _prepare(output_dir: Path, plan: ConversionPlan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,19 +110,43 @@ def plan_encoding(
             first.append(index)
             sizes = [(image.width, image.height)] if image else []
             packed.append(inputs.measure(items.text(index), sizes, items.use(index), instruction=instruction))
-    batches = _split(TokenBudget(batch_tokens).pack(packed), max_items)
+    keys = list(numbers)
+    return pack_plan(
+        packed,
+        np.asarray(first, dtype=np.int32),
+        distinct,
+        _split(TokenBudget(batch_tokens).pack(packed), max_items),
+        lambda order, bounds: _digest((keys[number] for number in order), bounds),
+    )
+
+
+def pack_plan(
+    packed: Sequence[PackedItem],
+    first: Indices,
+    distinct: Indices,
+    batches: Sequence[Sequence[int]],
+    digest: Callable[[Indices, npt.NDArray[np.int64]], str],
+) -> EncodingPlan:
+    """The plan of some batches.
+
+    Args:
+        packed: Every distinct item.
+        first: The table's first item of each distinct one, int32 (distinct items,).
+        distinct: The distinct item of each of the table's, int32 (items,).
+        batches: Distinct items, each once; those with images come first.
+        digest: Hash of the distinct items in the order given, and of the batches' bounds.
+    """
     order = np.asarray([number for batch in batches for number in batch], dtype=np.int32)
     row_of_number = np.empty(len(order), dtype=np.int32)
     row_of_number[order] = np.arange(len(order), dtype=np.int32)
     bounds = np.cumsum([0, *(len(batch) for batch in batches)]).astype(np.int64)
-    keys = list(numbers)
     return EncodingPlan(
-        order=np.asarray(first, dtype=np.int32)[order],
+        order=first[order],
         position=row_of_number[distinct],
         bounds=bounds,
         num_image_batches=sum(packed[batch[0]].has_image for batch in batches),
         costs=np.asarray([_cost([packed[index] for index in batch]) for batch in batches], dtype=np.int64),
-        digest=_digest((keys[number] for number in order), bounds),
+        digest=digest(order, bounds),
     )
 
 

@@ -1,0 +1,304 @@
+"""Mines hard negatives, false negatives and clusters of mutually hard pairs from shards, with a teacher model.
+
+    python -m data_prep.mine SHARDS --model_name TEACHER --output_dir MINED
+
+One process, or as many ranks as `deepspeed --module data_prep.mine ...` or `torchrun -m data_prep.mine ...` start: the
+same files. Killed at any moment, the same command continues where it was. The shards stay as they are; what is written,
+and how training uses it: docs/mining.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from data_prep.command_line import Parser, not_negative, positive
+from data_prep.locking import locked
+from data_prep.mining.embed import ShardItems, ShardItemSource, measure
+from data_prep.mining.output import EMBEDDINGS_FOLDER, MiningPlan, OutputFolder, shards_of
+from data_prep.mining.rank import RankStore, SubsetTargets, rank_block, unit_vectors
+from data_prep.mining.report import print_report
+from data_prep.mining.settings import (
+    CLUSTER_METHODS,
+    CLUSTER_SIZE,
+    METIS,
+    NUM_CANDIDATES,
+    NUM_NEGATIVES,
+    MiningSettings,
+    SkipRanks,
+)
+from data_prep.mining.subset import mine_subset
+from data_prep.mining.teacher import TeacherFolder
+from vlm2vec import __version__
+from vlm2vec.device import device_of_rank
+from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
+from vlm2vec.evaluation.encoding import collapse, encode_blocks
+from vlm2vec.evaluation.encoding_plan import EncodingPlan
+from vlm2vec.evaluation.progress import progress_bar
+from vlm2vec.evaluation.vector_store import VectorStore
+from vlm2vec.inputs.packing import default_batch_tokens
+from vlm2vec.messages.words import counted
+from vlm2vec.mined.format import Mined, Teacher
+from vlm2vec.ranks import host_ranks, is_first_rank, on_every_rank, on_first_rank, own_rank, world_size
+from vlm2vec.shards import ShardSet
+
+_KEY_DIGITS = 16
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m data_prep.mine",
+        description="Mine hard negatives and clusters of mutually hard pairs from shards, with a teacher model.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("shards", help="the converter's output folder, or its URL; it stays as it is")
+    parser.add_argument(
+        "--model_name", required=True, help="the teacher: an exported folder, or a sentence-transformers model"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets the sidecar; new, empty, or begun before")
+    parser.add_argument("--subset_name", nargs="+", default=["all"], help="subsets to mine (default: all)")
+    parser.add_argument(
+        "--skip_ranks",
+        nargs="+",
+        default=[],
+        help="the nearest targets that are passed over as likely false negatives: N, META_TASK=N or SUBSET=N (default: "
+        "B3's 30 for retrieval and grounding, 70 for vqa, 0 for classification, of 100 candidates; a subset with fewer "
+        "other targets skips the same share)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="targets that score above the positive's score minus this are false negatives (default: no such rule)",
+    )
+    parser.add_argument(
+        "--num_negatives", type=not_negative, default=NUM_NEGATIVES, help="hard negatives a row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_candidates",
+        type=positive,
+        default=NUM_CANDIDATES,
+        help="nearest targets of a query that are looked at (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cluster_size",
+        type=not_negative,
+        default=CLUSTER_SIZE,
+        help="rows of a cluster; 0 = no clusters (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cluster_method",
+        choices=CLUSTER_METHODS,
+        help=f"how the graph of hard pairs is cut (default: {METIS}, which needs pymetis)",
+    )
+    parser.add_argument(
+        "--embeddings_dir",
+        type=Path,
+        help=f"keeps vectors and ranks; give the same folder to mine again with other settings (default: "
+        f"{EMBEDDINGS_FOLDER} in --output_dir)",
+    )
+    parser.add_argument(
+        "--batch_tokens",
+        type=positive,
+        help="most tokens of a batch, padding counted (default: 16,384, on a CPU 4,096)",
+    )
+    parser.add_argument(
+        "--dataloader_num_workers",
+        type=not_negative,
+        default=2,
+        help="processes a rank that decode images ahead; 0 = in the rank itself (default: %(default)s)",
+    )
+    parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
+    return parser
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What rank 0 has found out and all ranks work from.
+
+    Attributes:
+        complete: Everything was mined before.
+        store: Folder of the vectors.
+        num_items, num_image_batches, digest: Of the encoding plan.
+        blocks: Of the plan, still to be encoded.
+        teacher: Who scores.
+    """
+
+    complete: bool
+    store: Path
+    num_items: int
+    num_image_batches: int
+    digest: str
+    blocks: tuple[int, ...]
+    teacher: Teacher
+
+
+class Miner:
+    """The stages of a run; each is skipped as far as an earlier run got.
+
+    Args:
+        arguments: The command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        if arguments.cluster_method and not arguments.cluster_size:
+            raise InputError(f"--cluster_method {arguments.cluster_method}: no effect with --cluster_size 0")
+        self.settings = MiningSettings(
+            skip_ranks=SkipRanks.parse(arguments.skip_ranks),
+            margin=arguments.margin,
+            num_negatives=arguments.num_negatives,
+            num_candidates=arguments.num_candidates,
+            cluster_size=arguments.cluster_size,
+            cluster_method=arguments.cluster_method or METIS,
+        )
+        self.settings.refuse_impossible()
+        self.output = OutputFolder(arguments.output_dir)
+        self.embeddings: Path = arguments.embeddings_dir or arguments.output_dir / EMBEDDINGS_FOLDER
+        self.device = device_of_rank()
+        self.batch_tokens: int = arguments.batch_tokens or default_batch_tokens(self.device)
+
+    def run(self) -> None:
+        """All stages, on all ranks."""
+        with host_ranks(), ExitStack() as lock:
+            setup = on_first_rank(lambda: self.prepare(lock), Setup)
+            shards = shards_of(self.arguments.shards, self.arguments.subset_name)
+            if not setup.complete:
+                items = ShardItems.find(shards)
+                store = VectorStore(setup.store)
+                plan = store.read_plan(setup.num_items, setup.num_image_batches, setup.digest)
+                if setup.blocks:
+                    on_every_rank(lambda: self.encode(setup, shards, items, plan), names_ranks=False)
+                on_first_rank(lambda: _assemble(store, plan, setup.teacher))
+                self.rank_and_choose(setup, items, plan)
+            on_first_rank(lambda: self.finish(setup, shards))
+
+    def prepare(self, lock: ExitStack) -> Setup:
+        """Finds and measures the items; on rank 0.
+
+        Raises:
+            InputError: Shards, teacher or folder cannot be used.
+        """
+        self.output.refuse_shards(self.arguments.shards)
+        shards = shards_of(self.arguments.shards, self.arguments.subset_name)
+        self.settings.skip_ranks.refuse_unused(shards.subsets)
+        folder = TeacherFolder.find(self.arguments.model_name)
+        teacher = folder.record
+        lock.enter_context(locked(self.output.root, "another data_prep.mine is writing here"))
+        self.output.begin(MiningPlan(shards.fingerprint, shards.subsets, teacher, self.settings))
+        model = (__version__, self.device.type, self.batch_tokens, teacher.digest)
+        key = repr((*model, shards.fingerprint, shards.subsets))
+        store = VectorStore(self.embeddings / hashlib.sha256(key.encode()).hexdigest()[:_KEY_DIGITS])
+        if self.output.is_complete():
+            return Setup(True, store.folder, 0, 0, "", (), teacher)
+        items = ShardItems.find(shards)
+        with store.writing(), progress_bar(len(items), "measure", "item") as progress:
+            measured = measure(items, shards, folder.planning_inputs, store.folder, progress.update)
+        plan = measured.plan(self.batch_tokens, teacher.digest)
+        store.write_plan(plan)
+        blocks = tuple(store.missing_blocks(plan))
+        left = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
+        print(
+            f"{counted(len(shards.subsets), 'subset')}, {counted(sum(shards.num_samples.values()), 'pair')}, "
+            f"{counted(len(plan.order), 'unique item')}, {left:,} of them to encode",
+            flush=True,
+        )
+        return Setup(False, store.folder, len(items), plan.num_image_batches, plan.digest, blocks, teacher)
+
+    def encode(self, setup: Setup, shards: ShardSet, items: ShardItems, plan: EncodingPlan) -> None:
+        """Encodes this rank's share of the missing blocks, which are distributed by their tokens."""
+        if not sys.stderr.isatty() or not is_first_rank():
+            disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
+        encode, inputs, ready = TeacherFolder.find(self.arguments.model_name).load(self.device)
+        source = ShardItemSource(items, shards, plan, inputs)
+        own = plan.deal_blocks(setup.blocks, world_size())[own_rank()]
+        workers = self.arguments.dataloader_num_workers
+        with ready, torch.inference_mode():
+            encode_blocks(encode, source, VectorStore(setup.store), own, self.device, workers)
+
+    def rank_and_choose(self, setup: Setup, items: ShardItems, plan: EncodingPlan) -> None:
+        """Ranks the targets of all subsets, then writes the subsets' files."""
+        ranks = RankStore(setup.store / f"ranks-{self.settings.num_candidates}")
+        vectors = VectorStore(setup.store).vectors()
+        targets = {name: SubsetTargets.of(*plan.position[items.numbers[name]]) for name in items.subsets}
+        todo = on_first_rank(lambda: [name for name in items.subsets if self.output.finished(name) is None], list[str])
+        missing = on_first_rank(
+            lambda: [(name, n) for name in todo for n in range(len(targets[name].blocks())) if not ranks.has(name, n)],
+            list[tuple[str, int]],
+        )
+        unranked = sorted({name for name, _ in missing})
+        own_share = slice(own_rank(), None, world_size())
+
+        def gather() -> None:
+            for name in unranked[own_share]:
+                if not ranks.targets_file(name).is_file():
+                    ranks.write_targets(name, vectors, targets[name].target)
+
+        def rank() -> None:
+            blocks = [(name, number, targets[name].blocks()[number]) for name, number in missing[own_share]]
+            with progress_bar(sum(len(rows) for _, _, rows in blocks), "rank", "query") as progress:
+                for name, number, rows in blocks:
+                    part = slice(rows.start, rows.stop)
+                    queries = unit_vectors(vectors, targets[name].query[part])
+                    corpus, own = ranks.read_targets(name), targets[name].own[part]
+                    found = rank_block(queries, corpus, own, self.settings.num_candidates, progress.update)
+                    ranks.write(name, number, found)
+
+        def choose() -> None:
+            with progress_bar(len(todo[own_share]), "choose", "subset") as progress:
+                for name in todo[own_share]:
+                    settings = self.settings.of_subset(name, len(targets[name].target))
+                    record = mine_subset(name, targets[name], ranks, vectors, settings, self.output.root)
+                    self.output.finish_subset(name, record)
+                    progress.update()
+
+        on_every_rank(gather, names_ranks=False)
+        on_every_rank(rank, names_ranks=False)
+        on_first_rank(lambda: ranks.remove_targets(items.subsets))
+        on_every_rank(choose, names_ranks=False)
+
+    def finish(self, setup: Setup, shards: ShardSet) -> None:
+        """Completes the folder and prints what it holds; on rank 0."""
+        if not setup.complete:
+            records = {name: record for name in shards.subsets if (record := self.output.finished(name)) is not None}
+            plan = MiningPlan(shards.fingerprint, shards.subsets, setup.teacher, self.settings)
+            self.output.complete(plan, records)
+        self.output.remove_parts(shards.subsets)
+        mined = Mined.open(self.output.root, shards.fingerprint, shards.num_samples)
+        print_report(mined, setup.store)
+
+
+def _assemble(store: VectorStore, plan: EncodingPlan, teacher: Teacher) -> None:
+    """Joins the vectors, and refuses a teacher that cannot rank."""
+    store.assemble(plan)
+    if problem := collapse(store.vectors()):
+        raise InputError(f"{teacher.name}: {problem}; nothing can be mined with this teacher")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, measure, encode, rank, choose; the same files on any number of ranks."""
+    Miner(_parser().parse_args(argv)).run()
+
+
+def _exit_code() -> int:
+    """Every rank parses the same command line; one of them says what is wrong with it."""
+    if is_first_rank():
+        return run_program(main)
+    try:
+        main()
+    except InputError:
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_exit_code())

@@ -1,0 +1,143 @@
+"""The output folder: what it was begun with, which subsets are finished, what completes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from data_prep.mining.settings import MiningSettings
+from vlm2vec.errors import InputError
+from vlm2vec.files import sha256_of
+from vlm2vec.formats.json_files import parsed, read_json
+from vlm2vec.mined.format import MINED_NAME, MINING_PLAN_NAME, Mined, MinedRecord, Teacher
+from vlm2vec.shards import ShardSet, is_url
+from vlm2vec.shards.manifest import write_json
+
+EMBEDDINGS_FOLDER = "embeddings"
+_PARTS_FOLDER = "parts"
+_RECORD = TypeAdapter(MinedRecord)
+
+
+@dataclass(frozen=True)
+class MiningPlan:
+    """What decides the folder's content; a restart must have the same.
+
+    Attributes:
+        shards: Fingerprint of the shards.
+        subsets: That are mined.
+        teacher: Who scores.
+        settings: As they were given.
+    """
+
+    shards: str
+    subsets: tuple[str, ...]
+    teacher: Teacher
+    settings: MiningSettings
+
+    def content(self) -> dict[str, Any]:
+        """As the file holds it; the teacher's name decides nothing."""
+        return {
+            "shards": self.shards,
+            "subsets": list(self.subsets),
+            "teacher": self.teacher.digest,
+            **asdict(self.settings),
+        }
+
+
+class OutputFolder:
+    """One run's folder.
+
+    Args:
+        root: Where it is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def refuse_shards(self, shards: str) -> None:
+        """Refuses a folder that is, or lies in, the folder of the shards.
+
+        Raises:
+            InputError: It does.
+        """
+        if is_url(shards):
+            return
+        own, other = self.root.resolve(), Path(shards).resolve()
+        if own == other or other in own.parents:
+            raise InputError(f"--output_dir {self.root}: lies in the shards' folder, which stays as it is; use another")
+
+    def begin(self, plan: MiningPlan) -> None:
+        """Writes the plan into a new folder, or compares it with that of a folder that was begun.
+
+        Raises:
+            InputError: Begun with another plan, or not empty.
+        """
+        path = self.root / MINING_PLAN_NAME
+        if path.is_file():
+            before = read_json(path)
+            for name, value in plan.content().items():
+                if before.get(name) != json.loads(json.dumps(value)):
+                    raise InputError(
+                        f"{self.root}: begun with other {name} ({_short(before.get(name))}, now {_short(value)}); use "
+                        "the same, or another --output_dir (--embeddings_dir keeps the vectors for both)"
+                    )
+            return
+        others = [entry.name for entry in self.root.iterdir() if entry.name != EMBEDDINGS_FOLDER]
+        if others:
+            raise InputError(
+                f"{self.root}: not empty ({sorted(others)[0]}), and not begun by this program; use another"
+            )
+        write_json(path, plan.content())
+
+    def is_complete(self) -> bool:
+        """Whether everything was mined."""
+        return (self.root / MINED_NAME).is_file()
+
+    def finished(self, subset: str) -> MinedRecord | None:
+        """The record of a subset that is mined; None if it is not, or its file is not what the record says."""
+        path = self._part(subset)
+        if not path.is_file():
+            return None
+        record = parsed(_RECORD, path.read_bytes(), str(path))
+        file = self.root / record.file
+        return record if file.is_file() and sha256_of(file) == record.sha256 else None
+
+    def finish_subset(self, subset: str, record: MinedRecord) -> None:
+        """Keeps the record of a subset, whose file is written."""
+        self._part(subset).parent.mkdir(exist_ok=True)
+        write_json(self._part(subset), asdict(record))
+
+    def complete(self, plan: MiningPlan, records: Mapping[str, MinedRecord]) -> Mined:
+        """Writes `mined.json`."""
+        mined = Mined(self.root, plan.shards, plan.teacher, plan.settings.cluster_size, records)
+        mined.write()
+        return mined
+
+    def remove_parts(self, subsets: Sequence[str]) -> None:
+        """Removes what only a restart needed."""
+        for name in subsets:
+            self._part(name).unlink(missing_ok=True)
+        if self._part("").parent.is_dir():
+            self._part("").parent.rmdir()
+
+    def _part(self, subset: str) -> Path:
+        return self.root / _PARTS_FOLDER / f"{subset}.json"
+
+
+def shards_of(path: str, subsets: Sequence[str]) -> ShardSet:
+    """Opens the subsets of a data set that are to be mined; "all" means all.
+
+    Raises:
+        InputError: See `ShardSet.open`.
+    """
+    return ShardSet.open(path, None if list(subsets) == ["all"] else subsets)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
