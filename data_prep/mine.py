@@ -193,9 +193,7 @@ class Miner:
         teacher = folder.record
         lock.enter_context(locked(self.output.root, "another data_prep.mine is writing here"))
         self.output.begin(MiningPlan(shards.fingerprint, shards.subsets, teacher, self.settings))
-        model = (__version__, self.device.type, self.batch_tokens, teacher.digest)
-        key = repr((*model, shards.fingerprint, shards.subsets))
-        store = VectorStore(self.embeddings / hashlib.sha256(key.encode()).hexdigest()[:_KEY_DIGITS])
+        store = VectorStore(store_folder(self.embeddings, teacher, shards, self.device, self.batch_tokens))
         if self.output.is_complete():
             return Setup(True, store.folder, 0, 0, "", (), teacher)
         items = ShardItems.find(shards)
@@ -273,6 +271,12 @@ class Miner:
         self.output.remove_parts(shards.subsets)
         mined = Mined.open(self.output.root, shards.fingerprint, shards.num_samples)
         print_report(mined, setup.store)
+
+
+def store_folder(embeddings: Path, teacher: Teacher, shards: ShardSet, device: torch.device, batch_tokens: int) -> Path:
+    """Where vectors and ranks are kept: a name for all that decides them."""
+    key = repr((__version__, device.type, batch_tokens, teacher.digest, shards.fingerprint, shards.subsets))
+    return embeddings / hashlib.sha256(key.encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def _assemble(store: VectorStore, plan: EncodingPlan, teacher: Teacher) -> None:

@@ -141,7 +141,7 @@ def measure(
     whole: dict[str, npt.NDArray[Any]] = {name: np.zeros(len(items), kind) for name, kind in _MEASURES.items()}
     made: TeacherInputs | None = None
     for number, name in enumerate(items.subsets):
-        path, own = folder / f"items-{name}.npz", items.of_subset(number)
+        path, own = measures_file(folder, name), items.of_subset(number)
         if not path.is_file():
             made = made or inputs()
             _measure_subset(items, own, shards, made, path, progress)
@@ -153,6 +153,11 @@ def measure(
                 expect(len(values) == len(own), f"{len(values)} items, not {len(own)}")
                 whole[column][own] = values
     return Measures(**whole)
+
+
+def measures_file(folder: Path, subset: str) -> Path:
+    """Where what was measured of a subset is kept: the arrays of `_MEASURES`."""
+    return folder / f"items-{subset}.npz"
 
 
 def _measure_subset(
