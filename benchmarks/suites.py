@@ -130,6 +130,15 @@ SUITES = {
         limit_seconds=3600,
         is_long=True,
     ),
+    "mining": Suite(
+        "A million pairs mined",
+        "benchmarks.mining",
+        "Two ranks with one thread each; memory is the sum of all processes. First row: 20 subsets of 50,000 pairs, of "
+        "which vectors of 64 numbers are ready, so planning, ranking (exact), rules, clusters and writing are left. "
+        "Second row: everything, with the tiny model, on pairs with tiny images in MMEB-train's proportions.",
+        limit_seconds=7200,
+        is_long=True,
+    ),
     "plan": Suite(
         "The plan's memory beside what engines hold",
         "trials.plan_error --model_name demo/untrained",
