@@ -31,6 +31,7 @@ from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU
 from vlm2vec.mmeb import MMEB
 from vlm2vec.shards import ShardSet
+from vlm2vec.shards.entry import IndexEntry, ItemEntry
 from vlm2vec.shards.index import write_index
 from vlm2vec.shards.manifest import Manifest, ShardRecord, SubsetRecord
 from vlm2vec.shards.schema import shard_name
@@ -53,7 +54,7 @@ def write_shards(root: Path, num_subsets: int, count: int = ROWS_A_SUBSET) -> No
         folder.mkdir(parents=True)
         hashes = 1 + 2 * (number * count + np.arange(count))
         entries = [
-            (i, i * SPAN_BYTES, SPAN_BYTES, 0, *(80, 0, 0, code, 0), *(80, 0, 0, code + 1, 0), *(0, 0, 0, 0, 0, False))
+            IndexEntry(i, i * SPAN_BYTES, SPAN_BYTES, 0, ItemEntry(80, code), ItemEntry(80, code + 1))
             for i, code in enumerate(hashes.tolist())
         ]
         digest = write_index(folder / f"{name}.parquet", entries)

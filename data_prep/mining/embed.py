@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.mining.teacher import TeacherInputs
-from vlm2vec.errors import InputError
 from vlm2vec.evaluation.encoding import ChunkMaker, ItemSource
 from vlm2vec.evaluation.encoding_plan import EncodingPlan, pack_plan
 from vlm2vec.evaluation.vector_store import VectorStore, arrays, expect
@@ -20,7 +19,7 @@ from vlm2vec.files import committed
 from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.inputs.packing import PackedItem, TokenBudget
 from vlm2vec.shards import ShardSet
-from vlm2vec.shards.schema import POSITIVE, QUERY, Item, Sample, fast_hash, item_hash
+from vlm2vec.shards.schema import POSITIVE, QUERY, Sample, fast_hash, item_hash
 
 Indices = npt.NDArray[np.int32]
 
@@ -212,20 +211,9 @@ def encode_item(sample: Sample, side: int) -> EncodeItem:
     """The query (0) or the target (1) of a sample."""
     item = (sample.query, sample.positive)[side]
     name = f"{sample.key} {('query', 'target')[side]}"
-    return EncodeItem(item.text, tuple(ItemImage(image, name) for image in images_of(item)), name)
-
-
-def images_of(item: Item) -> Sequence[bytes]:
-    """An item's undecoded images."""
-    return () if item.image is None else (item.image,)
+    return EncodeItem(item.text, tuple(ItemImage(image, name) for image in item.images), name)
 
 
 def _content(text: str, item: EncodeItem) -> int:
     """Signed 64 bits: the model reads the same text and images <=> the same hash."""
-    image: int | None = None
-    for each in item.images:
-        if not isinstance(each.source, bytes):
-            raise InputError(f"{item.name}: not an image of a shard")
-        own = fast_hash(each.source)
-        image = own if image is None else item_hash(str(own), image)
-    return item_hash(text, image)
+    return item_hash(text, [fast_hash(image.source) for image in item.images if isinstance(image.source, bytes)])
