@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.loader import memory_over_steps
+from tests.rig.made_up_sidecar import made_up
 from tests.rig.written import add_subset, stored_image
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.batches import BatchReader, ChunkSizes, GlobalOrder, Mixture, PlanSource, TrainingBatches, lay_out
@@ -32,6 +33,7 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.mined.rows import MinedRows
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.writer import StoredItem
 
@@ -130,6 +132,26 @@ def test_the_ranks_read_every_item_of_the_batch_once(
         assert len(set(read)) == len(read)
         assert set(read) == {item.name for item in first_pass(alone.plan(step))}
         assert len({plan.header.layout.digest for plan in plans}) == 1
+
+
+def test_a_mined_negative_that_cannot_be_read_gives_way_and_the_rows_stay(
+    shards: ShardSet, inputs: ItemEncoderInputs
+) -> None:
+    mined = MinedRows(tuple(made_up(size, seed=0) for size in shards.num_samples.values()), negatives=2)
+    plans = dataclasses.replace(source(shards, inputs), mined=mined)
+    batch = plans.order.batch(0)
+    rows = {(shards.subsets[subset], int(at)) for subset, at in zip(batch.subsets, batch.positions, strict=True)}
+
+    def read(damaged: frozenset[tuple[str, int]]) -> set[tuple[str, int]]:
+        items = first_pass(dataclasses.replace(plans, damaged=damaged).plan(0))
+        return {(item.reference.subset, item.reference.position) for item in items}
+
+    before = read(frozenset())
+    assert rows <= before
+    damaged = min(before - rows)
+    after = read(frozenset({damaged}))
+    assert rows <= after
+    assert damaged not in after
 
 
 def first_pass(plan: StepPlan) -> list[PlannedItem]:
