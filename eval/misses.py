@@ -100,7 +100,8 @@ class Gallery:
                 self.num_missing += 1
                 return ""
             try:
-                data = ImageFolder(images, self._allow_links).read(image)
+                folder = ImageFolder(images, self._allow_links, num_frames=1)  # a clip's first frame
+                data = folder.read(folder.files(image)[0])
                 self._thumbnails[images, image] = _data_uri(open_image(data, image))
             except InputError:  # moved or changed since the run; the text still tells
                 self.num_missing += 1

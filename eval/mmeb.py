@@ -122,7 +122,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
     with named_flags(_FLAGS), links_remedy("--allow_links"):
-        images = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links))
+        images = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links, scoring.num_frames))
     output = Path(scoring.encode_output_path)
     prepare_output(output)
     processor = processor_of_run(encoder_arguments, folders)
@@ -185,7 +185,7 @@ def encode(setup: Setup, store: EvalStore, scoring: ScoringArguments, device: to
     Raises:
         InputError: The model cannot be loaded, or an image cannot be decoded any more.
     """
-    images = ImageFolder(scoring.image_dir, scoring.allow_links)
+    images = ImageFolder(scoring.image_dir, scoring.allow_links, scoring.num_frames)
     workers = scoring.dataloader_num_workers
     encode_missing(setup.folders, setup.arguments, store, setup.blocks, images, device, workers)
 

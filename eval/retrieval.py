@@ -123,7 +123,7 @@ def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, 
         print(line, flush=True)
     collections, items = read_collections(found, arguments, processor.prompt_format, output / IMAGES_FOLDER)
     with named_flags(_FLAGS):
-        images = scan_images(items, _cached_images(output))
+        images = scan_images(items, _cached_images(output, arguments.num_frames))
     plan = plan_encoding(
         items,
         images,
@@ -174,7 +174,7 @@ def read_collections(
         own = [default if value is None else value for value, default in zip(given, defaults, strict=True)]
         split = arguments.dataset_split or (each.known.split if each.known else "test")
         with links_remedy("--allow_links"):
-            source = ImageFolder(arguments.image_dir or each.folder, arguments.allow_links)
+            source = ImageFolder(arguments.image_dir or each.folder, arguments.allow_links, arguments.num_frames)
             sides = (Side(own[0], arguments.language), Side(own[1]))
             images = ImageCache(cache, source)
             collection = read_collection(each.folder, split, sides, prompt_format, builder, images)
@@ -184,7 +184,7 @@ def read_collections(
 
 def encode(setup: Setup, store: EvalStore, arguments: RetrievalArguments, device: torch.device) -> None:
     """Encodes this rank's share of the missing blocks."""
-    images = _cached_images(Path(arguments.encode_output_path))
+    images = _cached_images(Path(arguments.encode_output_path), arguments.num_frames)
     workers = arguments.dataloader_num_workers
     encode_missing(setup.folders, setup.arguments, store, setup.blocks, images, device, workers)
 
@@ -207,10 +207,10 @@ def finish(setup: Setup, store: EvalStore, ranked: RankedBlocks, arguments: Retr
     print_scores(summary, output)
 
 
-def _cached_images(output: Path) -> ImageFolder:
+def _cached_images(output: Path, num_frames: int | None) -> ImageFolder:
     """The cache's images; its links were made by this program, to files that it had checked."""
     (output / IMAGES_FOLDER).mkdir(exist_ok=True)
-    return ImageFolder(output / IMAGES_FOLDER, allow_links=True)
+    return ImageFolder(output / IMAGES_FOLDER, allow_links=True, num_frames=num_frames)
 
 
 def _collection_file(store: Path, number: int) -> Path:

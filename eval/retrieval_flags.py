@@ -70,6 +70,12 @@ class RetrievalArguments:
     allow_links: bool = field(
         default=False, metadata={"help": "follow links that lead out of the image folder, for images on another disk"}
     )
+    num_frames: int | None = field(
+        default=None,
+        metadata={
+            "help": "frames of a clip, where an image path names a folder of frames; default: such paths are errors"
+        },
+    )
     local_rank: int = field(default=-1, metadata={"help": "set by the launcher"})
 
     def __post_init__(self) -> None:
@@ -77,6 +83,7 @@ class RetrievalArguments:
             raise InputError(f"--top_k {self.top_k}: must be at least {max(CUTOFFS)}, for the metrics")
         at_least_one("per_device_eval_batch_size", self.per_device_eval_batch_size)
         at_least_one("batch_tokens", self.batch_tokens)
+        at_least_one("num_frames", self.num_frames)
         if self.dataloader_num_workers < 0:
             raise InputError(f"--dataloader_num_workers {self.dataloader_num_workers}: must be 0 or more")
 

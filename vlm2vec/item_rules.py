@@ -91,6 +91,19 @@ def image_tags(text: str, num_images: int) -> list[int]:
     return numbers
 
 
+def with_frames(text: str, num_frames: int) -> str:
+    """A text about one image as one about the frames of a clip: its tag becomes one tag for each frame.
+
+    Args:
+        text: The item's text with the tag `<|image_1|>`; "" stands for an image alone.
+        num_frames: Frames of the clip; for one nothing changes.
+    """
+    if num_frames < 2:
+        return text
+    tags = "".join(f"<|image_{number}|>" for number in range(1, num_frames + 1))
+    return IMAGE_TAG.sub(tags, text or IMAGE_ONLY_TEXT, count=1)
+
+
 def shorten(text: str, limit: int = 60) -> str:
     """The beginning of a text, for messages."""
     return text if len(text) <= limit else text[:limit] + "..."

@@ -1,4 +1,4 @@
-"""Facts of MMEB-V2's sets of visual documents: names, where they lie on the hub, instructions, groups.
+"""Facts of MMEB-V2's sets of visual documents and of videos: names, where they lie, instructions, groups.
 
 Source: "VLM2Vec-V2" (arXiv 2507.04590) and its evaluation code (TIGER-AI-Lab/VLM2Vec, branch main, November 2026).
 """
@@ -70,3 +70,50 @@ def visdoc_set(folder_name: str) -> VisdocSet | None:
         if folder_name in (each.name, *(repository.rpartition("/")[2] for repository in each.repositories)):
             return each
     return None
+
+
+@dataclass(frozen=True)
+class VideoSet:
+    """One of the 18 sets of clips, each a folder of frames saved as JPEG.
+
+    Attributes:
+        name: As the leaderboard has it.
+        group: One of `VIDEO_GROUPS`.
+        repository: Of the rows, on the hub.
+        frames: Where the clips' folders lie below `video-tasks/frames`.
+        split: The split that is scored.
+    """
+
+    name: str
+    group: str
+    repository: str
+    frames: str
+    split: str = "test"
+
+
+VIDEO_GROUPS = ("classification", "vqa", "retrieval", "moment retrieval")
+# The leaderboard's metric of these sets; frames that it takes of each clip.
+VIDEO_METRIC = "hit@1"
+NUM_FRAMES = 8
+
+VIDEO_SETS = (
+    VideoSet("K700", "classification", "VLM2Vec/Kinetics-700", "video_cls/K700"),
+    VideoSet("SmthSmthV2", "classification", "VLM2Vec/SmthSmthV2", "video_cls/SSv2"),
+    *(
+        VideoSet(name, "classification", f"VLM2Vec/{name}", f"video_cls/{name}")
+        for name in ("HMDB51", "UCF101", "Breakfast")
+    ),
+    VideoSet("MVBench", "vqa", "VLM2Vec/MVBench", "video_qa/MVBench", "train"),
+    VideoSet("Video-MME", "vqa", "VLM2Vec/Video-MME", "video_qa/Video-MME"),
+    VideoSet("NExTQA", "vqa", "VLM2Vec/NExTQA", "video_qa/NExTQA"),
+    VideoSet("EgoSchema", "vqa", "VLM2Vec/egoschema", "video_qa/EgoSchema"),
+    VideoSet("ActivityNetQA", "vqa", "VLM2Vec/ActivityNetQA", "video_qa/ActivityNetQA"),
+    *(
+        VideoSet(name, "retrieval", f"VLM2Vec/{name}", f"video_ret/{name}")
+        for name in ("DiDeMo", "MSR-VTT", "MSVD", "VATEX")
+    ),
+    VideoSet("YouCook2", "retrieval", "VLM2Vec/YouCook2", "video_ret/YouCook2", "val"),
+    VideoSet("QVHighlight", "moment retrieval", "VLM2Vec/QVHighlight", "video_mret/QVHighlight"),
+    VideoSet("Charades-STA", "moment retrieval", "VLM2Vec/Charades-STA", "video_mret/Charades_STA"),
+    VideoSet("MomentSeeker", "moment retrieval", "VLM2Vec/MomentSeeker", "video_mret/MomentSeeker"),
+)

@@ -14,14 +14,15 @@ import pytest
 
 from data_prep.mini.slides import SLIDES
 from data_prep.mini_mmeb import VISDOC_FOLDER
-from eval import report, retrieval
+from eval import mmeb, report, retrieval
 from eval.retrieval_results import RETRIEVAL_FILE
 from tests.eval import dying_searcher
 from tests.eval.test_page import predictions_of
 from tests.eval.test_report import scores_of
 from trials.rig.forked import ended, start_forked
 from trials.rig.hand_made_collection import Rows, png, write_beir_collection, write_parquet_collection
-from trials.rig.hand_made_eval import row
+from trials.rig.hand_made_eval import row as hand_made_row
+from trials.rig.hand_made_eval import write_dataset
 from trials.rig.launcher import free_port
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
@@ -240,6 +241,51 @@ def test_whole_texts_and_the_slides_of_the_miniature(
     assert float(line[4]) == pytest.approx(float((query @ slide.T).item()), rel=1e-5, abs=1e-6)
 
 
+def write_clip(folder: Path, number: int, num_frames: int) -> None:
+    """A clip's folder: frames 2 and 10 are not in the order of their names."""
+    folder.mkdir(parents=True)
+    for frame in range(num_frames):
+        (folder / f"frame_{frame}.jpg").write_bytes(png(10 * number + frame))
+    (folder / "notes.txt").write_text("no frame")
+
+
+def test_clips_are_items_of_several_images(options: list[str], mini_model_dir: Path, tmp_path: Path) -> None:
+    """The same clips in a corpus and among a row's candidates: the vectors of `encode` with the sampled frames."""
+    for number, num_frames in enumerate((12, 2, 3)):
+        write_clip(tmp_path / f"clips/v{number}", number, num_frames)
+    corpus = [{"_id": f"v{number}", "image": f"v{number}"} for number in range(3)]
+    qrels = [{"query-id": "east", "corpus-id": "v0", "score": 1}]
+    write_beir_collection(tmp_path / "data/clips", QUERIES[:1], corpus, qrels)
+    texts = ("Find a clip:", "Understand the clip.")
+    flags = [
+        *("--image_dir", str(tmp_path / "clips"), "--query_instruction", texts[0]),
+        "--document_instruction",
+        texts[1],
+    ]
+    with pytest.raises(InputError, match=r"corpus.jsonl line 1: .*v0: not a regular file \(a folder; where a number"):
+        retrieval.main([*options, *flags])
+    retrieval.main([*options, *flags, "--num_frames", "3"])
+    found = {line.split()[2]: float(line.split()[4]) for line in (tmp_path / "out/clips.trec").read_text().splitlines()}
+    encoder = VLM2Vec.from_pretrained(mini_model_dir)
+    query = encoder.encode(texts=[f"{texts[0]} east"])
+    frames = [[f"clips/v0/frame_{frame}.jpg" for frame in (0, 5, 11)]]
+    frames += [
+        [f"clips/v1/frame_{frame}.jpg" for frame in (0, 1)],
+        [f"clips/v2/frame_{frame}.jpg" for frame in range(3)],
+    ]
+    for number, names in enumerate(frames):
+        tags = "".join(f"<|image_{image}|>" for image in range(1, len(names) + 1))
+        clip = encoder.encode(texts=[f"{tags} {texts[1]}"], images=[[tmp_path / name for name in names]])
+        assert found[f"v{number}"] == pytest.approx(float((query @ clip.T).item()), rel=1e-5, abs=1e-6)
+    rows = [hand_made_row(f"{texts[0]} east", [f"<|image_1|> {texts[1]}"] * 3, images=["v0", "v1", "v2"])]
+    write_dataset(tmp_path / "rows", "MSVD", rows)
+    mmeb.main([*options, "--dataset_name", str(tmp_path / "rows"), "--image_dir", str(tmp_path / "clips"),
+               "--encode_output_path", str(tmp_path / "scores"), "--num_frames", "3"])  # fmt: skip
+    ranked = pq.read_table(tmp_path / "scores/predictions.parquet").to_pylist()[0]
+    assert ranked["top_score"][:3] == pytest.approx(sorted(found.values(), reverse=True), rel=1e-5, abs=1e-6)
+    report.main([str(tmp_path / "scores"), "--image_dir", str(tmp_path / "clips")])
+
+
 def test_the_report_shows_retrieval_beside_images_or_alone(
     options: list[str], choose: Choose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,7 +299,7 @@ def test_the_report_shows_retrieval_beside_images_or_alone(
     assert "| ViDoRe_docvqa | 4 | 4 |" in alone
     (tmp_path / "run/image").mkdir()
     (tmp_path / "run/image/scores.json").write_text(json.dumps(scores_of({"GQA": 0.5})))
-    rows = [row("which?", ["truth", "chosen"])]
+    rows = [hand_made_row("which?", ["truth", "chosen"])]
     table = predictions_of("GQA", rows, [True], tmp_path / "own")
     pq.write_table(table, tmp_path / "run/image/predictions.parquet")
     capsys.readouterr()

@@ -22,6 +22,7 @@ from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
+from vlm2vec.item_rules import with_frames
 
 # Vectors that differ in no number by more than this part of the largest number are the same vector in float32.
 _EQUAL_TOLERANCE = 1e-6
@@ -110,11 +111,13 @@ class BatchSource(ItemSource):
         if not image:
             return EncodeItem(text, (), use, instruction)
         try:
-            data = self.folder.read(image)
+            paths = self.folder.files(image)
+            data = [self.folder.read(path) for path in paths]
         except InputError as error:  # there when the run began
             raise InputError(f"{use}: {error}") from error
-        name = f"{use}: {self.folder.root / image}"
-        return EncodeItem(text, (ItemImage(data, name),), name, instruction)
+        names = [f"{use}: {self.folder.root / path}" for path in paths]
+        images = tuple(map(ItemImage, data, names))
+        return EncodeItem(with_frames(text, len(images)), images, names[0], instruction)
 
 
 def encode_blocks(

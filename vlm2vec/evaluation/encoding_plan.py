@@ -16,6 +16,7 @@ from vlm2vec.evaluation.data.items import Indices, ItemTable
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import errors_of
 from vlm2vec.inputs.packing import PackedItem, TokenBudget
+from vlm2vec.item_rules import with_frames
 
 # A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.
 _BLOCK_BATCHES = 16
@@ -100,16 +101,17 @@ def plan_encoding(
     for index in range(len(items)):
         path, instruction = items.image(index), items.instruction(index)
         image = images[path] if path else None
+        sizes = image.sizes if image else ()
+        own_text = with_frames(items.text(index), len(sizes))
         with errors_of(items.use(index)):
             # As it is encoded: an image alone is the same item as an image with the default prompt.
-            prompt_format.refuse_empty(items.text(index), 1 if image else 0)
-            text = prompt_format.render(items.text(index), 1 if image else 0, instruction)
+            prompt_format.refuse_empty(own_text, len(sizes))
+            text = prompt_format.render(own_text, len(sizes), instruction)
         key = (text, image.content if image else b"")
         number = distinct[index] = numbers.setdefault(key, len(first))
         if number == len(first):
             first.append(index)
-            sizes = [(image.width, image.height)] if image else []
-            packed.append(inputs.measure(items.text(index), sizes, items.use(index), instruction=instruction))
+            packed.append(inputs.measure(own_text, sizes, items.use(index), instruction=instruction))
     keys = list(numbers)
     return pack_plan(
         packed,

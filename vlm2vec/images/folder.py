@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,14 @@ from pathlib import Path
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import MAX_IMAGE_BYTES
 from vlm2vec.images.paths import MissingImageError, OutsideLinkError, composed, plain_path
+
+# What a clip's frames are saved as.
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """For sorting: numbers in a name by their values, 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
 class ImageFolder:
@@ -23,15 +32,17 @@ class ImageFolder:
     Args:
         root: The folder.
         allow_links: Follow links that lead out of the folder; links inside it are always followed.
+        num_frames: Where a path names a folder, so many of its images are taken, see `files`; None: it is an error.
 
     Raises:
         InputError: No such folder.
     """
 
-    def __init__(self, root: str | Path, allow_links: bool = False) -> None:
+    def __init__(self, root: str | Path, allow_links: bool = False, num_frames: int | None = None) -> None:
         if not os.path.isdir(root):
             raise InputError(f"{root}: no such image folder")
         self.root = Path(root)
+        self.num_frames = num_frames
         self._allow_links = allow_links
         self._real_root = os.path.realpath(root)
         self._real_folders: dict[str, str] = {}
@@ -48,6 +59,29 @@ class ImageFolder:
         """
         with self._opened(relative) as file:
             return file.read()
+
+    def files(self, relative: str) -> tuple[str, ...]:
+        """The image itself, or the frames of a clip: images of the folder that a path names, in natural order.
+
+        Frames are evenly spaced, the first and the last among them, as MMEB-V2's code takes them (`numpy.linspace` to
+        whole numbers); all, if there are not more than `num_frames`.
+
+        Raises:
+            UnsafePathError: As `read`.
+            InputError: A folder without an image, or not wanted (`num_frames`).
+        """
+        if self.num_frames is None or not os.path.isdir(os.path.join(self.root, plain := plain_path(relative))):
+            return (relative,)
+        real = self._inside(os.path.realpath(os.path.join(self.root, plain)), relative)
+        names = [name for name in os.listdir(real) if name.lower().endswith(FRAME_SUFFIXES)]
+        if not names:
+            raise InputError(f"{self.root / relative}: a folder without frames ({', '.join(FRAME_SUFFIXES)})")
+        names.sort(key=_natural)
+        if len(names) > self.num_frames:
+            last = len(names) - 1
+            steps = max(1, self.num_frames - 1)
+            names = [names[last * frame // steps] for frame in range(self.num_frames)]
+        return tuple(f"{plain}/{name}" for name in names)
 
     def check(self, relative: str) -> None:
         """Raises what `read` would raise, without reading the file."""
@@ -143,6 +177,8 @@ class ImageFolder:
         if not regular or size > MAX_IMAGE_BYTES:
             file.close()
             reason = f"{size} bytes are too many for an image" if regular else "not a regular file"
+            if stat.S_ISDIR(file.status.st_mode):
+                reason = "not a regular file (a folder; where a number of frames is given, it is read as a clip)"
             raise InputError(f"{self.root / path}: {reason}")
         return file
 

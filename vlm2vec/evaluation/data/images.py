@@ -24,11 +24,15 @@ _AT_A_TIME = 64
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file: 128-bit hash of its bytes, width and height in pixels."""
+    """What a path of an item stands for: an image file, or the frames of a clip.
+
+    Attributes:
+        content: 128-bit hash of the bytes.
+        sizes: (width, height) in pixels of each image.
+    """
 
     content: bytes
-    width: int
-    height: int
+    sizes: tuple[tuple[int, int], ...]
 
 
 def scan_images(items: ItemTable, folder: ImageFolder) -> Mapping[str, ImageFile]:
@@ -77,7 +81,7 @@ def _refuse_outside_links(items: ItemTable, first_use: Mapping[str, int], folder
         first_of_folder.setdefault(os.path.dirname(path), path)
     for path in first_of_folder.values():
         try:
-            folder.check(path)
+            folder.check(folder.files(path)[0])
         except OutsideLinkError as error:
             raise OutsideLinkError(f"{items.use(first_use[path])}: {error}") from error
         except InputError:
@@ -85,9 +89,14 @@ def _refuse_outside_links(items: ItemTable, first_use: Mapping[str, int], folder
 
 
 def _scan(folder: ImageFolder, path: str) -> ImageFile | InputError:
+    digests, sizes = [], []
     try:
-        data = folder.read(path)
-        header = read_header(data, str(folder.root / path))
+        for file in folder.files(path):
+            data = folder.read(file)
+            header = read_header(data, str(folder.root / file))
+            digests.append(hashlib.blake2b(data, digest_size=16).digest())
+            sizes.append((header.width, header.height))
     except InputError as error:
         return error
-    return ImageFile(hashlib.blake2b(data, digest_size=16).digest(), header.width, header.height)
+    content = digests[0] if len(digests) == 1 else hashlib.blake2b(b"".join(digests), digest_size=16).digest()
+    return ImageFile(content, tuple(sizes))

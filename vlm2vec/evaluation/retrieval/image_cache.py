@@ -15,7 +15,8 @@ from vlm2vec.images.paths import plain_path
 
 
 class ImageCache:
-    """Gives every image a path in one folder: bytes from a table as a file, a file of the data set as a link to it.
+    """Gives every image a path in one folder: bytes from a table as a file; a file of the data set, or a folder
+    of frames, as a link to it.
 
     A name is a hash of the bytes, or of the file's real path, so a restart writes nothing twice.
 
@@ -65,9 +66,10 @@ class ImageCache:
         return name
 
     def _add_file(self, path: str) -> str:
-        self._source.check(path)
+        for file in self._source.files(path):
+            self._source.check(file)
         real = os.path.realpath(self._source.root / plain_path(path))
-        if not os.path.isfile(real):  # there under another Unicode form of its name
+        if not os.path.exists(real):  # there under another Unicode form of its name
             return self._add_bytes(self._source.read(path))
         name = self._name(hashlib.blake2b(os.fsencode(real), digest_size=16).hexdigest() + "-link")
         target = self._folder / name
