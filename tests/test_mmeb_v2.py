@@ -10,7 +10,7 @@ from vlm2vec.mmeb_v2 import VIDEO_GROUPS, VIDEO_SETS, VISDOC_GROUPS, VISDOC_SETS
 def test_there_are_as_many_sets_as_the_leaderboard_has() -> None:
     assert Counter(each.group for each in VISDOC_SETS) == dict(zip(VISDOC_GROUPS, (10, 4, 6, 4), strict=True))
     assert Counter(each.group for each in VIDEO_SETS) == dict(zip(VIDEO_GROUPS, (5, 5, 5, 3), strict=True))
-    names = [each.name for each in (*VISDOC_SETS, *VIDEO_SETS)]
+    names = [*(each.name for each in VISDOC_SETS), *(each.name for each in VIDEO_SETS)]
     assert len(set(names)) == 24 + 18
 
 
