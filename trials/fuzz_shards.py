@@ -35,10 +35,12 @@ from data_prep.verify import verify
 from trials.rig.damage import OPERATORS
 from trials.rig.forgery import forge_document, forge_index, forge_manifest
 from trials.rig.hand_made_train import TABLE, make_dataset, row, tree, write_rows
+from trials.rig.several import several_rows, write_several
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Sample, ShardSet
 from vlm2vec.shards.columns import entry_at
 
+SUBSETS = ("A", "B", "S")
 REFUSED, CORRECT = "refused", "read correctly"
 GOOD = {REFUSED, CORRECT, "reported as unreadable"}
 _LIMIT_SECONDS = 600.0
@@ -60,13 +62,14 @@ class World:
 
 
 def make_world(root: Path) -> World:
-    """Ten rows in three shards."""
+    """Ten rows in three shards, of each subset; those of S have several images an item and several hard negatives."""
     dataset = make_dataset(root / "MMEB-train")
+    write_several(dataset, several_rows(), "S/original-00000-of-00001.parquet")
     rows = [row(number) for number in range(10)]
     write_rows(dataset, rows)
     write_rows(dataset, rows[::-1], "B/original-00000-of-00001.parquet")
     shards = root / "shards"
-    convert(SourceData(dataset, dataset, ["A", "B"]), shards, replace(DEFAULT_OPTIONS, rows_per_shard=4))
+    convert(SourceData(dataset, dataset, SUBSETS), shards, replace(DEFAULT_OPTIONS, rows_per_shard=4))
     zipped = Path(shutil.copytree(dataset, root / "zipped"))
     (zipped / "images_zip").mkdir()
     with zipfile.ZipFile(zipped / "images_zip/A.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -123,9 +126,7 @@ def _numbers(world: World) -> list[int]:
 def continue_conversion(world: World, folder: Path) -> str:
     """The converter repairs what it can, to the same bytes, or refuses."""
     try:
-        convert(
-            SourceData(world.dataset, world.dataset, ["A", "B"]), folder, replace(DEFAULT_OPTIONS, rows_per_shard=4)
-        )
+        convert(SourceData(world.dataset, world.dataset, SUBSETS), folder, replace(DEFAULT_OPTIONS, rows_per_shard=4))
     except InputError:
         return REFUSED
     if tree(folder) != tree(world.shards):
@@ -190,6 +191,9 @@ class Target:
 TARGETS: dict[str, Target] = {
     "tar": Target(lambda world: world.shards, "A/A-00001.tar", "A/A-00000.tar", read_shards),
     "index": Target(lambda world: world.shards, "A/A-00001.parquet", "A/A-00000.parquet", read_shards),
+    "tar of lists": Target(lambda world: world.shards, "S/S-00001.tar", "S/S-00000.tar", read_shards),
+    "index of lists": Target(lambda world: world.shards, "S/S-00001.parquet", "S/S-00000.parquet", read_shards),
+    "forged lists": Target(lambda world: world.shards, "S/S-00001.parquet", "", read_shards, forge_index),
     "manifest": Target(lambda world: world.shards, "manifest.json", "report.json", read_shards),
     "table": Target(lambda world: world.dataset, TABLE, "B/original-00000-of-00001.parquet", convert_table),
     "zip": Target(lambda world: world.zipped, "images_zip/A.zip", TABLE, convert_zip),

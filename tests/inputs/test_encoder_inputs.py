@@ -132,6 +132,12 @@ def test_planning_and_processing_count_alike(patches: ItemEncoderInputs) -> None
     assert patches.cost(8, [(40, 5)]) == 3  # an image that cannot be cut
 
 
+def test_the_largest_item_may_have_several_images(patches: ItemEncoderInputs) -> None:
+    assert patches.largest_item().vision_units == 32
+    patches.expect([(60, 20), (60, 20), (60, 20)])
+    assert patches.largest_item().vision_units == 36
+
+
 def test_alpha_reaches_a_format_that_blends_it(tmp_path: Path) -> None:
     Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     item = EncodeItem("a", (ItemImage(tmp_path / "clear.png", "image"),), "an item")

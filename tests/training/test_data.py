@@ -8,11 +8,25 @@ from pathlib import Path
 import pytest
 
 from tests.rig.made_up_sidecar import CLUSTER_SIZE, made_up, write_sidecar
+from tests.rig.written import stored_image
+from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.mined.format import Mined
 from vlm2vec.shards import ShardSet
-from vlm2vec.training.data import RunData, global_order, open_data, open_shards, open_sidecar, order_remarks
+from vlm2vec.shards.manifest import Manifest, SubsetRecord
+from vlm2vec.shards.schema import shard_name
+from vlm2vec.shards.writer import ShardWriter, StoredItem
+from vlm2vec.training.data import (
+    RunData,
+    global_order,
+    largest_of_several,
+    open_data,
+    open_shards,
+    open_sidecar,
+    order_remarks,
+)
 from vlm2vec.training.flags.run import parse_arguments
 from vlm2vec.training.settings import DataSettings, MinedSettings
 
@@ -183,3 +197,23 @@ def test_bad_weights_are_named(weights: list[str], message: str, mini_shards_dir
     shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA"])
     with pytest.raises(InputError, match=message):
         global_order(settings(str(mini_shards_dir), "--mixture_weights", *weights), shards)
+
+
+def test_the_largest_item_with_several_images_is_found(
+    mini_shards_dir: Path, golden_model_dir: Path, tmp_path: Path
+) -> None:
+    inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(golden_model_dir), max_len=64)
+    assert largest_of_several(ShardSet.open(mini_shards_dir), inputs, True) == ()
+    small, wide = (stored_image(size, 1) for size in ((40, 30), (900, 300)))
+    records = []
+    for number, queries in enumerate(([(small,), (small, wide)], [(wide, wide, small), (wide,)])):
+        name = shard_name("A", number)
+        with ShardWriter(tmp_path / "A", name, "A") as writer:
+            for row, images in enumerate(queries):
+                query, negative = StoredItem("a query", images), StoredItem("wrong", (wide,) * 4)
+                writer.add(2 * number + row, query, StoredItem("answer"), [negative] * row)
+            records.append(writer.commit((2 * number, 2 * number + 2), {}))
+    Manifest({}, {"A": SubsetRecord((), tuple(records))}).write(tmp_path)
+    shards = ShardSet.open(tmp_path)
+    assert largest_of_several(shards, inputs, False) == ((900, 300), (900, 300), (40, 30))
+    assert largest_of_several(shards, inputs, True) == ((900, 300),) * 4

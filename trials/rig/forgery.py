@@ -109,6 +109,10 @@ def _swapped_values(table: pa.Table, generator: random.Random) -> pa.Table:
 def _edited(table: pa.Table, generator: random.Random, value: Callable[[Any, int], Any]) -> pa.Table:
     number, place = generator.randrange(table.num_columns), generator.randrange(table.num_rows)
     field = table.schema.field(number)
+    if pa.types.is_list(field.type):
+        lists = table.column(number).to_pylist()
+        lists[place] = _forged_list(lists[place], field.type.value_type, generator)
+        return table.set_column(number, field, [pa.array(lists, field.type)])
     values = table.column(number).to_numpy().copy()
     new = value(values, place)
     if field.type == pa.bool_():
@@ -117,6 +121,19 @@ def _edited(table: pa.Table, generator: random.Random, value: Callable[[Any, int
         bounds = np.iinfo(values.dtype)
         values[place] = min(max(int(new), bounds.min), bounds.max)
     return table.set_column(number, field, [pa.array(values, field.type)])
+
+
+def _forged_list(values: list[Any], kind: pa.DataType, generator: random.Random) -> list[Any]:
+    """A list, or one of the lists in it, with an entry lost, added, changed or moved."""
+    is_nested, place = pa.types.is_list(kind), generator.randrange(len(values) + 1)
+    if is_nested and place < len(values):
+        return [*values[:place], _forged_list(values[place], kind.value_type, generator), *values[place + 1 :]]
+    bounds = np.iinfo((kind.value_type if is_nested else kind).to_pandas_dtype())
+    odd: Any = min(max(generator.choice(_ODD_NUMBERS), bounds.min), bounds.max)
+    odd = [odd] if is_nested else odd
+    return generator.choice(
+        [values[:-1], [*values, odd], values[::-1], [*values[:place], odd, *values[place + 1 :]], [], [odd] * 10_000]
+    )
 
 
 def _other_rows(table: pa.Table, generator: random.Random) -> pa.Table:

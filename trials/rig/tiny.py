@@ -64,14 +64,17 @@ def tiny_items(family: str = PHI3_V) -> Items:
 
 
 def tiny_item(seed: int, has_image: bool) -> ProcessedItem:
-    """An item of Phi-3-V whose content follows from the seed; lengths differ."""
+    """An item of Phi-3-V whose content follows from the seed; lengths differ, and every fourth has two images."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(3, VOCABULARY, (int(torch.randint(1, 12, (1,), generator=generator)),), generator=generator)
     if not has_image:
         return ProcessedItem(torch.cat([torch.tensor([1]), text]))
-    image = torch.full((IMAGE_TOKENS,), -1)
+    count = 2 if seed % 4 == 0 else 1
+    parts = [torch.tensor([1])]
+    for number in range(1, count + 1):
+        parts += [torch.full((IMAGE_TOKENS,), -number), torch.tensor([1])]
     return item_with_images(
-        torch.cat([torch.tensor([1]), image, torch.tensor([1]), text]),
-        torch.randn(2, 3, CROP, CROP, generator=generator),
-        torch.tensor([[CROP, CROP]]),
+        torch.cat([*parts, text]),
+        torch.randn(2 * count, 3, CROP, CROP, generator=generator),
+        torch.tensor([[CROP, CROP]] * count),
     )

@@ -43,6 +43,7 @@ class ItemEncoderInputs:
         self.max_len = max_len
         self.pixel_dtype = pixel_dtype
         self.always_dummy = always_dummy
+        self._several_images: tuple[tuple[int, int], ...] = ()
 
     def cost(self, text_length: int, image_sizes: Sequence[tuple[int, int]]) -> int:
         """Estimated tokens of an item from its index entry: characters of its text, width and height of its images."""
@@ -137,10 +138,21 @@ class ItemEncoderInputs:
             names=tuple(names),
         )
 
+    def expect(self, image_sizes: Sequence[tuple[int, int]]) -> None:
+        """Tells `largest_item` that an item with several images comes, of these sizes (width, height) in pixels."""
+        self._several_images = tuple(image_sizes)
+
     def largest_item(self) -> ProcessedItem:
-        """An image that takes as much as any image may, and the default prompt."""
-        image = Image.new("RGB", self.processor.largest_image_size)
-        return self.process(EncodeItem("", (ItemImage(image, "image"),), "the largest item"))
+        """What takes the most: an image that takes as much as any may, or the several images of `expect`, blank."""
+        items = [self._blank_images([self.processor.largest_image_size])]
+        if self._several_images:
+            items.append(self._blank_images(self._several_images))
+        return max(items, key=self.budget_tokens)
+
+    def _blank_images(self, sizes: Sequence[tuple[int, int]]) -> ProcessedItem:
+        images = tuple(ItemImage(Image.new("RGB", size), "image") for size in sizes)
+        tags = "".join(f"<|image_{number}|>" for number in range(1, len(images) + 1)) if len(images) > 1 else ""
+        return self.process(EncodeItem(tags, images, "the largest item"))
 
     def budget_tokens(self, item: ProcessedItem) -> int:
         """What an item takes of a chunk's budget."""

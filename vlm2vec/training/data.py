@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+
 from vlm2vec.batches import GlobalOrder
 from vlm2vec.batches.clusters import Clusters
 from vlm2vec.batches.groups import SUBSET
 from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
 from vlm2vec.errors import InputError
+from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.mined.format import MINED_NAME, Mined
 from vlm2vec.mined.rows import MinedRows
 from vlm2vec.ranks import gather_from_all
 from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
+from vlm2vec.shards.columns import image_sizes
+from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY
 from vlm2vec.training.settings import DataSettings, MinedSettings
 
 
@@ -91,6 +96,39 @@ def open_sidecar(settings: MinedSettings, shards: ShardSet) -> Mined:
             "margin"
         )
     return sidecar
+
+
+def largest_of_several(
+    shards: ShardSet, inputs: ItemEncoderInputs, hard_negatives: bool
+) -> tuple[tuple[int, int], ...]:
+    """Width and height in pixels of each image of the item that takes the most of those with several images.
+
+    Args:
+        shards: The data.
+        inputs: Knows what an image takes.
+        hard_negatives: Whether hard negatives take part.
+
+    Returns:
+        Nothing if no item has several images.
+    """
+    largest: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
+    without_images = inputs.cost(0, ())
+    for columns in map(shards.columns, shards.subsets):
+        for side in (QUERY, POSITIVE, NEGATIVE) if hard_negatives else (QUERY, POSITIVE):
+            starts = columns[f"{side}_image_starts"].astype(np.int64)
+            several = np.flatnonzero(np.diff(starts) > 1)
+            if not len(several):
+                continue
+            sizes = np.stack([columns[f"{side}_widths"], columns[f"{side}_heights"]], axis=1)
+            different, numbers = np.unique(sizes, axis=0, return_inverse=True)
+            tokens = np.array(
+                [inputs.cost(0, [(width, height)]) - without_images for width, height in different.tolist()]
+            )
+            ends = np.concatenate([[0], np.cumsum(tokens[numbers.ravel()])])
+            costs = ends[starts[several + 1]] - ends[starts[several]]
+            item = several[[int(np.argmax(costs))]]
+            largest = max(largest, (int(costs.max()), image_sizes(columns, side, item)[0]))
+    return largest[1]
 
 
 def mined_rows(settings: MinedSettings, sidecar: Mined, shards: ShardSet) -> MinedRows | None:

@@ -17,6 +17,7 @@ from vlm2vec.training.bad_samples import BadSamples
 from vlm2vec.training.checkpoints.disk_space import check_disk
 from vlm2vec.training.checkpoints.record import RunRecord, versions
 from vlm2vec.training.checkpoints.writer import Checkpoints
+from vlm2vec.training.data import largest_of_several
 from vlm2vec.training.encoder import build_encoder
 from vlm2vec.training.evaluation import NoEvaluation, RunEvaluation, best_checkpoint, build_evaluation
 from vlm2vec.training.flags.config_file import run_header, write_config
@@ -173,6 +174,7 @@ def build_model(start: Start, watch: RunWatch, parts: Parts) -> tuple[TrainedMod
     groups = temperature_groups(start)
     names = () if groups is None else groups.names
     model = TrainedModel.build(settings, encoder, start.point.is_elastic, watch, parts.step, names)
+    model.inputs.expect(largest_of_several(start.data.shards, model.inputs, settings.data.hard_negatives))
     optional = optional_metrics(settings.loss, settings.data.mined)
     return model, StepMeter(start.data.shards.subsets, start.device, watch.clock, flops, optional)
 
