@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -109,7 +110,7 @@ def measure(command: Sequence[str]) -> tuple[float, float, float]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     peak = 0.0
     while process.poll() is None:
-        peak = max(peak, sum(_proportional_megabytes(pid) for pid in _session(process.pid)))
+        peak = max(peak, sum(_proportional_megabytes(pid) for pid in _descendants(process.pid)))
         time.sleep(0.1)
     if process.returncode:
         raise InputError(f"{' '.join(command)}: exit code {process.returncode}")
@@ -118,14 +119,12 @@ def measure(command: Sequence[str]) -> tuple[float, float, float]:
     return time.perf_counter() - start, processor, peak
 
 
-def _session(leader: int) -> list[int]:
-    """The processes that a session leader started, and itself."""
-    members = []
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            if os.getsid(int(folder.name)) == leader:
-                members.append(int(folder.name))
-    return members
+def _descendants(process: int) -> list[int]:
+    """A process and all that it and its children started, in sessions of their own (a launcher's ranks) or not."""
+    with suppress(psutil.Error):
+        leader = psutil.Process(process)
+        return [process, *(child.pid for child in leader.children(recursive=True))]
+    return []
 
 
 def _proportional_megabytes(pid: int) -> float:
