@@ -21,6 +21,7 @@ from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.phi3_v import collate_items
 from vlm2vec.errors import InputError
+from vlm2vec.inputs import urls
 from vlm2vec.inputs.ahead import chunks_ahead
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
@@ -153,6 +154,56 @@ def test_opened_images_that_cannot_be_decoded(encoder: VLM2Vec, image_format: st
     bad = opened(data, close=True) if kind == "closed" else opened(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"^item 1: a PIL image of mode \w+ cannot be decoded, it may be closed, trun"):
         encoder.encode(images=[SQUARE, bad])
+
+
+def test_arrays_of_pixels(encoder: VLM2Vec) -> None:
+    """Colour and grey, as they are, strided, read-only, several an item; other arrays are refused."""
+    colour = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    grey = colour[..., 0]
+    readonly = colour[::-1]
+    readonly.flags.writeable = False
+    images: list[Any] = [colour, grey, readonly]
+    expected = encoder.encode(images=[Image.fromarray(np.ascontiguousarray(each)) for each in images])
+    assert torch.equal(encoder.encode(images=images), expected)
+    assert (expected[:, None] - expected[None]).abs().amax(dim=2).fill_diagonal_(1).min() > 1e-3
+    pair = ["<|image_1|> <|image_2|>"]
+    assert torch.equal(
+        encoder.encode(pair, [[colour, grey]]), encoder.encode(pair, [[Image.fromarray(each) for each in images[:2]]])
+    )
+    for shape, kind in (((9, 9, 4), "uint8"), ((1, 9, 9, 3), "uint8"), ((9, 9), "int64")):
+        stated = f"{kind} of {' x '.join(map(str, shape))}; uint8 of height x width x 3"
+        for bad in (np.zeros(shape, kind), [np.zeros(shape, kind)]):
+            with pytest.raises(InputError, match=f"item 1: an image must be .* not ndarray; .*{stated}"):
+                encoder.encode(images=[colour, bad])
+    for empty in (np.zeros((0, 9, 3), np.uint8), np.zeros((9, 0), np.uint8)):
+        with pytest.raises(InputError, match=r"item 1: .* has no content"):
+            encoder.encode(images=[colour, empty])
+
+
+def test_images_behind_urls(encoder: VLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(url: str, file: Path) -> None:
+        asked.append(url)
+        file.write_bytes(png(SQUARE))
+
+    monkeypatch.setattr(urls, "fetch", fetch)
+    url = "https://host/square.png"
+    with pytest.raises(InputError, match=r"item 0: https://host/square.png: a URL, .* allow_urls=True"):
+        encoder.encode(images=[url])
+    assert asked == []
+    expected = encoder.encode(images=[SQUARE, SQUARE])
+    assert torch.equal(encoder.encode(images=[url, url], allow_urls=True), expected)
+    assert torch.equal(encoder.encode_documents(images=[url, url], allow_urls=True), expected)
+    assert asked == [url, url]  # once a call
+
+
+def test_queries_and_documents(encoder: VLM2Vec) -> None:
+    queries = encoder.encode_queries(["a cat", "a dog"], [None, SQUARE], instruction=["Find: {text}\n", "Find:"])
+    assert torch.equal(queries, encoder.encode(["Find: a cat\n", "<|image_1|> Find: a dog"], [None, SQUARE]))
+    documents = encoder.encode_documents(["a cat", None, "two"], [None, SQUARE, [SQUARE, SQUARE]])
+    same = encoder.encode(["a cat", None, "<|image_1|> <|image_2|> two"], [None, SQUARE, [SQUARE, SQUARE]])
+    assert torch.equal(documents, same)
 
 
 def test_an_image_that_vanishes_between_the_two_passes(

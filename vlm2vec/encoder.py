@@ -22,8 +22,10 @@ from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.ahead import chunks_ahead
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.inputs.items import ImageSource
+from vlm2vec.inputs.instructed import instructed
+from vlm2vec.inputs.items import EncodeItem, ImageSource
 from vlm2vec.inputs.packing import TokenBudget, default_batch_tokens
+from vlm2vec.inputs.urls import downloaded
 from vlm2vec.inputs.user_lists import make_items
 from vlm2vec.inputs.vectors import as_vectors, refuse_not_finite
 from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
@@ -205,6 +207,7 @@ class VLM2Vec(nn.Module):
         show_progress: bool | None = None,
         strict_original: bool = False,
         instruction: str | Sequence[str | None] | None = None,
+        allow_urls: bool = False,
     ) -> torch.Tensor:
         """Encodes a list of items. Images are opened batch by batch, so that memory stays flat on long lists.
 
@@ -221,7 +224,8 @@ class VLM2Vec(nn.Module):
 
         An item with neither text nor image is an `InputError`, unless the format has a text for it.
 
-        Images are PIL images, paths or file contents (bytes).
+        Images are PIL images, paths, file contents (bytes), uint8 arrays of height x width x 3 or height x width,
+        or, with `allow_urls`, http and https URLs.
         Alpha is dropped, or blended over white where the prompt format says so;
         the first frame of an animation counts, EXIF orientation is not applied,
         CMYK and palettes are converted (all as in the original); damaged files, more than 8 bits a channel and
@@ -238,7 +242,10 @@ class VLM2Vec(nn.Module):
                 rope factors, as in the original: vectors then depend on their neighbours when one of them is longer
                 than 4,096 tokens.
             instruction: what the vectors are for, one for all items or one an item, for models whose prompt format has
-                a place for it; None: the format's own. Others refuse one: put it into the text.
+                a place for it; None: the format's own. Others refuse one: put it into the text, or see
+                `encode_queries`.
+            allow_urls: Fetch images from http and https URLs into temporary files first, from public addresses only
+                and within limits of size and time (`vlm2vec/inputs/urls.py`).
 
         Returns:
             float32 (n, hidden) on the CPU, in the order given.
@@ -246,9 +253,68 @@ class VLM2Vec(nn.Module):
         Raises:
             InputError: see above, or NaN or infinity in a vector; the message names the item's number, from 0.
         """
+        items = make_items(texts, images, self.processor.prompt_format, instruction, allow_urls)
+        return self._encode(items, batch_tokens, show_progress, strict_original, allow_urls)
+
+    def encode_queries(
+        self,
+        texts: Sequence[str | None] | None = None,
+        images: Sequence[ImageSource | Sequence[ImageSource] | None] | None = None,
+        instruction: str | Sequence[str | None] | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool | None = None,
+        allow_urls: bool = False,
+    ) -> torch.Tensor:
+        """Encodes the queries of a search: the prompt format puts the instruction where the model expects it.
+
+        Texts are a user's own words, without image tags. A format with a place for an instruction puts it there; in
+        others it comes before the text and behind the images. An instruction with `{text}` in it is a whole text, for
+        models trained on such texts: "Find an image that matches the given caption: {text}\n".
+
+        Args:
+            texts, images, batch_tokens, show_progress, allow_urls: See `encode`.
+            instruction: One for all items, or one an item; None or "": none, or the format's own.
+
+        Returns:
+            float32 (n, hidden) on the CPU, in the order given.
+
+        Raises:
+            InputError: As `encode`, or an image tag in the text of an item with images.
+        """
+        prompt_format = self.processor.prompt_format
+        items = make_items(texts, images, prompt_format, instruction, allow_urls)
+        items = [instructed(item, prompt_format) for item in items]
+        return self._encode(items, batch_tokens, show_progress, False, allow_urls)
+
+    def encode_documents(
+        self,
+        texts: Sequence[str | None] | None = None,
+        images: Sequence[ImageSource | Sequence[ImageSource] | None] | None = None,
+        instruction: str | Sequence[str | None] | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool | None = None,
+        allow_urls: bool = False,
+    ) -> torch.Tensor:
+        """Encodes what a search looks for, by the rules of `encode_queries`; see there.
+
+        An image without text and instruction gets the format's prompt for an image alone. Most models were trained with
+        an instruction for queries and none, or another one, for documents.
+        """
+        return self.encode_queries(texts, images, instruction, batch_tokens, show_progress, allow_urls)
+
+    def _encode(
+        self,
+        items: list[EncodeItem],
+        batch_tokens: int | None,
+        show_progress: bool | None,
+        strict_original: bool,
+        allow_urls: bool,
+    ) -> torch.Tensor:
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, not {batch_tokens}")
-        items = make_items(texts, images, self.processor.prompt_format, instruction)
+        if allow_urls:
+            with downloaded(items) as local:
+                return self._encode(local, batch_tokens, show_progress, strict_original, allow_urls=False)
         if batch_tokens is None:
             batch_tokens = default_batch_tokens(self.device)
         if show_progress is None:

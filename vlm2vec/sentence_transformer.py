@@ -20,17 +20,21 @@ from sentence_transformers.base.modules import InputModule
 from transformers import PreTrainedTokenizerFast
 
 from vlm2vec.backbones.image_limits import LIMITS
+from vlm2vec.backbones.prompts import TEXT, PromptFormat
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.inputs.items import ImageSource
+from vlm2vec.inputs.instructed import instructed
+from vlm2vec.inputs.items import EncodeItem, ImageSource
 from vlm2vec.inputs.user_lists import make_items
+from vlm2vec.item_rules import IMAGE_TAG
 from vlm2vec.model_folder.settings import SETTINGS_FILE
 
 # What `SentenceTransformer(..., model_kwargs=..., processor_kwargs=...)` may carry.
 _MODEL_OPTIONS = frozenset({"dtype", "torch_dtype", "attn_implementation"})
 _PROCESSOR_OPTIONS = frozenset({*LIMITS, "prompt_format"})
 _TAG = "<|image_"
+_SEARCH_TASKS = ("query", "document")  # what the library's encode_query and encode_document pass
 
 # Entries of `preprocess` beside the encoder's tensors: what stays on the host, and the tensors' names.
 _HOST_INPUTS, _NAMES = "host_inputs", "encoder_inputs"
@@ -115,22 +119,24 @@ class VLM2VecModule(InputModule):
         """Width of the vectors."""
         return self.encoder.hidden_size
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None, **_: Any
+    ) -> dict[str, Any]:
         """The model's inputs.
 
         Args:
             inputs: See the class.
             prompt: The instruction of all inputs, if the model's prompt format has a place for one; otherwise it is put
-                in front of every text.
+                in front of every text as it stands. In `encode_query` and `encode_document`, and where it holds
+                `{text}`, it is the instruction of `VLM2Vec.encode_queries`, for texts without image tags.
+            task: "query" or "document" from `encode_query` and `encode_document`.
 
         Raises:
             InputError: An input of another kind; the message names its place in the batch.
         """
         prompt_format = self.encoder.processor.prompt_format
-        instruction, prefix = (prompt, "") if prompt_format.takes_instruction else (None, prompt or "")
-        pairs = [_text_and_images(index, value, prefix) for index, value in enumerate(inputs)]
-        texts, images = [text for text, _ in pairs], [images for _, images in pairs]
-        items = make_items(texts, images, prompt_format, instruction)
+        pairs = [_text_and_images(index, value) for index, value in enumerate(inputs)]
+        items = _items(pairs, prompt or "", task in _SEARCH_TASKS, prompt_format)
         always_dummy = self.encoder.base.trains_images_alone
         makes_chunks = ItemEncoderInputs(self.encoder.processor, self.max_len, always_dummy=always_dummy)
         chunk = makes_chunks.chunk_of(items)
@@ -165,7 +171,32 @@ def _options(name: str, given: dict[str, Any] | None, known: frozenset[str]) -> 
     return dict(given or {})
 
 
-def _text_and_images(index: int, value: Any, prompt: str) -> tuple[str, list[ImageSource] | None]:
+def _items(
+    pairs: Sequence[tuple[str, list[ImageSource] | None]], prompt: str, searches: bool, prompt_format: PromptFormat
+) -> list[EncodeItem]:
+    """Texts and images with the prompt where it belongs; see `VLM2VecModule.preprocess`."""
+    as_instruction = [
+        bool(prompt) and (TEXT in prompt or (searches and not (images and IMAGE_TAG.search(text))))
+        for text, images in pairs
+    ]
+    prefix = "" if prompt_format.takes_instruction else prompt
+    texts = [
+        text if apart else _tagged(prefix + text, images)
+        for apart, (text, images) in zip(as_instruction, pairs, strict=True)
+    ]
+    instructions = [prompt if apart or prompt_format.takes_instruction else None for apart in as_instruction]
+    items = make_items(texts, [images for _, images in pairs], prompt_format, instructions)
+    return [
+        instructed(item, prompt_format) if apart else item for apart, item in zip(as_instruction, items, strict=True)
+    ]
+
+
+def _tagged(text: str, images: Sequence[ImageSource] | None) -> str:
+    """The text with the tag of its only image in front, unless it has tags."""
+    return f"{_TAG}1|> {text}" if text and images and len(images) == 1 and _TAG not in text else text
+
+
+def _text_and_images(index: int, value: Any) -> tuple[str, list[ImageSource] | None]:
     """One input as text and images; None for no images."""
     if isinstance(value, dict):
         unknown = sorted(value.keys() - {"text", "image"})
@@ -179,7 +210,7 @@ def _text_and_images(index: int, value: Any, prompt: str) -> tuple[str, list[Ima
     if not isinstance(text, str):
         raise InputError(f"input {index}: a text must be a string, not {type(text).__name__}")
     if images is None:
-        return prompt + text, None
+        return text, None
     listed = list(images) if isinstance(images, (list, tuple)) else [images]
     for image in listed:
         if not isinstance(image, (Image.Image, str, Path, bytes)):
@@ -187,7 +218,4 @@ def _text_and_images(index: int, value: Any, prompt: str) -> tuple[str, list[Ima
                 f"input {index}: a picture must be a PIL image or a path, not {type(image).__name__} "
                 "(PIL.Image.fromarray makes one of an array)"
             )
-    text = prompt + text
-    if text and len(listed) == 1 and _TAG not in text:
-        text = f"{_TAG}1|> {text}"
     return text, listed

@@ -74,6 +74,17 @@ def test_sentence_transformers(kind: str, exported: Path, sentence_transformer: 
     prompted = model.encode([{"image": picture, "text": "what is it"}], prompt=question.removesuffix("what is it"))
     assert_close_relative(prompted[0], expected[4].numpy(), 5e-6)
     assert_close_relative(model.encode(inputs, batch_size=2), expected.numpy(), 5e-6)
+    # encode_query, encode_document and whole texts are what VLM2Vec's helpers do.
+    searched: list[Any] = ["coffee", {"image": picture, "text": "tea"}, {"image": [picture, picture], "text": "two"}]
+    texts, images = ["coffee", "tea", "two"], [None, picture, [picture, picture]]
+    for instruction in ("Find:", "Find: {text}\n"):
+        queries = encoder.encode_queries(texts, images, instruction).numpy()
+        assert_close_relative(model.encode_query(searched, prompt=instruction), queries, 5e-6)
+        assert_close_relative(model.encode_document(searched, prompt=instruction), queries, 5e-6)
+    assert_close_relative(model.encode(searched, prompt=instruction), queries, 5e-6)
+    assert_close_relative(model.encode("tea", prompt="green"), encoder.encode(["greentea"])[0].numpy(), 5e-6)
+    tagged = model.encode_query(inputs[5], prompt="see ")
+    assert_close_relative(tagged, encoder.encode(["see <|image_1|> and <|image_2|>"], [[picture] * 2])[0], 5e-6)
     assert model.similarity(model.encode("coffee"), model.encode("coffee")).item() == pytest.approx(1, abs=1e-6)
 
 

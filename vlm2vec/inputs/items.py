@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image, read_header
 
+Pixels: TypeAlias = npt.NDArray[np.uint8]  # (height, width, 3), or (height, width) of grey
 # An image: already decoded, a path, or a file's bytes.
-ImageSource: TypeAlias = Image.Image | str | Path | bytes
+ImageSource: TypeAlias = Image.Image | str | Path | bytes | Pixels
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class ItemImage:
         """
         if isinstance(self.source, Image.Image):
             return self.source.size
+        if isinstance(self.source, np.ndarray):
+            return self.source.shape[1], self.source.shape[0]
         if isinstance(self.source, bytes):
             header = read_header(self.source, self.name)
         else:
@@ -60,6 +65,8 @@ class ItemImage:
         """
         if isinstance(self.source, Image.Image):
             return self.source
+        if isinstance(self.source, np.ndarray):
+            return Image.fromarray(self.source)
         return open_image(self.source, self.name, keep_alpha)
 
 

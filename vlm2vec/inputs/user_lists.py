@@ -7,11 +7,13 @@ from io import IOBase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, ImageSource, ItemImage, errors_of, one_line
+from vlm2vec.inputs.urls import is_url, refuse_url
 
 _IMAGE_KINDS = (Image.Image, str, Path, bytes)
 # What is iterable but is one thing, not a list of things.
@@ -25,6 +27,7 @@ def make_items(
     images: Sequence[ImageSource | Sequence[ImageSource] | None] | None,
     prompt_format: PromptFormat,
     instruction: str | Sequence[str | None] | None = None,
+    allow_urls: bool = False,
 ) -> list[EncodeItem]:
     """Pairs texts and images up by their place in the two sequences.
 
@@ -33,6 +36,7 @@ def make_items(
             length and an order. A column's labels are not looked at. Missing values (None, NaN, NA) mean none.
         prompt_format: Of the model.
         instruction: One for all items, or as `texts`.
+        allow_urls: Take http and https URLs for images too; `vlm2vec.inputs.urls.downloaded` fetches them.
 
     Raises:
         InputError: A single item instead of a list, what has no order (a set, a dictionary) or no length (a generator),
@@ -53,6 +57,9 @@ def make_items(
     for index, (text, image, own) in enumerate(zip(all_texts, all_images, instructions, strict=True)):
         with errors_of(f"item {index}"):
             item = _make_item(f"item {index}", text, image, own)
+            for each in item.images:
+                if is_url(each.source):
+                    refuse_url(str(each.source), allow_urls)
             prompt_format.refuse_empty(item.text, len(item.images))
             items.append(item)
     return items
@@ -133,15 +140,25 @@ def _checked_image(image: Any) -> ImageSource:
     Raises:
         InputError: Something else.
     """
-    if isinstance(image, _IMAGE_KINDS):
-        return image
+    if isinstance(image, _IMAGE_KINDS) or _is_pixels(image):
+        return image  # type: ignore[no-any-return]
     remedy = ""
     if hasattr(image, "ndim"):
         remedy = "; PIL.Image.fromarray makes an image of an array of pixels"
+        if isinstance(image, np.ndarray):
+            shape = " x ".join(str(side) for side in image.shape)
+            remedy += f" ({image.dtype} of {shape}; uint8 of height x width x 3 or height x width is taken as it is)"
     elif isinstance(image, (IOBase, bytearray, memoryview)):
         remedy = "; give its content as bytes"
     raise InputError(f"an image must be a PIL image, a path or bytes, not {type(image).__name__}{remedy}")
 
 
+def _is_pixels(image: Any) -> bool:
+    is_bytes = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    return is_bytes and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3))
+
+
 def _item_image(source: ImageSource) -> ItemImage:
+    if isinstance(source, np.ndarray):
+        return ItemImage(source, "<array>")
     return ItemImage(source, "<bytes>" if isinstance(source, bytes) else str(source))
