@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from benchmarks.gpu.rows import Figures, LeftOutError, release_memory
 from benchmarks.operators import OperatorCosts
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.compiling import compile_layers
-from vlm2vec.contrastive import CachedStep, ContrastiveLoss, has_dropout
+from vlm2vec.contrastive import CachedStep, Chunk, ContrastiveLoss, has_dropout
 from vlm2vec.contrastive.watch import Part
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
@@ -169,7 +170,12 @@ class Bench:
         kept = batch.chunks.keep.num_chunks
         planned = None
         if variant.work is Work.STEP and setting.device.type == "cuda":
-            planned = _planned_for(batch, _meta(variant.model, setting), settings) / GIB
+            planned = (
+                _planned_for(
+                    batch, _meta(variant.model, setting), settings, setting.model.processor.tokens_per_vision_unit
+                )
+                / GIB
+            )
         return {
             "seconds": seconds,
             "pairs_per_second": batch.num_pairs / seconds,
@@ -242,12 +248,14 @@ def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> 
     return plan.memory(zero).peak
 
 
-def _planned_for(batch: Batch, model: MetaModel, settings: RunSettings) -> float:
+def _planned_for(batch: Batch, model: MetaModel, settings: RunSettings, tokens_per_vision_unit: float) -> float:
     """What the plan says of chunks as full as these are: a few pairs do not fill a large budget."""
-    kept, repeated = (
-        [chunk.inputs["input_ids"].numel() for chunk in phase.chunks]
-        for phase in (batch.chunks.keep, batch.chunks.repeat)
-    )
+
+    def filled(chunk: Chunk) -> int:
+        vision_units = len(chunk.inputs.get("pixel_values", ()))
+        return int(chunk.inputs["input_ids"].numel()) + math.ceil(tokens_per_vision_unit * vision_units)
+
+    kept, repeated = ([filled(chunk) for chunk in phase.chunks] for phase in (batch.chunks.keep, batch.chunks.repeat))
     largest = max(kept + repeated)
     chunking = replace(settings.chunking, packing=TokenBudget(largest), no_grad_tokens=None)
     return planned_bytes(model, replace(settings, chunking=chunking), round(sum(kept) / largest))
