@@ -80,12 +80,17 @@ def _table(subset: TrainSubset, count: int, paths: list[str]) -> pa.Table:
     tag = "<|image_1|>\n" if has_picture["qry"] else ""
     columns: dict[str, list[str]] = {
         "qry": [f"{tag}Answer the question. {text}?\n" for text in _texts(generator, count)],
-        "pos_text": ["" if subset.target_modality == "I" else text for text in _texts(generator, count)],
+        "pos_text": [_target_text(text, subset.target_modality) for text in _texts(generator, count)],
     }
     for side, shown in has_picture.items():
         chosen = np.arange(count) % len(paths) if side == "qry" else generator.integers(0, len(paths), count)
         columns[f"{side}_image_path"] = [paths[number] if shown else "" for number in chosen.tolist()]
     return pa.table({name: columns[name] for name in ("qry", "qry_image_path", "pos_text", "pos_image_path")})
+
+
+def _target_text(text: str, modality: str) -> str:
+    """An image alone has no text; beside a text it has a tag, without which the converter leaves the row out."""
+    return "" if modality == "I" else f"<|image_1|>\n{text}" if "I" in modality else text
 
 
 def _texts(generator: np.random.Generator, count: int) -> list[str]:
