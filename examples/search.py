@@ -1,0 +1,304 @@
+"""Indexes a folder of images and searches it by text or image.
+
+    python examples/search.py index FOLDER --model DIR --out INDEX
+    python examples/search.py find INDEX "a red car" [--image X.jpg] [--top 12] [--page result.html]
+
+DIR is a checkpoint folder, an adapter folder, or a Hugging Face repository. INDEX holds a vector an image
+(vectors-*.npy) and their names (index.json). `index` run again encodes new and changed images only, and drops those
+that are gone. Images that cannot be read are named, counted and left out. Instructions: `VLM2Vec.encode_queries`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from vlm2vec import VLM2Vec
+from vlm2vec.errors import InputError, OneLineErrors, printable, run_program
+from vlm2vec.evaluation.retrieval.nearest import nearest
+from vlm2vec.files import committed
+from vlm2vec.formats.json_files import Sha256, StrictModel, parsed
+from vlm2vec.images.decode import check_image, open_image
+from vlm2vec.images.folder import ImageFolder
+from vlm2vec.item_rules import check_shape
+from vlm2vec.model_folder.adapter_files import is_adapter_folder
+from vlm2vec.model_folder.digest import fingerprint
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGES_AT_A_TIME = 256  # are read, encoded and kept on disk together
+THUMBNAIL = (320, 320)  # pixels
+PAGE = Path(__file__).with_name("search_page.html.j2")
+SHOWN_FAULTS = 5
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Index(StrictModel):
+    """The file index.json.
+
+    Attributes:
+        folder: Of the images.
+        model: Where it was loaded from.
+        identity: A hash over its weights and settings; vectors of another model do not belong to the index.
+        instruction: Which the images were encoded with, "" for none.
+        names: Of the images, paths from `folder`, sorted.
+        contents: A SHA-256 of each image's bytes.
+        vectors: The file with their vectors, float32 (images, hidden), in the same order.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: str
+    model: str
+    identity: Sha256
+    instruction: str
+    names: list[str]
+    contents: list[Sha256]
+    vectors: Annotated[str, Field(pattern=r"^vectors-[0-9a-f]{64}\.npy$")]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An index that is on disk; `vectors` is a memory map."""
+
+    facts: Index
+    vectors: Vectors
+
+
+def read_index(folder: Path) -> Stored:
+    """Opens an index.
+
+    Raises:
+        InputError: There is none, or its files do not belong together.
+    """
+    path = folder / "index.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no index there; `examples/search.py index` makes one")
+    facts = parsed(TypeAdapter(Index), path.read_bytes(), str(path))
+    try:
+        vectors = np.load(folder / facts.vectors, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / facts.vectors}: cannot be read ({error}); index the images again") from error
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or not len(vectors) == len(facts.names) == len(facts.contents):
+        raise InputError(f"{folder}: {len(facts.names)} names, but vectors of shape {vectors.shape}; index them again")
+    return Stored(facts, vectors)
+
+
+def write_index(
+    folder: Path, facts: Mapping[str, Any], contents: Mapping[str, str], known: Mapping[str, Vectors]
+) -> None:
+    """Writes the vectors under a name of their own, then index.json, then removes vectors of earlier indices.
+
+    Args:
+        folder: Of the index.
+        facts: Of `Index`, but for names, contents and vectors.
+        contents: By name, an image's SHA-256.
+        known: By SHA-256, an image's vector; images without one are left for later.
+    """
+    names = sorted(name for name, content in contents.items() if content in known)
+    vectors = np.stack([known[contents[name]] for name in names])
+    file = f"vectors-{hashlib.sha256(json.dumps(names).encode() + vectors.tobytes()).hexdigest()}.npy"
+    index = Index(**facts, names=names, contents=[contents[name] for name in names], vectors=file)
+    folder.mkdir(parents=True, exist_ok=True)
+    with committed(folder / file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, vectors, allow_pickle=False)
+    with committed(folder / "index.json") as temporary:
+        temporary.write_text(index.model_dump_json(), encoding="utf-8")
+    for old in folder.glob("vectors-*.npy"):
+        if old.name != file:
+            old.unlink()
+
+
+def image_names(folder: Path) -> Iterator[str]:
+    """Paths of the files named like images, from the folder; hidden ones and folders behind links are left out."""
+    for path, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield (Path(path) / name).relative_to(folder).as_posix()
+
+
+def scan(images: ImageFolder) -> tuple[dict[str, str], list[str]]:
+    """SHA-256 of every image by its name, and what is wrong with those that cannot be used."""
+    contents, faults = {}, []
+    for name in image_names(images.root):
+        try:
+            if printable(name) != name:
+                raise InputError(f"{printable(name)}: a name that is not UTF-8")
+            contents[name] = hashlib.sha256(images.read(name)).hexdigest()
+        except InputError as error:
+            faults.append(str(error))
+    return contents, faults
+
+
+def checked(data: bytes, name: str) -> bytes:
+    """An image's bytes if it can be encoded.
+
+    Raises:
+        InputError: Damaged, too large or too thin.
+    """
+    header = check_image(data, name)
+    check_shape(header.width, header.height)
+    return data
+
+
+def load(model: str) -> tuple[VLM2Vec, str]:
+    """An encoder, and a hash that tells its vectors from those of others."""
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    encoder = VLM2Vec.from_pretrained(model, dtype=dtype, device="cuda" if on_gpu else "cpu")
+    adapter = fingerprint([Path(model)]) if Path(model).is_dir() and is_adapter_folder(Path(model)) else ""
+    said = json.dumps([encoder.settings.model_dump(mode="json"), adapter], sort_keys=True)
+    return encoder, hashlib.sha256(said.encode()).hexdigest()
+
+
+def index(arguments: argparse.Namespace) -> None:
+    """Makes an index, or brings it up to date."""
+    out, images, instruction = Path(arguments.out), ImageFolder(arguments.folder), arguments.instruction
+    encoder, identity = load(arguments.model)
+    model = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
+    known: dict[str, Vectors] = {}
+    before: set[str] = set()
+    if (out / "index.json").exists():
+        stored = read_index(out)
+        if (stored.facts.identity, stored.facts.instruction) != (identity, instruction):
+            raise InputError(
+                f"{out}: made with another model, or with other settings or instructions ({stored.facts.model}, "
+                f"{stored.facts.instruction!r}); choose another --out, or remove it"
+            )
+        known = dict(zip(stored.facts.contents, np.array(stored.vectors), strict=True))
+        before = set(stored.facts.names)
+    contents, faults = scan(images)
+    waiting = [
+        name for content, name in {content: name for name, content in contents.items()}.items() if content not in known
+    ]
+    bad: dict[str, str] = {}
+    facts = {"folder": str(images.root.resolve()), "model": model, "identity": identity, "instruction": instruction}
+    for start in range(0, len(waiting), IMAGES_AT_A_TIME):
+        good: dict[str, bytes] = {}
+        for name in waiting[start : start + IMAGES_AT_A_TIME]:
+            try:
+                data = checked(images.read(name), name)
+            except InputError as error:
+                bad[contents[name]] = str(error)
+            else:
+                contents[name] = hashlib.sha256(data).hexdigest()  # of what is encoded, if it changed meanwhile
+                good[contents[name]] = data
+        if good:
+            vectors = encoder.encode_documents(images=list(good.values()), instruction=instruction)
+            known.update(zip(good, vectors.numpy(), strict=True))
+            write_index(out, facts, contents, known)
+            print(f"{min(start + IMAGES_AT_A_TIME, len(waiting))} of {len(waiting)} new images", file=sys.stderr)
+    usable = {name for name, content in contents.items() if content in known}
+    faults += [
+        bad.get(content, f"{name}: changed while it was read")
+        for name, content in contents.items()
+        if content not in known
+    ]
+    for fault in faults[:SHOWN_FAULTS]:
+        print(f"left out: {fault}", file=sys.stderr)
+    if not usable:
+        raise InputError(f"{images.root}: no image there that can be used")
+    write_index(out, facts, contents, known)
+    print(f"{out}: {len(usable)} images, {len(before - usable)} dropped, {len(faults)} left out")
+
+
+def find(arguments: argparse.Namespace) -> None:
+    """Searches an index; prints the best images and writes a page."""
+    if not arguments.text and not arguments.image:
+        raise InputError("give a text, --image, or both")
+    if arguments.top < 1:
+        raise InputError(f"--top {arguments.top}: must be 1 or more")
+    if arguments.page and not Path(arguments.page).absolute().parent.is_dir():
+        raise InputError(f"--page {arguments.page}: there is no such folder")
+    stored = read_index(Path(arguments.index))
+    facts, total = stored.facts, len(stored.vectors)
+    encoder, identity = load(arguments.model or facts.model)
+    if identity != facts.identity:
+        raise InputError(f"{arguments.index}: made with another model than {arguments.model or facts.model} is now")
+    query = encoder.encode_queries([arguments.text], [arguments.image], arguments.instruction)
+    places, scores = nearest(query.numpy(), stored.vectors, min(arguments.top, total))
+    results = [(facts.names[place], float(score)) for place, score in zip(places[0], scores[0], strict=True)]
+    for name, score in results:
+        print(f"{score:.4f}  {name}")
+    if arguments.page:
+        asked = data_uri(open_image(arguments.image)) if arguments.image else None
+        shown = [{"name": name, "score": score, **thumbnail(Path(facts.folder), name)} for name, score in results]
+        template = jinja2.Environment(autoescape=True).from_string(PAGE.read_text(encoding="utf-8"))
+        title = arguments.text or Path(arguments.image).name
+        text = template.render(query=printable(title), asked=asked, results=shown, total=total)
+        with committed(Path(arguments.page)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(f"{arguments.page}: written", file=sys.stderr)
+
+
+def thumbnail(folder: Path, name: str) -> dict[str, str]:
+    """A result's `image` for the page, or its `fault` where the image is gone or damaged since."""
+    try:
+        return {"image": data_uri(open_image(ImageFolder(folder).read(name), name))}
+    except InputError:
+        return {"fault": "cannot be read any more"}
+
+
+def data_uri(image: Image.Image) -> str:
+    """A small JPEG as a URL."""
+    buffer = io.BytesIO()
+    image.thumbnail(THUMBNAIL)
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def index_flags() -> OneLineErrors:
+    """Of `index`."""
+    parser = OneLineErrors(prog="examples/search.py index", description="Encodes the new images of a folder.")
+    parser.add_argument("folder", help="images, in sub-folders too")
+    parser.add_argument("--model", required=True, help="checkpoint folder, adapter folder or repository")
+    parser.add_argument("--out", required=True, help="folder of the index")
+    parser.add_argument("--instruction", default="", help="of the images; default: none, or the prompt format's own")
+    return parser
+
+
+def find_flags() -> OneLineErrors:
+    """Of `find`."""
+    parser = OneLineErrors(prog="examples/search.py find", description="Searches an index by text or image.")
+    parser.add_argument("index", help="folder of the index")
+    parser.add_argument("text", nargs="?", help="what to look for")
+    parser.add_argument("--image", help="an image file to look for, alone or with a text")
+    parser.add_argument("--instruction", default="", help="of the query; may hold its text as {text}; default: none")
+    parser.add_argument("--model", help="where the index's model is now, if it has moved")
+    parser.add_argument("--top", type=int, default=12, help="images to show")
+    parser.add_argument("--page", help="an HTML file for the results with thumbnails")
+    return parser
+
+
+def main() -> None:
+    """Parses the command line, indexes or searches."""
+    commands = {"index": (index_flags, index), "find": (find_flags, find)}
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in ("-h", "--help"):
+        print(__doc__)
+    elif command not in commands:
+        raise InputError(f"expected index or find, not {command!r}; examples/search.py --help shows both")
+    else:
+        flags, run = commands[command]
+        run(flags().parse_args(sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
