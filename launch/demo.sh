@@ -37,7 +37,7 @@ if [[ -e $DEMO_DIR && ! -e $MARK && (! -d $DEMO_DIR || -n $(ls -A -- "$DEMO_DIR"
 fi
 mkdir -p -- "$DEMO_DIR"
 touch -- "$MARK"
-rm -rf -- "$MINI" "$DEMO_DIR"/{untrained,shards,run,trained} "$DEMO_DIR"/scores/{untrained,trained}{,-slides}
+rm -rf -- "$MINI" "$DEMO_DIR"/{untrained,shards,run,trained} "$DEMO_DIR"/scores/{untrained,trained}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Ranks share the cores; more threads than cores make every rank wait for the others.
 cores=$(nproc)
@@ -60,7 +60,7 @@ python -m eval.mmeb --model_name "$DEMO_DIR/untrained" --dataset_name "$EVAL" --
 score_slides() { # with the texts of the subset that they come closest to
   python -m eval.retrieval --model_name "$DEMO_DIR/$1" --dataset_name "$MINI/visdoc" \
     --query_instruction $'Find an image that matches the given caption: {text}\n' \
-    --document_instruction $'<|image_1|>\nRepresent the given image.\n' --encode_output_path "$DEMO_DIR/scores/$1-slides"
+    --document_instruction $'<|image_1|>\nRepresent the given image.\n' --encode_output_path "$DEMO_DIR/scores/$1/visdoc"
 }
 score_slides untrained
 
