@@ -7,7 +7,7 @@ others, and needs neither torch nor transformers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +68,15 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
         return folder
 
     return build
+
+
+@pytest.fixture(scope="session")
+def forked_python() -> Iterator[Path]:
+    """A `python` for what starts programs: they find their imports done."""
+    from trials.rig.forked_python import forked_python
+
+    with forked_python() as program:
+        yield program
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -49,12 +48,12 @@ def test_every_row_is_a_run_that_the_training_program_takes(name: str) -> None:
     assert tiny.chunking.packing == TokenBudget(variant.chunk_tokens // 32)
 
 
-def test_the_script_runs_every_table_on_a_cpu(tmp_path: Path) -> None:
+def test_the_script_runs_every_table_on_a_cpu(forked_python: Path, tmp_path: Path) -> None:
     """All of `gpu_first.sh --tiny`: what a GPU will run, with a tiny model."""
     done = subprocess.run(
         ["benchmarks/gpu_first.sh", "--tiny"],
         cwd=REPOSITORY,
-        env={**environment(), "OUT": str(tmp_path), "PYTHON": sys.executable, "LIMIT": str(HANG_SECONDS)},
+        env={**environment(), "OUT": str(tmp_path), "PYTHON": str(forked_python), "LIMIT": str(HANG_SECONDS)},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
@@ -82,12 +81,12 @@ def test_the_script_runs_every_table_on_a_cpu(tmp_path: Path) -> None:
     )
 
 
-def test_the_script_takes_parts_and_shows_why_one_failed(tmp_path: Path) -> None:
+def test_the_script_takes_parts_and_shows_why_one_failed(forked_python: Path, tmp_path: Path) -> None:
     def ran(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["benchmarks/gpu_first.sh", "--tiny", *words],
             cwd=REPOSITORY,
-            env={**environment(), "OUT": str(tmp_path), "PYTHON": sys.executable, **more},
+            env={**environment(), "OUT": str(tmp_path), "PYTHON": str(forked_python), **more},
             capture_output=True,
             text=True,
             timeout=HANG_SECONDS,

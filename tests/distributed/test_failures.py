@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,9 @@ class Job:
     caught: list[dict[str, object]]
 
 
-def launch(folder: Path, *arguments: str) -> Job:
+def launch(python: Path, folder: Path, *arguments: str) -> Job:
     """A job of the `deepspeed` launcher in a process group of its own, so that nothing of it is left."""
-    launcher = [*(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS))]
+    launcher = [*(str(python), "-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS))]
     launcher += ["--master_port", str(free_port()), "--module", "tests.distributed.workers.failing"]
     with (folder / "output.log").open("wb") as log:
         process = subprocess.Popen(
@@ -57,11 +56,11 @@ def launch(folder: Path, *arguments: str) -> Job:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+def jobs(forked_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     """By the pass in which the encoder fails."""
     return {
-        "pass 1": launch(tmp_path_factory.mktemp("pass1"), "--stage", "2"),
-        "pass 2": launch(tmp_path_factory.mktemp("pass2"), "--stage", "3", "--fails_with_graph"),
+        "pass 1": launch(forked_python, tmp_path_factory.mktemp("pass1"), "--stage", "2"),
+        "pass 2": launch(forked_python, tmp_path_factory.mktemp("pass2"), "--stage", "3", "--fails_with_graph"),
     }
 
 

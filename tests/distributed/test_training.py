@@ -168,7 +168,9 @@ def test_traces_hold_the_parts_of_the_chosen_steps(trained: Callable[[int], Path
     assert "Phi3DecoderLayer" in text
 
 
-def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path) -> None:
+def test_the_deepspeed_launcher_trains_an_adapter(
+    forked_python: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path
+) -> None:
     """Through launch/local.sh, on 2 ranks; TensorBoard gets the promised fields."""
     own = ["--chunk_tokens", "512", "--max_steps", "2"]
     chosen = run_flags(mini_model_dir, mini_shards_dir, tmp_path, "zero2", *COMMON, *own)
@@ -176,7 +178,7 @@ def test_the_deepspeed_launcher_trains_an_adapter(mini_model_dir: Path, mini_sha
         [str(REPOSITORY / "launch/local.sh"), *chosen, "--warmup_steps", "0", "--lora", "--lora_r", "4"],
         cwd=REPOSITORY,
         env={
-            **environment(),
+            **environment(forked_python),
             **{"MODEL": str(mini_model_dir), "SHARDS": str(mini_shards_dir), "OUTPUT": str(tmp_path)},
             **{"RECIPE": "launch/recipes/mini.yaml", "GPUS": "2", "MASTER_PORT": str(free_port())},
         },

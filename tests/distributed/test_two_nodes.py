@@ -33,8 +33,8 @@ class Job:
         hostfile = nodes.folder / "hostfile"
         hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
         script = [str(REPOSITORY / "launch" / "multinode.sh"), *flags]
-        path = f"{nodes.folder / 'bin'}{os.pathsep}{environment()['PATH']}"
-        known = {**environment(), **variables, "PATH": path, "HOSTFILE": str(hostfile), "NETWORK_INTERFACE": INTERFACE}
+        path = f"{nodes.folder / 'bin'}{os.pathsep}{variables['PATH']}"
+        known = {**variables, "PATH": path, "HOSTFILE": str(hostfile), "NETWORK_INTERFACE": INTERFACE}
         self.logs = [folder / f"node{node}.log" for node in range(1 if with_ssh else 2)]
         self.processes: list[subprocess.Popen[bytes]] = []
         for node, log in enumerate(self.logs):
@@ -85,11 +85,12 @@ def processes_of(output_dir: Path, rank: int | None = None) -> list[int]:
 
 
 def test_a_killed_rank_ends_the_job_and_the_run_goes_on(
-    nodes: Nodes, mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path
+    nodes: Nodes, forked_python: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path
 ) -> None:
     """The first start goes through ssh where there is a server, the second one is made on each node."""
     output_dir = tmp_path / "run"
     variables = {
+        **environment(forked_python),
         **{"MODEL": str(mini_model_dir), "SHARDS": str(mini_shards_dir), "OUTPUT": str(output_dir)},
         **{"RECIPE": "launch/recipes/mini.yaml", "MASTER_PORT": str(PORT)},
     }

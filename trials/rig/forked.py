@@ -25,7 +25,7 @@ from vlm2vec.training.checkpoints.state_files import environment
 
 
 @cache
-def _fork_server() -> ForkServerContext:
+def fork_server() -> ForkServerContext:
     """One for the process; its first child waits for the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trials.rig.forked_imports"])
@@ -38,7 +38,7 @@ def _fork_server() -> ForkServerContext:
 
 def warm_up() -> None:
     """Waits for the imports, so that starts after it can be timed."""
-    _fork_server()
+    fork_server()
 
 
 def start_forked(
@@ -47,7 +47,7 @@ def start_forked(
     """Starts ranks that call `main(*arguments)`, each in a process group of its own; output goes to `rank*.log`."""
     port = free_port()
     ranks = [
-        _fork_server().Process(target=_rank, args=(rank, num_ranks, port, log_dir, main, tuple(arguments)))
+        fork_server().Process(target=_rank, args=(rank, num_ranks, port, log_dir, main, tuple(arguments)))
         for rank in range(num_ranks)
     ]
     for rank in ranks:

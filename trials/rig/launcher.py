@@ -28,8 +28,8 @@ class RankResult:
     output: str
 
 
-def environment() -> dict[str, str]:
-    """For ranks on the CPU: no thread of a rank waits for another rank's.
+def environment(python: str | Path = sys.executable) -> dict[str, str]:
+    """For ranks on the CPU: no thread of a rank waits for another rank's, and `python` is this one.
 
     Tests that make an engine in this process leave its place in a job of one rank in the environment; it stays here.
     """
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(REPOSITORY),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
     }
 
 
