@@ -14,7 +14,6 @@ import dataclasses
 import gc
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECO
 
 Shapes = Mapping[str, Sequence[int]]
 MEGABYTE = 1_000_000
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,11 @@ def write_lora(folder: Path, stage: int, num_ranks: int, num_layers: int) -> Non
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
 
 
-def measure(*requests: Request) -> list[Measured]:
+def measure(*requests: Request, python: str = sys.executable) -> list[Measured]:
     """Exports one after another in a process of its own."""
     message = json.dumps([dataclasses.asdict(request) for request in requests])
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.export", message],
-        # glibc gives tensors of more than 32 MB, which a real model has, back to the system at once when they are
-        # freed; so shall these smaller ones, or the figure would be of malloc's habits.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MEGABYTE)},
+        [python, "-m", "benchmarks.export", message],
         capture_output=True,
         text=True,
         timeout=900,
@@ -153,13 +150,18 @@ def measure(*requests: Request) -> list[Measured]:
 
 def _export_measured(requests: list[dict[str, Any]]) -> None:
     """The child: prints a line an export."""
+    # glibc gives tensors of more than 32 MB, which a real model has, back to the system at once when they are freed; so
+    # shall these smaller ones, or the figure would be of malloc's habits.
+    libc = ctypes.CDLL(None)
+    if libc.mallopt(_M_MMAP_THRESHOLD, MEGABYTE) != 1:
+        raise RuntimeError("mallopt refuses M_MMAP_THRESHOLD")
     prepare_environment()
     import deepspeed.utils.zero_to_fp32  # noqa: F401 - what has to be there before anything is read
 
     Phi3VModel.tensor_shapes(model_config(1))  # transformers imports much of itself only now
     for request in requests:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # memory that an earlier export left to malloc would hide this one's
+        libc.malloc_trim(0)  # memory that an earlier export left to malloc would hide this one's
         before = _anonymous_bytes()
         with _PeakWatch() as watch:
             started = time.perf_counter()
