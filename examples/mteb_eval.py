@@ -75,24 +75,21 @@ def local_task(folder: Path, split: str) -> AbsTaskRetrieval:
 
 
 def evaluate(
-    model: SentenceTransformer,
-    tasks: Sequence[AbsTask],
-    prompts: Mapping[str, str],
-    predictions: Path | None = None,
+    model: SentenceTransformer, tasks: Sequence[AbsTask], predictions: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """MTEB's scores.
 
     Args:
-        model: An exported folder, loaded.
+        model: An exported folder, loaded; its `prompts` named "query" and "document" are the instructions.
         tasks: To score.
-        prompts: Instructions by "query" and "document"; or as `SentenceTransformerEncoderWrapper` takes them.
         predictions: Folder for MTEB's files of every query's scores; None: none are written.
 
     Returns:
         By task, its metrics (means over a task's splits and subsets).
     """
-    encoder = SentenceTransformerEncoderWrapper(model, model_prompts=dict(prompts) or None)
-    encoder.mteb_model_meta.modalities = ["text", "image"]  # MTEB takes every model for one of texts alone
+    encoder = SentenceTransformerEncoderWrapper(model)
+    # MTEB takes every model for one of texts alone.
+    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update={"modalities": ["text", "image"]})
     results = mteb.evaluate(
         encoder, tasks, cache=None, co2_tracker=False, prediction_folder=predictions, show_progress_bar=False
     )
@@ -165,9 +162,9 @@ def main() -> None:
         tasks: Sequence[AbsTask] = [local_task(Path(arguments.collection), arguments.split or "test")]
     else:
         tasks = list(mteb.get_tasks(tasks=arguments.tasks))
-    model = SentenceTransformer(arguments.model_name, trust_remote_code=True)
-    given = {"query": arguments.query_instruction, "document": arguments.document_instruction}
-    scores = evaluate(model, tasks, given if any(given.values()) else {})
+    prompts = {"query": arguments.query_instruction, "document": arguments.document_instruction}
+    model = SentenceTransformer(arguments.model_name, trust_remote_code=True, prompts=prompts)
+    scores = evaluate(model, tasks)
     for name, metrics in scores.items():
         print(f"{name}: nDCG@5 {metrics['ndcg_at_5']:.4f}, main score {metrics['main_score']:.4f}")
     if arguments.output:
