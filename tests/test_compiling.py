@@ -21,6 +21,7 @@ BACKEND = "aot_eager"
 TOLERANCE = 1e-6  # relative
 BF16_STEP = 2.0**-8
 # Per function and width: forward and backward; and again for a single text or image where rows are not flattened.
+NUM_COMPARED = 4
 MOST_GRAPHS = 20
 LORA = LoraSettings(r=4, alpha=4, dropout=0.1, target_modules=("qkv_proj", "down_proj", "q_proj", "out_proj"))
 
@@ -92,14 +93,17 @@ def test_ten_shapes_share_few_graphs_and_give_the_same(lora: LoraSettings | None
 
 
 def test_bf16_is_as_close_to_float32_as_uncompiled() -> None:
-    """Under autocast: both round; compiled, not more often."""
+    """Under autocast: both round; compiled, not more often. Over several chunks: of one, either may be the closer."""
     plain = encoder_of(LORA, torch.bfloat16)
     exact = copy.deepcopy(plain).float()
     compiled = copy.deepcopy(plain)
     compile_layers(compiled, BACKEND)
     torch.compiler.reset()
-    _, _, expected = both_orders(exact, chunk_of(0))
-    kept, encoded, gradients = both_orders(compiled, chunk_of(0))
-    assert torch.equal(kept, encoded)
-    rounded = distance(both_orders(plain, chunk_of(0))[2], expected)
-    assert distance(gradients, expected) < 1.3 * rounded < 16 * BF16_STEP
+    errors, rounded = [], []
+    for seed in range(NUM_COMPARED):
+        _, _, expected = both_orders(exact, chunk_of(seed))
+        kept, encoded, gradients = both_orders(compiled, chunk_of(seed))
+        assert torch.equal(kept, encoded)
+        errors.append(distance(gradients, expected))
+        rounded.append(distance(both_orders(plain, chunk_of(seed))[2], expected))
+    assert sum(errors) < 1.3 * sum(rounded) < NUM_COMPARED * 16 * BF16_STEP
