@@ -1,17 +1,34 @@
-"""README and docs/ name files that are there."""
+"""README and docs/ name files, flags, programs, headings and messages that are there."""
 
 from __future__ import annotations
 
+import ast
 import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.test_layers import LAYERS
+from tests.test_layers import LAYERS, modules
 
 REPOSITORY = Path(__file__).parents[1]
+MAX_README_LINES = 150
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 ARCHITECTURE = REPOSITORY / "docs/architecture.md"
+# Pages for a task: a reader copies the first command, which runs on what `make demo` leaves behind.
+TASKS = (
+    *("checkpoints", "cluster", "data", "demo", "evaluation", "export", "install", "mining", "monitoring", "retrieval"),
+    *("serving", "training", "troubleshooting"),
+)
+# Flags of other programs: pip, deepspeed, tensorboard, hf, docker, sbatch, ssh, and the original's.
+FOREIGN_FLAGS = {
+    *("constraint", "index-url", "no-deps", "module", "num_gpus", "master_port", "include", "logdir"),
+    *("repo-type", "local-dir", "shm-size", "nodes", "gpus-per-node", "ntasks-per-node", "time", "signal", "oldest"),
+    *("image_resolution", "help"),
+}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # `path/name.ext` of a source or document, and links that are no addresses.
 NAMED = re.compile(r"`([\w./-]+\.(?:py|md|sh|sbatch|j2|toml))`|\]\((?!https?:|#)([^)#]+)")
 # What programs write to a user's folder, and files of the original work.
@@ -71,6 +88,123 @@ def test_the_architecture_draws_the_rooms_that_the_imports_are_held_to() -> None
 
 def test_wheels_for_an_older_driver_are_the_version_that_make_installs() -> None:
     """Else `make install` would replace them by PyPI's."""
-    named = re.findall(r"install torch==(\S+) --index-url", DOCUMENTS[0].read_text(encoding="utf-8"))
+    pages = (DOCUMENTS[0], REPOSITORY / "docs/install.md")
+    named = [re.findall(r"install torch==(\S+) --index-url", path.read_text(encoding="utf-8")) for path in pages]
     pinned = re.findall(r"^torch==(\S+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    assert named == pinned
+    assert named == [pinned, pinned]
+
+
+def test_the_readme_is_a_first_page() -> None:
+    assert len(DOCUMENTS[0].read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+def test_all_pages_are_listed() -> None:
+    listed = set(re.findall(r"^\| \[[\w.]+\]\(([\w.]+)\)", (REPOSITORY / "docs/README.md").read_text(), re.MULTILINE))
+    assert listed == {path.name for path in DOCUMENTS[1:]} - {"README.md"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_headings(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.read_text(encoding="utf-8"))
+    lost = [f"{name}#{anchor}" for name, anchor in links if anchor not in anchors(document.parent / name, document)]
+    assert lost == []
+
+
+def anchors(target: Path, document: Path) -> set[str]:
+    """A page's headings as GitHub links to them; of the document itself if the target is its folder."""
+    text = (document if target.is_dir() else target).read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_contents_of_the_decisions_name_all_of_them() -> None:
+    text = (REPOSITORY / "docs/decisions.md").read_text(encoding="utf-8")
+    named = re.findall(r"^- \[(.+)\]\(#", text, re.MULTILINE)
+    assert sorted(named) == sorted(set(re.findall(r"^## (.+)$", text, re.MULTILINE)) - {"Contents"})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_rows_of_a_table_have_the_cells_of_its_head(document: Path) -> None:
+    r"""A bar inside a cell is written `\|`: else it begins the next cell."""
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    tables = re.findall(r"(?:^ *\|.*\n)+", text, re.MULTILINE)
+    rows = [(row, table.splitlines()[0]) for table in tables for row in table.splitlines()]
+    assert [row for row, head in rows if num_bars(row) != num_bars(head)] == []
+
+
+def num_bars(row: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", row))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_page_for_a_task_opens_with_a_command_on_the_demo(name: str) -> None:
+    language, block = FENCED.findall((REPOSITORY / f"docs/{name}.md").read_text(encoding="utf-8"))[0]
+    assert language == "bash"
+    assert re.search(r"\bdemo\b", block)
+
+
+@cache
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Fenced blocks of a language in all documents, each with its document's name."""
+    found = [(path.name, FENCED.findall(path.read_text(encoding="utf-8"))) for path in DOCUMENTS]
+    return [(name, text) for name, each in found for kind, text in each if kind == language]
+
+
+def test_python_in_the_documents_compiles() -> None:
+    for name, text in blocks("python"):
+        compile(text, name, "exec")
+
+
+def test_commands_in_the_documents_are_of_programs_that_exist() -> None:
+    assert len(blocks("bash")) > 30
+    for _, text in blocks("bash"):
+        runnable = text.replace("<this repository>", "URL")
+        subprocess.run(["bash", "-n"], input=runnable, text=True, check=True, timeout=60)
+        for name in re.findall(r"(?:python -m|--module) ([\w.]+)", text):
+            path = REPOSITORY / name.replace(".", "/")
+            assert name in ("venv", "pip") or path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+        for file in re.findall(r"(?<![\w/.])(?:launch|ds_configs|examples|benchmarks)/[\w./-]+", text):
+            assert (REPOSITORY / file).exists(), file
+
+
+def test_flags_in_the_documents_are_in_the_programs() -> None:
+    added = {text[2:] for text in literals() if re.fullmatch(r"--[\w-]+", text)}
+    known = FOREIGN_FLAGS | added | set(field_names()) | set(strings(modules()["vlm2vec.training.modes"].tree))
+    unknown = {
+        f"{path.name}: --{flag}"
+        for path in DOCUMENTS
+        for flag in re.findall(r"(?<![\w#-])--([a-z][\w-]*\w)", path.read_text(encoding="utf-8"))
+        if not {flag, flag.removeprefix("no_")} & known
+    }
+    assert unknown == set()
+
+
+def test_messages_under_troubleshooting_are_in_the_programs() -> None:
+    text = (REPOSITORY / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (.*?) (?<!\\)\|", text.replace("\\|", "\0"), re.MULTILINE)
+    messages = [span for cell in cells for span in re.findall(r"`([^`]* [^`]*)`", cell.replace("\0", "|"))]
+    assert len(messages) > 30
+    parts = {part.strip(" :;,'") for message in messages for part in message.split("...")} - {""}
+    assert {part for part in parts if not any(part in literal for literal in literals())} == set()
+
+
+@cache
+def literals() -> set[str]:
+    """All strings of the source; what an f-string fills in is a zero byte."""
+    return {text for module in modules().values() for text in strings(module.tree)}
+
+
+def strings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+
+
+def field_names() -> Iterator[str]:
+    """Annotated names in classes: fields of dataclasses, which are flags."""
+    for module in modules().values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield node.target.id

@@ -318,7 +318,7 @@ def test_kubernetes_starts_as_many_pods_as_it_tells_the_ranks() -> None:
 
 
 def test_kubernetes_counts_errors_only_and_does_not_repeat_bad_input() -> None:
-    """README's exit codes: 2 is bad input, 75 a stop with a checkpoint, 76 a rank of another node."""
+    """The exit codes of docs/monitoring.md: 2 is bad input, 75 a stop with a checkpoint, 76 a rank of another node."""
     job = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))[2]["spec"]
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"  # podFailurePolicy is refused with any other
@@ -352,7 +352,7 @@ def test_the_demo_removes_only_what_a_demo_made(site: Site) -> None:
     assert (folder / "thesis.txt").exists()
     (folder / "thesis.txt").unlink()
     assert start().returncode == 3  # an empty folder is taken
-    for name in ("shards", "own_shards"):  # README tells users to write the second
+    for name in ("shards", "own_shards"):  # docs/data.md tells users to write the second
         (folder / name).mkdir()
     assert start().returncode == 3
     assert [(folder / name).exists() for name in ("shards", "own_shards")] == [False, True]

@@ -1,4 +1,4 @@
-"""README's restart loop: starts again what a restart can help, and nothing else."""
+"""The restart loop of docs/monitoring.md: starts again what a restart can help, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trials.rig.launcher import REPOSITORY
     [([75, 76, 247, 137, 0, 9], 5), ([2, 0], 1), ([75, 1, 0], 2), ([0, 0], 1)],
 )
 def test_the_loop_ends_where_a_restart_cannot_help(codes: list[int], starts: int, tmp_path: Path) -> None:
-    [loop] = re.findall(r"`(until deepspeed \.\.\.; do .*; done)`", (REPOSITORY / "README.md").read_text())
+    [loop] = re.findall(r"`(until deepspeed \.\.\.; do .*; done)`", (REPOSITORY / "docs/monitoring.md").read_text())
     calls = tmp_path / "calls"
     script = f"""
         codes=({" ".join(map(str, codes))})
