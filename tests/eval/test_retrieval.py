@@ -14,7 +14,7 @@ import pytest
 
 from data_prep.mini.slides import SLIDES
 from data_prep.mini_mmeb import VISDOC_FOLDER
-from eval import mmeb, report, retrieval
+from eval import leaderboard, mmeb, report, retrieval
 from eval.retrieval_results import RETRIEVAL_FILE
 from tests.eval import dying_searcher
 from tests.eval.test_page import predictions_of
@@ -311,6 +311,9 @@ def test_the_report_shows_retrieval_beside_images_or_alone(
         assert "GQA" in text
     lines = list(csv.DictReader((tmp_path / "run/report.csv").open()))
     assert {line["kind"] for line in lines} == {"dataset", "mean", "collection"}
+    leaderboard.main([str(tmp_path / "run/visdoc"), "--model_name", "mine", "--output", str(tmp_path / "mine.json")])
+    score = json.loads((tmp_path / "run/visdoc/ViDoRe_docvqa_score.json").read_text())
+    assert json.loads((tmp_path / "mine.json").read_text())["metrics"]["visdoc"]["ViDoRe_docvqa"] == score
     (tmp_path / f"run/visdoc/{RETRIEVAL_FILE}").write_text('{"collections": {"a": {}}}')
     with pytest.raises(InputError, match=r"retrieval.json: not as python -m eval.retrieval writes it"):
         report.main([str(tmp_path / "run")])

@@ -1,0 +1,259 @@
+"""`python -m eval.leaderboard`: merges runs of eval.mmeb and eval.retrieval into MMEB-V2's leaderboard file.
+
+Form of the file: experiments/report_score_v2.py of the original (TIGER-AI-Lab/VLM2Vec, branch main): `metadata`, and
+`metrics` by modality (image, visdoc, video) and set. A set without scores is "FILE_N/A".
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.original import is_original
+from eval.results import prepare_output, read_scores, write_text
+from eval.retrieval_table import read_retrieval
+from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.evaluation.scores_file import SCORES_FILE
+from vlm2vec.formats.json_files import read_json
+from vlm2vec.messages.words import counted
+from vlm2vec.mmeb import MMEB
+from vlm2vec.mmeb_v2 import VIDEO_METRIC, VIDEO_SETS, VISDOC_METRIC, VISDOC_SETS
+
+IMAGE, VISDOC, VIDEO = "image", "visdoc", "video"
+IMAGE_METRIC = "hit@1"
+# The sets of each modality and the metric of which the leaderboard takes the mean.
+SETS: Mapping[str, tuple[str, ...]] = {
+    IMAGE: tuple(each.name for each in MMEB.eval_datasets),
+    VISDOC: tuple(each.name for each in VISDOC_SETS),
+    VIDEO: tuple(each.name for each in VIDEO_SETS),
+}
+MAIN_METRIC = {IMAGE: IMAGE_METRIC, VISDOC: VISDOC_METRIC, VIDEO: VIDEO_METRIC}
+MISSING = "FILE_N/A"
+SELF_REPORTED = "Self-Reported"
+_MODALITY = {name: modality for modality, names in SETS.items() for name in names}
+# What `scores.json` has under other names; with one truth a row both gains of nDCG are the same.
+_NAMES_OF_OURS = {
+    "hit@1": "acc",
+    "hit@5": "hit5",
+    "hit@10": "hit10",
+    "ndcg_linear@10": "ndcg10",
+    "ndcg_exponential@10": "ndcg10",
+    "num_pred": "num_pred",
+    "num_data": "num_pred",
+}
+# A score file and `retrieval.json` hold means of the same numbers, summed alike.
+_TOLERANCE = 1e-9
+
+Metrics = Mapping[str, float]
+
+
+@dataclass
+class Merged:
+    """What runs say of MMEB-V2's sets.
+
+    Attributes:
+        metrics: By set.
+        folders: The run of each set, for messages.
+        fingerprints: Of the runs' models, with the first run of each.
+        others: Data sets that are none of MMEB-V2's.
+    """
+
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    fingerprints: dict[str, Path] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+    def add_model(self, folder: Path, fingerprint: str | None) -> None:
+        """Notes whose scores a run holds; None: it does not say.
+
+        Raises:
+            InputError: A different model than the runs before.
+        """
+        if fingerprint is None:
+            return
+        self.fingerprints.setdefault(fingerprint, folder)
+        if len(self.fingerprints) > 1:
+            first = next(iter(self.fingerprints.values()))
+            raise InputError(f"{folder}: scores of a different model than {first}; give the runs of one model")
+
+    def add(self, folder: Path, name: str, metrics: Metrics) -> None:
+        """Adds a set's metrics.
+
+        Raises:
+            InputError: A run before has the set, too, or the leaderboard's metric is missing.
+        """
+        if name in self.folders:
+            raise InputError(f"{folder}: {name} is also in {self.folders[name]}; give one run for each set")
+        metric = MAIN_METRIC[_MODALITY[name]]
+        value = metrics.get(metric)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"{folder}: {name}: {metric} is {value!r}, not a share; score the set again")
+        self.metrics[name], self.folders[name] = metrics, folder
+
+
+def merge(runs: Sequence[Path]) -> Merged:
+    """The metrics of all sets that the runs hold.
+
+    Args:
+        runs: Folders of eval.mmeb or eval.retrieval, or folders that hold such as image/, visdoc/ and video/.
+
+    Raises:
+        InputError: A run without scores or with damaged ones, two runs of the same set, runs of different models, or
+            no set of MMEB-V2 at all.
+    """
+    merged = Merged()
+    for run in runs:
+        if not run.is_dir():
+            raise InputError(f"{run}: no such folder")
+        inside = [run / modality for modality in SETS if (run / modality).is_dir()]
+        found = [_add_run(folder, merged) for folder in (run, *inside)]
+        if not any(found):
+            raise InputError(f"{run}: no scores; write them with python -m eval.mmeb or python -m eval.retrieval")
+    if not merged.metrics:
+        raise InputError(f"none of MMEB-V2's sets is in these runs, only {', '.join(merged.others)}")
+    return merged
+
+
+def _add_run(folder: Path, merged: Merged) -> bool:
+    """Adds what one folder holds; whether it holds scores."""
+    retrieval = read_retrieval(folder)
+    if retrieval is not None:
+        merged.add_model(folder, retrieval["model"]["fingerprint"])
+        for name, score in retrieval["collections"].items():
+            if _MODALITY.get(name) == IMAGE:
+                raise InputError(
+                    f"{folder}: {name}: the leaderboard ranks the candidates of each row; score it with eval.mmeb"
+                )
+            if name in _MODALITY:
+                merged.add(folder, name, _score_file(folder, name, score["metrics"]))
+            else:
+                merged.others.append(name)
+    if not (folder / SCORES_FILE).is_file() and (retrieval is not None or not is_original(folder)):
+        return retrieval is not None
+    summary = read_scores(folder)
+    merged.add_model(folder, summary["model"]["fingerprint"])
+    for name, score in summary["datasets"].items():
+        if _MODALITY.get(name) == VISDOC:
+            raise InputError(
+                f"{folder}: {name}: the leaderboard searches its whole corpus; score it with eval.retrieval"
+            )
+        if name in _MODALITY:
+            values = {key: score[own] for key, own in _NAMES_OF_OURS.items()}
+            merged.add(folder, name, {key: value for key, value in values.items() if value is not None})
+        else:
+            merged.others.append(name)
+    return True
+
+
+def _score_file(folder: Path, name: str, metrics: Mapping[str, Any]) -> Metrics:
+    """A set's `NAME_score.json`, whose metrics must be those of `retrieval.json`."""
+    path = folder / f"{name}_score.json"
+    score = read_json(path)
+    for metric in (VISDOC_METRIC, VIDEO_METRIC):
+        value, expected = score.get(metric), metrics[metric]["mean"] if metric in metrics else None
+        if not isinstance(value, int | float) or expected is None or not abs(value - expected) <= _TOLERANCE:
+            raise InputError(f"{path}: {metric} is not the one of retrieval.json; score the run again")
+    return score
+
+
+def means(metrics: Mapping[str, Metrics]) -> dict[str, tuple[float | None, int, int]]:
+    """The plain mean of the main metric over the sets that have scores, by modality and over all ("all").
+
+    Args:
+        metrics: By set.
+
+    Returns:
+        Mean (None without a set), sets with scores, sets of the leaderboard.
+    """
+    groups = {**SETS, "all": tuple(_MODALITY)}
+    found = {}
+    for group, names in groups.items():
+        values = [metrics[name][MAIN_METRIC[_MODALITY[name]]] for name in names if name in metrics]
+        found[group] = (math.fsum(values) / len(values) if values else None, len(values), len(names))
+    return found
+
+
+def leaderboard_text(metadata: Mapping[str, Any], metrics: Mapping[str, Metrics]) -> str:
+    """The file's content."""
+    shown = {modality: {name: metrics.get(name, MISSING) for name in names} for modality, names in SETS.items()}
+    return json.dumps({"metadata": metadata, "metrics": shown}, indent=4, ensure_ascii=False) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, read, write, show."""
+    arguments = _parser().parse_args(argv)
+    metadata = {name: getattr(arguments, name) for name in _METADATA}
+    metadata["report_generated_date"] = datetime.datetime.now().isoformat()
+    merged = merge(arguments.runs)
+    prepare_output(arguments.output.parent)
+    write_text(arguments.output, leaderboard_text(metadata, merged.metrics))
+    for group, (mean, count, size) in means(merged.metrics).items():
+        name = "of each modality" if group == "all" else MAIN_METRIC[group]
+        value = "no scores" if mean is None else f"{100 * mean:.1f} %"
+        print(f"{group} ({name}): {value}, {count} of {size} sets")
+    if merged.others:
+        names = ", ".join(merged.others)
+        print(f"left out: {counted(len(merged.others), 'data set')} that MMEB-V2 does not have: {names}")
+    print(f"written: {arguments.output}", flush=True)
+
+
+_METADATA = (
+    *("model_name", "model_backbone", "model_size", "embedding_dimension", "max_length_tokens"),
+    *("model_release_date", "data_source", "url"),
+)
+
+
+def _parser() -> OneLineErrors:
+    parser = OneLineErrors(prog="python -m eval.leaderboard", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder that eval.mmeb or eval.retrieval wrote, or one that holds such folders as image/, visdoc/, video/",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--model_name", required=True, help="as the leaderboard will show it")
+    parser.add_argument("--model_backbone", help="such as Qwen2-VL-2B")
+    parser.add_argument("--model_size", type=_positive_number, help="billions of parameters")
+    parser.add_argument("--embedding_dimension", type=_positive_count, help="numbers in a vector")
+    parser.add_argument("--max_length_tokens", type=_positive_count, help="longest item in tokens")
+    parser.add_argument("--model_release_date", type=_date, help="YYYY-MM-DD")
+    parser.add_argument("--data_source", default=SELF_REPORTED, help=f"who measured; default: {SELF_REPORTED}")
+    parser.add_argument("--url", help="of the model, its code or paper")
+    return parser
+
+
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _positive_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def _date(text: str) -> str:
+    try:
+        date = datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a date; write YYYY-MM-DD") from error
+    return date.isoformat()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
