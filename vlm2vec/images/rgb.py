@@ -14,7 +14,7 @@ def as_rgb(image: Image.Image, over_white: bool = False) -> Image.Image:
     """The image as 8-bit RGB by Pillow's `convert("RGB")`, which drops alpha without blending.
 
     Args:
-        image: Of an 8-bit mode.
+        image: Of an 8-bit mode; one of mode RGB is returned itself.
         over_white: Blend an RGBA image over white instead. Other modes with alpha are converted, as in the code
             of the models that are trained so.
 
@@ -32,6 +32,9 @@ def as_rgb(image: Image.Image, over_white: bool = False) -> Image.Image:
             canvas = Image.new("RGB", image.size, _WHITE)
             canvas.paste(image, mask=image.getchannel("A"))
             return canvas
+        if image.mode == "RGB":
+            image.load()
+            return image  # `convert` would copy it
         return image.convert("RGB")
     except MemoryError:
         raise

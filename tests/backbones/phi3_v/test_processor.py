@@ -164,3 +164,22 @@ def test_the_tokenizers_files_are_kept_word_for_word(tmp_path: Path) -> None:
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert "backend" not in config
     assert Phi3VProcessor.from_pretrained(tmp_path / "made").tokenize("a b") == processor.tokenize("a b")
+
+
+def test_remembered_texts_have_the_ids_of_the_tokenizer(
+    real_processor: Phi3VProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether asked for the first or second time, cut or whole; what is handed out may be changed."""
+    module = "vlm2vec.backbones.phi3_v.processor"
+    monkeypatch.setattr(real_processor, "_ids_of_text", {})
+    monkeypatch.setattr(f"{module}._REMEMBERED_TEXTS", 2)
+    texts = ["a cat", "a dog on a mat", "one too many", "long " * 100]
+    expected = {text: real_processor.tokenizer.backend_tokenizer.encode(text).ids for text in texts}
+    for max_len in (None, 2, 3):
+        for text in texts:
+            ids = real_processor.tokenize(text, (), max_len)
+            assert ids == expected[text][:max_len]
+            ids.append(-7)
+    with_image = real_processor.tokenize("<|image_1|>a cat", [3])
+    assert with_image[-len(expected["a cat"]) :] == expected["a cat"]
+    assert list(real_processor._ids_of_text) == texts[:2]
