@@ -115,6 +115,24 @@ def test_figures_are_those_of_scikit_learn() -> None:
         assert figure == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("strict_original", [False, True])
+def test_ranks_are_those_of_the_definition(strict_original: bool) -> None:
+    """Row by row as the docstring has it, over vectors with ties and the truth several times."""
+    generator = np.random.default_rng(1)
+    vectors = generator.integers(-2, 3, size=(40, 3)).astype(np.float32)
+    rows = [(int(generator.integers(40)), generator.integers(40, size=12).tolist()) for _ in range(200)]
+    scores = ranked(vectors, *rows, strict_original=strict_original)
+    for number, (query, candidates) in enumerate(rows):
+        values = vectors[candidates] @ vectors[query]
+        others = values[np.asarray(candidates) != candidates[0]]
+        beaten_by = (others > values[0]) if strict_original else (others >= values[0])
+        assert scores.ranks[number] == 1 + beaten_by.sum()
+        assert scores.tied[number] == ((others == values[0]).any() and not (others > values[0]).any())
+        num_truths = candidates.count(candidates[0])
+        assert scores.duplicate_truth[number] == (num_truths > 1)
+        assert scores.chances[number] == num_truths / len(candidates)
+
+
 def share_of(won: int, rows: int) -> DatasetScore:
     ranks = np.asarray([1] * won + [2] * (rows - won))
     return score_of_ranks(ranks, np.ones(rows), np.zeros(rows, bool), np.zeros(rows, bool))

@@ -87,19 +87,22 @@ def score_rows(
         strict_original: count as the original's argmax does: the truth wins ties, because it stands first.
     """
     result = RowScores.empty(len(rows))
+    vectors = np.asarray(vectors)  # a memory map wraps every row that is taken of it
     for row in range(len(rows)):
         places = position[rows.of_row(row)]
         query = vectors[position[rows.queries[row]]]
         scores = np.take(vectors, places, axis=0) @ query
         is_truth = places == places[0]
         truth = scores[0]
-        tolerance = np.float32(TIE_TOLERANCE) * np.linalg.norm(query) * np.linalg.norm(vectors[places[0]])
+        tolerance = np.float32(TIE_TOLERANCE) * _norm(query) * _norm(vectors[places[0]])
         others = scores[~is_truth]
-        beaten_by = int((others > truth).sum() if strict_original else (others >= truth - tolerance).sum())
+        num_others = len(others)
+        at_least_tied = np.count_nonzero(others >= truth - tolerance)
+        beaten_by = np.count_nonzero(others > truth) if strict_original else at_least_tied
         result.ranks[row] = 1 + beaten_by
-        result.chances[row] = is_truth.mean()
-        result.tied[row] = (others >= truth - tolerance).any() and not (others > truth + tolerance).any()
-        result.duplicate_truth[row] = is_truth.sum() > 1
+        result.chances[row] = (len(places) - num_others) / len(places)
+        result.tied[row] = at_least_tied > 0 and not np.count_nonzero(others > truth + tolerance)
+        result.duplicate_truth[row] = len(places) - num_others > 1
         result.truth_scores[row] = truth
         # In a lost tie the other candidate stands before the truth, in the original's way behind it.
         sort_by = np.where(is_truth, truth if strict_original else truth - tolerance, scores)
@@ -107,6 +110,11 @@ def score_rows(
         result.top[row, : len(best)] = best
         result.top_scores[row, : len(best)] = np.where(is_truth[best], truth, scores[best])
     return result
+
+
+def _norm(vector: npt.NDArray[np.float32]) -> np.float32:
+    """`numpy.linalg.norm`, bit for bit, without what it does for other kinds of arrays."""
+    return np.sqrt(vector.dot(vector))  # type: ignore[no-any-return]
 
 
 def predictions_table(rows: EvalRows, scores: RowScores, items: ItemTable) -> pa.Table:
