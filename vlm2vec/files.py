@@ -25,12 +25,21 @@ LFS_REMEDY = (
 
 
 @contextmanager
-def committed(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; on success it is published as `path`, else removed."""
+def committed(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; on success it is published as `path`, else removed.
+
+    Args:
+        path: The file's final name.
+        durable: Wait until the bytes are on disk. A file that every start of a program writes anew need not survive a
+            power cut, and each wait takes milliseconds.
+    """
     temporary = temporary_for(path)
     try:
         yield temporary
-        publish(temporary, path)
+        if durable:
+            publish(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ import pytest
 from trials.rig.damage import OPERATORS
 from trials.rig.forgery import forge_json
 from trials.rig.hand_made_eval import read, row, write_dataset
+from vlm2vec import files
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.datasets import EvalData
 from vlm2vec.evaluation.encoding_plan import EncodingPlan
@@ -89,3 +90,15 @@ def test_a_damaged_block_is_named_and_encoded_again(store: EvalStore) -> None:
     (store.folder / "vectors.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match=r"vectors\.npy: cannot be read"):
         store.vectors()
+
+
+def test_only_what_a_restart_keeps_waits_for_the_disk(store: EvalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items and rows are written by every start; vectors are what a kill or a power cut must leave."""
+    synced: list[str] = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
+    rows, items = store.rows(0), store.items()
+    store.write_data(EvalData((rows,), items, None), store.plan())
+    assert not any(name.endswith((".arrow", "about.json", "rows-00000.npz")) for name in synced)
+    store.write_block(0, VECTORS[:2])
+    assert any(name.endswith(".npy") for name in synced)
+    assert not list(store.folder.rglob(f"{files.TEMPORARY_PREFIX}*"))

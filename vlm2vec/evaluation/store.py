@@ -55,19 +55,22 @@ class EvalStore(VectorStore):
     """
 
     def write_data(self, data: EvalData, plan: EncodingPlan) -> None:
-        """Writes what is to be encoded and ranked."""
+        """Writes what is to be encoded and ranked; each start does."""
         names = tuple(rows.name for rows in data.datasets)
         items = data.items
         about = _About(names, items.files, items.instructions, len(items), plan.num_image_batches, plan.digest)
         with self.writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with committed(self.folder / _ITEMS) as path, pa.ipc.new_file(path, data.items.columns.schema) as file:
+            with (
+                committed(self.folder / _ITEMS, durable=False) as path,
+                pa.ipc.new_file(path, data.items.columns.schema) as file,
+            ):
                 file.write_table(data.items.columns)
             for number, rows in enumerate(data.datasets):
-                with committed(self._rows(number)) as path, path.open("wb") as file:
+                with committed(self._rows(number), durable=False) as path, path.open("wb") as file:
                     np.savez(file, queries=rows.queries, candidates=rows.candidates, offsets=rows.offsets)
             self.write_plan(plan)
-            with committed(self.folder / _ABOUT) as path:
+            with committed(self.folder / _ABOUT, durable=False) as path:
                 path.write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
 
     def _about(self) -> _About:
