@@ -43,13 +43,12 @@ def local_task(folder: Path, split: str) -> AbsTaskRetrieval:
         InputError: No such collection, a bad row, or items of which some have an image, or a text, and others none.
     """
     parts = {part: _items(folder, part, split) for part in ("queries", "corpus")}
-    judged: dict[str, dict[str, int]] = {}
-    for path in find_files(folder, "qrels", split):
-        for number, row in read_rows(path):
-            with errors_of(where(path, number)):
-                grade = int(row["score"])
-                if grade > 0:
-                    judged.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = grade
+    judged = _judgements(folder, split)
+    left_out = sum(name not in judged for name in parts["queries"]["id"])
+    if left_out == len(parts["queries"]):
+        raise InputError(f"{folder}: no query has a relevant document")
+    if left_out:
+        print(f"{left_out} queries without a relevant document are left out", file=sys.stderr)
     category: Any = f"{_letters(parts['queries'])}2{_letters(parts['corpus'])}"
 
     class LocalRetrieval(AbsTaskRetrieval):
@@ -115,6 +114,9 @@ def _items(folder: Path, part: str, split: str) -> Dataset:
                 words = [row.get("title") or "" if part == "corpus" else "", row[text] or "" if text else ""]
                 columns["text"].append(" ".join(words).strip())
                 columns["image"].append(_image(row, images, where(path, number)))
+    if len(set(columns["id"])) < len(columns["id"]):
+        twice = next(name for place, name in enumerate(columns["id"]) if name in columns["id"][:place])
+        raise InputError(f"{folder}: the id {twice!r} of {part} occurs twice")
     features = {"id": Value("string"), "text": Value("string"), "image": Image()}
     for column in ("text", "image"):
         if not any(columns[column]):
@@ -123,6 +125,23 @@ def _items(folder: Path, part: str, split: str) -> Dataset:
             missing = columns["id"][[bool(value) for value in columns[column]].index(False)]
             raise InputError(f"{folder}: {missing!r} of {part} has no {column}, others have; MTEB needs all or none")
     return Dataset.from_dict(columns, features=Features(features))
+
+
+def _judgements(folder: Path, split: str) -> dict[str, dict[str, int]]:
+    """By query, its relevant documents with their grades."""
+    judged: dict[str, dict[str, int]] = {}
+    for path in find_files(folder, "qrels", split):
+        for number, row in read_rows(path):
+            try:
+                query, document, grade = str(row["query-id"]), str(row["corpus-id"]), int(row["score"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{where(path, number)}: expected query-id, corpus-id and an integer score, not {dict(row)}"
+                ) from error
+            if grade > 0:
+                documents = judged.setdefault(query, {})
+                documents[document] = max(grade, documents.get(document, 0))
+    return judged
 
 
 def _image(row: Row, images: ImageFolder, name: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,13 +27,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError, OneLineErrors, printable, run_program
 from vlm2vec.evaluation.retrieval.nearest import nearest
 from vlm2vec.files import committed
-from vlm2vec.formats.json_files import Sha256, StrictModel, parsed
+from vlm2vec.formats.json_files import Sha256, StrictModel, checked
 from vlm2vec.images.decode import check_image, open_image
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.item_rules import check_shape
@@ -90,7 +90,11 @@ def read_index(folder: Path) -> Stored:
     path = folder / "index.json"
     if not path.is_file():
         raise InputError(f"{folder}: no index there; `examples/search.py index` makes one")
-    facts = parsed(TypeAdapter(Index), path.read_bytes(), str(path))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    facts = checked(Index, content, path)
     try:
         vectors = np.load(folder / facts.vectors, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -125,29 +129,35 @@ def write_index(
             old.unlink()
 
 
-def image_names(folder: Path) -> Iterator[str]:
-    """Paths of the files named like images, from the folder; hidden ones and folders behind links are left out."""
-    for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield (Path(path) / name).relative_to(folder).as_posix()
-
-
 def scan(images: ImageFolder) -> tuple[dict[str, str], list[str]]:
-    """SHA-256 of every image by its name, and what is wrong with those that cannot be used."""
-    contents, faults = {}, []
-    for name in image_names(images.root):
-        try:
-            if printable(name) != name:
-                raise InputError(f"{printable(name)}: a name that is not UTF-8")
-            contents[name] = hashlib.sha256(images.read(name)).hexdigest()
-        except InputError as error:
-            faults.append(str(error))
+    """SHA-256 of every image by its path from the folder, and what is wrong with what cannot be used.
+
+    Hidden files and folders, and files that are not named like images, are none. Links to folders are not followed.
+    """
+    contents: dict[str, str] = {}
+    faults: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        faults.append(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for path, folders, files in os.walk(images.root, onerror=unreadable):
+        here = Path(path).relative_to(images.root)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        faults += [f"{here / name}: a link to a folder" for name in folders if (Path(path) / name).is_symlink()]
+        for name in sorted(files):
+            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+                continue
+            image = (here / name).as_posix()
+            try:
+                if printable(image) != image:
+                    raise InputError(f"{printable(image)}: a name that is not UTF-8")
+                contents[image] = hashlib.sha256(images.read(image)).hexdigest()
+            except InputError as error:
+                faults.append(str(error))
     return contents, faults
 
 
-def checked(data: bytes, name: str) -> bytes:
+def usable(data: bytes, name: str) -> bytes:
     """An image's bytes if it can be encoded.
 
     Raises:
@@ -194,7 +204,7 @@ def index(arguments: argparse.Namespace) -> None:
         good: dict[str, bytes] = {}
         for name in waiting[start : start + IMAGES_AT_A_TIME]:
             try:
-                data = checked(images.read(name), name)
+                data = usable(images.read(name), name)
             except InputError as error:
                 bad[contents[name]] = str(error)
             else:
@@ -205,7 +215,7 @@ def index(arguments: argparse.Namespace) -> None:
             known.update(zip(good, vectors.numpy(), strict=True))
             write_index(out, facts, contents, known)
             print(f"{min(start + IMAGES_AT_A_TIME, len(waiting))} of {len(waiting)} new images", file=sys.stderr)
-    usable = {name for name, content in contents.items() if content in known}
+    indexed = {name for name, content in contents.items() if content in known}
     faults += [
         bad.get(content, f"{name}: changed while it was read")
         for name, content in contents.items()
@@ -213,10 +223,10 @@ def index(arguments: argparse.Namespace) -> None:
     ]
     for fault in faults[:SHOWN_FAULTS]:
         print(f"left out: {fault}", file=sys.stderr)
-    if not usable:
+    if not indexed:
         raise InputError(f"{images.root}: no image there that can be used")
     write_index(out, facts, contents, known)
-    print(f"{out}: {len(usable)} images, {len(before - usable)} dropped, {len(faults)} left out")
+    print(f"{out}: {len(indexed)} images, {len(before - indexed)} dropped, {len(faults)} left out")
 
 
 def find(arguments: argparse.Namespace) -> None:

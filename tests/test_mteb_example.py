@@ -77,7 +77,7 @@ def test_the_miniatures_slides(
     assert written["ndcg_at_5"] == pytest.approx(ndcg, abs=1e-5)  # MTEB rounds to five digits
 
 
-def test_a_collection_of_texts_and_images(example: Any, tmp_path: Path) -> None:
+def test_a_collection_of_texts_and_images(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     queries: Rows = [{"_id": "q", "text": "what", "image": "a.png"}]
     corpus: Rows = [{"_id": "d1", "title": "One", "text": "page"}, {"_id": "d2", "title": "", "text": "another"}]
@@ -88,9 +88,19 @@ def test_a_collection_of_texts_and_images(example: Any, tmp_path: Path) -> None:
     assert task.queries["test"][0]["image"].size == (24, 32)
     assert task.relevant_docs == {"test": {"q": {"d2": 1}}}
     assert task.metadata.category == "it2t"
-    for bad, reason in (("../a.png", "must be relative"), ("b.png", "no such image"), (None, "'r' of queries has no")):
-        rows: Rows = [*queries, {"_id": "r", "text": "what", "image": bad}]
+    doubled: tuple[tuple[Rows, Rows, str], ...] = (
+        ([corpus[0], corpus[0]], qrels, "the id 'd1' of corpus occurs twice"),
+        (corpus, qrels[1:], "no query has a relevant document"),
+        (corpus, [{**qrels[0], "score": "high"}], "test.tsv line 2: expected query-id, corpus-id and an integer score"),
+    )
+    for documents, judged, reason in doubled:
         with pytest.raises(InputError, match=reason):
+            example.local_task(write_beir_collection(tmp_path, queries, documents, judged), "test")
+    example.local_task(write_beir_collection(tmp_path, [*queries, {**queries[0], "_id": "r"}], corpus, qrels), "test")
+    assert "1 queries without a relevant document are left out" in capsys.readouterr().err
+    for bad, said in (("../a.png", "must be relative"), ("b.png", "no such image"), (None, "'r' of queries has no")):
+        rows: Rows = [*queries, {"_id": "r", "text": "what", "image": bad}]
+        with pytest.raises(InputError, match=said):
             example.local_task(write_beir_collection(tmp_path, rows, corpus, qrels), "test")
 
 

@@ -93,10 +93,17 @@ def test_only_what_is_new_is_encoded(
     Image.new("RGB", (900, 3)).save(folder / "thin.png")
     (tmp_path / "outside.png").write_bytes((folder / "copy.png").read_bytes())
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
     shown, said = search(*flags)
-    assert shown == f"{out}: 4 images, 1 dropped, 3 left out\n"
+    assert shown == f"{out}: 4 images, 1 dropped, 4 left out\n"
     assert encoded == [4, 1]
-    for fault in ("bad.jpg: not a JPEG", "an image of 900 x 3 pixels is too thin", "link.png: a link that leads out"):
+    for fault in (
+        "bad.jpg: not a JPEG",
+        "an image of 900 x 3 pixels is too thin",
+        "link.png: a link that leads out",
+        "linked: a link to a folder",
+    ):
         assert fault in said
     names = json.loads((out / "index.json").read_text())["names"]
     assert names == ["blue & <b>.png", "copy.png", "more/white & <b>.png", "red & <b>.png"]

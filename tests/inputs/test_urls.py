@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -120,6 +121,17 @@ def test_what_is_not_fetched(path: str, reason: str, server: Server, monkeypatch
         pass
     assert str(refusal.value).startswith(f"item 1: {server.url(path)}: ")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_host_that_takes_a_connection_and_says_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time limit also holds where TLS waits for the other side."""
+    monkeypatch.setattr(urls, "TIME_LIMIT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/a.png"
+        with pytest.raises(InputError, match=f"{url}: not complete after 0.5 seconds"):
+            fetch(url, tmp_path / "a")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "localhost", "[::ffff:127.0.0.1]"])
