@@ -171,7 +171,7 @@ def test_traces_hold_the_parts_of_the_chosen_steps(trained: Callable[[int], Path
 def test_the_deepspeed_launcher_trains_an_adapter(
     forked_python: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path
 ) -> None:
-    """Through launch/local.sh, on 2 ranks; TensorBoard gets the promised fields."""
+    """Through launch/local.sh, on 2 ranks, of which one imports all by itself; TensorBoard gets the promised fields."""
     own = ["--chunk_tokens", "512", "--max_steps", "2"]
     chosen = run_flags(mini_model_dir, mini_shards_dir, tmp_path, "zero2", *COMMON, *own)
     done = subprocess.run(
@@ -181,6 +181,7 @@ def test_the_deepspeed_launcher_trains_an_adapter(
             **environment(forked_python),
             **{"MODEL": str(mini_model_dir), "SHARDS": str(mini_shards_dir), "OUTPUT": str(tmp_path)},
             **{"RECIPE": "launch/recipes/mini.yaml", "GPUS": "2", "MASTER_PORT": str(free_port())},
+            "REAL_RANK": "0",
         },
         capture_output=True,
         text=True,

@@ -2,7 +2,8 @@
 
 What a launcher starts is a real process of its own, with its words and variables in /proc: it waits for the forked
 one, which has its files, folder, variables and network, passes signals on to it and ends as it does. When it is
-killed, so is the forked one. Anything but `[-u] -m MODULE` is done by the real Python.
+killed, so is the forked one. Anything but `[-u] -m MODULE` is done by the real Python, and so is a rank that the
+variable REAL_RANK names.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import json, os, signal, socket, sys
 words = sys.argv[1:]
 unbuffered = words[:1] == ["-u"] or "PYTHONUNBUFFERED" in os.environ
 rest = words[words[:1] == ["-u"]:]
-if rest[:1] != ["-m"]:
+if rest[:1] != ["-m"] or os.environ.get("RANK", "none") == os.environ.get("REAL_RANK"):
     os.execv({python!r}, [{python!r}, *words])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
