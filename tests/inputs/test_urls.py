@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,10 +129,13 @@ def test_a_host_that_takes_a_connection_and_says_nothing(
 ) -> None:
     """The time limit also holds where TLS waits for the other side."""
     monkeypatch.setattr(urls, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(urls, "SILENCE_LIMIT", 60.0)
+    began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"https://127.0.0.1:{listening.getsockname()[1]}/a.png"
         with pytest.raises(InputError, match=f"{url}: not complete after 0.5 seconds"):
             fetch(url, tmp_path / "a")
+    assert time.monotonic() - began < 30  # not until it was silent for too long
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "localhost", "[::ffff:127.0.0.1]"])
