@@ -19,8 +19,8 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"
 ARCHITECTURE = REPOSITORY / "docs/architecture.md"
 # Pages for a task: a reader copies the first command, which runs on what `make demo` leaves behind.
 TASKS = (
-    *("checkpoints", "cluster", "data", "demo", "evaluation", "export", "install", "mining", "monitoring", "retrieval"),
-    *("serving", "training", "troubleshooting"),
+    *("checkpoints", "cluster", "data", "demo", "evaluation", "export", "install", "losses", "mining", "monitoring"),
+    *("own_data", "prompts", "retrieval", "serving", "training", "troubleshooting"),
 )
 # Flags of other programs: pip, deepspeed, tensorboard, hf, docker, sbatch, ssh, and the original's.
 FOREIGN_FLAGS = {
