@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 from urllib import error, request
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from vlm2vec import __version__
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, errors_of
 from vlm2vec.item_rules import shorten
@@ -114,7 +113,7 @@ def fetch(url: str, file: Path) -> None:
     shown = shorten(url, _SHOWN)
     with _Watch(TIME_LIMIT) as watch:
         try:
-            asked = request.Request(_quoted(url), headers={"User-Agent": f"vlm2vec-deepspeed/{__version__}"})
+            asked = request.Request(_quoted(url), headers={"User-Agent": "vlm2vec-deepspeed"})
             with _opener(watch).open(asked, timeout=SILENCE_LIMIT) as response, file.open("wb") as written:
                 _copy(response, written, watch)
         except InputError as reason:
