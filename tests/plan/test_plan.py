@@ -140,6 +140,28 @@ def test_the_loss_takes_at_most_what_is_planned(small: RunPlan) -> None:
     assert 0.5 * small.loss_bytes < meter.peak < small.loss_bytes
 
 
+def test_hard_negatives_are_items_and_columns(small: RunPlan, mini_model_dir: Path) -> None:
+    flags = ("--model_name", str(mini_model_dir), "--bf16", "--chunk_tokens", "512", "--hard_negatives", "True")
+    own = plan(*flags)
+    assert (small.negatives, own.negatives) == (0, 1)
+    assert own.items == 3 * own.pairs
+    assert sum(own.items_a_rank) == pytest.approx(1.5 * sum(small.items_a_rank))
+    assert own.flops[0] == pytest.approx(1.5 * small.flops[0])
+    assert own.calls.repeat > small.calls.repeat
+    shown = " ".join(str(part) for part in tables(own))
+    assert "batch 64 with 1 hard negative a row:" in shown
+    assert "hard negative" not in " ".join(str(part) for part in tables(small))
+    pairs, ranks = own.pairs, own.cluster.num_ranks
+    meter = TensorMeter("cpu")
+    with meter:
+        vectors = torch.randn(own.items, own.width, requires_grad=True)
+        each = torch.arange(pairs)
+        rows = Pairs(each, each + pairs, negative=each + 2 * pairs, negative_row=each)
+        loss, _ = ContrastiveLoss(0.02, mask_false_negatives=True)(vectors, rows, range(pairs // ranks))
+        loss.backward()
+    assert 0.5 * own.loss_bytes < meter.peak < own.loss_bytes
+
+
 def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: RunPlan, mini_model_dir: Path) -> None:
     at_first = small.memory(small.zero)
     memory = (at_first.peak + 7 * at_first.chunk) / 0.9

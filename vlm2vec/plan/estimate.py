@@ -69,6 +69,8 @@ class RunPlan:
         workload: The batch.
 
     Attributes:
+        pairs: Pairs of a global batch.
+        negatives: Hard negatives of a row, at most; a row's own count as one.
         image_size: Width and height in pixels of every image.
         image_tokens: Tokens of an item with an image, its text included.
         vision_units: Of an image.
@@ -87,6 +89,7 @@ class RunPlan:
         self.cluster = cluster
         self.workload = workload
         self.pairs = settings.cluster.global_batch_size
+        self.negatives = settings.data.negatives_a_row
         self.width = model.smallest.hidden_size
         processor = model.processor
         self.image_size = workload.image_size or processor.planned_image_size
@@ -99,6 +102,16 @@ class RunPlan:
     def size(self) -> ModelSize:
         """The parameters."""
         return self.model.size()
+
+    @property
+    def items(self) -> int:
+        """Items of a global batch, if none is the same as another."""
+        return self.pairs * (2 + self.negatives)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the similarity matrix: the targets and the hard negatives of all rows."""
+        return self.pairs * (1 + self.negatives)
 
     @property
     def chunk_tokens(self) -> int:
@@ -167,11 +180,11 @@ class RunPlan:
     @cached_property
     def loss_bytes(self) -> float:
         """Embeddings of all ranks and a block of scores, with what the loss's backward pass needs."""
-        items, ranks = 2 * self.pairs, self.cluster.num_ranks
+        items, ranks = self.items, self.cluster.num_ranks
         embeddings = (_GATHERED_COPIES * items + _LOCAL_COPIES * math.ceil(items / ranks)) * self.width * _FLOAT32
-        block_rows = self.settings.loss.rows_of_a_block(self.pairs)
+        block_rows = self.settings.loss.rows_of_a_block(self.columns)
         rows = min(block_rows, math.ceil(self.pairs / ranks))
-        return float(embeddings + _SCORE_BLOCKS * rows * self.pairs * _FLOAT32)
+        return float(embeddings + _SCORE_BLOCKS * rows * self.columns * _FLOAT32)
 
     @property
     def keep_graphs(self) -> int:
@@ -204,14 +217,14 @@ class RunPlan:
 
     @property
     def items_a_rank(self) -> tuple[float, float]:
-        """Items with images and without, if none is the same as another."""
-        images = self.pairs * self.workload.images_per_pair / self.cluster.num_ranks
-        return images, 2 * self.pairs / self.cluster.num_ranks - images
+        """Items with images and without, if none is the same as another; a hard negative is like half a pair."""
+        images = self.items / 2 * self.workload.images_per_pair / self.cluster.num_ranks
+        return images, self.items / self.cluster.num_ranks - images
 
     def traffic(self, zero: ZeroSettings) -> list[Collective]:
         """All transfers of a step."""
         fetches = MOST_FETCHES if self.settings.encoder.gradient_checkpointing else FETCHES
-        return collectives(self.size, zero, self.cluster.num_ranks, 2 * self.pairs, self.width, self.calls, fetches)
+        return collectives(self.size, zero, self.cluster.num_ranks, self.items, self.width, self.calls, fetches)
 
     @cached_property
     def flops(self) -> tuple[float, float]:
@@ -245,7 +258,7 @@ class RunPlan:
     def _activations(self, rows: float, kept: int) -> dict[str, float]:
         """What lives besides the engine's state, by moment, with a number of images a chunk and of kept graphs."""
         cost = self._growth.repeat(rows)
-        embeddings = float(2 * math.ceil(2 * self.pairs / self.cluster.num_ranks) * self.width * _FLOAT32)
+        embeddings = float(2 * math.ceil(self.items / self.cluster.num_ranks) * self.width * _FLOAT32)
         return {
             "pass 1": embeddings + max(self._growth.encode_peak(rows), cost.saved * kept),
             "loss": self.loss_bytes + cost.saved * kept,

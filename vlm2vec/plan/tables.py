@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlm2vec.messages.terminal import column
+from vlm2vec.messages.words import counted
 from vlm2vec.plan.estimate import GIB, Memory, RunPlan
 from vlm2vec.plan.shared_memory import shared_memory
 
@@ -41,13 +42,26 @@ def _heading(plan: RunPlan) -> Text:
     lines = [
         f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {dtype}",
         f"{cluster.num_ranks} ranks ({cluster.nodes} x {cluster.gpus}) of {cluster.gpu_memory / GIB:.0f} GiB | global "
-        f"batch {plan.pairs:,}: a rank has {images:.0f} images of {plan.image_tokens} tokens and "
+        f"batch {plan.pairs:,}{_negatives(plan)}: a rank has {images:.0f} images of {plan.image_tokens} tokens and "
         f"{texts:.0f} texts of {plan.workload.text_tokens} in {plan.calls.repeat} chunks",
         f"Assumed: {plan.workload.images_per_pair:g} images a pair of {width} x {height} pixels, each with "
         f"{plan.vision_units} vision units ({plan.model.family.vision_unit_name}); "
-        f"{plan.workload.text_tokens} tokens a text; no item twice",
+        f"{plan.workload.text_tokens} tokens a text; no item twice{_assumed_negatives(plan)}",
     ]
     return Text("\n".join(lines))
+
+
+def _negatives(plan: RunPlan) -> str:
+    if not plan.negatives:
+        return ""
+    return f" with {counted(plan.negatives, 'hard negative')} a row"
+
+
+def _assumed_negatives(plan: RunPlan) -> str:
+    if not plan.negatives:
+        return ""
+    own = " a row of the data has one hard negative of its own," if plan.settings.data.hard_negatives else ""
+    return f";{own} hard negatives have images as often as items of pairs"
 
 
 def _memory_table(plan: RunPlan, memories: list[Memory]) -> Table:

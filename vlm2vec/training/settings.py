@@ -223,6 +223,11 @@ class DataSettings:
     cache_dir: Path | None
     cache_bytes: int
 
+    @property
+    def negatives_a_row(self) -> int:
+        """Hard negatives of a row for estimates: one of the data's own, where they take part, and the mined ones."""
+        return int(self.hard_negatives) + (self.mined.negatives if self.mined else 0)
+
 
 @dataclass(frozen=True)
 class CheckpointSettings:

@@ -67,7 +67,8 @@ class MemoryAdvice:
         if place.part in (Part.PASS_1, Part.PASS_2):
             return self._smaller_chunks()
         if place.part is Part.LOSS:
-            rows = self._settings.loss.rows_of_a_block(self._settings.cluster.global_batch_size)
+            pairs = self._settings.cluster.global_batch_size
+            rows = self._settings.loss.rows_of_a_block(pairs * (1 + self._settings.data.negatives_a_row))
             return f"set --loss_block_rows {max(1, rows // 2)}"
         return (
             "the optimizer's states or gradients do not fit: a higher ZeRO stage, more ranks, or "
