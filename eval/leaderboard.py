@@ -221,7 +221,7 @@ def _parser() -> OneLineErrors:
     )
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--model_name", required=True, help="as the leaderboard will show it")
-    parser.add_argument("--model_backbone", help="such as Qwen2-VL-2B")
+    parser.add_argument("--model_backbone", help="the model that it was trained from")
     parser.add_argument("--model_size", type=_positive_number, help="billions of parameters")
     parser.add_argument("--embedding_dimension", type=_positive_count, help="numbers in a vector")
     parser.add_argument("--max_length_tokens", type=_positive_count, help="longest item in tokens")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import conversion
+from data_prep import locking
 from tests.rig.convert_program import run_main
 from trials.rig.hand_made_train import TABLE, converted, make_dataset, picture, row, tree, write_rows
 from vlm2vec.shards import ShardSet
@@ -141,7 +141,7 @@ def test_a_damaged_plan_and_a_foreign_folder_are_refused(
 def test_two_conversions_do_not_share_a_folder(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(conversion, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locking, "_LOCK_SECONDS", 0.1)
     (tmp_path / "o").mkdir()
     holder = os.open(tmp_path / "o", os.O_RDONLY)
     try:

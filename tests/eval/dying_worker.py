@@ -28,9 +28,9 @@ def main(folder: str, broken_images: str, ports: str, *options: str) -> None:
     try:
         mmeb.main([*options, "--image_dir", broken_images, "--encode_output_path", f"{folder}/broken"])
     except InputError as error:
-        print(f"refused: {error}")
+        print(f"refused: {error}", flush=True)
     except SystemExit as silent:
-        print(f"left with {silent.code}")
+        print(f"left with {silent.code}", flush=True)  # before the kill
     write, written = EvalStore.write_block, 0
 
     def write_and_die(*arguments: Any) -> None:

@@ -160,7 +160,7 @@ def test_subsets_are_opened_as_asked(mini_shards_dir: Path) -> None:
         (["--homogeneous_groups", "meta_task", *UNITS, "--mixture_temperature", "2"], "leave one of them out"),
         (["--homogeneous_groups", "meta_task", *UNITS, "--order", "block"], "blocks are neighbours in one subset"),
         (["--mined_negatives", "2"], "--mined_negatives: no effect without --mined"),
-        (["--mined", "m"], "--mined: no effect without --mined_negatives or --mined_clusters"),
+        (["--mined", "m"], "--mined: no effect without --mined_negatives, --mined_clusters or --false_negative_source"),
         (["--mined", "m", "--mined_negatives", "-1"], "at least 0"),
         ([*CLUSTERS[:4]], "give --homogeneous_batch_size"),
         ([*CLUSTERS, "--num_sample_per_subset", "9"], "convert fewer samples and mine them"),
