@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.markup import escape
@@ -27,7 +28,7 @@ from vlm2vec.messages.terminal import column, open_console, print_table
 
 MARKDOWN_FILE, PAGE_FILE, CSV_FILE = "report.md", "report.html", "report.csv"
 # Where the original, and whoever follows its layout, keeps the groups of MMEB-V2.
-IMAGE_FOLDER, VISDOC_FOLDER = "image", "visdoc"
+IMAGE_FOLDER, VISDOC_FOLDER, VIDEO_FOLDER = "image", "visdoc", "video"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=Path,
         metavar="RUN",
         help="folder that eval.mmeb, eval.retrieval or the original wrote, or one that holds such folders as "
-        "image/ and visdoc/",
+        "image/, visdoc/ and video/",
     )
     parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
     parser.add_argument(
@@ -56,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     labels = name_runs(arguments.runs, arguments.names)
     retrievals = read_retrievals(arguments.runs, labels)
-    runs = read_runs(arguments.runs, labels, arguments.steps, {run.label for run in retrievals})
-    tables = tables_of(runs, retrievals)
+    videos = read_videos(arguments.runs, labels)
+    others = {*(run.label for run in retrievals), *(run.label for run in videos)}
+    runs = read_runs(arguments.runs, labels, arguments.steps, others)
+    tables = tables_of(runs, retrievals, videos)
     lines = [*(notes(runs) if runs else ()), *retrieval_notes(retrievals)]
     console = open_console()
     for table in tables:
@@ -78,13 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"report: {', '.join(str(output / name) for name in files)}")
 
 
-def tables_of(runs: Sequence[Run], retrievals: Sequence[RetrievalRun]) -> list[ScoreTable]:
+def tables_of(runs: Sequence[Run], retrievals: Sequence[RetrievalRun], videos: Sequence[Run] = ()) -> list[ScoreTable]:
     """All tables of a report."""
-    tables: list[ScoreTable | None] = [groups_table(runs, retrievals)]
+    tables: list[ScoreTable | None] = [groups_table(runs, retrievals, videos)]
     if runs:
         tables += [score_table(runs), paper_table(runs), metrics_table(runs)]
     if retrievals:
         tables += [retrieval_table(retrievals), retrieval_metrics_table(retrievals)]
+    if videos:
+        tables.append(replace(score_table(videos), title="Precision@1 in %, video"))
     return [table for table in tables if table is not None]
 
 
@@ -100,6 +105,16 @@ def read_retrievals(folders: Sequence[Path], labels: Sequence[str]) -> list[Retr
         if summary is not None:
             found.append(RetrievalRun(label, summary))
     return found
+
+
+def read_videos(folders: Sequence[Path], labels: Sequence[str]) -> list[Run]:
+    """The runs of `eval.mmeb` on clips in the folders' `video/`.
+
+    Raises:
+        InputError: See `read_scores`.
+    """
+    inside = [(folder / VIDEO_FOLDER, label) for folder, label in zip(folders, labels, strict=True)]
+    return [Run(label, read_scores(folder)) for folder, label in inside if (folder / SCORES_FILE).is_file()]
 
 
 def read_runs(

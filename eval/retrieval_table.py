@@ -96,27 +96,46 @@ def retrieval_metrics_table(runs: Sequence[RetrievalRun]) -> ScoreTable:
     )
 
 
-def groups_table(runs: Sequence[Run], retrievals: Sequence[RetrievalRun]) -> ScoreTable | None:
-    """MMEB-V2's groups side by side: images by Precision@1, visual documents by nDCG@5; None without both."""
-    labels = list(dict.fromkeys([*(run.label for run in runs), *(run.label for run in retrievals)]))
-    of_images = {run.label: run.group(OVERALL) for run in runs}
-    of_documents = {run.label: run.summary["groups"].get(VISDOC) for run in retrievals}
-    if not runs or not any(of_documents.values()):
+def groups_table(
+    runs: Sequence[Run], retrievals: Sequence[RetrievalRun], videos: Sequence[Run] = ()
+) -> ScoreTable | None:
+    """MMEB-V2's groups side by side, each in its metric; None for fewer than two groups.
+
+    Args:
+        runs: Scores of images.
+        retrievals: Scores of visual documents.
+        videos: Scores of clips.
+    """
+    of_documents = [run for run in retrievals if VISDOC in run.summary["groups"]]
+    groups: list[tuple[str, Mapping[str, tuple[float, str]]]] = [
+        ("image, P@1", _overall(runs)),
+        ("visdoc, nDCG@5", {run.label: _documents(run) for run in of_documents}),
+        ("video, P@1", _overall(videos)),
+    ]
+    groups = [(heading, scores) for heading, scores in groups if scores]
+    if len(groups) < 2:
         return None
-    rows = []
-    for label in labels:
-        images, documents = of_images.get(label), of_documents.get(label)
-        covered = (
-            f"{images['num_datasets']}" if images else "0",
-            f"{documents['num_collections']} of {documents['num_collections_of_benchmark']}" if documents else "0",
-        )
-        shares = (percent(images["acc"]) if images else None, percent(documents[VISDOC_METRIC]) if documents else None)
-        rows.append(Row((label, shares[0], covered[0], shares[1], covered[1])))
+    labels = dict.fromkeys(label for _, scores in groups for label in scores)
+    rows = [
+        Row((label, *(cell for _, scores in groups for cell in scores.get(label, (None, "0"))))) for label in labels
+    ]
     return ScoreTable(
         title="Groups of MMEB-V2 in %",
-        headings=("run", "image, P@1", "sets", "visdoc, nDCG@5", "sets"),
+        headings=("run", *(cell for heading, _ in groups for cell in (heading, "sets"))),
         sections=(tuple(rows),),
     )
+
+
+def _overall(runs: Sequence[Run]) -> dict[str, tuple[float, str]]:
+    """By run, its mean over datasets in percent, and how many they are."""
+    means = {run.label: run.group(OVERALL) for run in runs}
+    return {label: (100.0 * mean["acc"], str(mean["num_datasets"])) for label, mean in means.items() if mean}
+
+
+def _documents(run: RetrievalRun) -> tuple[float, str]:
+    mean = run.summary["groups"][VISDOC]
+    covered = f"{mean['num_collections']} of {mean['num_collections_of_benchmark']}"
+    return 100.0 * mean[VISDOC_METRIC], covered
 
 
 def retrieval_notes(runs: Sequence[RetrievalRun]) -> list[str]:

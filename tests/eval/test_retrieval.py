@@ -302,11 +302,16 @@ def test_the_report_shows_retrieval_beside_images_or_alone(
     rows = [hand_made_row("which?", ["truth", "chosen"])]
     table = predictions_of("GQA", rows, [True], tmp_path / "own")
     pq.write_table(table, tmp_path / "run/image/predictions.parquet")
+    (tmp_path / "run/video").mkdir()
+    (tmp_path / "run/video/scores.json").write_text(json.dumps(scores_of({"MSVD": 0.25}, None)))
     capsys.readouterr()
     report.main([str(tmp_path / "run")])
     shown, page = capsys.readouterr().out, (tmp_path / "run/report.html").read_text()
+    assert "| run | 50.0 | 1 |" in (tmp_path / "run/report.md").read_text()
     for text in (shown, page):
         assert "Groups of MMEB-V2" in text
+        assert "video, P@1" in text
+        assert "MSVD" in text
         assert "ViDoRe_docvqa" in text
         assert "GQA" in text
     lines = list(csv.DictReader((tmp_path / "run/report.csv").open()))
