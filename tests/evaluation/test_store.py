@@ -93,12 +93,14 @@ def test_a_damaged_block_is_named_and_encoded_again(store: EvalStore) -> None:
 
 
 def test_only_what_a_restart_keeps_waits_for_the_disk(store: EvalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items and rows are written by every start; vectors are what a kill or a power cut must leave."""
+    """Items and rows are written by every start, and a damaged block is encoded again; the joined vectors must stay."""
     synced: list[str] = []
     monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
     rows, items = store.rows(0), store.items()
     store.write_data(EvalData((rows,), items, None), store.plan())
     assert not any(name.endswith((".arrow", "about.json", "rows-00000.npz")) for name in synced)
     store.write_block(0, VECTORS[:2])
-    assert any(name.endswith(".npy") for name in synced)
+    assert not any(name.endswith(".npy") for name in synced)
+    store.assemble(store.plan())
+    assert any(name.endswith("vectors.npy") for name in synced)
     assert not list(store.folder.rglob(f"{files.TEMPORARY_PREFIX}*"))

@@ -76,8 +76,12 @@ class VectorStore:
         return [number for number in range(len(plan.blocks())) if not self._block(number).is_file()]
 
     def write_block(self, number: int, vectors: npt.NDArray[np.float32]) -> None:
-        """Keeps the vectors of a block, float32 (items of the block, hidden)."""
-        with self.writing(), committed(self._block(number)) as path, path.open("wb") as file:
+        """Keeps the vectors of a block, float32 (items of the block, hidden).
+
+        A kill loses nothing of it. It does not wait for the disk: after a power cut, blocks of the last half minute may
+        be damaged, which is found when blocks are joined, and the same command encodes them again.
+        """
+        with self.writing(), committed(self._block(number), durable=False) as path, path.open("wb") as file:
             np.save(file, vectors)
 
     def assemble(self, plan: EncodingPlan) -> None:
