@@ -18,12 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from data_prep.command_line import Parser, positive
-from vlm2vec.backbones.phi3_v.image_processor import Phi3VImageProcessor
+from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VProcessor
 from vlm2vec.batches import GlobalOrder, Mixture, lay_out
 from vlm2vec.errors import run_program
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
@@ -106,11 +105,7 @@ def measure(name: str, root: Path) -> dict[str, float]:
     shards = ShardSet.open(root)
     opened = time.perf_counter() - start
     index = _memory("VmRSS") - before
-    processor = Phi3VImageProcessor(num_crops=4)
-    sizes = SimpleNamespace(
-        num_image_tokens=lambda width, height: processor.layout(width, height).num_tokens, tokens_per_vision_unit=0.0
-    )
-    inputs = ItemEncoderInputs(sizes, max_len=256)  # type: ignore[arg-type]
+    inputs = ItemEncoderInputs(Phi3VProcessor.without_tokenizer(Phi3VConfig(), num_crops=4), max_len=256)
     if name == BASELINE:
         steps_per_epoch = sum(shards.num_samples.values()) // GLOBAL_BATCH
         action: Callable[[int], object] = _Sorted(list(shards.num_samples.values())).batch
