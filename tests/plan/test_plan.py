@@ -162,6 +162,24 @@ def test_hard_negatives_are_items_and_columns(small: RunPlan, mini_model_dir: Pa
     assert 0.5 * own.loss_bytes < meter.peak < own.loss_bytes
 
 
+def test_mined_negatives_add_to_the_datas_own(mini_model_dir: Path) -> None:
+    flags = ("--hard_negatives", "True", "--mined", "absent", "--mined_negatives", "2", "--global_batch_size", "1024")
+    made = plan("--model_name", str(mini_model_dir), "--bf16", "--chunk_tokens", "512", *flags)
+    pairs = made.pairs
+    assert (made.negatives, made.items, made.columns) == (3, 5 * pairs, 4 * pairs)
+    assert "with 3 hard negatives a row:" in " ".join(str(part) for part in tables(made))
+    # So many rows that scores, not embeddings, are most of what the loss takes.
+    meter = TensorMeter("cpu")
+    with meter:
+        vectors = torch.randn(made.items, made.width, requires_grad=True)
+        each = torch.arange(pairs)
+        negative = torch.arange(2 * pairs, made.items)
+        rows = Pairs(each, each + pairs, negative=negative, negative_row=each.repeat_interleave(3))
+        loss, _ = ContrastiveLoss(0.02, mask_false_negatives=True)(vectors, rows, range(pairs // 4))
+        loss.backward()
+    assert 0.5 * made.loss_bytes < meter.peak < made.loss_bytes
+
+
 def test_the_largest_chunk_fits_and_a_larger_one_does_not(small: RunPlan, mini_model_dir: Path) -> None:
     at_first = small.memory(small.zero)
     memory = (at_first.peak + 7 * at_first.chunk) / 0.9

@@ -30,6 +30,11 @@ from vlm2vec.training.watch.parts import RunPart
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 MIB = 2**20
+# 4,096 rows of 4 columns each: blocks of 64 rows, unless a number is given.
+WITH_NEGATIVES = [
+    *("--global_batch_size", "4096", "--hard_negatives", "True"),
+    *("--mined", "absent", "--mined_negatives", "2"),
+]
 
 
 def arguments(*flags: str) -> RunArguments:
@@ -169,6 +174,7 @@ OPTIMIZER_REMEDY = "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload
             "set --gc_q_chunk_size 4 --gc_p_chunk_size 2 (now 8 and 4)",
         ),
         (Place(Part.LOSS, "loss"), SIZES, ["--loss_block_rows", "64"], "set --loss_block_rows 32"),
+        (Place(Part.LOSS, "loss"), SIZES, WITH_NEGATIVES, "set --loss_block_rows 32"),
         (Place(RunPart.OPTIMIZER, "optimizer step"), SIZES, [], OPTIMIZER_REMEDY),
     ],
 )
