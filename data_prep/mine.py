@@ -39,7 +39,7 @@ from data_prep.mining.subset import mine_subset
 from data_prep.mining.teacher import TeacherFolder
 from vlm2vec import __version__
 from vlm2vec.device import device_of_rank
-from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
+from vlm2vec.errors import InputError
 from vlm2vec.evaluation.encoding import collapse, encode_blocks
 from vlm2vec.evaluation.encoding_plan import EncodingPlan
 from vlm2vec.evaluation.progress import progress_bar
@@ -47,7 +47,15 @@ from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.messages.words import counted
 from vlm2vec.mined.format import Mined, Teacher
-from vlm2vec.ranks import host_ranks, is_first_rank, on_every_rank, on_first_rank, own_rank, world_size
+from vlm2vec.ranks import (
+    host_ranks,
+    is_first_rank,
+    on_every_rank,
+    on_first_rank,
+    own_rank,
+    run_ranks_program,
+    world_size,
+)
 from vlm2vec.shards import ShardSet
 
 _KEY_DIGITS = 16
@@ -291,18 +299,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     Miner(_parser().parse_args(argv)).run()
 
 
-def _exit_code() -> int:
-    """Every rank parses the same command line; one of them says what is wrong with it."""
-    if is_first_rank():
-        return run_program(main)
-    try:
-        main()
-    except InputError:
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(_exit_code())
+    sys.exit(run_ranks_program(main))

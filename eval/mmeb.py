@@ -30,7 +30,6 @@ from eval.model import (
 from eval.results import prepare_output, write_run
 from vlm2vec import __version__
 from vlm2vec.device import device_of_rank
-from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.data.datasets import EvalData, read_data
 from vlm2vec.evaluation.data.digests import data_digests
 from vlm2vec.evaluation.data.images import scan_images
@@ -46,7 +45,7 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import Benchmark
-from vlm2vec.ranks import host_ranks, is_first_rank, on_every_rank, on_first_rank, own_rank, world_size
+from vlm2vec.ranks import host_ranks, on_every_rank, on_first_rank, own_rank, run_ranks_program, world_size
 
 _KEY_DIGITS = 16
 _FLAGS = {
@@ -259,18 +258,5 @@ def _print_scores(summary: Mapping[str, Any], output: str) -> None:
     )
 
 
-def _exit_code() -> int:
-    """Every rank parses the same command line; one of them says what is wrong with it."""
-    if is_first_rank():
-        return run_program(main)
-    try:
-        main()
-    except InputError:
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(_exit_code())
+    sys.exit(run_ranks_program(main))

@@ -34,7 +34,6 @@ from eval.retrieval_results import print_scores, write_results
 from vlm2vec import __version__
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.device import device_of_rank
-from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 from vlm2vec.evaluation.data.datasets import EvalData
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.data.items import ItemTable, ItemTableBuilder
@@ -51,7 +50,7 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb_v2 import PAGE_INSTRUCTION, QUERY_INSTRUCTION
-from vlm2vec.ranks import host_ranks, is_first_rank, on_every_rank, on_first_rank, own_rank, world_size
+from vlm2vec.ranks import host_ranks, on_every_rank, on_first_rank, own_rank, run_ranks_program, world_size
 
 IMAGES_FOLDER = "images"
 _KEY_DIGITS = 16
@@ -251,18 +250,5 @@ def _announce(
     )
 
 
-def _exit_code() -> int:
-    """Every rank parses the same command line; one of them says what is wrong with it."""
-    if is_first_rank():
-        return run_program(main)
-    try:
-        main()
-    except InputError:
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(_exit_code())
+    sys.exit(run_ranks_program(main))

@@ -16,6 +16,7 @@ from vlm2vec.ranks.launcher import (
     is_launched,
     port_in_use,
     ranks_of_node,
+    run_ranks_program,
     wait_for_port,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "ranks_of_node",
     "refuse_alike",
     "refuse_together",
+    "run_ranks_program",
     "send_from_first",
     "set_collective_timeout",
     "wait_for_port",

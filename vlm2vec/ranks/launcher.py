@@ -6,9 +6,9 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 
-from vlm2vec.errors import InputError
+from vlm2vec.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, run_program
 
 # What every launcher sets (torchrun, deepspeed, the scripts in launch/).
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -113,3 +113,22 @@ def device_index(environment: MutableMapping[str, str], num_visible: int) -> int
         )
     environment["LOCAL_RANK"] = str(local_rank)
     return local_rank
+
+
+def run_ranks_program(main: Callable[[], None]) -> int:
+    """Runs a program that one process or several ranks may be; see `run_program`.
+
+    Every rank parses the same command line; the first one says what is wrong with it, the others end silently.
+
+    Returns:
+        The exit code.
+    """
+    if is_first_rank():
+        return run_program(main)
+    try:
+        main()
+    except InputError:
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
