@@ -1,12 +1,36 @@
 """Package definition: ranges that users may install; constraints.txt holds the exact versions that CI tests."""
 
+import ast
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+INSTALLED = Path("vlm2vec", "installed")
+# Read as text: importing the package would need its dependencies.
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vlm2vec" / "__init__.py").read_text(encoding="utf-8"))
+COMMANDS = re.search(
+    r"^COMMANDS = ({.+?})$", (ROOT / INSTALLED / "commands.py").read_text(encoding="utf-8"), re.M | re.S
+)
+
+
+class BuildWithSettingsFiles(build_py):
+    """Copies recipes and engine files, which lie at the top of the repository, into the package's build.
+
+    An editable installation finds them where they are.
+    """
+
+    def run(self) -> None:
+        """Called by setuptools."""
+        super().run()
+        if not self.editable_mode:
+            for source in ("launch/recipes", "ds_configs"):
+                target = Path(self.build_lib) / INSTALLED / Path(source).name
+                shutil.copytree(ROOT / source, target, dirs_exist_ok=True)
+
 
 setup(
     name="vlm2vec-deepspeed",
@@ -25,6 +49,10 @@ setup(
             "backbones/*/published/*/*.json",
         ],
         "eval": ["templates/*.j2"],
+    },
+    cmdclass={"build_py": BuildWithSettingsFiles},
+    entry_points={
+        "console_scripts": [f"{name} = vlm2vec.installed.commands:run" for name in ast.literal_eval(COMMANDS[1])]
     },
     install_requires=[
         "torch>=2.9",

@@ -42,7 +42,7 @@ LAYERS = (
     # What everything may use.
     ("ranks", "mmeb", "mmeb_v2", "formats", "messages", "item_rules"),
     ("device", "elementwise"),
-    ("files",),
+    ("files", "installed"),
     ("errors",),
 )
 # Usable without the rest of the library: a room and all that it may import.

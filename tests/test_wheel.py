@@ -14,30 +14,47 @@ from pathlib import Path
 import pytest
 
 from tests.rig.golden import PHI3V
+from vlm2vec.installed.commands import COMMANDS
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("vlm2vec", "data_prep", "eval")
+SETTINGS_FILES = {"launch/recipes": "vlm2vec/installed/recipes", "ds_configs": "vlm2vec/installed/ds_configs"}
 SECONDS = 280
 
-# Runs every program's --help, then encodes; one process, as importing torch and transformers takes seconds.
+# Runs every program's --help by its module and by its console script, plans a recipe by its name, then encodes. One
+# process, as importing torch and transformers takes seconds.
 PROGRAMS = """
     import contextlib, io, json, runpy, sys
     from pathlib import Path
 
     prefix, model, image, *programs = sys.argv[1:]
-    ends = {}
-    for program in programs:
-        sys.argv = [program, "--help"]
+
+    def end(run, *words):
+        sys.argv = list(words)
         output = io.StringIO()
         try:
             with contextlib.redirect_stdout(output):
-                runpy.run_module(program, run_name="__main__")
+                run()
             code = "no exit"
         except SystemExit as end:
             code = end.code or 0
         except Exception as error:
             code = repr(error)
-        ends[program] = [code, "usage:" in output.getvalue()]
+        return code, output.getvalue()
+
+    ends = {}
+    for program in programs:
+        code, output = end(lambda: runpy.run_module(program, run_name="__main__"), program, "--help")
+        ends[program] = [code, "usage:" in output]
+    script_ends = {}
+    for script in sorted(Path(prefix, "bin").glob("vlm2vec-*")):
+        run = lambda: runpy.run_path(str(script), run_name="__main__")
+        code, output = end(run, str(script), "--help")
+        script_ends[script.name] = [code, output.split(" [")[0]]
+    train = str(Path(prefix, "bin", "vlm2vec-train"))
+    run = lambda: runpy.run_path(train, run_name="__main__")
+    paths = ["--model_name", model, "--dataset_name", "-", "--output_dir", "-"]
+    recipe = end(run, train, "--print_config", "--config", "mini", "--deepspeed", "zero2", *paths)
 
     from vlm2vec import VLM2Vec
 
@@ -46,7 +63,8 @@ PROGRAMS = """
              if name.split(".")[0] in ("vlm2vec", "data_prep", "eval") and getattr(module, "__file__", None)]
     strangers = [file for file in files if not Path(file).is_relative_to(prefix)]
     norms = [float(vector @ vector) for vector in vectors]
-    print(json.dumps({"ends": ends, "norms": norms, "modules": len(files), "strangers": strangers}))
+    print(json.dumps({"ends": ends, "scripts": script_ends, "recipe": recipe, "norms": norms, "modules": len(files),
+                      "strangers": strangers}))
 """
 
 
@@ -56,7 +74,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources, output = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, sources)
-    for name in PACKAGES:
+    for name in (*PACKAGES, *SETTINGS_FILES):
         shutil.copytree(REPOSITORY / name, sources / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     pip("wheel", str(sources), "--no-deps", "--no-build-isolation", "--wheel-dir", str(output))
     (built,) = output.glob("*.whl")
@@ -98,7 +116,25 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel: Path) -> None:
     }
     assert {"vlm2vec/training/__init__.py", "vlm2vec/py.typed", "eval/templates/report.html.j2"} <= sources
     assert "vlm2vec/backbones/phi3_v/published/Phi-3.5-vision-instruct/config.json" in sources
-    assert inside == sources
+    copies = {
+        f"{inside_package}/{path.name}"
+        for folder, inside_package in SETTINGS_FILES.items()
+        for path in (REPOSITORY / folder).iterdir()
+    }
+    assert {"vlm2vec/installed/recipes/lora_1024.yaml", "vlm2vec/installed/ds_configs/zero2.json"} <= copies
+    assert inside == sources | copies
+
+
+def test_the_wheel_has_a_script_for_every_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        lines = archive.read(name).decode().split("\n")
+    scripts = {line.split(" = ")[0] for line in lines if " = " in line}
+    assert scripts == set(COMMANDS)
+    assert set(COMMANDS.values()) <= set(programs())
+    not_for_users = {"vlm2vec.doctor.hostfile", "vlm2vec.training.checkpoints.universal"}
+    demo = {"data_prep.mini_mmeb", "data_prep.mini_model"}
+    assert set(programs()) - set(COMMANDS.values()) == not_for_users | demo
 
 
 @pytest.mark.timeout(3 * SECONDS)
@@ -123,6 +159,10 @@ def test_programs_run_and_encode_outside_of_the_repository(wheel: Path, golden_m
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["ends"] == {name: [0, True] for name in names}
+    assert result["scripts"] == {script: [0, f"usage: {script}"] for script in COMMANDS}
+    code, config = result["recipe"]
+    assert code == 0
+    assert "global_batch_size: 128  # recipe" in config
     assert result["norms"] == pytest.approx([1, 1], rel=1e-5)
     assert result["modules"] > 50
     assert result["strangers"] == []

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a process that ended by SIGINT
@@ -38,13 +38,16 @@ class OneLineErrors(argparse.ArgumentParser):
     Args:
         args: As argparse's.
         old_names: Flags of other programs, without dashes, and what to say here.
-        kwargs: As argparse's.
+        kwargs: As argparse's; `prog` is the program's module, in whose place its console script shows its own name.
     """
 
     old_names: Mapping[str, str] = MappingProxyType({})
+    # Modules and the console scripts that run them; set where this process is one of these scripts.
+    commands: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, *args: Any, old_names: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.prog = self.commands.get(self.prog.removeprefix("python -m "), self.prog)
         if old_names is not None:
             self.old_names = old_names
 

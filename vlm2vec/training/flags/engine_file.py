@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.errors import InputError
+from vlm2vec.installed.settings_files import engine_file
 
 # Keys that follow from the arguments. A file that sets them too could contradict the flags, so they are refused there.
 MANAGED_KEYS = {
@@ -83,14 +84,14 @@ _REFUSED = {
 
 
 def read_engine_file(path: Path) -> dict[str, Any]:
-    """The file's content.
+    """The content of the file, which may be given by its name in ds_configs/ alone, such as zero2.
 
     Raises:
         InputError: The file cannot be read, sets what the flags set, holds a key that DeepSpeed does not know or a
             value that it does not take, or asks for an unsupported ZeRO stage.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(engine_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"--deepspeed {path}: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from vlm2vec.errors import InputError, OneLineErrors
+from vlm2vec.installed.settings_files import recipe_file
 from vlm2vec.training.flags.training import ALTERNATIVES
 from vlm2vec.training.modes import MODES
 
@@ -21,7 +22,7 @@ def recipe_flags(path: Path | None, parser: OneLineErrors, argv: Sequence[str]) 
     """A recipe as flags.
 
     Args:
-        path: The file; None: no flags.
+        path: The file, or the name of a recipe that comes with the package; None: no flags.
         parser: What will parse them.
         argv: The command line, whose flags win.
 
@@ -51,7 +52,7 @@ def given_names(parser: OneLineErrors, words: Iterable[str]) -> set[str]:
 
 def _read(path: Path) -> dict[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = recipe_file(path).read_text(encoding="utf-8")
         recipe, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}") from error

@@ -227,7 +227,9 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
         InputError: An unknown flag or key, a wrong type, a refused combination; the message names the remedy.
     """
     parser = DataclassParser(GROUPS, old_names={**TRAINING, **OLD_NAMES}, prog="vlm2vec.train", allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file with flags by name; flags on the command line win.")
+    parser.add_argument(
+        "--config", help="YAML file with flags by name, or a recipe's name; flags on the command line win."
+    )
     add_modes(parser)
     parser.refuse_unknown(argv, also_known)
     recipe = recipe_flags(_config_path(argv), parser, argv)

@@ -30,7 +30,9 @@ class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
     """The run."""
 
     output_dir: str = option(REQUIRED, "Folder of the run: checkpoints, log, TensorBoard.", "place")
-    deepspeed: str = option(REQUIRED, "DeepSpeed configuration, such as ds_configs/zero2.json.", "place", per_node=True)
+    deepspeed: str = option(
+        REQUIRED, "DeepSpeed configuration: a JSON file, or zero2 for ds_configs/zero2.json.", "place", per_node=True
+    )
     max_steps: int = option(0, "Steps to train. Or give --num_train_epochs.")
     num_train_epochs: float | None = option(
         None, "Epochs to train, whole or not; --max_steps follows from the data.", compared_as="max_steps"

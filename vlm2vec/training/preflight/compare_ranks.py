@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import vlm2vec
+from vlm2vec.installed.settings_files import engine_file
 from vlm2vec.ranks import refuse_together, send_from_first
 from vlm2vec.training.checkpoints.record import RECORDED_PACKAGES
 from vlm2vec.training.flags.run import POLICIES
@@ -44,7 +45,7 @@ def facts(flags: Mapping[str, Any]) -> dict[str, str]:
     packages = {f"package {name}": version(name) for name in RECORDED_PACKAGES}
     root = Path(vlm2vec.__file__).parent
     code = {f"file {path.relative_to(root.parent)}": _hash(path) for path in sorted(root.rglob("*.py"))}
-    engine = {"--deepspeed": _hash(Path(flags["deepspeed"]))}
+    engine = {"--deepspeed": _hash(engine_file(Path(flags["deepspeed"])))}
     return compared | engine | packages | code | _model_facts(Path(flags["model_name"]))
 
 
