@@ -76,7 +76,7 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
-        # The miniature benchmark's pictures: handwritten digits and sample photographs that ship inside these wheels.
+        # The miniature benchmark's images: handwritten digits and sample photographs that ship inside these wheels.
         "demo": ["scikit-learn>=1.6", "scikit-image>=0.25"],
         # Shards behind http; other stores bring their own fsspec package, such as s3fs.
         "remote": ["fsspec[http]>=2024.6"],

@@ -1,11 +1,11 @@
 """Speed of the converter beside `tar` over the same files on the same disk.
 
-    python -m benchmarks.data [--pictures 20000] [--rounds 5] [--work_dir DIR]
+    python -m benchmarks.data [--images 20000] [--rounds 5] [--work_dir DIR]
 
-Pictures of 53 KB (noise as JPEG) are written once. Then each round times, in turn, `tar` packing the
-folder and the converter packing the same pictures with --check_images none; both end with their bytes on disk (tar's
+Images of 53 KB (noise as JPEG) are written once. Then each round times, in turn, `tar` packing the
+folder and the converter packing the same images with --check_images none; both end with their bytes on disk (tar's
 by fsync of its archive, which the converter does for each of its files). The best round of each counts, because other
-programs can only slow a run down. Decoding every picture is timed once, for information.
+programs can only slow a run down. Decoding every image is timed once, for information.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from data_prep.processes import available_cores
 from vlm2vec.errors import run_program
 
 SUBSET = "Photographs"
-PICTURE_PIXELS = (480, 360)
+IMAGE_PIXELS = (480, 360)
 JPEG_QUALITY = 60
-_DIFFERENT = 32  # encoding is slow: so many pictures are drawn, and told apart by a comment behind their end
+_DIFFERENT = 32  # encoding is slow: so many images are drawn, and told apart by a comment behind their end
 
 
-def write_source(root: Path, pictures: int) -> int:
-    """Writes one subset whose rows name two pictures each, every picture once; returns the pictures' bytes."""
+def write_source(root: Path, images: int) -> int:
+    """Writes one subset whose rows name two images each, every image once; returns the images' bytes."""
     folder = root / "images" / SUBSET / "Train"
     folder.mkdir(parents=True)
-    drawn = [_jpeg(number) for number in range(min(_DIFFERENT, pictures))]
+    drawn = [_jpeg(number) for number in range(min(_DIFFERENT, images))]
     paths = []
     size = 0
-    for number in range(pictures):
+    for number in range(images):
         content = drawn[number % len(drawn)] + b"%08d" % number
         paths.append(f"images/{SUBSET}/Train/{number:06d}.jpg")
         (root / paths[-1]).write_bytes(content)
@@ -57,7 +57,7 @@ def write_source(root: Path, pictures: int) -> int:
 
 
 def _jpeg(seed: int) -> bytes:
-    width, height = PICTURE_PIXELS
+    width, height = IMAGE_PIXELS
     pixels = np.random.default_rng(seed).normal(128, 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
@@ -77,8 +77,8 @@ def seconds_of(action: Callable[[Path], object], output: Path) -> tuple[float, f
 
 
 def run_tar(source: Path, output: Path) -> None:
-    """`tar` over the pictures."""
-    archive = output / "pictures.tar"
+    """`tar` over the images."""
+    archive = output / "images.tar"
     subprocess.run(["tar", "-cf", archive, "-C", source, "images"], check=True)
     descriptor = os.open(archive, os.O_RDONLY)
     os.fsync(descriptor)
@@ -95,7 +95,7 @@ def run_converter(source: Path, output: Path, *, check: str, workers: int) -> No
 def main() -> None:
     """Parses the command line, measures, prints each round and the ratio."""
     parser = Parser(prog="python -m benchmarks.data", description="Converter against tar.")
-    parser.add_argument("--pictures", type=positive, default=20_000, help="of 53 KB each (default %(default)s)")
+    parser.add_argument("--images", type=positive, default=20_000, help="of 53 KB each (default %(default)s)")
     parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
     parser.add_argument("--work_dir", type=Path, help="on the disk to measure (default: the system's temporary folder)")
     parser.add_argument(
@@ -108,7 +108,7 @@ def main() -> None:
 
 def _measure(work: Path, arguments: argparse.Namespace) -> None:
     source, output, workers = work / "MMEB-train", work / "out", arguments.num_workers
-    size = write_source(source, arguments.pictures)
+    size = write_source(source, arguments.images)
     rounds = [*(["tar", "none"] * arguments.rounds), "decode"]
     times: dict[str, list[tuple[float, float]]] = {"tar": [], "none": [], "decode": []}
     for name in rounds:
@@ -118,7 +118,7 @@ def _measure(work: Path, arguments: argparse.Namespace) -> None:
         print(progress, file=sys.stderr, flush=True)
     best = {name: tuple(min(column) for column in zip(*runs, strict=True)) for name, runs in times.items()}
     print(
-        f"{arguments.pictures:,} pictures, {size / 1e6:,.0f} MB; converter with {workers} workers, best of "
+        f"{arguments.images:,} images, {size / 1e6:,.0f} MB; converter with {workers} workers, best of "
         f"{arguments.rounds} rounds, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.\n\n"
         "| program | MB/s | of tar's speed | processor s/GB |\n| --- | --- | --- | --- |"
     )

@@ -4,7 +4,7 @@
 
 The step: the miniature with the adapter of launch/recipes/lora_1024.yaml, on one CPU rank; both run the same batches
 from the same weights with the same dropout masks, and the program compares their losses. The chunk: forward and
-backward of ten pictures with 4 crops on the meta device, found with few layers and carried on to all of them.
+backward of ten images with 4 crops on the meta device, found with few layers and carried on to all of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PEFT, OURS, PLAIN = "PEFT's DoRA", "this code's DoRA", "plain LoRA"
 LAYERS = (PEFT, OURS, PLAIN)
 # The miniature's own budget, and one with which what a call costs whatever it holds counts more.
 BUDGETS = (2048, 512)
-# Ten pictures with all their crops, 757 tokens each: a chunk of 8,192 tokens.
+# Ten images with all their crops, 757 tokens each: a chunk of 8,192 tokens.
 CHUNK = ChunkShape(rows=10, width=757, image_sizes=((336, 336),))
 DROPOUTS = {
     "none": "--lora_dropout 0",

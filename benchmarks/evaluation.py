@@ -5,7 +5,7 @@
 The original's loop: each dataset's distinct queries, then its distinct candidates, in batches of 16 in the order of the
 data, in one process that also reads, decodes and tokenises, as benchmarks/original_encoder.py does it. Beside it the
 same part of `eval.mmeb`, its workers' start and the vectors' way to the disk included; that part with what is before
-it (every picture read and hashed, distinct items found and packed); and the whole program, from its arguments to the
+it (every image read and hashed, distinct items found and packed); and the whole program, from its arguments to the
 written scores. The rounds alternate, and both ways' vectors are compared.
 """
 
@@ -98,9 +98,9 @@ class Miniature:
         """Encoding the distinct items; finding and encoding them."""
         items, processor = self._data.items, self._encoder.processor
         with stopwatch() as together:
-            pictures = scan_images(items, self._images)
+            images = scan_images(items, self._images)
             inputs = ItemEncoderInputs(processor, MAX_LEN)
-            plan = plan_encoding(items, pictures, inputs, DEFAULT_BATCH_TOKENS_CPU)
+            plan = plan_encoding(items, images, inputs, DEFAULT_BATCH_TOKENS_CPU)
             with stopwatch() as encoding:
                 store = EvalStore(self._root / f"store{number}")
                 store.write_data(self._data, plan)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation_size
 
-The miniature's model, pictures reused under different texts (see benchmarks.synthetic_eval); `eval.mmeb` in a process
+The miniature's model, images reused under different texts (see benchmarks.synthetic_eval); `eval.mmeb` in a process
 of its own, whose memory is read twice a second. Memory mapped from files (embeddings, items) can be taken back by the
 system at any time and is listed apart.
 """

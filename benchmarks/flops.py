@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 
-# (what, text tokens, picture's width and height or None, num_crops)
+# (what, text tokens, image's width and height or None, num_crops)
 ITEMS = [
     ("text of 20 tokens", 20, None, 4),
-    ("640 x 480 picture, 4 crops", 20, (640, 480), 4),
-    ("1024 x 300 picture, 4 crops", 20, (1024, 300), 4),
-    ("640 x 480 picture, 16 crops", 20, (640, 480), 16),
+    ("640 x 480 image, 4 crops", 20, (640, 480), 4),
+    ("1024 x 300 image, 4 crops", 20, (1024, 300), 4),
+    ("640 x 480 image, 16 crops", 20, (640, 480), 16),
 ]
 
 
@@ -34,14 +34,14 @@ def full_size_config() -> Phi3VConfig:
 def ours(model: Phi3VModel, text_tokens: int, layout: tuple[int, int, torch.Tensor] | None) -> int:
     """FLOPs of this code's forward pass; layout = (image tokens, real crops, image sizes)."""
     ids = torch.zeros(1, text_tokens, dtype=torch.int64, device="meta")
-    pictures: dict[str, torch.Tensor] = {}
+    images: dict[str, torch.Tensor] = {}
     if layout is not None:
         image_tokens, crops, sizes = layout
         ids = torch.full((1, text_tokens + image_tokens), -1, device="meta")
         size = model.config.vision_config.image_size
-        pictures = {"pixel_values": torch.zeros(crops, 3, size, size, device="meta"), "image_sizes": sizes}
+        images = {"pixel_values": torch.zeros(crops, 3, size, size, device="meta"), "image_sizes": sizes}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(ids, torch.ones_like(ids), **pictures)
+        model(ids, torch.ones_like(ids), **images)
     return int(counter.get_total_flops())
 
 
@@ -68,13 +68,13 @@ def main() -> None:
     with torch.device("meta"):
         model = Phi3VModel(full_size_config()).eval()
     print("| item | tokens | this code, TFLOP | original, TFLOP | saved |\n| --- | --- | --- | --- | --- |")
-    for what, text_tokens, picture, num_crops in ITEMS:
+    for what, text_tokens, image, num_crops in ITEMS:
         layout, length, crops = None, text_tokens, 0
-        zero_crops = 0  # in a batch without pictures the original does not run CLIP either
-        if picture is not None:
+        zero_crops = 0  # in a batch without images the original does not run CLIP either
+        if image is not None:
             processor = Phi3VImageProcessor(num_crops)
-            found = processor.layout(*picture)
-            layout = (found.num_tokens, found.num_crops, torch.tensor([processor.image_size(*picture)]))
+            found = processor.layout(*image)
+            layout = (found.num_tokens, found.num_crops, torch.tensor([processor.image_size(*image)]))
             length, crops = text_tokens + found.num_tokens, found.num_crops
             zero_crops = num_crops + 1 - crops
         mine = ours(model, text_tokens, layout)

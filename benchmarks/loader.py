@@ -1,8 +1,8 @@
-"""The loader beside bare decoding and cropping of the same pictures, and its memory over many steps.
+"""The loader beside bare decoding and cropping of the same images, and its memory over many steps.
 
     python -m benchmarks.loader [--pairs 192] [--rounds 3] [--memory_steps 10000]
 
-Photographs of 640 x 480 are decoded and cut into 4 crops, once by a plain DataLoader over a list of undecoded pictures
+Photographs of 640 x 480 are decoded and cut into 4 crops, once by a plain DataLoader over a list of undecoded images
 (the baseline) and once by the loader: order, layout, reads, tokenising, chunks. Both use one worker, and processor
 seconds of all processes count, because what else the machine does must not. Memory is what all processes of a loader
 hold for themselves, measured between steps.
@@ -51,17 +51,17 @@ _DIFFERENT = 16
 _WINDOWS = 10
 
 
-class Pictures(Dataset[torch.Tensor]):
-    """The baseline: undecoded pictures in memory, decoded and cropped on demand."""
+class Images(Dataset[torch.Tensor]):
+    """The baseline: undecoded images in memory, decoded and cropped on demand."""
 
-    def __init__(self, pictures: Sequence[bytes], processor: Phi3VImageProcessor) -> None:
-        self.pictures, self.processor = pictures, processor
+    def __init__(self, images: Sequence[bytes], processor: Phi3VImageProcessor) -> None:
+        self.images, self.processor = images, processor
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.processor.crops(open_image(self.pictures[index], "picture"))
+        return self.processor.crops(open_image(self.images[index], "image"))
 
 
 def write_photographs(root: Path, pairs: int) -> None:
@@ -87,7 +87,7 @@ def _photograph(seed: int) -> bytes:
 
 
 def source(shards: ShardSet, inputs: ItemEncoderInputs, steps: int, global_batch: int) -> PlanSource:
-    """Every picture runs once, in chunks of a few pictures."""
+    """Every image runs once, in chunks of a few images."""
     order = GlobalOrder(shards.num_samples, global_batch, seed=0)
     sizes = ChunkSizes(TokenBudget(8192), keep_graphs=10**6)
     return PlanSource(order, BatchReader(shards, inputs, sizes, rank=0), 1, 0, steps)
@@ -129,21 +129,21 @@ def compare(work: Path, pairs: int, rounds: int) -> None:
     steps = pairs // GLOBAL_BATCH
     plans = source(shards, inputs, steps, GLOBAL_BATCH)
     used = [position for step in range(steps) for position in plans.order.batch(step).positions.tolist()]
-    pictures = [shards.read(SUBSET, position).query.image or b"" for position in used]
-    baseline = DataLoader(Pictures(pictures, processor.image_processor), batch_size=None, num_workers=1)
+    images = [shards.read(SUBSET, position).query.image or b"" for position in used]
+    baseline = DataLoader(Images(images, processor.image_processor), batch_size=None, num_workers=1)
 
     def run_baseline() -> None:
         for _ in baseline:
             pass
 
-    actions = {"plain DataLoader over undecoded pictures": run_baseline, "loader": lambda: run_loader(plans)}
+    actions = {"plain DataLoader over undecoded images": run_baseline, "loader": lambda: run_loader(plans)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
             times[name].append(seconds_of(action))
     best = {name: [min(column) for column in zip(*runs, strict=True)] for name, runs in times.items()}
     first = next(iter(best.values()))
-    print(f"{len(pictures)} photographs of 640 x 480, {CROPS} crops, one worker, best of {rounds} rounds.\n")
+    print(f"{len(images)} photographs of 640 x 480, {CROPS} crops, one worker, best of {rounds} rounds.\n")
     print("| | processor s | ratio | wall s | ratio |\n| --- | --- | --- | --- | --- |")
     for name, (wall, busy) in best.items():
         print(f"| {name} | {busy:.2f} | {busy / first[1]:.2f} | {wall:.2f} | {wall / first[0]:.2f} |", flush=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.million_rows [OUT] [--rows 1000000] [--source_only]
 
-writes MMEB-train to OUT or a temporary folder: the 20 subsets' tables and a few hundred tiny pictures a subset, which
+writes MMEB-train to OUT or a temporary folder: the 20 subsets' tables and a few hundred tiny images a subset, which
 the rows share. It is made of nothing but noise; what it measures is everything that grows with the number of rows. The
 shards go beside it.
 """
@@ -31,19 +31,19 @@ from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MMEB, TrainSubset
 
 ROWS = 1_000_000
-PICTURES_PER_SUBSET = 256
-PICTURE_SIZE = 12  # pixels a side: half a kilobyte as PNG
+IMAGES_PER_SUBSET = 256
+IMAGE_SIZE = 12  # pixels a side: half a kilobyte as PNG
 ROW_GROUP_ROWS = 10_000
 _WORDS = ("a", "the", "red", "small", "dog", "cat", "house", "street", "two", "what", "where", "on", "left", "right")
 
 
-def write_source(root: Path, rows: int = ROWS, pictures: int = PICTURES_PER_SUBSET) -> dict[str, int]:
+def write_source(root: Path, rows: int = ROWS, images: int = IMAGES_PER_SUBSET) -> dict[str, int]:
     """Writes the data set; the same arguments give the same bytes.
 
     Args:
         root: must not exist yet; serves as --dataset_name and as --image_dir.
         rows: in all subsets together, shared out as in MMEB-train; every subset gets at least one.
-        pictures: of each subset; every one is used as long as there are rows enough.
+        images: of each subset; every one is used as long as there are rows enough.
 
     Returns:
         Rows by subset.
@@ -56,33 +56,33 @@ def write_source(root: Path, rows: int = ROWS, pictures: int = PICTURES_PER_SUBS
     ends = np.cumsum([subset.rows for subset in MMEB.train_subsets], dtype=np.float64)
     counts = np.diff(np.rint(ends / ends[-1] * rows).astype(np.int64), prepend=0).clip(min=1)
     for subset, count in zip(MMEB.train_subsets, counts, strict=True):
-        paths = _write_pictures(root, subset.name, pictures)
+        paths = _write_images(root, subset.name, images)
         (root / subset.name).mkdir()
         table = _table(subset, int(count), paths)
         pq.write_table(table, root / subset.name / "original-00000-of-00001.parquet", row_group_size=ROW_GROUP_ROWS)
     return {subset.name: int(count) for subset, count in zip(MMEB.train_subsets, counts, strict=True)}
 
 
-def _write_pictures(root: Path, subset: str, count: int) -> list[str]:
+def _write_images(root: Path, subset: str, count: int) -> list[str]:
     generator = np.random.default_rng(zlib.crc32(subset.encode()))
     (root / "images" / subset / "Train").mkdir(parents=True)
     paths = [f"images/{subset}/Train/{number:05d}.png" for number in range(count)]
     for path in paths:
         buffer = io.BytesIO()
-        Image.fromarray(generator.integers(0, 256, (PICTURE_SIZE, PICTURE_SIZE, 3), dtype=np.uint8)).save(buffer, "PNG")
+        Image.fromarray(generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)).save(buffer, "PNG")
         (root / path).write_bytes(buffer.getvalue())
     return paths
 
 
 def _table(subset: TrainSubset, count: int, paths: list[str]) -> pa.Table:
     generator = np.random.default_rng([zlib.crc32(subset.name.encode()), 1])
-    has_picture = {"qry": "I" in subset.query_modality, "pos": "I" in subset.target_modality}
-    tag = "<|image_1|>\n" if has_picture["qry"] else ""
+    has_image = {"qry": "I" in subset.query_modality, "pos": "I" in subset.target_modality}
+    tag = "<|image_1|>\n" if has_image["qry"] else ""
     columns: dict[str, list[str]] = {
         "qry": [f"{tag}Answer the question. {text}?\n" for text in _texts(generator, count)],
         "pos_text": [_target_text(text, subset.target_modality) for text in _texts(generator, count)],
     }
-    for side, shown in has_picture.items():
+    for side, shown in has_image.items():
         chosen = np.arange(count) % len(paths) if side == "qry" else generator.integers(0, len(paths), count)
         columns[f"{side}_image_path"] = [paths[number] if shown else "" for number in chosen.tolist()]
     return pa.table({name: columns[name] for name in ("qry", "qry_image_path", "pos_text", "pos_image_path")})

@@ -2,7 +2,7 @@
 
     python -m benchmarks.order [--rows 1000000]
 
-The rows are indexes without pictures, in MMEB-train's proportions and with targets as often repeated as there. Every
+The rows are indexes without images, in MMEB-train's proportions and with targets as often repeated as there. Every
 line is a process of its own, which opens the indexes and then asks for steps of epochs 0 to 99 in random order; the
 baseline keeps a sorted column of random words an epoch, the usual way of shuffling.
 """

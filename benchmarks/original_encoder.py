@@ -1,6 +1,6 @@
 """How the original encodes a batch, written anew for comparison.
 
-What it does, by its public code: a text is cut at its picture's tag and tokenised by transformers' call; items are
+What it does, by its public code: a text is cut at its image's tag and tokenised by transformers' call; items are
 padded to a common length in the order in which they come; the vision tower runs on zero crops up to `num_crops` and
 through its last layer; hidden states of all layers are kept and `lm_head` is computed at every position.
 """
@@ -39,12 +39,12 @@ def padded(items: Sequence[ProcessedItem], rows_per_batch: int, num_crops: int) 
     batches: list[dict[str, Any]] = []
     for start in range(0, len(items), rows_per_batch):
         rows = slice(start, start + rows_per_batch)
-        pictures = [item for item in items[rows] if item.has_image]
+        images = [item for item in items[rows] if item.has_image]
         batch: dict[str, Any] = {"input_ids": ids[rows], "attention_mask": mask[rows]}
-        if pictures:
-            batch["pixel_values"] = torch.cat([item.tensors["pixel_values"] for item in pictures])
-            batch["image_sizes"] = torch.cat([item.host_values["image_sizes"] for item in pictures])
-            batch["zero_crops"] = len(pictures) * (num_crops + 1) - len(batch["pixel_values"])
+        if images:
+            batch["pixel_values"] = torch.cat([item.tensors["pixel_values"] for item in images])
+            batch["image_sizes"] = torch.cat([item.host_values["image_sizes"] for item in images])
+            batch["zero_crops"] = len(images) * (num_crops + 1) - len(batch["pixel_values"])
         batches.append(batch)
     return batches
 

@@ -27,10 +27,10 @@ class _Encoder(nn.Module):
     def forward(self, features: dict[str, Any]) -> dict[str, Tensor]:
         inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
         if "pixel_values" in features:
-            # The library slices by picture, so pictures lie there with as many crops as a picture may have.
+            # The library slices by image, so images lie there with as many crops as an image may have.
             sizes = features["image_sizes"]
             crops = [1 + (height // self._crop) * (width // self._crop) for height, width in sizes.tolist()]
-            rows = [picture[:count] for picture, count in zip(features["pixel_values"], crops, strict=True)]
+            rows = [image[:count] for image, count in zip(features["pixel_values"], crops, strict=True)]
             inputs |= {"pixel_values": torch.cat(rows), "image_sizes": sizes}
         return {"sentence_embedding": self.encoder(**inputs)}
 
@@ -70,10 +70,10 @@ class SentenceTransformersStep:
             "input_ids": pad([item.input_ids for item in items], batch_first=True),
             "attention_mask": pad([torch.ones_like(item.input_ids) for item in items], batch_first=True),
         }
-        pictures = [item for item in items if item.has_image]
-        if pictures:
-            features["pixel_values"] = torch.stack([_with_all_crops(item.tensors["pixel_values"]) for item in pictures])
-            features["image_sizes"] = torch.cat([item.host_values["image_sizes"] for item in pictures])
+        images = [item for item in items if item.has_image]
+        if images:
+            features["pixel_values"] = torch.stack([_with_all_crops(item.tensors["pixel_values"]) for item in images])
+            features["image_sizes"] = torch.cat([item.host_values["image_sizes"] for item in images])
             features["num_images_per_sample"] = torch.tensor([item.has_image for item in items]).long()
         return features
 

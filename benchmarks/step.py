@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [--work FOLDER] [--rounds 5] [--pairs 128]
 
-One process, the same batches, the same weights at the start, AdamW on all parameters; pictures are decoded before. All
+One process, the same batches, the same weights at the start, AdamW on all parameters; images are decoded before. All
 compute the same loss, which the program checks in the first round. The rounds alternate between them, and the figure is
 the median of the rounds' ratios. This code runs twice: with one kept graph, as a run on a CPU does unless it is told
 otherwise, and with `--keep_graphs` for the whole batch, which fits into memory at these sizes.
@@ -76,7 +76,7 @@ def main() -> None:
     print("| batch | step | pairs/s | time, this code = 1 |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         compare(miniature(options.work or Path(folder), options.pairs, options.rounds + 1), options.rounds)
-    # A pair with a full-size picture costs a CPU a hundred times one of the miniature's.
+    # A pair with a full-size image costs a CPU a hundred times one of the miniature's.
     compare(mmeb_mix(max(10, options.pairs // 4), 2), options.rounds)
     close_ranks()
 

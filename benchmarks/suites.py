@@ -36,7 +36,7 @@ SUITES = {
     "step": Suite(
         "One training step against other ways of making it",
         "benchmarks.step",
-        "One process, the same batches and weights, AdamW on all parameters, pictures decoded before; the losses "
+        "One process, the same batches and weights, AdamW on all parameters, images decoded before; the losses "
         "are compared. The original's algorithm is written anew in benchmarks/original_step.py; "
         "on MMEB's lengths it is faster than the original's real code, which took "
         "2.3 to 3.6 times this code's time.",
@@ -45,7 +45,7 @@ SUITES = {
         "DoRA beside PEFT's own",
         "benchmarks.dora",
         "One CPU rank, processor seconds, the best of ten alternating rounds; the losses are compared. Plain LoRA "
-        "shows what DoRA costs at all. Full size: forward and backward of a chunk of ten pictures, counted on the "
+        "shows what DoRA costs at all. Full size: forward and backward of a chunk of ten images, counted on the "
         "meta device with bfloat16 weights under autocast; GB are the sizes of all operators' inputs and outputs. "
         "The weights' norms are computed in a step's first call. Dropout on the adapter's input alone is compared "
         "with PEFT's on the input, which is all that PEFT has.",
@@ -76,7 +76,7 @@ SUITES = {
     "memory": Suite(
         "Peak memory over the global batch",
         "benchmarks.memory",
-        "A training process at a fixed chunk budget; pictures are decoded while the step runs.",
+        "A training process at a fixed chunk budget; images are decoded while the step runs.",
         limit_seconds=1200,
     ),
     "communication": Suite(
@@ -95,14 +95,14 @@ SUITES = {
         "Scoring the miniature, beside the original's loop",
         "benchmarks.evaluation",
         "One rank and its decoding workers, whose CPU seconds count; medians of three alternating rounds. The loop's "
-        "time is that of reading pictures and encoding; beside it stand the same part of `eval.mmeb` and more of it, "
+        "time is that of reading images and encoding; beside it stand the same part of `eval.mmeb` and more of it, "
         "to the whole program, which also reads the datasets, loads the model, ranks and writes.",
         limit_seconds=1200,
     ),
     "evaluation_size": Suite(
         "An evaluation of MMEB-eval's size",
         "benchmarks.evaluation_size",
-        "MMEB-eval's numbers of queries and candidates, the miniature's pictures under different texts, its model. "
+        "MMEB-eval's numbers of queries and candidates, the miniature's images under different texts, its model. "
         "Memory is that of the program without its two decoding workers.",
         limit_seconds=2400,
         is_long=True,
@@ -118,14 +118,14 @@ SUITES = {
     "data": Suite(
         "The converter beside tar",
         "benchmarks.data",
-        "20,000 pictures, alternating rounds, both with their bytes synced to disk. The converter also checksums the "
-        "tars, hashes every picture and writes the index.",
+        "20,000 images, alternating rounds, both with their bytes synced to disk. The converter also checksums the "
+        "tars, hashes every image and writes the index.",
         limit_seconds=1200,
     ),
     "million_rows": Suite(
         "A million rows converted and verified",
         "benchmarks.million_rows",
-        "The 20 subsets in MMEB-train's proportions, tiny pictures that rows reuse, every picture decoded. Memory is "
+        "The 20 subsets in MMEB-train's proportions, tiny images that rows reuse, every image decoded. Memory is "
         "that of the program and its workers together.",
         limit_seconds=3600,
         is_long=True,

@@ -1,8 +1,8 @@
-"""Writes a folder of MMEB-eval's true size from a few pictures: 36 datasets, 1,000 rows each, its candidate counts.
+"""Writes a folder of MMEB-eval's true size from a few images: 36 datasets, 1,000 rows each, its candidate counts.
 
-python -m benchmarks.synthetic_eval PICTURES OUT [--rows 1000]
+python -m benchmarks.synthetic_eval IMAGES OUT [--rows 1000]
 
-PICTURES is any folder of pictures; up to 400 of them are copied and reused under different texts.
+IMAGES is any folder of images; up to 400 of them are copied and reused under different texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MMEB, MMEB_EVAL_ROWS, EvalDataset
 
-NUM_PICTURES = 400
+NUM_IMAGES = 400
 # Distinct candidates of a dataset whose rows draw 1,000 of them.
 POOL = 2_000
 SEED = 0
@@ -29,22 +29,22 @@ SEED = 0
 def main() -> None:
     """Builds the folder from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic_eval", description=__doc__)
-    parser.add_argument("pictures", type=Path, help="folder of PNG or JPEG pictures, searched with its sub-folders")
+    parser.add_argument("images", type=Path, help="folder of PNG or JPEG images, searched with its sub-folders")
     parser.add_argument("output", type=Path, help="folder to make")
     parser.add_argument("--rows", type=int, default=MMEB_EVAL_ROWS, help="rows a dataset")
     options = parser.parse_args()
-    build(options.pictures, options.output, options.rows)
+    build(options.images, options.output, options.rows)
 
 
-def build(pictures: Path, output: Path, num_rows: int = MMEB_EVAL_ROWS) -> None:
+def build(images: Path, output: Path, num_rows: int = MMEB_EVAL_ROWS) -> None:
     """Writes `<output>/<dataset>/test-00000-of-00001.parquet` and `<output>/images/`.
 
     Raises:
-        InputError: no pictures, or an output that exists.
+        InputError: no images, or an output that exists.
     """
-    found = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))[:NUM_PICTURES]
+    found = sorted(path for path in images.rglob("*") if path.suffix in (".png", ".jpg"))[:NUM_IMAGES]
     if not found:
-        raise InputError(f"{pictures}: no .png or .jpg in it")
+        raise InputError(f"{images}: no .png or .jpg in it")
     if output.exists():
         raise InputError(f"{output}: exists already; choose another folder or remove it")
     (output / "images").mkdir(parents=True)
@@ -57,11 +57,11 @@ def build(pictures: Path, output: Path, num_rows: int = MMEB_EVAL_ROWS) -> None:
         (output / dataset.name).mkdir()
         table = _table(dataset, number, names, num_rows, generator)
         pq.write_table(table, output / dataset.name / "test-00000-of-00001.parquet", compression="zstd")
-    print(f"{output}: {len(MMEB.eval_datasets)} datasets of {num_rows:,} rows, {len(names)} pictures")
+    print(f"{output}: {len(MMEB.eval_datasets)} datasets of {num_rows:,} rows, {len(names)} images")
 
 
 def _table(
-    dataset: EvalDataset, number: int, pictures: list[str], num_rows: int, generator: np.random.Generator
+    dataset: EvalDataset, number: int, images: list[str], num_rows: int, generator: np.random.Generator
 ) -> pa.Table:
     in_retrieval = dataset.meta_task == "retrieval"
     query_has_image = not (in_retrieval and number % 3 == 0)
@@ -71,8 +71,8 @@ def _table(
     truths = generator.integers(0, pool, num_rows)
     # A run through the pool that begins with the row's truth: its candidates differ from each other.
     places = (truths[:, None] + np.arange(dataset.num_candidates)) % pool
-    query_images = _pictures(pictures, np.arange(num_rows) + number, query_has_image)
-    target_images = _pictures(pictures, np.arange(pool) + 7 * number, target_has_image)
+    query_images = _images(images, np.arange(num_rows) + number, query_has_image)
+    target_images = _images(images, np.arange(pool) + 7 * number, target_has_image)
     query = "<|image_1|>\nAnswer question" if query_has_image else "Find the picture of event"
     target = "<|image_1|>\nRepresent picture" if target_has_image else "The answer with number"
     offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * dataset.num_candidates)
@@ -88,8 +88,8 @@ def _table(
     )
 
 
-def _pictures(pictures: list[str], numbers: npt.NDArray[np.int64], present: bool) -> pa.Array:
-    return pa.array([pictures[number % len(pictures)] if present else "" for number in numbers])
+def _images(images: list[str], numbers: npt.NDArray[np.int64], present: bool) -> pa.Array:
+    return pa.array([images[number % len(images)] if present else "" for number in numbers])
 
 
 if __name__ == "__main__":

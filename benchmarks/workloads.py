@@ -58,7 +58,7 @@ def prepare_miniature(folder: Path) -> None:
 
 
 def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
-    """Real pictures and texts of the miniature, mixed freely over its subsets."""
+    """Real images and texts of the miniature, mixed freely over its subsets."""
     prepare_miniature(folder)
     encoder = VLM2Vec.from_pretrained(folder / "model", dtype=torch.float32).train()
     shards = ShardSet.open(str(folder / "shards"))
@@ -82,9 +82,9 @@ def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
 
 
 def mmeb_mix(pairs: int, num_batches: int) -> Workload:
-    """Lengths as in MMEB-train with 4 crops: half of the items are short texts, pictures take 457 to 781 tokens.
+    """Lengths as in MMEB-train with 4 crops: half of the items are short texts, images take 457 to 781 tokens.
 
-    Pictures have the full-size geometry (crops of 336 pixels, 577 patches), the widths of the model are small. One
+    Images have the full-size geometry (crops of 336 pixels, 577 patches), the widths of the model are small. One
     row in ten shares its target with another, as HatefulMemes' or ImageNet's answers do.
     """
     torch.manual_seed(0)
@@ -147,23 +147,23 @@ def mmeb_pairs(pairs: int, num_batches: int, make: MakeItem) -> tuple[list[Proce
         make: Makes an item.
     """
     generator = torch.Generator().manual_seed(0)
-    # Wide, square and upright pictures: 457 to 781 tokens at full size.
+    # Wide, square and upright images: 457 to 781 tokens at full size.
     sizes = [(640, 480), (500, 500), (1024, 500), (480, 640), (1200, 400)]
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=generator))
 
-    def item(with_picture: bool) -> ProcessedItem:
+    def item(with_image: bool) -> ProcessedItem:
         text = torch.randint(3, VOCABULARY, (draw(8, 40),), generator=generator)
-        return make(text, sizes[draw(0, len(sizes))] if with_picture else None)
+        return make(text, sizes[draw(0, len(sizes))] if with_image else None)
 
     items: list[ProcessedItem] = []
     batches = []
     for _ in range(num_batches):
         first = len(items)
-        # Of twenty subsets twelve ask about a picture, and eight of a query's targets are pictures.
-        items += [item(with_picture=row % 5 < 3) for row in range(pairs)]
-        items += [item(with_picture=row % 5 >= 3) for row in range(pairs)]
+        # Of twenty subsets twelve ask about an image, and eight of a query's targets are images.
+        items += [item(with_image=row % 5 < 3) for row in range(pairs)]
+        items += [item(with_image=row % 5 >= 3) for row in range(pairs)]
         targets = [first + pairs + (row - 5 if row % 10 == 5 else row) for row in range(pairs)]
         batches.append([(first + row, targets[row]) for row in range(pairs)])
     return items, batches

@@ -20,7 +20,7 @@ from vlm2vec.shards.manifest import SourceRecord, write_json
 from vlm2vec.shards.schema import PLAN_NAME
 
 PLAN_VERSION = 2
-# Of each subset so many pictures are looked for before anything is written.
+# Of each subset so many images are looked for before anything is written.
 _PROBED_IMAGES = 20
 
 

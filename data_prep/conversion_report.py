@@ -1,4 +1,4 @@
-"""What a conversion found: rows, pictures, repeats, and what is missing or cannot be read."""
+"""What a conversion found: rows, images, repeats, and what is missing or cannot be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm2vec.shards.manifest import write_json
 from vlm2vec.shards.schema import POSITIVE, QUERY, SIDES
 
 REPORT_NAME = "report.json"
-# Names of bad pictures that a subset's report gives; the shards' sidecars have them all.
+# Names of bad images that a subset's report gives; the shards' sidecars have them all.
 FIRST_NAMES = 10
 
 
@@ -30,11 +30,11 @@ class SubsetReport:
         skipped: the others, by reason.
         shards: number of tars.
         bytes: of the tars.
-        images: pictures in the samples.
+        images: images in the samples.
         image_bytes: their bytes.
-        distinct_images: different pictures among them, by their bytes.
-        distinct_pairs: different (query, positive), by text and picture bytes.
-        missing_images: different paths at which there is no picture.
+        distinct_images: different images among them, by their bytes.
+        distinct_pairs: different (query, positive), by text and image bytes.
+        missing_images: different paths at which there is no image.
         unreadable_images: different paths at which there is one that cannot be used (damaged, or not allowed).
         unusable_rows: rows that no model can be trained on (tags, shape, nothing in them).
         first_missing, first_unreadable: the first of these images with the reason.
@@ -72,7 +72,7 @@ class SubsetReport:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """A whole conversion: every subset, and the sum, in which pictures that subsets share count as one."""
+    """A whole conversion: every subset, and the sum, in which images that subsets share count as one."""
 
     subsets: Mapping[str, SubsetReport]
     total: SubsetReport

@@ -1,10 +1,10 @@
-"""Downloads MMEB-train's tables and zips from the hub, and checks that every picture which the tables name is there.
+"""Downloads MMEB-train's tables and zips from the hub, and checks that every image which the tables name is there.
 
     python -m data_prep.download --dataset_name TIGER-Lab/MMEB-train --subset_name all --output_dir MMEB-train
 
 Stopped at any moment, the same command continues: files that are complete are kept, the one under way begins again
 (huggingface_hub resumes inside a file only while the program runs). Of a folder that is there already it only checks
-the pictures.
+the images.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _snapshot(name: str, patterns: list[str], output_dir: Path | None) -> Path:
 def missing_images(
     dataset_dir: Path, image_dir: Path, subsets: list[str], split: str, allow_links: bool = False
 ) -> dict[str, list[str]]:
-    """By subset, the pictures that its tables name and that are not there, with the reason.
+    """By subset, the images that its tables name and that are not there, with the reason.
 
     Raises:
         InputError: anything wrong with the folders, the subsets, the tables or the zips.
@@ -117,7 +117,7 @@ def main() -> int:
     )
     parser.add_argument("--split_name", default="original", help="original (default) or diverse_instruction")
     parser.add_argument("--output_dir", type=Path, help="gets the files (default: the hub's cache)")
-    parser.add_argument("--image_dir", type=Path, help="where the pictures are (default: the data set's folder)")
+    parser.add_argument("--image_dir", type=Path, help="where the images are (default: the data set's folder)")
     parser.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
     arguments = parser.parse_args()
     if arguments.output_dir and Path(arguments.dataset_name).is_dir():

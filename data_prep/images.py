@@ -1,4 +1,4 @@
-"""A subset's pictures, from the unpacked tree or the zip, and what is wrong with them."""
+"""A subset's images, from the unpacked tree or the zip, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlm2vec.images.paths import MissingImageError, OutsideLinkError, UnsafePath
 from vlm2vec.shards.schema import fast_hash
 from vlm2vec.shards.writer import StoredImage
 
-# --check_images: how much of a picture must be right.
+# --check_images: how much of an image must be right.
 CHECKS: dict[str, Callable[[bytes, str], ImageHeader]] = {
     "decode": check_image,
     "header": read_header,
@@ -30,7 +30,7 @@ LINKS_FLAG = "--allow_links"
 
 
 class UnusableImageError(Exception):
-    """A picture that cannot go into a shard: `problem` is one of the three words above, the message says more."""
+    """An image that cannot go into a shard: `problem` is one of the three words above, the message says more."""
 
     def __init__(self, path: str, error: InputError) -> None:
         remedy = f"; pass {LINKS_FLAG} to follow it" if isinstance(error, OutsideLinkError) else ""
@@ -63,7 +63,7 @@ class SubsetImages:
             raise InputError(f"{path.with_name(parts[0])}: {PART_OF_ZIP}")
 
     def read(self, path: str) -> bytes:
-        """The picture's bytes.
+        """The image's bytes.
 
         Raises:
             UnusableImageError: not there, not allowed, or unreadable.

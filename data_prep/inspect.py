@@ -2,7 +2,7 @@
 
     python -m data_prep.inspect SHARDS [--html FILE] [--tokenizer MODEL_FOLDER]
 
-The page is one file without scripts or links to elsewhere; its pictures are scaled down and lie inside it.
+The page is one file without scripts or links to elsewhere; its images are scaled down and lie inside it.
 """
 
 from __future__ import annotations

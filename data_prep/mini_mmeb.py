@@ -1,4 +1,4 @@
-"""Builds the miniature MMEB: real pictures, all four meta-tasks, the true on-disk layout, in seconds and offline.
+"""Builds the miniature MMEB: real images, all four meta-tasks, the true on-disk layout, in seconds and offline.
 
     python -m data_prep.mini_mmeb OUT [--seed 0] [--scale 1.0]
 

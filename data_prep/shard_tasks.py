@@ -30,7 +30,7 @@ class ShardTask:
         number: of the shard in its subset.
         table: the source.
         rows: first row and end of the range.
-        image_dir: what the table's picture paths are relative to.
+        image_dir: what the table's image paths are relative to.
         output_dir: the data set's folder.
         check_images: a key of `images.CHECKS`.
         allow_links: follow links that lead out of `image_dir`.

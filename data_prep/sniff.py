@@ -1,4 +1,4 @@
-"""A picture's format and size from its first bytes, ten times as fast as opening it: for pictures checked before."""
+"""An image's format and size from its first bytes, ten times as fast as opening it: for images checked before."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def sniff_header(data: bytes, name: str) -> ImageHeader:
-    """Format and size of a picture; says nothing about whether it can be decoded.
+    """Format and size of an image; says nothing about whether it can be decoded.
 
     Args:
         data: the whole file (only the head is read).
-        name: what error messages call the picture.
+        name: what error messages call the image.
 
     Raises:
-        InputError: not a picture of a known format, or too large (see `check_size`).
+        InputError: not an image of a known format, or too large (see `check_size`).
     """
     header = None
     if data.startswith(_PNG_BEGIN) and len(data) >= 24:

@@ -117,7 +117,7 @@ class SourceTable:
             raise _unreadable(self.path, error) from error
 
     def image_paths(self) -> Iterator[str]:
-        """Every different picture that the table names, in order of first use.
+        """Every different image that the table names, in order of first use.
 
         Raises:
             InputError: the file is damaged.

@@ -40,7 +40,7 @@ def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verificati
 
     Args:
         root: the folder.
-        decode: also decode every picture.
+        decode: also decode every image.
         num_workers: processes; 0 does it in this one.
 
     Raises:
@@ -82,7 +82,7 @@ def main() -> int:
     """Parses the command line, verifies, prints what is broken."""
     parser = Parser(prog="python -m data_prep.verify", description="Check converted shards.")
     parser.add_argument("shards", type=Path, help="the converter's output folder")
-    parser.add_argument("--decode", action="store_true", help="also decode every picture")
+    parser.add_argument("--decode", action="store_true", help="also decode every image")
     parser.add_argument(
         "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
     )

@@ -112,7 +112,7 @@ class ScoringArguments:
         metadata={"help": "most tokens in one batch, padding counted; default: 16,384, on a CPU 4,096"},
     )
     dataloader_num_workers: int = field(
-        default=2, metadata={"help": "processes a rank that decode pictures ahead; 0 = in the rank itself; default: 2"}
+        default=2, metadata={"help": "processes a rank that decode images ahead; 0 = in the rank itself; default: 2"}
     )
     benchmark: str = field(
         default=AUTO,

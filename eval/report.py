@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output_dir", type=Path, help="folder of the reports; default: the last run's")
     parser.add_argument(
-        "--image_dir", type=Path, help="pictures of the last run; default: where they were when it was scored"
+        "--image_dir", type=Path, help="images of the last run; default: where they were when it was scored"
     )
     parser.add_argument(
         "--allow_links", action="store_true", help="follow links that lead out of the image folder; default: refused"

@@ -1,9 +1,9 @@
-"""Encodes a picture and two captions and prints their similarities in both directions.
+"""Encodes an image and two captions and prints their similarities in both directions.
 
-    python examples/encode.py --model_name DIR [--image PICTURE] [--captions "A cat and a dog" "A cat and a tiger"]
+    python examples/encode.py --model_name DIR [--image IMAGE] [--captions "A cat and a dog" "A cat and a tiger"]
 
 DIR is a checkpoint folder, an adapter folder, or a Hugging Face repository such as TIGER-Lab/VLM2Vec-Full. Without
---image a small picture of a coloured digit is drawn.
+--image a small image of a coloured digit is drawn.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ TEXT_QUERY = "Find me an everyday image that matches the given caption: {caption
 IMAGE_TARGET = "<|image_1|> Represent the given image."
 
 
-def drawn_picture() -> Image.Image:
+def drawn_image() -> Image.Image:
     """A red "7" on a dark ground, 32 x 32 pixels, as in the miniature."""
-    picture = Image.new("RGB", (32, 32), (16, 16, 16))
-    ImageDraw.Draw(picture).line([(8, 7), (23, 7), (13, 25)], fill=(235, 45, 45), width=3)
-    return picture
+    image = Image.new("RGB", (32, 32), (16, 16, 16))
+    ImageDraw.Draw(image).line([(8, 7), (23, 7), (13, 25)], fill=(235, 45, 45), width=3)
+    return image
 
 
 def main() -> None:
     """Parses the command line, encodes, prints."""
-    parser = argparse.ArgumentParser(prog="examples/encode.py", description="Similarities of a picture and captions.")
+    parser = argparse.ArgumentParser(prog="examples/encode.py", description="Similarities of an image and captions.")
     parser.add_argument("--model_name", required=True, help="checkpoint folder, adapter folder or repository")
-    parser.add_argument("--image", help="a picture file")
+    parser.add_argument("--image", help="an image file")
     parser.add_argument(
         "--prompt_format", help="how prompts are made: a format of the model's family; default: as trained"
     )
@@ -56,17 +56,17 @@ def main() -> None:
         min_pixels=limits.min_pixels,
         max_pixels=limits.max_pixels,
     )
-    picture = arguments.image or drawn_picture()
+    image = arguments.image or drawn_image()
 
     print("image -> text")
-    query = encoder.encode(texts=[IMAGE_QUERY], images=[picture])
+    query = encoder.encode(texts=[IMAGE_QUERY], images=[image])
     for caption, score in zip(
         arguments.captions, encoder.similarity(query, encoder.encode(texts=arguments.captions))[0], strict=True
     ):
         print(f"  {score:.4f}  {caption}")
 
     print("text -> image")
-    target = encoder.encode(texts=[IMAGE_TARGET], images=[picture])
+    target = encoder.encode(texts=[IMAGE_TARGET], images=[image])
     queries = encoder.encode(texts=[TEXT_QUERY.format(caption=caption) for caption in arguments.captions])
     for caption, score in zip(arguments.captions, encoder.similarity(queries, target)[:, 0], strict=True):
         print(f"  {score:.4f}  {caption}")

@@ -26,18 +26,18 @@ SHUFFLE_BUFFER = 1000  # pairs, undecoded
 
 
 class Side(NamedTuple):
-    """A query or a target: a text, a picture or both."""
+    """A query or a target: a text, an image or both."""
 
     text: str
-    picture: Image.Image | None
+    image: Image.Image | None
 
 
 def pair_of(sample: Mapping[str, Any]) -> tuple[str, Side, Side]:
-    """Key, query and target of a sample: `json` holds the texts, `qry.*` and `pos.*` the pictures as they came."""
+    """Key, query and target of a sample: `json` holds the texts, `qry.*` and `pos.*` the images as they came."""
     record = json.loads(sample["json"])
-    pictures = {name.partition(".")[0]: data for name, data in sample.items() if name.startswith(("qry.", "pos."))}
+    images = {name.partition(".")[0]: data for name, data in sample.items() if name.startswith(("qry.", "pos."))}
     sides = [
-        Side(record[side]["text"], open_image(pictures[member], sample["__key__"]) if member in pictures else None)
+        Side(record[side]["text"], open_image(images[member], sample["__key__"]) if member in images else None)
         for side, member in (("query", "qry"), ("positive", "pos"))
     ]
     return sample["__key__"], sides[0], sides[1]
@@ -71,7 +71,7 @@ def main() -> None:
     for key, query, target in loader.slice(arguments.pairs):
         print(key)
         for name, side in (("query", query), ("target", target)):
-            size = f"{side.picture.width} x {side.picture.height}" if side.picture else "no picture"
+            size = f"{side.image.width} x {side.image.height}" if side.image else "no image"
             print(f"  {name}: {size}, {side.text!r}")
 
 

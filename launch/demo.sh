@@ -43,7 +43,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / RANKS > 0 ? cores / RANKS : 1))}
 
-say "1/7 Build the miniature benchmark from real pictures"
+say "1/7 Build the miniature benchmark from real images"
 python -m data_prep.mini_mmeb "$MINI"
 
 say "2/7 Make a small random-weight model ($FAMILY) with a tokenizer of its own"

@@ -46,17 +46,17 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_texts_pictures_and_both(encoder: VLM2Vec) -> None:
-    picture = golden.PHI3V / "images/square.png"
+def test_texts_images_and_both(encoder: VLM2Vec) -> None:
+    image = golden.PHI3V / "images/square.png"
     vectors = encoder.encode(
         [TAGGED, TAGGED, TAGGED, None, "", "A cat and a dog"],
-        [picture, str(picture), picture.read_bytes(), Image.open(picture), picture, None],
+        [image, str(image), image.read_bytes(), Image.open(image), image, None],
     )
     assert (vectors.shape, vectors.dtype) == ((6, 64), torch.float32)
     assert_close_relative(vectors.norm(dim=1), torch.ones(6), 1e-6)
-    for row in (1, 2, 3, 4):  # a picture alone gets the benchmark's prompt
+    for row in (1, 2, 3, 4):  # an image alone gets the benchmark's prompt
         assert_close_relative(vectors[row], vectors[0], SAME_VECTOR)
-    assert_close_relative(encoder.encode(images=[picture])[0], vectors[0], SAME_VECTOR)
+    assert_close_relative(encoder.encode(images=[image])[0], vectors[0], SAME_VECTOR)
     expected = golden.tensors("model_cases/text_batch.safetensors")["embedding"][0]
     assert (vectors[5] - expected).abs().max() < golden.EMBEDDING_LIMIT
     assert IMAGE_ONLY_TEXT == TAGGED
@@ -66,12 +66,12 @@ def test_an_empty_list(encoder: VLM2Vec) -> None:
     assert encoder.encode([]).shape == (0, 64)
 
 
-def test_several_pictures_enter_in_list_order(encoder: VLM2Vec) -> None:
+def test_several_images_enter_in_list_order(encoder: VLM2Vec) -> None:
     pair = [golden.image("images/square.png"), golden.image("images/noise.png")]
     ordered, swapped_tags = encoder.encode(["<|image_1|> a <|image_2|>", "<|image_2|> a <|image_1|>"], [pair, pair])
     assert_close_relative(ordered, swapped_tags, SAME_VECTOR)
-    swapped_pictures = encoder.encode(["<|image_1|> a <|image_2|>"], [pair[::-1]])[0]
-    assert (ordered - swapped_pictures).abs().max() > 1e-3
+    swapped_images = encoder.encode(["<|image_1|> a <|image_2|>"], [pair[::-1]])[0]
+    assert (ordered - swapped_images).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_several_pictures_enter_in_list_order(encoder: VLM2Vec) -> None:
         ([TAGGED], ["a\0b"], "item 0: a\0b: cannot read the image"),
         ([TAGGED], ["/"], "item 0: /: not a file"),
         ([TAGGED], [b""], "item 0: <bytes>: empty file"),
-        ([TAGGED], [Image.new("RGB", (0, 9))], "item 0: a picture of 0 x 9 pixels has no content"),
+        ([TAGGED], [Image.new("RGB", (0, 9))], "item 0: an image of 0 x 9 pixels has no content"),
         ([TAGGED], [Image.new("La", (9, 9))], "item 0: a PIL image of mode La cannot be decoded"),
         ([TAGGED], [Image.new("F", (9, 9))], "item 0: an image has F pixels"),
         ([TAGGED], [Image.new("1", (10_000, 9_000))], "item 0: an image: 10000 x 9000 is more than 89478485 pixels"),
@@ -216,7 +216,7 @@ def test_an_image_that_vanishes_between_the_two_passes(
         return chunks_ahead(*args)
 
     monkeypatch.setattr("vlm2vec.encoder.chunks_ahead", removing)
-    with pytest.raises(InputError, match=r"item 1: .*a\.png: cannot read the picture"):
+    with pytest.raises(InputError, match=r"item 1: .*a\.png: cannot read the image"):
         encoder.encode(images=[SQUARE, tmp_path / "a.png"])
 
 
@@ -297,8 +297,8 @@ def test_impossible_budgets(encoder: VLM2Vec, batch_tokens: int) -> None:
         encoder.encode(["a"], batch_tokens=batch_tokens)
 
 
-def test_pictures_of_other_kinds(encoder: VLM2Vec) -> None:
-    """CMYK and palettes are converted, the first frame of an animation counts, EXIF does not turn a picture."""
+def test_images_of_other_kinds(encoder: VLM2Vec) -> None:
+    """CMYK and palettes are converted, the first frame of an animation counts, EXIF does not turn an image."""
     red = Image.new("RGB", (12, 8), (255, 0, 0))
     animation, turned, cmyk = io.BytesIO(), io.BytesIO(), io.BytesIO()
     red.save(animation, "GIF", save_all=True, append_images=[Image.new("RGB", (12, 8), "blue")])
@@ -315,7 +315,7 @@ def test_pictures_of_other_kinds(encoder: VLM2Vec) -> None:
 
 @pytest.fixture(scope="module")
 def mixed_items() -> tuple[list[str], list[Image.Image | None]]:
-    """Texts of 2 to 4,300 tokens and pictures, in no order."""
+    """Texts of 2 to 4,300 tokens and images, in no order."""
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, size)) for size in (1, 3, 2500, 7)]
     images: list[Image.Image | None] = [None] * len(texts)
@@ -356,8 +356,8 @@ def test_max_len(golden_model_dir: Path) -> None:
     assert_close_relative(first, second, SAME_VECTOR)
 
 
-def test_pictures_are_opened_as_they_are_needed(encoder: VLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flat memory: at no time are more than three batches' pictures decoded."""
+def test_images_are_opened_as_they_are_needed(encoder: VLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat memory: at no time are more than three batches' images decoded."""
     opened, finished, most = 0, 0, 0
     process, forward = ItemEncoderInputs.process, encoder.forward
 
@@ -375,8 +375,8 @@ def test_pictures_are_opened_as_they_are_needed(encoder: VLM2Vec, monkeypatch: p
 
     monkeypatch.setattr(ItemEncoderInputs, "process", counting_process)
     monkeypatch.setattr(encoder, "forward", counting_forward)
-    picture = golden.PHI3V / "images/rgba.png"
-    encoder.encode(images=[picture] * 24, batch_tokens=700)  # two items a batch
+    image = golden.PHI3V / "images/rgba.png"
+    encoder.encode(images=[image] * 24, batch_tokens=700)  # two items a batch
     assert opened == 24
     assert most <= 2 * 4
 

@@ -73,9 +73,9 @@ def test_a_stream_holds_every_pair_of_a_subset_once(
     assert sorted(output.splitlines()[::3]) == sorted(sample.key for sample in samples)
     for sample in samples:
         assert sample.positive.image is not None
-        picture = open_image(sample.positive.image, sample.key)
-        assert f"{sample.key}\n  query: no picture, {sample.query.text!r}\n" in output
-        assert f"  target: {picture.width} x {picture.height}, {sample.positive.text!r}\n" in output
+        image = open_image(sample.positive.image, sample.key)
+        assert f"{sample.key}\n  query: no image, {sample.query.text!r}\n" in output
+        assert f"  target: {image.width} x {image.height}, {sample.positive.text!r}\n" in output
 
 
 def test_a_stream_of_nothing_is_an_error(

@@ -156,7 +156,7 @@ def convert_table(world: World, folder: Path) -> str:
 
 
 def convert_zip(world: World, folder: Path) -> str:
-    """A damaged zip is refused, its pictures are reported, or the shards are the undamaged ones."""
+    """A damaged zip is refused, its images are reported, or the shards are the undamaged ones."""
     out = folder.with_name("out")
     try:
         conversion = convert(
@@ -170,7 +170,7 @@ def convert_zip(world: World, folder: Path) -> str:
     if conversion.manifest is not None and conversion.report.total.samples:
         expected = {sample.key: sample for sample in world.samples}
         if any(sample != expected[sample.key] for sample in samples_of(out)):
-            raise DifferentDataError("a picture")
+            raise DifferentDataError("an image")
     return "reported as unreadable" if conversion.report.total.unusable_images else CORRECT
 
 

@@ -1,4 +1,4 @@
-"""`VLM2Vec`: backbone, last-token pooling, normalisation, adapters; one vector for a text, a picture or both."""
+"""`VLM2Vec`: backbone, last-token pooling, normalisation, adapters; one vector for a text, an image or both."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LONG_LIST = 256
 
 
 class VLM2Vec(nn.Module):
-    """An encoder that maps a text, a picture or both to one unit vector (https://arxiv.org/abs/2410.05160).
+    """An encoder that maps a text, an image or both to one unit vector (https://arxiv.org/abs/2410.05160).
 
     Example:
         >>> encoder = VLM2Vec.from_pretrained("TIGER-Lab/VLM2Vec-Full", dtype=torch.bfloat16, device="cuda")
@@ -57,7 +57,7 @@ class VLM2Vec(nn.Module):
     Args:
         backbone: the model, or a PEFT model around it.
         processor: makes its inputs.
-        max_len: texts without a picture are truncated to this many tokens; None: not at all. Items with a picture are
+        max_len: texts without an image are truncated to this many tokens; None: not at all. Items with an image are
             never truncated, as in the original.
         normalize: scale vectors to length 1.
     """

@@ -2,7 +2,7 @@
 
 Exported folders name `VLM2VecModule` in their modules.json, so that
 
-    SentenceTransformer(folder, trust_remote_code=True).encode(["a text", picture, {"text": ..., "image": picture}])
+    SentenceTransformer(folder, trust_remote_code=True).encode(["a text", image, {"text": ..., "image": image}])
 
 gives the vectors that `VLM2Vec.encode` gives.
 """
@@ -43,9 +43,9 @@ _HOST_INPUTS, _NAMES = "host_inputs", "encoder_inputs"
 class VLM2VecModule(InputModule):
     """The whole encoder as the first and only module: inputs, model, pooling, normalisation.
 
-    Inputs are texts, pictures (PIL images, paths) or dictionaries {"text": ..., "image": picture or pictures}, in any
-    mixture. A text beside one picture gets the tag `<|image_1|>` in front if it has no tag; a text beside several
-    pictures must hold their tags, as in `VLM2Vec.encode`. A picture alone gets the benchmark's prompt.
+    Inputs are texts, images (PIL images, paths) or dictionaries {"text": ..., "image": image or images}, in any
+    mixture. A text beside one image gets the tag `<|image_1|>` in front if it has no tag; a text beside several
+    images must hold their tags, as in `VLM2Vec.encode`. An image alone gets the benchmark's prompt.
 
     Args:
         encoder: The encoder; its `max_len` is sentence-transformers' `max_seq_length`.
@@ -93,7 +93,7 @@ class VLM2VecModule(InputModule):
 
     @property
     def modalities(self) -> list[Any]:
-        """Texts, pictures, both; "message" is the library's word for a mixture of them in one batch."""
+        """Texts, images, both; "message" is the library's word for a mixture of them in one batch."""
         return ["text", "image", ("image", "text"), "message"]
 
     @property
@@ -103,7 +103,7 @@ class VLM2VecModule(InputModule):
 
     @property
     def max_len(self) -> int | None:
-        """Texts without picture are cut to this many tokens."""
+        """Texts without image are cut to this many tokens."""
         return self.encoder.max_len
 
     @property
@@ -215,7 +215,7 @@ def _text_and_images(index: int, value: Any) -> tuple[str, list[ImageSource] | N
     for image in listed:
         if not isinstance(image, (Image.Image, str, Path, bytes)):
             raise InputError(
-                f"input {index}: a picture must be a PIL image or a path, not {type(image).__name__} "
+                f"input {index}: an image must be a PIL image or a path, not {type(image).__name__} "
                 "(PIL.Image.fromarray makes one of an array)"
             )
     return text, listed

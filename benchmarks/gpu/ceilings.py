@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from benchmarks.gpu.rows import Figures, Recorder, Section
 
 SECTION = Section("Ceilings", ("reached",), lambda figures: [f"{figures['value']:,.4g} {figures['unit']}"])
-# Ten pictures with all their crops.
+# Ten images with all their crops.
 _ROWS, _WIDTH, _TINY_WIDTH = 7570, 757, 16
 # (inputs, outputs) of the decoder's linear layers, and CLIP's first.
 _LINEARS = ((3072, 9216), (3072, 3072), (3072, 16384), (8192, 3072), (1024, 4096))

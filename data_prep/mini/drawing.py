@@ -1,4 +1,4 @@
-"""Real pictures that ship inside the wheels of scikit-learn and scikit-image, split into train and held-out parts.
+"""Real images that ship inside the wheels of scikit-learn and scikit-image, split into train and held-out parts.
 
 Handwritten digits (scikit-learn, 1,797 scans of 8 x 8 pixels) are drawn in an ink on a dark ground and put together to
 pairs and mosaics; photographs are cut into crops from a grid of blocks of which every fifth is held out.
@@ -62,7 +62,7 @@ _DARK_BORDER_SHARE = {"retina": 0.18}  # the black surround of the eye shows not
 class DrawnImage:
     """A file name and how to draw what belongs in it.
 
-    The name tells how the pixels are made, so equal names are equal pictures: each is drawn and written once.
+    The name tells how the pixels are made, so equal names are equal images: each is drawn and written once.
     """
 
     name: str
@@ -70,7 +70,7 @@ class DrawnImage:
 
 
 def _changed(pixels: Pixels, look: str, key: str) -> Pixels:
-    """Gives a tile its look; what is random about it depends on `key` alone, so that a picture is always the same."""
+    """Gives a tile its look; what is random about it depends on `key` alone, so that an image is always the same."""
     if look == "inverted":
         return 255 - pixels
     if not look:

@@ -1,4 +1,4 @@
-"""The miniature's tasks: each draws a query, its target and ranked distractors from one split's pictures.
+"""The miniature's tasks: each draws a query, its target and ranked distractors from one split's images.
 
 Training rows and evaluation rows come from the same drawing function: the first distractor is the row's hard negative,
 all of them are the evaluation's wrong candidates.
@@ -20,7 +20,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @dataclass(frozen=True)
 class Entry:
-    """One side of a pair: text, picture, or both."""
+    """One side of a pair: text, image, or both."""
 
     text: str = ""
     image: DrawnImage | None = None
@@ -61,7 +61,7 @@ class Source:
         return self.scan(label, gallery, other_than) if scan == other_than else scan
 
     def tile(self, label: int, ink: str | None = None) -> DrawnImage:
-        """A random handwriting of a digit, as a picture."""
+        """A random handwriting of a digit, as an image."""
         return self.digits.tile(self.scan(label), ink, self.look)
 
     def candidate(self, label: int, ink: str | None = None) -> DrawnImage:
@@ -128,7 +128,7 @@ def _wrong_pairs(source: Source, left: int, right: int, count: int) -> list[tupl
 
 
 def draw_pair_by_caption(source: Source, count: int) -> Draft:
-    """A caption -> the picture of two digits."""
+    """A caption -> the image of two digits."""
     left, right = source.labels(2)
     pairs = [(left, right), *_wrong_pairs(source, left, right, count)]
     target, *wrong = (
@@ -138,7 +138,7 @@ def draw_pair_by_caption(source: Source, count: int) -> Draft:
 
 
 def draw_caption_of_pair(source: Source, count: int) -> Draft:
-    """The picture of two digits -> its caption."""
+    """The image of two digits -> its caption."""
     left, right = source.labels(2)
     image = in_grid([source.tile(left), source.tile(right)], columns=2)
     wrong = tuple(Entry(_pair_caption(a, b)) for a, b in _wrong_pairs(source, left, right, count))
@@ -183,7 +183,7 @@ def draw_recolour(source: Source, count: int) -> Draft:
 
 
 def draw_captioned(source: Source, count: int) -> Draft:
-    """A question -> a picture that shows the digit with a text that tells the colour: neither suffices alone."""
+    """A question -> an image that shows the digit with a text that tells the colour: neither suffices alone."""
     label, ink = source.labels(1)[0], source.ink()
     target, *wrong = (
         Entry(TARGET_CAPTIONED.format(caption=f"a digit that was written in {name}"), source.candidate(digit))

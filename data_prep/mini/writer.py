@@ -24,12 +24,12 @@ GALLERY_SIZE = {"train": 24, "test": 3}  # handwritings of a digit among targets
 JPEG_QUALITY = 90
 SPLITS = ("original", "diverse_instruction")
 
-# As in a few of the real datasets: one prompt for all candidates, written as a string beside a list of pictures.
+# As in a few of the real datasets: one prompt for all candidates, written as a string beside a list of images.
 STRING_TARGET_TEXT = ("SameDigit-Tilted",)
 
 
 class ImageWriter:
-    """Writes each picture once, under its own name."""
+    """Writes each image once, under its own name."""
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self._folder = folder
@@ -38,7 +38,7 @@ class ImageWriter:
         folder.mkdir(parents=True)
 
     def path_of(self, image: DrawnImage | None) -> str:
-        """The path to put into a table, "" for no picture; the file exists afterwards."""
+        """The path to put into a table, "" for no image; the file exists afterwards."""
         if image is None:
             return ""
         if image.name not in self._written:
@@ -52,13 +52,13 @@ def _encoded(image: DrawnImage) -> bytes:
     if image.name.endswith(".jpg"):
         Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     else:
-        is_grey = (pixels == pixels[..., :1]).all()  # as in MMEB, not every picture is RGB
+        is_grey = (pixels == pixels[..., :1]).all()  # as in MMEB, not every image is RGB
         Image.fromarray(pixels[..., 0] if is_grey else pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_train_subset(root: Path, subset: TrainSubset, scale: float, seed: int) -> int:
-    """Writes one training subset: both splits' tables, the legacy table that the real folders still hold, pictures.
+    """Writes one training subset: both splits' tables, the legacy table that the real folders still hold, images.
 
     Returns:
         The number of rows.
@@ -93,7 +93,7 @@ def _side(name: str, entries: Sequence[Entry], images: ImageWriter) -> dict[str,
 
 
 def write_eval_dataset(root: Path, dataset: EvalDataset, scale: float, seed: int) -> int:
-    """Writes one evaluation dataset from held-out pictures; candidate 0 is the ground truth.
+    """Writes one evaluation dataset from held-out images; candidate 0 is the ground truth.
 
     Returns:
         The number of rows.
@@ -148,7 +148,7 @@ def write_readme(root: Path, title: str, names: Iterable[str], splits: Iterable[
     body = (
         f"# {title}\n\n"
         "A miniature of MMEB made of scikit-learn's handwritten digits and photographs and of scikit-image's\n"
-        "pictures, written by `python -m data_prep.mini_mmeb`. The layout is that of the real data sets.\n"
+        "images, written by `python -m data_prep.mini_mmeb`. The layout is that of the real data sets.\n"
     )
     (root / "README.md").write_text(f"---\n{head}---\n\n{body}", encoding="utf-8")
 

@@ -192,7 +192,7 @@ def test_200_steps_come_alike_from_any_number_of_workers_and_after_a_resume(
 
 
 class Opened(BatchReader):
-    """Writes down in which process pictures are decoded."""
+    """Writes down in which process images are decoded."""
 
     def chunk(self, items: Sequence[PlannedItem]) -> MadeChunk:
         made = super().chunk(items)
@@ -288,7 +288,7 @@ def test_memory_is_flat(mini_shards_dir: Path, mini_model_dir: Path) -> None:
     inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir), max_len=64)
     held = list(memory_over_steps(ShardSet.open(mini_shards_dir), inputs, steps=160, windows=4))
     assert len(held) == 4
-    assert held[3] < held[1] + 8  # MiB; a step's pictures are one
+    assert held[3] < held[1] + 8  # MiB; a step's images are one
 
 
 def test_an_image_without_text_is_trained_with_the_default_prompt(inputs: ItemEncoderInputs) -> None:

@@ -14,20 +14,20 @@ from data_prep.archive import ImageArchive
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from trials.rig.hand_made_train import converted, picture, row, tree, write_rows
+from trials.rig.hand_made_train import converted, image_bytes, row, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.images.paths import MissingImageError, UnsafePathError
 from vlm2vec.shards import ShardSet
 
-PICTURES = "images/A/Train"
+IMAGES = "images/A/Train"
 
 
 def pack(dataset: Path, prefix: str, compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    """Puts subset A's pictures into its zip, under names that begin with `prefix`, and removes the tree."""
+    """Puts subset A's images into its zip, under names that begin with `prefix`, and removes the tree."""
     path = dataset / "images_zip" / "A.zip"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w", compression) as archive:
-        for file in sorted((dataset / PICTURES).iterdir()):
+        for file in sorted((dataset / IMAGES).iterdir()):
             archive.write(file, f"{prefix}{file.name}")
             file.unlink()
     return path
@@ -46,17 +46,17 @@ def test_a_zip_is_read_as_if_it_were_unpacked(prefix: str, dataset: Path, tmp_pa
 
 def test_what_is_unpacked_already_is_taken_from_there(dataset: Path, tmp_path: Path) -> None:
     pack(dataset, "A/Train/")
-    (dataset / PICTURES / "1.png").write_bytes(picture(99))
+    (dataset / IMAGES / "1.png").write_bytes(image_bytes(99))
     converted(dataset, tmp_path / "o")
     shards = ShardSet.open(tmp_path / "o")
-    assert [shards.read("A", n).query.image for n in range(3)] == [picture(0), picture(99), picture(2)]
+    assert [shards.read("A", n).query.image for n in range(3)] == [image_bytes(0), image_bytes(99), image_bytes(2)]
 
 
 def test_another_zip_is_refused(dataset: Path, tmp_path: Path) -> None:
     path = pack(dataset, "A/Train/")
     converted(dataset, tmp_path / "o")
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("A/Train/3.png", picture(3))
+        archive.writestr("A/Train/3.png", image_bytes(3))
     with pytest.raises(InputError, match=r"was begun with another images_zip/A\.zip"):
         convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
@@ -74,7 +74,7 @@ def flip(content: bytearray, place: int) -> None:
 
 
 def lie_about_size(content: bytearray) -> None:
-    """The zip's directory says that its last picture unpacks to 3 GB."""
+    """The zip's directory says that its last image unpacks to 3 GB."""
     place = content.rindex(b"PK\1\2")
     content[place + 24 : place + 28] = (3_000_000_000).to_bytes(4, "little")
 
@@ -111,7 +111,7 @@ def test_a_damaged_member_is_reported_by_name(case: str, dataset: Path, tmp_path
         SourceData(dataset, dataset, ["A"]), tmp_path / "o", replace(DEFAULT_OPTIONS, check_images="none")
     ).report.subsets["A"]
     assert (report.samples, report.unreadable_images) == (7, 1)
-    assert f"{PICTURES}/2.png" in report.first_unreadable[0]
+    assert f"{IMAGES}/2.png" in report.first_unreadable[0]
     assert re.search(message, report.first_unreadable[0])
     assert ("download" in report.first_unreadable[0]) == (case == "data")
 
@@ -126,17 +126,17 @@ def test_links_and_paths_that_lead_out_are_refused(tmp_path: Path) -> None:
         archive.writestr("/etc/out.png", b"outside")
         archive.writestr("A/Train/folder/", b"")
     opened = ImageArchive(path)
-    for name in (f"{PICTURES}/link.png", "../out.png", "images/../out.png", "/etc/out.png", "..\\out.png"):
+    for name in (f"{IMAGES}/link.png", "../out.png", "images/../out.png", "/etc/out.png", "..\\out.png"):
         for call in (opened.read, opened.check):
             with pytest.raises(UnsafePathError):
                 call(name)
-    for name in (f"{PICTURES}/folder", f"{PICTURES}/folder/", f"{PICTURES}/none.png"):
+    for name in (f"{IMAGES}/folder", f"{IMAGES}/folder/", f"{IMAGES}/none.png"):
         with pytest.raises(MissingImageError):
             opened.read(name)
 
 
 def test_missing_members_are_reported(dataset: Path, tmp_path: Path) -> None:
     pack(dataset, "A/Train/")
-    write_rows(dataset, [row(0), row(1, qry_image_path=f"{PICTURES}/x.png")])
+    write_rows(dataset, [row(0), row(1, qry_image_path=f"{IMAGES}/x.png")])
     report = convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o").report.subsets["A"]
-    assert (report.missing_images, report.first_missing) == (1, [f"{PICTURES}/x.png"])
+    assert (report.missing_images, report.first_missing) == (1, [f"{IMAGES}/x.png"])

@@ -13,7 +13,7 @@ from data_prep.archive import ImageArchive
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
-from trials.rig.hand_made_train import TABLE, picture
+from trials.rig.hand_made_train import TABLE, image_bytes
 from vlm2vec.errors import InputError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
@@ -88,7 +88,7 @@ def test_git_lfs_pointers_are_told_apart_from_damage(dataset: Path, tmp_path: Pa
 
 
 def test_equal_broken_images_are_each_reported_by_their_own_path(dataset: Path, tmp_path: Path) -> None:
-    for content in (b"", LFS_POINTER, picture(5)[:-30]):
+    for content in (b"", LFS_POINTER, image_bytes(5)[:-30]):
         for number in (0, 2):
             (dataset / f"images/A/Train/{number}.png").write_bytes(content)
         for check in ("decode", "header"):

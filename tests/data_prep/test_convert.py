@@ -15,7 +15,7 @@ from data_prep.conversion import Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
 from tests.rig.convert_program import run_main
-from trials.rig.hand_made_train import converted, picture, row, tree, write_rows
+from trials.rig.hand_made_train import converted, image_bytes, row, tree, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Item, ShardSet
 
@@ -49,10 +49,10 @@ def test_a_subset_whose_name_webdataset_would_misread_is_refused_and_not_left_ou
         convert(SourceData(dataset, dataset, ["all"]), tmp_path / "o")
 
 
-def test_any_picture_path_and_text_come_through_webdataset(dataset: Path, tmp_path: Path) -> None:
+def test_any_image_path_and_text_come_through_webdataset(dataset: Path, tmp_path: Path) -> None:
     names = ["a.b.c.png", "sch\u00f6n.png", "sp ace.png", "ha#sh.png", "qu?ery.png", "no_extension", "UPPER.PNG"]
     for shade, name in enumerate(names):
-        (dataset / "images/A/Train" / name).write_bytes(picture(shade))
+        (dataset / "images/A/Train" / name).write_bytes(image_bytes(shade))
     texts = ["\u202e reversed", "line\u2028separator", "nul \0", "\U0001f600", "</json>", "a.b", "\t"]
     texts = [f"<|image_1|>{text}" for text in texts]
     rows = [row(0, qry=text, qry_image_path=f"images/A/Train/{name}") for text, name in zip(texts, names, strict=True)]
@@ -63,7 +63,7 @@ def test_any_picture_path_and_text_come_through_webdataset(dataset: Path, tmp_pa
     for shade, sample in enumerate(samples):
         query = json.loads(sample["json"])["query"]
         assert (query["text"], query["image"]["path"]) == (texts[shade], f"images/A/Train/{names[shade]}")
-        assert sample["qry.png"] == picture(shade)
+        assert sample["qry.png"] == image_bytes(shade)
 
 
 def test_shards_are_fixed_row_ranges_over_several_tables(dataset: Path, tmp_path: Path) -> None:
@@ -93,14 +93,14 @@ def test_empty_sides_are_skipped_and_counted_by_reason(dataset: Path, tmp_path: 
     rows[2] = row(2, qry="", qry_image_path="")
     rows[3] = row(3, pos_text=" \n")
     rows[4] = row(4, pos_text="")
-    rows[5] = row(5, qry="")  # a picture alone is a query
+    rows[5] = row(5, qry="")  # an image alone is a query
     write_rows(dataset, rows)
     subset = converted(dataset, tmp_path / "o", tolerance=Tolerance(max_unusable=0.3), rows_per_shard=4).subsets["A"]
     assert subset.skipped == {"unusable query": 1, "unusable positive": 2}
     assert [shard.num_samples for shard in subset.shards] == [2, 3, 2]
     shards = ShardSet.open(tmp_path / "o")
     assert shards.columns("A")["row"].tolist() == [0, 1, 5, 6, 7, 8, 9]
-    assert shards.read("A", 2).query == Item("", (picture(2),))
+    assert shards.read("A", 2).query == Item("", (image_bytes(2),))
 
 
 def test_negatives_are_kept_where_there_are_any(dataset: Path, tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_nulls_and_a_column_of_nothing_else_are_empty(dataset: Path, tmp_path: P
     assert [shards.read("A", n).negatives for n in range(3)] == [(), (Item("wrong"),), ()]
 
 
-def test_pictures_are_named_by_what_they_are_and_repeats_are_counted(dataset: Path, tmp_path: Path) -> None:
-    jpeg = picture(50, "JPEG")
+def test_images_are_named_by_what_they_are_and_repeats_are_counted(dataset: Path, tmp_path: Path) -> None:
+    jpeg = image_bytes(50, "JPEG")
     (dataset / "images/A/Train/0.png").write_bytes(jpeg)
     (shard,) = converted(dataset, tmp_path / "o").subsets["A"].shards
     assert b"A/00000000.qry.jpg\0" in (tmp_path / "o/A/A-00000.tar").read_bytes()
     assert shard.unique_images == 3
-    assert shard.duplicate_image_bytes == 3 * len(jpeg) + 2 * len(picture(1)) + 2 * len(picture(2))
+    assert shard.duplicate_image_bytes == 3 * len(jpeg) + 2 * len(image_bytes(1)) + 2 * len(image_bytes(2))
 
 
 def truncate(path: Path) -> None:

@@ -17,7 +17,7 @@ from trials.rig.hand_made_train import row, tree, write_rows
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError, run_program
 
-PICTURES = "images/A/Train"
+IMAGES = "images/A/Train"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -34,7 +34,7 @@ def start_against(hub: str, module: str, *arguments: object) -> subprocess.Popen
 
 
 def test_a_killed_download_continues_and_is_checked(dataset: Path, tmp_path: Path) -> None:
-    (dataset / PICTURES / "noise.bin").write_bytes(np.random.default_rng(0).bytes(3_000_000))
+    (dataset / IMAGES / "noise.bin").write_bytes(np.random.default_rng(0).bytes(3_000_000))
     pack(dataset, "A/Train/", zipfile.ZIP_STORED)
     write_rows(dataset, [row(0)] * 3, "A/train-00000-of-00001.parquet")
     write_rows(dataset, [row(0)] * 3, "B/original-00000-of-00001.parquet")
@@ -67,28 +67,28 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_missing_pictures_are_named(
+def test_missing_images_are_named(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_rows(dataset, [row(0)], "B/original-00000-of-00001.parquet")
     assert run(monkeypatch, "--dataset_name", dataset) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["A: all images are there", "B: all images are there"]
-    (dataset / PICTURES / "2.png").unlink()
-    write_rows(dataset, [row(0, qry_image_path=f"{PICTURES}/{number}.png") for number in range(3, 20)])
+    (dataset / IMAGES / "2.png").unlink()
+    write_rows(dataset, [row(0, qry_image_path=f"{IMAGES}/{number}.png") for number in range(3, 20)])
     assert run(monkeypatch, "--dataset_name", dataset, "--subset_name", "A") == 3
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "A: 17 images missing"
-    assert f"{PICTURES}/3.png: no such image" in lines[1]
+    assert f"{IMAGES}/3.png: no such image" in lines[1]
     assert lines[11] == "  and 7 more"
 
 
 def test_missing_members_of_a_zip_are_named(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (dataset / PICTURES / "1.png").unlink()
+    (dataset / IMAGES / "1.png").unlink()
     pack(dataset, "A/Train/")
     assert run(monkeypatch, "--dataset_name", dataset) == 3
-    assert f"A.zip: {PICTURES}/1.png: no such image in the zip" in capsys.readouterr().out
+    assert f"A.zip: {IMAGES}/1.png: no such image in the zip" in capsys.readouterr().out
 
 
 def test_what_is_neither_a_folder_nor_on_the_hub_is_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from data_prep.conversion import Tolerance, convert
 from data_prep.download import missing_images
 from data_prep.source import SourceData
 from tests.rig.convert_program import run_main
-from trials.rig.hand_made_train import TABLE, converted, picture, row, tree, write_rows
+from trials.rig.hand_made_train import TABLE, converted, image_bytes, row, tree, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError
 
 
@@ -51,7 +51,7 @@ def test_allowed_links_give_the_same_shards(place: str, dataset: Path, tmp_path:
 
 
 def test_a_link_to_a_single_image_is_reported_with_the_flag(dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere.png").write_bytes(picture(50))
+    (tmp_path / "elsewhere.png").write_bytes(image_bytes(50))
     image = dataset / "images/A/Train/1.png"
     image.unlink()
     image.symlink_to(tmp_path / "elsewhere.png")

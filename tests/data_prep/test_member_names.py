@@ -10,7 +10,7 @@ from unicodedata import normalize
 import pytest
 
 from data_prep.archive import ImageArchive
-from trials.rig.hand_made_train import converted, picture, row, write_rows
+from trials.rig.hand_made_train import converted, image_bytes, row, write_rows
 from vlm2vec.errors import InputError
 from vlm2vec.images.paths import MissingImageError
 from vlm2vec.shards import ShardSet
@@ -114,12 +114,12 @@ def test_members_that_would_lead_out_are_never_read(tmp_path: Path) -> None:
 def test_tables_may_spell_the_paths_of_unpacked_images_differently(dataset: Path, tmp_path: Path) -> None:
     folder = dataset / "images" / "A" / normalize("NFD", "é")
     folder.mkdir()
-    (folder / "3.png").write_bytes(picture(77))
+    (folder / "3.png").write_bytes(image_bytes(77))
     paths = ("./images/A/é/3.png", "images//A/é//3.png", "images\\A\\é\\3.png", normalize("NFD", "images/A/é/3.png"))
     write_rows(dataset, [row(number, qry_image_path=path) for number, path in enumerate(paths)])
     converted(dataset, tmp_path / "o")
     shards = ShardSet.open(tmp_path / "o")
-    assert [shards.read("A", number).query.image for number in range(4)] == [picture(77)] * 4
-    (folder / "3.png").write_bytes(picture(78))  # a change is seen whatever the spelling
+    assert [shards.read("A", number).query.image for number in range(4)] == [image_bytes(77)] * 4
+    (folder / "3.png").write_bytes(image_bytes(78))  # a change is seen whatever the spelling
     converted(dataset, tmp_path / "o")
-    assert ShardSet.open(tmp_path / "o").read("A", 2).query.image == picture(78)
+    assert ShardSet.open(tmp_path / "o").read("A", 2).query.image == image_bytes(78)

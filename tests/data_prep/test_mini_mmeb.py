@@ -48,7 +48,7 @@ def modality(text: str, image: str, instruction: str) -> str:
 
 
 @SUBSETS
-def test_train_subsets_have_the_stated_modalities_and_real_pictures(subset: TrainSubset, mini_mmeb_dir: Path) -> None:
+def test_train_subsets_have_the_stated_modalities_and_real_images(subset: TrainSubset, mini_mmeb_dir: Path) -> None:
     rows = train_rows(mini_mmeb_dir, subset.name)
     instruction = TASKS[subset.name].prompt.instruction
     target_instruction = re.compile(
@@ -121,7 +121,7 @@ def test_no_candidate_shows_the_same_as_the_truth(dataset: EvalDataset, mini_mme
         assert contents[0] not in contents[1:]
 
 
-def test_eval_pictures_are_held_out(mini_mmeb_dir: Path) -> None:
+def test_eval_images_are_held_out(mini_mmeb_dir: Path) -> None:
     trained = set(digests(mini_mmeb_dir / "MMEB-train" / "images").values())
     held_out = set(digests(mini_mmeb_dir / "MMEB-eval" / "images").values())
     assert trained

@@ -35,8 +35,8 @@ def test_the_seed_decides_every_byte(mini_mmeb_dir: Path, model_dir: Path, tmp_p
 
 def test_vectors_differ_before_training(model_dir: Path) -> None:
     encoder = VLM2Vec.from_pretrained(model_dir)
-    pictures = [golden.PHI3V / "images" / name for name in ("square.png", "wide.png", "noise.png", "rgba.png")]
-    vectors = encoder.encode(texts=["three", "seven", "a cat", "a dog", *[None] * 4], images=[*[None] * 4, *pictures])
+    images = [golden.PHI3V / "images" / name for name in ("square.png", "wide.png", "noise.png", "rgba.png")]
+    vectors = encoder.encode(texts=["three", "seven", "a cat", "a dog", *[None] * 4], images=[*[None] * 4, *images])
     scores = encoder.similarity(vectors, vectors) - 2 * torch.eye(8)
     assert scores.max() < 0.9999
     assert scores[:4, :4].max() < 0.99

@@ -17,12 +17,12 @@ from data_prep.conversion import Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
 from tests.rig.convert_program import run_main
-from trials.rig.hand_made_train import TABLE, converted, picture, row, tree, write_rows
+from trials.rig.hand_made_train import TABLE, converted, image_bytes, row, tree, write_rows
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 
-PICTURES = "images/A/Train"
+IMAGES = "images/A/Train"
 
 
 def write_half_a_photograph(path: Path) -> None:
@@ -36,29 +36,29 @@ def rewrite(number: int, **changes: str) -> Callable[[Path], None]:
 
 
 def bomb(path: Path) -> None:
-    """A picture of 80 bytes that would take 1.2 GB."""
-    content = bytearray(picture(0))
+    """An image of 80 bytes that would take 1.2 GB."""
+    content = bytearray(image_bytes(0))
     content[16:24] = (20_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     path.write_bytes(content)
 
 
-# What spoils a picture; the reason; the rows that are then left out; whether it counts as missing.
+# What spoils an image; the reason; the rows that are then left out; whether it counts as missing.
 CASES: dict[str, tuple[Callable[[Path], object], str, list[int], str]] = {
-    "missing": (lambda root: (root / PICTURES / "1.png").unlink(), f"{PICTURES}/1.png", [1, 4, 7], "missing"),
+    "missing": (lambda root: (root / IMAGES / "1.png").unlink(), f"{IMAGES}/1.png", [1, 4, 7], "missing"),
     "named wrongly": (rewrite(7, qry_image_path="images/A/Train/x.png"), "images/A/Train/x.png", [7], "missing"),
-    "half": (lambda root: write_half_a_photograph(root / PICTURES / "2.png"), "truncated", [2, 5, 8], "unreadable"),
-    "a page": (lambda root: (root / PICTURES / "1.png").write_text("<html>"), "not a JPEG", [1, 4, 7], "unreadable"),
-    "empty": (lambda root: (root / PICTURES / "1.png").write_bytes(b""), "empty file", [1, 4, 7], "unreadable"),
-    "bomb": (lambda root: bomb(root / PICTURES / "1.png"), "pixels", [1, 4, 7], "unreadable"),
+    "half": (lambda root: write_half_a_photograph(root / IMAGES / "2.png"), "truncated", [2, 5, 8], "unreadable"),
+    "a page": (lambda root: (root / IMAGES / "1.png").write_text("<html>"), "not a JPEG", [1, 4, 7], "unreadable"),
+    "empty": (lambda root: (root / IMAGES / "1.png").write_bytes(b""), "empty file", [1, 4, 7], "unreadable"),
+    "bomb": (lambda root: bomb(root / IMAGES / "1.png"), "pixels", [1, 4, 7], "unreadable"),
     "out": (rewrite(8, pos_image_path="../secret.png"), "must be relative", [8], "unreadable"),
     "absolute": (rewrite(8, pos_image_path="/etc/hostname"), "must be relative", [8], "unreadable"),
     "NUL": (rewrite(8, pos_image_path="a\0b"), "NUL", [8], "unreadable"),
     "folder": (rewrite(8, pos_image_path="images"), "not a regular file", [8], "unreadable"),
     "link": (
         lambda root: [
-            (root / PICTURES / "9.png").symlink_to("/etc/hostname"),
-            rewrite(9, qry_image_path=f"{PICTURES}/9.png")(root),
+            (root / IMAGES / "9.png").symlink_to("/etc/hostname"),
+            rewrite(9, qry_image_path=f"{IMAGES}/9.png")(root),
         ],
         "leads out",
         [9],
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, list[int], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_picture_that_cannot_be_used_is_named_and_its_rows_are_left_out(
+def test_an_image_that_cannot_be_used_is_named_and_its_rows_are_left_out(
     case: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, reason, rows, kind = CASES[case]
@@ -92,9 +92,9 @@ def test_a_picture_that_cannot_be_used_is_named_and_its_rows_are_left_out(
     assert kept == [number for number in range(10) if number not in rows]
 
 
-def test_once_the_pictures_are_there_the_same_call_completes_the_shards(dataset: Path, tmp_path: Path) -> None:
+def test_once_the_images_are_there_the_same_call_completes_the_shards(dataset: Path, tmp_path: Path) -> None:
     converted(dataset, tmp_path / "whole", rows_per_shard=4)
-    path = dataset / PICTURES / "1.png"
+    path = dataset / IMAGES / "1.png"
     content = path.read_bytes()
     path.unlink()
     assert (
@@ -108,9 +108,9 @@ def test_once_the_pictures_are_there_the_same_call_completes_the_shards(dataset:
     assert tree(tmp_path / "o") == tree(tmp_path / "whole")
 
 
-def test_the_limit_is_on_pictures_and_an_excess_takes_the_manifest_away(dataset: Path, tmp_path: Path) -> None:
+def test_the_limit_is_on_images_and_an_excess_takes_the_manifest_away(dataset: Path, tmp_path: Path) -> None:
     for name in ("0.png", "1.png"):
-        (dataset / PICTURES / name).unlink()
+        (dataset / IMAGES / name).unlink()
     assert (
         convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o", tolerance=Tolerance(max_missing=2)).manifest
         is not None
@@ -132,8 +132,8 @@ def test_a_wrong_image_folder_is_told_before_anything_is_written(dataset: Path, 
 
 
 def test_repeats_are_counted_by_content(dataset: Path, tmp_path: Path) -> None:
-    (dataset / PICTURES / "9.png").write_bytes(picture(0))  # the same picture under another name
-    rows = [row(0), row(0), row(0, qry_image_path=f"{PICTURES}/9.png"), row(0, pos_text="other"), row(1)]
+    (dataset / IMAGES / "9.png").write_bytes(image_bytes(0))  # the same image under another name
+    rows = [row(0), row(0), row(0, qry_image_path=f"{IMAGES}/9.png"), row(0, pos_text="other"), row(1)]
     write_rows(dataset, rows)
     write_rows(dataset, [row(1)], "B/original-00000-of-00001.parquet")
     report = convert(
@@ -144,18 +144,18 @@ def test_repeats_are_counted_by_content(dataset: Path, tmp_path: Path) -> None:
         for name, part in (*report.subsets.items(), ("all", report.total))
     }
     assert counts == {"A": (5, 2, 2), "B": (1, 1, 0), "all": (6, 2, 3)}
-    assert report.total.image_bytes == 4 * len(picture(0)) + 2 * len(picture(1))
+    assert report.total.image_bytes == 4 * len(image_bytes(0)) + 2 * len(image_bytes(1))
     assert report.total.bytes == sum(path.stat().st_size for path in (tmp_path / "o").rglob("*.tar"))
 
 
 @pytest.mark.parametrize(
     ("check", "left_out"), [("decode", [1, 2, 4, 5, 7, 8]), ("header", [1, 4, 7]), ("none", [1, 4, 7])]
 )
-def test_a_lighter_check_passes_half_a_picture_but_never_a_page(
+def test_a_lighter_check_passes_half_an_image_but_never_a_page(
     check: str, left_out: list[int], dataset: Path, tmp_path: Path
 ) -> None:
-    (dataset / PICTURES / "1.png").write_text("<html>")
-    write_half_a_photograph(dataset / PICTURES / "2.png")
+    (dataset / IMAGES / "1.png").write_text("<html>")
+    write_half_a_photograph(dataset / IMAGES / "2.png")
     converted(dataset, tmp_path / "o", tolerance=Tolerance(max_missing=2), check_images=check)
     columns = ShardSet.open(tmp_path / "o").columns("A")
     assert columns["row"].tolist() == [number for number in range(10) if number not in left_out]
@@ -166,9 +166,9 @@ def test_a_lighter_check_passes_half_a_picture_but_never_a_page(
 
 
 def test_the_program_itself(dataset: Path, tmp_path: Path) -> None:
-    (dataset / PICTURES / "2.png").unlink()
+    (dataset / IMAGES / "2.png").unlink()
     command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", dataset, "--subset_name", "A"]
     command += ["--output_dir", tmp_path / "o", "--num_workers", "2"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert (result.returncode, result.stderr) == (3, "")
-    assert f"A: 1 missing images:\n  {PICTURES}/2.png\n" in result.stdout
+    assert f"A: 1 missing images:\n  {IMAGES}/2.png\n" in result.stdout

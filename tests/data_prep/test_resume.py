@@ -9,7 +9,7 @@ import pytest
 
 from data_prep import locking
 from tests.rig.convert_program import run_main
-from trials.rig.hand_made_train import TABLE, converted, make_dataset, picture, row, tree, write_rows
+from trials.rig.hand_made_train import TABLE, converted, image_bytes, make_dataset, row, tree, write_rows
 from vlm2vec.shards import ShardSet
 
 
@@ -71,14 +71,14 @@ def test_a_kill_before_the_plan_leaves_an_empty_folder(dataset: Path, tmp_path: 
     assert not list((tmp_path / "o").glob(".tmp*"))
 
 
-def test_a_changed_picture_is_taken_up_and_not_mixed(dataset: Path, tmp_path: Path) -> None:
+def test_a_changed_image_is_taken_up_and_not_mixed(dataset: Path, tmp_path: Path) -> None:
     converted(dataset, tmp_path / "o", rows_per_shard=4)
     path = dataset / "images/A/Train/0.png"
-    path.write_bytes(picture(77))
+    path.write_bytes(image_bytes(77))
     os.utime(path, (0, 0))  # an unpacked file claims to be old
     converted(dataset, tmp_path / "o", rows_per_shard=4)
     shards = ShardSet.open(tmp_path / "o")
-    assert [shards.read("A", n).query.image for n in (0, 3, 6, 9)] == [picture(77)] * 4
+    assert [shards.read("A", n).query.image for n in (0, 3, 6, 9)] == [image_bytes(77)] * 4
     converted(dataset, tmp_path / "afresh", rows_per_shard=4)
     assert tree(tmp_path / "o") == tree(tmp_path / "afresh")
 

@@ -97,7 +97,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "A-00001.json: differs from the manifest",
     ),
     "tar short": (lambda root: os.truncate(root / "A/A-00001.tar", 5000), "A-00001.tar: 5000 bytes, the manifest says"),
-    "bit in a picture": (lambda root: flip(root / "A/A-00001.tar", 1700), "sample A/00000004: damaged (checksum)"),
+    "bit in an image": (lambda root: flip(root / "A/A-00001.tar", 1700), "sample A/00000004: damaged (checksum)"),
     "bit behind the end": (lambda root: flip(root / "A/A-00001.tar", -1), "A-00001.tar: its content has changed"),
     "index of another": (
         lambda root: shutil.copy(root / "A/A-00000.parquet", root / "A/A-00001.parquet"),
@@ -169,7 +169,7 @@ def test_whole_shards_are_called_whole(mini_shards_dir: Path) -> None:
         assert found.shards == len(list(mini_shards_dir.rglob("*.tar")))
 
 
-def test_decoding_finds_half_a_picture(dataset: Path, tmp_path: Path) -> None:
+def test_decoding_finds_half_an_image(dataset: Path, tmp_path: Path) -> None:
     write_half_a_photograph(dataset / "images/A/Train/2.png")
     converted(dataset, tmp_path / "o", check_images="header")
     assert verify(tmp_path / "o").problems == ()

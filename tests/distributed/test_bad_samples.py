@@ -46,12 +46,12 @@ def bad_shards(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Shards with half an image (its checksum is right), a bit that flipped after the conversion, and odd rows."""
     root = tmp_path_factory.mktemp("bad")
     train = Path(shutil.copytree(mini_mmeb_dir / "MMEB-train", root / "train"))
-    pictures = sorted((train / "images" / "Photos" / "Train").iterdir())
+    images = sorted((train / "images" / "Photos" / "Train").iterdir())
     convert(SourceData(train, train, SUBSETS), root / "whole", replace(DEFAULT_OPTIONS, rows_per_shard=16))
     whole = ShardSet.open(root / "whole")
     target = whole.read("Photos", UNDECODABLE_ROW).query.image
-    (picture,) = [path for path in pictures if path.read_bytes() == target]
-    os.truncate(picture, picture.stat().st_size * 2 // 3)
+    (image,) = [path for path in images if path.read_bytes() == target]
+    os.truncate(image, image.stat().st_size * 2 // 3)
     assert (
         convert(
             SourceData(train, train, SUBSETS),

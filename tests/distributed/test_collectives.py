@@ -36,7 +36,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
 
 @pytest.fixture(scope="module")
 def parameter_bytes() -> dict[bool, int]:
-    """Bytes of the parameters that are trained, by whether only pictures need them; the others never run."""
+    """Bytes of the parameters that are trained, by whether only images need them; the others never run."""
     sizes: Counter[bool] = Counter()
     for name, parameter in build_encoder("full", dropout=0.0).named_parameters():
         if parameter.requires_grad:

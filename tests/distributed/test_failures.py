@@ -68,7 +68,7 @@ def jobs(forked_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_a_rank_that_fails_ends_the_job_and_names_the_item(where: str, jobs: dict[str, Job]) -> None:
     job = jobs[where]
     place = f"rank {FAILING_RANK}, {where}, chunk {FAILING_ITEM + 1} of {2 * PAIRS}"
-    expected = f"ChunkError: {place} ({name(FAILING_RANK, FAILING_ITEM)}): OSError: the picture is truncated"
+    expected = f"ChunkError: {place} ({name(FAILING_RANK, FAILING_ITEM)}): OSError: the image is truncated"
     assert expected in job.output, job.output[-4000:]
     assert job.exit_code > 0  # not killed by this test's own time limit
     assert job.seconds < SECONDS_TO_END

@@ -15,7 +15,7 @@ from data_prep.source import SourceData
 from trials.rig.forked import run_ranks
 from trials.rig.run_flags import run_flags
 
-# One picture is 1 MB of crops: all pictures of the large batch at once would double the process.
+# One image is 1 MB of crops: all images of the large batch at once would double the process.
 CROP_SIZE = 128
 GROWTH = 1.10
 

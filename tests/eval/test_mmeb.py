@@ -25,7 +25,7 @@ VECTORS = {QUESTION: EAST, "up": NORTH, "yes": NEAR_EAST, "no": NORTH, "it's\ntr
 
 @pytest.fixture
 def options(tmp_path: Path, mini_model_dir: Path) -> list[str]:
-    """A folder with GQA (picture queries, 1 of 2 rows won) and a user's own dataset (2 of 3), and its options."""
+    """A folder with GQA (image queries, 1 of 2 rows won) and a user's own dataset (2 of 3), and its options."""
     write_image(tmp_path / "images/GQA/1.png")
     gqa = [
         row(QUESTION, ["yes", "no"], "GQA/1.png"),
@@ -117,7 +117,7 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_scores(
     [
         ("weights", r"holds scores of another model \(.*/model; fingerprint \w+, now \w+\)"),
         ("crops", r"holds scores with other settings \(num_crops 4, now 1\)"),
-        ("picture", "holds scores of GQA on other rows or images"),
+        ("image", "holds scores of GQA on other rows or images"),
         ("text", "holds scores of own on other rows or images"),
         ("path", "holds scores of GQA on other rows or images"),
     ],
@@ -139,7 +139,7 @@ def test_something_else_is_refused_and_its_embeddings_are_never_reused(
         (model / "model.safetensors").write_bytes(bytes(data))
     elif change == "crops":
         options += ["--num_crops", "1"]
-    elif change == "picture":
+    elif change == "image":
         write_image(tmp_path / "images/GQA/1.png", (0, 0, 255))
     elif change == "text":
         write_dataset(tmp_path / "data", "own", [row("up", ["Yes", "no"])])

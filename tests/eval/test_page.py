@@ -28,7 +28,7 @@ NASTY = "<script>alert('x')</script> $\\frac{ & --> \"_"
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a run's folder: scores as given, and for each dataset two rows, the first lost, with pictures."""
+    """Writes a run's folder: scores as given, and for each dataset two rows, the first lost, with images."""
 
     def write(name: str, accs: dict[str, float], benchmark: Benchmark | None = MMEB) -> Path:
         folder = tmp_path / name
@@ -107,16 +107,16 @@ def test_the_page_holds_everything_and_needs_nothing_else(write_run: Callable[..
     folders = [write_run(f"checkpoint-{step}", accs) for step in (100, 200)]
     report.main([*map(str, folders), "--output_dir", str(tmp_path / "report")])
     page = Page((tmp_path / "report/report.html").read_text())
-    # A radar and the curve over steps; no script, style sheet or picture from elsewhere.
+    # A radar and the curve over steps; no script, style sheet or image from elsewhere.
     assert len(page.elements["svg"]) == 2
     assert "training step" in (tmp_path / "report/report.html").read_text()
     assert not {"script", "link", "iframe", "object"} & set(page.elements)
-    pictures = [element["src"] or "" for element in page.elements["img"]]
-    assert len(pictures) == 2 * 36
-    assert all(source.startswith("data:image/jpeg;base64,") for source in pictures)
+    images = [element["src"] or "" for element in page.elements["img"]]
+    assert len(images) == 2 * 36
+    assert all(source.startswith("data:image/jpeg;base64,") for source in images)
     assert all(name in page.text for name in [*accs, *PUBLISHED_SCORES])
     assert "the truth ranks 2 of 2" in page.text
-    thumbnail = Image.open(io.BytesIO(base64.b64decode(pictures[1].split(",")[1])))
+    thumbnail = Image.open(io.BytesIO(base64.b64decode(images[1].split(",")[1])))
     assert thumbnail.size == (200, 133)
     assert np.asarray(thumbnail)[50, 50, 0] > 250
 
@@ -135,7 +135,7 @@ def test_whatever_data_says_stays_text(write_run: Callable[..., Path], tmp_path:
     assert page.text.count(f": {NASTY}.") == 1
 
 
-def test_pictures_that_are_gone_are_left_out_and_counted(write_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_images_that_are_gone_are_left_out_and_counted(write_run: Callable[..., Path], tmp_path: Path) -> None:
     folder = write_run("run", {"GQA": 0.5})
     (tmp_path / "images/red.png").unlink()
     report.main([str(folder)])

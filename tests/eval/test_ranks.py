@@ -49,7 +49,7 @@ def to_encode(output: str) -> tuple[int, int]:
 def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     options: list[str], one_rank: Path, mini_mmeb_dir: Path, tmp_path: Path
 ) -> None:
-    """Two ranks score once, meet a damaged picture, are killed after 2 blocks each; four ranks take that run up."""
+    """Two ranks score once, meet a damaged image, are killed after 2 blocks each; four ranks take that run up."""
     images = tmp_path / "images"
     shutil.copytree(mini_mmeb_dir / EVAL_FOLDER / "images", images)
     damaged = sorted((images / "Photos").glob("*.jpg"))[0]

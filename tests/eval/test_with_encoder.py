@@ -36,7 +36,7 @@ SAME = [f"{colour}.png" for colour in COLOURS]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plain pictures: each finds itself among others (certain), its name among names (anything)."""
+    """Plain images: each finds itself among others (certain), its name among names (anything)."""
     folder = tmp_path_factory.mktemp("mmeb")
     (folder / "images").mkdir()
     for number, colour in enumerate(COLOURS):
@@ -82,7 +82,7 @@ def scores(data: Path, output: str) -> Any:
     return json.loads((data / output / "scores.json").read_text())
 
 
-def test_a_picture_finds_itself_and_the_report_shows_it(
+def test_an_image_finds_itself_and_the_report_shows_it(
     data: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mmeb.main(options(data, model, "full", "--normalize", "True", "--pooling", "last"))
@@ -101,8 +101,8 @@ def test_a_picture_finds_itself_and_the_report_shows_it(
 def test_the_chosen_names_are_those_of_the_encoder(data: Path, model: Path) -> None:
     mmeb.main(options(data, model, "names", "--subset_name", "names"))
     encoder = VLM2Vec.from_pretrained(model)
-    pictures = encoder.encode(texts=[PROMPT] * 6, images=[str(data / "images" / name) for name in SAME])
-    best = np.asarray(VLM2Vec.similarity(pictures, encoder.encode(texts=list(COLOURS)))).argmax(axis=1)
+    images = encoder.encode(texts=[PROMPT] * 6, images=[str(data / "images" / name) for name in SAME])
+    best = np.asarray(VLM2Vec.similarity(images, encoder.encode(texts=list(COLOURS)))).argmax(axis=1)
     predictions = (data / "names" / "names_pred.txt").read_text().splitlines()
     assert predictions == [repr((COLOURS[index], "")) for index in best]
 
@@ -135,8 +135,8 @@ def test_the_options_reach_the_encoder(data: Path, model: Path, adapter: Path) -
 
     (model / SETTINGS_FILE).write_text('{"max_len": 32, "num_crops": 4}')
     plain = vectors()
-    picture_differs, text_differs = 0, 1
-    assert relative_error(vectors(*changed("num_crops", "1"))[picture_differs], plain[picture_differs]) > 1e-3
+    image_differs, text_differs = 0, 1
+    assert relative_error(vectors(*changed("num_crops", "1"))[image_differs], plain[image_differs]) > 1e-3
     assert relative_error(vectors(*changed("max_len", "8"))[text_differs], plain[text_differs]) > 1e-3
     assert relative_error(vectors("--lora", "--checkpoint_path", str(adapter)), plain) > 1e-3
     raw = vectors("--normalize", "False")
@@ -172,9 +172,7 @@ def test_a_model_is_scored_as_it_was_trained_unless_told_otherwise(
     assert f"otherwise: {line}." in (data / "otherwise/report.md").read_text()
 
 
-def test_an_unreadable_picture_is_named_with_its_row(
-    data: Path, model: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreadable_image_is_named_with_its_row(data: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bad = row(PROMPT, ["x", "y"], "broken.png")
     (data / "bad" / "own").mkdir(parents=True)
     pq.write_table(

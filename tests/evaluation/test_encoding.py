@@ -29,7 +29,7 @@ def encoder(mini_model_dir: Path) -> VLM2Vec:
 
 
 def source_of(folder: Path, encoder: VLM2Vec, batch_tokens: int) -> BatchSource:
-    """Five pictures with text, one alone, twelve texts."""
+    """Five images with text, one alone, twelve texts."""
     images = [f"{number}.png" for number in range(6)]
     for number, image in enumerate(images):
         write_image(folder / image, (40 * number, 90, 10), size=(30 + 20 * number, 40))
@@ -71,7 +71,7 @@ def test_drawing_batches_leaves_the_random_state_alone(tmp_path: Path, encoder: 
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_picture_that_cannot_be_decoded_is_named_with_its_row(
+def test_an_image_that_cannot_be_decoded_is_named_with_its_row(
     tmp_path: Path, encoder: VLM2Vec, num_workers: int
 ) -> None:
     source = source_of(tmp_path, encoder, batch_tokens=64)

@@ -1,4 +1,4 @@
-"""Pictures on disk, distinct items, batches."""
+"""Images on disk, distinct items, batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan_of(
     return plan_encoding(items, scan_images(items, ImageFolder(folder)), inputs, batch_tokens, max_items)
 
 
-def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
+def test_items_with_the_same_text_and_image_bytes_are_one(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "copy.png")
     write_image(tmp_path / "b.png", (0, 0, 255))
@@ -50,7 +50,7 @@ def test_items_with_the_same_text_and_picture_bytes_are_one(tmp_path: Path, inpu
     assert sorted(plan.position[plan.order].tolist()) == [0, 1, 2, 3]
 
 
-def test_a_lone_picture_is_the_picture_under_the_benchmarks_prompt(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
+def test_a_lone_image_is_the_image_under_the_benchmarks_prompt(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["", IMAGE_ONLY_TEXT], images=["a.png", "a.png"])])
     (rows,), items = read(path)
@@ -91,7 +91,7 @@ def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, inputs:
     assert max(loads) - min(loads) <= plan.costs.max()
 
 
-def test_the_digest_sees_texts_pictures_and_batches(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
+def test_the_digest_sees_texts_images_and_batches(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x", TAG], images=["", "a.png"])])
     _, items = read(path)
@@ -112,23 +112,23 @@ def test_an_item_without_information_is_named(tmp_path: Path, inputs: ItemEncode
         plan_of(tmp_path, read(path)[1], inputs)
 
 
-def test_a_text_without_the_pictures_tag_is_named(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
+def test_a_text_without_the_images_tag_is_named(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("what?", ["x"], "a.png")])
     with pytest.raises(InputError, match=r"row 1: an item with 1 image\(s\) has no image tag"):
         plan_of(tmp_path, read(path)[1], inputs)
 
 
-def test_missing_pictures_are_counted_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_missing_images_are_counted_before_anything_is_loaded(tmp_path: Path) -> None:
     write_image(tmp_path / "here.png")
     path = write_dataset(tmp_path, "A", [row("q", ["", "", ""], images=["here.png", "gone.png", "lost.png"])])
-    message = r"row 0: .*gone\.png: no such image .* \(and 1 more of 3 pictures\)"
+    message = r"row 0: .*gone\.png: no such image .* \(and 1 more of 3 images\)"
     with pytest.raises(InputError, match=message):
         scan_images(read(path)[1], ImageFolder(tmp_path))
 
 
 @pytest.mark.parametrize("image", ["/etc/hostname", "../secret.png", "a/../../secret.png", "nul\0.png", "link.png"])
-def test_pictures_outside_the_folder_are_refused(tmp_path: Path, image: str) -> None:
+def test_images_outside_the_folder_are_refused(tmp_path: Path, image: str) -> None:
     write_image(tmp_path / "secret.png")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
@@ -137,8 +137,8 @@ def test_pictures_outside_the_folder_are_refused(tmp_path: Path, image: str) -> 
         scan_images(read(path)[1], ImageFolder(tmp_path / "images"))
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
     path = write_dataset(tmp_path, "A", [row(TAG, ["x"], query_image="a.png")])
     with pytest.raises(InputError, match=r"row 0: .*a\.png: not a JPEG"):
         scan_images(read(path)[1], ImageFolder(tmp_path))

@@ -88,7 +88,7 @@ def test_a_duplicate_of_the_truth_is_the_truth(strict_original: bool) -> None:
 
 
 def test_items_of_one_position_are_one_item() -> None:
-    """Two paths to the same picture: different items of the table, one vector."""
+    """Two paths to the same image: different items of the table, one vector."""
     position = np.asarray([0, 1, 2, 1], dtype=np.int32)
     scores = score_rows(VECTORS, position, rows_of((0, [1, 3, 2])))
     assert scores.duplicate_truth.tolist() == [True]

@@ -48,21 +48,21 @@ def sentence_transformer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any
 def test_sentence_transformers(kind: str, exported: Path, sentence_transformer: Any, tmp_path: Path) -> None:
     encoder = VLM2Vec.from_pretrained(exported / kind)
     noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    picture.save(tmp_path / "picture.png")
+    image = Image.fromarray(noise)
+    image.save(tmp_path / "image.png")
     question = "Represent the given image with the following question: what is it"
     inputs = [
         "coffee",
         "tea",
-        picture,
-        str(tmp_path / "picture.png"),
-        {"image": picture, "text": question},
-        {"image": [picture, picture], "text": "<|image_1|> and <|image_2|>"},
+        image,
+        str(tmp_path / "image.png"),
+        {"image": image, "text": question},
+        {"image": [image, image], "text": "<|image_1|> and <|image_2|>"},
         {"text": "coffee"},
     ]
     expected = encoder.encode(
         texts=["coffee", "tea", None, None, f"<|image_1|> {question}", "<|image_1|> and <|image_2|>", "coffee"],
-        images=[None, None, picture, picture, picture, [picture, picture], None],
+        images=[None, None, image, image, image, [image, image], None],
     )
     model = sentence_transformer(exported / kind)
     assert model.get_embedding_dimension() == encoder.hidden_size
@@ -70,13 +70,13 @@ def test_sentence_transformers(kind: str, exported: Path, sentence_transformer: 
     assert_close_relative(model.encode(inputs), expected.numpy(), 5e-6)
     # One kind at a time, a single input, a prompt, small batches.
     assert_close_relative(model.encode(inputs[:2]), expected[:2].numpy(), 5e-6)
-    assert_close_relative(model.encode(picture), expected[2].numpy(), 5e-6)
-    prompted = model.encode([{"image": picture, "text": "what is it"}], prompt=question.removesuffix("what is it"))
+    assert_close_relative(model.encode(image), expected[2].numpy(), 5e-6)
+    prompted = model.encode([{"image": image, "text": "what is it"}], prompt=question.removesuffix("what is it"))
     assert_close_relative(prompted[0], expected[4].numpy(), 5e-6)
     assert_close_relative(model.encode(inputs, batch_size=2), expected.numpy(), 5e-6)
     # encode_query, encode_document and whole texts are what VLM2Vec's helpers do.
-    searched: list[Any] = ["coffee", {"image": picture, "text": "tea"}, {"image": [picture, picture], "text": "two"}]
-    texts, images = ["coffee", "tea", "two"], [None, picture, [picture, picture]]
+    searched: list[Any] = ["coffee", {"image": image, "text": "tea"}, {"image": [image, image], "text": "two"}]
+    texts, images = ["coffee", "tea", "two"], [None, image, [image, image]]
     for instruction in ("Find:", "Find: {text}\n"):
         queries = encoder.encode_queries(texts, images, instruction).numpy()
         assert_close_relative(model.encode_query(searched, prompt=instruction), queries, 5e-6)
@@ -84,7 +84,7 @@ def test_sentence_transformers(kind: str, exported: Path, sentence_transformer: 
     assert_close_relative(model.encode(searched, prompt=instruction), queries, 5e-6)
     assert_close_relative(model.encode("tea", prompt="green"), encoder.encode(["greentea"])[0].numpy(), 5e-6)
     tagged = model.encode_query(inputs[5], prompt="see ")
-    assert_close_relative(tagged, encoder.encode(["see <|image_1|> and <|image_2|>"], [[picture] * 2])[0], 5e-6)
+    assert_close_relative(tagged, encoder.encode(["see <|image_1|> and <|image_2|>"], [[image] * 2])[0], 5e-6)
     assert model.similarity(model.encode("coffee"), model.encode("coffee")).item() == pytest.approx(1, abs=1e-6)
 
 

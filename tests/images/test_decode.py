@@ -25,7 +25,7 @@ def encoded(format_name: str, mode: str = "RGB", **options: object) -> bytes:
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few dozen bytes whose header promises a huge picture."""
+    """A PNG of a few dozen bytes whose header promises a huge image."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -44,7 +44,7 @@ def test_header_is_sniffed_for_every_known_format(format_name: str, extension: s
 @pytest.mark.parametrize("format_name", ["PNG", "BMP"])
 def test_lossless_formats_give_the_exact_pixels_from_bytes_and_from_a_path(format_name: str, tmp_path: Path) -> None:
     data = encoded(format_name)
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(data)
     for source in (data, path, str(path)):
         image = open_image(source)
@@ -94,7 +94,7 @@ def test_exif_orientation_is_not_applied() -> None:
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_truncated_picture_is_named(format_name: str) -> None:
+def test_truncated_image_is_named(format_name: str) -> None:
     data = encoded(format_name)
     with pytest.raises(InputError, match=r"^half\.bin: damaged"):
         open_image(data[: len(data) // 2], "half.bin")
@@ -110,7 +110,7 @@ def test_damaged_png_checksum_is_found() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"<html>404</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBP"]
 )
-def test_what_is_no_picture_is_named_on_one_line(data: bytes) -> None:
+def test_what_is_no_image_is_named_on_one_line(data: bytes) -> None:
     for reader in (read_header, open_image):
         with pytest.raises(InputError, match=r"^photo\.jpg: ") as caught:
             reader(data, "photo.jpg")

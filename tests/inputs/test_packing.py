@@ -19,15 +19,15 @@ def items() -> list[PackedItem]:
 
 
 @pytest.mark.parametrize("budget", [1, 64, 200, 1000, 10**6])
-def test_every_item_once_within_the_budget_and_pictures_apart(items: list[PackedItem], budget: int) -> None:
+def test_every_item_once_within_the_budget_and_images_apart(items: list[PackedItem], budget: int) -> None:
     chunks = TokenBudget(budget).pack(items)
     assert sorted(index for chunk in chunks for index in chunk) == list(range(97))
     for chunk in chunks:
         longest = max(items[index].num_tokens for index in chunk)
         assert len(chunk) == 1 or len(chunk) * longest <= budget
         assert len({items[index].has_image for index in chunk}) == 1
-    with_pictures = [items[chunk[0]].has_image for chunk in chunks]
-    assert with_pictures == sorted(with_pictures, reverse=True)
+    with_images = [items[chunk[0]].has_image for chunk in chunks]
+    assert with_images == sorted(with_images, reverse=True)
 
 
 def test_padding_is_small(items: list[PackedItem]) -> None:
@@ -72,8 +72,8 @@ def test_fixed_counts_mean_queries_and_targets_a_chunk(items: list[PackedItem]) 
     assert all(len(chunk) == 4 for chunk in queries[:-1])
     assert all(len(chunk) == 7 for chunk in targets[:-1])
     assert all(items[index].is_query for chunk in queries for index in chunk)
-    with_pictures = [items[chunk[0]].has_image for chunk in chunks]
-    assert with_pictures == sorted(with_pictures, reverse=True)
+    with_images = [items[chunk[0]].has_image for chunk in chunks]
+    assert with_images == sorted(with_images, reverse=True)
 
 
 def test_merged_chunks_hold_the_same_items_in_the_same_order(items: list[PackedItem]) -> None:

@@ -246,7 +246,7 @@ def test_traffic_follows_the_chunks(small: RunPlan) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "remedy"),
-    [(["--gpus", "0"], "--gpus 0"), (["--pictures_per_pair", "3"], "0 to 2"), (["--utilization", "2"], "at most 1")],
+    [(["--gpus", "0"], "--gpus 0"), (["--images_per_pair", "3"], "0 to 2"), (["--utilization", "2"], "at most 1")],
 )
 def test_refusals(flags: list[str], remedy: str) -> None:
     with pytest.raises(InputError, match=remedy):
@@ -254,19 +254,19 @@ def test_refusals(flags: list[str], remedy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "pictures"), [(0, 0), (1, 16), (2, 16 + 10), (3, 16 + 10 + 6), (4, 32), (8, 32 + 16)]
+    ("workers", "images"), [(0, 0), (1, 16), (2, 16 + 10), (3, 16 + 10 + 6), (4, 32), (8, 32 + 16)]
 )
 def test_shared_memory_is_that_of_the_chunks_made_ahead(
-    workers: int, pictures: int, small: RunPlan, monkeypatch: pytest.MonkeyPatch
+    workers: int, images: int, small: RunPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step's tasks: its mark; in pass 1 16 pictures, 16 texts; in pass 2 10 and 6 pictures, 12 and 4 texts.
+    """A step's tasks: its mark; in pass 1 16 images, 16 texts; in pass 2 10 and 6 images, 12 and 4 texts.
 
     A process has one task ahead, and the rank takes one more.
     """
     data = dataclasses.replace(small.settings.data, num_workers=workers)
     monkeypatch.setattr(small, "settings", dataclasses.replace(small.settings, data=data))
     size = small.vision_units * 3 * EDGE * EDGE * 2  # bytes of an image's crops in bfloat16
-    assert shared_memory(small) == pytest.approx(pictures * size * small.cluster.gpus, rel=1e-12)
+    assert shared_memory(small) == pytest.approx(images * size * small.cluster.gpus, rel=1e-12)
 
 
 def test_dry_run_prints_the_plan_without_ranks_or_data(mini_model_dir: Path) -> None:

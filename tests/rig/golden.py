@@ -60,13 +60,13 @@ def batch_of(
 
 
 def synthetic_pixels(salt: int, num_images: int, num_crops: int, sizes: list[list[int]]) -> torch.Tensor:
-    """The README's formula: (images, num_crops + 1, 3, 336, 336), crops that a picture does not have are zero."""
+    """The README's formula: (images, num_crops + 1, 3, 336, 336), crops that an image does not have are zero."""
     shape = (num_images, num_crops + 1, 3, 24, 24)
     index = np.arange(np.prod(shape), dtype=np.uint64)
     with np.errstate(over="ignore"):
         hashed = ((index + np.uint64(salt)) * np.uint64(2654435761)) % np.uint64(2**32)
     values = ((hashed // np.uint64(256)).astype(np.float64) / 2**24 * 4 - 2).astype(np.float32).reshape(shape)
     pixels = torch.from_numpy(values).repeat_interleave(14, dim=-1).repeat_interleave(14, dim=-2)
-    for picture, (height, width) in zip(pixels, sizes, strict=False):
-        picture[1 + (height // 336) * (width // 336) :] = 0
+    for image, (height, width) in zip(pixels, sizes, strict=False):
+        image[1 + (height // 336) * (width // 336) :] = 0
     return pixels

@@ -146,7 +146,7 @@ def test_a_damaged_span_is_named_and_its_neighbours_still_read(own_shards: Path)
     shards = ShardSet.open(own_shards)
     columns = shards.columns("Photos")
     path = own_shards / "Photos" / "Photos-00000.tar"
-    for place in (0, 512, int(columns["size"][3]) - 600):  # tar header, JSON, picture
+    for place in (0, 512, int(columns["size"][3]) - 600):  # tar header, JSON, image
         content = bytearray(path.read_bytes())
         content[int(columns["offset"][3]) + place] ^= 1
         path.write_bytes(content)

@@ -18,7 +18,7 @@ import webdataset
 
 from data_prep.verify import verify
 from tests.shards.test_version_2 import cost
-from trials.rig.hand_made_train import converted, make_dataset, picture, row, tree, write_rows
+from trials.rig.hand_made_train import converted, image_bytes, make_dataset, row, tree, write_rows
 from trials.rig.several import NUM_ROWS, expected_items, several_rows, write_several
 from vlm2vec.batches import GlobalOrder, lay_out
 from vlm2vec.errors import InputError
@@ -84,7 +84,7 @@ def test_webdataset_alone_reads_members_by_their_numbers(shards_dir: Path) -> No
     assert members[1] == ["qry.0.png", "qry.1.png"]
     assert members[2] == ["neg1.0.png", "neg1.1.png", "pos.0.png", "pos.1.png", "qry.0.png", "qry.1.png", "qry.2.png"]
     assert members[3] == ["neg1.0.png", "neg1.1.png", "neg2.png", "qry.png"]
-    assert samples[2]["qry.1.png"] == picture(180)
+    assert samples[2]["qry.1.png"] == image_bytes(180)
     record = json.loads(samples[3]["json"])
     assert [negative["text"] for negative in record["negatives"]] == ["wrong", "<|image_1|> and <|image_2|> wrong", ""]
     assert [image["path"] for image in record["negatives"][1]["images"]] == [

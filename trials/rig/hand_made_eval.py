@@ -35,7 +35,7 @@ def write_dataset(folder: Path, name: str, rows: list[Row], split: str = "test")
 
 
 def write_image(path: Path, colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (8, 6)) -> Path:
-    """Writes a plain picture."""
+    """Writes a plain image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
     return path

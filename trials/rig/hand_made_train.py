@@ -23,7 +23,7 @@ Row = dict[str, str]
 TABLE = "A/original-00000-of-00001.parquet"
 
 
-def picture(shade: int, format_name: str = "PNG") -> bytes:
+def image_bytes(shade: int, format_name: str = "PNG") -> bytes:
     """An image file of 7 x 9 pixels in one shade."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((9, 7, 3), shade, np.uint8)).save(buffer, format_name)
@@ -48,10 +48,10 @@ def write_rows(root: Path, rows: Sequence[Row], name: str = TABLE) -> None:
 
 
 def make_dataset(root: Path) -> Path:
-    """Ten rows, three pictures."""
+    """Ten rows, three images."""
     (root / "images" / "A" / "Train").mkdir(parents=True)
     for shade in range(3):
-        (root / "images" / "A" / "Train" / f"{shade}.png").write_bytes(picture(shade))
+        (root / "images" / "A" / "Train" / f"{shade}.png").write_bytes(image_bytes(shade))
     write_rows(root, [row(number) for number in range(10)])
     return root
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trials.rig.hand_made_train import TABLE, picture, row
+from trials.rig.hand_made_train import TABLE, image_bytes, row
 from vlm2vec.shards import Item
 
 NUM_ROWS = 10
@@ -41,7 +41,7 @@ def write_several(root: Path, rows: list[dict[str, Any]], name: str = TABLE) -> 
     """Writes rows with lists, and the images that they name."""
     (root / _FOLDER).mkdir(parents=True, exist_ok=True)
     for shade in range(4):
-        (root / _FOLDER / f"{shade}.png").write_bytes(picture(60 * shade))
+        (root / _FOLDER / f"{shade}.png").write_bytes(image_bytes(60 * shade))
     (root / name).parent.mkdir(exist_ok=True)
     schema = pa.schema({column: pa.string() for column in ("qry", "pos_text")})
     for column, depth in (("qry_image_path", 1), ("pos_image_path", 1), ("neg_text", 1), ("neg_image_path", 2)):
@@ -61,7 +61,7 @@ def expected_items(values: dict[str, Any]) -> tuple[Item, Item, tuple[Item, ...]
 
 
 def _images(paths: list[str]) -> tuple[bytes, ...]:
-    return tuple(picture(60 * int(Path(path).stem)) for path in paths)
+    return tuple(image_bytes(60 * int(Path(path).stem)) for path in paths)
 
 
 def _paths(*shades: int) -> list[str]:

@@ -72,7 +72,7 @@ class Phase:
 
     Attributes:
         chunks: Gone through once; those with images come first, so that one number says which slots have images. May
-            be produced while the step runs, so that only a few chunks' pictures are in memory.
+            be produced while the step runs, so that only a few chunks' images are in memory.
         num_chunks: How many there are.
         num_image_chunks: How many of them, the first ones, have images.
     """

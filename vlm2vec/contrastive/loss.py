@@ -67,7 +67,7 @@ class ContrastiveLoss:
 
     Args:
         temperature: tau, fixed (the original's value is 0.02) or learned.
-        mask_false_negatives: Leave out columns that are the same item (text and picture) as the row's own target, hard
+        mask_false_negatives: Leave out columns that are the same item (text and image) as the row's own target, hard
             negatives included. The original keeps them.
         block_rows: Rows per block; None: so many that a block has at most `BLOCK_SCORES` scores. Peak memory is one
             block of (block_rows, columns); where there is more than one block, blocks are recomputed in the backward

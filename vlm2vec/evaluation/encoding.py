@@ -1,4 +1,4 @@
-"""Encodes the batches of a plan: pictures are decoded in worker processes, every batch is one call of the encoder."""
+"""Encodes the batches of a plan: images are decoded in worker processes, every batch is one call of the encoder."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
         """The batches in this order, made ahead by worker processes (0: in this process).
 
         Raises:
-            InputError: a picture that cannot be decoded; the message names its row.
+            InputError: an image that cannot be decoded; the message names its row.
         """
         loader = torch.utils.data.DataLoader(
             self,
@@ -95,7 +95,7 @@ class BatchSource(ItemSource):
     Args:
         items: the table.
         plan: its batches.
-        folder: of the pictures.
+        folder: of the images.
         inputs: makes the encoder's inputs.
     """
 
@@ -136,7 +136,7 @@ def encode_blocks(
         store: where vectors go.
         numbers: the blocks.
         device: the encoder's.
-        num_workers: processes that decode pictures ahead.
+        num_workers: processes that decode images ahead.
 
     Raises:
         InputError: an item that cannot be encoded, or a vector that cannot be ranked.

@@ -27,14 +27,14 @@ _LEAST_BLOCKS = 64
 class EncodingPlan:
     """The order in which distinct items are encoded, and the batches they share.
 
-    Two items are the same where text and picture bytes are, whatever the picture's path. The plan depends on the items
+    Two items are the same where text and image bytes are, whatever the image's path. The plan depends on the items
     and the processor only, never on ranks: a vector's last bits depend on its batch, so batches must not change.
 
     Attributes:
-        order: the table's item for every store row, int32 (distinct items,); pictures first, then longest first.
+        order: the table's item for every store row, int32 (distinct items,); images first, then longest first.
         position: the store row of every item of the table, int32 (items,).
         bounds: batch b holds the store rows from `bounds[b]` to `bounds[b + 1]`, int64 (batches + 1,).
-        num_image_batches: batches with pictures, the first ones; the others have none.
+        num_image_batches: batches with images, the first ones; the others have none.
         costs: padded tokens of every batch, and what its vision units count as, int64 (batches,).
         digest: hash of the distinct items and their batches.
     """

@@ -27,15 +27,15 @@ ModelCall = Callable[[Any, dict[str, Any]], torch.Tensor]
 class LiveEvaluation:
     """Encodes in lock-step, under any ZeRO stage.
 
-    In slot s rank r runs batch s * ranks + r of the plan. Batches with pictures come first, so in a slot where any rank
-    has pictures the others run the vision tower on a dummy; a rank without a batch runs the padding chunk. Every rank
+    In slot s rank r runs batch s * ranks + r of the plan. Batches with images come first, so in a slot where any rank
+    has images the others run the vision tower on a dummy; a rank without a batch runs the padding chunk. Every rank
     makes the same calls with the same modules, as ZeRO-3 needs (see `vlm2vec.contrastive.slots`).
 
     Args:
         data: what to score.
         source: its batches; the same on all ranks.
-        padding_chunk: a minimal chunk without pictures.
-        num_workers: processes a rank that decode pictures ahead.
+        padding_chunk: a minimal chunk without images.
+        num_workers: processes a rank that decode images ahead.
     """
 
     def __init__(self, data: EvalData, source: BatchSource, padding_chunk: Chunk, num_workers: int) -> None:
@@ -54,7 +54,7 @@ class LiveEvaluation:
             other ranks.
 
         Raises:
-            InputError: a picture that cannot be decoded any more.
+            InputError: an image that cannot be decoded any more.
         """
         was_training = engine.training
         with kept_random_state(engine.device):

@@ -78,7 +78,7 @@ def score_rows(
     """Ranks one dataset's candidates.
 
     The truth's rank is 1 + the number of others that score as high or higher: a tie is lost. A candidate equal to the
-    truth (same text, same picture bytes) is the truth: it neither beats it nor ties with it.
+    truth (same text, same image bytes) is the truth: it neither beats it nor ties with it.
 
     Args:
         vectors: float32 (encoded items, hidden), may be a memory map; the score is the dot product.

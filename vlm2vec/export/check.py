@@ -57,7 +57,7 @@ class CheckResult:
 def check_export(
     checkpoint: Path, record: RunRecord, folder: Path, exported: Exported, base: BaseModel | None
 ) -> CheckResult:
-    """Embeds texts and a generated picture twice, in float32.
+    """Embeds texts and a generated image twice, in float32.
 
     The checkpoint's side does not use what this package reads checkpoints with: under ZeRO-1/2 it takes the module's
     own weights, under ZeRO-3 DeepSpeed's converter. Weights of a bfloat16 run, or written as bfloat16, are compared

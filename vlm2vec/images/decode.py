@@ -1,4 +1,4 @@
-"""The one place that turns picture bytes into pixels: same rules for the converter, the loader and the encoder."""
+"""The one place that turns image bytes into pixels: same rules for the converter, the loader and the encoder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vlm2vec.images.metadata import without_metadata
 MAX_IMAGE_PIXELS = 89_478_485
 # The longest side that a JPEG can have. A strip of millions of pixels, as PNG and BMP can state, is no image.
 MAX_IMAGE_SIDE = 65_535
-# Twice what so many pixels take uncompressed: a larger file is no picture, and is not read into memory.
+# Twice what so many pixels take uncompressed: a larger file is no image, and is not read into memory.
 MAX_IMAGE_BYTES = 1 << 29
 
 _EXTENSIONS = {
     "JPEG": "jpg",
-    "MPO": "jpg",  # a JPEG with further pictures behind it, as some phones write; the first one is read
+    "MPO": "jpg",  # a JPEG with further images behind it, as some phones write; the first one is read
     "PNG": "png",
     "WEBP": "webp",
     "GIF": "gif",
@@ -34,7 +34,7 @@ _REMEDY = "replace or remove the file"
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a picture's first bytes say: its file extension ("jpg", "png", "webp", "gif", "bmp") and size in pixels."""
+    """What an image's first bytes say: its file extension ("jpg", "png", "webp", "gif", "bmp") and size in pixels."""
 
     extension: str
     width: int
@@ -42,11 +42,11 @@ class ImageHeader:
 
 
 def read_header(data: bytes, name: str) -> ImageHeader:
-    """Reads format and size from a picture's bytes without decoding its pixels; the file name is never trusted.
+    """Reads format and size from an image's bytes without decoding its pixels; the file name is never trusted.
 
     Args:
         data: the whole file (only the head is read).
-        name: what error messages call the picture, usually its path.
+        name: what error messages call the image, usually its path.
 
     Raises:
         InputError: not an image, a format outside JPEG, PNG, WebP, GIF and BMP, or too large (see `check_size`).
@@ -56,17 +56,17 @@ def read_header(data: bytes, name: str) -> ImageHeader:
 
 
 def open_image(source: bytes | str | Path, name: str | None = None, keep_alpha: bool = False) -> Image.Image:
-    """Decodes a picture completely and returns it as 8-bit RGB, by the rules of the original's `convert("RGB")`.
+    """Decodes an image completely and returns it as 8-bit RGB, by the rules of the original's `convert("RGB")`.
 
     Alpha is dropped without blending, the first frame of an animation counts, EXIF orientation is not applied.
 
     Args:
         source: the file's bytes, or its path.
-        name: what error messages call the picture; the path, or "<bytes>", if not given.
+        name: what error messages call the image; the path, or "<bytes>", if not given.
         keep_alpha: Return an RGBA image as it is; other modes become RGB all the same.
 
     Raises:
-        InputError: unreadable file, not a picture, unknown format, truncated or damaged data, more than
+        InputError: unreadable file, not an image, unknown format, truncated or damaged data, more than
             `MAX_IMAGE_PIXELS`, a side over `MAX_IMAGE_SIDE`, or 16-bit grey (which `convert("RGB")` would clip to a
             white square).
     """
@@ -80,7 +80,7 @@ def open_image(source: bytes | str | Path, name: str | None = None, keep_alpha: 
 
 
 def check_image(data: bytes, name: str) -> ImageHeader:
-    """Decodes a picture completely to see that `open_image` can; only that finds a truncated JPEG.
+    """Decodes an image completely to see that `open_image` can; only that finds a truncated JPEG.
 
     Raises:
         InputError: as `open_image`.
@@ -93,7 +93,7 @@ def check_image(data: bytes, name: str) -> ImageHeader:
 
 def _decoded(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        raise InputError(f"{name}: {image.mode} pixels (more than 8 bits of grey); convert the picture to 8 bits")
+        raise InputError(f"{name}: {image.mode} pixels (more than 8 bits of grey); convert the image to 8 bits")
     try:
         image.load()
         as_it_is = image.mode == "RGB" or (keep_alpha and image.mode == "RGBA")
@@ -101,14 +101,14 @@ def _decoded(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.I
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
-        raise InputError(f"{name}: damaged or truncated picture ({_one_line(error)}); {_REMEDY}") from error
+        raise InputError(f"{name}: damaged or truncated image ({_one_line(error)}); {_REMEDY}") from error
 
 
 def _read_file(path: str | Path, name: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(f"{name}: cannot read the picture ({_one_line(error)})") from error
+        raise InputError(f"{name}: cannot read the image ({_one_line(error)})") from error
 
 
 def _open(data: bytes, name: str) -> Image.Image:

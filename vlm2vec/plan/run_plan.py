@@ -80,7 +80,7 @@ def _cluster_parser() -> OneLineErrors:
     add("--utilization", type=float, default=0.4, help="share of the peak that is assumed to be reached")
     add("--gpu_bandwidth", type=float, default=450, help="GB/s between GPUs of a node, each way; an H100's NVLink")
     add("--node_bandwidth", type=float, default=50, help="GB/s between nodes, each way; one link of 400 Gbit/s")
-    add("--pictures_per_pair", type=float, default=1.0, help="items of a pair that have an image, 0 to 2")
+    add("--images_per_pair", type=float, default=1.0, help="items of a pair that have an image, 0 to 2")
     add(
         "--image_size",
         metavar="WIDTHxHEIGHT",
@@ -100,8 +100,8 @@ def parse_cluster(argv: Sequence[str], parser: OneLineErrors | None = None) -> t
     for name in ("gpus", "nodes", "gpu_memory", "peak_tflops", "gpu_bandwidth", "node_bandwidth", "text_tokens"):
         if getattr(options, name) <= 0:
             raise InputError(f"--{name} {getattr(options, name)}: must be positive")
-    if not 0 <= options.pictures_per_pair <= 2:
-        raise InputError(f"--pictures_per_pair {options.pictures_per_pair}: a pair has 0 to 2 images")
+    if not 0 <= options.images_per_pair <= 2:
+        raise InputError(f"--images_per_pair {options.images_per_pair}: a pair has 0 to 2 images")
     if not 0 < options.utilization <= 1:
         raise InputError(f"--utilization {options.utilization}: must be above 0 and at most 1")
     cluster = Hardware(
@@ -113,7 +113,7 @@ def parse_cluster(argv: Sequence[str], parser: OneLineErrors | None = None) -> t
         gpu_bandwidth=options.gpu_bandwidth * _GIGA,
         node_bandwidth=options.node_bandwidth * _GIGA,
     )
-    return cluster, Workload(options.pictures_per_pair, options.text_tokens, _image_size(options.image_size)), rest
+    return cluster, Workload(options.images_per_pair, options.text_tokens, _image_size(options.image_size)), rest
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:

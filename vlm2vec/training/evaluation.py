@@ -136,7 +136,7 @@ def build_evaluation(
     """Reads and plans what a run is scored on, before it starts.
 
     Raises:
-        InputError: a dataset or picture that cannot be used.
+        InputError: a dataset or image that cannot be used.
     """
     if settings is None:
         return NoEvaluation()

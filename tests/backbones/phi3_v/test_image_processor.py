@@ -33,12 +33,12 @@ def test_all_sizes() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
 def test_pixels(case: dict[str, Any]) -> None:
-    picture = golden.image(case["image"])
+    image = golden.image(case["image"])
     processor = Phi3VImageProcessor(case["num_crops"])
-    rgb = processor.resize_and_pad(picture.convert("RGB"))
+    rgb = processor.resize_and_pad(image.convert("RGB"))
     assert list(rgb.size) == case["hd_rgb_size_wh"]
     assert sha256(np.asarray(rgb)) == case["sha256_hd_rgb_bytes"]
-    crops = processor.crops(picture)
+    crops = processor.crops(image)
     assert len(crops) == case["real_crops_incl_global"]
     assert list(crops.shape[1:]) == case["pixel_values_shape"][2:]
     assert sha256(crops[1:].numpy()) == case["sha256_local_crops_le_f32"]
@@ -66,7 +66,7 @@ def test_small_crops_of_a_tiny_model() -> None:
     assert processor.crops(Image.new("RGB", (64, 32))).shape == (3, 3, 32, 32)
 
 
-def test_a_tiny_picture_is_enlarged() -> None:
+def test_a_tiny_image_is_enlarged() -> None:
     assert Phi3VImageProcessor(1).crops(Image.new("RGB", (1, 1), "red")).shape == (2, 3, 336, 336)
 
 

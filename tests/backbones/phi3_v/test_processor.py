@@ -16,7 +16,7 @@ from vlm2vec.backbones.phi3_v import Phi3VImageProcessor, Phi3VProcessor, collat
 from vlm2vec.errors import InputError
 
 CASES = golden.read("processor/cases.json")["cases"]
-PICTURE = Image.new("RGB", (40, 30), "white")
+IMAGE = Image.new("RGB", (40, 30), "white")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_real_tokenizer(real_processor: Phi3VProcessor) -> None:
 
 
 def test_real_chat_prompt_lengths(real_processor: Phi3VProcessor) -> None:
-    """Figures noted in another port's tests: 4 and 16 crops of a square picture."""
+    """Figures noted in another port's tests: 4 and 16 crops of a square image."""
     prompt = "<|user|>\n<|image_1|>\nDescribe this image.<|end|>\n<|assistant|>\n"
     for num_crops, length in ((4, 773), (16, 2525)):
         tokens = Phi3VImageProcessor(num_crops).layout(500, 500).num_tokens
@@ -70,9 +70,9 @@ def test_image_prompts(golden_model_dir: Path, case: dict[str, Any]) -> None:
     assert processor.num_vision_units(width, height) == case["real_crops_incl_global"]
 
 
-def test_max_len_spares_items_with_pictures(processor: Phi3VProcessor) -> None:
+def test_max_len_spares_items_with_images(processor: Phi3VProcessor) -> None:
     text = "the quick brown fox jumps over the lazy dog"
-    assert processor("<|image_1|> " + text, [PICTURE], max_len=6)["input_ids"].shape[1] > 313
+    assert processor("<|image_1|> " + text, [IMAGE], max_len=6)["input_ids"].shape[1] > 313
     assert processor(text, max_len=6)["input_ids"].shape == (1, 6)
 
 
@@ -83,7 +83,7 @@ def test_a_stray_tag_is_text(processor: Phi3VProcessor) -> None:
 
 
 def test_an_image_without_text_gets_the_default_prompt(processor: Phi3VProcessor) -> None:
-    without, prompted = processor("", PICTURE), processor("<|image_1|> Represent the given image.", PICTURE)
+    without, prompted = processor("", IMAGE), processor("<|image_1|> Represent the given image.", IMAGE)
     assert torch.equal(without["input_ids"], prompted["input_ids"])
 
 
@@ -102,11 +102,11 @@ def test_an_image_without_text_gets_the_default_prompt(processor: Phi3VProcessor
 )
 def test_tags_that_do_not_fit_are_refused(processor: Phi3VProcessor, text: str, count: int) -> None:
     with pytest.raises(InputError, match=rf"{count} image"):
-        processor(text, [PICTURE] * count)
+        processor(text, [IMAGE] * count)
 
 
-def test_several_pictures(processor: Phi3VProcessor) -> None:
-    output = processor("a <|image_2|> b <|image_1|>", [PICTURE, PICTURE])
+def test_several_images(processor: Phi3VProcessor) -> None:
+    output = processor("a <|image_2|> b <|image_1|>", [IMAGE, IMAGE])
     ids = output["input_ids"][0].tolist()
     assert ids.count(-1) == ids.count(-2) == 313
     assert ids.index(-2) < ids.index(-1)
@@ -114,7 +114,7 @@ def test_several_pictures(processor: Phi3VProcessor) -> None:
 
 
 def test_collate(processor: Phi3VProcessor) -> None:
-    items = [processor.process_item("A dog"), processor.process_item("<|image_1|> A", [PICTURE])]
+    items = [processor.process_item("A dog"), processor.process_item("<|image_1|> A", [IMAGE])]
     batch: dict[str, Any] = {**collate_items(items, processor.pad_token_id)}
     lengths = [len(item.input_ids) for item in items]
     assert batch["attention_mask"].sum(dim=1).tolist() == lengths

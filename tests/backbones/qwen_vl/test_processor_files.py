@@ -102,9 +102,9 @@ def test_limits_of_others_are_refused() -> None:
 def test_a_tokenizer_without_images_is_refused(tmp_path: Path) -> None:
     folder = copied("qwen2_vl", tmp_path / "model")
     file = folder / "tokenizer.json"
-    file.write_text(file.read_text().replace(IMAGE_PAD, "<|picture|>"))
+    file.write_text(file.read_text().replace(IMAGE_PAD, "<|image|>"))
     (folder / "tokenizer_config.json").write_text(
-        (folder / "tokenizer_config.json").read_text().replace(IMAGE_PAD, "<|picture|>")
+        (folder / "tokenizer_config.json").read_text().replace(IMAGE_PAD, "<|image|>")
     )
     with pytest.raises(InputError, match=r"the tokenizer has no token <\|image_pad\|>"):
         Qwen2VLProcessor.from_pretrained(folder, FORMATS["vlm2vec"])

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.own import arrow_files
 from data_prep.own.arrow_files import open_arrow
-from trials.rig.hand_made_train import picture
+from trials.rig.hand_made_train import image_bytes
 from vlm2vec.errors import InputError
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -35,7 +35,7 @@ def test_every_range_of_rows_is_the_same_as_in_the_whole(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrow_files, "_BATCH_ROWS", 3)
-    images = [{"bytes": picture(shade), "path": f"{shade}.png"} for shade in range(10)]
+    images = [{"bytes": image_bytes(shade), "path": f"{shade}.png"} for shade in range(10)]
     path = write(tmp_path / f"x{suffix}", table(query_image=pa.array(images, STRUCT), other=["x"] * 10))
     file = open_arrow(path, None)
     assert (file.num_rows, file.columns) == (10, ("query", "positive", "query_image", "other"))

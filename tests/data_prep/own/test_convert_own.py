@@ -14,7 +14,7 @@ import pytest
 from data_prep import convert as program
 from data_prep import images, inspect
 from data_prep.verify import verify
-from trials.rig.hand_made_train import make_dataset, picture, tree
+from trials.rig.hand_made_train import image_bytes, make_dataset, tree
 from vlm2vec.errors import run_program
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.schema import Item, Sample
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     """Three images."""
     (tmp_path / "data/img").mkdir(parents=True)
     for shade in range(3):
-        (tmp_path / f"data/img/{shade}.png").write_bytes(picture(shade))
+        (tmp_path / f"data/img/{shade}.png").write_bytes(image_bytes(shade))
     return tmp_path / "data"
 
 
@@ -81,7 +81,7 @@ def test_every_format_gives_the_same_pairs(folder: Path, tmp_path: Path, run: An
     write_jsonl(folder / "pairs.jsonl", rows)
     write_csv(folder / "pairs.csv", rows)
     write_parquet(folder / "pairs.parquet", rows)
-    embedded = [{**each, "positive_image": {"bytes": picture(n % 3), "path": None}} for n, each in enumerate(rows)]
+    embedded = [{**each, "positive_image": {"bytes": image_bytes(n % 3), "path": None}} for n, each in enumerate(rows)]
     write_parquet(folder / "embedded.parquet", embedded)
     mmeb = {"query": "qry", "positive_image": "pos_image_path", "negative": "neg_text"}
     write_jsonl(folder / "mmeb.jsonl", [{mmeb[name]: value for name, value in each.items()} for each in rows])
@@ -94,7 +94,7 @@ def test_every_format_gives_the_same_pairs(folder: Path, tmp_path: Path, run: An
         assert verify(tmp_path / name, decode=True).problems == ()
     assert plain is not None
     assert len(plain) == ROWS
-    assert [plain[n].positive.image for n in range(3)] == [picture(shade) for shade in range(3)]
+    assert [plain[n].positive.image for n in range(3)] == [image_bytes(shade) for shade in range(3)]
     assert [plain[n].query.text for n in range(2)] == ["find 0", "find 1"]
     assert (plain[0].positive.text, plain[0].negatives) == ("", ())
     assert [each.text for each in plain[1].negatives] == ["not 1"]
@@ -112,8 +112,8 @@ def test_lists_are_several_negatives_and_several_images(name: str, folder: Path,
     path = write(folder / name, [{field: each.get(field) for field in fields} for each in rows])
     assert run(path, tmp_path / "o")[0] == 0
     first, second = samples(tmp_path / "o", "pairs")
-    assert first.query == Item("<|image_1|> <|image_2|> same?", (picture(0), picture(1)))
-    assert first.negatives == (Item("<|image_1|> one", (picture(1),)), Item("two"))
+    assert first.query == Item("<|image_1|> <|image_2|> same?", (image_bytes(0), image_bytes(1)))
+    assert first.negatives == (Item("<|image_1|> one", (image_bytes(1),)), Item("two"))
     assert (second.query, second.negatives) == (Item("find 1"), ())
     assert verify(tmp_path / "o", decode=True).problems == ()
     assert inspect.collect(tmp_path / "o", 2, None)[0].rows == 2
@@ -138,9 +138,9 @@ def test_a_changed_image_is_read_again_and_a_changed_file_or_option_refused(
 ) -> None:
     path = write_jsonl(folder / "pairs.jsonl", [row(number) for number in range(ROWS)])
     assert run(path, tmp_path / "o")[0] == 0
-    (folder / "img/0.png").write_bytes(picture(99))
+    (folder / "img/0.png").write_bytes(image_bytes(99))
     assert run(path, tmp_path / "o")[0] == 0
-    assert samples(tmp_path / "o", "pairs")[0].positive.image == picture(99)
+    assert samples(tmp_path / "o", "pairs")[0].positive.image == image_bytes(99)
     code, shown = run(path, tmp_path / "o", "--instruction", "Find:")
     assert (code, "was begun with --instruction None (now Find:); give" in shown) == (2, True)
     code, shown = run(path, tmp_path / "o", "--columns", "query=query", "positive_image=positive_image")
@@ -187,17 +187,17 @@ def test_limits_hold_for_embedded_images(
     folder: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (20_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
-    rows = [row(n, positive_image={"bytes": data}) for n, data in enumerate((header, picture(0) + bytes(2000)))]
-    path = write_parquet(folder / "pairs.parquet", [*rows, row(2, positive_image={"bytes": picture(2)})])
+    rows = [row(n, positive_image={"bytes": data}) for n, data in enumerate((header, image_bytes(0) + bytes(2000)))]
+    path = write_parquet(folder / "pairs.parquet", [*rows, row(2, positive_image={"bytes": image_bytes(2)})])
     monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 2000)
     code, shown = run(path, tmp_path / "o", "--check_images", "none")
     assert code == 3
     assert "row 0, positive_image: 20000 x 20000 is more than 89478485 pixels" in shown
-    assert f"row 1, positive_image: {len(picture(0)) + 2000} bytes are too many for an image" in shown
+    assert f"row 1, positive_image: {len(image_bytes(0)) + 2000} bytes are too many for an image" in shown
 
 
 def test_embedded_images_are_counted_one_by_one_and_stored_untouched(folder: Path, tmp_path: Path, run: Any) -> None:
-    with_metadata = picture(5) + b"trailing bytes"
+    with_metadata = image_bytes(5) + b"trailing bytes"
     data = [with_metadata, b"broken", b"broken too"]
     rows = [row(n, positive_image={"bytes": each, "path": "same.png"}) for n, each in enumerate(data)]
     path = write_parquet(folder / "pairs.parquet", rows)
@@ -234,7 +234,7 @@ def test_columns_instruction_and_image_folder(folder: Path, tmp_path: Path, run:
     assert (code, "vqa: columns not used: id\n" in shown) == (0, True)
     found = samples(tmp_path / "o", "vqa")
     assert [each.query.text for each in found] == [f"<|image_1|> Answer the question: what {n}?" for n in range(3)]
-    assert [each.query.image for each in found] == [picture(shade) for shade in range(3)]
+    assert [each.query.image for each in found] == [image_bytes(shade) for shade in range(3)]
     assert [each.positive.text for each in found] == ["a 0", "a 1", "a 2"]
     options = json.loads((tmp_path / "o/manifest.json").read_text())["options"]
     assert options["columns"] == {"query": "question", "query_image": "photo", "positive": "answer"}
@@ -293,4 +293,4 @@ def test_a_data_set_of_the_hub_is_downloaded_whole(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     columns = ["--columns", "query=query", "positive_image=positive_image", "--subset_name", "mine"]
     assert run("owner/name", tmp_path / "o", *columns)[0] == 0
-    assert samples(tmp_path / "o", "mine")[2].positive.image == picture(2)
+    assert samples(tmp_path / "o", "mine")[2].positive.image == image_bytes(2)

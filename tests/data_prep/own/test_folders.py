@@ -9,14 +9,14 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from data_prep.conversion import convert
 from data_prep.own.folders import split_files
 from data_prep.own.source import OwnData, own_subsets
-from trials.rig.hand_made_train import picture
+from trials.rig.hand_made_train import image_bytes
 from vlm2vec.errors import InputError
 from vlm2vec.shards import ShardSet
 
 
 def data_set(first: int = 0) -> Dataset:
     """Three captions with images."""
-    images = [{"bytes": picture(first + shade), "path": None} for shade in range(3)]
+    images = [{"bytes": image_bytes(first + shade), "path": None} for shade in range(3)]
     captions = [f"caption {first + number}" for number in range(3)]
     features = Features({"caption": Value("string"), "photo": Image()})
     return Dataset.from_dict({"caption": captions, "photo": images}, features)
@@ -30,7 +30,7 @@ def check(folder: Path, output: Path, split: str | None = None, config: str | No
     shards = ShardSet.open(output)
     samples = [shards.read("A", row) for row in range(3)]
     assert [sample.query.text for sample in samples] == [f"caption {first + row}" for row in range(3)]
-    assert [sample.positive.image for sample in samples] == [picture(first + row) for row in range(3)]
+    assert [sample.positive.image for sample in samples] == [image_bytes(first + row) for row in range(3)]
 
 
 def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
@@ -85,12 +85,12 @@ def test_an_image_folder_with_metadata(tmp_path: Path) -> None:
     folder.mkdir()
     with open(folder / "metadata.jsonl", "w") as file:
         for number in range(3):
-            (folder / f"{number}.png").write_bytes(picture(number))
+            (folder / f"{number}.png").write_bytes(image_bytes(number))
             file.write(json.dumps({"file_name": f"{number}.png", "text": f"t {number}"}) + "\n")
     subsets = own_subsets([folder], None, None, None)
     assert list(subsets) == ["x"]
     convert(OwnData(subsets, {"query": "text", "positive_image": "file_name"}), tmp_path / "out")
-    assert ShardSet.open(tmp_path / "out").read("x", 1).positive.image == picture(1)
+    assert ShardSet.open(tmp_path / "out").read("x", 1).positive.image == image_bytes(1)
     (folder / "metadata.jsonl").unlink()
     with pytest.raises(InputError, match=r"x: split train has no \.jsonl, .* files, only \.png"):
         split_files(folder, None, None)

@@ -22,7 +22,7 @@ from vlm2vec.ranks import close_ranks, initialize_ranks
 
 PASS_1, LOSS, PASS_2, UPDATE = "pass 1", "gather and loss", "pass 2", "update"
 STAGES = (1, 2, 3)
-# Rank 0 has most items and nearly all pictures; the name says how many chunks it makes of them.
+# Rank 0 has most items and nearly all images; the name says how many chunks it makes of them.
 BATCH = BATCHES["text only on some ranks"]
 CHUNKS = {
     "3": ChunkSizes(FixedCounts(10, 3)),

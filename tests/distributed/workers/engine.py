@@ -24,7 +24,7 @@ from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 from vlm2vec.training.watch.skipped_steps import SkippedSteps
 
-TEXTS = ["a three to the left of a seven", "Represent the given picture.", "nine", "coffee"]
+TEXTS = ["a three to the left of a seven", "Represent the given image.", "nine", "coffee"]
 LIVE = "live.pt"
 
 

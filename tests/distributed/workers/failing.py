@@ -38,7 +38,7 @@ class Encoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if bool((features == BROKEN).any()) and torch.is_grad_enabled() == self.fails_with_graph:
             (self.folder / FAILED_AT).write_text(str(time.time()))
-            raise OSError("the picture is truncated")
+            raise OSError("the image is truncated")
         return nn.functional.normalize(self.linear(features), dim=-1)
 
 

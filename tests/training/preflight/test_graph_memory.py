@@ -22,7 +22,7 @@ def test_free_memory_counts_the_cache_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("num_crops", [1, 4, 5])
-def test_pictures_with_all_crops_fill_the_budget(mini_model_dir: Path, num_crops: int) -> None:
+def test_images_with_all_crops_fill_the_budget(mini_model_dir: Path, num_crops: int) -> None:
     inputs = ItemEncoderInputs(Phi3VProcessor.from_pretrained(mini_model_dir, num_crops=num_crops), max_len=None)
     chunk = largest_chunk(inputs, TokenBudget(400))
     rows, width = chunk.inputs["input_ids"].shape

@@ -150,7 +150,7 @@ def test_a_window_of_an_older_checkpoint_has_no_squares_of_vision_units_and_no_m
     assert after.state_dict()["counts"] == [2, 20 * ROWS, 200 * ROWS, 2 * ROWS, 4 * ROWS, 2 * ROWS]
 
 
-def test_pairs_are_the_first_of_the_batch_with_their_pictures(mini_shards_dir: Path) -> None:
+def test_pairs_are_the_first_of_the_batch_with_their_images(mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir)
     batch = GlobalOrder(shards.num_samples, 16, seed=3).batch(0)
     pairs = first_pairs(batch, shards, count=16)
@@ -206,7 +206,7 @@ def test_tensorboard_shows_pairs_and_histograms(
 
 @pytest.mark.parametrize("flags", [[], ["--lora"]], ids=" ".join)
 def test_the_polynomial_counts_what_passes_take(flags: list[str], mini_model_dir: Path) -> None:
-    """With adapters only, the first layer's input has a gradient where pictures are, and none where only text is: that
+    """With adapters only, the first layer's input has a gradient where images are, and none where only text is: that
     is put to the crops, and matters in a model of a few layers. DoRA's second frozen product, which dropout needs, is
     not counted."""
     made = model(load_config(mini_model_dir, {}), *flags)

@@ -1,4 +1,4 @@
-"""Phi-3-V's "HD transform": one picture becomes a global view and a grid of local crops.
+"""Phi-3-V's "HD transform": one image becomes a global view and a grid of local crops.
 
 Pillow, numpy and torch only. Bit for bit what Microsoft's `image_processing_phi3_v.py` gives.
 """
@@ -25,10 +25,10 @@ _WHITE = 255
 
 @dataclass(frozen=True)
 class HDLayout:
-    """How a picture of one size is cut: resized and padded sizes in pixels, crops, tokens.
+    """How an image of one size is cut: resized and padded sizes in pixels, crops, tokens.
 
     Attributes:
-        resized: (width, height) after the resize, before padding, in the picture's own orientation.
+        resized: (width, height) after the resize, before padding, in the image's own orientation.
         padded: (width, height) after padding with white, multiples of the crop size.
         rows, columns: the grid of local crops.
         num_tokens: image tokens in the sequence, separators included.
@@ -52,12 +52,12 @@ def num_tokens_of(rows: int, columns: int, grid: int) -> int:
     return (rows * columns + 1) * grid * grid + 1 + (rows + 1) * grid
 
 
-# Asked for several times a picture; data sets have few different sizes.
+# Asked for several times an image; data sets have few different sizes.
 @lru_cache(maxsize=1 << 16)
 def _layout(width: int, height: int, num_crops: int, crop_size: int, grid: int) -> HDLayout:
     long_side, short_side = max(width, height), min(width, height)
     if short_side < 1:
-        raise InputError(f"a picture of {width} x {height} pixels has no content")
+        raise InputError(f"an image of {width} x {height} pixels has no content")
     ratio = long_side / short_side
     scale = 1
     while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
@@ -66,7 +66,7 @@ def _layout(width: int, height: int, num_crops: int, crop_size: int, grid: int) 
     new_short = int(new_long / ratio)
     if new_short < 1:
         raise InputError(
-            f"a picture of {width} x {height} pixels is too thin: resized to {new_long} pixels its short side "
+            f"an image of {width} x {height} pixels is too thin: resized to {new_long} pixels its short side "
             "vanishes; crop it or leave it out"
         )
     lines = math.ceil(new_short / crop_size)
@@ -78,10 +78,10 @@ def _layout(width: int, height: int, num_crops: int, crop_size: int, grid: int) 
 
 
 class Phi3VImageProcessor:
-    """Cuts pictures into normalised crops.
+    """Cuts images into normalised crops.
 
     Args:
-        num_crops: at most this many local crops a picture (the global view comes on top).
+        num_crops: at most this many local crops an image (the global view comes on top).
         crop_size: side of a crop in pixels (336 at full size).
         patch_size: side of one of the vision tower's patches in pixels.
         image_mean, image_std: per channel, on values in 0..1.
@@ -108,17 +108,17 @@ class Phi3VImageProcessor:
         self._std = torch.tensor(image_std, dtype=torch.float32).view(3, 1, 1)
 
     def layout(self, width: int, height: int) -> HDLayout:
-        """How a picture of this size is cut, without looking at it.
+        """How an image of this size is cut, without looking at it.
 
         Raises:
-            InputError: the picture is so thin that nothing of its shorter side would be left.
+            InputError: the image is so thin that nothing of its shorter side would be left.
         """
         return _layout(width, height, self.num_crops, self.crop_size, self.grid)
 
     def resize_and_pad(self, image: Image.Image) -> Image.Image:
-        """The picture on its padded canvas: bilinear resize (Pillow's, antialiased), white above and below.
+        """The image on its padded canvas: bilinear resize (Pillow's, antialiased), white above and below.
 
-        A picture that is higher than wide is transposed (axes swapped) for the work and transposed back, as in the
+        An image that is higher than wide is transposed (axes swapped) for the work and transposed back, as in the
         original; the padding is then left and right.
         """
         layout = self.layout(*image.size)
@@ -134,16 +134,16 @@ class Phi3VImageProcessor:
         return canvas.transpose(Image.Transpose.TRANSPOSE) if upright else canvas
 
     def crops(self, image: Image.Image) -> torch.Tensor:
-        """Real crops of one picture, the global view first, then the local ones row by row.
+        """Real crops of one image, the global view first, then the local ones row by row.
 
         Args:
-            image: a picture in 8-bit modes; other modes than RGB are converted (alpha dropped without blending).
+            image: an image in 8-bit modes; other modes than RGB are converted (alpha dropped without blending).
 
         Returns:
             float32 (1 + rows * columns, 3, crop_size, crop_size).
 
         Raises:
-            InputError: not a PIL picture, more than 8 bits a channel, or too thin.
+            InputError: not a PIL image, more than 8 bits a channel, or too thin.
         """
         pixels = torch.from_numpy(np.array(self.resize_and_pad(as_rgb(image)))).permute(2, 0, 1).contiguous()
         normalised = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
@@ -159,6 +159,6 @@ class Phi3VImageProcessor:
         return crops
 
     def image_size(self, width: int, height: int) -> tuple[int, int]:
-        """(height, width) of the padded picture, the model's `image_sizes` entry."""
+        """(height, width) of the padded image, the model's `image_sizes` entry."""
         padded = self.layout(width, height).padded
         return padded[1], padded[0]

@@ -109,15 +109,15 @@ class Phi3VModel(Backbone, Phi3PreTrainedModel):
         """Hidden states after the final norm.
 
         Args:
-            input_ids: int (n, L), padded on the right; image tokens are negative. Pictures fill the negative positions
-                row by row in the order of `image_sizes`; which picture an id names does not matter, as in the original.
+            input_ids: int (n, L), padded on the right; image tokens are negative. Images fill the negative positions
+                row by row in the order of `image_sizes`; which image an id names does not matter, as in the original.
             attention_mask: int (n, L), 1 on real tokens, all of them left of the padding. It only tells the rows'
                 lengths to `rope_by_row`: causal attention already keeps padding on the right out of real tokens.
-            pixel_values: float, all pictures' real crops one after another (crops, 3, S, S), or padded with zero crops
-                to one number (pictures, crops, 3, S, S); the zero crops are then left out.
-            image_sizes: int (pictures, 2), padded (height, width) of each picture. Leave it on the CPU: the layout is
+            pixel_values: float, all images' real crops one after another (crops, 3, S, S), or padded with zero crops
+                to one number (images, crops, 3, S, S); the zero crops are then left out.
+            image_sizes: int (images, 2), padded (height, width) of each image. Leave it on the CPU: the layout is
                 computed on the host, and nothing else in here makes the host wait.
-            dummy_image: without pictures, run the vision tower and the projection on one zero crop with weight zero,
+            dummy_image: without images, run the vision tower and the projection on one zero crop with weight zero,
                 so that every rank runs the same modules and every vision parameter gets a gradient, exactly zero.
             rope_by_row: rows of up to 4096 real tokens use the short rope factors whatever the batch's width; False is
                 the original's behaviour, where the padded width decides for all rows.

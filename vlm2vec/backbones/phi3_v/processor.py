@@ -80,12 +80,12 @@ _PIXELS, _SIZES, _DUMMY = "pixel_values", "image_sizes", "dummy_image"
 class Phi3VProcessor(ItemProcessor):
     """Tokenizer and image processor of Phi-3-V.
 
-    A text names its pictures with tags `<|image_1|>`, `<|image_2|>`, ...; a tag is no token: the text is split at the
-    tags, every piece is tokenized on its own with its own bos, and picture k's tokens stand between the pieces as -k.
+    A text names its images with tags `<|image_1|>`, `<|image_2|>`, ...; a tag is no token: the text is split at the
+    tags, every piece is tokenized on its own with its own bos, and image k's tokens stand between the pieces as -k.
 
     Args:
         tokenizer: the checkpoint's tokenizer.json pipeline.
-        image_processor: cuts the pictures.
+        image_processor: cuts the images.
         prompt_format: How prompts are made.
 
     Raises:
@@ -111,7 +111,7 @@ class Phi3VProcessor(ItemProcessor):
 
     @property
     def num_crops(self) -> int:
-        """At most this many local crops a picture."""
+        """At most this many local crops an image."""
         return self.image_processor.num_crops
 
     @property
@@ -211,7 +211,7 @@ class Phi3VProcessor(ItemProcessor):
         write_json(Path(folder) / PREPROCESSOR_FILE, settings)
 
     def num_image_tokens(self, width: int, height: int) -> int:
-        """Tokens of a picture of this size (pixels), without decoding it."""
+        """Tokens of an image of this size (pixels), without decoding it."""
         return self.image_processor.layout(width, height).num_tokens
 
     def num_vision_units(self, width: int, height: int) -> int:
@@ -243,7 +243,7 @@ class Phi3VProcessor(ItemProcessor):
         ids = list(pieces[0])
         for tag, piece in zip(tags, pieces[1:], strict=True):
             ids += [-tag] * image_tokens[tag - 1]
-            # The original interleaves pieces and pictures and keeps an empty last piece, which is then a lone bos.
+            # The original interleaves pieces and images and keeps an empty last piece, which is then a lone bos.
             ids += piece
         return ids
 
@@ -315,7 +315,7 @@ class Phi3VProcessor(ItemProcessor):
         Returns:
             input_ids int64 (1, L); pixel_values float32 (n, num_crops + 1, 3, S, S), the global view first, then the
             local crops, then zeros; image_sizes int64 (n, 2), padded (height, width); num_img_tokens, a list of n.
-            Without pictures pixel_values and image_sizes are None.
+            Without images pixel_values and image_sizes are None.
 
         Raises:
             InputError: see `process_item`.

@@ -49,12 +49,12 @@ class ImageEmbedding(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
-        """Image tokens of all pictures, one after another.
+        """Image tokens of all images, one after another.
 
         Args:
-            pixel_values: (real crops, 3, S, S), per picture the global view, then the local crops row by row.
-            image_sizes: int (pictures, 2), padded (height, width), on the CPU. None: the crops are no pictures (the
-                dummy of a rank without pictures) and come out in any order, separators included.
+            pixel_values: (real crops, 3, S, S), per image the global view, then the local crops row by row.
+            image_sizes: int (images, 2), padded (height, width), on the CPU. None: the crops are no images (the
+                dummy of a rank without images) and come out in any order, separators included.
 
         Returns:
             (image tokens, hidden).
@@ -81,7 +81,7 @@ class ImageEmbedding(nn.Module):
         return result
 
     def real_crops(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
-        """Pixels (pictures, crops, 3, S, S) without the zero crops that pad a picture: (real crops, 3, S, S)."""
+        """Pixels (images, crops, 3, S, S) without the zero crops that pad an image: (real crops, 3, S, S)."""
         counts = [1 + rows * columns for rows, columns in (image_sizes // self.crop_size).tolist()]
         return torch.cat([crops[:count] for crops, count in zip(pixel_values, counts, strict=True)])
 
@@ -96,11 +96,11 @@ class ImageEmbedding(nn.Module):
 def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, torch.Tensor]:
     """Where each image token of the sequence stands in the table [features, line separators, view separators].
 
-    Per picture: the token rows of the assembled local crops, each ended by a separator; one view separator; the token
+    Per image: the token rows of the assembled local crops, each ended by a separator; one view separator; the token
     rows of the global view, each ended by a separator.
 
     Args:
-        sizes: per picture (rows, columns) of local crops.
+        sizes: per image (rows, columns) of local crops.
         grid: tokens along one side of a view.
 
     Returns:
@@ -121,8 +121,8 @@ def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, tor
 
 @lru_cache(maxsize=1024)
 def _order_in_image(rows: int, columns: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One picture's image tokens: int64 (tokens,) places among its own features, line separators or view separators,
-    and which of the three, int64 (tokens,). The same for all pictures of a shape, of which there are few."""
+    """One image's image tokens: int64 (tokens,) places among its own features, line separators or view separators,
+    and which of the three, int64 (tokens,). The same for all images of a shape, of which there are few."""
     views = torch.arange((1 + rows * columns) * grid * grid, device="cpu").view(-1, grid, grid)
     local = views[1:].view(rows, columns, grid, grid).permute(0, 2, 1, 3).reshape(rows * grid, columns * grid)
     lines = torch.arange((1 + rows) * grid, device="cpu")[:, None]

@@ -57,7 +57,7 @@ def scan_images(items: ItemTable, folder: ImageFolder) -> Mapping[str, ImageFile
     failures: list[tuple[str, InputError]] = []
 
     runs = [paths[start : start + _AT_A_TIME] for start in range(0, len(paths), _AT_A_TIME)]
-    with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(paths), "check", "picture") as progress:
+    with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(paths), "check", "image") as progress:
         for run, results in zip(runs, pool.map(lambda run: [_scan(folder, path) for path in run], runs), strict=True):
             for path, result in zip(run, results, strict=True):
                 if isinstance(result, ImageFile):
@@ -67,7 +67,7 @@ def scan_images(items: ItemTable, folder: ImageFolder) -> Mapping[str, ImageFile
             progress.update(len(run))
     if failures:
         path, error = failures[0]
-        more = f" (and {len(failures) - 1} more of {len(paths)} pictures)" if len(failures) > 1 else ""
+        more = f" (and {len(failures) - 1} more of {len(paths)} images)" if len(failures) > 1 else ""
         if isinstance(error, OutsideLinkError):
             raise OutsideLinkError(f"{items.use(first_use[path])}: {error}{more}")
         raise ThingError(Thing.IMAGES, f"{folder.root}: {items.use(first_use[path])}: {error}{more}")

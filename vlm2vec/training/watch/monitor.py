@@ -85,7 +85,7 @@ class RunMonitor(Monitor):
         self._bar.update()
 
     def pairs(self, pairs: Sequence[ShownPair]) -> None:
-        """Writes texts and pictures to TensorBoard, a line a pair to the terminal."""
+        """Writes texts and images to TensorBoard, a line a pair to the terminal."""
         cells = [[str(n), each.subset, each.query, each.positive] for n, each in enumerate(pairs, 1)]
         rows = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in cells)
         header = "| # | subset | query | target |\n| --- | --- | --- | --- |"
