@@ -50,7 +50,7 @@ def run(suite: Suite) -> str:
     """Runs a suite's program; returns its section's text.
 
     Raises:
-        SystemExit: the program failed, or took more than its limit.
+        SystemExit: The program failed, or took more than its limit.
     """
     command = f"python -m {suite.command}"
     print(f"== {suite.title}: {command}", flush=True)

@@ -55,7 +55,7 @@ class Miniature:
     """Both ways on the same model and data.
 
     Args:
-        root: an empty folder.
+        root: An empty folder.
     """
 
     def __init__(self, root: Path) -> None:

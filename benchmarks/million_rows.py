@@ -41,9 +41,9 @@ def write_source(root: Path, rows: int = ROWS, images: int = IMAGES_PER_SUBSET) 
     """Writes the data set; the same arguments give the same bytes.
 
     Args:
-        root: must not exist yet; serves as --dataset_name and as --image_dir.
-        rows: in all subsets together, shared out as in MMEB-train; every subset gets at least one.
-        images: of each subset; every one is used as long as there are rows enough.
+        root: Must not exist yet; serves as --dataset_name and as --image_dir.
+        rows: In all subsets together, shared out as in MMEB-train; every subset gets at least one.
+        images: Of each subset; every one is used as long as there are rows enough.
 
     Returns:
         Rows by subset.
@@ -109,7 +109,7 @@ def measure(command: Sequence[str]) -> tuple[float, float, float]:
     Workers count. Memory is the sum of the processes' proportional shares (PSS), sampled ten times a second.
 
     Raises:
-        InputError: the program failed.
+        InputError: The program failed.
     """
     start, earlier = time.perf_counter(), os.times()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)

@@ -40,7 +40,7 @@ def build(images: Path, output: Path, num_rows: int = MMEB_EVAL_ROWS) -> None:
     """Writes `<output>/<dataset>/test-00000-of-00001.parquet` and `<output>/images/`.
 
     Raises:
-        InputError: no images, or an output that exists.
+        InputError: No images, or an output that exists.
     """
     found = sorted(path for path in images.rglob("*") if path.suffix in (".png", ".jpg"))[:NUM_IMAGES]
     if not found:

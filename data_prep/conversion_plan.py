@@ -78,7 +78,7 @@ class ConversionPlan:
         """Compares with the plan that an earlier run wrote to `path`.
 
         Raises:
-            InputError: damaged, or another option or source; the message says which.
+            InputError: Damaged, or another option or source; the message says which.
         """
         try:
             data = path.read_bytes()
@@ -100,7 +100,7 @@ def make_plan(source: Source, output_dir: Path, options: Options) -> ConversionP
     """Cuts the subsets' tables into ranges of rows and identifies the sources by their checksums.
 
     Raises:
-        InputError: anything wrong with the folders, the subsets or the tables; a zip that is not complete; a link
+        InputError: Anything wrong with the folders, the subsets or the tables; a zip that is not complete; a link
             that leads out of the image folder; images of which the first ones are all missing or cannot be used.
     """
     names = source.names(options.split_name)

@@ -25,21 +25,21 @@ class SubsetReport:
     """One subset, or all of them.
 
     Attributes:
-        rows: source rows in use.
-        samples: of them in the shards.
-        skipped: the others, by reason.
-        shards: number of tars.
-        bytes: of the tars.
-        images: images in the samples.
-        image_bytes: their bytes.
-        distinct_images: different images among them, by their bytes.
-        distinct_pairs: different (query, positive), by text and image bytes.
-        missing_images: different paths at which there is no image.
-        unreadable_images: different paths at which there is one that cannot be used (damaged, or not allowed).
-        unusable_rows: rows that no model can be trained on (tags, shape, nothing in them).
-        first_missing, first_unreadable: the first of these images with the reason.
-        first_unusable: the first of these rows: key, side and reason.
-        unused_columns: columns of the tables that nothing reads.
+        rows: Source rows in use.
+        samples: Of them in the shards.
+        skipped: The others, by reason.
+        shards: Number of tars.
+        bytes: Of the tars.
+        images: Images in the samples.
+        image_bytes: Their bytes.
+        distinct_images: Different images among them, by their bytes.
+        distinct_pairs: Different (query, positive), by text and image bytes.
+        missing_images: Different paths at which there is no image.
+        unreadable_images: Different paths at which there is one that cannot be used (damaged, or not allowed).
+        unusable_rows: Rows that no model can be trained on (tags, shape, nothing in them).
+        first_missing, first_unreadable: The first of these images with the reason.
+        first_unusable: The first of these rows: key, side and reason.
+        unused_columns: Columns of the tables that nothing reads.
     """
 
     rows: int

@@ -33,16 +33,16 @@ def download(name: str, subsets: list[str], split: str, output_dir: Path | None 
     """A data set's folder; downloads it if `name` is one of the hub's.
 
     Args:
-        name: a folder, or "owner/name" on the hub.
-        subsets: their names, or ["all"].
-        split: prefix of the tables.
-        output_dir: where to put it; by default the hub's cache.
+        name: A folder, or "owner/name" on the hub.
+        subsets: Their names, or ["all"].
+        split: Prefix of the tables.
+        output_dir: Where to put it; by default the hub's cache.
 
     Returns:
         The folder with the tables and images_zip.
 
     Raises:
-        InputError: neither a folder nor a data set that can be reached.
+        InputError: Neither a folder nor a data set that can be reached.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -56,7 +56,7 @@ def download_whole(name: str) -> Path:
     """The folder of a data set of any layout; one of the hub's is downloaded, all its tables and images.
 
     Raises:
-        InputError: neither a folder nor a data set that can be reached.
+        InputError: Neither a folder nor a data set that can be reached.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -82,7 +82,7 @@ def missing_images(
     """By subset, the images that its tables name and that are not there, with the reason.
 
     Raises:
-        InputError: anything wrong with the folders, the subsets, the tables or the zips.
+        InputError: Anything wrong with the folders, the subsets, the tables or the zips.
     """
     missing: dict[str, list[str]] = {}
     names = subset_names(dataset_dir, subsets, split)

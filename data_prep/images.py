@@ -66,7 +66,7 @@ class SubsetImages:
         """The image's bytes.
 
         Raises:
-            UnusableImageError: not there, not allowed, or unreadable.
+            UnusableImageError: Not there, not allowed, or unreadable.
         """
         try:
             return self._read(path)

@@ -29,15 +29,15 @@ def build_mini_mmeb(output_dir: Path, seed: int = 0, scale: float = 1.0) -> dict
     """Builds the miniature; it appears under its final names only when it is complete.
 
     Args:
-        output_dir: gets the folders MMEB-train, MMEB-eval and visdoc, which must not exist yet.
-        seed: the same seed gives the same bytes.
-        scale: share of the full number of rows of every subset and dataset.
+        output_dir: Gets the folders MMEB-train, MMEB-eval and visdoc, which must not exist yet.
+        seed: The same seed gives the same bytes.
+        scale: Share of the full number of rows of every subset and dataset.
 
     Returns:
         Rows by folder, e.g. {"MMEB-train/Photos": 1400, ...}.
 
     Raises:
-        InputError: one of these folders exists.
+        InputError: One of these folders exists.
     """
     for folder in _FOLDERS:
         if (output_dir / folder).exists():

@@ -33,7 +33,7 @@ def read_texts(dataset: Path) -> Iterator[str]:
     """All texts of an MMEB-train folder, every split.
 
     Raises:
-        InputError: no parquet files, or one that cannot be read.
+        InputError: No parquet files, or one that cannot be read.
     """
     files = sorted(dataset.glob("*/*.parquet"))
     if not files:
@@ -52,16 +52,16 @@ def build_mini_model(dataset: Path, output_dir: Path, seed: int = 0, family: str
     """Writes the tiny model's folder; it appears under its final name only when it is complete.
 
     Args:
-        dataset: the miniature's MMEB-train folder, for its texts.
-        output_dir: a new folder, or one that this program wrote, which is replaced.
-        seed: decides the weights.
-        family: the model's `model_type`.
+        dataset: The miniature's MMEB-train folder, for its texts.
+        output_dir: A new folder, or one that this program wrote, which is replaced.
+        seed: Decides the weights.
+        family: The model's `model_type`.
 
     Returns:
         The number of parameters.
 
     Raises:
-        InputError: no miniature of this family, no texts, or the output folder holds something else.
+        InputError: No miniature of this family, no texts, or the output folder holds something else.
     """
     if family not in BUILDERS:
         raise InputError(f"no miniature of the family {family!r}; there are {', '.join(sorted(BUILDERS))}")

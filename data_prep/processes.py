@@ -30,12 +30,12 @@ def run_tasks(
     """Yields every task with its result, as they finish.
 
     Args:
-        function: of one task; must be importable by name.
-        tasks: what to do.
-        num_workers: processes; 0 does it in this one.
+        function: Of one task; must be importable by name.
+        tasks: What to do.
+        num_workers: Processes; 0 does it in this one.
 
     Raises:
-        InputError: a worker died, or whatever `function` raises; tasks that have not begun are then dropped.
+        InputError: A worker died, or whatever `function` raises; tasks that have not begun are then dropped.
     """
     if num_workers == 0 or not tasks:
         for task in tasks:

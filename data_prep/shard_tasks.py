@@ -26,14 +26,14 @@ class ShardTask:
     """One shard to write: a fixed range of rows (first, end) of one table, whatever happens to its rows.
 
     Attributes:
-        subset: its name.
-        number: of the shard in its subset.
-        table: the source.
-        rows: first row and end of the range.
-        image_dir: what the table's image paths are relative to.
-        output_dir: the data set's folder.
-        check_images: a key of `images.CHECKS`.
-        allow_links: follow links that lead out of `image_dir`.
+        subset: Its name.
+        number: Of the shard in its subset.
+        table: The source.
+        rows: First row and end of the range.
+        image_dir: What the table's image paths are relative to.
+        output_dir: The data set's folder.
+        check_images: A key of `images.CHECKS`.
+        allow_links: Follow links that lead out of `image_dir`.
     """
 
     subset: str
@@ -61,9 +61,9 @@ class ShardResult:
     """A committed shard.
 
     Attributes:
-        record: what the manifest says about it.
-        unusable_images: each image that rows were left out for.
-        unusable_rows: each row that no model can be trained on.
+        record: What the manifest says about it.
+        unusable_images: Each image that rows were left out for.
+        unusable_rows: Each row that no model can be trained on.
     """
 
     record: ShardRecord
@@ -94,7 +94,7 @@ def write_shard(task: ShardTask) -> ShardResult:
     """Writes one shard; it appears complete or not at all. A row that cannot be trained on is left out and noted.
 
     Raises:
-        InputError: the table is damaged.
+        InputError: The table is damaged.
     """
     images = CheckedImages(task.images, task.check_images)
     skipped: Counter[str] = Counter()

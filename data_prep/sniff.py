@@ -14,11 +14,11 @@ def sniff_header(data: bytes, name: str) -> ImageHeader:
     """Format and size of an image; says nothing about whether it can be decoded.
 
     Args:
-        data: the whole file (only the head is read).
-        name: what error messages call the image.
+        data: The whole file (only the head is read).
+        name: What error messages call the image.
 
     Raises:
-        InputError: not an image of a known format, or too large (see `check_size`).
+        InputError: Not an image of a known format, or too large (see `check_size`).
     """
     header = None
     if data.startswith(_PNG_BEGIN) and len(data) >= 24:

@@ -76,11 +76,11 @@ class SourceTable:
     """One parquet file of a subset.
 
     Attributes:
-        path: the file.
-        first_row: number of its first row, counted over the subset's files.
-        num_rows: rows it has.
-        columns: those of the known columns that it has.
-        unused: its other columns.
+        path: The file.
+        first_row: Number of its first row, counted over the subset's files.
+        num_rows: Rows it has.
+        columns: Those of the known columns that it has.
+        unused: Its other columns.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class SourceTable:
         """Rows start <= number < end, numbered over the subset's files; the rest is not decoded.
 
         Raises:
-            InputError: the file is damaged there.
+            InputError: The file is damaged there.
         """
         first = self.first_row
         try:
@@ -120,7 +120,7 @@ class SourceTable:
         """Every different image that the table names, in order of first use.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         yield from distinct(self._image_paths())
 
@@ -180,7 +180,7 @@ def subset_names(root: Path, asked_for: Sequence[str], split: str) -> list[str]:
     """The subsets to convert; "all" stands for every folder that has tables of the split.
 
     Raises:
-        InputError: no such folder, a name that cannot be a folder's, a subset given twice, nothing of this split.
+        InputError: No such folder, a name that cannot be a folder's, a subset given twice, nothing of this split.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; {DOWNLOAD_HINT}")
@@ -206,7 +206,7 @@ def source_tables(root: Path, subset: str, split: str) -> list[SourceTable]:
     """A subset's tables of one split, in order; the older `train-*` files beside them are not mistaken for it.
 
     Raises:
-        InputError: none there, parts missing or of two different sets, not parquet, a column missing or not text.
+        InputError: None there, parts missing or of two different sets, not parquet, a column missing or not text.
     """
     files = _split_files(root / subset, split)
     if not files:

@@ -28,10 +28,10 @@ class Histogram:
     """Counts of whole numbers in bins: of equal width if the values lie close together, else doubling.
 
     Attributes:
-        starts: first value of each bin, and behind the last bin the value that no longer belongs to it.
-        counts: of each bin; none if there are no values.
-        median: of the values, 0 if there are none.
-        largest: of the values, 0 if there are none.
+        starts: First value of each bin, and behind the last bin the value that no longer belongs to it.
+        counts: Of each bin; none if there are no values.
+        median: Of the values, 0 if there are none.
+        largest: Of the values, 0 if there are none.
     """
 
     starts: tuple[int, ...]
@@ -76,9 +76,9 @@ class SideStatistics:
     """One side of a subset's pairs.
 
     Attributes:
-        modalities: items by what they have: "T", "I", "I+T"; "nI", "nI+T" with several images.
-        text_lengths: of items with text, in the unit that `SubsetStatistics` names.
-        image_sizes: longer side of the images, in pixels.
+        modalities: Items by what they have: "T", "I", "I+T"; "nI", "nI+T" with several images.
+        text_lengths: Of items with text, in the unit that `SubsetStatistics` names.
+        image_sizes: Longer side of the images, in pixels.
     """
 
     modalities: dict[str, int]
@@ -91,13 +91,13 @@ class SubsetStatistics:
     """One subset.
 
     Attributes:
-        name: its name.
-        rows: samples.
-        skipped: source rows left out, by reason.
-        bytes: of its tars.
-        length_unit: what text lengths count: "characters", "tokens", or "tokens of 2,000 rows".
+        name: Its name.
+        rows: Samples.
+        skipped: Source rows left out, by reason.
+        bytes: Of its tars.
+        length_unit: What text lengths count: "characters", "tokens", or "tokens of 2,000 rows".
         sides: "query", "positive" and, if any row has one, "negative".
-        examples: a few pairs, spread evenly; an error's message in the place of one that cannot be read.
+        examples: A few pairs, spread evenly; an error's message in the place of one that cannot be read.
     """
 
     name: str
@@ -120,15 +120,15 @@ def subset_statistics(
     """Collects a subset's numbers and examples.
 
     Args:
-        shards: the data.
-        name: the subset.
-        skipped: what the manifest says was left out.
-        num_bytes: of its tars.
-        examples: how many pairs to read.
-        count_tokens: the number of tokens of each text; None: lengths in characters.
+        shards: The data.
+        name: The subset.
+        skipped: What the manifest says was left out.
+        num_bytes: Of its tars.
+        examples: How many pairs to read.
+        count_tokens: The number of tokens of each text; None: lengths in characters.
 
     Raises:
-        InputError: tokens are to be counted, and a sample cannot be read.
+        InputError: Tokens are to be counted, and a sample cannot be read.
     """
     columns, rows = shards.columns(name), shards.num_samples[name]
     lengths = {side: columns[f"{side}_text_length"].astype(np.int64) for side in SIDES}
@@ -183,7 +183,7 @@ def token_counter(folder: Path) -> CountTokens:
     """Counts text tokens by a checkpoint's tokenizer; an image's tokens, which its processor decides, are not counted.
 
     Raises:
-        InputError: no tokenizer.json in the folder, or none that can be read.
+        InputError: No tokenizer.json in the folder, or none that can be read.
     """
     from tokenizers import Tokenizer
 

@@ -39,12 +39,12 @@ def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verificati
     """Checks a converter's output folder.
 
     Args:
-        root: the folder.
-        decode: also decode every image.
-        num_workers: processes; 0 does it in this one.
+        root: The folder.
+        decode: Also decode every image.
+        num_workers: Processes; 0 does it in this one.
 
     Raises:
-        InputError: there is no readable manifest to check against.
+        InputError: There is no readable manifest to check against.
     """
     manifest = Manifest.read(root)
     problems: dict[tuple[str, int], list[str]] = {}

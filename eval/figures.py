@@ -37,8 +37,8 @@ def radar(axes_labels: Sequence[str], series: Sequence[tuple[Sequence[float], st
     """A radar of scores in percent.
 
     Args:
-        axes_labels: one a spoke; at least three.
-        series: the values, one a spoke, and the colour.
+        axes_labels: One a spoke; at least three.
+        series: The values, one a spoke, and the colour.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 5.0))
@@ -70,9 +70,9 @@ def curves(steps: Sequence[int], series: Mapping[str, tuple[Sequence[float | Non
     """Scores in percent over training steps.
 
     Args:
-        steps: rising.
-        series: by name the values, one a step, None where not scored, and the colour.
-        chance: the overall score of a blind guess, percent; None: not known.
+        steps: Rising.
+        series: By name the values, one a step, None where not scored, and the colour.
+        chance: The overall score of a blind guess, percent; None: not known.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.4))

@@ -49,10 +49,10 @@ class Gallery:
     """Finds misses of one run and makes their thumbnails.
 
     Args:
-        folder: of the run.
-        summary: its `scores.json`.
-        image_dir: of the images; None: where they were when they were scored. Images that are not there are left out.
-        allow_links: follow links that lead out of the images' folder.
+        folder: Of the run.
+        summary: Its `scores.json`.
+        image_dir: Of the images; None: where they were when they were scored. Images that are not there are left out.
+        allow_links: Follow links that lead out of the images' folder.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Gallery:
         """The rows of a dataset whose truth ranks lowest, then by how far the chosen candidate is ahead.
 
         Raises:
-            InputError: the run has no predictions, or not those that it scored.
+            InputError: The run has no predictions, or not those that it scored.
         """
         score = self._summary["datasets"][dataset]
         table = read_predictions(self._folder, dataset, score)

@@ -62,14 +62,14 @@ class Setup:
     """What rank 0 has found out and all ranks work from.
 
     Attributes:
-        store: the folder that it has filled.
-        folders, options, model: the model's files, settings (values of `EncoderArguments`) and identity.
-        sources: by dataset, what its rows are and where they come from.
-        benchmark: they belong to.
-        num_items: distinct items over all of them.
-        blocks: those still to be encoded.
-        warnings: on the data.
-        adds: whether the output folder holds scores already, of the same model.
+        store: The folder that it has filled.
+        folders, options, model: The model's files, settings (values of `EncoderArguments`) and identity.
+        sources: By dataset, what its rows are and where they come from.
+        benchmark: To which they belong.
+        num_items: Distinct items over all of them.
+        blocks: Those still to be encoded.
+        warnings: On the data.
+        adds: Whether the output folder holds scores already, of the same model.
     """
 
     store: Path
@@ -108,7 +108,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
     """Reads the datasets and images and plans the encoding; on rank 0.
 
     Raises:
-        InputError: see `read_data`, `scan_images` and `plan_encoding`.
+        InputError: See `read_data`, `scan_images` and `plan_encoding`.
     """
     folders = resolve_model(encoder_arguments)
     encoder_arguments, differing = use_settings(encoder_arguments, folders)

@@ -42,7 +42,7 @@ def resolve_model(arguments: EncoderArguments) -> ModelFolders:
     """Finds the folders that the options name, downloading Hugging Face repositories.
 
     Raises:
-        InputError: neither a folder nor a repository, or `--lora` without an adapter.
+        InputError: Neither a folder nor a repository, or `--lora` without an adapter.
     """
     base = resolve_folder(arguments.model_name)
     if arguments.checkpoint_path is not None:

@@ -37,7 +37,7 @@ def read_original(folder: Path) -> dict[str, Any]:
     What the original does not know is None: chance where no benchmark lists the dataset, hits, MRR, NDCG, ties.
 
     Raises:
-        InputError: damaged scores.
+        InputError: Damaged scores.
     """
     names = {path.name.removesuffix(SCORE_SUFFIX): path for path in sorted(folder.glob(f"*{SCORE_SUFFIX}"))}
     benchmark = recognise(names)

@@ -63,8 +63,8 @@ def render(
     """The page.
 
     Args:
-        runs: in the order of the command line; misses are those of the last one.
-        misses: by dataset.
+        runs: In the order of the command line; misses are those of the last one.
+        misses: By dataset.
         num_images_missing: Images of misses that could not be read.
         more: Further tables, such as those of retrieval, and notes on them.
     """

@@ -34,7 +34,7 @@ def prepare_output(folder: Path) -> None:
     """Creates the folder of a run, before any work that would be lost without it.
 
     Raises:
-        InputError: it cannot be created or written to.
+        InputError: It cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,17 +57,17 @@ def write_run(
     are in the new predictions too.
 
     Args:
-        folder: of the run.
-        parts: for each dataset the file of its ranked rows, as `predictions_table` makes them.
-        about: the run's part of `scores.json`.
-        sources: for each dataset where its rows come from and what they are.
-        benchmark: the datasets belong to.
+        folder: Of the run.
+        parts: For each dataset the file of its ranked rows, as `predictions_table` makes them.
+        about: The run's part of `scores.json`.
+        sources: For each dataset where its rows come from and what they are.
+        benchmark: To which the datasets belong.
 
     Returns:
         The content of `scores.json`.
 
     Raises:
-        InputError: a file cannot be written, or the folder holds something that this run cannot be added to.
+        InputError: A file cannot be written, or the folder holds something that this run cannot be added to.
     """
     prepare_output(folder)
     earlier = earlier_scores(folder, parts)
@@ -112,7 +112,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
     """The scores in a folder that `eval.mmeb`, or the original's program, wrote, as `scores.json` holds them.
 
     Raises:
-        InputError: no such folder, no scores in it, or damaged ones.
+        InputError: No such folder, no scores in it, or damaged ones.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -123,12 +123,12 @@ def read_predictions(folder: Path, name: str, score: Mapping[str, Any]) -> pa.Ta
     """A dataset's part of a run's `predictions.parquet`.
 
     Args:
-        folder: of the run.
-        name: of the dataset.
-        score: what the run's `scores.json` says of it.
+        folder: Of the run.
+        name: Of the dataset.
+        score: What the run's `scores.json` says of it.
 
     Raises:
-        InputError: no such file, a damaged one, or one that does not belong to the scores.
+        InputError: No such file, a damaged one, or one that does not belong to the scores.
     """
     path = folder / PREDICTIONS_FILE
     try:

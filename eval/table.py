@@ -42,9 +42,9 @@ class Run:
     """A scored run: its column's heading and the content of its `scores.json`.
 
     Attributes:
-        label: the heading.
-        summary: the content.
-        step: the training step of its model; None: not known.
+        label: The heading.
+        summary: The content.
+        step: The training step of its model; None: not known.
     """
 
     label: str

@@ -40,9 +40,9 @@ class Prompt:
     """A task's query prompt.
 
     Attributes:
-        instruction: the paper-style wording of the `original` split.
-        purpose: the noun phrase that the paraphrases are built around.
-        image_tag: whether the tag leads the prompt. WebQA's queries carry one without having an image.
+        instruction: The paper-style wording of the `original` split.
+        purpose: The noun phrase that the paraphrases are built around.
+        image_tag: Whether the tag leads the prompt. WebQA's queries carry one without having an image.
     """
 
     instruction: str

@@ -42,7 +42,7 @@ class Source:
 
     Attributes:
         split: "train" or "test"; their digits and photograph blocks are disjoint.
-        gallery_size: how many handwritings of a digit occur among candidates; few in evaluation, so that candidates
+        gallery_size: How many handwritings of a digit occur among candidates; few in evaluation, so that candidates
             repeat among the rows and each needs encoding only once.
     """
 

@@ -19,10 +19,10 @@ class Hub(ThreadingHTTPServer):
     """Serves a folder as the data set "owner/name"; can stall in a transfer, and remembers what was sent.
 
     Attributes:
-        stall_after: with a file of more bytes than this, stop there until `released`; None: never.
-        stalled: a transfer has come to a halt.
-        released: it may end.
-        sent: names of the files that were asked for, in order.
+        stall_after: With a file of more bytes than this, stop there until `released`; None: never.
+        stalled: A transfer has come to a halt.
+        released: It may end.
+        sent: Names of the files that were asked for, in order.
     """
 
     def __init__(self, folder: Path) -> None:

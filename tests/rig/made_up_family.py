@@ -159,7 +159,7 @@ class MadeUpModel(Backbone):
         Args:
             input_ids: int64 (n, L), padded on the right.
             attention_mask: Not needed: causal attention keeps padding out of the rows.
-            stripes: float (stripes, PIXELS), all images' one after another.
+            stripes: Float (stripes, PIXELS), all images' one after another.
             image_rows: int64 (stripes / 2,), where their tokens are in the n * L tokens; None: nowhere, as a dummy's.
             heights: Stripes of each image.
         """
