@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from vlm2vec.average.mean import Factors
 from vlm2vec.average.sources import Source
-from vlm2vec.export.card import CARD, in_hub, public_name
+from vlm2vec.export.card import CARD, in_hub, license_of, public_name
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -27,7 +27,9 @@ def write_card(folder: Path, name: str, sources: Sequence[Source], shares: Seque
     first = sources[0]
     parents = [first.base or ""] if first.is_adapter else [source.name for source in sources]
     parents = [parent for parent in parents if in_hub(parent)]
+    cards = [license_of(source.folder) for source in sources]
     metadata = ModelCardData(
+        **(cards[0] if all(card == cards[0] for card in cards) else {}),
         base_model=parents or None,
         base_model_relation=("adapter" if first.is_adapter else "merge") if parents else None,
         library_name="peft" if first.is_adapter else "sentence-transformers",

@@ -1,7 +1,8 @@
-"""python -m vlm2vec.export CHECKPOINT OUT: from a checkpoint of ZeRO ranks to a Hugging Face folder."""
+"""python -m vlm2vec.export CHECKPOINT OUT: from a checkpoint of ZeRO ranks to a Hugging Face folder, and to the Hub."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 from pathlib import Path
@@ -9,34 +10,106 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from vlm2vec.errors import OneLineErrors, run_program
+from vlm2vec.errors import InputError, OneLineErrors, run_program
 from vlm2vec.export.folder import DEFAULT_SHARD_SIZE, export
+from vlm2vec.export.hub import HubTarget, local_base, log_in, push, refuse_unexported
 from vlm2vec.messages.old_names import EXPORT
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def main() -> None:
-    """Exports from the command line."""
+def flags() -> OneLineErrors:
+    """The command line."""
     parser = OneLineErrors(old_names=EXPORT, prog="vlm2vec.export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder (its latest checkpoint)")
-    parser.add_argument("output", type=Path, help="folder to make; must not exist, or be empty")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights; the run's compute dtype if not given")
-    parser.add_argument("--merge_lora", action="store_true", help="add the adapter to its base's weights")
     parser.add_argument(
-        "--max_shard_size",
-        default=DEFAULT_SHARD_SIZE,
-        help=f"largest weight file, {DEFAULT_SHARD_SIZE} if not given; memory stays below three times this",
+        "checkpoint",
+        type=Path,
+        help="Checkpoint, or a run's folder (its latest checkpoint). Without OUTPUT: an exported folder to upload.",
     )
-    parser.add_argument("--base_model", help="the run's base model, if it is not where the run had it")
-    parser.add_argument("--scores", type=Path, help="folder that eval.mmeb wrote; its scores go into the model card")
-    parser.add_argument(
+    parser.add_argument("output", type=Path, nargs="?", help="Folder to make; must not exist, or be empty.")
+    export_group = parser.add_argument_group("export")
+    export_group.add_argument(
+        "--dtype", choices=sorted(DTYPES), help="Precision of the weights (default: the run's compute dtype)."
+    )
+    export_group.add_argument("--merge_lora", action="store_true", help="Add the adapter to its base's weights.")
+    export_group.add_argument(
+        "--max_shard_size",
+        help=f"Size limit of a weight file (default: {DEFAULT_SHARD_SIZE}); memory stays below three times this.",
+    )
+    export_group.add_argument(
+        "--base_model", help="The run's base model, if it is no longer where it was. An adapter then names this one."
+    )
+    export_group.add_argument(
+        "--scores", type=Path, help="Folder that eval.mmeb wrote, whose scores go into the model card."
+    )
+    export_group.add_argument(
         "--check",
         action="store_true",
-        help="compare what checkpoint and folder make of a few items; holds both models",
+        help="Compare the embeddings of checkpoint and folder on a few items. Holds both models in memory.",
     )
-    options = parser.parse_args()
+    hub = parser.add_argument_group("upload")
+    hub.add_argument(
+        "--push_to_hub",
+        metavar="NAME",
+        help="Upload the finished folder to this repository of the Hugging Face Hub, NAMESPACE/NAME or NAME. The token "
+        "is that of `hf auth login`, or HF_TOKEN.",
+    )
+    hub.add_argument("--private", action="store_true", help="Make the repository private if it does not exist.")
+    hub.add_argument("--hub_revision", metavar="BRANCH", help="Branch to upload to (default: main).")
+    return parser
+
+
+def read_target(options: argparse.Namespace) -> HubTarget | None:
+    """Where to upload to, if anywhere.
+
+    Raises:
+        InputError: A bad name, or an option without effect.
+    """
+    if options.push_to_hub is not None:
+        return HubTarget(options.push_to_hub, options.private, options.hub_revision)
+    for name in ("private", "hub_revision"):
+        if getattr(options, name):
+            raise InputError(f"--{name}: has no effect without --push_to_hub NAME")
+    return None
+
+
+def refuse_export_flags(options: argparse.Namespace) -> None:
+    """Of a folder that is exported already, nothing but its place on the Hub can be chosen.
+
+    Raises:
+        InputError: No folder to make, or an option without effect.
+    """
+    if options.push_to_hub is None:
+        raise InputError(
+            f"no folder to make: python -m vlm2vec.export {options.checkpoint} OUTPUT; to upload a folder that is "
+            "exported already: --push_to_hub NAME"
+        )
+    for name in ("dtype", "merge_lora", "max_shard_size", "base_model", "scores", "check"):
+        if getattr(options, name):
+            raise InputError(
+                f"--{name}: has no effect on a folder that is exported already; leave it out, or give a checkpoint and "
+                "the folder to make"
+            )
+
+
+def main() -> None:
+    """Exports, uploads, or both, from the command line."""
+    options = flags().parse_args()
+    target = read_target(options)
+    if options.output is None:
+        refuse_export_flags(options)
+        refuse_unexported(options.checkpoint)
+    if target is not None:
+        target = log_in(target)  # before an export, which may take minutes
+    if options.output is not None:
+        run_export(options)
+    if target is not None:
+        upload(options.output or options.checkpoint, target)
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Makes the folder."""
     disable_progress_bar()  # of loading, during the check; the writing of files has one
     warnings.filterwarnings("ignore", category=FutureWarning)  # between transformers, PEFT and torch
     warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path`")  # --base_model says so
@@ -46,7 +119,7 @@ def main() -> None:
         options.output,
         DTYPES.get(options.dtype),
         options.merge_lora,
-        max_shard_size=options.max_shard_size,
+        max_shard_size=options.max_shard_size or DEFAULT_SHARD_SIZE,
         base_model=options.base_model,
         scores=options.scores,
         check=options.check,
@@ -54,6 +127,18 @@ def main() -> None:
     print(f"exported {checkpoint} to {options.output}: {done}")
     if checked is not None:
         print(checked)
+
+
+def upload(folder: Path, target: HubTarget) -> None:
+    """Uploads the folder."""
+    base = local_base(folder)
+    if base is not None:
+        print(
+            f"warning: {folder}/adapter_config.json names a folder of this machine as its base, {base}: others cannot "
+            "load the adapter; export with --base_model REPOSITORY",
+            file=sys.stderr,
+        )
+    print(f"uploaded {folder} to {push(folder, target)}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def export(
             exported = _write_model(checkpoint, weights, folder, base, dtype, size)
         _complete_settings(folder, record, exported.family)
         write_companions(folder)
-        write_card(folder, output.resolve().name, record, exported, card_scores)
+        write_card(folder, output.resolve().name, record, exported, base, card_scores)
         return exported, check_export(checkpoint, record, folder, exported, base) if check else None
 
 
