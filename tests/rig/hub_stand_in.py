@@ -76,10 +76,10 @@ class HubStandIn:
         ]
         return 200, {"transfer": "basic", "objects": objects}
 
-    def commit(self, name: str, branch: str, lines: list[Any]) -> tuple[int, Any]:
+    def commit(self, name: str, branch: str, data: bytes) -> tuple[int, Any]:
         """Files that appear and vanish together."""
         files = self.repositories[name].branches[branch]
-        for line in lines:
+        for line in map(json.loads, data.splitlines()):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
@@ -103,7 +103,7 @@ class HubStandIn:
             (r"/api/validate-yaml", lambda: self.validate(json.loads(data))),
             (r"/(.+)\.git/info/lfs/objects/batch", lambda _: self.batch(json.loads(data))),
             (r"/api/models/(.+)/preupload/.+", lambda _: self.preupload(json.loads(data))),
-            (r"/api/models/(.+)/commit/(.+)", lambda *to: self.commit(*to, [json.loads(x) for x in data.splitlines()])),
+            (r"/api/models/(.+)/commit/(.+)", lambda name, branch: self.commit(name, branch, data)),
             (r"/api/models/(.+)/branch/(.+)", self.branch),
             (r"/api/models/(.+)/tree/(.+)", self.tree),
             (r"/api/models/([^/]+/[^/]+)", lambda name: (200, {"id": name, **vars(self.repositories[name])})),
