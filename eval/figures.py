@@ -23,6 +23,7 @@ _STYLE = {
     "axes.labelcolor": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,
+    "text.color": _INK,
     "svg.hashsalt": "vlm2vec",  # the same figures give the same bytes
     "text.parse_math": False,  # a dollar sign in a label is a dollar sign
 }

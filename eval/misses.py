@@ -19,17 +19,18 @@ from vlm2vec.images.decode import open_image
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.item_rules import IMAGE_TAG
 
-# Side of a thumbnail in pixels: sharp at 120 CSS pixels on a dense screen, about 8 kB each.
+# Longer side of a thumbnail in pixels: about 8 kB each.
 _THUMBNAIL = 200
 _MAX_TEXT = 280
 
 
 @dataclass(frozen=True)
 class Side:
-    """A query or candidate of a miss: its text, and its image as a data URI ("" = none)."""
+    """A query or candidate of a miss: its text, its image's path, and the image as a data URI ("" = none)."""
 
     title: str
     text: str
+    path: str
     image: str
     score: float | None
 
@@ -92,7 +93,7 @@ class Gallery:
     def _side(self, title: str, text: str, image: str, score: float | None, images: Path) -> Side:
         text = " ".join(IMAGE_TAG.sub("", text).split())
         shown = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
-        return Side(title, shown, self._thumbnail(images, image) if image else "", score)
+        return Side(title, shown, image, self._thumbnail(images, image) if image else "", score)
 
     def _thumbnail(self, images: Path, image: str) -> str:
         if (images, image) not in self._thumbnails:

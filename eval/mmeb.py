@@ -18,6 +18,7 @@ import torch
 
 from eval.earlier import EMBEDDINGS_FOLDER, MODEL_SETTINGS, earlier_scores, refuse_other
 from eval.encoding import encode_missing
+from eval.invocation import Started, read_invocations
 from eval.mmeb_flags import EncoderArguments, ScoringArguments, parse_arguments
 from eval.model import (
     ModelFolders,
@@ -68,6 +69,7 @@ class Setup:
         benchmark: To which they belong.
         num_items: Distinct items over all of them.
         blocks: Those still to be encoded.
+        num_to_encode: Items in them.
         warnings: On the data.
         adds: Whether the output folder holds scores already, of the same model.
     """
@@ -80,6 +82,7 @@ class Setup:
     benchmark: Benchmark | None
     num_items: int
     blocks: tuple[int, ...]
+    num_to_encode: int
     warnings: tuple[str, ...]
     adds: bool
 
@@ -91,6 +94,7 @@ class Setup:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
+    started = Started.now("eval.mmeb", argv)
     encoder_arguments, scoring = parse_arguments(argv)
     device = device_of_rank()
     with host_ranks():
@@ -102,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         missing = on_first_rank(lambda: store.missing_predictions(len(setup.sources), scoring.strict_original))
         on_every_rank(lambda: rank_datasets(missing, store, scoring.strict_original), names_ranks=False)
         on_first_rank(lambda: finish(setup, store, scoring))
+        output = Path(scoring.encode_output_path)
+        on_first_rank(lambda: started.record(output, device, setup.num_to_encode, setup.sources))
 
 
 def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, device: torch.device) -> Setup:
@@ -124,6 +130,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
         images = scan_images(data.items, ImageFolder(scoring.image_dir, scoring.allow_links, scoring.num_frames))
     output = Path(scoring.encode_output_path)
     prepare_output(output)
+    read_invocations(output)  # a damaged file is refused before the work, not behind it
     processor = processor_of_run(encoder_arguments, folders)
     if line := recognised_format(encoder_arguments, folders, processor):
         print(line, flush=True)
@@ -148,7 +155,8 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
     store.write_data(data, plan)
     warnings += [line for rows in data.datasets for line in dataset_warnings(rows, plan.position, data.benchmark)]
     blocks = tuple(store.missing_blocks(plan))
-    _announce(data, plan, blocks, warnings)
+    num_to_encode = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
+    _announce(data, plan, num_to_encode, warnings)
     return Setup(
         store=store.folder,
         folders=folders,
@@ -158,6 +166,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
         benchmark=data.benchmark,
         num_items=len(plan.order),
         blocks=blocks,
+        num_to_encode=num_to_encode,
         warnings=tuple(warnings),
         adds=earlier is not None,
     )
@@ -232,15 +241,14 @@ def finish(setup: Setup, store: EvalStore, arguments: ScoringArguments) -> None:
     _print_scores(summary, arguments.encode_output_path)
 
 
-def _announce(data: EvalData, plan: EncodingPlan, blocks: Sequence[int], warnings: Sequence[str]) -> None:
+def _announce(data: EvalData, plan: EncodingPlan, num_to_encode: int, warnings: Sequence[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     num_rows = sum(len(rows) for rows in data.datasets)
-    left = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
     print(
         f"{counted(len(data.datasets), 'dataset')}, {counted(num_rows, 'row')}, "
         f"{counted(len(plan.order), 'unique item')}, "
-        f"{left:,} of them to encode",
+        f"{num_to_encode:,} of them to encode",
         flush=True,
     )
 

@@ -6,30 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from eval.comparison import Comparison
 from eval.figures import PAPER_COLOURS, curves, radar, run_colour
+from eval.invocation import scored_part
 from eval.misses import Miss
-from eval.table import (
-    MEAN_GROUPS,
-    Run,
-    ScoreTable,
-    complete_mean,
-    has_paper_figures,
-    metrics_table,
-    notes,
-    paper_table,
-    percent,
-    score_table,
-)
+from eval.table import MEAN_GROUPS, Run, complete_mean, has_paper_figures, percent, score_table
 from vlm2vec.evaluation.aggregation import OVERALL
 from vlm2vec.evaluation.data.selection import DISTRIBUTIONS, TASKS, in_order
+from vlm2vec.messages.page import adaptive_svg, render_page
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import PUBLISHED_SCORES
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STEP_COLOURS = ("#111827", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b5cf6")
+# Where there are more columns, a narrow screen is told to scroll.
+_NARROW_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -54,30 +47,22 @@ class BarGroup:
     bars: tuple[Bar, ...]
 
 
-def render(
-    runs: Sequence[Run],
-    misses: dict[str, list[Miss]],
-    num_images_missing: int,
-    more: tuple[Sequence[ScoreTable], Sequence[str]] = ((), ()),
-) -> str:
+def render(comparison: Comparison, misses: dict[str, list[Miss]], num_images_missing: int) -> str:
     """The page.
 
     Args:
-        runs: In the order of the command line; misses are those of the last one.
+        comparison: At least one run of `eval.mmeb`; misses are those of the last one.
         misses: By dataset.
         num_images_missing: Images of misses that could not be read.
-        more: Further tables, such as those of retrieval, and notes on them.
     """
+    runs = comparison.runs
     # Names, texts and paths come from data: everything is escaped but the figures, whose labels matplotlib escapes.
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    tables: list[ScoreTable] = [
-        table for table in (metrics_table(runs), paper_table(runs), score_table(runs)) if table is not None
-    ]
-    return environment.get_template("report.html.j2").render(
-        title=score_table(runs).title.removeprefix("Precision@1 in %, "),
+    return render_page(
+        _TEMPLATES,
+        "report.html.j2",
+        heading=score_table(runs).title.removeprefix("Precision@1 in %, "),
         cards=[_card(run, number) for number, run in enumerate(runs)],
+        summary=comparison.summary(),
         groups=_mean_groups(runs),
         with_paper=has_paper_figures(runs),
         datasets=_dataset_sections(runs),
@@ -86,8 +71,12 @@ def render(
         misses=misses,
         misses_of=runs[-1].label,
         num_images_missing=num_images_missing,
-        tables=[*more[0], *tables],
-        notes=[*notes(runs), *more[1]],
+        tables=comparison.tables(),
+        described=comparison.described(),
+        scored_part=scored_part,
+        notes=comparison.remarks(),
+        has_warnings=comparison.has_warnings,
+        narrow_columns=_NARROW_COLUMNS,
     )
 
 
@@ -102,6 +91,7 @@ def _card(run: Run, number: int) -> dict[str, object]:
         "interval": f"{low:.1f} to {high:.1f}",
         "chance": percent(overall["chance"]),
         "detail": f"{counted(overall['num_datasets'], 'dataset')}, {counted(run.summary['num_rows'], 'row')}",
+        "date": run.calls[-1].date if run.calls else None,
     }
 
 
@@ -161,7 +151,7 @@ def _radar(runs: Sequence[Run]) -> Markup | None:
         ([100 * group["acc"] for task in tasks if (group := run.group(task))], run_colour(number))
         for number, run in enumerate(runs)
     ]
-    return Markup(radar([heading(task) for task in tasks], series))
+    return Markup(adaptive_svg(radar([heading(task) for task in tasks], series)))
 
 
 def _curves(runs: Sequence[Run]) -> Markup | None:
@@ -177,4 +167,4 @@ def _curves(runs: Sequence[Run]) -> Markup | None:
         series[heading(name)] = ([100 * group["acc"] if group else None for group in groups], colour)
     overall = known[0].group(OVERALL)
     assert overall is not None
-    return Markup(curves([run.step or 0 for run in known], series, percent(overall["chance"])))
+    return Markup(adaptive_svg(curves([run.step or 0 for run in known], series, percent(overall["chance"]))))

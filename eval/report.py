@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
+from eval.cells import ScoreTable
+from eval.comparison import Comparison
 from eval.csv_file import to_csv
+from eval.invocation import read_invocations
 from eval.original import IS_ORIGINAL, is_original
 from eval.results import prepare_output, read_scores, write_text
-from eval.retrieval_table import (
-    RetrievalRun,
-    groups_table,
-    read_retrieval,
-    retrieval_metrics_table,
-    retrieval_notes,
-    retrieval_table,
-)
-from eval.table import Run, ScoreTable, metrics_table, notes, paper_table, score_table, step_of
+from eval.retrieval_table import RetrievalRun, read_retrieval
+from eval.table import Run, step_of
 from vlm2vec.errors import InputError, OneLineErrors, run_program
 from vlm2vec.evaluation.scores_file import SCORES_FILE
 from vlm2vec.messages.terminal import column, open_console, print_table
@@ -29,6 +24,8 @@ from vlm2vec.messages.terminal import column, open_console, print_table
 MARKDOWN_FILE, PAGE_FILE, CSV_FILE = "report.md", "report.html", "report.csv"
 # Where the original, and whoever follows its layout, keeps the groups of MMEB-V2.
 IMAGE_FOLDER, VISDOC_FOLDER, VIDEO_FOLDER = "image", "visdoc", "video"
+# Of cells of a kind, on a terminal.
+_STYLES = {"best": "bold green", "up": "green", "down": "red"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
     parser.add_argument(
+        "--baseline", help="heading of the run that the others are compared with; default: the first run's"
+    )
+    parser.add_argument(
         "--steps", nargs="+", type=int, help="one training step a run; default: what a name like checkpoint-400 says"
     )
     parser.add_argument("--output_dir", type=Path, help="folder of the reports; default: the last run's")
@@ -56,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--misses", type=int, default=3, help="worst misses to show of each dataset; default: 3")
     arguments = parser.parse_args(argv)
     labels = name_runs(arguments.runs, arguments.names)
+    baseline = choose_baseline(labels, arguments.baseline)
     retrievals = read_retrievals(arguments.runs, labels)
     videos = read_videos(arguments.runs, labels)
     others = {*(run.label for run in retrievals), *(run.label for run in videos)}
     runs = read_runs(arguments.runs, labels, arguments.steps, others)
-    tables = tables_of(runs, retrievals, videos)
-    lines = [*(notes(runs) if runs else ()), *retrieval_notes(retrievals)]
+    comparison = Comparison(runs, retrievals, videos, baseline)
+    tables, lines = comparison.tables(), comparison.notes()
     console = open_console()
     for table in tables:
         print_table(console, to_terminal(table))
@@ -72,25 +73,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(output / CSV_FILE, to_csv(runs, retrievals))
     files = [MARKDOWN_FILE, CSV_FILE]
     if runs:
-        images = (arguments.image_dir, arguments.allow_links)
         last = next(folder for folder, label in zip(arguments.runs, labels, strict=True) if label == runs[-1].label)
-        more = [table for table in tables if table.title not in {each.title for each in tables_of(runs, ())}]
-        page = to_page(runs, _image_run(last), *images, arguments.misses, (more, retrieval_notes(retrievals)))
+        images = (arguments.image_dir, arguments.allow_links)
+        page = to_page(comparison, _image_run(last), *images, arguments.misses)
         write_text(output / PAGE_FILE, page)
         files.append(PAGE_FILE)
     print(f"report: {', '.join(str(output / name) for name in files)}")
 
 
-def tables_of(runs: Sequence[Run], retrievals: Sequence[RetrievalRun], videos: Sequence[Run] = ()) -> list[ScoreTable]:
-    """All tables of a report."""
-    tables: list[ScoreTable | None] = [groups_table(runs, retrievals, videos)]
-    if runs:
-        tables += [score_table(runs), paper_table(runs), metrics_table(runs)]
-    if retrievals:
-        tables += [retrieval_table(retrievals), retrieval_metrics_table(retrievals)]
-    if videos:
-        tables.append(replace(score_table(videos), title="Precision@1 in %, video"))
-    return [table for table in tables if table is not None]
+def choose_baseline(labels: Sequence[str], wanted: str | None) -> str:
+    """The heading of the run that the others are compared with.
+
+    Raises:
+        InputError: There is none of that name, or nothing to compare.
+    """
+    if wanted is None:
+        return labels[0]
+    if len(labels) < 2:
+        raise InputError(f"--baseline {wanted}: no effect on a single run; give two or more, or leave it out")
+    if wanted not in labels:
+        raise InputError(f"--baseline {wanted}: is none of the runs ({', '.join(labels)})")
+    return wanted
 
 
 def read_retrievals(folders: Sequence[Path], labels: Sequence[str]) -> list[RetrievalRun]:
@@ -101,9 +104,10 @@ def read_retrievals(folders: Sequence[Path], labels: Sequence[str]) -> list[Retr
     """
     found = []
     for folder, label in zip(folders, labels, strict=True):
-        summary = read_retrieval(folder) or read_retrieval(folder / VISDOC_FOLDER)
-        if summary is not None:
-            found.append(RetrievalRun(label, summary))
+        for each in (folder, folder / VISDOC_FOLDER):
+            if (summary := read_retrieval(each)) is not None:
+                found.append(RetrievalRun(label, summary, tuple(read_invocations(each))))
+                break
     return found
 
 
@@ -114,7 +118,11 @@ def read_videos(folders: Sequence[Path], labels: Sequence[str]) -> list[Run]:
         InputError: See `read_scores`.
     """
     inside = [(folder / VIDEO_FOLDER, label) for folder, label in zip(folders, labels, strict=True)]
-    return [Run(label, read_scores(folder)) for folder, label in inside if (folder / SCORES_FILE).is_file()]
+    return [
+        Run(label, read_scores(folder), calls=tuple(read_invocations(folder)))
+        for folder, label in inside
+        if (folder / SCORES_FILE).is_file()
+    ]
 
 
 def read_runs(
@@ -143,7 +151,7 @@ def read_runs(
             continue
         summary = read_scores(own)
         step = steps[number] if steps is not None else step_of(label, folder, summary)
-        runs.append(Run(label, summary, step))
+        runs.append(Run(label, summary, step, tuple(read_invocations(own))))
     return runs
 
 
@@ -153,28 +161,22 @@ def _image_run(folder: Path) -> Path:
     return inside if inside.is_dir() and not (folder / SCORES_FILE).exists() else folder
 
 
-def to_page(
-    runs: Sequence[Run],
-    folder: Path,
-    image_dir: Path | None,
-    allow_links: bool,
-    num_misses: int,
-    more: tuple[Sequence[ScoreTable], Sequence[str]] = ((), ()),
-) -> str:
-    """`report.html`, with the misses of the last run, which lies in `folder`, and further tables and notes.
+def to_page(comparison: Comparison, folder: Path, image_dir: Path | None, allow_links: bool, num_misses: int) -> str:
+    """`report.html`, with the misses of the last run, which lies in `folder`.
 
     Raises:
-        InputError: its predictions are missing, or the report's packages.
+        InputError: Its predictions are missing, or the report's packages.
     """
     try:
         from eval.misses import Gallery, galleries
         from eval.page import render
     except ImportError as error:
         raise InputError(f"{PAGE_FILE} needs {error.name}; install it with pip install '.[report]'") from error
-    gallery = Gallery(folder, runs[-1].summary, image_dir, allow_links)
-    scored = [] if runs[-1].summary.get(IS_ORIGINAL) else list(runs[-1].datasets)  # the original keeps no rows
+    last = comparison.runs[-1]
+    gallery = Gallery(folder, last.summary, image_dir, allow_links)
+    scored = [] if last.summary.get(IS_ORIGINAL) else list(last.datasets)  # the original keeps no rows
     misses = galleries(gallery, scored, num_misses)
-    return render(runs, misses, gallery.num_missing, more)
+    return render(comparison, misses, gallery.num_missing)
 
 
 def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
@@ -195,12 +197,16 @@ def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
 
 def to_terminal(table: ScoreTable) -> Table:
     """A table for a terminal."""
-    texts = zip(table.headings, _text_columns(table), strict=True)
+    texts = zip(table.headings, table.text_columns, strict=True)
     columns = (column(escape(heading), "left" if is_text else "right") for heading, is_text in texts)
     view = Table(*columns, title=escape(table.title), title_justify="left")
     for section in table.sections:
         for row in section:
-            view.add_row(*(escape(cell) for cell in row.texts()), style="bold" if row.is_mean else None)
+            cells = [
+                f"[{_STYLES[kind]}]{escape(text)}[/]" if kind else escape(text)
+                for text, kind in zip(row.texts(), row.kinds(), strict=True)
+            ]
+            view.add_row(*cells, style="bold" if row.is_mean else None)
         view.add_section()
     return view
 
@@ -210,15 +216,14 @@ def to_markdown(tables: Sequence[ScoreTable], lines: Sequence[str]) -> str:
     text: list[str] = []
     for number, table in enumerate(tables):
         text += [f"{'##' if number else '#'} {table.title}", "", _line(table.headings)]
-        text += [_line(["---" if is_text else "---:" for is_text in _text_columns(table)])]
+        text += [_line(["---" if is_text else "---:" for is_text in table.text_columns])]
         for row in (row for section in table.sections for row in section):
-            text.append(_line([f"**{cell}**" if row.is_mean and cell else cell for cell in row.texts()]))
+            cells = zip(row.texts(), row.kinds(), strict=True)
+            text.append(
+                _line([f"**{cell}**" if cell and (row.is_mean or kind == "best") else cell for cell, kind in cells])
+            )
         text.append("")
     return "\n".join([*text, *(f"- {line}" for line in lines), ""])
-
-
-def _text_columns(table: ScoreTable) -> list[bool]:
-    return [isinstance(cell, str) for cell in table.sections[0][0].cells]
 
 
 def _line(cells: Sequence[str]) -> str:

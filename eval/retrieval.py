@@ -19,6 +19,7 @@ import torch
 from eval.collections import FoundCollection, find_collections
 from eval.earlier import EMBEDDINGS_FOLDER, MODEL_SETTINGS
 from eval.encoding import encode_missing
+from eval.invocation import Started, read_invocations
 from eval.mmeb_flags import EncoderArguments
 from eval.model import (
     ModelFolders,
@@ -67,6 +68,7 @@ class Setup:
         folders, options, model: The model's files, settings (values of `EncoderArguments`) and identity.
         names, groups: Of the collections, and the groups of MMEB-V2 that they belong to ("" for one's own).
         blocks: Those still to be encoded.
+        num_to_encode: Items in them.
         warnings: On the data and the settings.
     """
 
@@ -77,6 +79,7 @@ class Setup:
     names: tuple[str, ...]
     groups: tuple[str, ...]
     blocks: tuple[int, ...]
+    num_to_encode: int
     warnings: tuple[str, ...]
 
     @property
@@ -91,6 +94,7 @@ class Setup:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
+    started = Started.now("eval.retrieval", argv)
     encoder_arguments, arguments = parse_arguments(argv)
     device = device_of_rank()
     with host_ranks():
@@ -104,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing:
             on_every_rank(lambda: rank(missing, ranked, setup, store), names_ranks=False)
         on_first_rank(lambda: finish(setup, store, ranked, arguments))
+        output = Path(arguments.encode_output_path)
+        on_first_rank(lambda: started.record(output, device, setup.num_to_encode, setup.names))
 
 
 def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, device: torch.device) -> Setup:
@@ -117,6 +123,7 @@ def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, 
     found = find_collections(arguments.dataset_name, arguments.subset_name)
     output = Path(arguments.encode_output_path)
     prepare_output(output)
+    read_invocations(output)  # a damaged file is refused before the work, not behind it
     processor = processor_of_run(encoder_arguments, folders)
     if line := recognised_format(encoder_arguments, folders, processor):
         print(line, flush=True)
@@ -136,9 +143,10 @@ def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, 
     for number, collection in enumerate(collections):
         write_collection(_collection_file(store.folder, number), collection)
     blocks = tuple(store.missing_blocks(plan))
+    num_to_encode = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
     warnings = [f"scored with other settings than trained: {name} {text}" for name, text in differing.items()]
     warnings += [f"{collection.name}: {note}" for collection in collections for note in collection.notes]
-    _announce(collections, plan, blocks, warnings)
+    _announce(collections, plan, num_to_encode, warnings)
     return Setup(
         store=store.folder,
         folders=folders,
@@ -147,6 +155,7 @@ def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, 
         names=tuple(collection.name for collection in collections),
         groups=tuple(each.known.group if each.known else "" for each in found),
         blocks=blocks,
+        num_to_encode=num_to_encode,
         warnings=tuple(warnings),
     )
 
@@ -236,16 +245,15 @@ def _store_key(
 
 
 def _announce(
-    collections: Sequence[Collection], plan: EncodingPlan, blocks: Sequence[int], warnings: Sequence[str]
+    collections: Sequence[Collection], plan: EncodingPlan, num_to_encode: int, warnings: Sequence[str]
 ) -> None:
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
-    left = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
     print(
         f"{counted(len(collections), 'collection')}, "
         f"{counted(sum(len(each.queries) for each in collections), 'query', 'queries')}, "
         f"{counted(sum(len(each.documents) for each in collections), 'document')}, "
-        f"{counted(len(plan.order), 'unique item')}, {left:,} of them to encode",
+        f"{counted(len(plan.order), 'unique item')}, {num_to_encode:,} of them to encode",
         flush=True,
     )
 

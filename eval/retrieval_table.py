@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.cells import Row, ScoreTable, not_told_apart
+from eval.invocation import Invocation
 from eval.retrieval_results import RETRIEVAL_FILE
-from eval.table import Row, Run, ScoreTable, not_told_apart, percent
+from eval.table import Run, percent
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.aggregation import OVERALL
 from vlm2vec.formats.json_files import read_json, without_checksum
@@ -23,10 +25,11 @@ _SHOWN_METRICS = (VISDOC_METRIC, "ndcg_linear@10", "hit@1", "recall@10")
 
 @dataclass(frozen=True)
 class RetrievalRun:
-    """A run of `eval.retrieval`: its heading and the content of its `retrieval.json`."""
+    """A run of `eval.retrieval`: its heading, the content of its `retrieval.json`, and the calls that scored it."""
 
     label: str
     summary: Mapping[str, Any]
+    calls: tuple[Invocation, ...] = ()
 
     def metric(self, collection: str, name: str) -> tuple[float, Sequence[float]] | None:
         """A metric's mean and interval as shares; None: not scored."""
@@ -57,21 +60,26 @@ def read_retrieval(folder: Path) -> Mapping[str, Any] | None:
     return summary
 
 
-def retrieval_table(runs: Sequence[RetrievalRun]) -> ScoreTable:
-    """Runs side by side: each collection under its group, the groups' means, the mean over visual documents."""
+def retrieval_table(runs: Sequence[RetrievalRun], baseline: int = 0) -> ScoreTable:
+    """Runs side by side: each collection under its group, the groups' means, the mean over visual documents.
+
+    Args:
+        runs: In the order of columns.
+        baseline: Place of the run that the others are compared with.
+    """
     order = {each.name: place for place, each in enumerate(VISDOC_SETS)}
     scores = {name: score for run in runs for name, score in run.summary["collections"].items()}
     names = sorted(scores, key=lambda name: (order.get(name, len(order)), name))
     sections = []
     for group in (*VISDOC_GROUPS, _OWN):
         members = [name for name in names if (scores[name].get("group") or _OWN) == group]
-        rows = [_collection_row(name, scores[name], runs) for name in members]
+        rows = [_collection_row(name, scores[name], runs, baseline) for name in members]
         if rows and group != _OWN:
-            rows.append(_mean_row(group, runs))
+            rows.append(_mean_row(group, runs, baseline))
         if rows:
             sections.append(tuple(rows))
     if any(VISDOC in run.summary["groups"] for run in runs):
-        sections.append((_mean_row(VISDOC, runs),))
+        sections.append((_mean_row(VISDOC, runs, baseline),))
     return ScoreTable(
         title="nDCG@5 in %, retrieval from a corpus",
         headings=("collection", "queries", "documents", *(run.label for run in runs)),
@@ -138,28 +146,50 @@ def _documents(run: RetrievalRun) -> tuple[float, str]:
     return 100.0 * mean[VISDOC_METRIC], covered
 
 
-def retrieval_notes(runs: Sequence[RetrievalRun]) -> list[str]:
-    """The models, and what was left out of the data."""
-    lines = []
-    for run in runs:
-        model, scores = run.summary["model"], run.summary["collections"].values()
-        queries = counted(sum(score["num_queries"] for score in scores), "query", "queries")
-        lines.append(f"{run.label}: {model['model_name']} (fingerprint {model['fingerprint']}), retrieval, {queries}.")
-        lines += [f"{run.label}: {warning}." for warning in run.summary["warnings"]]
-    return lines
+def describe_retrieval(run: RetrievalRun) -> str:
+    """A run's model and size in a line."""
+    model, scores = run.summary["model"], run.summary["collections"].values()
+    queries = counted(sum(score["num_queries"] for score in scores), "query", "queries")
+    return f"{run.label}: {model['model_name']} (fingerprint {model['fingerprint']}), retrieval, {queries}."
 
 
-def _collection_row(name: str, score: Mapping[str, Any], runs: Sequence[RetrievalRun]) -> Row:
+def retrieval_remarks(runs: Sequence[RetrievalRun]) -> list[str]:
+    """What was left out of the data."""
+    return [f"{run.label}: {warning}." for run in runs for warning in run.summary["warnings"]]
+
+
+def _collection_row(name: str, score: Mapping[str, Any], runs: Sequence[RetrievalRun], baseline: int) -> Row:
     values = [run.metric(name, VISDOC_METRIC) for run in runs]
     shares = (percent(value[0]) if value else None for value in values)
     cells = (name, f"{score['num_queries']:,}", f"{score['num_documents']:,}", *shares)
-    return Row(cells, unclear=frozenset(place + 3 for place in not_told_apart(values)))
+    return Row(
+        cells,
+        unclear=frozenset(place + 3 for place in not_told_apart(values, baseline)),
+        apart=_apart(cells, [name], runs, baseline),
+    )
 
 
-def _mean_row(group: str, runs: Sequence[RetrievalRun]) -> Row:
+def _mean_row(group: str, runs: Sequence[RetrievalRun], baseline: int) -> Row:
     means = [run.summary["groups"].get(group) for run in runs]
     first = next(mean for mean in means if mean)
     count, size = first["num_collections"], first["num_collections_of_benchmark"]
     shares = (percent(mean[VISDOC_METRIC]) if mean else None for mean in means)
     covered = f"{count} of {size}" if size > count else str(count)
-    return Row((f"{group} (mean of {covered})", "", "", *shares), is_mean=True)
+    cells = (f"{group} (mean of {covered})", "", "", *shares)
+    collections = {name: score for run in runs for name, score in run.summary["collections"].items()}
+    members = [name for name, score in collections.items() if score.get("group") and group in (score["group"], VISDOC)]
+    return Row(cells, is_mean=True, apart=_apart(cells, members, runs, baseline))
+
+
+def _apart(
+    cells: Sequence[object], names: Sequence[str], runs: Sequence[RetrievalRun], baseline: int
+) -> frozenset[int]:
+    """Places of the runs' numbers, the last cells, that are not over the baseline's collections."""
+    first = len(cells) - len(runs)
+    sizes = [[_size(run, name) for name in names] for run in runs]
+    return frozenset(first + place for place, size in enumerate(sizes) if size != sizes[baseline])
+
+
+def _size(run: RetrievalRun, name: str) -> tuple[int, int] | None:
+    score = run.summary["collections"].get(name)
+    return (score["num_queries"], score["num_documents"]) if score else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from eval.cells import UNCLEAR_NOTE, Row, ScoreTable, not_told_apart
+from eval.invocation import Invocation
 from eval.original import IS_ORIGINAL
 from vlm2vec.backbones.image_limits import describe_limits
 from vlm2vec.backbones.prompts import PromptFormat
@@ -18,12 +20,6 @@ from vlm2vec.evaluation.metrics import METRICS
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import META_TASKS, MMEB, PUBLISHED_SCORES, Benchmark
 
-NOT_SCORED = "-"
-# Behind a number that does not differ from the first run's by more than the intervals of both allow.
-UNCLEAR = " ~"
-UNCLEAR_NOTE = (
-    f"A number with{UNCLEAR} differs from that of {{first}} by less than the 95 % intervals of both allow to tell."
-)
 # All groups that have a mean, in the order of the paper's table.
 MEAN_GROUPS = (*META_TASKS, *DISTRIBUTIONS, OVERALL)
 # The groups of the paper's main table under its own headings, so that all columns fit a terminal.
@@ -45,11 +41,13 @@ class Run:
         label: The heading.
         summary: The content.
         step: The training step of its model; None: not known.
+        calls: Of the program that scored it; none for a run of an older version.
     """
 
     label: str
     summary: Mapping[str, Any]
     step: int | None = None
+    calls: tuple[Invocation, ...] = ()
 
     @property
     def benchmark(self) -> Benchmark | None:
@@ -83,52 +81,22 @@ def step_of(label: str, folder: Path, summary: Mapping[str, Any]) -> int | None:
     return None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line: texts, then numbers, None = not scored. A mean stands out from the datasets above it.
+def score_table(runs: Sequence[Run], baseline: int = 0) -> ScoreTable:
+    """Runs side by side, chance first: each dataset under its meta-task, the meta-task's mean, IND, OOD, overall.
 
-    Attributes:
-        cells: Texts and numbers.
-        is_mean: Whether the numbers are means.
-        unclear: Places of the numbers that do not differ from the first run's by more than chance explains.
+    Args:
+        runs: In the order of columns.
+        baseline: Place of the run that the others are compared with.
     """
-
-    cells: tuple[str | float | None, ...]
-    is_mean: bool = False
-    unclear: frozenset[int] = frozenset()
-
-    def texts(self) -> list[str]:
-        """The cells as they are shown, numbers with one decimal."""
-        return [self._text(place, cell) for place, cell in enumerate(self.cells)]
-
-    def _text(self, place: int, cell: str | float | None) -> str:
-        if isinstance(cell, str):
-            return cell
-        if cell is None:
-            return NOT_SCORED
-        return f"{cell:.1f}{UNCLEAR if place in self.unclear else ''}"
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """A table: one heading for each cell of a row; a rule between sections."""
-
-    title: str
-    headings: tuple[str, ...]
-    sections: tuple[tuple[Row, ...], ...]
-
-
-def score_table(runs: Sequence[Run]) -> ScoreTable:
-    """Runs side by side, chance first: each dataset under its meta-task, the meta-task's mean, IND, OOD, overall."""
     datasets = {name: dataset for run in runs for name, dataset in run.datasets.items()}
     ordered = in_order(datasets, next((run.benchmark for run in runs if run.benchmark), None))
     sections = []
     for task in TASKS:
-        rows = [_dataset_row(name, runs) for name in ordered if datasets[name]["meta_task"] == task]
+        rows = [_dataset_row(name, runs, baseline) for name in ordered if datasets[name]["meta_task"] == task]
         if rows:
-            sections.append((*rows, _mean_row(task, runs)))
+            sections.append((*rows, _mean_row(task, runs, baseline)))
     means = [group for group in (*DISTRIBUTIONS, OVERALL) if any(run.group(group) for run in runs)]
-    sections.append(tuple(_mean_row(group, runs) for group in means))
+    sections.append(tuple(_mean_row(group, runs, baseline) for group in means))
     benchmarks = sorted({str(run.summary["benchmark"] or "own datasets") for run in runs})
     return ScoreTable(
         title=f"Precision@1 in %, {' and '.join(benchmarks)}",
@@ -190,9 +158,14 @@ def complete_mean(run: Run, group: str) -> float | None:
     return 100.0 * mean["acc"] if mean is not None and complete else None
 
 
-def notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader of the tables must know: the models, and whatever makes columns incomparable."""
-    lines = [_describe(run) for run in runs]
+def notes(runs: Sequence[Run], baseline: int = 0) -> list[str]:
+    """The models, and `remarks`."""
+    return [*(describe_run(run) for run in runs), *remarks(runs, baseline)]
+
+
+def remarks(runs: Sequence[Run], baseline: int = 0) -> list[str]:
+    """Whatever makes columns incomparable, and what the programs warned of."""
+    lines = []
     if len({frozenset(run.datasets) for run in runs}) > 1:
         lines.append("The runs cover different datasets: their means are not over the same ones.")
     differing = [name for name in dict.fromkeys(name for run in runs for name in run.datasets) if _differs(name, runs)]
@@ -204,8 +177,8 @@ def notes(runs: Sequence[Run]) -> list[str]:
             lines.append(f"{run.label}: {counted(tied, 'row')} lost by a tie with the truth.")
         if run.summary.get("strict_original"):
             lines.append(f"{run.label}: counted as the original does; {counted(tied, 'row')} tied with the truth.")
-    if any(row.unclear for section in score_table(runs).sections for row in section):
-        lines.append(UNCLEAR_NOTE.format(first=runs[0].label))
+    if any(row.unclear for section in score_table(runs, baseline).sections for row in section):
+        lines.append(UNCLEAR_NOTE.format(first=runs[baseline].label))
     warnings = {
         line: [run.label for run in runs if line in run.summary["warnings"]]
         for run in runs
@@ -217,60 +190,61 @@ def notes(runs: Sequence[Run]) -> list[str]:
 def _differs(name: str, runs: Sequence[Run]) -> bool:
     """Whether runs that scored a dataset had different rows of it."""
     scores = [run.datasets[name] for run in runs if name in run.datasets]
-    return any(
-        len({score[fact] for score in scores if score.get(fact) not in (None, "")}) > 1
-        for fact in ("num_pred", "chance", "data")
-    )
+    return any(not _same_rows(one, other) for one, other in combinations(scores, 2))
 
 
-def _dataset_row(name: str, runs: Sequence[Run]) -> Row:
+def _same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two scores of a dataset are of the same rows, as far as both say."""
+    for fact in ("num_pred", "chance", "data"):
+        own, others = one.get(fact), other.get(fact)
+        if own != others and {own, others}.isdisjoint({None, ""}):
+            return False
+    return True
+
+
+def _dataset_row(name: str, runs: Sequence[Run], baseline: int) -> Row:
     scores = [run.datasets.get(name) for run in runs]
     first = next(score for score in scores if score)
     cells = (name, first["distribution"] or "", *_figures(first, scores))
-    return Row(cells, unclear=_unclear(cells, scores))
+    return Row(cells, unclear=_unclear(cells, scores, baseline), apart=_apart(cells, [name], runs, baseline))
 
 
-def _mean_row(group: str, runs: Sequence[Run]) -> Row:
+def _mean_row(group: str, runs: Sequence[Run], baseline: int) -> Row:
     means = [run.group(group) for run in runs]
     first = next(mean for mean in means if mean)
     count, size = first["num_datasets"], first["num_datasets_of_benchmark"]
     covered = f"{count} of {size}" if size > count else str(count)
     cells = (f"{group} (mean of {covered})", "", *_figures(first, means))
-    return Row(cells, is_mean=True, unclear=_unclear(cells, means))
+    members = {
+        name
+        for run in runs
+        for name, score in run.datasets.items()
+        if group in (score["meta_task"], score["distribution"], OVERALL)
+    }
+    apart = _apart(cells, members, runs, baseline)
+    return Row(cells, is_mean=True, unclear=_unclear(cells, means, baseline), apart=apart)
 
 
 def _figures(first: Mapping[str, Any], scores: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
     return [percent(first["chance"]), *(100.0 * score["acc"] if score else None for score in scores)]
 
 
-def _unclear(cells: Sequence[object], scores: Sequence[Mapping[str, Any] | None]) -> frozenset[int]:
-    """Places of the runs' numbers, the last cells, that may be the first run's but for chance."""
+def _unclear(cells: Sequence[object], scores: Sequence[Mapping[str, Any] | None], baseline: int) -> frozenset[int]:
+    """Places of the runs' numbers, the last cells, that may be the baseline's but for chance."""
     known = [(score["acc"], score["acc_interval"]) if score else None for score in scores]
-    return frozenset(place + len(cells) - len(scores) for place in not_told_apart(known))
+    return frozenset(place + len(cells) - len(scores) for place in not_told_apart(known, baseline))
 
 
-def not_told_apart(scores: Sequence[tuple[float, Sequence[float]] | None]) -> list[int]:
-    """Places of the scores whose difference from the first one has an interval that holds 0.
-
-    The interval of a difference is made of those of both scores ("MOVER", Zou and Donner 2008), as if the two were of
-    different queries: for the same queries it is too wide, so that what is told apart is told apart.
-
-    Args:
-        scores: (score, [low, high]) of each run, None = not scored.
-    """
-    if not scores or scores[0] is None:
-        return []
-    value, (low, high) = scores[0]
-    places = []
-    for place, other in enumerate(scores):
-        if place == 0 or other is None:
-            continue
-        own, (own_low, own_high) = other
-        distances = (own - own_low, high - value) if own >= value else (own_high - own, value - low)
-        half = math.hypot(*distances)
-        if abs(own - value) <= half:
-            places.append(place)
-    return places
+def _apart(cells: Sequence[object], names: Iterable[str], runs: Sequence[Run], baseline: int) -> frozenset[int]:
+    """Places of the runs' numbers, the last cells, that are not over the baseline's datasets or rows."""
+    reference, first = runs[baseline].datasets, len(cells) - len(runs)
+    return frozenset(
+        first + place
+        for place, run in enumerate(runs)
+        for name in names
+        if (name in run.datasets) != (name in reference)
+        or (name in reference and not _same_rows(run.datasets[name], reference[name]))
+    )
 
 
 def _prompt_format(model: Mapping[str, Any]) -> list[str]:
@@ -279,7 +253,8 @@ def _prompt_format(model: Mapping[str, Any]) -> list[str]:
     return [] if found.is_same(PromptFormat()) else [f"prompt format {found.name}"]
 
 
-def _describe(run: Run) -> str:
+def describe_run(run: Run) -> str:
+    """A run's model and size in a line."""
     model, rows = run.summary["model"], counted(run.summary["num_rows"], "row")
     if run.summary.get(IS_ORIGINAL):
         return f"{run.label}: scored by the original's program, which counts a tie with the truth as right; {rows}."

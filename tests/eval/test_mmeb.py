@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval import mmeb, report
+from eval.invocation import read_invocations
 from trials.rig.hand_made_eval import row, write_dataset, write_image
+from vlm2vec import __version__
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.store import EvalStore
 
@@ -76,8 +79,12 @@ def test_a_run_with_known_answers(
     out, summary = tmp_path / "out", scores(tmp_path)
     assert sorted(path.name for path in out.iterdir()) == [
         *("GQA_pred.txt", "GQA_score.json", "embeddings", "own_pred.txt", "own_score.json"),
-        *("predictions.parquet", "scores.json"),
+        *("predictions.parquet", "scored_by.json", "scores.json"),
     ]
+    (call,) = read_invocations(out)
+    assert call.command == f"python -m eval.mmeb {shlex.join(options)}"
+    assert (call.version, call.num_ranks, call.num_encoded, call.datasets) == (__version__, 1, 5, ["GQA", "own"])
+    assert call.device.startswith("CPU")
     assert json.loads((out / "GQA_score.json").read_text()) == {"acc": 0.5, "num_correct": 1, "num_pred": 2}
     assert json.loads((out / "own_score.json").read_text()) == {"acc": 2 / 3, "num_correct": 2, "num_pred": 3}
     assert (out / "GQA_pred.txt").read_text().splitlines() == ["('yes', '')", "(\"it's\\ntrue\", '')"]
@@ -106,10 +113,12 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_scores(
     asked = choose(VECTORS)
     mmeb.main(options)
     first = (tmp_path / "out/scores.json").read_bytes()
+    told = (tmp_path / "out/scored_by.json").read_bytes()
     asked.clear()
     mmeb.main(options)
     assert asked == []
     assert (tmp_path / "out/scores.json").read_bytes() == first
+    assert (tmp_path / "out/scored_by.json").read_bytes() == told
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,12 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from eval import report
+from eval.invocation import CALLS_FILE, Started
 from eval.table import step_of
 from tests.eval.test_report import MODEL, scores_of
 from trials.rig.hand_made_eval import Row, read, row, write_dataset, write_image
+from vlm2vec import __version__
 from vlm2vec.errors import EXIT_BAD_INPUT, run_program
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
@@ -111,6 +115,11 @@ def test_the_page_holds_everything_and_needs_nothing_else(write_run: Callable[..
     assert len(page.elements["svg"]) == 2
     assert "training step" in (tmp_path / "report/report.html").read_text()
     assert not {"script", "link", "iframe", "object"} & set(page.elements)
+    # Light, dark, or as the system: all colours of the figures have both.
+    assert [element["id"] for element in page.elements["input"]] == ["auto", "light", "dark"]
+    figures = (tmp_path / "report/report.html").read_text().split("<svg")[1:]
+    colours = [set(re.findall(r"(?:fill|stroke): (\S+?)[;\"(]", figure.split("</svg>")[0])) for figure in figures]
+    assert colours == [{"none", "light-dark"}] * 2
     images = [element["src"] or "" for element in page.elements["img"]]
     assert len(images) == 2 * 36
     assert all(source.startswith("data:image/jpeg;base64,") for source in images)
@@ -119,6 +128,25 @@ def test_the_page_holds_everything_and_needs_nothing_else(write_run: Callable[..
     thumbnail = Image.open(io.BytesIO(base64.b64decode(images[1].split(",")[1])))
     assert thumbnail.size == (200, 133)
     assert np.asarray(thumbnail)[50, 50, 0] > 250
+
+
+def test_the_page_tells_how_runs_were_scored_and_what_changed(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    one, two = write_run("one", {"GQA": 0.5, "CIRR": 0.5}), write_run("two", {"GQA": 0.75, "CIRR": 0.25})
+    Started.now("eval.mmeb", ["--model_name", NASTY]).record(two, torch.device("cpu"), 7, ["GQA", "CIRR"])
+    report.main([str(one), str(two)])
+    page = Page((two / "report.html").read_text())
+    assert "+25.0" in page.text
+    assert "-25.0" in page.text
+    kinds = [element.get("class") for element in page.elements["td"]]
+    assert kinds.count("up") == kinds.count("down")
+    assert kinds.count("best") > 2
+    assert "No scored_by.json: date, command and commit are not known." in page.text
+    assert f"by vlm2vec {__version__}" in page.text
+    assert f"python -m eval.mmeb --model_name '{NASTY}'".replace("'x'", "'\"'\"'x'\"'\"'") in page.text
+    markdown = (two / "report.md").read_text()
+    assert "7 items encoded: python -m eval.mmeb --model_name" in markdown
+    (two / CALLS_FILE).write_text("{}")
+    assert run_program(lambda: report.main([str(one), str(two)])) == EXIT_BAD_INPUT
 
 
 def test_whatever_data_says_stays_text(write_run: Callable[..., Path], tmp_path: Path) -> None:

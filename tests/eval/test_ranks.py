@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.mini_mmeb import EVAL_FOLDER
 from eval import mmeb
+from eval.invocation import CALLS_FILE, read_invocations
 from tests.eval import dying_worker
 from trials.rig.forked import ended, run_ranks, start_forked
 from trials.rig.launcher import free_port
@@ -36,7 +37,9 @@ def one_rank(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the one that says when and by how many ranks they were made."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in files.items() if name != CALLS_FILE}
 
 
 def to_encode(output: str) -> tuple[int, int]:
@@ -59,6 +62,7 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     outputs = [(tmp_path / f"rank{rank}.log").read_text(errors="replace") for rank in range(2)]
     assert codes == [SIGKILL_EXIT] * 2, outputs[0]
     assert files_of(tmp_path / "whole") == files_of(one_rank)
+    assert [call.num_ranks for folder in (tmp_path / "whole", one_rank) for call in read_invocations(folder)] == [2, 1]
     assert re.search(rf"refused: .* row \d+: .*{damaged.name}: damaged or truncated", outputs[0])
     assert "left with 2" in outputs[1]
     assert not (tmp_path / "broken/scores.json").exists()
@@ -72,6 +76,7 @@ def test_1_2_and_4_ranks_give_the_same_files_and_a_killed_run_is_taken_up(
     resumed = run_ranks(4, command, logs)
     items, left = to_encode(resumed[0])
     assert 0 < left < items
+    assert [(call.num_ranks, call.num_encoded) for call in read_invocations(torn)] == [(4, left)]
     assert files_of(torn) == files_of(one_rank)
 
 

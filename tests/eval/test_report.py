@@ -10,14 +10,18 @@ import pytest
 from rich.console import Console
 
 from eval import report
+from eval.cells import ScoreTable, not_told_apart
+from eval.comparison import Comparison
 from eval.csv_file import to_csv
 from eval.report import name_runs, to_markdown, to_terminal
 from eval.results import read_scores
-from eval.table import Run, ScoreTable, not_told_apart, notes, paper_table, score_table
+from eval.retrieval_table import RetrievalRun
+from eval.table import Run, notes, paper_table, score_table
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.aggregation import summarise
 from vlm2vec.evaluation.metrics import DatasetScore
 from vlm2vec.mmeb import MINI_MMEB, MMEB, PUBLISHED_SCORES, Benchmark
+from vlm2vec.mmeb_v2 import VISDOC_METRIC
 
 MODEL = {"model_name": "models/x", "checkpoint_path": None, "num_crops": 4, "fingerprint": "0123456789abcdef"}
 
@@ -140,6 +144,75 @@ def test_a_difference_is_told_by_the_intervals_of_both(
 ) -> None:
     assert not_told_apart([(0.4, [0.3, 0.5]), other]) == ([] if told_apart else [1])
     assert not_told_apart([other, (0.4, [0.3, 0.5])]) == ([] if told_apart else [1])
+
+
+def compare(*runs: dict[str, float], baseline: str = "") -> ScoreTable:
+    """Runs a, b, ... side by side."""
+    named = [Run(name, scores_of(accs)) for name, accs in zip("abc", runs, strict=False)]
+    return Comparison(named, baseline=baseline).scores()
+
+
+def test_runs_are_compared_with_the_baseline() -> None:
+    table = compare({"GQA": 0.5, "CIRR": 0.2}, {"GQA": 0.75, "CIRR": 0.1}, {"GQA": 0.51, "CIRR": 0.2})
+    assert table.headings[3:] == ("a", "b", "c", "\u0394 b", "\u0394 c")
+    rows = {str(row.cells[0]): row for section in table.sections for row in section}
+    assert rows["GQA"].texts()[3:] == ["50.0", "75.0", "51.0 ~", "+25.0", "+1.0 ~"]
+    assert rows["GQA"].kinds()[3:] == ["", "best", "", "up", ""]
+    assert rows["CIRR"].texts()[3:] == ["20.0", "10.0", "20.0 ~", "-10.0", "0.0 ~"]
+    assert rows["CIRR"].kinds()[3:] == ["best", "", "best", "down", ""]
+    assert rows["overall (mean of 2 of 36)"].texts()[6:] == ["+7.5", "+0.5 ~"]
+    other = compare({"GQA": 0.5}, {"GQA": 0.75}, baseline="b")
+    assert other.headings[3:] == ("a", "b", "difference")
+    assert other.sections[0][0].texts()[3:] == ["50.0", "75.0", "-25.0"]
+    assert compare({"GQA": 0.5}).headings[3:] == ("a",)
+    same = compare({"GQA": 0.5}, {"GQA": 0.5})
+    assert "best" not in same.sections[0][0].kinds()
+
+
+def test_only_the_same_rows_are_compared() -> None:
+    runs = [Run(name, scores_of({"GQA": acc, "CIRR": 0.5})) for name, acc in (("a", 0.5), ("b", 0.6), ("c", 0.7))]
+    runs[1].summary["datasets"]["GQA"]["num_pred"] = 999
+    comparison = Comparison(runs)
+    rows = {str(row.cells[0]): row for section in comparison.scores().sections for row in section}
+    for name in ("GQA", "vqa (mean of 1 of 10)", "overall (mean of 2 of 36)"):
+        assert rows[name].texts()[6] == "-"
+        assert rows[name].texts()[7] != "-"
+        assert "best" not in rows[name].kinds()
+    assert rows["CIRR"].texts()[6:] == ["0.0 ~", "0.0 ~"]
+    assert any(line.startswith("A difference is - where") for line in comparison.remarks())
+    fewer = Comparison([runs[0], Run("d", scores_of({"CIRR": 0.75}))])
+    rows = {str(row.cells[0]): row for section in fewer.scores().sections for row in section}
+    assert rows["CIRR"].texts()[5:] == ["+25.0"]
+    assert rows["overall (mean of 2 of 36)"].texts()[3:] == ["50.0", "75.0", "-"]
+
+
+def test_collections_are_compared_too() -> None:
+    def run(name: str, mean: float, documents: int = 9) -> RetrievalRun:
+        metrics = {VISDOC_METRIC: {"mean": mean, "interval": [mean - 0.05, mean + 0.05]}}
+        score = {"group": None, "num_queries": 5, "num_documents": documents, "metrics": metrics}
+        model = {"model_name": "x", "fingerprint": "0"}
+        return RetrievalRun(name, {"model": model, "collections": {"A": score}, "groups": {}, "warnings": []})
+
+    comparison = Comparison((), [run("a", 0.5), run("b", 0.625), run("c", 0.25, 8)], baseline="b")
+    (row,) = comparison.tables()[0].sections[0]
+    assert row.texts()[3:] == ["50.0", "62.5", "25.0", "-12.5", "-"]
+    assert "against b" in " ".join(comparison.remarks())
+
+
+def test_markdown_and_terminal_show_differences_and_the_best() -> None:
+    table = compare({"GQA": 0.5, "CIRR": 0.2}, {"GQA": 0.75, "CIRR": 0.1})
+    markdown = to_markdown([table], [])
+    assert "| GQA | OOD | 0.1 | 50.0 | **75.0** | +25.0 |" in markdown
+    assert "| CIRR | IND | 0.1 | **20.0** | 10.0 | -10.0 |" in markdown
+    console = Console(width=100, record=True, file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(to_terminal(table))
+    assert "\x1b[1;32m75.0" in console.export_text(styles=True)
+
+
+def test_a_baseline_without_effect_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for runs, message in ((["a", "b"], "none of the runs (a, b)"), (["a"], "no effect on a single run")):
+        assert run_program(lambda: report.main([*runs, "--baseline", "c"])) == EXIT_BAD_INPUT  # noqa: B023
+        assert message in capfd.readouterr().err
 
 
 def test_every_number_is_in_the_csv_file() -> None:

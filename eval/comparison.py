@@ -1,0 +1,102 @@
+"""Runs that a report puts side by side: their tables and notes, against one of them as the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from eval.cells import APART_NOTE, DIFFERENCE_NOTE, UNCLEAR_NOTE, ScoreTable, compared
+from eval.invocation import Invocation, describe_calls
+from eval.retrieval_table import (
+    RetrievalRun,
+    describe_retrieval,
+    groups_table,
+    retrieval_metrics_table,
+    retrieval_remarks,
+    retrieval_table,
+)
+from eval.table import Run, describe_run, metrics_table, paper_table, remarks, score_table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a report.
+
+    Attributes:
+        runs: Scores of `eval.mmeb`.
+        retrievals: Scores of `eval.retrieval`.
+        videos: Scores of `eval.mmeb` on clips.
+        baseline: Heading of the run that the others are compared with.
+    """
+
+    runs: Sequence[Run]
+    retrievals: Sequence[RetrievalRun] = ()
+    videos: Sequence[Run] = ()
+    baseline: str = ""
+
+    def scores(self) -> ScoreTable:
+        """Every dataset's scores; `runs` has one at least."""
+        return compared(score_table(self.runs, self._place(self.runs)), _labels(self.runs), self._place(self.runs))
+
+    def summary(self) -> ScoreTable:
+        """The means of `scores`."""
+        return self.scores().means("Mean Precision@1 in %")
+
+    def tables(self) -> list[ScoreTable]:
+        """All tables."""
+        tables: list[ScoreTable | None] = [groups_table(self.runs, self.retrievals, self.videos)]
+        if self.runs:
+            tables += [self.scores(), paper_table(self.runs), metrics_table(self.runs)]
+        if self.retrievals:
+            place = self._place(self.retrievals)
+            collections = retrieval_table(self.retrievals, place)
+            tables.append(compared(collections, _labels(self.retrievals), place))
+            tables.append(retrieval_metrics_table(self.retrievals))
+        if self.videos:
+            place = self._place(self.videos)
+            clips = replace(score_table(self.videos, place), title="Precision@1 in %, video")
+            tables.append(compared(clips, _labels(self.videos), place))
+        return [table for table in tables if table is not None]
+
+    def described(self) -> list[tuple[str, Sequence[Invocation]]]:
+        """Every run in a line, and the calls that scored it."""
+        return [
+            *((describe_run(run), run.calls) for run in self.runs),
+            *((describe_retrieval(run), run.calls) for run in self.retrievals),
+        ]
+
+    def remarks(self) -> list[str]:
+        """What a reader of the tables must know."""
+        lines = [*remarks(self.runs, self._place(self.runs))] if self.runs else []
+        lines += retrieval_remarks(self.retrievals)
+        rows = [row for table in self.tables() for section in table.sections for row in section]
+        groups: list[Sequence[Run | RetrievalRun]] = [self.runs, self.retrievals, self.videos]
+        for label in dict.fromkeys(group[self._place(group)].label for group in groups if len(group) > 1):
+            lines.append(DIFFERENCE_NOTE.format(baseline=label))
+            if any(row.apart for row in rows):
+                lines.append(APART_NOTE.format(baseline=label))
+            unclear = UNCLEAR_NOTE.format(first=label)
+            if unclear not in lines and any(row.unclear for row in rows):
+                lines.append(unclear)
+        return lines
+
+    @property
+    def has_warnings(self) -> bool:
+        """Whether a program warned of the data or the model of a run."""
+        return any(run.summary["warnings"] for run in [*self.runs, *self.videos]) or bool(
+            retrieval_remarks(self.retrievals)
+        )
+
+    def notes(self) -> list[str]:
+        """The runs, the calls that scored them, and `remarks`."""
+        lines = [line for about, calls in self.described() for line in (about, *describe_calls(calls))]
+        return lines + self.remarks()
+
+    def _place(self, runs: Sequence[Run | RetrievalRun]) -> int:
+        """The baseline's place; the first where it has no such scores."""
+        labels = _labels(runs)
+        return labels.index(self.baseline) if self.baseline in labels else 0
+
+
+def _labels(runs: Sequence[Run | RetrievalRun]) -> list[str]:
+    return [run.label for run in runs]

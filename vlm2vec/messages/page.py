@@ -1,0 +1,69 @@
+"""Pages for the browser: one file without scripts that loads nothing, light or dark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+_BASE = Path(__file__).parent / "templates"
+# Colours that are told apart by people who do not see all of them (Okabe and Ito), then greys and lines: on a light
+# page, and the same on a dark one.
+_ON_DARK = {
+    "#0072b2": "#4aa3df",
+    "#d55e00": "#f08a4b",
+    "#009e73": "#2fc79a",
+    "#cc79a7": "#e29fc4",
+    "#e69f00": "#f2b933",
+    "#56b4e9": "#8fd0f5",
+    "#8b5cf6": "#b094ff",
+    "#111827": "#e6eaf0",
+    "#374151": "#c3cbd6",
+    "#6b7280": "#98a3b3",
+    "#9ca3af": "#7f8a99",
+    "#b8bec7": "#6a7482",
+    "#cfd4da": "#56606d",
+    "#d1d5db": "#45505d",
+    "#e1e4e8": "#454e5a",
+    "#e5e7eb": "#36404c",
+    "#eef0f3": "#2a333e",
+}
+
+
+def render_page(templates: Path, name: str, **values: object) -> str:
+    """Renders a template that extends `page.html.j2`. Every value is escaped, unless it is `Markup`.
+
+    Args:
+        templates: Folder of the template.
+        name: Of the template.
+        values: What it shows.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([templates, _BASE]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["adaptive"] = adaptive
+    return environment.get_template(name).render(**values)
+
+
+def adaptive(colour: str) -> str:
+    """A colour of the palette as CSS that follows the page's colour scheme."""
+    return f"light-dark({colour}, {_ON_DARK[colour]})"
+
+
+def adaptive_svg(svg: str) -> str:
+    """A figure that is drawn in colours of the palette, with colours that follow the page's colour scheme."""
+    for colour in _ON_DARK:
+        svg = svg.replace(colour, adaptive(colour)) if colour in svg else svg
+    return svg
+
+
+def shown_text(text: str) -> str:
+    """A text from data: control characters, which may hide or reorder what is shown, as their code points."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else f"\\u{ord(character):04x}"
+        for character in text.strip("\n")
+    )
