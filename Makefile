@@ -49,6 +49,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint launch/Dockerfile
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
