@@ -15,8 +15,8 @@ GITHUB = REPOSITORY / ".github"
 YAML_FILES = [*sorted(GITHUB.rglob("*.yml")), REPOSITORY / ".pre-commit-config.yaml"]
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+def read(path: Path) -> dict[Any, Any]:
+    content: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
 
 
