@@ -26,10 +26,10 @@ from benchmarks.operators import OperatorCosts
 from benchmarks.workloads import NUM_CROPS, Workload, miniature
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VProcessor
 from vlm2vec.batches import ChunkSizes
+from vlm2vec.choices import LoraSettings
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import TokenBudget
-from vlm2vec.lora import LoraSettings
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.ranks import close_ranks, initialize_ranks

@@ -12,7 +12,7 @@ import torch
 from benchmarks.workloads import NUM_CROPS, mmeb_pairs, phi3_v_items
 from vlm2vec.backbones.phi3_v import Phi3VImageProcessor
 from vlm2vec.inputs.packing import PackedItem, TokenBudget, merge
-from vlm2vec.training.settings import NO_GRAD_FACTOR
+from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 
 PAIRS = 128
 BUDGETS = (4_096, 8_192, 16_384, 32_768)

@@ -24,7 +24,7 @@ from benchmarks.workloads import Workload, miniature, mmeb_mix
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.ranks import close_ranks, initialize_ranks
-from vlm2vec.training.settings import NO_GRAD_FACTOR
+from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 
 TEMPERATURE = 0.02
 LEARNING_RATE = 1e-4

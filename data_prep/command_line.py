@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from vlm2vec.backbones.image_limits import OLD_NAMES_OF_CONVERSION
-from vlm2vec.errors import OneLineErrors
+from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.messages.old_names import CONVERSION
 
 # What a program returns when the data are not whole, as told on screen; bad input is 2.
@@ -15,7 +15,7 @@ ALLOW_LINKS_HELP = "follow links that lead out of the image folder, for images o
 
 
 # An argument parser whose errors are one line.
-Parser = partial(OneLineErrors, old_names={**CONVERSION, **OLD_NAMES_OF_CONVERSION})
+Parser = partial(AnyParser, old_names={**CONVERSION, **OLD_NAMES_OF_CONVERSION})
 
 
 def positive(text: str) -> int:

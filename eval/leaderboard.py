@@ -19,9 +19,10 @@ from typing import Any
 from eval.original import is_original
 from eval.results import prepare_output, read_scores, write_text
 from eval.retrieval_table import read_retrieval
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.evaluation.scores_file import SCORES_FILE
 from vlm2vec.formats.json_files import read_json
+from vlm2vec.messages.command_line import Parser
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import MMEB
 from vlm2vec.mmeb_v2 import VIDEO_METRIC, VIDEO_SETS, VISDOC_METRIC, VISDOC_SETS
@@ -210,8 +211,8 @@ _METADATA = (
 )
 
 
-def _parser() -> OneLineErrors:
-    parser = OneLineErrors(prog="python -m eval.leaderboard", description=__doc__, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m eval.leaderboard", description=__doc__)
     parser.add_argument(
         "runs",
         nargs="+",

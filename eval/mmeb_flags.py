@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -181,8 +180,6 @@ def parse_groups(
         old_names={**EVALUATION, **OLD_NAMES},
         prog=program,
         description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.HelpFormatter,  # HfArgumentParser's own would print "(default: None)" everywhere
     )
     # `--normalize` alone means True; HfArgumentParser allows that only where the default is True or False.
     normalize = next(action for action in parser._actions if action.dest == "normalize")

@@ -17,8 +17,9 @@ from eval.original import IS_ORIGINAL, is_original
 from eval.results import prepare_output, read_scores, write_text
 from eval.retrieval_table import RetrievalRun, read_retrieval
 from eval.table import Run, step_of
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.evaluation.scores_file import SCORES_FILE
+from vlm2vec.messages.command_line import Parser
 from vlm2vec.messages.terminal import column, open_console, print_table
 
 MARKDOWN_FILE, PAGE_FILE, CSV_FILE = "report.md", "report.html", "report.csv"
@@ -30,7 +31,7 @@ _STYLES = {"best": "bold green", "up": "green", "down": "red"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, show, write."""
-    parser = OneLineErrors(prog="python -m eval.report", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m eval.report", description=__doc__)
     parser.add_argument(
         "runs",
         nargs="+",

@@ -26,11 +26,12 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.evaluation.retrieval.tables import Row, column_of, find_files, read_rows, where
 from vlm2vec.images.decode import read_header
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.items import errors_of
+from vlm2vec.messages.command_line import Parser
 
 _IDS = {"queries": ("query-id", "_id", "id"), "corpus": ("corpus-id", "_id", "id")}
 _TEXTS = {"queries": ("query", "text"), "corpus": ("text",)}
@@ -161,7 +162,7 @@ def _letters(data: Dataset) -> str:
 
 def main() -> None:
     """Parses the command line, scores, prints, writes."""
-    parser = OneLineErrors(prog="examples/mteb_eval.py", description="Scores an exported model with MTEB.")
+    parser = Parser(prog="examples/mteb_eval.py", description="Scores an exported model with MTEB.")
     parser.add_argument("--model_name", required=True, help="a folder that vlm2vec.export wrote")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--collection", help="a folder with queries, corpus and qrels")

@@ -30,13 +30,14 @@ from PIL import Image
 from pydantic import ConfigDict, Field
 
 from vlm2vec import VLM2Vec
-from vlm2vec.errors import InputError, OneLineErrors, printable, run_program
+from vlm2vec.errors import InputError, printable, run_program
 from vlm2vec.evaluation.retrieval.nearest import nearest
 from vlm2vec.files import committed
 from vlm2vec.formats.json_files import Sha256, StrictModel, checked
 from vlm2vec.images.decode import check_image, open_image
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.item_rules import check_shape
+from vlm2vec.messages.command_line import Parser
 from vlm2vec.model_folder.adapter_files import is_adapter_folder
 from vlm2vec.model_folder.digest import fingerprint
 
@@ -274,9 +275,9 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def index_flags() -> OneLineErrors:
+def index_flags() -> Parser:
     """Of `index`."""
-    parser = OneLineErrors(prog="examples/search.py index", description="Encodes the new images of a folder.")
+    parser = Parser(prog="examples/search.py index", description="Encodes the new images of a folder.")
     parser.add_argument("folder", help="images, in sub-folders too")
     parser.add_argument("--model", required=True, help="checkpoint folder, adapter folder or repository")
     parser.add_argument("--out", required=True, help="folder of the index")
@@ -284,9 +285,9 @@ def index_flags() -> OneLineErrors:
     return parser
 
 
-def find_flags() -> OneLineErrors:
+def find_flags() -> Parser:
     """Of `find`."""
-    parser = OneLineErrors(prog="examples/search.py find", description="Searches an index by text or image.")
+    parser = Parser(prog="examples/search.py find", description="Searches an index by text or image.")
     parser.add_argument("index", help="folder of the index")
     parser.add_argument("text", nargs="?", help="what to look for")
     parser.add_argument("--image", help="an image file to look for, alone or with a text")

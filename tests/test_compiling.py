@@ -10,11 +10,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from trials.rig.tiny import processed_inputs, tiny_item, tiny_model
+from vlm2vec.choices import LoraSettings
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import Chunk
 from vlm2vec.dora import DoraLinear, kept_norms
 from vlm2vec.encoder import VLM2Vec
-from vlm2vec.lora import LoraSettings
 
 # The code that autograd gets, run operator by operator: inductor's C++ compiler would take minutes.
 BACKEND = "aot_eager"

@@ -38,11 +38,11 @@ LAYERS = (
     # The model's own code, and files.
     ("model_folder",),
     ("backbones",),
-    ("images", "dora"),
+    ("images", "dora", "installed"),
     # What everything may use.
-    ("ranks", "mmeb", "mmeb_v2", "formats", "messages", "item_rules"),
+    ("ranks", "mmeb", "mmeb_v2", "formats", "messages", "item_rules", "choices"),
     ("device", "elementwise"),
-    ("files", "installed"),
+    ("files",),
     ("errors",),
 )
 # Usable without the rest of the library: a room and all that it may import.

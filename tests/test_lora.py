@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem
-from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.adapter_files import PEFT_0_11_KEYS
 from vlm2vec.model_folder.settings import ChangedSettingWarning
 from vlm2vec.model_folder.weights import weights_fingerprint

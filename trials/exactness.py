@@ -30,6 +30,7 @@ from trials.rig.tiny import FAMILIES, PHI3_V, tiny_items, tiny_model
 from vlm2vec.backbones.interface import Backbone, ProcessedItem
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.batches.step_plan import end_to_end_positions
+from vlm2vec.choices import LoraSettings
 from vlm2vec.compiling import compile_layers
 from vlm2vec.contrastive import (
     CachedStep,
@@ -48,7 +49,6 @@ from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
-from vlm2vec.lora import LoraSettings
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm

@@ -24,8 +24,8 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from vlm2vec import VLM2Vec
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError
-from vlm2vec.lora import LoraSettings
 
 VALUES: tuple[Any, ...] = (
     *(None, 0, -1, 1, 2, 3, 7, 1.5, 10**12, 1e12, -1e12, 1e-30, True, False, "", "x", "0", [], [1, 2], ["x"], {}),

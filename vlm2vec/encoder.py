@@ -18,6 +18,7 @@ from vlm2vec.backbones.image_limits import LIMITS, given_limits
 from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone, ItemProcessor
 from vlm2vec.backbones.prompts import DEFAULT_MAX_LEN, PromptFormat
 from vlm2vec.backbones.registry import family_of_folder
+from vlm2vec.choices import LoraSettings
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.ahead import chunks_ahead
@@ -28,7 +29,7 @@ from vlm2vec.inputs.packing import TokenBudget, default_batch_tokens
 from vlm2vec.inputs.urls import downloaded
 from vlm2vec.inputs.user_lists import make_items
 from vlm2vec.inputs.vectors import as_vectors, refuse_not_finite
-from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
+from vlm2vec.lora import add_adapter, load_adapter
 from vlm2vec.model_folder.loading import (
     check_fit,
     choose_settings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from vlm2vec.backbones.checkpoint import tensor_shapes
 from vlm2vec.backbones.interface import Backbone
+from vlm2vec.choices import LoraSettings
 from vlm2vec.dora import install_dora
 from vlm2vec.errors import InputError
 from vlm2vec.model_folder.adapter_files import (
@@ -28,34 +28,6 @@ from vlm2vec.model_folder.adapter_schema import check_adapter_config
 
 # Both draw A at random and set B to zero: normal with standard deviation 1 / r, or PEFT's own uniform default.
 _INITS: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """A new adapter (https://arxiv.org/abs/2106.09685, DoRA: https://arxiv.org/abs/2402.09353).
-
-    The defaults are the original's.
-
-    Attributes:
-        r: rank.
-        alpha: the update is scaled by alpha / r.
-        dropout: on the adapter's input.
-        dropout_on: with DoRA, what dropout acts on, see `install_dora`.
-        target_modules: linear layers to adapt, by the last part of their names or the last two: "o_proj",
-            "mlp.fc1"; each must occur. None: the family's.
-        use_dora: learn the weights' magnitudes too.
-        init: "gaussian" or "kaiming", how A is drawn.
-        seed: decides the initial adapter, so that every rank starts from the same one.
-    """
-
-    r: int = 16
-    alpha: float = 64
-    dropout: float = 0.1
-    dropout_on: str = "input"
-    target_modules: Sequence[str] | None = None
-    use_dora: bool = True
-    init: str = "gaussian"
-    seed: int = 42
 
 
 def add_adapter(backbone: Backbone, settings: LoraSettings) -> PeftModel:

@@ -12,7 +12,13 @@ from vlm2vec.training.modes import parse_modes
 
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     modes, words = parse_modes(sys.argv[1:])
-    if not modes and not {"-h", "--help"} & {*words}:
+    if not modes and {"-h", "--help"} & {*words}:
+        # Before torch is imported, which takes seconds.
+        from vlm2vec.training.flags.parser import parser as training_parser
+
+        training_parser().print_help()
+        sys.exit()
+    if not modes:
         # Seconds on an idle machine, a minute on a busy one.
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
 

@@ -20,12 +20,12 @@ from trials.rig.engines import build_engine
 from trials.rig.items import Items
 from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.batches import ChunkSizes
+from vlm2vec.choices import LoraSettings
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.device import choose_kernels
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import TokenBudget
-from vlm2vec.lora import LoraSettings
 
 # (ZeRO stage, what is trained)
 SETTINGS = ((2, "full"), (2, "dora"), (3, "full"))

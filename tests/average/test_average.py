@@ -18,8 +18,8 @@ from tests.rig.comparing import assert_close_relative
 from vlm2vec import VLM2Vec
 from vlm2vec.average import __main__ as program
 from vlm2vec.average import average, mean
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError, run_program
-from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.adapter_files import ADAPTER_CONFIG, WRITTEN_WEIGHTS
 from vlm2vec.model_folder.settings import SETTINGS_FILE
 from vlm2vec.model_folder.weights import LazyTensor, at_hand, folder_weights

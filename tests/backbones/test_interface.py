@@ -12,9 +12,10 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from vlm2vec.backbones.phi3_v import Phi3VModel
+from vlm2vec.choices import LoraSettings
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.errors import InputError
-from vlm2vec.lora import LoraSettings, add_adapter, load_adapter
+from vlm2vec.lora import add_adapter, load_adapter
 from vlm2vec.model_folder.adapter_files import write_adapter_config, write_adapter_weights
 
 _OURS, _PUBLISHED = "model.layers.", "decoder.blocks."

@@ -19,11 +19,11 @@ from tests.rig.comparing import assert_close_relative, relative_error
 from tests.rig.made_up_family import ASKED, END, IMAGE, START, MadeUpModel, MadeUpProcessor, write_made_up_model
 from trials.rig.run_flags import run_flags
 from vlm2vec import VLM2Vec
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError
 from vlm2vec.export.merging import merged_weights
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
-from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.weights import at_hand, folder_weights
 from vlm2vec.plan.estimate import RunPlan
 from vlm2vec.plan.run_plan import make_plan, parse_cluster

@@ -22,11 +22,11 @@ from tests.rig.written import add_subset, stored_image
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.batches import BatchReader, ChunkSizes, GlobalOrder, Mixture, PlanSource, TrainingBatches, lay_out
 from vlm2vec.batches.clusters import Clusters
-from vlm2vec.batches.groups import META_TASK
 from vlm2vec.batches.layout import BatchLayout
 from vlm2vec.batches.reader import MadeChunk
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.batches.step_plan import PlannedItem, StepPlan
+from vlm2vec.choices import META_TASK
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs

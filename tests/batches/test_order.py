@@ -10,9 +10,9 @@ import pytest
 
 from vlm2vec.batches import GlobalOrder, Mixture
 from vlm2vec.batches.clusters import Clusters
-from vlm2vec.batches.groups import META_TASK
-from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES, WINDOW_BLOCKS, largest_remainder
+from vlm2vec.batches.mixture import BLOCK_SAMPLES, WINDOW_BLOCKS, largest_remainder
 from vlm2vec.batches.replacement import GlobalBatch
+from vlm2vec.choices import BLOCK, META_TASK
 from vlm2vec.errors import InputError
 
 SIZES = {"A": 103, "B": 40, "C": 7}

@@ -22,9 +22,9 @@ from tests.rig.comparing import assert_close_relative, relative_error
 from trials.rig.hand_made_eval import row
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.prompts import Prompt, PromptFormat
+from vlm2vec.choices import LoraSettings
 from vlm2vec.device import device_of_rank
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
-from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings
 
 pytestmark = pytest.mark.numeric

@@ -19,8 +19,8 @@ from tests.rig.qwen_models import MODELS, copied
 from tests.rig.qwen_native import NATIVE, native_embedding
 from tests.rig.zero_checkpoints import write_zero2_checkpoint
 from vlm2vec import VLM2Vec
+from vlm2vec.choices import LoraSettings
 from vlm2vec.export import export
-from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.settings import ModelSettings
 
 pytestmark = pytest.mark.numeric

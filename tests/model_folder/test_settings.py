@@ -14,10 +14,10 @@ import torch
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.backbones.prompts import PromptFormat
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError
 from vlm2vec.files import is_lfs_pointer, refuse_lfs_pointer
 from vlm2vec.formats.json_files import read_json
-from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.settings import SETTINGS_FILE, ChangedSettingWarning, ModelSettings
 from vlm2vec.model_folder.weights import weights_fingerprint
 

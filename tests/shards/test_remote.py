@@ -14,7 +14,7 @@ import pytest
 from tests.rig.range_server import Store, served
 from trials.rig.patience import HANG_SECONDS
 from vlm2vec.batches import GlobalOrder, Mixture
-from vlm2vec.batches.mixture import BLOCK
+from vlm2vec.choices import BLOCK
 from vlm2vec.errors import InputError
 from vlm2vec.shards import Cache, DamagedSampleError, Sample, ShardSet, remote
 

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from vlm2vec.average.folder import average
-from vlm2vec.errors import OneLineErrors, run_program
+from vlm2vec.errors import run_program
 from vlm2vec.export.folder import DEFAULT_SHARD_SIZE
+from vlm2vec.messages.command_line import Parser
 
 
 def main() -> None:
     """Averages from the command line."""
-    parser = OneLineErrors(prog="vlm2vec.average", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="vlm2vec.average", description=__doc__)
     parser.add_argument("folders", nargs="+", help="two or more adapters or models, then the folder to make")
     parser.add_argument(
         "--weights", type=float, nargs="+", help="one for each folder, of which the ratios count; equal if not given"

@@ -13,7 +13,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import StrictModel
 from vlm2vec.messages.words import counted
 
-_DEFAULT = "; if not given, what the model was saved with, else what its processor says."
+_DEFAULT = "If not given: the value that the model was saved with, else its processor's."
 
 _MAX_PIXELS = 1 << 30
 Pixels = Annotated[int, Field(ge=1, le=_MAX_PIXELS)]
@@ -43,12 +43,12 @@ class ImageLimits(StrictModel):
 class ImageLimitFlags:
     """The limits as flags of a program; without a policy of its own, a flag decides the result."""
 
-    num_crops: int | None = field(default=None, metadata={"help": f"Crops an image at most{_DEFAULT}"})
+    num_crops: int | None = field(default=None, metadata={"help": f"Maximum number of crops per image. {_DEFAULT}"})
     min_pixels: int | None = field(
-        default=None, metadata={"help": f"Pixels that a smaller image is enlarged to{_DEFAULT}"}
+        default=None, metadata={"help": f"An image with fewer pixels is enlarged to this many. {_DEFAULT}"}
     )
     max_pixels: int | None = field(
-        default=None, metadata={"help": f"Pixels that a larger image is shrunk to{_DEFAULT}"}
+        default=None, metadata={"help": f"An image with more pixels is reduced to this many. {_DEFAULT}"}
     )
 
     @property

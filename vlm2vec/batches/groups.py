@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vlm2vec.choices import META_TASK
 from vlm2vec.mmeb import meta_task_of
-
-SUBSET, META_TASK = GROUPINGS = ("subset", "meta_task")
 
 Indices = npt.NDArray[np.int64]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlm2vec.batches.groups import SUBSET
+from vlm2vec.choices import RANDOM, SUBSET
 from vlm2vec.errors import InputError
 
-RANDOM, BLOCK = ORDERS = ("random", "block")
 # Block order: so many consecutive samples are read together (10 MB of photographs), and the samples of so many such
 # blocks, drawn from the whole subset, are shuffled among each other.
 BLOCK_SAMPLES = 64

@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from vlm2vec.batches.clusters import Clusters
 from vlm2vec.batches.distinct import count_duplicates, separate
-from vlm2vec.batches.groups import SUBSET, Groups
-from vlm2vec.batches.mixture import BLOCK, Mixture
+from vlm2vec.batches.groups import Groups
+from vlm2vec.batches.mixture import Mixture
 from vlm2vec.batches.passes import Passes
 from vlm2vec.batches.permutation import permute
 from vlm2vec.batches.replacement import GlobalBatch, replace_damaged
+from vlm2vec.choices import BLOCK, SUBSET
 from vlm2vec.errors import InputError
 
 # Part of the digest: a run is not resumed on another order under the same name.

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from vlm2vec.batches.clusters import Clusters
 from vlm2vec.batches.groups import Groups
-from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES, WINDOW_BLOCKS, Mixture
+from vlm2vec.batches.mixture import BLOCK_SAMPLES, WINDOW_BLOCKS, Mixture
 from vlm2vec.batches.permutation import permute, permute_groups
+from vlm2vec.choices import BLOCK
 
 Indices = npt.NDArray[np.int64]
 

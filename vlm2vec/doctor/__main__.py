@@ -22,7 +22,8 @@ from vlm2vec.doctor.data import data_findings
 from vlm2vec.doctor.finding import FAIL, OK, WARN, Finding
 from vlm2vec.doctor.machine import machine_findings
 from vlm2vec.doctor.nodes import node_findings, public_addresses
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser
 
 # As launch/ starts them where there is no GPU.
 CPU_RANKS = 2
@@ -60,9 +61,7 @@ def needed_shared_memory(recipe: Path, engine: Path) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report; 1 if something failed."""
-    parser = OneLineErrors(
-        prog="vlm2vec.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="vlm2vec.doctor", description=__doc__)
     parser.add_argument("--hostfile", type=Path, help="nodes to reach, see launch/hostfile.example")
     parser.add_argument("--dataset_name", type=Path, help="folder of shards")
     parser.add_argument("--deepspeed", type=Path, help="DeepSpeed settings of the run: can they be compiled")

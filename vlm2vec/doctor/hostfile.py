@@ -8,7 +8,6 @@ at once with one line: a rank that looks for a name that does not exist would tr
 
 from __future__ import annotations
 
-import argparse
 import errno
 import ipaddress
 import os
@@ -24,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser
 
 # To connect, and for the whole command: a login shell on a busy shared file system takes its time.
 _CONNECT_SECONDS, _SSH_SECONDS = 10, 30
@@ -260,9 +260,7 @@ def check_ssh(nodes: Sequence[Node]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints where the ranks of a hostfile meet."""
-    parser = OneLineErrors(
-        prog="vlm2vec.doctor.hostfile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="vlm2vec.doctor.hostfile", description=__doc__)
     parser.add_argument("hostfile", type=Path, help="nodes, see launch/hostfile.example")
     parser.add_argument("--node_rank", type=int, help="this node's number; without it, ssh starts the nodes")
     parser.add_argument("--master_addr", default="", help="the address, if the first node's is not the right one")

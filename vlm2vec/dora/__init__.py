@@ -7,7 +7,7 @@ there is one frozen product instead of two. Between the products, tensors as wid
 seldom as eager operators allow: the custom functions here write in place and keep the gradients' sums in float32.
 """
 
-from vlm2vec.dora.layer import DROPOUT_PLACES, DoraLinear, install_dora, kept_norms
+from vlm2vec.dora.layer import DoraLinear, install_dora, kept_norms
 from vlm2vec.dora.norm import WeightNorm
 
-__all__ = ["DROPOUT_PLACES", "DoraLinear", "WeightNorm", "install_dora", "kept_norms"]
+__all__ = ["DoraLinear", "WeightNorm", "install_dora", "kept_norms"]

@@ -10,12 +10,11 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from vlm2vec.choices import DROPOUT_PLACES
 from vlm2vec.dora.modules import FactorA, FactorB, FrozenLinear, Magnitude, forward_by_modules
 from vlm2vec.dora.norm import WeightNorm
 from vlm2vec.dora.product import Constants, DoraProduct
 from vlm2vec.errors import InputError
-
-DROPOUT_PLACES = ("input", "adapter")
 
 
 class DoraLinear(PeftLinear):

@@ -10,18 +10,19 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from vlm2vec.errors import InputError, OneLineErrors, run_program
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.export.folder import DEFAULT_SHARD_SIZE, export
 from vlm2vec.export.hub import HubTarget, local_base, log_in, push, refuse_unexported
+from vlm2vec.messages.command_line import Parser
 from vlm2vec.messages.old_names import EXPORT
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def flags() -> OneLineErrors:
+def flags() -> Parser:
     """The command line."""
-    parser = OneLineErrors(old_names=EXPORT, prog="vlm2vec.export", description=__doc__, allow_abbrev=False)
+    parser = Parser(old_names=EXPORT, prog="vlm2vec.export", description=__doc__)
     parser.add_argument(
         "checkpoint",
         type=Path,

@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from vlm2vec.errors import OneLineErrors
+from vlm2vec.messages.command_line import Parser
 
 # Every script and the module that it runs. setup.py reads this table from the text, so it holds plain strings only.
 COMMANDS = {
@@ -34,5 +34,5 @@ def run() -> None:
     and vlm2vec.train reports the slow imports before they begin.
     """
     command = Path(sys.argv[0]).name.removesuffix(".exe")
-    OneLineErrors.commands = {module: script for script, module in COMMANDS.items()}
+    Parser.commands = {module: script for script, module in COMMANDS.items()}
     runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)

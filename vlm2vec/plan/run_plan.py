@@ -9,7 +9,6 @@ flag, the model that the recipes train.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import warnings
@@ -22,9 +21,10 @@ from vlm2vec.backbones.checkpoint import CONFIG_FILE
 from vlm2vec.backbones.interface import ItemProcessor
 from vlm2vec.backbones.registry import DEFAULT_MODEL, family_of_folder, published_config
 from vlm2vec.device import choose_accelerator
-from vlm2vec.errors import InputError, OneLineErrors
+from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import shorten
 from vlm2vec.images.decode import check_size
+from vlm2vec.messages.command_line import Parser
 from vlm2vec.messages.terminal import open_console, print_table
 from vlm2vec.plan.assumptions import Hardware, Workload
 from vlm2vec.plan.estimate import GIB, RunPlan
@@ -65,12 +65,10 @@ def read_plan(argv: Sequence[str]) -> RunPlan:
     return make_plan(parse_arguments(rest, _ABSENT, also_known=parser._option_string_actions), cluster, workload)
 
 
-def _cluster_parser() -> OneLineErrors:
-    parser = OneLineErrors(
+def _cluster_parser() -> Parser:
+    parser = Parser(
         prog="vlm2vec.plan",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--gpus", type=int, default=8, help="GPUs of a node; one rank runs on each")
@@ -90,7 +88,7 @@ def _cluster_parser() -> OneLineErrors:
     return parser
 
 
-def parse_cluster(argv: Sequence[str], parser: OneLineErrors | None = None) -> tuple[Hardware, Workload, list[str]]:
+def parse_cluster(argv: Sequence[str], parser: Parser | None = None) -> tuple[Hardware, Workload, list[str]]:
     """The plan's own flags; the rest is the training program's.
 
     Raises:

@@ -9,8 +9,8 @@ import numpy as np
 
 from vlm2vec.batches import GlobalOrder
 from vlm2vec.batches.clusters import Clusters
-from vlm2vec.batches.groups import SUBSET
-from vlm2vec.batches.mixture import BLOCK, BLOCK_SAMPLES
+from vlm2vec.batches.mixture import BLOCK_SAMPLES
+from vlm2vec.choices import BLOCK, SUBSET
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.mined.format import MINED_NAME, Mined

@@ -14,14 +14,12 @@ import torch
 
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.batches import ChunkSizes, Mixture
+from vlm2vec.choices import LoraSettings
 from vlm2vec.contrastive import Distillation, Negatives
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
-from vlm2vec.lora import LoraSettings
-
-# Without a graph a chunk needs a fraction of the memory.
-NO_GRAD_FACTOR = 4
+from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tests.rig import golden
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError
-from vlm2vec.lora import LoraSettings
 
 ALIAS, EMBEDDINGS = "model.vision_embed_tokens.wte.weight", "model.embed_tokens.weight"
 

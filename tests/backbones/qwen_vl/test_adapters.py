@@ -16,7 +16,7 @@ from tests.rig import golden, qwen_golden
 from tests.rig.qwen_items import FORMATS, encode_arguments, items_of
 from tests.rig.qwen_models import MODELS, loaded
 from vlm2vec import VLM2Vec
-from vlm2vec.lora import LoraSettings
+from vlm2vec.choices import LoraSettings
 
 pytestmark = pytest.mark.numeric
 families = pytest.mark.parametrize("family", MODELS)

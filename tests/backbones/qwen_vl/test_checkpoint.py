@@ -20,8 +20,9 @@ from tests.rig.qwen_native import NATIVE
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.checkpoint import renamed
 from vlm2vec.backbones.registry import family_named
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError
-from vlm2vec.lora import LoraSettings, load_adapter
+from vlm2vec.lora import load_adapter
 from vlm2vec.model_folder.adapter_files import IN_PEFT, write_adapter_config, write_adapter_weights
 from vlm2vec.model_folder.weights import weights_fingerprint
 

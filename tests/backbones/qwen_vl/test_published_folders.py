@@ -18,8 +18,9 @@ from trials.rig.launcher import REPOSITORY
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.checkpoint import resolve_folder
 from vlm2vec.backbones.registry import family_named
+from vlm2vec.choices import LoraSettings
 from vlm2vec.errors import InputError
-from vlm2vec.lora import LoraSettings, add_adapter
+from vlm2vec.lora import add_adapter
 from vlm2vec.model_folder.adapter_files import write_adapter_config, write_adapter_weights
 from vlm2vec.plan.run_plan import read_plan
 

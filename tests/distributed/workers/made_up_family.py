@@ -18,10 +18,10 @@ from trials.rig.engines import build_engine
 from trials.rig.items import Items
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.backbones.interface import ProcessedItem
+from vlm2vec.choices import LoraSettings
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
-from vlm2vec.lora import LoraSettings
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.train import run
 from vlm2vec.training.flags.run import parse_arguments

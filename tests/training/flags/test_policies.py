@@ -12,7 +12,8 @@ from vlm2vec.errors import InputError
 from vlm2vec.training.checkpoints.record import RunRecord
 from vlm2vec.training.checkpoints.resume import changes
 from vlm2vec.training.flags.option import given, option, refuse, unused_refusals
-from vlm2vec.training.flags.run import GROUPS, POLICIES, argument_defaults, parse_arguments
+from vlm2vec.training.flags.parser import GROUPS
+from vlm2vec.training.flags.run import POLICIES, argument_defaults, parse_arguments
 from vlm2vec.training.preflight.compare_ranks import facts
 
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json"]

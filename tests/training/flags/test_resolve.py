@@ -11,16 +11,16 @@ import torch
 
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.batches import ChunkSizes
-from vlm2vec.batches.groups import META_TASK
+from vlm2vec.choices import META_TASK, LoraSettings
 from vlm2vec.contrastive import Distillation, Negatives
 from vlm2vec.contrastive.loss import BLOCK_SCORES
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
-from vlm2vec.lora import LoraSettings
 from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.flags.run import RunSettings, parse_arguments
-from vlm2vec.training.settings import NO_GRAD_FACTOR, MinedSettings, Precision
+from vlm2vec.training.flags.training import NO_GRAD_FACTOR
+from vlm2vec.training.settings import MinedSettings, Precision
 from vlm2vec.training.watch.metrics import DIVERGENCE, MASKED_SIMILAR, optional_metrics
 
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json"]

@@ -11,27 +11,33 @@ AUTO, NONE = "auto", "none"
 
 @dataclass(kw_only=True)
 class CheckpointArguments:
-    """When checkpoints are written, how many are kept, and from which one a run resumes."""
+    """Checkpoints and resume: when checkpoints are written, how many are kept, and where a run resumes."""
 
-    save_steps: int | None = option(None, "Write a checkpoint every N steps, and always one at the end.", "speed")
+    save_steps: int | None = option(
+        None, "Write a checkpoint every N steps and at the end. If not given: at the end only.", "speed"
+    )
     save_total_limit: int | None = option(
-        None, "Keep at most N checkpoints: the newest, and the best if there is one; all if not given.", "speed"
+        None,
+        "Keep at most N checkpoints: the newest ones, and the best if there is one. If not given: all.",
+        "speed",
     )
     resume: str = option(
         NONE,
-        f"'{AUTO}' resumes from the newest complete checkpoint of --output_dir, if there is one; or a checkpoint.",
+        f"Resume from this checkpoint; '{AUTO}': from the newest complete checkpoint of --output_dir, if there is one.",
         "place",
+        metavar="auto|none|DIR",
     )
     allow_changed: list[str] = option(
         [],
-        "Arguments that may change the result and yet differ from the checkpoint's, with --resume.",
+        "Names of arguments that may differ from the checkpoint's on --resume although they change the result.",
         "speed",
+        metavar="NAME",
         needs="resume",
     )
 
 
 def checkpoint_refusals(arguments: CheckpointArguments) -> list[Refusal]:
-    """What cannot work or would be ignored."""
+    """Values that cannot work or would be ignored."""
     every, most = arguments.save_steps, arguments.save_total_limit
     return [
         (every is not None and every < 1, f"--save_steps {every}: must be at least 1"),

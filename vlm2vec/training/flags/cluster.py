@@ -1,4 +1,4 @@
-"""Flags for the ranks: how long they wait for one another."""
+"""Flags for the ranks: how long they wait for each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm2vec.training.flags.option import Refusal, option
 
 @dataclass(kw_only=True)
 class ClusterArguments:
-    """Time limits of a run."""
+    """Cluster: how long ranks wait for each other before a hang becomes an error."""
 
     step_timeout: int = option(
         90,
@@ -18,16 +18,17 @@ class ClusterArguments:
     )
     collective_timeout: int = option(
         1800,
-        "The same before the first step, and for data, checkpoints and scores; the limit of any collective.",
+        "The same limit, in seconds, before the first step and while data, checkpoints and scores are handled; also "
+        "the limit of every collective.",
         "speed",
     )
-    local_rank: int = option(-1, "Set by the launcher.", "place", per_node=True)
+    local_rank: int = option(-1, "Number of this process on its node. The launcher sets it.", "place", per_node=True)
 
 
 def cluster_refusals(arguments: ClusterArguments) -> list[Refusal]:
-    """What cannot work."""
+    """Values that cannot work."""
     short, long = arguments.step_timeout, arguments.collective_timeout
     return [
-        (short < 5, f"--step_timeout {short}: must be at least 5, as ranks give a sign every second or less often"),
+        (short < 5, f"--step_timeout {short}: must be at least 5, as ranks send a heartbeat about once per second"),
         (long < short, f"--collective_timeout {long}: must be at least --step_timeout {short}"),
     ]

@@ -1,93 +1,127 @@
-"""Flags for the data: which samples, and in what order."""
+"""Flags for the data: which samples, and in which order."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm2vec.batches.groups import GROUPINGS, SUBSET
-from vlm2vec.batches.mixture import BLOCK, ORDERS
+from vlm2vec.choices import BLOCK, GROUPINGS, ORDERS, RANDOM, SUBSET
 from vlm2vec.errors import InputError
 from vlm2vec.shards import is_url
 from vlm2vec.training.flags.option import REQUIRED, Refusal, given, no_effect, option
 
-# Of `--subset_name`.
+# The value of `--subset_name` for every subset.
 ALL = "all"
 
 
 @dataclass
-class DataArguments:
-    """The shards."""
+class _SampleFlags:
+    """Data: the shards, and which of their rows share a batch."""
 
     dataset_name: str = option(
-        REQUIRED, "Folder of shards, as data_prep.convert writes it, or its URL.", "place", per_node=True
+        REQUIRED,
+        "Folder of shards that data_prep.convert wrote, or its URL.",
+        "place",
+        metavar="DIR|URL",
+        per_node=True,
     )
-    subset_name: list[str] = option([ALL], f"Subsets to train on; '{ALL}' takes every subset of the shards.")
+    subset_name: list[str] = option(
+        [ALL], f"Subsets to train on; '{ALL}' takes every subset of the shards.", metavar="NAME"
+    )
     num_sample_per_subset: int | None = option(
-        None, "Use at most N samples of a subset, drawn with --seed (--first_n: the first ones)."
+        None,
+        "Use at most N samples per subset, drawn with --seed (with --first_n: the first ones). If not given: all.",
     )
     first_n: bool = option(
         False,
-        "--num_sample_per_subset takes a subset's first samples, as the original does.",
+        "Let --num_sample_per_subset take the first samples of a subset, as the original code does.",
         needs="num_sample_per_subset",
     )
     mixture_weights: list[str] = option(
-        [], "Each subset's share of the batches, such as VisDial=2 NIGHTS=1; by size if not given."
+        [],
+        "Share of each subset in the batches, such as VisDial=2 NIGHTS=1. If not given: proportional to its size.",
+        metavar="SUBSET=WEIGHT",
     )
     mixture_temperature: float | None = option(
-        None, "T: shares by (number of samples)^(1/T) instead; 1 = by size, larger = more even."
+        None,
+        "T: shares are proportional to (number of samples)^(1/T). 1 is by size; larger values even the shares out. If "
+        "not given: by size, or by --mixture_weights.",
     )
-    homogeneous_batch_size: int = option(1, "N consecutive rows of a batch come from one subset; 1 mixes freely.")
+    homogeneous_batch_size: int = option(
+        1, "N consecutive rows of a batch come from the same subset; 1 mixes subsets freely."
+    )
     homogeneous_groups: str = option(
         SUBSET,
-        "What those rows come from: 'subset', or 'meta_task', all subsets of one meta-task of MMEB; a subset without "
-        "one keeps to itself.",
+        "What those rows have in common: the subset, or the meta-task of MMEB (a subset without one stays separate).",
+        metavar="|".join(GROUPINGS),
         needs="homogeneous_batch_size",
     )
+
+
+@dataclass(kw_only=True)
+class MinedArguments:
+    """Mined negatives: hard negatives, clusters and teacher scores that data_prep.mine wrote."""
+
     mined: str | None = option(
         None,
-        "Folder that data_prep.mine wrote for these shards: its hard negatives, clusters, scores.",
+        "Folder that data_prep.mine wrote for these shards: hard negatives, clusters, scores. If not given: none.",
         "place",
+        metavar="DIR",
         per_node=True,
     )
     mined_negatives: int = option(
-        0, "At most N mined hard negatives join a row, hardest first, besides the data's own.", needs="mined"
+        0,
+        "Add at most N mined hard negatives to each row, hardest first, in addition to the data's own.",
+        needs="mined",
     )
     mined_clusters: bool = option(
         False,
-        "Rows of a mined cluster stay together; --homogeneous_batch_size is one cluster or several.",
+        "Keep the rows of a mined cluster in one homogeneous batch; --homogeneous_batch_size must be the size of the "
+        "clusters or a multiple of it.",
         needs="mined",
     )
+
+
+@dataclass
+class DataArguments(MinedArguments, _SampleFlags):
+    """Order and loading: in which order rows are read, and what reads them."""
+
     no_duplicate_positives: bool = option(
-        False, "Keep rows with the same target out of each other's batch as far as the data allows."
+        False, "Keep rows with the same target out of the same batch, as far as the data allows."
     )
     order: str = option(
-        "random", "'random' over each subset, or 'block': in blocks read in one piece, for shards behind http or S3."
+        RANDOM,
+        "'random': each subset is shuffled as a whole. 'block': neighbouring rows are read in one piece, for shards "
+        "behind http or S3.",
+        metavar="|".join(ORDERS),
     )
     cache_dir: str | None = option(
         None,
-        "Local folder for pieces of shards behind a URL, shared by a node's ranks; a temporary one if not given.",
+        "Local folder for pieces of shards behind a URL, shared by the ranks of a node. If not given: a temporary "
+        "folder.",
         "place",
+        metavar="DIR",
         per_node=True,
     )
     cache_gb: float = option(50.0, "Cache size limit in GB; the oldest pieces are evicted first.", "speed")
     max_bad_samples: int = option(
         10,
-        "Samples found unreadable are replaced by others of their subset and reported; more than this end the run.",
+        "Samples that cannot be read are reported and replaced by others of their subset; abort after more than N.",
         "speed",
     )
-    image_dir: str | None = option(
-        None, "Refused: shards carry their images. Give it to data_prep.convert.", "place", per_node=True
-    )
+    # Refused, for people who know it from the original's programs; not in the help.
+    image_dir: str | None = option(None, argparse.SUPPRESS, "place", per_node=True)
     dataloader_num_workers: int = option(
         2,
-        "Processes per rank that decode and process images ahead, and one more that plans; 0 = in the rank itself.",
+        "Processes per rank that decode and prepare images ahead of the step; one more process plans the batches. 0 "
+        "does both in the rank itself.",
         "speed",
     )
 
 
 def data_refusals(data: DataArguments) -> list[Refusal]:
-    """What cannot work or would be ignored."""
+    """Values that cannot work or would be ignored."""
     most, temperature = data.num_sample_per_subset, data.mixture_temperature
     return [
         (most is not None and most < 1, f"--num_sample_per_subset {most}: must be at least 1"),
@@ -109,15 +143,15 @@ def data_refusals(data: DataArguments) -> list[Refusal]:
         (data.order not in ORDERS, f"--order {data.order}: must be one of {', '.join(ORDERS)}"),
         (
             data.order == BLOCK and most is not None and not data.first_n,
-            "--order block with --num_sample_per_subset: a drawn sample has no neighbours to read in one piece; add "
-            "--first_n",
+            "--order block with --num_sample_per_subset: drawn samples are not neighbours and cannot be read in one "
+            "piece; add --first_n",
         ),
         (data.image_dir is not None, "--image_dir: shards carry their images; give it to data_prep.convert"),
     ]
 
 
 def _group_refusals(data: DataArguments) -> list[Refusal]:
-    """What batches of a meta-task exclude."""
+    """What homogeneous batches of a meta-task exclude."""
     groups = data.homogeneous_groups
     flag = f"--homogeneous_groups {groups}"
     is_shared = groups != SUBSET
@@ -125,12 +159,12 @@ def _group_refusals(data: DataArguments) -> list[Refusal]:
         (groups not in GROUPINGS, f"{flag}: must be one of {', '.join(GROUPINGS)}"),
         (
             is_shared and (bool(data.mixture_weights) or data.mixture_temperature is not None),
-            f"{flag} with --mixture_weights or --mixture_temperature: these are shares of subsets, and its batches mix "
-            "the subsets of a meta-task by size; leave one of them out",
+            f"{flag} with --mixture_weights or --mixture_temperature: these give shares to subsets, but batches of a "
+            "meta-task mix its subsets by size; leave one of them out",
         ),
         (
             is_shared and data.order == BLOCK,
-            f"{flag} with --order {BLOCK}: blocks are neighbours in one subset; leave one of them out",
+            f"{flag} with --order {BLOCK}: a block holds neighbouring rows of one subset; leave one of them out",
         ),
     ]
 
@@ -148,25 +182,25 @@ def _mined_refusals(data: DataArguments) -> list[Refusal]:
         (
             clusters and most is not None,
             f"--mined_clusters with --num_sample_per_subset {most}: clusters are made of all samples; leave "
-            "one of them out, or convert fewer samples and mine them",
+            "one of them out, or convert fewer samples and mine those",
         ),
         (
             clusters and data.no_duplicate_positives,
-            "--mined_clusters with --no_duplicate_positives, which would swap rows out of their clusters: use "
+            "--mined_clusters with --no_duplicate_positives, which would move rows out of their clusters: use "
             "--mask_false_negatives instead",
         ),
         (
             clusters and data.order == BLOCK,
-            f"--mined_clusters with --order {BLOCK}: the rows of a cluster are no neighbours; leave one of them out",
+            f"--mined_clusters with --order {BLOCK}: the rows of a cluster are not neighbours; leave one of them out",
         ),
     ]
 
 
 def mixture_weights(words: Sequence[str]) -> dict[str, float] | None:
-    """The shares that `--mixture_weights` gives to subsets; None if it is not given.
+    """The share of each subset from `--mixture_weights`; None if it is not given.
 
     Raises:
-        InputError: A word that is no share, or a subset twice.
+        InputError: A word that is not SUBSET=WEIGHT, or a subset that is given twice.
     """
     weights: dict[str, float] = {}
     for word in words:

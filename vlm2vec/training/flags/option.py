@@ -23,11 +23,11 @@ class Policy:
     """What a flag's value decides, and therefore where it is compared.
 
     Attributes:
-        effect: "result": what the run computes; a resume refuses another value. "speed": how fast it runs or what is
-            reported, and "place": where something lies; a resume may change both.
-        per_node: Whether the value may differ between nodes, as what lies there is compared instead. All other values
-            must be the same on every rank.
-        compared_as: What a resume compares in the value's place, as the value alone does not decide the result.
+        effect: "result": what the run computes; a resume refuses a different value. "speed": how fast it runs or what
+            is reported, and "place": where something is stored; a resume may change both.
+        per_node: Whether the value may differ between nodes, because the contents at that place are compared instead.
+            All other values must be the same on every rank.
+        compared_as: What a resume compares in place of the value, because the value alone does not decide the result.
         needs: The flag without which this one has no effect.
         decides_chunks: Whether it decides what chunks hold, and so how many of their graphs fit.
     """
@@ -40,7 +40,7 @@ class Policy:
 
     @property
     def is_compared_on_resume(self) -> bool:
-        """Whether a resume refuses another value."""
+        """Whether a resume refuses a different value."""
         return self.effect == "result" and self.compared_as is None
 
 
@@ -49,6 +49,7 @@ def option(
     text: str,
     effect: Effect = "result",
     *,
+    metavar: str | None = None,
     per_node: bool = False,
     compared_as: str | None = None,
     needs: str | None = None,
@@ -58,21 +59,25 @@ def option(
 
     Args:
         default: Its default; a list for a flag with several values; `REQUIRED` for none.
-        text: The flag's help.
+        text: The flag's help: sentences that say what the value does and, if the default is None, what happens then.
         effect: See `Policy`, as for the rest.
+        metavar: What stands for the value in help: DIR, FILE, NAME, or the choices "a|b". By the type if None: N for
+            integers, FLOAT, true|false, TEXT.
         per_node: Whether nodes may have different values.
         compared_as: What a resume compares instead.
         needs: A flag of the same group.
         decides_chunks: Whether it decides what chunks hold.
     """
     metadata = {"help": text, _POLICY: Policy(effect, per_node, compared_as, needs, decides_chunks)}
+    if metavar is not None:
+        metadata["metavar"] = metavar
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def policies(group: Any) -> dict[str, Policy]:
-    """The policies of a group's flags, by name; a flag that says nothing decides the result."""
+    """The policies of a group's flags, by name; a flag without a policy decides the result."""
     return {each.name: each.metadata.get(_POLICY, Policy("result")) for each in dataclasses.fields(group)}
 
 
@@ -101,7 +106,7 @@ def refuse(refusals: Iterable[Refusal]) -> None:
     """Raises the first refusal that applies.
 
     Raises:
-        InputError: It.
+        InputError: With the refusal's message.
     """
     for is_refused, message in refusals:
         if is_refused:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm2vec.batches import Mixture
+from vlm2vec.choices import LoraSettings
 from vlm2vec.contrastive import Distillation, Negatives
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
-from vlm2vec.lora import LoraSettings
 from vlm2vec.training.flags.checkpoint import NONE
 from vlm2vec.training.flags.data import ALL, DataArguments, mixture_weights
 from vlm2vec.training.flags.evaluation import EvaluationArguments

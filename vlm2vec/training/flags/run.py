@@ -10,17 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlm2vec.backbones.image_limits import OLD_NAMES
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.errors import InputError
-from vlm2vec.messages.dataclass_parser import DataclassParser
-from vlm2vec.messages.old_names import TRAINING
 from vlm2vec.model_folder.settings import ModelSettings
 from vlm2vec.training.flags.data import DataArguments, data_refusals, mixture_weights
 from vlm2vec.training.flags.evaluation import EvaluationArguments, evaluation_refusals
 from vlm2vec.training.flags.model import ModelArguments, model_refusals
 from vlm2vec.training.flags.option import Policy, Refusal, given, no_effect, policies, refuse, unused_refusals
-from vlm2vec.training.flags.recipe import given_names, recipe_flags
+from vlm2vec.training.flags.parser import GROUPS, given_names, recipe_flags
+from vlm2vec.training.flags.parser import parser as training_parser
 from vlm2vec.training.flags.resolve import (
     checkpoint_settings,
     chunk_settings,
@@ -34,7 +32,6 @@ from vlm2vec.training.flags.resolve import (
     watch_settings,
 )
 from vlm2vec.training.flags.training import TEACHER, TrainingArguments, step_refusals, training_refusals
-from vlm2vec.training.modes import add_modes
 from vlm2vec.training.settings import (
     CheckpointSettings,
     Chunking,
@@ -49,7 +46,6 @@ from vlm2vec.training.settings import (
     WatchSettings,
 )
 
-GROUPS = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments)
 # The policy of every flag.
 POLICIES: dict[str, Policy] = {name: policy for group in GROUPS for name, policy in policies(group).items()}
 
@@ -69,7 +65,7 @@ class RunArguments:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def global_batch_size(self, num_ranks: int) -> int:
-        """Pairs a step over all ranks."""
+        """Pairs per step over all ranks."""
         if self.training.global_batch_size is not None:
             return self.training.global_batch_size
         assert self.training.per_device_train_batch_size is not None
@@ -212,25 +208,21 @@ class RunSettings:
 
 def argument_defaults() -> dict[str, Any]:
     """All arguments by flag name with their defaults; those without one are empty."""
-    return RunArguments(ModelArguments(""), DataArguments(""), TrainingArguments("", "", 0)).as_dict()
+    return RunArguments(ModelArguments(""), DataArguments(""), TrainingArguments("", "")).as_dict()
 
 
 def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_known: Iterable[str] = ()) -> RunArguments:
-    """Parses flags; `--config FILE.yaml` supplies what the flags do not say, `defaults` what neither says.
+    """Parses flags; `--config FILE.yaml` supplies flags that are not given, `defaults` those that neither gives.
 
     Args:
         argv: The flags.
-        defaults: Flags that a recipe and `argv` may give anew.
-        also_known: Flags that the caller has taken out of `argv`, to be proposed for mistyped ones.
+        defaults: Flags that a recipe and `argv` may replace.
+        also_known: Flags that the caller has taken out of `argv`, to be suggested for mistyped ones.
 
     Raises:
         InputError: An unknown flag or key, a wrong type, a refused combination; the message names the remedy.
     """
-    parser = DataclassParser(GROUPS, old_names={**TRAINING, **OLD_NAMES}, prog="vlm2vec.train", allow_abbrev=False)
-    parser.add_argument(
-        "--config", help="YAML file with flags by name, or a recipe's name; flags on the command line win."
-    )
-    add_modes(parser)
+    parser = training_parser()
     parser.refuse_unknown(argv, also_known)
     recipe = recipe_flags(_config_path(argv), parser, argv)
     *groups, rest = parser.parse_args_into_dataclasses(
@@ -257,7 +249,7 @@ def _config_path(argv: Sequence[str]) -> Path | None:
 
 
 def _mined_refusals(data: DataArguments, training: TrainingArguments) -> list[Refusal]:
-    """What hard negatives and a teacher are needed for."""
+    """Flags that need hard negatives or a teacher."""
     asks_teacher = training.false_negative_source == TEACHER
     return [
         no_effect(
@@ -267,12 +259,12 @@ def _mined_refusals(data: DataArguments, training: TrainingArguments) -> list[Re
         ),
         (
             asks_teacher and data.mined is None,
-            f"--false_negative_source {TEACHER}: give --mined, the folder in which data_prep.mine has written what its "
-            "teacher finds too similar",
+            f"--false_negative_source {TEACHER}: give --mined, the folder in which data_prep.mine wrote the negatives "
+            "that its teacher finds too similar",
         ),
         no_effect(
             given(training, ["distill_weight"]),
-            "without --mined_negatives, the candidates that the teacher has scored",
+            "without --mined_negatives, the candidates that the teacher scored",
             when=not data.mined_negatives,
         ),
         no_effect(
@@ -284,7 +276,7 @@ def _mined_refusals(data: DataArguments, training: TrainingArguments) -> list[Re
 
 
 def _check(arguments: RunArguments) -> None:
-    """Refuses what cannot work or would be ignored, group by group, then what two groups together cannot do.
+    """Refuses values that cannot work or would be ignored, group by group, then combinations of two groups.
 
     Raises:
         InputError: With the remedy.
@@ -304,7 +296,7 @@ def _check(arguments: RunArguments) -> None:
             (
                 model.compile_layers and training.flops_profile_step is not None,
                 f"--flops_profile_step {training.flops_profile_step}: the profile does not see "
-                "compiled operators; leave out --compile_layers for it",
+                "compiled operators; leave out --compile_layers",
             ),
         ]
     )

@@ -1,4 +1,4 @@
-"""Flags for the steps: how many, how large, the loss, the optimizer."""
+"""Flags for the steps: number, size, loss, optimizer."""
 
 from __future__ import annotations
 
@@ -6,138 +6,219 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vlm2vec.batches.groups import GROUPINGS
+from vlm2vec.choices import GROUPINGS
 from vlm2vec.training.flags.checkpoint import NONE, CheckpointArguments, checkpoint_refusals
 from vlm2vec.training.flags.cluster import ClusterArguments, cluster_refusals
 from vlm2vec.training.flags.option import REQUIRED, Refusal, given, no_effect, option
-from vlm2vec.training.flags.watch import WatchArguments, watch_refusals
-from vlm2vec.training.settings import NO_GRAD_FACTOR
+from vlm2vec.training.flags.watch import LoggingArguments, WatchArguments, watch_refusals
 
 DEFAULT_CHUNK_TOKENS = 8192
+# Without a graph a chunk needs a fraction of the memory.
+NO_GRAD_FACTOR = 4
 AUTO = "auto"
-# Of `--temperature_by`, `--false_negative_source` and `--hard_negative_scope`; the first of each is its default.
+# Values of `--temperature_by`, `--false_negative_source` and `--hard_negative_scope`; the first is the default.
 TEMPERATURES = (NONE, *GROUPINGS)
 MODEL, TEACHER = SOURCES = ("model", "teacher")
 ALL_ROWS, OWN_ROW = SCOPES = ("all", "own")
-# Two ways to say one thing; on the command line either replaces the other one of a recipe.
+# Two flags for one setting: on the command line, either replaces the other one of a recipe.
 ALTERNATIVES = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_ratio"))
-# Both name the batch; a resume compares the number of pairs.
+# Both flags of the batch size are compared on a resume by the number of pairs.
 _BATCH = "global batch"
 
 
 @dataclass
-class TrainingArguments(CheckpointArguments, ClusterArguments, WatchArguments):
-    """The run."""
+class _RunFlags:
+    """Run: where a run writes, and the engine that it runs on."""
 
-    output_dir: str = option(REQUIRED, "Folder of the run: checkpoints, log, TensorBoard.", "place")
+    output_dir: str = option(
+        REQUIRED, "Folder of the run: checkpoints, log and TensorBoard files.", "place", metavar="DIR"
+    )
     deepspeed: str = option(
-        REQUIRED, "DeepSpeed configuration: a JSON file, or zero2 for ds_configs/zero2.json.", "place", per_node=True
+        REQUIRED,
+        "DeepSpeed configuration: a JSON file, or zero2 for ds_configs/zero2.json.",
+        "place",
+        metavar="FILE",
+        per_node=True,
     )
-    max_steps: int = option(0, "Steps to train. Or give --num_train_epochs.")
+
+
+@dataclass
+class _BatchFlags:
+    """Batch and chunks: the length of a run, the pairs of a step, and how a step is cut to fit into memory."""
+
+    max_steps: int = option(0, "Number of steps to train; 0: --num_train_epochs decides.")
     num_train_epochs: float | None = option(
-        None, "Epochs to train, whole or not; --max_steps follows from the data.", compared_as="max_steps"
-    )
-    global_batch_size: int | None = option(None, "Pairs a step over all ranks.", compared_as=_BATCH)
-    per_device_train_batch_size: int | None = option(
         None,
-        "Pairs a step and rank; the global batch then depends on the cluster. Or give --global_batch_size.",
+        "Number of epochs to train, which may be a fraction; --max_steps then follows from the data. If not given: "
+        "--max_steps decides.",
+        compared_as="max_steps",
+    )
+    global_batch_size: int | None = option(
+        None,
+        "Pairs per step over all ranks. Required, unless --per_device_train_batch_size is given.",
         compared_as=_BATCH,
     )
-    grad_cache: bool = option(True, "Cached step; False is refused: a large --chunk_tokens runs one chunk.", "speed")
+    per_device_train_batch_size: int | None = option(
+        None,
+        "Pairs per step and rank, instead of --global_batch_size; the result then depends on the number of ranks.",
+        compared_as=_BATCH,
+    )
+    grad_cache: bool = option(
+        True, "Every step is cached, so this must stay true; a large --chunk_tokens runs a step as one chunk.", "speed"
+    )
     chunk_tokens: int | None = option(
         None,
-        f"Token budget of a chunk, padding counted; {DEFAULT_CHUNK_TOKENS} if not given.",
+        f"Maximum number of tokens in a chunk, padding included. If not given: {DEFAULT_CHUNK_TOKENS}.",
         "speed",
         decides_chunks=True,
     )
     no_grad_chunk_tokens: int | None = option(
         None,
-        f"Token budget of the pass without a graph; {NO_GRAD_FACTOR} times the other, with dropout equal to it.",
+        "Maximum number of tokens in a chunk of the pass without a graph. If not given: "
+        f"{NO_GRAD_FACTOR} times --chunk_tokens, with dropout the same as --chunk_tokens.",
         "speed",
         decides_chunks=True,
     )
     keep_graphs: str = option(
         AUTO,
-        "Number of chunks whose pass-1 graph is kept, so that pass 2 need not run them again; auto = as many as fit, 1 "
-        "on a CPU.",
+        "Number of chunks whose pass-1 graph is kept, so that pass 2 need not run them again; 'auto': as many as fit "
+        "into memory, 1 on a CPU.",
         "speed",
+        metavar="auto|N",
         decides_chunks=True,
     )
     gc_q_chunk_size: int | None = option(
-        None, "Queries a chunk, instead of a token budget.", "speed", decides_chunks=True
+        None,
+        "Queries per chunk, instead of a token limit; needs --gc_p_chunk_size. If not given: --chunk_tokens decides.",
+        "speed",
+        decides_chunks=True,
     )
     gc_p_chunk_size: int | None = option(
-        None, "Targets a chunk, instead of a token budget.", "speed", decides_chunks=True
+        None,
+        "Targets per chunk, instead of a token limit; needs --gc_q_chunk_size. If not given: --chunk_tokens decides.",
+        "speed",
+        decides_chunks=True,
     )
-    temperature: float = option(0.02, "Temperature of the loss.")
+
+
+@dataclass(kw_only=True)
+class LossArguments:
+    """Loss: temperature, hard negatives, false negatives, distillation."""
+
+    temperature: float = option(0.02, "Temperature of the loss; the initial one with --learn_temperature.")
     learn_temperature: bool = option(False, "Train the temperature, starting at --temperature.")
     temperature_learning_rate: float = option(
-        1e-3, "Peak learning rate of the temperature's logarithm.", needs="learn_temperature"
+        1e-3, "Peak learning rate of the logarithm of the temperature.", needs="learn_temperature"
     )
     temperature_by: str = option(
         NONE,
-        "Learn a temperature for each 'subset' or 'meta_task' of MMEB instead of one; a subset without meta-task has "
-        "its own.",
+        "Learn a separate temperature for each subset, or for each meta-task of MMEB (a subset without a meta-task has "
+        "one of its own).",
+        metavar="|".join(TEMPERATURES),
         needs="learn_temperature",
     )
-    bidirectional: bool = option(False, "Also from targets to queries; the original goes from queries to targets.")
-    matryoshka_dims: list[int] = option(
-        [], "Leading dimensions to train as embeddings of their own, such as 3072 1024 256."
+    bidirectional: bool = option(
+        False, "Also compute the loss from targets to queries; the original code only goes from queries to targets."
     )
-    hard_negatives: bool = option(False, "Let the data's hard negatives take part; the original never uses them.")
+    matryoshka_dims: list[int] = option(
+        [],
+        "Also train the first N dimensions as embeddings, for each N given, such as 3072 1024 256. If not given: only "
+        "the whole embedding.",
+    )
+    hard_negatives: bool = option(False, "Use the hard negatives of the data; the original code ignores them.")
     hard_negative_scope: str = option(
-        ALL_ROWS, "Rows in which a hard negative competes: 'all' of the global batch, or its 'own' only."
+        ALL_ROWS,
+        "Rows for which a hard negative is a negative: 'all' of the global batch, or its 'own' only.",
+        metavar="|".join(SCOPES),
     )
     hardness_weight: float = option(
-        0.0, "ALPHA: weight each negative by exp(ALPHA x its cosine with the query), detached; LLaVE: 9. 0: off."
+        0.0,
+        "ALPHA: weight each negative by exp(ALPHA x its cosine with the query), without gradient through the weight; "
+        "LLaVE uses 9. 0: no weights.",
     )
-    mask_false_negatives: bool = option(False, "Leave out negatives that are the same item as the row's target.")
+    mask_false_negatives: bool = option(False, "Leave out negatives that are identical to the target of the row.")
     false_negative_similarity: float | None = option(
-        None, "S: leave out negatives whose cosine with the row's target is above S, such as 0.95."
+        None,
+        "S: leave out negatives whose cosine with the target of the row is above S, such as 0.95. If not given: no "
+        "such limit.",
     )
     false_negative_margin: float | None = option(
         None,
         "M: leave out negatives whose cosine with the query is above the target's minus M; -0.1 leaves out those that "
-        "surpass the target by 0.1.",
+        "exceed the target by more than 0.1. If not given: no such limit.",
     )
     false_negative_source: str = option(
-        MODEL, "Who finds them: the 'model' being trained, by the two flags above, or the 'teacher' of --mined."
+        MODEL,
+        "What finds false negatives: the 'model' in training, by the two flags above, or the 'teacher' of --mined.",
+        metavar="|".join(SOURCES),
     )
     distill_weight: float = option(
         0.0,
-        "W: add W times the divergence from the teacher's scores of target and mined negatives. 0: off.",
+        "W: add W times the divergence from the teacher's scores of the target and the mined negatives. 0: no "
+        "distillation.",
     )
     distill_temperature: float = option(0.02, "Temperature of the teacher's scores.", needs="distill_weight")
     loss_block_rows: int | None = option(
         None,
-        "Rows of the similarity matrix in memory at a time; if not given, as many as hold a million scores.",
+        "Rows of the similarity matrix in memory at a time. If not given: as many as hold a million scores.",
         "speed",
     )
+
+
+@dataclass(kw_only=True)
+class OptimizerArguments:
+    """Optimizer and schedule: AdamW, the learning rate over the steps, gradient clipping."""
+
     learning_rate: float = option(2e-5, "Peak learning rate of AdamW.")
-    lr_scheduler_type: str = option("linear", "Schedule after the warm-up, by transformers' names.")
+    lr_scheduler_type: str = option(
+        "linear", "Schedule of the learning rate after the warm-up, by its name in transformers.", metavar="NAME"
+    )
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
     warmup_ratio: float | None = option(
-        None, "Share of all steps that is warm-up, instead of --warmup_steps.", compared_as="warmup_steps"
+        None,
+        "Fraction of all steps that is warm-up, instead of --warmup_steps. If not given: --warmup_steps decides.",
+        compared_as="warmup_steps",
     )
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
-    adam_beta1: float = option(0.9, "First moment's decay.")
-    adam_beta2: float = option(0.999, "Second moment's decay.")
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
-    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0 does not clip.")
-    seed: int = option(42, "Seed of the order, the initial adapter and dropout.")
+    adam_beta1: float = option(0.9, "Decay of AdamW's first moment.")
+    adam_beta2: float = option(0.999, "Decay of AdamW's second moment.")
+    adam_epsilon: float = option(1e-8, "Epsilon of AdamW.")
+    max_grad_norm: float = option(1.0, "Clip the norm of the gradient to this value; 0: no clipping.")
+
+
+@dataclass(kw_only=True)
+class _SeedFlags:
+    """Reproducibility: what decides random choices, and whether kernels repeat their bits."""
+
+    seed: int = option(42, "Seed of the data order, the initial adapter and dropout.")
     deterministic: bool = option(
         False,
-        "Use only kernels that give the same bits in every run: a resume on GPUs is then equal bit for bit.",
+        "Use only kernels that give the same bits in every run: a resume on GPUs then matches bit for bit.",
         "speed",
     )
-    logging_steps: int = option(10, "Write a line every N steps.", "speed")
+
+
+# Fields come in the order of the bases from right to left.
+@dataclass
+class TrainingArguments(
+    LoggingArguments,
+    _SeedFlags,
+    OptimizerArguments,
+    LossArguments,
+    _BatchFlags,
+    _RunFlags,
+    CheckpointArguments,
+    ClusterArguments,
+    WatchArguments,
+):
+    """Flags for the steps."""
 
 
 def training_refusals(training: TrainingArguments) -> Iterator[Refusal]:
-    """What cannot work or would be ignored."""
+    """Values that cannot work or would be ignored."""
     yield (
         not training.grad_cache,
-        "--grad_cache False: every step is cached; a large --chunk_tokens runs one chunk",
+        "--grad_cache False: every step is cached; for a step of one chunk, give a large --chunk_tokens",
     )
     yield (
         (training.global_batch_size is None) == (training.per_device_train_batch_size is None),
@@ -154,7 +235,7 @@ def training_refusals(training: TrainingArguments) -> Iterator[Refusal]:
 
 
 def step_refusals(training: TrainingArguments) -> list[Refusal]:
-    """What does not fit the number of steps, once it is known."""
+    """Values that do not fit the number of steps, once it is known."""
     return [
         *watch_refusals(training, training.max_steps),
         (
@@ -165,7 +246,7 @@ def step_refusals(training: TrainingArguments) -> list[Refusal]:
 
 
 def _length_refusals(training: TrainingArguments) -> list[Refusal]:
-    """The flags that say how long a run is exclude each other in pairs; 0 steps stand for none given."""
+    """Flags for the length of a run, which exclude each other in pairs; 0 steps mean that the flag is not given."""
     max_steps, num_train_epochs = training.max_steps, training.num_train_epochs
     warmup_steps, warmup_ratio = training.warmup_steps, training.warmup_ratio
     return [

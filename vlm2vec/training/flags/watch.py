@@ -1,4 +1,4 @@
-"""Flags for profiling and MFU."""
+"""Flags for logging, profiling and MFU."""
 
 from __future__ import annotations
 
@@ -9,32 +9,46 @@ from vlm2vec.training.flags.option import Refusal, option
 
 @dataclass(kw_only=True)
 class WatchArguments:
-    """Profiles, and what utilization is counted by."""
+    """Logging and profiling: how often metrics are written, and what is profiled."""
 
     profile_steps: list[int] = option(
-        [], "A B: write a torch.profiler trace of steps A to B, counted from 1, into profile/.", "speed"
+        [],
+        "First and last step of a torch.profiler trace, counted from 1; it is written to profile/ in --output_dir. If "
+        "not given: no trace.",
+        "speed",
+        metavar="STEP",
     )
     flops_profile_step: int | None = option(
         None,
-        "Write what DeepSpeed's flops profiler counts in this step's forward passes into profile/; not ZeRO-3.",
+        "Write what DeepSpeed's flops profiler counts in the forward passes of this step to profile/ in --output_dir; "
+        "not with ZeRO-3. If not given: no profile.",
         "speed",
+        metavar="STEP",
     )
     peak_tflops: float | None = option(
         None,
-        "A device's TFLOP/s in the compute dtype, for MFU; a table has those of known GPUs in bfloat16.",
+        "Peak TFLOP/s of a device in the compute dtype, for MFU. If not given: a known GPU's value in bfloat16; on "
+        "other devices MFU is not reported.",
         "speed",
     )
 
 
+@dataclass(kw_only=True)
+class LoggingArguments:
+    """Logging and profiling: how often metrics are written, and what is profiled."""
+
+    logging_steps: int = option(10, "Write a log line every N steps.", "speed")
+
+
 def watch_refusals(arguments: WatchArguments, max_steps: int) -> list[Refusal]:
-    """What cannot work, once the number of steps is known."""
+    """Values that cannot work, once the number of steps is known."""
     steps, once, peak = arguments.profile_steps, arguments.flops_profile_step, arguments.peak_tflops
     given = f"--profile_steps {' '.join(map(str, steps))}"
     return [
         (bool(steps) and len(steps) != 2, f"{given}: give two numbers, the first and the last step"),
         (
             len(steps) == 2 and not 1 <= steps[0] <= steps[-1] <= max_steps,
-            f"{given}: steps go from 1 to --max_steps {max_steps}, the first of a trace before the last",
+            f"{given}: steps go from 1 to --max_steps {max_steps}, and the first step of a trace is not after its last",
         ),
         (
             once is not None and not 1 <= once <= max_steps,
@@ -42,7 +56,7 @@ def watch_refusals(arguments: WatchArguments, max_steps: int) -> list[Refusal]:
         ),
         (
             once is not None and len(steps) == 2 and steps[0] <= once <= steps[-1],
-            f"--flops_profile_step {once}: its counting would be what {given} measures; choose another step",
+            f"--flops_profile_step {once}: its counting would distort the trace of {given}; choose a different step",
         ),
         (peak is not None and peak <= 0, f"--peak_tflops {peak}: must be positive"),
     ]
