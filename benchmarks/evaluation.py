@@ -68,8 +68,8 @@ class Miniature:
             *("--num_crops", str(NUM_CROPS), "--max_len", str(MAX_LEN)),
         ]
         self._data, _ = read_data(str(dataset), ["all"])
-        self._encoder = VLM2Vec.from_pretrained(model, num_crops=NUM_CROPS).eval()
-        self._original = OriginalEncoder(VLM2Vec.from_pretrained(model, num_crops=NUM_CROPS).eval())
+        self._encoder = VLM2Vec.from_pretrained(model, num_crops=NUM_CROPS, device="cpu").eval()
+        self._original = OriginalEncoder(VLM2Vec.from_pretrained(model, num_crops=NUM_CROPS, device="cpu").eval())
         self.sides = [np.unique(side) for rows in self._data.datasets for side in (rows.queries, rows.candidates)]
         self.num_items = sum(len(side) for side in self.sides)
         self.num_distinct = 0

@@ -136,7 +136,8 @@ class Ours:
     """
 
     def __init__(self, family: str, items: Items) -> None:
-        self.encoder = VLM2Vec.from_pretrained(FOLDERS / family / "model", prompt_format=FORMAT, max_len=None)
+        folder = FOLDERS / family / "model"
+        self.encoder = VLM2Vec.from_pretrained(folder, prompt_format=FORMAT, max_len=None, device="cpu")
         self._items = items
         self._inputs = ItemEncoderInputs(self.encoder.processor, None)
         made = make_items(items.texts, items.images, self.encoder.processor.prompt_format)

@@ -60,7 +60,7 @@ def prepare_miniature(folder: Path) -> None:
 def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
     """Real images and texts of the miniature, mixed freely over its subsets."""
     prepare_miniature(folder)
-    encoder = VLM2Vec.from_pretrained(folder / "model", dtype=torch.float32).train()
+    encoder = VLM2Vec.from_pretrained(folder / "model", dtype=torch.float32, device="cpu").train()
     shards = ShardSet.open(str(folder / "shards"))
     order = GlobalOrder(shards.num_samples, pairs, seed=0)
     inputs = ItemEncoderInputs(encoder.processor, max_len=256)

@@ -20,6 +20,8 @@ imitate_processor()
 # Before torch and NumPy are imported. The test processes share the cores: a second thread in each would only wait for
 # a core, and spend CPU time on waiting.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The numbers are those of CPUs, also on a machine with a GPU.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 MINI_SCALE = 0.02
 # Files that take longest, longest first; whichever began last would run alone at the end.

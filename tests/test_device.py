@@ -59,6 +59,16 @@ def test_the_cpu_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.on_cpu()
 
 
+def test_the_gpu_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device.device_of_rank() == torch.device("cuda", 0)
+    monkeypatch.setitem(os.environ, "LOCAL_RANK", "6")
+    assert device.device_of_rank() == torch.device("cuda", 2)
+    monkeypatch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
+    assert device.device_of_rank() == torch.device("cpu")
+
+
 def test_what_is_decided_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, available=True, cuda="13.0")
     chosen: list[bool] = []

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.rig import golden
 from tests.rig.comparing import assert_close_relative
+from trials.rig.run_flags import run_flags
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.phi3_v import collate_items
 from vlm2vec.errors import InputError
@@ -25,6 +26,9 @@ from vlm2vec.inputs import urls
 from vlm2vec.inputs.ahead import chunks_ahead
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT
+from vlm2vec.sentence_transformer import VLM2VecModule
+from vlm2vec.training.encoder import build_encoder
+from vlm2vec.training.flags.run import parse_arguments
 
 pytestmark = pytest.mark.numeric
 
@@ -427,6 +431,26 @@ def test_save_and_load(encoder: VLM2Vec, tmp_path: Path) -> None:
     assert again.processor.image_limits["num_crops"] == 1
     assert torch.equal(again.encode(["a"]), encoder.encode(["a"]))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_model_goes_to_the_gpu_unless_told_otherwise(
+    golden_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dtype stays that of the files; what moves a model itself loads it on the CPU."""
+    gpu = torch.device("meta")  # stands in for one
+    monkeypatch.setattr("vlm2vec.encoder.device_of_rank", lambda: gpu)
+    VLM2Vec.from_pretrained(golden_model_dir, dtype=torch.bfloat16, device="cpu").save_pretrained(tmp_path)
+    found = VLM2Vec.from_pretrained(tmp_path)
+    assert (found.device, found.base.dtype) == (gpu, torch.bfloat16)
+    run = parse_arguments(
+        run_flags(tmp_path, tmp_path, tmp_path, "zero2", "--max_steps", "1", "--global_batch_size", "2")
+    )
+    for elsewhere in (
+        VLM2Vec.from_pretrained(tmp_path, device="cpu"),
+        VLM2VecModule.load(str(tmp_path)).encoder,
+        build_encoder(run.resolve(1, {"zero_optimization": {"stage": 2}}).encoder),
+    ):
+        assert elsewhere.device == torch.device("cpu")
 
 
 def test_unnormalised_vectors(golden_model_dir: Path) -> None:

@@ -60,9 +60,9 @@ SECONDS = 60  # a trial takes a fraction of one; loading that hangs is a crash
 
 def undamaged(model: Path, work: Path) -> tuple[Path, Path]:
     """A model's folder and an adapter's on it, as they are saved."""
-    encoder = VLM2Vec.from_pretrained(model, dtype=torch.float32)
+    encoder = VLM2Vec.from_pretrained(model, dtype=torch.float32, device="cpu")
     encoder.save_pretrained(work / "model")
-    encoder = VLM2Vec.from_pretrained(work / "model")
+    encoder = VLM2Vec.from_pretrained(work / "model", device="cpu")
     encoder.add_lora(LoraSettings(r=2, init="kaiming"))
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
@@ -75,7 +75,7 @@ def vectors(folder: Path) -> torch.Tensor:
     """Of a text that is longer than a few tokens, and of an image."""
     image = Image.linear_gradient("L").resize((70, 50)).convert("RGB")
     texts = ["a three to the left of a seven", None]
-    return VLM2Vec.from_pretrained(folder).encode(texts, [None, image], show_progress=False)
+    return VLM2Vec.from_pretrained(folder, device="cpu").encode(texts, [None, image], show_progress=False)
 
 
 def places(content: Any, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

@@ -127,7 +127,7 @@ def _optimizer_name(optimizer: Any) -> str:
 
 
 def device_of_rank() -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
-    if not torch.cuda.is_available():
+    """This rank's GPU, or the CPU where there is none or the environment asks for it."""
+    if asked_for_cpu() or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

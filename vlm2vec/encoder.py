@@ -19,6 +19,7 @@ from vlm2vec.backbones.interface import PROJECTOR, VISION_TOWER, Backbone, ItemP
 from vlm2vec.backbones.prompts import DEFAULT_MAX_LEN, PromptFormat
 from vlm2vec.backbones.registry import family_of_folder
 from vlm2vec.choices import LoraSettings
+from vlm2vec.device import device_of_rank
 from vlm2vec.dora import kept_norms
 from vlm2vec.errors import InputError
 from vlm2vec.inputs.ahead import chunks_ahead
@@ -48,7 +49,7 @@ class VLM2Vec(nn.Module):
     """An encoder that maps a text, an image or both to one unit vector (https://arxiv.org/abs/2410.05160).
 
     Example:
-        >>> encoder = VLM2Vec.from_pretrained("TIGER-Lab/VLM2Vec-Full", dtype=torch.bfloat16, device="cuda")
+        >>> encoder = VLM2Vec.from_pretrained("TIGER-Lab/VLM2Vec-Full")
         >>> query = encoder.encode(
         ...     texts=["<|image_1|> Represent the given image with the following question: What is in the image"],
         ...     images=["example.jpg"],
@@ -101,8 +102,12 @@ class VLM2Vec(nn.Module):
             max_len: see the class; "stored": as it was trained with, else as its prompt format's own code has it (256
                 where that is not known).
             normalize: see the class; None: as it was trained with, else True.
-            dtype: of the weights; None: as stored. An adapter's own weights are kept in float32.
-            device: where to put the model; None: the CPU.
+            dtype: Of the weights; None: as stored in the files, as transformers 5 and sentence-transformers 6 do. An
+                adapter's weights are kept in float32. A CPU without instructions for bfloat16 computes faster in
+                torch.float32, which takes twice the memory.
+            device: Where to put the model; None: a CUDA GPU if torch sees one (that of `LOCAL_RANK`, else the first),
+                else the CPU. `DS_ACCELERATOR=cpu` in the environment asks for the CPU. Apple's MPS is never chosen by
+                itself: nothing here was tested on it.
             attn_implementation: "sdpa" (the default, with flash kernels where the device has them), "eager" or
                 "flash_attention_2" (needs the flash-attn package).
             allow_other_base: load an adapter on other weights than it was trained on, with a `ChangedSettingWarning`.
@@ -136,7 +141,7 @@ class VLM2Vec(nn.Module):
         encoder = cls(backbone, processor, settings.max_len, settings.normalize)
         encoder.base_fingerprint = base_fingerprint
         check_fit(processor, encoder.base, adapter_folder or folder)
-        return encoder.to(device).eval() if device is not None else encoder.eval()
+        return encoder.to(device_of_rank() if device is None else device).eval()
 
     @property
     def base(self) -> Backbone:

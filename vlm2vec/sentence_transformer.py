@@ -89,7 +89,8 @@ class VLM2VecModule(InputModule):
         dtype = options.pop("dtype", options.pop("torch_dtype", None))
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else getattr(torch, dtype)
-        return cls(VLM2Vec.from_pretrained(folder, dtype=dtype, **options))
+        # sentence-transformers moves the model to its device itself.
+        return cls(VLM2Vec.from_pretrained(folder, dtype=dtype, device="cpu", **options))
 
     @property
     def modalities(self) -> list[Any]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
+from transformers import dynamic_module_utils
 
 from vlm2vec.backbones.phi3_v.family import PHI3_V
 from vlm2vec.export import export
@@ -89,6 +90,7 @@ def test_the_examples_of_a_card_run(
     export(find_checkpoint(engine_runs_dir / name), tmp_path / "my-model")
     (tmp_path / "untrained").symlink_to(mini_model_dir)  # as the card calls the base
     Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.chdir(tmp_path)
     examples = FENCED.findall((tmp_path / "my-model" / CARD).read_text())
     assert len(examples) == (3 if "lora" in name else 2)

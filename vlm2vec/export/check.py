@@ -77,7 +77,10 @@ def check_export(
     expected_encoder = _from_checkpoint(checkpoint, exported, base, ModelSettings.read(folder))
     adapter = folder if exported.is_adapter else None
     found_encoder = VLM2Vec.from_pretrained(
-        base.folder if exported.is_adapter and base is not None else folder, adapter, dtype=torch.float32
+        base.folder if exported.is_adapter and base is not None else folder,
+        adapter,
+        dtype=torch.float32,
+        device="cpu",
     )
     unrounded = _encode(expected_encoder)
     is_rounded = not exported.is_adapter and (bool(record.arguments["bf16"]) or exported.dtype == torch.bfloat16)

@@ -65,6 +65,7 @@ def build_encoder(settings: EncoderSettings) -> VLM2Vec:
             max_len=STORED if settings.max_len is None else settings.max_len,
             # ZeRO copies its master weights from the bfloat16 ones: loading float32 would only cost host memory.
             dtype=settings.precision.frozen,
+            device="cpu",  # the engine puts it, or its rank's part of it, on the GPU
             attn_implementation=settings.attn_implementation,
             normalize=settings.normalize,
             prompt_format=settings.prompt_format,
