@@ -21,7 +21,7 @@ while True:
 """
 
 
-def test_exit_codes_and_what_is_said(forked_python: Path) -> None:
+def test_exit_codes_and_what_is_said(forked_python: Path, tmp_path: Path) -> None:
     def ran(*words: str) -> tuple[int, str, str]:
         done = subprocess.run(
             [forked_python, *words],
@@ -40,6 +40,9 @@ def test_exit_codes_and_what_is_said(forked_python: Path) -> None:
     code, _, error = ran("-u", "-m", "no_such_module")
     assert code == 1
     assert "No module named no_such_module" in error
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nprint(sys.argv[1], sys.path[0], __name__)\nsys.exit(sys.argv[0])\n")
+    assert ran(str(script), "word") == (1, f"word {tmp_path} __main__\n", f"{script}\n")
 
 
 @pytest.mark.parametrize(

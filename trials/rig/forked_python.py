@@ -1,9 +1,9 @@
-"""A `python` for launch scripts and launchers, whose `-m MODULE` is forked from a process that has imported everything.
+"""A `python` for launch scripts and launchers, whose programs are forked from a process that has imported everything.
 
 What a launcher starts is a real process of its own, with its words and variables in /proc: it waits for the forked
 one, which has its files, folder, variables and network, passes signals on to it and ends as it does. When it is
-killed, so is the forked one. Anything but `[-u] -m MODULE` is done by the real Python, and so is a rank that the
-variable REAL_RANK names.
+killed, so is the forked one. Anything but `[-u] -m MODULE` and `[-u] FILE.py` is done by the real Python, and so is a
+rank that the variable REAL_RANK names.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ import json, os, signal, socket, sys
 words = sys.argv[1:]
 unbuffered = words[:1] == ["-u"] or "PYTHONUNBUFFERED" in os.environ
 rest = words[words[:1] == ["-u"]:]
-if rest[:1] != ["-m"] or os.environ.get("RANK", "none") == os.environ.get("REAL_RANK"):
+is_program = rest[:1] == ["-m"] or rest and rest[0].endswith(".py")
+if not is_program or os.environ.get("RANK", "none") == os.environ.get("REAL_RANK"):
     os.execv({python!r}, [{python!r}, *words])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, lambda number, _: server.send(bytes([number])))
-request = json.dumps([rest[1:], dict(os.environ), os.getcwd(), unbuffered, __file__]).encode()
+request = json.dumps([rest, dict(os.environ), os.getcwd(), unbuffered, __file__]).encode()
 network = os.open("/proc/self/ns/net", os.O_RDONLY)
 socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2, network])
 server.sendall(request)
@@ -129,7 +130,7 @@ def _start(connection: socket.socket, others: list[Any]) -> int:
 def _run(
     files: list[int], words: list[str], variables: dict[str, str], folder: str, unbuffered: bool, program: str
 ) -> int:
-    """The module as `__main__`; what the interpreter does around it, and its exit code."""
+    """The module or file as `__main__`; what the interpreter does around it, and its exit code."""
     os.setsid()
     network = files.pop()
     if os.fstat(network).st_ino != os.stat("/proc/self/ns/net").st_ino:
@@ -146,12 +147,17 @@ def _run(
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), write_through=unbuffered)
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), errors="backslashreplace", line_buffering=True)
-    sys.argv, sys.executable = list(words), program
-    sys.path.insert(0, folder)
-    sys.modules.pop(words[0], None)
+    is_module = words[0] == "-m"
+    sys.argv, sys.executable = words[is_module:], program
+    name = sys.argv[0]
+    sys.path.insert(0, folder if is_module else str(Path(name).resolve().parent))
+    sys.modules.pop(name, None)
     code = 0
     try:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        if is_module:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(name, run_name="__main__")
     except SystemExit as end:
         code = _code_of(end)
     except BaseException as error:
