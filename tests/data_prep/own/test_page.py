@@ -22,9 +22,10 @@ def test_the_commands_of_the_page_train_search_and_score(mini_model_dir: Path, t
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo/untrained").symlink_to(mini_model_dir)
     (tmp_path / "ds_configs").symlink_to(REPOSITORY / "ds_configs")
-    opening, *blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    of_the_demo, opening, *blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     commands = "".join(blocks).replace("\\\n", "").splitlines()
-    assert opening.splitlines()[-1] in commands  # "your pairs", below the demo's
+    assert "demo/mini" in of_the_demo
+    assert opening.splitlines() == commands[1:2]  # "your own pairs"
     assert len(commands) == 7
     (shown,) = run_forked(1, page.main, [tmp_path, commands], tmp_path)
     assert "a green 7: images/green_7.png\na gold 1: images/gold_1.png\n" in shown
