@@ -48,7 +48,7 @@ LONG_LIST = 256
 class VLM2Vec(nn.Module):
     """An encoder that maps a text, an image or both to one unit vector (https://arxiv.org/abs/2410.05160).
 
-    Example:
+    Examples:
         >>> encoder = VLM2Vec.from_pretrained("TIGER-Lab/VLM2Vec-Full")
         >>> query = encoder.encode(
         ...     texts=["<|image_1|> Represent the given image with the following question: What is in the image"],
@@ -218,12 +218,13 @@ class VLM2Vec(nn.Module):
         """Encodes a list of items. Images are opened batch by batch, so that memory stays flat on long lists.
 
         An item, for a model whose prompt format is the text as it stands, is
-            - a text: truncated to `max_len` tokens. A tag `<|image_1|>` in a text without image is ordinary text, as in
-              the original;
-            - an image (text None or blank): gets the benchmark's prompt "<|image_1|> Represent the given image.";
-            - text and image: the text must hold the tag `<|image_1|>` where the image belongs, else `InputError`;
-            - text and several images (a list): the text must hold `<|image_1|>` to `<|image_n|>` once each. Images
-              enter in the order of the list whatever the tags' order, as in the original.
+
+        - a text: truncated to `max_len` tokens. A tag `<|image_1|>` in a text without image is ordinary text, as in
+          the original;
+        - an image (text None or blank): gets the benchmark's prompt `<|image_1|> Represent the given image.`;
+        - text and image: the text must hold the tag `<|image_1|>` where the image belongs, else `InputError`;
+        - text and several images (a list): the text must hold `<|image_1|>` to `<|image_n|>` once each. Images
+          enter in the order of the list whatever the tags' order, as in the original.
 
         A model may have another `PromptFormat` (`encoder.processor.prompt_format`): in a chat template, for example,
         images may come first, so that texts need no tags.
@@ -275,11 +276,15 @@ class VLM2Vec(nn.Module):
 
         Texts are a user's own words, without image tags. A format with a place for an instruction puts it there; in
         others it comes before the text and behind the images. An instruction with `{text}` in it is a whole text, for
-        models trained on such texts: "Find an image that matches the given caption: {text}\n".
+        models trained on such texts: `"Find an image that matches the given caption: {text}\\n"`.
 
         Args:
-            texts, images, batch_tokens, show_progress, allow_urls: See `encode`.
+            texts: See `encode`.
+            images: See `encode`.
             instruction: One for all items, or one an item; None or "": none, or the format's own.
+            batch_tokens: See `encode`.
+            show_progress: See `encode`.
+            allow_urls: See `encode`.
 
         Returns:
             float32 (n, hidden) on the CPU, in the order given.
@@ -351,7 +356,8 @@ class VLM2Vec(nn.Module):
         """Dot products of vectors (n, hidden) and (m, hidden), cosines if they have length 1: float32 (n, m).
 
         Args:
-            a, b: Tensors, arrays, or lists, tuples and columns of vectors, which are read in their order.
+            a: A tensor, an array, or a list, tuple or column of vectors, which are read in their order.
+            b: The same.
 
         Raises:
             InputError: What has no order (a set, a dictionary, a generator), or what are no vectors.

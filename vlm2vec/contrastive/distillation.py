@@ -13,9 +13,9 @@ from vlm2vec.contrastive.pairs import Pairs
 
 @dataclass(frozen=True)
 class Distillation:
-    r"""Adds a divergence from a teacher's scores to the loss.
+    """Adds a divergence from a teacher's scores to the loss.
 
-    $$ L_D = \frac{w}{B} \sum_i KL(softmax(z_i / T) \,\|\, softmax(s_i / \tau)) $$
+        L_D = w/B sum_i KL(softmax(z_i / T) || softmax(s_i / tau))
 
     over the candidates of row i, its target and its own hard negatives, with the teacher's scores z
     (`Pairs.teacher_positive`, `Pairs.teacher_negative`) and the model's similarities s at the loss's temperature. A

@@ -50,9 +50,9 @@ class RowStatistics:
 
 
 class ContrastiveLoss:
-    r"""Cross-entropy of every query over the targets of the whole global batch (InfoNCE).
+    """Cross-entropy of every query over the targets of the whole global batch (InfoNCE).
 
-    $$ L = -\frac{1}{B} \sum_i \log \frac{e^{s(q_i, t_i) / \tau}}{\sum_{c \in C} e^{s(q_i, c) / \tau}} $$
+        L = -1/B sum_i log( exp(s(q_i, t_i) / tau) / sum_{c in C} exp(s(q_i, c) / tau) )
 
     with cosine similarity s on unit rows, B the global batch, tau the temperature, C the targets of all rows
     (VLM2Vec, arXiv 2410.05160, eq. 1; one direction and labels on the diagonal, as in the original) and, where pairs
@@ -85,7 +85,7 @@ class ContrastiveLoss:
     Raises:
         ValueError: A value without meaning; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vlm2vec.contrastive import ContrastiveLoss, Pairs
         >>> representations = torch.nn.functional.normalize(torch.randn(5, 8), dim=-1).requires_grad_()

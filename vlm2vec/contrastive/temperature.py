@@ -45,7 +45,7 @@ class LearnedTemperature:
     Raises:
         ValueError: Not 0 < minimum <= initial <= maximum < infinity.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vlm2vec.contrastive import ContrastiveLoss, Pairs
         >>> temperature = LearnedTemperature(initial=0.5)
