@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test portable portable-fast exactness chaos bench check format clean
+.PHONY: install demo test portable portable-fast exactness chaos bench docs check format clean
 
 install: $(STAMP)
 
@@ -50,10 +50,16 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint launch/Dockerfile
+	$(BIN)/codespell
+	$(MAKE) docs
+
+# The documentation as a site in site/; a warning is an error. The variable silences an advertisement of the theme's.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf demo demo-* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo demo-* site .pytest_cache .mypy_cache .ruff_cache

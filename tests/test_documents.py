@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.test_layers import LAYERS, modules
+from trials.rig.documents import listed_pages, runnable_blocks
 
 REPOSITORY = Path(__file__).parents[1]
 MAX_README_LINES = 150
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 ARCHITECTURE = REPOSITORY / "docs/architecture.md"
 # Pages for a task: a reader copies the first command, which runs on what `make demo` leaves behind.
 TASKS = (
-    *("checkpoints", "cluster", "data", "demo", "evaluation", "export", "install", "losses", "mining", "monitoring"),
-    *("own_data", "prompts", "retrieval", "serving", "training", "troubleshooting"),
+    *("adding_a_backbone", "architecture", "checkpoints", "cluster", "data", "evaluation", "export", "install"),
+    *("losses", "mining", "monitoring", "own_data", "prompts", "retrieval", "serving", "training", "troubleshooting"),
 )
 # Flags of other programs: pip, deepspeed, tensorboard, hf, docker, sbatch, ssh, and the original's.
 FOREIGN_FLAGS = {
@@ -81,8 +82,8 @@ def items(text: str) -> list[str]:
 
 
 def test_the_architecture_draws_the_rooms_that_the_imports_are_held_to() -> None:
-    blocks = re.findall(r"^```\n(.*?)^```$", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    (drawn,) = (block for block in blocks if block.startswith("tests"))
+    blocks = FENCED.findall(ARCHITECTURE.read_text(encoding="utf-8"))
+    (drawn,) = (text for language, text in blocks if not language and text.startswith("tests"))
     assert [tuple(line.split("  ")[0].split(", ")) for line in drawn.splitlines()] == list(LAYERS)
 
 
@@ -98,9 +99,14 @@ def test_the_readme_is_a_first_page() -> None:
     assert len(DOCUMENTS[0].read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
 
 
-def test_all_pages_are_listed() -> None:
-    listed = set(re.findall(r"^\| \[[\w.]+\]\(([\w.]+)\)", (REPOSITORY / "docs/README.md").read_text(), re.MULTILINE))
-    assert listed == {path.name for path in DOCUMENTS[1:]} - {"README.md"}
+def test_all_pages_are_listed_and_in_the_site() -> None:
+    """Once each: docs/README.md lists them for readers of the repository, mkdocs.yml for those of the site."""
+    docs = REPOSITORY / "docs"
+    expected = {path.relative_to(docs).as_posix() for path in DOCUMENTS[1:]}
+    listed = [path.relative_to(docs).as_posix() for path in listed_pages()]
+    assert sorted(listed) == sorted(expected - {"README.md"})
+    navigation = re.findall(r"^ +- .+: (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    assert sorted(navigation) == sorted(expected | {"index.md"})  # which is README.md
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -137,10 +143,18 @@ def num_bars(row: str) -> int:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_page_for_a_task_opens_with_a_command_on_the_demo(name: str) -> None:
-    language, block = FENCED.findall((REPOSITORY / f"docs/{name}.md").read_text(encoding="utf-8"))[0]
-    assert language == "bash"
-    assert re.search(r"\bdemo\b", block)
+def test_a_page_for_a_task_opens_with_a_command_that_runs_on_the_demo(name: str) -> None:
+    text = (REPOSITORY / f"docs/{name}.md").read_text(encoding="utf-8")
+    opening, *_ = (block for block in runnable_blocks() if block.page == f"docs/{name}.md")
+    assert opening.language == "bash"
+    assert re.search(r"\bdemo\b", opening.text)
+    # First of all, or after what has to be installed for it.
+    assert opening.text in [block for _, block in FENCED.findall(text)[:2]]
+
+
+def test_the_page_of_the_demo_opens_with_it() -> None:
+    language, block = FENCED.findall((REPOSITORY / "docs/demo.md").read_text(encoding="utf-8"))[0]
+    assert (language, block.split()[:2]) == ("bash", ["make", "demo"])
 
 
 @cache
@@ -162,7 +176,8 @@ def test_commands_in_the_documents_are_of_programs_that_exist() -> None:
         subprocess.run(["bash", "-n"], input=runnable, text=True, check=True, timeout=60)
         for name in re.findall(r"(?:python -m|--module) ([\w.]+)", text):
             path = REPOSITORY / name.replace(".", "/")
-            assert name in ("venv", "pip") or path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+            is_ours = path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+            assert is_ours or name in ("venv", "pip", "json.tool"), name
         for file in re.findall(r"(?<![\w/.])(?:launch|ds_configs|examples|benchmarks)/[\w./-]+", text):
             assert (REPOSITORY / file).exists(), file
 
