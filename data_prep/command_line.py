@@ -1,4 +1,4 @@
-"""What the programs' command lines have in common."""
+"""Parser, types and texts that the command lines of data_prep share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vlm2vec.backbones.image_limits import OLD_NAMES_OF_CONVERSION
 from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.messages.old_names import CONVERSION
 
-# What a program returns when the data are not whole, as told on screen; bad input is 2.
+# Exit code of a program that found incomplete or damaged data and reported it; bad input is 2.
 EXIT_INCOMPLETE = 3
-ALLOW_LINKS_HELP = "follow links that lead out of the image folder, for images on another disk (default: refused)"
+ALLOW_LINKS_HELP = "Follow symbolic links that lead out of the image folder, for images on a different disk."
+NUM_WORKERS_HELP = "Number of worker processes. The default is the number of available cores."
 
-
-# An argument parser whose errors are one line.
+# With remedies for flags that people know from other programs.
 Parser = partial(AnyParser, old_names={**CONVERSION, **OLD_NAMES_OF_CONVERSION})
 
 

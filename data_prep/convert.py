@@ -16,7 +16,15 @@ import math
 import sys
 from pathlib import Path
 
-from data_prep.command_line import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser, not_negative, positive, share
+from data_prep.command_line import (
+    ALLOW_LINKS_HELP,
+    EXIT_INCOMPLETE,
+    NUM_WORKERS_HELP,
+    Parser,
+    not_negative,
+    positive,
+    share,
+)
 from data_prep.conversion import DEFAULT_TOLERANCE, Tolerance, convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS, Options
 from data_prep.conversion_report import ConversionReport
@@ -31,75 +39,108 @@ from data_prep.report_table import show_report
 from data_prep.rows import Source
 from data_prep.source import ALL_SUBSETS, DEFAULT_SPLIT, SourceData
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.messages.words import counted
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m data_prep.convert", description="Convert pairs of texts and images to shards.")
-    parser.add_argument(
+def parser() -> AnyParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_prep.convert",
+        description="Converts pairs of texts and images to shards for training: MMEB-train or your own data. Images "
+        "are copied unchanged. The same input gives the same bytes; a conversion that was stopped is continued by the "
+        "same command.",
+        examples=(
+            "python -m data_prep.convert --dataset_name demo/mini/MMEB-train --subset_name all --output_dir SHARDS",
+            "python -m data_prep.convert --dataset_name pairs.jsonl --columns query=question query_image=photo "
+            "positive=answer --image_dir photos --output_dir SHARDS",
+        ),
+    )
+    _add_source_flags(made)
+    _add_output_flags(made)
+    return made
+
+
+def _add_source_flags(made: AnyParser) -> None:
+    group = made.add_argument_group("Source", "What is converted.")
+    group.add_argument(
         "--dataset_name",
         nargs="+",
         required=True,
-        help="your own files (.jsonl, .csv, .tsv, .parquet) or data set folders, one subset each; or MMEB-train's "
-        "folder, or its name on the hub",
+        metavar="NAME",
+        help="Your own files (.jsonl, .csv, .tsv, .parquet) or data set folders, one subset each; or the folder of "
+        "MMEB-train, or its name on the Hugging Face hub.",
     )
-    parser.add_argument(
+    group.add_argument(
         *("--subset_name", "--subset"),
         nargs="+",
-        help=f"of MMEB-train: subsets, or '{ALL_SUBSETS}' for every one of this split; of your own data: what to call "
-        "each (default: by the file's or folder's name)",
+        metavar="NAME",
+        help=f"For MMEB-train: subsets, or '{ALL_SUBSETS}' for every subset of this split. For your own data: a name "
+        "for each file or folder. If not given: the names of the files or folders.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--split_name",
-        help=f"of MMEB-train: {DEFAULT_SPLIT} (default) or diverse_instruction; of a folder of your own: its split "
-        "(default: the only one, or train)",
+        metavar="NAME",
+        help=f"For MMEB-train: {DEFAULT_SPLIT} or diverse_instruction; if not given, {DEFAULT_SPLIT}. For your own "
+        "folder: its split; if not given, the only one, or train.",
     )
-    parser.add_argument(
+    group.add_argument("--config_name", metavar="NAME", help="Configuration of your own Hugging Face data set.")
+    group.add_argument(
         "--columns",
         nargs="+",
         action=ColumnsAction,
         metavar="FIELD=COLUMN",
-        help=f"your own data's columns for {', '.join(FIELDS)} (default: columns of these names, or MMEB's)",
+        help=f"Columns of your own data for {', '.join(FIELDS)}. If not given: the columns of these names, or MMEB's.",
     )
-    parser.add_argument("--instruction", type=instruction, help="text that stands before each query of your own data")
-    parser.add_argument("--config_name", help="configuration of a Hugging Face data set of your own")
-    parser.add_argument(
-        "--num_sample_per_subset", type=positive, help="convert only so many rows of each subset, the first ones"
+    group.add_argument("--instruction", type=instruction, help="Text to put before each query of your own data.")
+    group.add_argument(
+        "--num_sample_per_subset",
+        type=positive,
+        help="Convert only the first N rows of each subset. If not given: all.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--image_dir",
         type=Path,
-        help="what the tables' image paths are relative to, unpacked or as images_zip/<Subset>.zip "
-        "(default: the data set's folder; of your own data each table's folder)",
+        metavar="DIR",
+        help="Folder that the image paths of the tables are relative to, unpacked or as images_zip/<Subset>.zip. If "
+        "not given: the folder of the data set; for your own data, the folder of each table.",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets the shards; new, empty, or begun before")
-    parser.add_argument(
-        "--rows_per_shard", type=positive, default=DEFAULT_OPTIONS.rows_per_shard, help="default: %(default)s"
+    group.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
+
+
+def _add_output_flags(made: AnyParser) -> None:
+    group = made.add_argument_group("Output", "Where the shards go, and which faults of the data are tolerated.")
+    group.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Folder for the shards: new, empty, or with an unfinished conversion of the same data.",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--rows_per_shard", type=positive, default=DEFAULT_OPTIONS.rows_per_shard, help="Rows per shard."
+    )
+    group.add_argument(
         "--check_images",
         choices=list(CHECKS),
         default="decode",
-        help="decode every image (default: finds half ones), open it, or only take its size from its first bytes",
+        help="How images are checked. decode: decode every image, which finds truncated ones. header: open it. none: "
+        "only read its size from its first bytes.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max_missing",
         type=not_negative,
         default=0,
-        help="leave out at most this many missing or unreadable images (default 0)",
+        help="Tolerate at most N missing or unreadable images; their rows are left out and counted.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max_unusable",
         type=share,
         default=DEFAULT_TOLERANCE.max_unusable,
-        help="leave out at most this share of a subset's rows because no model can be trained on them: an image "
-        "without its tag, an image too thin, nothing in them (default: %(default)s)",
+        help="Tolerate at most this fraction of rows of a subset that no model can be trained on: an image without its "
+        "tag, an image that is too thin, an empty row. They are left out and counted.",
     )
-    parser.add_argument(
-        "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
-    )
-    parser.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
-    return parser
+    group.add_argument("--num_workers", type=not_negative, default=available_cores(), help=NUM_WORKERS_HELP)
 
 
 def _not_complete(output_dir: Path, report: ConversionReport, tolerance: Tolerance) -> str:
@@ -151,7 +192,7 @@ def _mmeb_source(arguments: argparse.Namespace) -> Source:
 
 def main() -> int:
     """Parses the command line, converts, prints the report."""
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     own = is_own(arguments.dataset_name, arguments.subset_name, arguments.split_name, arguments.columns is not None)
     source = _own_source(arguments) if own else _mmeb_source(arguments)
     options = Options(

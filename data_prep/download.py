@@ -22,6 +22,7 @@ from data_prep.conversion_report import FIRST_NAMES
 from data_prep.images import SubsetImages, UnusableImageError, refuse_linked_folders
 from data_prep.source import ALL_SUBSETS, DOWNLOAD_HINT, source_tables, subset_names
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser as AnyParser
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Tables, what `datasets.save_to_disk` writes, and images.
@@ -108,18 +109,47 @@ def _show(missing: Mapping[str, list[str]]) -> None:
             print(f"  and {len(reasons) - FIRST_NAMES} more")
 
 
+def parser() -> AnyParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_prep.download",
+        description="Downloads MMEB-train and checks that every image which its rows name is there. Exit code "
+        f"{EXIT_INCOMPLETE} if one is missing.",
+        examples=(
+            "python -m data_prep.download --dataset_name TIGER-Lab/MMEB-train --subset_name VisDial NIGHTS "
+            "--output_dir MMEB-train",
+            "python -m data_prep.download --dataset_name demo/mini/MMEB-train",
+        ),
+    )
+    made.add_argument(
+        "--dataset_name",
+        required=True,
+        metavar="NAME|DIR",
+        help="Name on the Hugging Face hub, or a folder to check.",
+    )
+    made.add_argument(
+        "--subset_name",
+        nargs="+",
+        default=[ALL_SUBSETS],
+        metavar="NAME",
+        help=f"Subsets, or '{ALL_SUBSETS}' for every subset of the split.",
+    )
+    made.add_argument(
+        "--split_name", default="original", metavar="NAME", help="Split: original or diverse_instruction."
+    )
+    made.add_argument(
+        "--output_dir", type=Path, metavar="DIR", help="Folder for the files. If not given: the cache of the hub."
+    )
+    made.add_argument(
+        "--image_dir", type=Path, metavar="DIR", help="Folder of the images. If not given: the data set's folder."
+    )
+    made.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
+    return made
+
+
 def main() -> int:
     """Parses the command line, downloads, checks."""
-    parser = Parser(prog="python -m data_prep.download", description="Download MMEB-train and check it.")
-    parser.add_argument("--dataset_name", required=True, help="its name on the hub, or a folder to check")
-    parser.add_argument(
-        "--subset_name", nargs="+", default=[ALL_SUBSETS], help=f"subsets, or '{ALL_SUBSETS}' (default)"
-    )
-    parser.add_argument("--split_name", default="original", help="original (default) or diverse_instruction")
-    parser.add_argument("--output_dir", type=Path, help="gets the files (default: the hub's cache)")
-    parser.add_argument("--image_dir", type=Path, help="where the images are (default: the data set's folder)")
-    parser.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if arguments.output_dir and Path(arguments.dataset_name).is_dir():
         raise InputError(f"{arguments.dataset_name}: is a folder already; --output_dir would have no effect")
     folder = download(arguments.dataset_name, arguments.subset_name, arguments.split_name, arguments.output_dir)

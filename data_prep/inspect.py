@@ -20,6 +20,7 @@ from data_prep.inspect_page import page
 from data_prep.statistics import Histogram, SideStatistics, SubsetStatistics, subset_statistics, token_counter
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.files import committed
+from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.messages.terminal import column, open_console, print_table
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.manifest import Manifest
@@ -85,14 +86,30 @@ def _text_cells(lengths: Histogram) -> tuple[str, str]:
     return f"{lengths.median:,}, {lengths.largest:,}", bars
 
 
+def parser() -> AnyParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_prep.inspect",
+        description="Shows what shards contain: rows, text lengths and image sizes of each subset, and examples.",
+        examples=("python -m data_prep.inspect demo/shards --html shards.html",),
+    )
+    made.add_argument("shards", type=Path, help="Folder of shards that data_prep.convert wrote.")
+    made.add_argument(
+        "--html", type=Path, metavar="FILE", help="Write a page with histograms and examples to this file."
+    )
+    made.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="Model folder whose tokenizer measures the texts. If not given: text lengths are in characters.",
+    )
+    made.add_argument("--examples", type=not_negative, default=4, help="Number of pairs of each subset on the page.")
+    return made
+
+
 def main() -> None:
     """Parses the command line, prints the table, writes the page."""
-    parser = Parser(prog="python -m data_prep.inspect", description="Show what is in converted shards.")
-    parser.add_argument("shards", type=Path, help="the converter's output folder")
-    parser.add_argument("--html", type=Path, help="write a page with histograms and examples to this file")
-    parser.add_argument("--tokenizer", type=Path, help="a checkpoint's folder: text lengths in its tokens")
-    parser.add_argument("--examples", type=not_negative, default=4, help="pairs of each subset on the page (default 4)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     examples = arguments.examples if arguments.html else 0
     subsets = collect(arguments.shards, examples, arguments.tokenizer)
     console = open_console()

@@ -45,6 +45,7 @@ from vlm2vec.evaluation.encoding_plan import EncodingPlan
 from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.inputs.packing import default_batch_tokens
+from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.messages.words import counted
 from vlm2vec.mined.format import Mined, Teacher
 from vlm2vec.ranks import (
@@ -61,70 +62,93 @@ from vlm2vec.shards import ShardSet
 _KEY_DIGITS = 16
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> AnyParser:
+    """The command line."""
+    made = Parser(
         prog="python -m data_prep.mine",
-        description="Mine hard negatives and clusters of mutually hard pairs from shards, with a teacher model.",
-        allow_abbrev=False,
+        description="Mines hard negatives, and clusters of mutually hard pairs, from shards with a teacher model. "
+        "Training uses them with --mined. The shards stay unchanged; a run that was stopped is continued by the same "
+        "command.",
+        examples=(
+            "python -m data_prep.mine demo/shards --model_name demo/trained --output_dir MINED",
+            "deepspeed --num_gpus 8 --module data_prep.mine SHARDS --model_name TEACHER --output_dir MINED "
+            "--skip_ranks retrieval=30 vqa=70 --num_negatives 4 --cluster_size 32",
+        ),
     )
-    parser.add_argument("shards", help="the converter's output folder, or its URL; it stays as it is")
-    parser.add_argument(
-        "--model_name", required=True, help="the teacher: an exported folder, or a sentence-transformers model"
+    made.add_argument("shards", help="Folder of shards that data_prep.convert wrote, or its URL.")
+    made.add_argument(
+        "--model_name",
+        required=True,
+        metavar="DIR|NAME",
+        help="The teacher: an exported folder, or a sentence-transformers model.",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets the sidecar; new, empty, or begun before")
-    parser.add_argument("--subset_name", nargs="+", default=["all"], help="subsets to mine (default: all)")
-    parser.add_argument(
+    made.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Folder for what is mined: new, empty, or with an unfinished run of the same data.",
+    )
+    made.add_argument("--subset_name", nargs="+", default=["all"], metavar="NAME", help="Subsets to mine.")
+    made.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # set by the launcher
+    _add_rule_flags(made)
+    _add_speed_flags(made)
+    return made
+
+
+def _add_rule_flags(made: AnyParser) -> None:
+    group = made.add_argument_group("Rules", "What is a hard negative, and what is a cluster.")
+    group.add_argument(
         "--skip_ranks",
         nargs="+",
         default=[],
-        help="the nearest targets that are passed over as likely false negatives: N, META_TASK=N or SUBSET=N (default: "
-        "B3's 30 for retrieval and grounding, 70 for vqa, 0 for classification, of 100 candidates; a subset with fewer "
-        "other targets skips the same share)",
+        metavar="[NAME=]N",
+        help="Skip the N nearest targets as likely false negatives: N for all subsets, or META_TASK=N or SUBSET=N. If "
+        "not given: B3's 30 for retrieval and grounding, 70 for vqa, 0 for classification, of 100 candidates; a subset "
+        "with fewer other targets skips the same share.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--margin",
         type=float,
-        help="targets that score above the positive's score minus this are false negatives (default: no such rule)",
+        help="Treat targets that score above the positive's score minus this as false negatives. If not given: no such "
+        "rule.",
     )
-    parser.add_argument(
-        "--num_negatives", type=not_negative, default=NUM_NEGATIVES, help="hard negatives a row (default: %(default)s)"
+    group.add_argument(
+        "--num_negatives", type=not_negative, default=NUM_NEGATIVES, help="Number of hard negatives per row."
     )
-    parser.add_argument(
-        "--num_candidates",
-        type=positive,
-        default=NUM_CANDIDATES,
-        help="nearest targets of a query that are looked at (default: %(default)s)",
+    group.add_argument(
+        "--num_candidates", type=positive, default=NUM_CANDIDATES, help="Number of nearest targets examined per query."
     )
-    parser.add_argument(
-        "--cluster_size",
-        type=not_negative,
-        default=CLUSTER_SIZE,
-        help="rows of a cluster; 0 = no clusters (default: %(default)s)",
+    group.add_argument(
+        "--cluster_size", type=not_negative, default=CLUSTER_SIZE, help="Rows per cluster; 0: no clusters."
     )
-    parser.add_argument(
+    group.add_argument(
         "--cluster_method",
         choices=CLUSTER_METHODS,
-        help=f"how the graph of hard pairs is cut (default: {METIS}, which needs pymetis)",
+        help=f"How the graph of hard pairs is cut. If not given: {METIS}, which needs pymetis.",
     )
-    parser.add_argument(
+
+
+def _add_speed_flags(made: AnyParser) -> None:
+    group = made.add_argument_group("Encoding", "How the teacher encodes, and where its vectors are kept.")
+    group.add_argument(
         "--embeddings_dir",
         type=Path,
-        help=f"keeps vectors and ranks; give the same folder to mine again with other settings (default: "
-        f"{EMBEDDINGS_FOLDER} in --output_dir)",
+        metavar="DIR",
+        help="Folder for vectors and ranks; give the same folder again to mine with different rules. If not given: "
+        f"{EMBEDDINGS_FOLDER} in --output_dir.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--batch_tokens",
         type=positive,
-        help="most tokens of a batch, padding counted (default: 16,384, on a CPU 4,096)",
+        help="Maximum number of tokens in a batch, padding included. If not given: 16,384, on a CPU 4,096.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--dataloader_num_workers",
         type=not_negative,
         default=2,
-        help="processes a rank that decode images ahead; 0 = in the rank itself (default: %(default)s)",
+        help="Processes per rank that decode images ahead; 0 decodes in the rank itself.",
     )
-    parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
-    return parser
 
 
 @dataclass(frozen=True)
@@ -296,7 +320,7 @@ def _assemble(store: VectorStore, plan: EncodingPlan, teacher: Teacher) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measure, encode, rank, choose; the same files on any number of ranks."""
-    Miner(_parser().parse_args(argv)).run()
+    Miner(parser().parse_args(argv)).run()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from data_prep.command_line import Parser
 from data_prep.mini.slides import SLIDES, write_slides
 from data_prep.mini.writer import SPLITS, write_eval_dataset, write_readme, write_train_subset
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.mmeb import MINI_MMEB
 
 TRAIN_FOLDER, EVAL_FOLDER, VISDOC_FOLDER = "MMEB-train", "MMEB-eval", "visdoc"
@@ -73,13 +74,22 @@ def _scale(text: str) -> float:
     return value
 
 
+def parser() -> AnyParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_prep.mini_mmeb",
+        description="Builds the miniature MMEB: synthetic training and evaluation data in MMEB's layout.",
+        examples=("python -m data_prep.mini_mmeb demo/mini",),
+    )
+    made.add_argument("output_dir", type=Path, help="Folder for the folders MMEB-train, MMEB-eval and visdoc.")
+    made.add_argument("--seed", type=int, default=0, help="Seed of the content; the same seed gives the same bytes.")
+    made.add_argument("--scale", type=_scale, default=1.0, help="Number of rows, as a multiple of the full number.")
+    return made
+
+
 def main() -> None:
     """Parses the command line and builds."""
-    parser = Parser(prog="python -m data_prep.mini_mmeb", description="Build the miniature MMEB.")
-    parser.add_argument("output_dir", type=Path, help="gets the folders MMEB-train, MMEB-eval and visdoc")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
-    parser.add_argument("--scale", type=_scale, default=1.0, help="share of the full number of rows (default 1.0)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     rows = build_mini_mmeb(arguments.output_dir, arguments.seed, arguments.scale)
     for folder, count in rows.items():
         print(f"{folder:<32}{count:>7} rows")

@@ -22,6 +22,7 @@ from data_prep.command_line import Parser
 from data_prep.mini.models import BUILDERS
 from vlm2vec.backbones.registry import family_named
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.model_folder.settings import ModelSettings
 
 DEFAULT_FAMILY = "phi3_v"
@@ -87,20 +88,31 @@ def build_mini_model(dataset: Path, output_dir: Path, seed: int = 0, family: str
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and builds."""
-    parser = Parser(prog="python -m data_prep.mini_model", description="Write the tiny model.")
-    parser.add_argument("--dataset_name", type=Path, required=True, help="the miniature's MMEB-train folder")
-    parser.add_argument("--output_dir", type=Path, required=True, help="the model's folder")
-    parser.add_argument(
+def parser() -> AnyParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_prep.mini_model",
+        description="Writes a tiny model with random weights, and a tokenizer trained on the miniature MMEB.",
+        examples=("python -m data_prep.mini_model --dataset_name demo/mini/MMEB-train --output_dir demo/untrained",),
+    )
+    made.add_argument(
+        "--dataset_name", type=Path, required=True, metavar="DIR", help="MMEB-train folder of the miniature."
+    )
+    made.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="Folder for the model.")
+    made.add_argument(
         "--family",
         choices=sorted(BUILDERS),
         default=DEFAULT_FAMILY,
         metavar="NAME",
-        help=f"model family: {', '.join(sorted(BUILDERS))} (default {DEFAULT_FAMILY})",
+        help=f"Model family: {', '.join(sorted(BUILDERS))}.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides the weights (default 0)")
-    arguments = parser.parse_args(argv)
+    made.add_argument("--seed", type=int, default=0, help="Seed of the weights.")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line and builds."""
+    arguments = parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # there is one small file to write
     count = build_mini_model(arguments.dataset_name, arguments.output_dir, arguments.seed, arguments.family)
     print(f"{arguments.output_dir}: {count:,} parameters")

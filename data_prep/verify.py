@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.command_line import EXIT_INCOMPLETE, Parser, not_negative
+from data_prep.command_line import EXIT_INCOMPLETE, NUM_WORKERS_HELP, Parser, not_negative
 from data_prep.processes import available_cores, run_tasks
 from data_prep.shard_check import ShardCheck, broken_parts
 from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.messages.words import counted
 from vlm2vec.shards.manifest import Manifest, ShardRecord
 
@@ -78,15 +79,23 @@ def _told(problems: Sequence[str]) -> list[str]:
     return told
 
 
+def parser() -> AnyParser:
+    """The command line."""
+    made = Parser(
+        prog="python -m data_prep.verify",
+        description="Checks shards: manifest, checksums, index and every sample. Prints one line per problem. Exit "
+        f"code {EXIT_INCOMPLETE} if there is any.",
+        examples=("python -m data_prep.verify demo/shards --decode",),
+    )
+    made.add_argument("shards", type=Path, help="Folder of shards that data_prep.convert wrote.")
+    made.add_argument("--decode", action="store_true", help="Also decode every image.")
+    made.add_argument("--num_workers", type=not_negative, default=available_cores(), help=NUM_WORKERS_HELP)
+    return made
+
+
 def main() -> int:
     """Parses the command line, verifies, prints what is broken."""
-    parser = Parser(prog="python -m data_prep.verify", description="Check converted shards.")
-    parser.add_argument("shards", type=Path, help="the converter's output folder")
-    parser.add_argument("--decode", action="store_true", help="also decode every image")
-    parser.add_argument(
-        "--num_workers", type=not_negative, default=available_cores(), help="processes (default: cores, %(default)s)"
-    )
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     found = verify(arguments.shards, arguments.decode, arguments.num_workers)
     for line in found.problems:
         print(line)

@@ -65,7 +65,7 @@ class HelpFormatter(argparse.HelpFormatter):
         if action.choices is not None:
             return "|".join(str(choice) for choice in action.choices)
         if not action.option_strings:
-            return action.dest
+            return action.dest.upper()
         kind = action.type
         if kind is not None and not isinstance(kind, type):
             kind = get_type_hints(kind).get("return")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.convert import _parser
+from data_prep.convert import parser
 from eval.mmeb_flags import EncoderArguments, ScoringArguments
 from vlm2vec.backbones.image_limits import OLD_NAMES, OLD_NAMES_OF_CONVERSION
 from vlm2vec.errors import InputError
@@ -21,7 +21,7 @@ PROGRAMS = {
         {**EVALUATION, **OLD_NAMES},
         {f"--{each.name}" for group in (EncoderArguments, ScoringArguments) for each in dataclasses.fields(group)},
     ),
-    "conversion": ({**CONVERSION, **OLD_NAMES_OF_CONVERSION}, set(_parser()._option_string_actions)),
+    "conversion": ({**CONVERSION, **OLD_NAMES_OF_CONVERSION}, set(parser()._option_string_actions)),
     "export": (EXPORT, {"--dtype", "--merge_lora", "--base_model", "--scores", "--check", "--max_shard_size"}),
 }
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json", "--max_steps", "9"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 from vlm2vec.training.flags.option import Refusal, option
@@ -22,7 +23,8 @@ class ClusterArguments:
         "the limit of every collective.",
         "speed",
     )
-    local_rank: int = option(-1, "Number of this process on its node. The launcher sets it.", "place", per_node=True)
+    # Set by the launcher, not by people.
+    local_rank: int = option(-1, argparse.SUPPRESS, "place", per_node=True)
 
 
 def cluster_refusals(arguments: ClusterArguments) -> list[Refusal]:
