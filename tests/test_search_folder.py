@@ -1,4 +1,4 @@
-"""`examples/search.py` on a folder of images: what is found, what is encoded again, what is refused."""
+"""`examples/search_folder.py` on a folder of images: what is found, what is encoded again, what is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*arguments: object, expect: int = 0) -> tuple[str, str]:
-        assert run_example(monkeypatch, *(str(each) for each in arguments), name="search.py") == expect
+        assert run_example(monkeypatch, *(str(each) for each in arguments), name="search_folder.py") == expect
         captured = capsys.readouterr()
         return captured.out, captured.err
 
@@ -118,13 +118,42 @@ def test_only_what_is_new_is_encoded(
     assert page.read_text().count("cannot be read any more") == 2
 
 
+def test_one_command_indexes_and_searches(
+    search: Any,
+    encoded: list[int],
+    folder: Path,
+    mini_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The index is cached for the folder and the model; an image finds itself, a text is asked for as in MMEB."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = ("--model", mini_model_dir)
+    shown, _ = search("search", folder, "--image", folder / "blue & <b>.png", "--top", 1, *model)
+    assert shown == "1.0000  blue & <b>.png\n"
+    encoder = VLM2Vec.from_pretrained(mini_model_dir)
+    caption = encoder.encode(["Find me an everyday image that matches the given caption: a car."])
+    image = encoder.encode(["<|image_1|> Represent the given image."], [folder / "red & <b>.png"])
+    shown, _ = search("search", folder, "a car", *model)
+    scores = {name: float(score) for score, name in (line.split("  ") for line in shown.splitlines())}
+    assert scores["red & <b>.png"] == pytest.approx(float(encoder.similarity(caption, image)), abs=2e-4)
+    assert encoded == [4]
+    search("search", folder, "a car", *model, "--image_instruction", "<|image_1|> Describe it.")
+    assert encoded == [4, 4]
+    assert len(list((tmp_path / "cache/vlm2vec/search_folder").iterdir())) == 2
+    search("search", folder, "a car", *model, "--index", tmp_path / "own")
+    assert (tmp_path / "own/index.json").is_file()
+    assert "give a text, --image, or both" in search("search", folder, expect=2)[1]
+    assert "no such image folder" in search("search", tmp_path / "nowhere", "a", expect=2)[1]
+
+
 def test_what_is_refused(search: Any, folder: Path, mini_model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
     flags = ("index", folder, "--model", mini_model_dir, "--out", out)
     search(*flags)
     refused: list[tuple[tuple[object, ...], str]] = [
-        ((), "expected index or find, not ''"),
-        (("look", out), "expected index or find, not 'look'"),
+        ((), "expected search, index or find, not ''"),
+        (("look", out), "expected search, index or find, not 'look'"),
         (("find", out), "give a text, --image, or both"),
         (("find", out, "a", "--top", "0"), "--top 0: must be 1 or more"),
         (("find", out, "a", "--page", tmp_path / "no/page.html"), "no/page.html: there is no such folder"),

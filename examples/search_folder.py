@@ -1,11 +1,16 @@
-"""Indexes a folder of images and searches it by text or image.
+"""Searches a folder of your own images by text or image.
 
-    python examples/search.py index FOLDER --model DIR --out INDEX
-    python examples/search.py find INDEX "a red car" [--image X.jpg] [--top 12] [--page result.html]
+    python examples/search_folder.py search ~/Pictures "a dog on a beach" [--image X.jpg] [--page result.html]
 
-DIR is a checkpoint folder, an adapter folder, or a Hugging Face repository. INDEX holds a vector an image
-(vectors-*.npy) and their names (index.json). `index` run again encodes new and changed images only, and drops those
-that are gone. Images that cannot be read are named, counted and left out. Instructions: `VLM2Vec.encode_queries`.
+The first search encodes every image with a published checkpoint (TIGER-Lab/VLM2Vec-Full, downloaded once; --model names
+another one, or a folder) and keeps the vectors in a cache; later ones encode new and changed images only. To keep an
+index elsewhere, and to search it without looking at the folder again:
+
+    python examples/search_folder.py index FOLDER --model DIR --out INDEX
+    python examples/search_folder.py find INDEX "a red car" [--top 12]
+
+An index holds one vector per image (vectors-*.npy) and their names (index.json). Images that cannot be read are named,
+counted and left out. Instructions: `VLM2Vec.encode_queries`.
 """
 
 from __future__ import annotations
@@ -25,7 +30,6 @@ from typing import Annotated, Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from pydantic import ConfigDict, Field
 
@@ -38,14 +42,19 @@ from vlm2vec.images.decode import check_image, open_image
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.item_rules import check_shape
 from vlm2vec.messages.command_line import Parser
-from vlm2vec.model_folder.adapter_files import is_adapter_folder
 from vlm2vec.model_folder.digest import fingerprint
+from vlm2vec.model_folder.loading import find_folders
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGES_AT_A_TIME = 256  # are read, encoded and kept on disk together
 THUMBNAIL = (320, 320)  # pixels
-PAGE = Path(__file__).with_name("search_page.html.j2")
+PAGE = Path(__file__).with_name("search_folder.html.j2")
 SHOWN_FAULTS = 5
+
+DEFAULT_MODEL = "TIGER-Lab/VLM2Vec-Full"
+# What `search` asks a model that was trained on MMEB's texts; others have their own in their prompt format.
+QUERY_INSTRUCTION = "Find me an everyday image that matches the given caption: {text}."
+IMAGE_INSTRUCTION = "<|image_1|> Represent the given image."
 
 Vectors = npt.NDArray[np.float32]
 
@@ -54,12 +63,12 @@ class Index(StrictModel):
     """The file index.json.
 
     Attributes:
-        folder: Of the images.
-        model: Where it was loaded from.
-        identity: A hash over its weights and settings; vectors of another model do not belong to the index.
-        instruction: Which the images were encoded with, "" for none.
-        names: Of the images, paths from `folder`, sorted.
-        contents: A SHA-256 of each image's bytes.
+        folder: Where the images are.
+        model: Where the model was loaded from.
+        identity: A hash of its weights and settings; vectors of a different model do not belong to the index.
+        instruction: What the images were encoded with; "" for none.
+        names: Paths of the images from `folder`, sorted.
+        contents: SHA-256 of each image's bytes.
         vectors: The file with their vectors, float32 (images, hidden), in the same order.
     """
 
@@ -76,7 +85,7 @@ class Index(StrictModel):
 
 @dataclass(frozen=True)
 class Stored:
-    """An index that is on disk; `vectors` is a memory map."""
+    """An index on disk; `vectors` is a memory map."""
 
     facts: Index
     vectors: Vectors
@@ -90,7 +99,7 @@ def read_index(folder: Path) -> Stored:
     """
     path = folder / "index.json"
     if not path.is_file():
-        raise InputError(f"{folder}: no index there; `examples/search.py index` makes one")
+        raise InputError(f"{folder}: no index there; `examples/search_folder.py index` makes one")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -171,27 +180,36 @@ def usable(data: bytes, name: str) -> bytes:
 
 def load(model: str) -> tuple[VLM2Vec, str]:
     """An encoder, and a hash that tells its vectors from those of others."""
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    encoder = VLM2Vec.from_pretrained(model, dtype=dtype, device="cuda" if on_gpu else "cpu")
-    adapter = fingerprint([Path(model)]) if Path(model).is_dir() and is_adapter_folder(Path(model)) else ""
-    said = json.dumps([encoder.settings.model_dump(mode="json"), adapter], sort_keys=True)
+    encoder = VLM2Vec.from_pretrained(model)
+    _, _, adapter = find_folders(model, None)
+    said = json.dumps(
+        [encoder.settings.model_dump(mode="json"), fingerprint([adapter]) if adapter else ""], sort_keys=True
+    )
     return encoder, hashlib.sha256(said.encode()).hexdigest()
 
 
-def index(arguments: argparse.Namespace) -> None:
-    """Makes an index, or brings it up to date."""
-    out, images, instruction = Path(arguments.out), ImageFolder(arguments.folder), arguments.instruction
-    encoder, identity = load(arguments.model)
-    model = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
-    known: dict[str, Vectors] = {}
-    before: set[str] = set()
+def update_index(out: Path, folder: str, encoder: VLM2Vec, facts: Mapping[str, str]) -> str:
+    """Makes an index, or brings it up to date.
+
+    Args:
+        out: Folder of the index.
+        folder: The images.
+        encoder: Gives their vectors.
+        facts: `Index.model`, `.identity` and `.instruction`.
+
+    Returns:
+        One line on what the index holds now.
+
+    Raises:
+        InputError: The index is of a different model or instruction, or no image can be used.
+    """
+    images, known, before = ImageFolder(folder), dict[str, Vectors](), set[str]()
     if (out / "index.json").exists():
         stored = read_index(out)
-        if (stored.facts.identity, stored.facts.instruction) != (identity, instruction):
+        if (stored.facts.identity, stored.facts.instruction) != (facts["identity"], facts["instruction"]):
             raise InputError(
                 f"{out}: made with another model, or with other settings or instructions ({stored.facts.model}, "
-                f"{stored.facts.instruction!r}); choose another --out, or remove it"
+                f"{stored.facts.instruction!r}); choose a different folder for the index, or remove it"
             )
         known = dict(zip(stored.facts.contents, np.array(stored.vectors), strict=True))
         before = set(stored.facts.names)
@@ -200,7 +218,7 @@ def index(arguments: argparse.Namespace) -> None:
         name for content, name in {content: name for name, content in contents.items()}.items() if content not in known
     ]
     bad: dict[str, str] = {}
-    facts = {"folder": str(images.root.resolve()), "model": model, "identity": identity, "instruction": instruction}
+    written = {"folder": str(images.root.resolve()), **facts}
     for start in range(0, len(waiting), IMAGES_AT_A_TIME):
         good: dict[str, bytes] = {}
         for name in waiting[start : start + IMAGES_AT_A_TIME]:
@@ -212,9 +230,9 @@ def index(arguments: argparse.Namespace) -> None:
                 contents[name] = hashlib.sha256(data).hexdigest()  # of what is encoded, if it changed meanwhile
                 good[contents[name]] = data
         if good:
-            vectors = encoder.encode_documents(images=list(good.values()), instruction=instruction)
+            vectors = encoder.encode_documents(images=list(good.values()), instruction=facts["instruction"])
             known.update(zip(good, vectors.numpy(), strict=True))
-            write_index(out, facts, contents, known)
+            write_index(out, written, contents, known)  # a search that is interrupted continues here
             print(f"{min(start + IMAGES_AT_A_TIME, len(waiting))} of {len(waiting)} new images", file=sys.stderr)
     indexed = {name for name, content in contents.items() if content in known}
     faults += [
@@ -226,23 +244,76 @@ def index(arguments: argparse.Namespace) -> None:
         print(f"left out: {fault}", file=sys.stderr)
     if not indexed:
         raise InputError(f"{images.root}: no image there that can be used")
-    write_index(out, facts, contents, known)
-    print(f"{out}: {len(indexed)} images, {len(before - indexed)} dropped, {len(faults)} left out")
+    write_index(out, written, contents, known)
+    return f"{out}: {len(indexed)} images, {len(before - indexed)} dropped, {len(faults)} left out"
 
 
-def find(arguments: argparse.Namespace) -> None:
-    """Searches an index; prints the best images and writes a page."""
+def index(arguments: argparse.Namespace) -> None:
+    """Makes an index, or brings it up to date."""
+    encoder, identity = load(arguments.model)
+    facts = {"model": place(arguments.model), "identity": identity, "instruction": arguments.instruction}
+    print(update_index(Path(arguments.out), arguments.folder, encoder, facts))
+
+
+def place(model: str) -> str:
+    """A model's repository, or its folder wherever the next search is started."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Brings a folder's index up to date and searches it."""
+    refuse_impossible(arguments)
+    root = ImageFolder(arguments.folder).root.resolve()  # refused before a model is downloaded
+    encoder, identity = load(arguments.model)
+    asks = not encoder.processor.prompt_format.takes_instruction  # in the text itself, as MMEB's data do
+    instruction = arguments.image_instruction
+    if instruction is None:
+        instruction = IMAGE_INSTRUCTION if asks else ""
+    facts = {"model": place(arguments.model), "identity": identity, "instruction": instruction}
+    key = hashlib.sha256(json.dumps([str(root), facts], sort_keys=True).encode()).hexdigest()[:16]
+    out = Path(arguments.index) if arguments.index else cache_folder() / f"{root.name}-{key}"
+    print(update_index(out, arguments.folder, encoder, facts), file=sys.stderr)
+    if arguments.instruction is None and arguments.text:
+        arguments.instruction = QUERY_INSTRUCTION if asks and not arguments.image else ""
+    elif arguments.instruction is None:  # an image alone is encoded as those of the folder, so that it finds itself
+        arguments.instruction = instruction
+    show(arguments, read_index(out), encoder)
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept that have no place of their own."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlm2vec" / "search_folder"
+
+
+def refuse_impossible(arguments: argparse.Namespace) -> None:
+    """Looks at a query's flags before a model is loaded.
+
+    Raises:
+        InputError: A flag is missing or impossible.
+    """
     if not arguments.text and not arguments.image:
         raise InputError("give a text, --image, or both")
     if arguments.top < 1:
         raise InputError(f"--top {arguments.top}: must be 1 or more")
     if arguments.page and not Path(arguments.page).absolute().parent.is_dir():
         raise InputError(f"--page {arguments.page}: there is no such folder")
+
+
+def find(arguments: argparse.Namespace) -> None:
+    """Searches an index as it is."""
+    refuse_impossible(arguments)
     stored = read_index(Path(arguments.index))
+    encoder, identity = load(arguments.model or stored.facts.model)
+    if identity != stored.facts.identity:
+        raise InputError(
+            f"{arguments.index}: made with another model than {arguments.model or stored.facts.model} is now"
+        )
+    show(arguments, stored, encoder)
+
+
+def show(arguments: argparse.Namespace, stored: Stored, encoder: VLM2Vec) -> None:
+    """Prints the best images, and writes a page with thumbnails if one is asked for."""
     facts, total = stored.facts, len(stored.vectors)
-    encoder, identity = load(arguments.model or facts.model)
-    if identity != facts.identity:
-        raise InputError(f"{arguments.index}: made with another model than {arguments.model or facts.model} is now")
     query = encoder.encode_queries([arguments.text], [arguments.image], arguments.instruction)
     places, scores = nearest(query.numpy(), stored.vectors, min(arguments.top, total))
     results = [(facts.names[place], float(score)) for place, score in zip(places[0], scores[0], strict=True)]
@@ -275,37 +346,68 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def search_flags() -> Parser:
+    """Flags of `search`."""
+    parser = Parser(prog="examples/search_folder.py search", description="Searches a folder of images.")
+    parser.add_argument("folder", help="Folder of images, with its sub-folders.")
+    add_query(parser, instruction=None)
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="Checkpoint folder, adapter folder or Hugging Face repository (default: %(default)s).",
+    )
+    parser.add_argument("--index", help=f"Folder of the index (default: one below {cache_folder()}).")
+    parser.add_argument(
+        "--image_instruction", help="Instruction of the images (default: the checkpoint's own, else MMEB's)."
+    )
+    return parser
+
+
 def index_flags() -> Parser:
-    """Of `index`."""
-    parser = Parser(prog="examples/search.py index", description="Encodes the new images of a folder.")
-    parser.add_argument("folder", help="images, in sub-folders too")
-    parser.add_argument("--model", required=True, help="checkpoint folder, adapter folder or repository")
-    parser.add_argument("--out", required=True, help="folder of the index")
-    parser.add_argument("--instruction", default="", help="of the images; default: none, or the prompt format's own")
+    """Flags of `index`."""
+    parser = Parser(prog="examples/search_folder.py index", description="Encodes the new images of a folder.")
+    parser.add_argument("folder", help="Folder of images, with its sub-folders.")
+    parser.add_argument("--model", required=True, help="Checkpoint folder, adapter folder or Hugging Face repository.")
+    parser.add_argument("--out", required=True, help="Folder of the index.")
+    parser.add_argument(
+        "--instruction", default="", help="Instruction of the images (default: none, or the prompt format's own)."
+    )
     return parser
 
 
 def find_flags() -> Parser:
-    """Of `find`."""
-    parser = Parser(prog="examples/search.py find", description="Searches an index by text or image.")
-    parser.add_argument("index", help="folder of the index")
-    parser.add_argument("text", nargs="?", help="what to look for")
-    parser.add_argument("--image", help="an image file to look for, alone or with a text")
-    parser.add_argument("--instruction", default="", help="of the query; may hold its text as {text}; default: none")
-    parser.add_argument("--model", help="where the index's model is now, if it has moved")
-    parser.add_argument("--top", type=int, default=12, help="images to show")
-    parser.add_argument("--page", help="an HTML file for the results with thumbnails")
+    """Flags of `find`."""
+    parser = Parser(prog="examples/search_folder.py find", description="Searches an index as it is.")
+    parser.add_argument("index", help="Folder of the index.")
+    add_query(parser, instruction="")
+    parser.add_argument("--model", help="Where the index's model is now, if it has moved.")
     return parser
 
 
+def add_query(parser: argparse.ArgumentParser, instruction: str | None) -> None:
+    """Adds what `search` and `find` have in common."""
+    parser.add_argument("text", nargs="?", help="What to look for.")
+    parser.add_argument("--image", help="Image file to look for, alone or with a text.")
+    own = "the checkpoint's own, else MMEB's" if instruction is None else "none"
+    parser.add_argument(
+        "--instruction",
+        default=instruction,
+        help=f"Instruction of the query, which may hold its text as {{text}} (default: {own}).",
+    )
+    parser.add_argument("--top", type=int, default=12, help="Number of images to show (default: %(default)s).")
+    parser.add_argument("--page", help="HTML file to write the results to, with thumbnails.")
+
+
 def main() -> None:
-    """Parses the command line, indexes or searches."""
-    commands = {"index": (index_flags, index), "find": (find_flags, find)}
+    """Parses the command line; searches or indexes."""
+    commands = {"search": (search_flags, search), "index": (index_flags, index), "find": (find_flags, find)}
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in ("-h", "--help"):
         print(__doc__)
     elif command not in commands:
-        raise InputError(f"expected index or find, not {command!r}; examples/search.py --help shows both")
+        raise InputError(
+            f"expected search, index or find, not {command!r}; examples/search_folder.py --help shows them"
+        )
     else:
         flags, run = commands[command]
         run(flags().parse_args(sys.argv[2:]))
