@@ -402,7 +402,9 @@ class VLM2Vec(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes every layer's activations in the backward pass instead of keeping them."""
-        self.base.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.23 renamed the method and warns of the old name; older versions have only that.
+        enable = getattr(self.base, "activation_checkpointing_enable", None) or self.base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` reads: the whole model, or an adapter that names its base.
