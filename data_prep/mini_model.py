@@ -21,6 +21,7 @@ import transformers
 from data_prep.command_line import Parser
 from data_prep.mini.models import BUILDERS
 from vlm2vec.backbones.registry import family_named
+from vlm2vec.device import choose_accelerator
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.model_folder.settings import ModelSettings
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and builds."""
     arguments = parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # there is one small file to write
+    choose_accelerator()  # transformers imports DeepSpeed to save a model
     count = build_mini_model(arguments.dataset_name, arguments.output_dir, arguments.seed, arguments.family)
     print(f"{arguments.output_dir}: {count:,} parameters")
 

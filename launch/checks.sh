@@ -31,11 +31,20 @@ expand_home() {
     esac
   done
 }
-# Ranks of this machine: one a GPU, or two on a CPU.
-count_ranks() {
-  if [[ ${DS_ACCELERATOR:-} == cpu ]]; then
-    echo 2
-  else
-    python -c 'import torch; print(torch.accelerator.device_count() or 2)'
+# choose_ranks NAME: unless the variable is set, as many ranks as there are GPUs, or two on a CPU. Where there is no GPU,
+# DeepSpeed is told so: else each of its processes looks for one and warns that it finds none.
+choose_ranks() {
+  [[ -z ${!1:-} ]] || return 0
+  local found=cpu
+  if [[ ${DS_ACCELERATOR:-} != cpu ]]; then
+    found=$(python -c 'import torch
+from vlm2vec.device import on_cpu, unseen_gpu
+print("cpu" if on_cpu() and unseen_gpu() is None else torch.accelerator.device_count() or 2)') ||
+      fail "$1 is not set, and torch cannot say how many GPUs there are: run python -m vlm2vec.doctor"
   fi
+  if [[ $found == cpu ]]; then
+    export DS_ACCELERATOR=cpu
+    found=2
+  fi
+  printf -v "$1" '%s' "$found"
 }

@@ -21,7 +21,7 @@ else
   DEMO_DIR=${DEMO_DIR:-demo-$FAMILY}
 fi
 expand_home DEMO_DIR
-RANKS=${RANKS:-$(count_ranks)}
+choose_ranks RANKS
 require_number RANKS 1
 MINI=$DEMO_DIR/mini
 TRAIN=$MINI/MMEB-train
@@ -64,8 +64,9 @@ score_slides() { # with the texts of the subset that they come closest to
 }
 score_slides untrained
 
-say "5/7 Train on $RANKS ranks (ZeRO-2, cached step, negatives of all ranks); watch with: tensorboard --logdir $DEMO_DIR/run"
-deepspeed --num_gpus "$RANKS" --module vlm2vec.train --deepspeed ds_configs/zero2.json \
+say "5/7 Train on $RANKS ranks (ZeRO-2, cached step, negatives of all ranks)"
+echo "watch with: tensorboard --logdir $DEMO_DIR/run"
+deepspeed --quiet --num_gpus "$RANKS" --module vlm2vec.train --deepspeed ds_configs/zero2.json \
   --config launch/recipes/mini.yaml --model_name "$DEMO_DIR/untrained" --dataset_name "$DEMO_DIR/shards" \
   --output_dir "$DEMO_DIR/run"
 

@@ -12,9 +12,10 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-GPUS=${GPUS:-$(count_ranks)}
+choose_ranks GPUS
 require_number GPUS 1
 MASTER_PORT=${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 require_number MASTER_PORT 1
-exec python -m deepspeed.launcher.runner --num_gpus "$GPUS" --master_port "$MASTER_PORT" \
+# The launcher reports each of its steps otherwise, with the whole command line of every rank.
+exec python -m deepspeed.launcher.runner --log_level error --num_gpus "$GPUS" --master_port "$MASTER_PORT" \
   --module "${TRAIN[@]}" "$@"

@@ -142,7 +142,7 @@ def test_the_training_program_takes_what_scripts_pass(site: Site) -> None:
     assert done.returncode == 0, done.stderr
     call = site.lines()[-1]
     launcher, flags = call.split(" --module vlm2vec.train ")
-    assert launcher.endswith("-m deepspeed.launcher.runner --num_gpus 4 --master_port 1234")
+    assert launcher.endswith("-m deepspeed.launcher.runner --log_level error --num_gpus 4 --master_port 1234")
     arguments = parse_arguments(flags.split())
     assert (arguments.training.save_steps, arguments.model.model_name) == (7, "base")
     assert arguments.training.resume == "auto"
