@@ -89,8 +89,8 @@ setup(
         # data_prep.mine: cuts the graph of mutually hard pairs into clusters.
         "mine": ["pymetis>=2023.1"],
         # --report_to wandb, --report_to trackio.
-        "wandb": ["wandb>=0.19"],
-        "trackio": ["trackio>=0.30"],
+        "wandb": ["wandb>=0.31"],
+        "trackio": ["trackio>=0.43"],
         # make docs: the pages of docs/ as a site, with API pages from docstrings.
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         # Scoring an exported model on MTEB's tasks.

@@ -25,7 +25,7 @@ TASKS = (
 )
 # Flags of other programs: pip, deepspeed, tensorboard, hf, docker, sbatch, ssh, and the original's.
 FOREIGN_FLAGS = {
-    *("constraint", "index-url", "no-deps", "module", "num_gpus", "master_port", "include", "logdir"),
+    *("constraint", "index-url", "no-deps", "module", "num_gpus", "master_port", "include", "logdir", "quiet"),
     *("repo-type", "local-dir", "shm-size", "nodes", "gpus-per-node", "ntasks-per-node", "time", "signal", "oldest"),
     *("image_resolution", "help"),
 }

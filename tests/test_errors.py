@@ -14,7 +14,9 @@ from eval.mmeb_flags import parse_arguments as parse_evaluation
 from trials.rig.hand_made_train import make_dataset, row, write_rows
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, printable, run_program
 from vlm2vec.training.flags.run import parse_arguments as parse_training
-from vlm2vec.training.watch.monitor import RunMonitor
+from vlm2vec.training.settings import WatchSettings
+from vlm2vec.training.watch.monitor import open_monitor
+from vlm2vec.training.watch.sinks.sink import RunCard
 
 NAME = "é\udce9-图"  # the middle: how Python reads a file name that is not UTF-8
 
@@ -52,10 +54,11 @@ def test_names_that_the_output_cannot_show_do_not_end_a_program(
 
 def test_tensorboard_and_log_take_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = ascii_output(monkeypatch)
-    monitor = RunMonitor(tmp_path, max_steps=9)
+    settings = WatchSettings(1, ("tensorboard",), "project", (), None, None)
+    monitor = open_monitor(settings, tmp_path, max_steps=9)
 
     def main() -> None:
-        monitor.configuration({"output_dir": NAME})
+        monitor.begin(RunCard({"output_dir": NAME}, {"output_dir": NAME}, {}, {"output_dir": NAME}))
         monitor.bad_sample(1, NAME)
         monitor.close()
 

@@ -98,7 +98,7 @@ def test_they_are_replaced_alike_on_any_number_of_ranks_and_workers(
         assert ours["bad_samples"] == theirs["bad_samples"]
     events = EventAccumulator(str(tmp_path / "1" / "tensorboard"))
     events.Reload()
-    assert events.Scalars("run/bad_samples")[-1].value == len(told)
+    assert events.Scalars("data/bad_samples")[-1].value == len(told)
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("bad_samples/text_summary")]
     assert texts == told
     record = json.loads((tmp_path / "2" / "checkpoint-5" / "run.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from vlm2vec.shards import ShardSet
 from vlm2vec.training.checkpoints.writer import find_checkpoint
 from vlm2vec.training.flags.config_file import CONFIG_FILE
 from vlm2vec.training.flags.run import parse_arguments
+from vlm2vec.training.watch.sinks.tags import GROUPS
 
 pytestmark = pytest.mark.numeric
 
@@ -189,7 +191,7 @@ def test_the_deepspeed_launcher_trains_an_adapter(
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "step 2/2 | loss" in done.stdout
+    assert re.search(r"^ step +loss  hit@1 .*\n +2/2  +\d", done.stdout, re.MULTILINE)
     assert (tmp_path / "checkpoint-2" / "run.json").is_file()
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -197,11 +199,12 @@ def test_the_deepspeed_launcher_trains_an_adapter(
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()
-    promised = {"loss", "hit@1", "learning_rate", "gradient_norm", "pairs_per_second"}
-    assert {f"run/{name}" for name in promised} <= set(tags["scalars"])
-    assert {"arguments/text_summary", "pairs/text_summary"} <= set(tags["tensors"])
-    assert tags["histograms"] == ["similarity_histogram/positive", "similarity_histogram/hardest_negative"]
+    promised = {"loss/train", "loss/hit@1", "optimizer/learning_rate", "optimizer/gradient_norm"}
+    assert {*promised, "speed/pairs_per_second"} <= set(tags["scalars"])
+    assert {name.split("/")[0] for name in tags["scalars"]} == {*GROUPS} - {"eval", "eval_dataset", "other"}
+    assert {"configuration/text_summary", "pairs/text_summary"} <= set(tags["tensors"])
+    assert tags["histograms"] == ["similarity/positive_histogram", "similarity/hardest_negative_histogram"]
     assert any(name.startswith("pairs/") for name in tags["images"])
     assert done.stdout.count("of the first batch:") == 4
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [event.value for event in events.Scalars("run/loss")] == pytest.approx([line["loss"] for line in log])
+    assert [event.value for event in events.Scalars("loss/train")] == pytest.approx([line["loss"] for line in log])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _SHARDS = "shards hold converted data: give it to data_prep.convert"
-_SAVED_WITH_RUN = "curves always go to TensorBoard and log.jsonl in --output_dir"
+_SAVED_WITH_RUN = "metrics always go to log.jsonl and the log, and to --report_to; leave it out"
 _ENGINE = "precision and devices follow from --bf16 and the --deepspeed file; leave it out"
 _LOADER = "the loader always reads ahead from --dataloader_num_workers processes; leave it out"
 _DDP = "ranks are joined by DeepSpeed; leave it out (--collective_timeout is the limit of a collective)"
@@ -54,9 +54,8 @@ TRAINING = {
     "logging_first_step": _STEPS.format("logging"),
     "save_only_model": "a checkpoint is the whole run; python -m vlm2vec.export makes a model of it",
     "save_safetensors": "python -m vlm2vec.export writes safetensors; leave it out",
-    "report_to": _SAVED_WITH_RUN,
-    "run_name": _SAVED_WITH_RUN,
-    "logging_dir": _SAVED_WITH_RUN,
+    "run_name": "trackers name a run by its --output_dir; --project says what it belongs to",
+    "logging_dir": "TensorBoard's files are in tensorboard/ of --output_dir; leave it out",
     "log_level": _SAVED_WITH_RUN,
     "disable_tqdm": "there is a progress bar on a terminal only; leave it out",
     "fp16": "use --bf16",

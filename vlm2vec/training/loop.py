@@ -14,7 +14,7 @@ from vlm2vec.training.checkpoints.writer import CheckpointError
 from vlm2vec.training.run import Run
 from vlm2vec.training.watch.parts import RunPart
 from vlm2vec.training.watch.profiling import summarise_communication
-from vlm2vec.training.watch.summary import next_commands
+from vlm2vec.training.watch.summary import next_command
 
 # So many checkpoints in a row that cannot be written end a run: what it does after that would most likely be lost.
 MOST_FAILED_SAVES = 3
@@ -41,7 +41,7 @@ def train(run: Run) -> bool:
         summarise_communication(run.model.engine)
         if is_done:
             is_adapter = settings.encoder.lora is not None
-            run.monitor.message(next_commands(settings.checkpoints.output_dir, settings.schedule.max_steps, is_adapter))
+            run.monitor.done(next_command(settings.checkpoints.output_dir, settings.schedule.max_steps, is_adapter))
     return is_done
 
 

@@ -34,11 +34,11 @@ from vlm2vec.training.watch.first_pairs import first_pairs
 from vlm2vec.training.watch.heartbeat import Heartbeat
 from vlm2vec.training.watch.metrics import StepMeter, optional_metrics
 from vlm2vec.training.watch.mfu import ModelFlops
-from vlm2vec.training.watch.monitor import Monitor, RunMonitor
+from vlm2vec.training.watch.monitor import Monitor, open_monitor
 from vlm2vec.training.watch.profiling import StepProfiles
 from vlm2vec.training.watch.run_watch import RunWatch
 from vlm2vec.training.watch.skipped_steps import SkippedSteps
-from vlm2vec.training.watch.summary import summary
+from vlm2vec.training.watch.summary import run_card
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Run:
         evaluation = build_evaluation(
             settings.evaluation, output_dir, model.inputs, model.step.model_call, num_workers, device
         )
-        monitor = open_monitor(start, settings, str(model.device))
+        monitor = build_monitor(start, settings, str(model.device))
         return cls(
             start=start,
             settings=settings,
@@ -148,8 +148,7 @@ class Run:
     def announce(self) -> None:
         """Reports what is about to run, and the first pairs of it."""
         start, monitor = self.start, self.monitor
-        monitor.configuration({**self.settings.flags, "device": str(self.model.device)})
-        monitor.message(summary(self.settings, self.model, start.data))
+        monitor.begin(run_card(self.settings, self.model, start.data))
         for line in start.warnings:
             monitor.message(f"warning: {line}")
         for line in start.point.remarks(self.settings.schedule.max_steps):
@@ -249,7 +248,7 @@ def build_checkpoints(
     )
 
 
-def open_monitor(start: Start, settings: RunSettings, device: str) -> Monitor:
+def build_monitor(start: Start, settings: RunSettings, device: str) -> Monitor:
     """What takes the run's metrics on the first rank; the others' are the same.
 
     The run's folder gets its configuration here, in place of an earlier start's.
@@ -259,4 +258,4 @@ def open_monitor(start: Start, settings: RunSettings, device: str) -> Monitor:
     output_dir, first_step = settings.checkpoints.output_dir, start.point.step
     output_dir.mkdir(parents=True, exist_ok=True)
     write_config(output_dir, settings, run_header(settings, first_step, versions(), device))
-    return RunMonitor(output_dir, settings.schedule.max_steps, first_step)
+    return open_monitor(settings.watch, output_dir, settings.schedule.max_steps, first_step)

@@ -256,12 +256,16 @@ class WatchSettings:
 
     Attributes:
         logging_steps: Steps from one line to the next.
+        report_to: Trackers that get the metrics, beside log.jsonl and the terminal.
+        project: What wandb and trackio file the run under.
         profile_steps: First and last step of a trace, or nothing.
         flops_profile_step: The step whose forward passes DeepSpeed's profiler counts.
         peak_tflops: A device's TFLOP/s; None: known by the device's name, or no MFU.
     """
 
     logging_steps: int
+    report_to: tuple[str, ...]
+    project: str
     profile_steps: tuple[int, ...]
     flops_profile_step: int | None
     peak_tflops: float | None

@@ -14,8 +14,9 @@ from vlm2vec.training.checkpoints.record import RECORD, RunRecord, read_whole
 from vlm2vec.training.checkpoints.resume import agree_on_resume, changes, resume_point
 from vlm2vec.training.flags.model import FORMER_TARGETS
 from vlm2vec.training.flags.run import parse_arguments
+from vlm2vec.training.settings import WatchSettings
 from vlm2vec.training.watch.metrics import Figures
-from vlm2vec.training.watch.monitor import RunMonitor
+from vlm2vec.training.watch.monitor import open_monitor
 
 DATA = {"shards": "a", "order": "b"}
 HERE = (2, 2)  # ranks, ZeRO stage
@@ -223,8 +224,9 @@ def test_the_log_and_tensorboard_go_on_without_repeated_steps(tmp_path: Path) ->
         ],
         0.0,
     )
+    settings = WatchSettings(1, ("tensorboard",), "project", (), None, None)
     for first, last in ((0, 5), (3, 6)):  # a kill after 5 steps, the last checkpoint after 3
-        monitor = RunMonitor(tmp_path, 6, first)
+        monitor = open_monitor(settings, tmp_path, 6, first)
         for step in range(first + 1, last + 1):
             monitor.figures(step, Figures(figures | {"loss": float(10 * first + step)}, {}))
         monitor.close()
@@ -238,4 +240,4 @@ def test_the_log_and_tensorboard_go_on_without_repeated_steps(tmp_path: Path) ->
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("run/loss")] == list(enumerate(expected, start=1))
+    assert [(event.step, event.value) for event in events.Scalars("loss/train")] == list(enumerate(expected, start=1))

@@ -67,6 +67,7 @@ def test_only_these_flags_may_change_over_a_resume() -> None:
         *("attn_implementation", "gradient_checkpointing", "compile_layers", "deterministic", "loss_block_rows"),
         *("dataloader_num_workers", "cache_dir", "cache_gb", "max_bad_samples", "collective_timeout", "step_timeout"),
         *("chunk_tokens", "no_grad_chunk_tokens", "keep_graphs", "gc_q_chunk_size", "gc_p_chunk_size", "grad_cache"),
+        *("report_to", "project"),
         *("logging_steps", "save_steps", "save_total_limit", "profile_steps", "flops_profile_step", "peak_tflops"),
         *("eval_steps", "eval_dataset_name", "eval_image_dir", "eval_allow_links", "eval_subsets", "save_best"),
     }

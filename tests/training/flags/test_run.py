@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from eval.mmeb_flags import EncoderArguments, ScoringArguments
 from vlm2vec.backbones.image_limits import OLD_NAMES, OLD_NAMES_OF_CONVERSION
 from vlm2vec.errors import InputError
 from vlm2vec.messages.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
+from vlm2vec.training.flags import watch
 from vlm2vec.training.flags.run import POLICIES, argument_defaults, parse_arguments
 
 PROGRAMS = {
@@ -116,6 +118,11 @@ def test_batch_size_a_device() -> None:
         (["--mined", "m"], "without --mined_negatives, --mined_clusters or --false_negative_source teacher"),
         (["--seed", "x"], "seed"),
         (["--save_best", "--eval_subsets", "IND"], "--eval_subsets, --save_best: no effect without --eval_steps"),
+        (["--report_to", "mlflow"], "--report_to mlflow: mlflow is none of tensorboard, wandb, trackio, none"),
+        (["--report_to", "none", "wandb"], "none excludes all others"),
+        (["--report_to", "wandb", "wandb"], "give each tracker once"),
+        (["--project", "mine"], "--project: no effect without --report_to wandb or --report_to trackio"),
+        (["--report_to", "wandb", "--project", "a/b"], "--project 'a/b': not a name"),
         (["--profile_steps", "3"], "give two numbers"),
         (["--profile_steps", "0", "2"], "from 1 to --max_steps 9"),
         (["--profile_steps", "4", "3"], "the first step of a trace is not after its last"),
@@ -133,6 +140,18 @@ def test_refusals_name_the_remedy(extra: list[str], remedy: str) -> None:
         parse_arguments([*NEEDED, *BATCH, *extra])
     assert remedy in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [*NEEDED, *BATCH, "--report_to", "tensorboard", "trackio"]
+    assert parse_arguments(flags).training.report_to == ["tensorboard", "trackio"]
+    monkeypatch.setattr(watch, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
+    message = "--report_to tensorboard trackio: the package trackio is not installed; pip install trackio, or leave it"
+    with pytest.raises(InputError, match=message):
+        parse_arguments(flags)
+    assert parse_arguments([*NEEDED, *BATCH]).training.report_to == ["tensorboard"]
+    none = parse_arguments([*NEEDED, *BATCH, "--report_to", "none"]).resolve(2, {"zero_optimization": {"stage": 2}})
+    assert none.watch.report_to == ()
 
 
 def test_the_length_of_a_run_in_epochs(tmp_path: Path) -> None:
@@ -176,7 +195,7 @@ def test_a_resume_compares_steps_and_not_how_they_were_given() -> None:
         ("subset_name: []", "subset_name: an empty list"),
         ("model_name: {a: 1}", "model_name: {'a': 1} is not a single value"),
         ("learning_rat: 1", r"unknown key 'learning_rat'; did you mean --learning_rate\?"),
-        ("report_to: wandb", "unknown key 'report_to': curves always go to TensorBoard"),
+        ("run_name: mine", "unknown key 'run_name': trackers name a run by its --output_dir"),
         ("seed: 1\nseed: 2", "the key 'seed' occurs twice"),
     ],
 )

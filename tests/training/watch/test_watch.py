@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.plan.test_plan import model
 from tests.training.watch.device import CPU, Device
@@ -28,11 +27,9 @@ from vlm2vec.training.watch.metrics import (
     MASKED_SIMILAR,
     POSITIVE,
     SIMILARITY_BINS,
-    Figures,
     StepMeter,
 )
 from vlm2vec.training.watch.mfu import PEAK_TFLOPS, ModelFlops
-from vlm2vec.training.watch.monitor import RunMonitor
 from vlm2vec.training.watch.parts import RunPart
 
 pytestmark = pytest.mark.numeric
@@ -175,33 +172,6 @@ def test_pairs_are_the_first_of_the_batch_with_their_images(mini_shards_dir: Pat
                 assert np.ptp(rows) < 320 * height / max(width, height) + 1
                 assert len(columns)
     assert len(kinds) > 1
-
-
-def test_tensorboard_shows_pairs_and_histograms(
-    mini_shards_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shards = ShardSet.open(mini_shards_dir)
-    pairs = first_pairs(GlobalOrder(shards.num_samples, 16, seed=3).batch(0), shards)
-    counts = [0] * SIMILARITY_BINS
-    counts[60:63] = [5, 0, 7]
-    values = dict.fromkeys(("loss", "hit@1", "gradient_norm", "learning_rate", "milliseconds_per_step"), 1.0)
-    values |= dict.fromkeys(("pairs_per_second", "tokens_per_second", "peak_memory_gib", "data_wait_share"), 1.0)
-    monitor = RunMonitor(tmp_path, max_steps=9)
-    monitor.pairs(pairs)
-    monitor.figures(1, Figures(values, {POSITIVE: counts, HARDEST_NEGATIVE: [0] * SIMILARITY_BINS}))
-    monitor.close()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:4]] == [f"pair {n} of the first batch" for n in (1, 2, 3, 4)]
-    assert "MFU" not in lines[4]  # no peak, no figure
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert len(events.Tags()["images"]) == sum(pair.image is not None for pair in pairs) > 0
-    text = events.Tensors("pairs/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert all(pair.subset.replace("_", r"\_") in text for pair in pairs)
-    (histogram,) = events.Histograms(POSITIVE)
-    assert histogram.histogram_value.num == 12
-    assert (histogram.histogram_value.min, histogram.histogram_value.max) == pytest.approx((0.5, 0.575))
-    assert HARDEST_NEGATIVE not in events.Tags()["histograms"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--lora"]], ids=" ".join)

@@ -16,6 +16,7 @@ from vlm2vec.training.flags.evaluation import EvaluationArguments
 from vlm2vec.training.flags.model import ModelArguments
 from vlm2vec.training.flags.option import Refusal
 from vlm2vec.training.flags.training import AUTO, DEFAULT_CHUNK_TOKENS, OWN_ROW, TEACHER, TrainingArguments
+from vlm2vec.training.flags.watch import NO_TRACKER
 from vlm2vec.training.settings import (
     CheckpointSettings,
     Chunking,
@@ -166,6 +167,8 @@ def watch_settings(training: TrainingArguments) -> WatchSettings:
     """Log lines and profiles."""
     return WatchSettings(
         logging_steps=training.logging_steps,
+        report_to=tuple(name for name in training.report_to if name != NO_TRACKER),
+        project=training.project,
         profile_steps=tuple(training.profile_steps),
         flops_profile_step=training.flops_profile_step,
         peak_tflops=training.peak_tflops,

@@ -56,6 +56,7 @@ class RunArguments:
 
     Attributes:
         sources: "flag" or "recipe" for each one that was given, by name.
+        recipe: The `--config` file, if there is one.
     """
 
     model: ModelArguments
@@ -63,6 +64,7 @@ class RunArguments:
     training: TrainingArguments
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    recipe: Path | None = field(default=None, compare=False)
 
     def global_batch_size(self, num_ranks: int) -> int:
         """Pairs per step over all ranks."""
@@ -224,7 +226,8 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
     """
     parser = training_parser()
     parser.refuse_unknown(argv, also_known)
-    recipe = recipe_flags(_config_path(argv), parser, argv)
+    path = _config_path(argv)
+    recipe = recipe_flags(path, parser, argv)
     *groups, rest = parser.parse_args_into_dataclasses(
         [*defaults, *recipe, *argv], return_remaining_strings=True, look_for_args_file=False
     )
@@ -234,7 +237,7 @@ def parse_arguments(argv: Sequence[str], defaults: Sequence[str] = (), also_know
     model, data, training, evaluation, others = groups
     if others.print_config:
         raise InputError("--print_config: no effect here; python -m vlm2vec.train takes it")
-    arguments = RunArguments(model, data, training, evaluation, sources)
+    arguments = RunArguments(model, data, training, evaluation, sources, path)
     _check(arguments)
     return arguments
 

@@ -10,7 +10,7 @@ from vlm2vec.choices import GROUPINGS
 from vlm2vec.training.flags.checkpoint import NONE, CheckpointArguments, checkpoint_refusals
 from vlm2vec.training.flags.cluster import ClusterArguments, cluster_refusals
 from vlm2vec.training.flags.option import REQUIRED, Refusal, given, no_effect, option
-from vlm2vec.training.flags.watch import LoggingArguments, WatchArguments, watch_refusals
+from vlm2vec.training.flags.watch import LoggingArguments, WatchArguments, tracker_refusals, watch_refusals
 
 DEFAULT_CHUNK_TOKENS = 8192
 # Without a graph a chunk needs a fraction of the memory.
@@ -230,6 +230,7 @@ def training_refusals(training: TrainingArguments) -> Iterator[Refusal]:
     yield from _loss_refusals(training)
     yield from checkpoint_refusals(training)
     yield from cluster_refusals(training)
+    yield from tracker_refusals(training)
     if training.max_steps:
         yield from step_refusals(training)
 

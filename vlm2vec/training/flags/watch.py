@@ -1,10 +1,16 @@
-"""Flags for logging, profiling and MFU."""
+"""Flags for logging, trackers, profiling and MFU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from vlm2vec.training.flags.option import Refusal, option
+from vlm2vec.training.flags.option import Refusal, given, no_effect, option
+
+# Each is the name of its Python package, too.
+TENSORBOARD, WANDB, TRACKIO = TRACKERS = ("tensorboard", "wandb", "trackio")
+NO_TRACKER = "none"
 
 
 @dataclass(kw_only=True)
@@ -38,6 +44,34 @@ class LoggingArguments:
     """Logging and profiling: how often metrics are written, and what is profiled."""
 
     logging_steps: int = option(10, "Write a log line every N steps.", "speed")
+    report_to: list[str] = option(
+        [TENSORBOARD],
+        "Trackers that get the metrics of log.jsonl; wandb and trackio need packages of these names. none: no tracker.",
+        "speed",
+        metavar="|".join((*TRACKERS, NO_TRACKER)),
+    )
+    project: str = option("vlm2vec", "Project of wandb and trackio that the run belongs to.", "speed", metavar="NAME")
+
+
+def tracker_refusals(arguments: LoggingArguments) -> Iterator[Refusal]:
+    """What cannot work: trackers that do not exist, are named twice or are not installed."""
+    names = arguments.report_to
+    shown = f"--report_to {' '.join(names)}"
+    for name in names:
+        choices = ", ".join((*TRACKERS, NO_TRACKER))
+        yield name not in (*TRACKERS, NO_TRACKER), f"{shown}: {name} is none of {choices}"
+    yield len(names) > len(set(names)), f"{shown}: give each tracker once"
+    yield NO_TRACKER in names and len(names) > 1, f"{shown}: {NO_TRACKER} excludes all others"
+    for name in names:
+        if name in TRACKERS:
+            missing = find_spec(name) is None
+            yield missing, f"{shown}: the package {name} is not installed; pip install {name}, or leave it out"
+    yield no_effect(
+        given(arguments, ["project"]),
+        f"without --report_to {WANDB} or --report_to {TRACKIO}",
+        when=not {WANDB, TRACKIO} & set(names),
+    )
+    yield not arguments.project.strip() or "/" in arguments.project, f"--project {arguments.project!r}: not a name"
 
 
 def watch_refusals(arguments: WatchArguments, max_steps: int) -> list[Refusal]:

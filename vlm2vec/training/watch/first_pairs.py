@@ -38,11 +38,6 @@ class ShownPair:
     positive: str
     image: npt.NDArray[np.uint8] | None
 
-    @property
-    def line(self) -> str:
-        """The pair in one line."""
-        return f"{self.name} [{self.subset}]: {_short(self.query)} -> {_short(self.positive)}"
-
 
 def first_pairs(batch: GlobalBatch, shards: ShardSet, count: int = SHOWN_PAIRS) -> list[ShownPair]:
     """The first pairs of a global batch; those that cannot be read are left out, the loader reports them."""
@@ -78,8 +73,3 @@ def _side_by_side(query: Item, positive: Item, name: str) -> npt.NDArray[np.uint
             place = (left + column * cell + (cell - width) // 2, row * cell + (cell - height) // 2)
             canvas.paste(image.resize((width, height), how), place)
     return np.asarray(canvas)
-
-
-def _short(text: str, most: int = 100) -> str:
-    plain = " ".join(text.split())
-    return repr(plain if len(plain) <= most else plain[: most - 1] + "…")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -203,6 +205,11 @@ class StepMeter:
             "items_per_second": counts["items"] / seconds,
             "milliseconds_per_step": 1000 * seconds / steps,
         }
+
+
+def histogram_edges(num_bins: int) -> npt.NDArray[np.float64]:
+    """The limits of a histogram's bins, one more than bins: cosines in equal steps from -1 to 1."""
+    return np.linspace(-1, 1, num_bins + 1)
 
 
 def _bins(similarities: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Where a run's metrics go: one interface, one file per sink."""
