@@ -3,191 +3,281 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from data_prep.statistics import Histogram, SubsetStatistics
+from data_prep.inspect_mined import MinedExample, MinedStatistics
+from data_prep.statistics import Cosines, Histogram, SubsetStatistics
 from vlm2vec.errors import InputError
 from vlm2vec.images.decode import open_image
+from vlm2vec.messages.page import render_page, shown_text
+from vlm2vec.messages.words import counted
+from vlm2vec.mined.format import Mined
 from vlm2vec.shards import Sample
 from vlm2vec.shards.entry import item_name
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, Item
 
-_THUMBNAIL_PIXELS, _ONE_OF_SEVERAL_PIXELS = 180, 84  # the longer side
+_TEMPLATES = Path(__file__).parent / "templates"
+# Longer side of thumbnails in pixels, for an item's only image and for one of several; an image that is smaller is
+# enlarged by a whole number, up to the last of these.
+_PIXELS, _ONE_OF_SEVERAL_PIXELS, _ENLARGED_PIXELS = 400, 180, 192
 _TEXT_CHARACTERS = 400
-_SIDE_NAMES = {QUERY: "query", POSITIVE: "target", NEGATIVE: "hard negative"}
-
-# What the browser may do with the page, should a text get through the escaping after all: nothing.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { --ink: #1d2733; --soft: #5d6b7a; --line: #dde3e9; --bar: #3b6fb6; --paper: #fff; --ground: #f4f6f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9ee; --soft: #98a5b3; --line: #34404c; --bar: #6b9be0; --paper: #1b232c; --ground: #12181f; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", "Liberation Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 26px; margin: 0; } h2 { font-size: 20px; margin: 0; } h3 { font-size: 13px; margin: 0 0 6px; }
-.soft { color: var(--soft); } .small { font-size: 13px; }
-code { font: 12px/1.5 ui-monospace, "Liberation Mono", monospace; overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; background: var(--paper); margin-top: 20px;
-  border: 1px solid var(--line); border-radius: 8px; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 12px; text-align: right; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; font-size: 13px; } th:first-child, td:first-child { text-align: left; }
-tr:last-child td { border-bottom: 0; font-weight: 600; } td a { color: inherit; }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 20px;
-  margin-top: 24px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 20px; margin: 16px 0 4px; }
-svg { display: block; width: 100%; height: auto; } rect { fill: var(--bar); }
-svg text { font-size: 10px; fill: var(--soft); } svg line { stroke: var(--line); }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 14px; margin-top: 16px; }
-.pair { border: 1px solid var(--line); border-radius: 6px; padding: 12px; }
-.sides { display: flex; flex-wrap: wrap; gap: 14px; } .side { flex: 1 1 140px; min-width: 0; }
-.images { display: flex; flex-wrap: wrap; gap: 6px; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; }
-img { display: block; max-width: 100%; border-radius: 3px; margin-bottom: 6px; background: #8884; }
-.tiny { image-rendering: pixelated; }
-.error { color: #b3261e; overflow-wrap: anywhere; }
-@media (max-width: 560px) { .pairs { grid-template-columns: 1fr; } .sides { flex-direction: column; } }
-"""
+SIDE_NAMES = {QUERY: "query", POSITIVE: "target", NEGATIVE: "hard negative"}
+# Of a chart, in the units of its view box; a few bars over the whole width would look like a background.
+_WIDTH, _BAR_HEIGHT, _BASE, _LEAST_SLOTS = 360, 84, 100, 8
 
 
-def page(title: str, fingerprint: str, subsets: Sequence[SubsetStatistics]) -> str:
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart: its geometry, the first value of its bin, and all of them with their count."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    middle: float
+    tick: str
+    label: str
+    count: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A histogram, or only a note where all values are the same."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image inside the page: data URI, width in CSS pixels, size of the original; or what is wrong with it."""
+
+    source: str = ""
+    width: int = 0
+    size: str = ""
+    is_enlarged: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An item of a pair: what it is, the teacher's numbers on it, images and text; or why it cannot be shown."""
+
+    name: str
+    images: tuple[Thumbnail, ...] = ()
+    text: str = ""
+    error: str = ""
+    score: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair with its hard negatives, and those that were mined; or why it cannot be shown."""
+
+    key: str = ""
+    sides: tuple[Side, ...] = ()
+    mined: tuple[Side, ...] = ()
+    mined_note: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A subset."""
+
+    name: str
+    facts: str
+    charts: tuple[Chart, ...]
+    mined_facts: str
+    mined_charts: tuple[Chart, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a pair has images that need the page's whole width."""
+        sides = [side for pair in self.pairs for side in pair.sides]
+        return any(image.width > _ENLARGED_PIXELS for side in sides for image in side.images)
+
+
+def page(
+    title: str,
+    fingerprint: str,
+    subsets: Sequence[SubsetStatistics],
+    mined: Mined | None = None,
+    statistics: Sequence[MinedStatistics | None] = (),
+) -> str:
     """The whole page.
 
     Args:
-        title: the data set's name.
-        fingerprint: the manifest's.
-        subsets: in order.
+        title: The data set's name.
+        fingerprint: The manifest's.
+        subsets: In order.
+        mined: The sidecar, if it is to be shown.
+        statistics: What was mined of each subset.
     """
     rows, size = sum(subset.rows for subset in subsets), sum(subset.bytes for subset in subsets)
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>
-<h1>{html.escape(title)}</h1>
-<div class="soft">{rows:,} pairs in {len(subsets)} subsets, {_megabytes(size)}</div>
-<code class="soft">fingerprint {html.escape(fingerprint)}</code>
-{_overview(subsets)}
-{"".join(_section(subset) for subset in subsets)}
-</main></body></html>
-"""
+    statistics = statistics or [None] * len(subsets)
+    return render_page(
+        _TEMPLATES,
+        "inspect.html.j2",
+        heading=title,
+        about=f"{counted(rows, 'pair')} in {counted(len(subsets), 'subset')}, {_megabytes(size)}",
+        fingerprint=fingerprint,
+        mined=mined,
+        overview=_overview(subsets),
+        sections=[
+            _section(subset, found, mined is not None) for subset, found in zip(subsets, statistics, strict=True)
+        ],
+    )
 
 
-def _overview(subsets: Sequence[SubsetStatistics]) -> str:
-    heads = ("subset", "pairs", "share", "query", "target", "hard negatives", "rows left out", "size")
+def _overview(subsets: Sequence[SubsetStatistics]) -> list[tuple[str, ...]]:
+    """A line for each subset, and one for all of them."""
     total = sum(subset.rows for subset in subsets)
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for subset in subsets:
         negatives = sum(subset.sides[NEGATIVE].modalities.values()) if NEGATIVE in subset.sides else 0
-        cells = (
-            f'<a href="#{html.escape(subset.name)}">{html.escape(subset.name)}</a>',
-            f"{subset.rows:,}",
-            f"{subset.rows / total:.1%}",
-            *(" or ".join(subset.sides[side].modalities) for side in (QUERY, POSITIVE)),
-            f"{negatives:,}",
-            f"{sum(subset.skipped.values()):,}",
-            _megabytes(subset.bytes),
+        lines.append(
+            (
+                subset.name,
+                f"{subset.rows:,}",
+                f"{subset.rows / total:.1%}",
+                *(" or ".join(subset.sides[side].modalities) for side in (QUERY, POSITIVE)),
+                f"{negatives:,}",
+                f"{sum(subset.skipped.values()):,}",
+                _megabytes(subset.bytes),
+            )
         )
-        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     left_out = sum(sum(subset.skipped.values()) for subset in subsets)
     size = sum(subset.bytes for subset in subsets)
-    lines.append(f"<td>all</td><td>{total:,}</td>{'<td></td>' * 4}<td>{left_out:,}</td><td>{_megabytes(size)}</td>")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    lines.append(("all", f"{total:,}", "", "", "", "", f"{left_out:,}", _megabytes(size)))
+    return lines
 
 
-def _section(subset: SubsetStatistics) -> str:
-    facts = [f"{subset.rows:,} pairs", _megabytes(subset.bytes)]
-    facts += [f"{count:,} rows left out: {reason}" for reason, count in subset.skipped.items()]
+def _section(subset: SubsetStatistics, mined: MinedStatistics | None, has_mined: bool) -> Section:
+    facts = [counted(subset.rows, "pair"), _megabytes(subset.bytes)]
+    facts += [f"{counted(count, 'row')} left out: {reason}" for reason, count in subset.skipped.items()]
     charts = []
     for side, statistics in subset.sides.items():
-        name = _SIDE_NAMES[side]
+        name = SIDE_NAMES[side]
         charts.append(_chart(f"{name}: text, {subset.length_unit}", statistics.text_lengths))
         charts.append(_chart(f"{name}: images, longer side in pixels", statistics.image_sizes))
-    pairs = "".join(_pair(example) for example in subset.examples)
-    return f"""<section id="{html.escape(subset.name)}"><h2>{html.escape(subset.name)}</h2>
-<div class="soft">{html.escape(", ".join(facts))}</div>
-<div class="charts">{"".join(charts)}</div><div class="pairs">{pairs}</div></section>"""
-
-
-def _chart(title: str, histogram: Histogram) -> str:
-    """Bars, each above the first value of its bin; nothing where there is nothing."""
-    if not histogram.counts:
-        return ""
-    # A single bar over the whole width would look like a background.
-    width, height, slots = 360, 120, max(len(histogram.counts), 8)
-    step, highest = width / slots, max(histogram.counts)
-    parts = []
-    for number, count in enumerate(histogram.counts):
-        tall, left = 84 * count / highest, number * step
-        parts.append(
-            f'<rect x="{left + 2:.1f}" y="{100 - tall:.1f}" width="{step - 4:.1f}" height="{tall:.1f}" rx="1.5">'
-            f"<title>{histogram.label(number)}: {count:,}</title></rect>"
-        )
-        label = f"{histogram.starts[number]:,}"
-        parts.append(f'<text x="{left + step / 2:.1f}" y="113" text-anchor="middle">{label}</text>')
-        if count == highest:
-            parts.append(f'<text x="{left + step / 2:.1f}" y="11" text-anchor="middle">{count:,}</text>')
-    return (
-        f"<div><h3>{html.escape(title)}</h3>"
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
-        f'<line x1="0" y1="100.5" x2="{width}" y2="100.5"/>{"".join(parts)}</svg>'
-        f'<div class="soft small">median {histogram.median:,}, largest {histogram.largest:,}</div></div>'
+    examples = [None] * len(subset.examples) if mined is None else mined.examples
+    return Section(
+        name=subset.name,
+        facts=", ".join(facts),
+        charts=tuple(chart for chart in charts if chart is not None),
+        mined_facts=("not mined" if has_mined else "") if mined is None else _mined_facts(mined),
+        mined_charts=() if mined is None else _mined_charts(mined),
+        pairs=tuple(_pair(example, found) for example, found in zip(subset.examples, examples, strict=True)),
     )
 
 
-def _pair(example: Sample | str) -> str:
+def _mined_facts(mined: MinedStatistics) -> str:
+    facts = [
+        counted(mined.num_negatives, "hard negative"),
+        f"{counted(mined.rows_without, 'row')} without one",
+        counted(mined.num_false_negatives, "false negative"),
+        mined.clusters,
+    ]
+    return "; ".join(facts)
+
+
+def _mined_charts(mined: MinedStatistics) -> tuple[Chart, ...]:
+    charts = [
+        _chart("cosine of query and target", mined.positives),
+        _chart("cosine of query and hardest negative", mined.hardest),
+        _chart("margin: target above hardest negative", mined.margins),
+        _chart("hard negatives per row, where there are any", mined.negatives_per_row),
+    ]
+    return tuple(chart for chart in charts if chart is not None)
+
+
+def _chart(title: str, histogram: Histogram | Cosines) -> Chart | None:
+    """Bars, each above the first value of its bin; None where there is nothing."""
+    counts = histogram.counts
+    if not counts:
+        return None
+    if isinstance(histogram, Histogram):
+        if histogram.only is not None:
+            return Chart(
+                title, (), f"{histogram.only:,} in all {sum(counts):,}" if sum(counts) > 1 else f"{histogram.only:,}"
+            )
+        note = f"median {histogram.median:,}, largest {histogram.largest:,}"
+        ticks = [f"{start:,}" for start in histogram.starts]
+    else:
+        numbers = (histogram.smallest, histogram.median, histogram.largest)
+        note = "smallest {}, median {}, largest {}".format(*map(histogram.shown, numbers))
+        ticks = [f"{start:.2f}" for start in histogram.starts]
+    step, highest = _WIDTH / max(len(counts), _LEAST_SLOTS), max(counts)
+    bars = []
+    for number, count in enumerate(counts):
+        tall, left = _BAR_HEIGHT * count / highest, number * step
+        label = f"{histogram.label(number)}: {count:,}"
+        shown = f"{count:,}" if count == highest else ""
+        bars.append(Bar(left + 2, _BASE - tall, step - 4, tall, left + step / 2, ticks[number], label, shown))
+    return Chart(title, tuple(bars), note)
+
+
+def _pair(example: Sample | str, mined: MinedExample | None) -> Pair:
     if isinstance(example, str):
-        return f'<div class="pair error">{html.escape(example)}</div>'
-    items = [(_SIDE_NAMES[QUERY], example.query), (_SIDE_NAMES[POSITIVE], example.positive)]
-    items += [(item_name(_SIDE_NAMES[NEGATIVE], number), item) for number, item in enumerate(example.negatives)]
-    sides = "".join(
-        f'<div class="side"><h3 class="soft">{name}</h3>{_item(item, example.key)}</div>' for name, item in items
+        return Pair(error=shown_text(example))
+    items = [(SIDE_NAMES[QUERY], example.query), (SIDE_NAMES[POSITIVE], example.positive)]
+    items += [(item_name(SIDE_NAMES[NEGATIVE], number), item) for number, item in enumerate(example.negatives)]
+    sides = [_side(name, item, example.key) for name, item in items]
+    if mined is None:
+        return Pair(example.key, tuple(sides))
+    sides[1] = _side(*items[1], example.key, f"cosine {mined.positive_score:.3f}")
+    negatives = tuple(
+        _side(
+            f"mined {negative.rank}",
+            negative.target,
+            example.key,
+            f"{negative.score:.3f}, margin {negative.margin:.3f}",
+        )
+        for negative in mined.negatives
     )
-    return (
-        f'<div class="pair"><div class="sides">{sides}</div><code class="soft">{html.escape(example.key)}</code></div>'
-    )
+    return Pair(example.key, tuple(sides), negatives, mined_note(mined))
 
 
-def _item(item: Item, name: str) -> str:
-    parts = []
-    images = "".join(_thumbnail(image, name, len(item.images)) for image in item.images)
-    if images:
-        parts.append(f'<div class="images">{images}</div>')
-    if item.text:
-        text = item.text[:_TEXT_CHARACTERS] + ("…" if len(item.text) > _TEXT_CHARACTERS else "")
-        parts.append(f'<div class="text"><bdi>{html.escape(_printable(text))}</bdi></div>')
-    return "".join(parts)
+def mined_note(mined: MinedExample) -> str:
+    """What of a row's mined negatives is not shown."""
+    hidden = mined.num_negatives - len(mined.negatives)
+    notes = ["no mined negative"] if not mined.num_negatives else [f"{hidden} more mined"] if hidden else []
+    if mined.num_false_negatives:
+        notes.append(counted(mined.num_false_negatives, "false negative"))
+    return ", ".join([*notes, f"cluster {mined.cluster}" if mined.cluster >= 0 else "no cluster"])
 
 
-def _thumbnail(data: bytes, name: str, number_of: int) -> str:
-    """A thumbnail inside the page, of an item with so many images; small ones are drawn larger."""
-    longest = _THUMBNAIL_PIXELS if number_of == 1 else _ONE_OF_SEVERAL_PIXELS
+def _side(name: str, item: Item | str, key: str, score: str = "") -> Side:
+    if isinstance(item, str):
+        return Side(name, error=shown_text(item), score=score)
+    images = tuple(_thumbnail(image, key, len(item.images)) for image in item.images)
+    text = item.text[:_TEXT_CHARACTERS] + ("…" if len(item.text) > _TEXT_CHARACTERS else "")
+    return Side(name, images, shown_text(text), score=score)
+
+
+def _thumbnail(data: bytes, name: str, number_of: int) -> Thumbnail:
+    """A thumbnail of one of an item's so many images; a small one is shown enlarged."""
+    limit = _PIXELS if number_of == 1 else _ONE_OF_SEVERAL_PIXELS
     try:
         image = open_image(data, name)
     except InputError as error:
-        return f'<div class="error">{html.escape(str(error))}</div>'
-    width, height = image.size
-    image.thumbnail((longest, longest))
+        return Thumbnail(error=shown_text(str(error)))
+    size = f"{image.width} x {image.height} pixels"
+    longest = max(image.size)
+    is_small = longest <= limit
+    image.thumbnail((limit, limit))
     buffer = io.BytesIO()
-    is_small = max(width, height) < longest
     image.save(buffer, "PNG" if is_small else "JPEG")
-    kind = "png" if is_small else "jpeg"
-    scale = max(1, (longest // 2) // max(width, height)) if is_small else 1
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    size = f"{width} x {height} pixels"
-    look = f'width="{image.width * scale}"{" class=tiny" if scale > 1 else ""} alt="{size}" title="{size}"'
-    return f'<img src="data:image/{kind};base64,{encoded}" {look}>'
-
-
-def _printable(text: str) -> str:
-    """Control characters, which may hide or reorder what is shown, as their code points."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else f"\\u{ord(character):04x}"
-        for character in text.strip("\n")
-    )
+    scale = max(1, min(_ENLARGED_PIXELS, limit) // longest)
+    kind = "png" if is_small else "jpeg"
+    return Thumbnail(f"data:image/{kind};base64,{encoded}", image.width * scale, size, scale > 1)
 
 
 def _megabytes(size: int) -> str:

@@ -19,6 +19,10 @@ from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, SIDES
 MAX_TOKENIZED_ROWS = 2000
 
 _LINEAR_BINS = 12
+# Of bins of cosines; differences of two lie between -2 and 2.
+_COSINE_BINS_PER_UNIT = (100, 50, 20, 10, 5, 2)
+# Of a bin: a value that is a bin's first one but for rounding belongs to it.
+_ROUNDING = 1e-5
 
 CountTokens = Callable[[list[str]], list[int]]
 
@@ -49,6 +53,11 @@ class Histogram:
         counts = np.bincount(places, minlength=len(starts) - 1)
         return Histogram(tuple(starts), tuple(counts.tolist()), int(np.median(values)), int(values.max()))
 
+    @property
+    def only(self) -> int | None:
+        """The value, if all are the same; a single bin holds no two values."""
+        return self.largest if len(self.counts) == 1 else None
+
     def label(self, number: int) -> str:
         """A bin's values, e.g. "4-7"."""
         first, last = self.starts[number], self.starts[number + 1] - 1
@@ -64,6 +73,48 @@ def _bin_starts(smallest: int, largest: int) -> list[int]:
     return list(range(smallest // width * width, largest + width + 1, width))[
         : largest // width - smallest // width + 2
     ]
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Counts of cosines, or of differences of cosines, in bins of equal width.
+
+    Attributes:
+        starts: First value of each bin, and behind the last bin the value that no longer belongs to it.
+        counts: Of each bin; none if there are no values.
+        median: Of the values, None if there are none.
+        smallest, largest: Of the values, 0 if there are none.
+    """
+
+    starts: tuple[float, ...]
+    counts: tuple[int, ...]
+    median: float | None
+    smallest: float
+    largest: float
+
+    @staticmethod
+    def of(values: npt.NDArray[np.float32]) -> Cosines:
+        """Counts values, which are finite."""
+        if not len(values):
+            return Cosines((0.0,), (), None, 0.0, 0.0)
+        for bins in _COSINE_BINS_PER_UNIT:
+            places = np.floor(values.astype(np.float64) * bins + _ROUNDING).astype(np.int64)
+            first = int(places.min())
+            if places.max() - first < _LINEAR_BINS:
+                break
+        counts = np.bincount(places - first)
+        starts = tuple((first + number) / bins for number in range(len(counts) + 1))
+        median, smallest, largest = (float(pick(values)) for pick in (np.median, np.min, np.max))
+        return Cosines(starts, tuple(counts.tolist()), median, smallest, largest)
+
+    def label(self, number: int) -> str:
+        """A bin's values, e.g. "0.10 to 0.15"."""
+        return f"{self.starts[number]:.2f} to {self.starts[number + 1]:.2f}"
+
+    @staticmethod
+    def shown(value: float | None) -> str:
+        """A cosine for people."""
+        return "" if value is None else f"{value:.3f}"
 
 
 def _round_widths() -> Iterator[int]:
@@ -134,13 +185,13 @@ def subset_statistics(
     lengths = {side: columns[f"{side}_text_length"].astype(np.int64) for side in SIDES}
     unit = "characters"
     if count_tokens is not None:
-        positions = _spread(rows, MAX_TOKENIZED_ROWS)
+        positions = spread(rows, MAX_TOKENIZED_ROWS)
         lengths = _token_lengths([shards.read(name, position) for position in positions], count_tokens)
         unit = "tokens" if len(positions) == rows else f"tokens of {len(positions):,} rows"
     sides = {side: _side(columns, side, lengths[side]) for side in SIDES}
     if not len(columns[f"{NEGATIVE}_hash"]):
         del sides[NEGATIVE]
-    pairs = tuple(_example(shards, name, position) for position in _spread(rows, examples))
+    pairs = tuple(_example(shards, name, position) for position in spread(rows, examples))
     return SubsetStatistics(name, rows, skipped, num_bytes, unit, sides, pairs)
 
 
@@ -173,7 +224,7 @@ def _example(shards: ShardSet, name: str, position: int) -> Sample | str:
         return str(error)
 
 
-def _spread(rows: int, wanted: int) -> list[int]:
+def spread(rows: int, wanted: int) -> list[int]:
     """At most so many positions, evenly over all of them, the first one included."""
     number_of = min(rows, wanted)
     return [number * rows // number_of for number in range(number_of)]
