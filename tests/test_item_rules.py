@@ -30,9 +30,9 @@ def test_what_can_be_encoded_passes(text: str, size: tuple[int, int] | None) -> 
     ("text", "size", "reason"),
     [
         ("", None, "empty"),
-        (" \n\t", None, "says nothing and there is no image"),
-        ("\u200b\ufeff\u00a0\0", None, "says nothing"),
-        ("<|image_1|>\n", None, "says nothing"),
+        (" \n\t", None, "has no content and there is no image"),
+        ("\u200b\ufeff\u00a0\0", None, "has no content"),
+        ("<|image_1|>\n", None, "has no content"),
         ("no tag", SQUARE, "no image tag"),
         ("  ", SQUARE, "no image tag"),
         ("<|image_2|>", SQUARE, r"<\|image_2\|> in its text"),

@@ -1,7 +1,8 @@
-"""Compiled elementwise operators in a model's decoder and vision tower.
+"""Compiles the elementwise operators of a model's decoder and vision tower with `torch.compile`.
 
-Modules get subclasses with other methods: parameters, their names and hooks stay, and so do matrix products, attention
-and dropout, which are kernels of their own either way. A family says which (`Backbone.install_compiled`).
+Modules get subclasses with compiled methods; parameters, their names and hooks stay. Matrix products, attention and
+dropout stay too: they are separate kernels either way. Each model family chooses the modules
+(`Backbone.install_compiled`).
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from vlm2vec.backbones.interface import Backbone
 def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
     """Compiles the elementwise operators of a model's layers in place, for inputs of any number of rows and any length.
 
-    Call it when the layers are as they will run: after an adapter was put on. Compilation itself happens at the first
-    calls.
+    Call it after an adapter was added, when the layers are as they will run. Compilation happens in the first forward
+    and backward passes.
 
     Args:
-        model: Holds a backbone, maybe with an adapter.
-        backend: Of `torch.compile`.
+        model: A module that contains a backbone, with or without an adapter.
+        backend: Backend for `torch.compile`.
 
     Returns:
-        How many modules have compiled operators.
+        Number of modules with compiled operators.
     """
     modules: list[Any] = list(model.modules())
     for module in modules:

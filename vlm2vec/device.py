@@ -1,4 +1,4 @@
-"""The device that a program runs on: decided once, never silently a CPU, and described in one line."""
+"""Chooses a program's device, once and never silently the CPU, and describes it in one line."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import torch
 
 from vlm2vec.errors import InputError
 
-# DeepSpeed's own variable: "cpu" runs on CPU ranks although there is a GPU.
+# DeepSpeed's variable: "cpu" runs ranks on the CPU even if there is a GPU.
 ACCELERATOR_VARIABLE = "DS_ACCELERATOR"
-# Lengths of chunks vary, and kept graphs fill the memory: growing segments keep it from being cut up.
+# Chunks vary in length and kept graphs fill the memory: expandable segments avoid fragmentation.
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def asked_for_cpu() -> bool:
-    """Whether the environment asks for the CPU, GPU or not."""
+    """Whether the environment asks for the CPU, even if there is a GPU."""
     return os.environ.get(ACCELERATOR_VARIABLE) == "cpu"
 
 
 def on_cpu() -> bool:
-    """Whether ranks run on the CPU with gloo: no accelerator is there, or the CPU is asked for."""
+    """Whether ranks run on the CPU with gloo: there is no accelerator, or the environment asks for the CPU."""
     return asked_for_cpu() or not torch.accelerator.is_available()
 
 
 def unseen_gpu(devices: Path = Path("/dev")) -> str | None:
-    """What speaks for a GPU that torch cannot use; None if nothing does, or the CPU is asked for.
+    """Evidence of a GPU that torch cannot use; None if there is none, or the environment asks for the CPU.
 
-    A run would else go to the CPU without a word, a thousand times slower: with a driver too old for torch's CUDA.
+    Otherwise a run with a driver too old for torch's CUDA would silently use the CPU, a thousand times slower.
 
     Args:
-        devices: Folder in which a driver puts its devices.
+        devices: Folder in which a driver creates its device files.
     """
     if asked_for_cpu() or torch.accelerator.is_available():
         return None
@@ -45,39 +45,39 @@ def unseen_gpu(devices: Path = Path("/dev")) -> str | None:
 
 
 def choose_accelerator() -> None:
-    """Tells DeepSpeed, before it is imported, that there is none; it warns where it has to find out by itself."""
+    """Tells DeepSpeed, before it is imported, that there is no accelerator; it warns if it must detect that itself."""
     if on_cpu():
         os.environ.setdefault(ACCELERATOR_VARIABLE, "cpu")
 
 
 def prepare_device() -> None:
-    """What has to be decided before DeepSpeed is imported and the device is used.
+    """Sets what must be set before DeepSpeed is imported and the device is used.
 
     Raises:
-        InputError: A GPU seems to be there and cannot be used.
+        InputError: There seems to be a GPU, but torch cannot use it.
     """
     unseen = unseen_gpu()
     if unseen is not None:
         raise InputError(
-            f"{unseen}: update the driver or install a torch for it (python -m vlm2vec.doctor says which), or set "
+            f"{unseen}: update the driver or install a matching torch (python -m vlm2vec.doctor says which), or set "
             f"{ACCELERATOR_VARIABLE}=cpu to run on the CPU"
         )
     choose_accelerator()
     if on_cpu():
         return
     os.environ.setdefault(*_ALLOCATOR)
-    # cuDNN's attention builds an execution plan for every new shape, and token budgets make new shapes all the time;
-    # reports of NaN gradients on H100 speak against it too. The flash kernel takes the same calls.
+    # cuDNN's attention builds an execution plan for every new shape, and token budgets produce new shapes in every
+    # step; there are also reports of NaN gradients on H100. The flash kernel takes the same calls.
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def choose_kernels(deterministic: bool, is_float32: bool) -> None:
-    """Decides which kernels torch may use in this process.
+    """Sets which kernels torch may use in this process.
 
     Args:
-        deterministic: Only kernels that give the same bits in every run; an operator that has none raises an error.
-            Otherwise, on a GPU, the backward passes of attention and of `index_select` add up in any order.
-        is_float32: The run computes in float32: no kernel may round its inputs to TensorFloat-32.
+        deterministic: Use only kernels that give the same bits in every run; an operator that has none raises an error.
+            Otherwise, on a GPU, the backward passes of attention and `index_select` add in varying order.
+        is_float32: Whether the run computes in float32; then no kernel may round its inputs to TensorFloat-32.
     """
     if is_float32:
         torch.backends.cudnn.allow_tf32 = False
@@ -89,7 +89,7 @@ def choose_kernels(deterministic: bool, is_float32: bool) -> None:
 
 @dataclass(frozen=True)
 class DeviceDescription:
-    """Where and with what a program computes, for its first line and its records."""
+    """Device, backend, attention and optimizer of a program, for its first log line and its records."""
 
     device: str
     backend: str
@@ -105,10 +105,10 @@ def describe_device(device: torch.device, backend: str, attention: str, optimize
     """Describes this rank's device.
 
     Args:
-        device: Where the model is.
-        backend: Of the collectives, such as "nccl".
+        device: Device of the model.
+        backend: Backend of the collectives, such as "nccl".
         attention: The model's attention implementation, such as "sdpa".
-        optimizer: The torch optimizer that steps, if any.
+        optimizer: The torch optimizer, if any.
     """
     name = f"CPU ({torch.get_num_threads()} threads a rank)"
     if device.type == "cuda":

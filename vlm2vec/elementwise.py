@@ -1,8 +1,8 @@
-"""The operators between the matrix products as compiled functions: each reads and writes its tensors once.
+"""Elementwise operators (norms, activations, rotary embedding) as compiled functions: one read and write per tensor.
 
-Forward and backward of each are compiled by themselves, inside a custom function that decides what is saved: a layer
+Forward and backward are compiled separately, inside a custom autograd function that decides what is saved. So a layer
 that runs again (gradient checkpointing) or without a graph (pass 1) runs the same code and gives the same bits, and
-there is one graph each for all layers of a width. Sums and products are in float32 and rounded once, at the end.
+all layers of one width share a graph. Arithmetic is in float32 and rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 
-# Graphs of one function: a width each, in training and evaluation, and one for a single row.
+# Most graphs of one function: one per width, in training and in evaluation, and one for a single row.
 _MOST_GRAPHS = 64
 _QUICK_GELU = 1.702
 
 
 def run(function: Callable[..., Any], backend: str, *arguments: Any) -> Any:
-    """Runs a function compiled, for any number of rows; the last dimension is fixed, so that loads are wide."""
+    """Runs a compiled function on any number of rows; the last dimension is static, which allows vectorised loads."""
     return _compiled(function, backend)(*(_any_rows(each) for each in arguments))
 
 
 @cache
 def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
     limit: dict[str, Any] = {"recompile_limit": _MOST_GRAPHS}
-    if "recompile_limit" not in inspect.signature(torch.compile).parameters:  # before torch 2.12, for the process alone
+    # Before torch 2.12 the limit is a setting of the whole process.
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
         limit = {}
-    # Only the sizes that `_any_rows` names vary within a graph.
+    # Not dynamic: only the dimensions that `_any_rows` marks may vary within a graph.
     compiled: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False, **limit)
     return compiled
 
@@ -42,7 +43,7 @@ def _any_rows(argument: Any) -> Any:
     if not isinstance(argument, Tensor):
         return argument
     argument = argument.detach()
-    for dimension in range(min(argument.dim() - 1, 2)):  # rows; or images or texts, and tokens
+    for dimension in range(min(argument.dim() - 1, 2)):  # (rows, width), or (images or texts, tokens, width)
         torch._dynamo.maybe_mark_dynamic(argument, dimension)
     return argument
 
@@ -72,7 +73,7 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, backend: str) -> Tensor:
-        """In the dtype that x times weight has."""
+        """Returns (n, width) in the dtype of `x * weight`."""
         ctx.save_for_backward(x, weight)
         ctx.epsilon, ctx.backend = epsilon, backend
         result: Tensor = run(rms_norm, backend, x, weight, epsilon)
@@ -87,7 +88,7 @@ class RmsNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """torch's, computed in float32, in any dtype."""
+    """torch's layer norm, computed in float32 and returned in `dtype`."""
     return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), epsilon).to(dtype)
 
 
@@ -114,7 +115,7 @@ class LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype, backend: str
     ) -> Tensor:
-        """In `dtype`."""
+        """Returns (n, width) in `dtype`."""
         ctx.save_for_backward(x, weight)
         ctx.epsilon, ctx.backend = epsilon, backend
         result: Tensor = run(layer_norm, backend, x, weight, bias, epsilon, dtype)
@@ -156,11 +157,11 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, 
 
 
 class Gated(torch.autograd.Function):
-    """SwiGLU of two products."""
+    """SwiGLU whose gate and up projections are two matrix products."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, backend: str) -> Tensor:
-        """Both (n, width)."""
+        """gate and up have shape (n, width)."""
         ctx.save_for_backward(gate, up)
         ctx.backend = backend
         result: Tensor = run(gated, backend, gate, up)
@@ -185,7 +186,7 @@ def quick_gelu_backward(gradient: Tensor, x: Tensor) -> Tensor:
     return (gradient.float() * sigmoid * (1 + _QUICK_GELU * wide * (1 - sigmoid))).to(x.dtype)
 
 
-# A function of rows, and the gradient of its input from that of its output and its input.
+# A function of rows, and its derivative: (gradient of the output, input) -> gradient of the input.
 SWIGLU = (swiglu, swiglu_backward)
 QUICK_GELU = (quick_gelu, quick_gelu_backward)
 
@@ -195,7 +196,7 @@ class Activation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: tuple[Callable[..., Tensor], Callable[..., Tensor]], backend: str) -> Tensor:
-        """Of (n, width)."""
+        """x has shape (n, width), for SwiGLU (n, 2 width)."""
         ctx.save_for_backward(x)
         function, ctx.derivative = kind
         ctx.backend = backend
@@ -209,9 +210,9 @@ class Activation(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1, is_signed: bool = False) -> Tensor:
-    """x (n, L, heads, d) turned by angles whose cosines and sines are (1 or n, L, d), or back (sign -1), in float32.
+    """Rotates x (n, L, heads, d) by the angles of cos and sin (1 or n, L, d) in float32; with sign -1 back.
 
-    `is_signed`: the first half of sin is negative already.
+    `is_signed`: the first half of sin is already negated.
     """
     wide, cosines, sines = x.float(), cos[:, :, None].float(), sign * sin[:, :, None].float()
     (first, second), (of_first, of_second) = wide.chunk(2, dim=-1), sines.chunk(2, dim=-1)
@@ -227,19 +228,19 @@ def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, num_rotated: int, is_signed: b
 
 
 def rotate_backward(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, is_signed: bool) -> Tensor:
-    """Gradient of qkv, from gradients (n, L, heads, d): sines of both halves are equal, so that it turns back."""
+    """Gradient of qkv from gradients (n, L, heads, d). Both halves of sin are equal, so it is the inverse rotation."""
     parts = [_rotated(each, cos, sin, -1, is_signed) for each in (query, key)]
     return torch.cat([each.flatten(2) for each in (*parts, value)], dim=-1)
 
 
 class RotatedHeads(torch.autograd.Function):
-    """Queries and keys, rotated, and values of one product, each (n, L, heads, d)."""
+    """Splits one qkv product into rotated queries, rotated keys and values, each (n, L, heads, d)."""
 
     @staticmethod
     def forward(
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_keys: int, is_signed: bool, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """qkv (n, L, (num_heads + 2 num_keys) d), cos and sin (1 or n, L, d); is_signed: see `_rotated`."""
+        """qkv is (n, L, (num_heads + 2 num_keys) d), cos and sin are (1 or n, L, d); is_signed: see `_rotated`."""
         ctx.save_for_backward(cos, sin)
         ctx.is_signed, ctx.backend = is_signed, backend
         rotated = run(rotate, backend, qkv, cos, sin, num_heads + num_keys, is_signed)
@@ -265,11 +266,11 @@ def rotate_pair_backward(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -
 
 
 class RotatedPair(torch.autograd.Function):
-    """Queries and keys of two products, rotated, each (n, L, heads, d)."""
+    """Rotates queries and keys of separate products, each (n, L, heads, d)."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        """cos and sin (1 or n, L, d)."""
+        """cos and sin are (1 or n, L, d)."""
         ctx.save_for_backward(cos, sin)
         ctx.backend = backend
         rotated: tuple[Tensor, Tensor] = run(rotate_pair, backend, query, key, cos, sin)
@@ -282,7 +283,7 @@ class RotatedPair(torch.autograd.Function):
 
 
 def scale_rows(values: Tensor, scale: Tensor, residual: Tensor | None) -> Tensor:
-    """`residual + scale * values`, scale (width,) in float32; residual None, (width,) or like values (n, width)."""
+    """`residual + scale * values` of (n, width), scale (width,) in float32; residual None, (width,) or (n, width)."""
     scaled = values.float() * scale
     return (scaled if residual is None else residual.float() + scaled).to(values.dtype)
 

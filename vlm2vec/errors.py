@@ -1,4 +1,4 @@
-"""The one error that means "the input is wrong", and how programs report it."""
+"""`InputError`, the one error for bad input, and how programs report it and end."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ EXIT_INTERRUPTED = 130  # what a shell reports for a process that ended by SIGIN
 
 
 class InputError(Exception):
-    """Bad input from a user: a file, a row, an option.
+    """Bad input from a user: a file, a row or an option.
 
-    The message is one line, names the file (and the row, where there is one) and, where it helps, the remedy.
-    Programs print it without a traceback and end with exit code 2.
+    The message is one line that names the file (and the row, if any) and the remedy, if there is one. Programs print it
+    without a traceback and end with exit code 2.
 
     Attributes:
-        is_reported: Whether it has been printed already, by this process or by another rank.
+        is_reported: Whether this process or a different rank has already printed it.
     """
 
     is_reported = False
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Runs a program's `main`; an `InputError`, a path that cannot be used and Ctrl-C become one line on stderr.
+    """Runs a program's `main`; reports an `InputError`, an unusable path or Ctrl-C as one line on stderr.
 
-    Characters that the output's encoding lacks, in a name for example, are printed as `\\xe9` and do not end the run.
+    Characters that the output's encoding lacks are printed as escapes such as `\\xe9` and do not end the program.
 
     Returns:
         The exit code for `sys.exit`: 0, whatever `main` returned, 2 for bad input, or 130 for Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not in a notebook, nor under some test runners
+        if isinstance(stream, io.TextIOWrapper):  # it is not in a notebook and under some test runners
             stream.reconfigure(errors="backslashreplace")
     try:
         return main() or 0
@@ -41,7 +41,7 @@ def run_program(main: Callable[[], int | None]) -> int:
         return report(error)
     except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
         if error.filename is None:
-            raise  # not about a path
+            raise  # the error is not about a path
         return report(InputError(f"{os.fsdecode(error.filename)}: cannot be written or read ({error.strerror})"))
 
 
@@ -49,7 +49,7 @@ def report(error: InputError | KeyboardInterrupt) -> int:
     """Prints one line on stderr.
 
     Returns:
-        The exit code that goes with it.
+        The matching exit code.
     """
     if isinstance(error, KeyboardInterrupt):
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
@@ -60,5 +60,5 @@ def report(error: InputError | KeyboardInterrupt) -> int:
 
 
 def printable(text: str) -> str:
-    """The text with halves of surrogate pairs, as names that are not UTF-8 hold them, spelled out: valid UTF-8."""
+    """Makes a text valid UTF-8: lone surrogates, which file names that are not UTF-8 contain, are escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

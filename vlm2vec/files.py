@@ -1,4 +1,4 @@
-"""Files that appear under their final name only when they are complete and on disk; Git LFS pointers told apart."""
+"""Writes files and folders that appear under their final name only when complete; detects Git LFS pointers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vlm2vec.errors import InputError
 
 _BLOCK_BYTES = 1 << 20
 TEMPORARY_PREFIX = ".tmp-"
-# The second is the name of Git LFS before its first release; its pointers are still valid.
+# The second is from before Git LFS's first release; such pointers are still valid.
 _LFS_STARTS = (b"version https://git-lfs.github.com/spec/v", b"version https://hawser.github.com/spec/v")
-# So many bytes of a file are enough for `is_lfs_pointer`.
+# Number of leading bytes of a file that `is_lfs_pointer` needs.
 LFS_START_BYTES = max(len(start) for start in _LFS_STARTS)
 LFS_REMEDY = (
     "a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in the clone, or download the "
@@ -26,12 +26,12 @@ LFS_REMEDY = (
 
 @contextmanager
 def committed(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; on success it is published as `path`, else removed.
+    """Yields a temporary path in the same folder; renames it to `path` on success, removes it otherwise.
 
     Args:
         path: The file's final name.
-        durable: Wait until the bytes are on disk. A file that every start of a program writes anew need not survive a
-            power cut, and each wait takes milliseconds.
+        durable: Wait until the bytes are on disk. False saves milliseconds for a file that need not survive a power cut
+            because every start of the program writes it again.
     """
     temporary = temporary_for(path)
     try:
@@ -45,10 +45,10 @@ def committed(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def refuse_filled(output: Path) -> None:
-    """Before a program makes a folder.
+    """Checks that an output folder does not exist or is empty.
 
     Raises:
-        InputError: It exists already, and is not empty.
+        InputError: It exists and is not empty.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; choose another folder or remove it")
@@ -56,10 +56,10 @@ def refuse_filled(output: Path) -> None:
 
 @contextmanager
 def appearing_folder(output: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when the block ends well, and vanishes when it does not.
+    """Yields a temporary folder; renames it to `output` when the block succeeds, removes it otherwise.
 
     Raises:
-        InputError: The disk is full, no permission, and the like.
+        InputError: The folder cannot be written: disk full, no permission, and the like.
     """
     folder = None
     try:
@@ -82,12 +82,12 @@ def appearing_folder(output: Path) -> Iterator[Path]:
 
 
 def temporary_for(path: Path) -> Path:
-    """The hidden name, in the same folder and of this process alone, under which `path` is being written."""
+    """Hidden temporary name for `path`: in the same folder, unique to this process."""
     return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Renames a finished file to its final name, once its bytes are on disk."""
+    """Renames a finished file to its final name after its bytes are on disk."""
     sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
@@ -103,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's sha256 in hexadecimal."""
+    """SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -112,7 +112,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file is what `git clone` leaves in the place of a large file where Git LFS is not installed.
+    """Whether a file is a Git LFS pointer: what `git clone` leaves instead of a large file without Git LFS.
 
     Args:
         start: The file's first `LFS_START_BYTES` bytes or more.
@@ -130,7 +130,7 @@ def is_lfs_pointer_file(path: Path) -> bool:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Looks at a file's first bytes; a file that cannot be opened is left to whoever reads it.
+    """Refuses a Git LFS pointer; a file that cannot be opened is left to the code that reads it.
 
     Raises:
         InputError: The file is a Git LFS pointer; the message says how to get the file itself.
@@ -145,7 +145,7 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def apply_umask(folder: Path) -> None:
-    """Gives a folder's files the permissions that a plain `open` would: safetensors and tempfile keep them private."""
+    """Gives a folder's files the permissions that `open` gives: safetensors and tempfile make them private."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.rglob("*"):

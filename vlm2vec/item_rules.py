@@ -1,4 +1,4 @@
-"""What an item must be to be encoded, whatever the processor: rules that converter and processors share (no torch)."""
+"""Rules that every encodable item meets, whatever the processor; shared by the converter and processors (no torch)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vlm2vec.errors import InputError
 # How a text names its images: <|image_1|>, <|image_2|>, ...
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 
-# The benchmark's own prompt for a candidate that is only an image.
+# MMEB's prompt for a candidate that is only an image.
 IMAGE_ONLY_TEXT = "<|image_1|> Represent the given image."
 
-# Images are resized to some hundred pixels: of a longer strip too little is left, and some families' original
-# processors refuse more than this.
+# Images are resized to a few hundred pixels, where too little is left of a longer strip; some families' original
+# processors refuse more too.
 MAX_ASPECT_RATIO = 200
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories: control, format, separators
@@ -25,14 +25,14 @@ _EMPTY = "empty: neither text nor image"
 
 
 def check_item(text: str, image_sizes: Sequence[tuple[int, int]]) -> None:
-    """Refuses an item that no processor can encode, or whose vector would say nothing.
+    """Refuses an item that no processor can encode, or whose vector would carry no information.
 
     Args:
-        text: the item's text, "" if it has none. One image without text is legal: it gets the default prompt.
+        text: The item's text, "" if it has none. One image without text is legal: it gets the default prompt.
         image_sizes: (width, height) of its images in pixels.
 
     Raises:
-        InputError: neither text nor image, an image and its tag do not fit together, an image too thin.
+        InputError: It has neither text nor image, images and tags do not match, or an image is too thin.
     """
     refuse_empty(text, len(image_sizes))
     for size in image_sizes:
@@ -42,29 +42,29 @@ def check_item(text: str, image_sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def refuse_empty(text: str, num_images: int) -> None:
-    """Refuses an item of which a vector would say nothing.
+    """Refuses an item whose vector would carry no information.
 
     Args:
-        text: the item's own, "" if it has none.
-        num_images: its images.
+        text: The item's text, "" if it has none.
+        num_images: Number of its images.
 
     Raises:
-        InputError: neither text nor image.
+        InputError: It has neither text nor image.
     """
     if not num_images and says_nothing(text):
-        raise InputError(f"the text {shorten(text)!r} says nothing and there is no image" if text else _EMPTY)
+        raise InputError(f"the text {shorten(text)!r} has no content and there is no image" if text else _EMPTY)
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text without an image carries no information: only tags, white space, zero-width characters."""
+    """Whether a text has no content: only image tags, white space or zero-width characters."""
     return all(unicodedata.category(character) in _INVISIBLE for character in IMAGE_TAG.sub("", text))
 
 
 def check_shape(width: int, height: int) -> None:
-    """Refuses an image, sizes in pixels, of which one side is more than `MAX_ASPECT_RATIO` times the other.
+    """Refuses an image (sizes in pixels) with one side more than `MAX_ASPECT_RATIO` times the other.
 
     Raises:
-        InputError: it is.
+        InputError: The image is too thin.
     """
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise InputError(
@@ -74,10 +74,10 @@ def check_shape(width: int, height: int) -> None:
 
 
 def image_tags(text: str, num_images: int) -> list[int]:
-    """The numbers of a text's image tags in order, for an item with `num_images` images.
+    """Numbers of a text's image tags in their order, for an item with `num_images` images.
 
     Raises:
-        InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`.
+        InputError: The tags are not exactly one each of `<|image_1|>` to `<|image_n|>`.
     """
     found = IMAGE_TAG.findall(text)
     numbers = [int(digits) if len(digits) <= _MAX_TAG_DIGITS else 0 for digits in found]
@@ -92,11 +92,11 @@ def image_tags(text: str, num_images: int) -> list[int]:
 
 
 def with_frames(text: str, num_frames: int) -> str:
-    """A text about one image as one about the frames of a clip: its tag becomes one tag for each frame.
+    """Turns a text about one image into one about the frames of a clip: its tag becomes one tag per frame.
 
     Args:
-        text: The item's text with the tag `<|image_1|>`; "" stands for an image alone.
-        num_frames: Frames of the clip; for one nothing changes.
+        text: The item's text with the tag `<|image_1|>`; "" means an image alone.
+        num_frames: Number of frames; with one frame the text does not change.
     """
     if num_frames < 2:
         return text

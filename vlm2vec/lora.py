@@ -1,4 +1,4 @@
-"""LoRA and DoRA on the backbone, through PEFT: new adapters, published ones, and the checks that PEFT leaves out."""
+"""LoRA and DoRA adapters on the backbone through PEFT: creates and loads them, with the checks that PEFT lacks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vlm2vec.model_folder.adapter_files import (
 )
 from vlm2vec.model_folder.adapter_schema import check_adapter_config
 
-# Both draw A at random and set B to zero: normal with standard deviation 1 / r, or PEFT's own uniform default.
+# Both draw A at random and set B to zero: normal with standard deviation 1 / r, or PEFT's uniform default.
 _INITS: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
 
 
 def add_adapter(backbone: Backbone, settings: LoraSettings) -> PeftModel:
-    """Wraps the backbone with a fresh adapter, in float32 whatever the backbone's dtype; the rest is frozen.
+    """Wraps the backbone with a new adapter in float32, whatever the backbone's dtype, and freezes the rest.
 
-    Layers that are frozen when this is called get no adapter: it would be saved without ever having been trained, and
-    a checkpoint, which leaves out what is frozen, would lack it.
+    Layers that are already frozen get no adapter: it would never be trained, and a checkpoint, which leaves out frozen
+    parameters, would lack it.
 
     Raises:
-        InputError: a target that matches no linear layer or frozen ones alone, or a value out of range.
+        InputError: A target matches no linear layer or only frozen ones, or a value is out of range.
     """
     _check_settings(settings)
     targets = backbone.lora_targets if settings.target_modules is None else settings.target_modules
@@ -49,7 +49,7 @@ def add_adapter(backbone: Backbone, settings: LoraSettings) -> PeftModel:
         use_dora=settings.use_dora,
         init_lora_weights=_INITS[settings.init],
     )
-    # Drawn on the CPU; without a device's name, fork_rng warns on a machine with several GPUs.
+    # The weights are drawn on the CPU; without `devices`, fork_rng warns on a machine with several GPUs.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         adapted = get_peft_model(backbone, config)
@@ -58,14 +58,14 @@ def add_adapter(backbone: Backbone, settings: LoraSettings) -> PeftModel:
 
 
 def trainable_targets(backbone: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The layers to adapt as every version of PEFT understands them, without those that are frozen.
+    """Layers to adapt, without frozen ones, in a form that every version of PEFT understands.
 
-    A target of whose layers none is frozen stays as it is. Otherwise the others stand there by their full names: PEFT's
-    `exclude_modules` is younger than adapters that must be read, and a pattern with an embedding's name in it makes
-    PEFT save embeddings.
+    A target without frozen layers stays as it is. Otherwise its trainable layers are listed by their full names: PEFT's
+    `exclude_modules` is newer than adapters that must be readable, and a pattern that contains an embedding's name
+    makes PEFT save embeddings.
 
     Raises:
-        InputError: a target that matches no linear layer, something else too, or frozen ones alone.
+        InputError: A target matches no linear layer, also matches something else, or matches only frozen layers.
     """
     modules = dict(backbone.named_modules())
     found: list[str] = []
@@ -79,7 +79,7 @@ def trainable_targets(backbone: nn.Module, targets: Sequence[str]) -> list[str]:
         elif len(linears) < len(matches):
             other = next(name for name in matches if name not in linears)
             raise InputError(
-                f"lora_target_modules: {target} names {other} too, which is no linear layer; give more of the name, "
+                f"lora_target_modules: {target} also matches {other}, which is no linear layer; give more of the name, "
                 f"such as {'.'.join(linears[0].split('.')[-2:])}"
             )
         else:
@@ -92,8 +92,8 @@ def trainable_targets(backbone: nn.Module, targets: Sequence[str]) -> list[str]:
         )
     if not found:
         raise InputError(
-            f"lora_target_modules: all layers named {', '.join(targets)} are frozen or never run, so that nothing "
-            "would be trained; name other layers, or do not freeze theirs"
+            f"lora_target_modules: all layers named {', '.join(targets)} are frozen or never run, so nothing would be "
+            "trained; name different layers, or do not freeze these"
         )
     return found
 
@@ -102,17 +102,17 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> P
     """Wraps the backbone with a saved adapter (safetensors or a `.bin` pickle, opened with `weights_only=True`).
 
     Raises:
-        InputError: unreadable, or not every tensor of the file has its place and every place its tensor (PEFT only
-            warns and then runs with half of an adapter).
+        InputError: The file is unreadable, or its tensors and the adapter's do not match one to one (PEFT only warns
+            and then runs with half an adapter).
     """
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise InputError(f"{folder}: no adapter weights ({' or '.join(ADAPTER_WEIGHTS)})")
+        raise InputError(f"{folder}: holds no adapter weights ({' or '.join(ADAPTER_WEIGHTS)})")
     found = tensor_shapes(file)
     check_adapter_config(folder / ADAPTER_CONFIG, found)
     config = read_adapter_config(folder, backbone)
     config.inference_mode = not trainable
-    config.base_model_name_or_path = None  # PEFT warns where the base was loaded by another name
+    config.base_model_name_or_path = None  # PEFT warns if the base was loaded by a different name
     try:
         adapted = get_peft_model(backbone, config)
     except (ValueError, TypeError, KeyError, OSError) as error:

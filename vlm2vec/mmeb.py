@@ -1,4 +1,4 @@
-"""The benchmark's facts: subsets, datasets, meta-tasks, published scores, for MMEB and for the built-in miniature.
+"""Facts of MMEB and of the built-in mini-MMEB: training subsets, evaluation datasets, meta-tasks, published scores.
 
 Source: the paper "VLM2Vec: Training Vision-Language Models for Massive Multimodal Embedding Tasks" (ICLR 2025), and the
 cards of the data sets `TIGER-Lab/MMEB-train` and `TIGER-Lab/MMEB-eval`. Modalities are written "I" (image), "T" (text)
@@ -25,7 +25,7 @@ MMEB_EVAL_ROWS = 1_000
 
 @dataclass(frozen=True)
 class TrainSubset:
-    """One folder of the training data; `rows` before any cap (to the nearest hundred where the card rounds)."""
+    """One folder of the training data; `rows` is its size before any cap (as the data set's card rounds it)."""
 
     name: str
     meta_task: str
@@ -50,13 +50,13 @@ class EvalDataset:
 
     @property
     def chance(self) -> float:
-        """Precision@1 of a blind guess."""
+        """Precision@1 of a random guess."""
         return 1.0 / self.num_candidates
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of training subsets and of evaluation datasets."""
+    """A benchmark's training subsets and evaluation datasets."""
 
     name: str
     train_subsets: tuple[TrainSubset, ...]
@@ -76,10 +76,10 @@ class Benchmark:
         """Expands "all", "IND", "OOD", meta-task names and dataset names into dataset names.
 
         Returns:
-            Each chosen evaluation dataset once, in the benchmark's order.
+            Names of the chosen evaluation datasets, without duplicates, in the benchmark's order.
 
         Raises:
-            InputError: a selection that is none of these; the message proposes the nearest name.
+            InputError: A selection is none of these; the message proposes the nearest name.
         """
         chosen: set[str] = set()
         for selection in selections:
@@ -195,7 +195,7 @@ MMEB = Benchmark(
     ),
 )
 
-# Made of handwritten digits and sample photographs by `python -m data_prep.mini_mmeb`, which reads its sizes from here.
+# `python -m data_prep.mini_mmeb` makes it of handwritten digits and sample photographs, with the sizes given here.
 MINI_MMEB = Benchmark(
     name="mini-MMEB",
     train_subsets=(
@@ -243,7 +243,7 @@ MINI_MMEB = Benchmark(
 
 
 def meta_task_of(subset: str) -> str | None:
-    """The meta-task of a training subset of MMEB or of the miniature; None for any other."""
+    """Meta-task of a training subset of MMEB or mini-MMEB; None for any other subset."""
     for benchmark in (MMEB, MINI_MMEB):
         for known in benchmark.train_subsets:
             if known.name == subset:
@@ -253,7 +253,7 @@ def meta_task_of(subset: str) -> str | None:
 
 @dataclass(frozen=True)
 class PublishedScores:
-    """Precision@1 in percent: means over the datasets of a meta-task, over IND (20), OOD (16) and all 36."""
+    """Precision@1 in percent: means over the datasets of each meta-task, over IND (20), OOD (16) and all 36."""
 
     classification: float
     vqa: float

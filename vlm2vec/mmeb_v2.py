@@ -1,4 +1,4 @@
-"""Facts of MMEB-V2's sets of visual documents and of videos: names, where they lie, instructions, groups.
+"""Facts of MMEB-V2's visual document and video sets: names, groups, repositories, instructions, metrics.
 
 Source: "VLM2Vec-V2" (arXiv 2507.04590) and its evaluation code (TIGER-AI-Lab/VLM2Vec, branch main, November 2026).
 """
@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# How queries and pages of all these sets are told to the model.
+# Instructions before queries and pages of all visual document sets.
 QUERY_INSTRUCTION = "Find a document image that matches the given query:"
 PAGE_INSTRUCTION = "Understand the content of the provided document image."
 
 VISDOC_GROUPS = ("ViDoRe-V1", "ViDoRe-V2", "VisRAG", "VisDoc-OOD")
-# The leaderboard's metric of these sets, as score files call it.
+# The leaderboard's metric for these sets, by its name in score files.
 VISDOC_METRIC = "ndcg_linear@5"
 
 
 @dataclass(frozen=True)
 class VisdocSet:
-    """One of the 24 sets, in BEIR's form.
+    """One of the 24 visual document sets, in BEIR's format.
 
     Attributes:
-        name: As the leaderboard has it.
+        name: Name on the leaderboard.
         group: One of `VISDOC_GROUPS`.
-        repositories: On the hub, the current one first; later ones hold corrected judgements.
+        repositories: Repositories on the hub, the current one first.
         split: The split that is scored.
     """
 
@@ -65,7 +65,7 @@ VISDOC_SETS = (
 
 
 def visdoc_set(folder_name: str) -> VisdocSet | None:
-    """The set that a folder holds, by its own name or its repository's; None if it is none of them."""
+    """The set in a folder, found by the set's or its repository's name; None if the name is unknown."""
     for each in VISDOC_SETS:
         if folder_name in (each.name, *(repository.rpartition("/")[2] for repository in each.repositories)):
             return each
@@ -74,13 +74,13 @@ def visdoc_set(folder_name: str) -> VisdocSet | None:
 
 @dataclass(frozen=True)
 class VideoSet:
-    """One of the 18 sets of clips, each a folder of frames saved as JPEG.
+    """One of the 18 video sets; each clip is a folder of frames saved as JPEG.
 
     Attributes:
-        name: As the leaderboard has it.
+        name: Name on the leaderboard.
         group: One of `VIDEO_GROUPS`.
-        repository: Of the rows, on the hub.
-        frames: Where the clips' folders lie below `video-tasks/frames`.
+        repository: Repository on the hub that holds the rows.
+        frames: Parent of the clips' folders, below `video-tasks/frames`.
         split: The split that is scored.
     """
 
@@ -92,7 +92,7 @@ class VideoSet:
 
 
 VIDEO_GROUPS = ("classification", "vqa", "retrieval", "moment retrieval")
-# The leaderboard's metric of these sets; frames that it takes of each clip.
+# The leaderboard's metric for these sets, and the number of frames that it takes from each clip.
 VIDEO_METRIC = "hit@1"
 NUM_FRAMES = 8
 

@@ -13,13 +13,13 @@ from vlm2vec.training.modes import parse_modes
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     modes, words = parse_modes(sys.argv[1:])
     if not modes and {"-h", "--help"} & {*words}:
-        # Before torch is imported, which takes seconds.
+        # Printed before the import of torch, which takes seconds.
         from vlm2vec.training.flags.parser import parser as training_parser
 
         training_parser().print_help()
         sys.exit()
     if not modes:
-        # Seconds on an idle machine, a minute on a busy one.
+        # The imports take seconds on an idle machine, a minute on a busy one.
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
 
 import torch
@@ -64,13 +64,13 @@ def main(parts: Parts = PARTS) -> int:
 
 
 def print_instead(modes: set[str], words: list[str]) -> None:
-    """What a mode prints, without ranks and accelerator.
+    """Prints what a mode asks for; needs neither ranks nor an accelerator.
 
     Raises:
-        InputError: Two modes, or what is refused in a run too.
+        InputError: Two modes are given, or a flag that a run would refuse too.
     """
     if len(modes) > 1:
-        raise InputError(f"--{' and --'.join(sorted(modes))} exclude each other: give one")
+        raise InputError(f"--{' and --'.join(sorted(modes))} exclude each other: give only one")
     if "dry_run" in modes:
         from vlm2vec.plan import run_plan
 

@@ -215,11 +215,20 @@ def test_one_tensor_of_one_source_at_a_time(
 
 REFUSED: dict[str, tuple[Callable[[list[Path], Path], Any], str]] = {
     "one": (lambda m, t: average(strings(m[:1]), t / "out"), "give two or more folders"),
-    "weights": (lambda m, t: average(strings(m), t / "out", [1, 2]), "--weights: 2 for 3 folders; give one for each"),
-    "zero": (lambda m, t: average(strings(m), t / "out", [1, 0, 1]), "0 is not above 0; leave out the folder"),
-    "nan": (lambda m, t: average(strings(m), t / "out", [1, float("nan"), 1]), "nan is not above 0"),
+    "weights": (
+        lambda m, t: average(strings(m), t / "out", [1, 2]),
+        "--weights: 2 weights for 3 folders; give one per folder",
+    ),
+    "zero": (
+        lambda m, t: average(strings(m), t / "out", [1, 0, 1]),
+        "0 is not a finite number above 0; leave out a folder",
+    ),
+    "nan": (lambda m, t: average(strings(m), t / "out", [1, float("nan"), 1]), "nan is not a finite number above 0"),
     "twice": (lambda m, t: average(strings([m[0], m[0]]), t / "out"), "given twice"),
-    "lora": (lambda m, t: average(strings(m), t / "out", factors="exact"), "--lora: the folders are whole models"),
+    "lora": (
+        lambda m, t: average(strings(m), t / "out", factors="exact"),
+        "--lora has no effect: the folders are whole models",
+    ),
     "size": (lambda m, t: average(strings(m), t / "out", max_shard_size="5 apples"), "expected a size such as 5GB"),
     "setting": (
         lambda m, t: average(strings([m[0], copied(m[1], t / "x", SETTINGS_FILE, normalize=False)]), t / "out"),
@@ -229,7 +238,7 @@ REFUSED: dict[str, tuple[Callable[[list[Path], Path], Any], str]] = {
         lambda m, t: average(
             strings([copied(m[i], t / f"x{i}", SETTINGS_FILE, base_fingerprint=f"{i}" * 32) for i in (0, 1)]), t / "out"
         ),
-        "the weights that its training started from is 11111111 here, 00000000 there.*--allow_other_base",
+        "the fingerprint of the base weights is 11111111 here, 00000000 there.*--allow_other_base",
     ),
     "config": (
         lambda m, t: average(strings([m[0], copied(m[1], t / "x", "config.json", rms_norm_eps=0.5)]), t / "out"),
@@ -271,7 +280,7 @@ def test_refusals_of_models(case: str, models: list[Path], tmp_path: Path, monke
         (ADAPTER_CONFIG, {"lora_alpha": 8}, "adapter_config.json: lora_alpha is 8 here, 6 there"),
         (ADAPTER_CONFIG, {"use_rslora": True}, "adapter_config.json: use_rslora is true here, false there"),
         (ADAPTER_CONFIG, {"target_modules": ["o_proj"]}, "adapter_config.json: target_modules is"),
-        (SETTINGS_FILE, {"base_fingerprint": "0" * 32}, "the weights that its training started from is 00000000 here"),
+        (SETTINGS_FILE, {"base_fingerprint": "0" * 32}, "the fingerprint of the base weights is 00000000 here"),
         (SETTINGS_FILE, {"max_len": 7}, "vlm2vec_config.json: max_len is 7 here"),
     ],
 )
@@ -287,7 +296,7 @@ def test_other_refusals_of_adapters(adapters: list[Path], models: list[Path], tm
     pair = strings(adapters[:2])
     with pytest.raises(InputError, match=r"is an adapter, .* a whole model; .*--merge_lora"):
         average([str(adapters[0]), str(models[0])], tmp_path / "out")
-    with pytest.raises(InputError, match="--max_shard_size: an adapter is one file"):
+    with pytest.raises(InputError, match="--max_shard_size has no effect: an adapter is one file"):
         average(pair, tmp_path / "out", max_shard_size="1GB")
     tensors = load_file(adapters[1] / WRITTEN_WEIGHTS)
     lacking = shutil.copytree(adapters[1], tmp_path / "lacking")
@@ -320,5 +329,5 @@ def test_scaling_with_patterns_and_rslora() -> None:
 def test_whole_numbers_have_no_mean(models: list[Path]) -> None:
     parts = [mean._Part(f"file{i}", "steps", at_hand(torch.tensor([i]))) for i in (3, 3, 4)]
     assert mean._mean(parts[:2], [0.5, 0.5]) == 3
-    with pytest.raises(InputError, match="file4: steps is not file3's"):
+    with pytest.raises(InputError, match="file4: steps differs from file3's"):
         mean._mean(parts, [0.3, 0.3, 0.4])

@@ -114,7 +114,7 @@ def test_tags_that_do_not_fit_are_refused(each: PromptFormat, text: str, num_ima
 
 def test_an_item_without_content_is_refused_unless_the_format_has_a_text_for_it() -> None:
     for text in ("", " \n", "<|image_1|>"):
-        with pytest.raises(InputError, match=r"nothing and there is no image|empty"):
+        with pytest.raises(InputError, match=r"no content and there is no image|empty"):
             RAW.refuse_empty(text, 0)
         CHAT.refuse_empty(text, 0)
     RAW.refuse_empty("", 1)

@@ -92,7 +92,7 @@ def test_rows_that_the_head_of_a_table_hides_are_not_lost(dataset: Path, tmp_pat
     place = content.index(b"\x16\x14\x19", footer) + 1
     path.write_bytes(content[:place] + b"\x04" + content[place + 1 :])
     assert pq.ParquetFile(path).metadata.num_rows == 2
-    with pytest.raises(InputError, match="it says that it has 2 rows, its row groups have 10"):
+    with pytest.raises(InputError, match="its metadata states 2 rows, its row groups have 10"):
         convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 

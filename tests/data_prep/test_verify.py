@@ -130,11 +130,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "rows lost": (lambda root: reseal(root, rows=(5, 8)), "manifest: A: A-00001 begins at row 5, not at 4"),
     "wrong negative_height": (
         partial(add_one_to, "negative_height"),
-        "A-00001.parquet: entry 2: has_negative does not fit the negative's sizes",
+        "A-00001.parquet: entry 2: has_negative does not match the negative's sizes",
     ),
     "hash of no image": (
         partial(add_one_to, "negative_image_hash"),
-        "A-00001.parquet: entry 2: negative_image_hash is that of no image",
+        "A-00001.parquet: entry 2: negative_image_hash is set without an image",
     ),
     **{
         f"wrong {name}": (

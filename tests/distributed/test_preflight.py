@@ -49,7 +49,7 @@ def runs(mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.T
     [
         ("arguments", "is not as on rank 0: --learning_rate is 0.002 instead of 0.001"),
         ("code", "is not as on rank 0: file vlm2vec/contrastive/loss.py is other instead of same"),
-        ("data", "the shards' files are there but cannot be read: ColorVQA-000.tar: cannot read sample (I/O error)"),
+        ("data", "the shards' files exist but cannot be read: ColorVQA-000.tar: cannot read sample (I/O error)"),
     ],
 )
 def test_ranks_that_differ_are_named_once(case: str, text: str, runs: Path) -> None:

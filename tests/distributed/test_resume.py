@@ -164,7 +164,7 @@ def test_a_frozen_tower_stays_and_its_projector_learns(
 def test_a_signal_to_one_rank_saves_and_stops_all(runs: Path) -> None:
     """The run stopped at the boundary before the step, went on by --resume auto, and nothing differs."""
     output = (runs / "output.txt").read_text()
-    assert f"\nstopped at step {SIGNALLED_STEP} by SIGUSR1; start again with --resume auto to resume\n" in output
+    assert f"\nstopped at step {SIGNALLED_STEP} by SIGUSR1; restart with --resume auto to resume\n" in output
     assert f"python -m vlm2vec.export {runs / 'signalled'} " in output
     assert f"tensorboard --logdir {runs / 'signalled'}\n" in output
     assert differences(runs / "signalled" / LAST, runs / "straight" / DISTURBED / LAST) == []
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on(runs: Path
     warnings = [line for line in output.splitlines() if line.startswith("warning:")]
     [warning] = [line for line in warnings if "max_len is 64" not in line]  # of models that were saved with another
     assert f"checkpoint-{UNWRITABLE_STEP} could not be written: rank 1: " in warning
-    assert "still that of step 1" in warning
+    assert "the run continues (last valid checkpoint: step 1)" in warning
     # The next one could be written, and only then the first one went.
     run = runs / "full disk"
     assert sorted(path.name for path in run.iterdir()) == [

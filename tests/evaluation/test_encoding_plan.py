@@ -108,7 +108,7 @@ def test_the_digest_sees_texts_images_and_batches(tmp_path: Path, inputs: ItemEn
 @pytest.mark.parametrize("text", ["", " \n", "<|image_1|>"])
 def test_an_item_without_information_is_named(tmp_path: Path, inputs: ItemEncoderInputs, text: str) -> None:
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("q", ["x", text])])
-    with pytest.raises(InputError, match=r"row 1: .*neither text nor image|row 1: .*says nothing and there is no im"):
+    with pytest.raises(InputError, match=r"row 1: .*neither text nor image|row 1: .*has no content and there is no im"):
         plan_of(tmp_path, read(path)[1], inputs)
 
 
@@ -160,11 +160,11 @@ def test_what_bends_a_datasets_figures_is_told(tmp_path: Path) -> None:
     assert "all rows have the same first candidate" in warnings_of(tmp_path, "mine", same)[0]
     single = [row("q", ["x"]), row("r", ["y", "x"])]
     assert (
-        "the truth is the only candidate, so that the row cannot be lost, in 1 of 2 rows"
+        "1 of 2 rows have the target as only candidate, so that they always count as correct"
         in warnings_of(tmp_path, "mine", single)[0]
     )
     twice = [row("q", ["x", "y", "x"]), row("r", ["y", "x"])]
     assert (
-        "the truth stands more than once, and any of them counts, in 1 of 2 rows"
+        "1 of 2 rows have their target several times among the candidates; any of them counts"
         in warnings_of(tmp_path, "mine", twice)[0]
     )

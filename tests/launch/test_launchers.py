@@ -206,7 +206,7 @@ def test_ranks_are_told_an_address_and_not_what_ssh_calls_the_node(node: str, si
         ("127.0.0.1 slots=1\n", {"NODE_RANK": "0", "MASTER_ADDR": "root@127.0.0.1"}, "MASTER_ADDR root@127.0.0.1"),
         ("127.0.0.1 slots=1\n", {"NODE_RANK": "1"}, "NODE_RANK 1"),
         ("127.0.0.1 slots=1\n", {"NODE_RANK": "first"}, "NODE_RANK=first"),
-        ("127.0.0.1:22 slots=1\n", {}, "a name has no port"),
+        ("127.0.0.1:22 slots=1\n", {}, "a name must not have a port"),
         ("127.0.0.1 slots=1\n10.0.0.1 slots=1\n", {"NODE_RANK": "0"}, "which 10.0.0.1 cannot reach"),
         ("127.0.0.1 slots=1\nroot@gone slots=1\n", {"MASTER_ADDR": "127.0.0.1"}, "root@gone: Connection refused"),
         ("127.0.0.1 slots=1\n::1 slots=1\n", {}, "pdsh takes no IPv6 address"),

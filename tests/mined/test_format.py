@@ -75,7 +75,7 @@ def test_what_is_written_is_read_and_the_same_content_gives_the_same_bytes(tmp_p
         ({"false_negatives": lists([3, 4], [-1], [], [], [])}, "row 1: false_negatives has a position that is none"),
         ({"cluster": np.array([1, 0, 0, 0, 1], dtype=np.int32)}, "row 1: its cluster does not have 2 rows"),
         ({"cluster": np.array([1, -2, -1, -1, 1], dtype=np.int32)}, "row 1: cluster is none of 2"),
-        ({"cluster": np.array([1, -1, -1, -1, 1], dtype=np.int32)}, "clusters are not as many as mined.json says"),
+        ({"cluster": np.array([1, -1, -1, -1, 1], dtype=np.int32)}, "negatives or clusters differs from mined.json"),
     ],
 )
 def test_impossible_values_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -110,9 +110,9 @@ def replace_text(root: Path) -> None:
             lambda root: ((root / "mined.json").unlink(), (root / MINING_PLAN_NAME).touch()),
             "mining is not complete; run its command again",
         ),
-        (replace_text, "the content does not fit the fingerprint"),
+        (replace_text, "the content does not match the fingerprint"),
         (edit(lambda content: content.update(schema_version=2)), "schema version 2, this code reads 1"),
-        (edit(lambda content: content.update(shards="cd" * 32)), "mined from other shards"),
+        (edit(lambda content: content.update(shards="cd" * 32)), "mined from different shards"),
         (edit(lambda content: content.update(more=1)), "more is not a setting that this version knows"),
         (edit(lambda content: content["subsets"].update(Dogs=content["subsets"].pop("Cats"))), "is not the file of a"),
         (edit(lambda content: content["subsets"]["Cats"].update(file="../x.parquet")), "is not the file of a subset"),

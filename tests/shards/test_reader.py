@@ -93,7 +93,7 @@ def test_subsets_can_be_chosen(mini_shards_dir: Path) -> None:
     assert part.fingerprint == whole.fingerprint
     with pytest.raises(InputError, match="no subset Digits; there are"):
         ShardSet.open(mini_shards_dir, ["Digits"])
-    with pytest.raises(InputError, match="Photos is asked for twice"):
+    with pytest.raises(InputError, match="Photos is given twice"):
         ShardSet.open(mini_shards_dir, ["Photos", "Photos"])
 
 
@@ -168,27 +168,27 @@ def test_an_index_of_another_tar_is_found_even_if_checksums_agree(own_shards: Pa
     with pytest.raises(InputError, match=r"Photos-00000\.parquet: not the index that the manifest names"):
         ShardSet.open(own_shards)
     reseal(own_shards)
-    with pytest.raises(InputError, match=r"Photos-00000\.parquet: entry 1: row does not follow the one before"):
+    with pytest.raises(InputError, match=r"Photos-00000\.parquet: entry 1: row is not above the row of the sample before"):
         ShardSet.open(own_shards)
 
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("size", 2**62, "size is not that of a sample in"),
-        ("size", -512, "size is not that of a sample in"),
-        ("offset", 2**62, "offset is not one in"),
+        ("size", 2**62, "size is not within the tar's"),
+        ("size", -512, "size is not within the tar's"),
+        ("offset", 2**62, "offset is not within the tar's"),
         ("offset", 512, "offset is not where the sample before ends"),
         ("row", 2**40, "row is not one of 0 to 15"),
-        ("row", 2, "row does not follow the one before"),
+        ("row", 2, "row is not above the row of the sample before"),
         ("query_width", -1, "query_width or query_height is negative"),
-        ("query_width", 2**31 - 1, "query_width x query_height are too many pixels"),
+        ("query_width", 2**31 - 1, "query_width x query_height is too many pixels"),
         ("positive_width", 7, "positive_width or positive_height is zero"),
-        ("positive_text_length", 2**31 - 1, "positive_text_length is not that of a text in the sample"),
+        ("positive_text_length", 2**31 - 1, "positive_text_length is negative or larger than the sample"),
         ("positive_text_length", 0, "the positive is empty"),
-        ("negative_text_length", 3, "has_negative does not fit the negative's sizes"),
-        ("has_negative", True, "has_negative does not fit the negative's sizes"),
-        ("negative_hash", 9, "negative_hash is that of no item"),
+        ("negative_text_length", 3, "has_negative does not match the negative's sizes"),
+        ("has_negative", True, "has_negative does not match the negative's sizes"),
+        ("negative_hash", 9, "negative_hash is set without a negative"),
     ],
 )
 def test_impossible_index_values_are_refused_even_if_checksums_agree(
@@ -223,7 +223,7 @@ def test_a_sample_that_is_not_what_batches_were_planned_by_is_damaged(column: st
     edit_index(own_shards, column, 1)
     shards = ShardSet.open(own_shards)
     shards.read("Photos", 2)
-    with pytest.raises(DamagedSampleError, match="sample Photos/00000003 does not fit the shard's index"):
+    with pytest.raises(DamagedSampleError, match="sample Photos/00000003 does not match the shard's index"):
         shards.read("Photos", 3)
 
 
@@ -257,7 +257,7 @@ def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
                 shutil.copy(root / "Photos/Photos-00001.parquet", root / "Photos/Photos-00000.parquet"),
                 reseal(root),
             ],
-            "Photos-00000.parquet: 12 samples, the manifest says 16",
+            "Photos-00000.parquet: has 12 samples, the manifest states 16",
         ),
         (
             lambda root: [
@@ -267,7 +267,7 @@ def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
                 ),
                 reseal(root),
             ],
-            "Photos-00000.parquet: not this version's index",
+            "Photos-00000.parquet: the columns are not this version's",
         ),
     ],
 )
@@ -292,7 +292,7 @@ def test_incomplete_or_damaged_folders_are_refused_when_opened(
             lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1),
             "not the sum over its shards",
         ),
-        (lambda content: content["subsets"]["Photos"]["shards"][0].update(unique_images=1), "does not fit the finger"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(unique_images=1), "does not match the finger"),
         (lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=10**9), "do not fit into"),
         (
             lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1e15),
@@ -302,7 +302,7 @@ def test_incomplete_or_damaged_folders_are_refused_when_opened(
             lambda content: content["subsets"]["Photos"]["shards"][0].update(sha256=None),
             "shards.0.sha256 is null; input",
         ),
-        (lambda content: content["subsets"]["Photos"]["shards"][0].update(rows=[4, 2]), "rows end before they begin"),
+        (lambda content: content["subsets"]["Photos"]["shards"][0].update(rows=[4, 2]), "the range of rows ends before it starts"),
         (lambda content: content["subsets"]["Photos"]["shards"][0].update(bytes=-1), "shards.0.bytes is -1"),
     ],
 )

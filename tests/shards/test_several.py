@@ -158,14 +158,14 @@ def edit(root: Path, column: str, change: Callable[[Any], Any]) -> None:
 @pytest.mark.parametrize(
     ("column", "change", "message"),
     [
-        ("query_widths", lambda _: [], "lists of query_heights are not as long as those beside them"),
-        ("negative_hashes", lambda own: own[:2], "lists of negative_hashes are not as long"),
-        ("negative_heights", lambda own: own[:2], "lists of negative_heights are not as long"),
-        ("negative_heights", lambda own: [[], [9], *own[2:]], "lists of negative_heights are not as long"),
+        ("query_widths", lambda _: [], "lists of query_heights differ in length from those of other columns"),
+        ("negative_hashes", lambda own: own[:2], "lists of negative_hashes differ in length"),
+        ("negative_heights", lambda own: own[:2], "lists of negative_heights differ in length"),
+        ("negative_heights", lambda own: [[], [9], *own[2:]], "lists of negative_heights differ in length"),
         ("negative_widths", lambda own: [own[0], [7, 0], own[2]], "entry 3: negative_width or negative_height is zero"),
         ("negative_widths", lambda own: [own[0], [-7, 7], own[2]], "entry 3: negative_width or negative_height is neg"),
-        ("negative_widths", lambda own: [own[0], [7, 2**31 - 1], own[2]], "entry 3: .* are too many pixels"),
-        ("negative_text_lengths", lambda own: [*own[:2], 2**31 - 1], "entry 3: negative_text_length is not that of"),
+        ("negative_widths", lambda own: [own[0], [7, 2**31 - 1], own[2]], "entry 3: .* is too many pixels"),
+        ("negative_text_lengths", lambda own: [*own[:2], 2**31 - 1], "entry 3: negative_text_length is negative or larger than"),
         ("negative_text_lengths", lambda own: [0, *own[1:]], "entry 3: the negative is empty"),
     ],
 )
@@ -180,7 +180,7 @@ def test_impossible_lists_are_refused(
 
 def test_lists_longer_than_the_tar_are_refused_before_they_are_read(own_shards: Path) -> None:
     edit(own_shards, "negative_text_lengths", lambda _: [1] * 100_000)
-    with pytest.raises(InputError, match="entries in a column, of a tar of"):
+    with pytest.raises(InputError, match="entries, too many for a tar of"):
         ShardSet.open(own_shards)
 
 
@@ -219,5 +219,5 @@ def test_damage_in_the_last_negatives_is_found(member: bytes, own_shards: Path) 
     edit(own_shards, "checksum", lambda _: checksums[3])
     (problem,) = verify(own_shards, decode=True).problems
     assert "sample A/00000003: " in problem
-    with pytest.raises(DamagedSampleError, match="does not fit the shard's index"):
+    with pytest.raises(DamagedSampleError, match="does not match the shard's index"):
         ShardSet.open(own_shards).read("A", 3)

@@ -64,10 +64,10 @@ def test_what_an_epoch_does_not_deliver_is_said(mini_shards_dir: Path) -> None:
     shards = ShardSet.open(mini_shards_dir, ["Photos", "PairVQA"])
     total = sum(shards.num_samples.values())
     plain = global_order(settings(str(mini_shards_dir)), shards)
-    assert order_remarks(plain) == f" | an epoch leaves out {total % 16} pairs, different ones each time"
+    assert order_remarks(plain) == f" | each epoch leaves out {total % 16} pairs, which differ from epoch to epoch"
     distinct = global_order(settings(str(mini_shards_dir), "--no_duplicate_positives"), shards)
     left = distinct.duplicate_targets(0)
-    assert f" | {left} pairs of epoch 0 share a target with one of their batch" in order_remarks(distinct)
+    assert f" | {left} pairs of epoch 0 share a target with a pair of their batch" in order_remarks(distinct)
     assert left < plain_duplicates(shards)
 
 
@@ -80,7 +80,7 @@ def test_batches_of_a_meta_task_are_named(mini_shards_dir: Path) -> None:
     sizes = {"PairVQA": 16, "ColorVQA": 16, "my-photos": 16}
     own = GlobalOrder(sizes, 16, 0, Mixture(unit=8, groups="meta_task"))
     assert order_remarks(own) == (
-        " | batches of meta-task vqa | subsets without meta-task, in batches of their own: my-photos"
+        " | batches of meta-task vqa | subsets without a meta-task, in separate batches: my-photos"
     )
 
 
@@ -98,7 +98,7 @@ def test_a_sidecar_gives_clusters_to_the_order_and_rows_to_the_planner(mini_shar
     assert clusters.order.clusters is not None
     assert (clusters.order.clusters.size, clusters.order.sizes) == (CLUSTER_SIZE, plain.order.sizes)
     left_over = sum(int((made_up(size, 0).cluster < 0).sum()) for size in shards.num_samples.values())
-    assert f" mined clusters of 4 pairs, {left_over} pairs left over in units of their own | " in order_remarks(
+    assert f" mined clusters of 4 pairs, {left_over} pairs outside clusters in separate units | " in order_remarks(
         clusters.order
     )
     rows = data("--mined", mined, "--mined_negatives", "3")
@@ -123,7 +123,7 @@ def test_refuses_a_sidecar_that_lacks_what_the_flags_use(mini_shards_dir: Path, 
     sidecar = Mined.read(mined)
     bare = dataclasses.replace(sidecar.subsets["Photos"], num_negatives=0, num_false_negatives=0)
     for settings_of, message in (
-        (MinedSettings(mined, clusters=True), "no clusters were mined, and --mined_clusters needs them"),
+        (MinedSettings(mined, clusters=True), "no clusters were mined; mine them, or leave out --mined_clusters"),
         (MinedSettings(mined, negatives=2), "no hard negatives were mined"),
         (MinedSettings(mined, false_negatives=True), "the teacher found no false negatives"),
     ):

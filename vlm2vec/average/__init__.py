@@ -1,4 +1,4 @@
-"""The weighted mean of several trainings' adapters or models, as one more of the same kind."""
+"""Weighted average of several adapters, or of several models, written as one folder of the same kind."""
 
 from vlm2vec.average.folder import average
 

@@ -1,4 +1,4 @@
-"""The folder's README.md: of what it is the mean, how that was taken, how it is loaded."""
+"""Model card (README.md) of an average: its sources and their weights, the method, how to load it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
 def write_card(folder: Path, name: str, sources: Sequence[Source], shares: Sequence[float], factors: Factors) -> None:
-    """Writes the model card, with the Hub's metadata at its head.
+    """Writes the model card with the Hub's metadata as its front matter.
 
     Args:
-        folder: Where to.
-        name: The model's.
-        sources: What was averaged.
-        shares: Of each source; their sum is 1.
-        factors: How adapters were averaged.
+        folder: Folder that receives the card.
+        name: Name of the averaged model.
+        sources: The folders that were averaged.
+        shares: Weight of each source; they sum to 1.
+        factors: How adapters were averaged, see `mean_tensors`.
     """
     first = sources[0]
     parents = [first.base or ""] if first.is_adapter else [source.name for source in sources]

@@ -1,4 +1,4 @@
-"""What is written, and that it appears as a whole."""
+"""Writes the averaged folder: weights, configuration, card; it appears under its name only when complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlm2vec.formats.json_files import read_json, write_json
 from vlm2vec.model_folder.adapter_files import ADAPTER_CONFIG, WRITTEN_WEIGHTS
 from vlm2vec.model_folder.settings import SETTINGS_FILE
 
-# Files that say how a model is built and how its inputs are made; weights, cards and logs are none.
+# Files that say how a model is built and how its inputs are made: no weights, cards or logs.
 _CARRIED = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py")
 _NOT_CARRIED = ("*.index.json", "trainer_state.json", "run.json", "scores.json")
 
@@ -35,24 +35,24 @@ def average(
     max_shard_size: int | str | None = None,
     allow_other_base: bool = False,
 ) -> list[float]:
-    """Writes the weighted mean of adapters or of models, in their dtype, added up in float64.
+    """Writes the weighted mean of adapters or of models. Sums are in float64, results in the sources' dtype.
 
-    Everything but the weights is the first one's. The same inputs give the same bytes.
+    All files except the weights are copied from the first folder. The same inputs give the same bytes.
 
     Args:
-        names: Two or more folders or Hugging Face repositories, of one kind.
+        names: Two or more folders or Hugging Face repositories, all adapters or all models.
         output: The folder to make. It appears under its name when it is complete.
-        weights: One a folder, above 0; only their ratios count. None: all the same.
-        factors: Of adapters, see `mean_tensors`; None: "exact".
-        max_shard_size: Of models: bytes of a weight file, or as in "5GB", which None means. At no time more than one
-            file's tensors are in memory.
-        allow_other_base: Average what was trained from different weights.
+        weights: One per folder, above 0; only their ratios count. None: all equal.
+        factors: For adapters, see `mean_tensors`; None means "exact".
+        max_shard_size: For models: largest weight file, in bytes or as a text such as "5GB" (the default). No more than
+            one file's tensors are in memory at a time.
+        allow_other_base: Average also what was trained from different weights.
 
     Returns:
-        The weights, of which the sum is 1.
+        The weights, normalised to a sum of 1.
 
     Raises:
-        InputError: Folders that differ in more than numbers, an output that exists, an option without effect.
+        InputError: The folders differ in more than their weights, the output exists, or an option has no effect.
     """
     refuse_filled(output)
     shares = _shares(names, weights)
@@ -61,9 +61,9 @@ def average(
     compare(sources, allow_other_base)
     first = sources[0]
     if factors is not None and not first.is_adapter:
-        raise InputError("--lora: the folders are whole models, not adapters; leave it out")
+        raise InputError("--lora has no effect: the folders are whole models, not adapters; leave it out")
     if max_shard_size is not None and first.is_adapter:
-        raise InputError("--max_shard_size: an adapter is one file; leave it out")
+        raise InputError("--max_shard_size has no effect: an adapter is one file; leave it out")
     factors = factors or "exact"
     tensors = mean_tensors(sources, shares, factors)
     with appearing_folder(output) as folder:
@@ -82,19 +82,19 @@ def average(
 
 def _shares(names: Sequence[str], weights: Sequence[float] | None) -> list[float]:
     if len(names) < 2:
-        raise InputError(f"only {' '.join(names)} to average: give two or more folders and the one to make")
+        raise InputError(f"only {' '.join(names)} to average: give two or more folders, then the folder to make")
     given = [1.0] * len(names) if weights is None else list(weights)
     if len(given) != len(names):
-        raise InputError(f"--weights: {len(given)} for {len(names)} folders; give one for each")
+        raise InputError(f"--weights: {len(given)} weights for {len(names)} folders; give one per folder")
     bad = next((weight for weight in given if not (weight > 0 and math.isfinite(weight))), None)
     if bad is not None:
-        raise InputError(f"--weights: {bad} is not above 0; leave out the folder that is not to count")
+        raise InputError(f"--weights: {bad} is not a finite number above 0; leave out a folder that should not count")
     total = math.fsum(given)
     return [weight / total for weight in given]
 
 
 def _carry(source: Source, folder: Path) -> None:
-    """Copies what is not a weight; of an adapter, `ADAPTER_CONFIG` is written anew."""
+    """Copies all files that are not weights; an adapter's `ADAPTER_CONFIG` is overwritten later."""
     left_out = {file for pattern in _NOT_CARRIED for file in source.folder.glob(pattern)}
     for file in sorted({file for pattern in _CARRIED for file in source.folder.glob(pattern)} - left_out):
         if file.is_file():
@@ -102,7 +102,7 @@ def _carry(source: Source, folder: Path) -> None:
 
 
 def _adapter_config(source: Source, times: int) -> dict[str, Any]:
-    """The first adapter's, for `times` its rank."""
+    """adapter_config.json of the first adapter, changed for `times` its rank."""
     written = read_json(source.folder / ADAPTER_CONFIG)
     written |= {key: source.config[key] for key in ("r", "lora_alpha")}
     name = source.base or None
@@ -113,7 +113,7 @@ def _adapter_config(source: Source, times: int) -> dict[str, Any]:
 
 
 def _scaled(config: dict[str, Any], times: int) -> dict[str, Any]:
-    """adapter_config.json with `times` the rank, and an alpha that scales the product as before."""
+    """adapter_config.json with `times` the rank, and alpha changed so that the product keeps its scale."""
     # PEFT multiplies by alpha / r, or by alpha / sqrt(r) with rsLoRA.
     growth = math.sqrt(times) if config.get("use_rslora") else times
 
@@ -130,6 +130,6 @@ def _scaled(config: dict[str, Any], times: int) -> dict[str, Any]:
 
 
 def _forget_base(source: Source, folder: Path) -> None:
-    """Of a model that has several bases, none is noted; an adapter is used on the first one's."""
+    """Removes the base's fingerprint from a model averaged over several bases; adapters keep the first one's base."""
     if not source.is_adapter and (folder / SETTINGS_FILE).is_file():
         write_json(folder / SETTINGS_FILE, read_json(folder / SETTINGS_FILE) | {"base_fingerprint": None})

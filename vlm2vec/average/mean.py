@@ -1,4 +1,4 @@
-"""The weighted mean of tensors, each read when it is written: one tensor of one source is in memory at a time."""
+"""Weighted mean of tensors, read lazily: one tensor of one source is in memory at a time."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _A, _B = ".lora_A.", ".lora_B."
 
 @dataclass(frozen=True)
 class _Part:
-    """One source's tensor of a name."""
+    """The tensor of one name in one source."""
 
     file: str
     name: str
     tensor: LazyTensor
 
     def read(self) -> torch.Tensor:
-        """The tensor, in its own dtype.
+        """Reads the tensor in the dtype of its file.
 
         Raises:
-            InputError: It has numbers that are not finite: they would be everywhere in the mean.
+            InputError: It holds NaN or infinity, which would spoil the mean.
         """
         values = self.tensor.read()
         if values.is_floating_point() and not torch.isfinite(values).all():
@@ -38,14 +38,14 @@ class _Part:
 
 
 def mean_tensors(sources: Sequence[Source], weights: Sequence[float], factors: Factors) -> dict[str, LazyTensor]:
-    """The average's tensors, by name in the order of names.
+    """The averaged tensors by name, sorted by name.
 
     Args:
-        sources: As `compare` has let them pass.
-        weights: One a source; their sum is 1.
-        factors: Of adapters. "mean": every tensor is the mean of the sources' tensors. "exact": the mean of the
-            products B A, which is what adapters add to their base: A of all sources one below the other, B of all
-            sources side by side and multiplied by their weights, so that the rank is the sum of the ranks.
+        sources: The sources; `compare` must have accepted them.
+        weights: One per source; they sum to 1.
+        factors: For adapters. "mean": every tensor is the mean of the sources' tensors. "exact": the mean of the
+            products B A that adapters add to their base. It stacks all sources' A (rows) and all sources' B (columns,
+            multiplied by their weights), so that the rank is the sum of the ranks.
     """
     tensors = {}
     for name in sorted(sources[0].weights):
@@ -63,10 +63,12 @@ def mean_tensors(sources: Sequence[Source], weights: Sequence[float], factors: F
 
 def _mean(parts: Sequence[_Part], weights: Sequence[float]) -> torch.Tensor:
     first = parts[0].read()
-    if not first.is_floating_point():  # a buffer: numbers of tokens, masks
+    if not first.is_floating_point():  # a buffer of integers, such as position ids, has no mean
         for part in parts[1:]:
             if not torch.equal(part.read(), first):
-                raise InputError(f"{part.file}: {part.name} is not {parts[0].file}'s; {first.dtype} has no mean")
+                raise InputError(
+                    f"{part.file}: {part.name} differs from {parts[0].file}'s; {first.dtype} values have no mean"
+                )
         return first
     total = first.to(torch.float64, copy=True).mul_(weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):

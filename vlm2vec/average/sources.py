@@ -1,4 +1,4 @@
-"""The folders to average: what each of them is, and that they are alike in all but their numbers."""
+"""Reads the folders to average and checks that they differ in nothing but their weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from vlm2vec.model_folder.settings import SETTINGS_FILE, ModelSettings, is_same,
 from vlm2vec.model_folder.weights import LazyTensor, file_weights, folder_weights
 
 _BASE_NAME = "base_model_name_or_path"
-# Of adapter_config.json: what a training was told and what programs note. Everything else decides what an adapter does.
+# Keys of adapter_config.json that only affect training, or record where an adapter comes from. All others decide what
+# it computes.
 _NOTES = {
     *(_BASE_NAME, "revision", "peft_version", "auto_mapping", "task_type"),
     *("inference_mode", "init_lora_weights", "lora_dropout"),
 }
-# The same of config.json.
+# The same for config.json.
 _CONFIG_NOTES = {
     *("_name_or_path", "transformers_version", "architectures", "auto_map", "use_cache"),
-    *("dtype", "torch_dtype"),  # of the tensors themselves, which are compared
+    *("dtype", "torch_dtype"),  # the tensors' dtypes are compared instead
 }
 
 
@@ -37,14 +38,14 @@ class Source:
     """One folder to average.
 
     Attributes:
-        name: As it was given: a folder, or a Hugging Face repository.
-        folder: Where its files are.
-        is_adapter: An adapter, not a whole model.
-        weights: Its tensors by name.
-        dtypes: Of its tensors.
-        config: What makes it what it is: of config.json, or of adapter_config.json, without notes.
-        settings: How it is used.
-        base: What an adapter names as its base; None for a whole model.
+        name: The folder or Hugging Face repository as it was given.
+        folder: Local folder with its files.
+        is_adapter: Whether it is an adapter, not a whole model.
+        weights: Tensors by name.
+        dtypes: Dtypes by tensor name.
+        config: config.json or adapter_config.json, without the keys that do not change what it computes.
+        settings: The folder's settings: prompt format, pooling and so on.
+        base: The base model that an adapter names; None for a whole model.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Source:
 
     @classmethod
     def read(cls, name: str) -> Source:
-        """Looks at a folder; of its weights, the headers alone are read.
+        """Reads a folder's configuration and the headers of its weight files.
 
         Raises:
-            InputError: Not an adapter or a model, or a damaged one; the message names the file.
+            InputError: It is no adapter or model, or a file is damaged; the message names the file.
         """
         folder = resolve_folder(name)
         is_adapter = is_adapter_folder(folder)
@@ -85,8 +86,8 @@ def compare(sources: Sequence[Source], allow_other_base: bool) -> None:
     """Compares every source with the first.
 
     Raises:
-        InputError: They are not of one kind, base, configuration, setting or vocabulary, or their tensors differ in
-            name, shape or dtype; the message names the folder and the first difference.
+        InputError: They differ in kind, base, configuration, settings or vocabulary, or their tensors differ in name,
+            shape or dtype; the message names the folder and the first difference.
     """
     first = sources[0]
     for other in sources[1:]:
@@ -95,8 +96,8 @@ def compare(sources: Sequence[Source], allow_other_base: bool) -> None:
         if other.is_adapter != first.is_adapter:
             adapter, model = (first, other) if first.is_adapter else (other, first)
             raise InputError(
-                f"{adapter.name} is an adapter, {model.name} a whole model; average models with models: "
-                "python -m vlm2vec.export --merge_lora makes one of an adapter"
+                f"{adapter.name} is an adapter, {model.name} a whole model; merge the adapter first: "
+                "python -m vlm2vec.export --merge_lora"
             )
         _compare_values(first, other)
         _compare_tensors(first, other)
@@ -108,14 +109,14 @@ def compare(sources: Sequence[Source], allow_other_base: bool) -> None:
 def _read_adapter(folder: Path) -> tuple[dict[str, LazyTensor], dict[str, Any], str]:
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise InputError(f"{folder}: no adapter weights ({' or '.join(ADAPTER_WEIGHTS)})")
+        raise InputError(f"{folder}: holds no adapter weights ({' or '.join(ADAPTER_WEIGHTS)})")
     weights = file_weights(file)
     check_adapter_config(folder / ADAPTER_CONFIG, {name: tensor.shape for name, tensor in weights.items()})
     written = read_json(folder / ADAPTER_CONFIG)
     base = str(written.get(_BASE_NAME) or "")
     if base and not Path(base).is_dir() and (folder / base).is_dir():
         base = str(folder / base)
-    # What a file leaves out has PEFT's default, which other files may spell out.
+    # A key that a file leaves out has PEFT's default; other files may write the default explicitly.
     config = {key: value for key, value in (LoraConfig().to_dict() | written).items() if key not in _NOTES}
     if isinstance(config["target_modules"], list):
         config["target_modules"] = sorted(config["target_modules"])
@@ -153,13 +154,13 @@ def _compare_bases(first: Source, other: Source) -> None:
     remedy = "; if that is what you want, pass --allow_other_base"
     if mine is not None and theirs is not None:
         if mine != theirs:
-            _refuse(first, other, "the weights that its training started from", mine[:8], theirs[:8], remedy)
+            _refuse(first, other, "the fingerprint of the base weights", mine[:8], theirs[:8], remedy)
     elif first.base != other.base:
         _refuse(first, other, f"{ADAPTER_CONFIG}: {_BASE_NAME}", first.base, other.base, remedy)
 
 
 def _compare_vocabularies(first: Source, other: Source) -> None:
-    """The numbers of tokens, where both bring a tokenizer; other programs write the same one in other bytes."""
+    """Compares vocabularies where both have a tokenizer, by content: programs write the same one in different bytes."""
     mine, theirs = first.folder / "tokenizer.json", other.folder / "tokenizer.json"
     if not mine.is_file() or not theirs.is_file() or mine.read_bytes() == theirs.read_bytes():
         return

@@ -1,1 +1,1 @@
-"""Is this machine, and are the nodes of a hostfile, ready for a run: `python -m vlm2vec.doctor`."""
+"""Checks whether this machine and the nodes of a hostfile are ready for a run: `python -m vlm2vec.doctor`."""

@@ -25,16 +25,16 @@ from vlm2vec.doctor.nodes import node_findings, public_addresses
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.command_line import Parser
 
-# As launch/ starts them where there is no GPU.
+# Number of ranks that the scripts in launch/ start where there is no GPU.
 CPU_RANKS = 2
 _COLORS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
 def findings(options: argparse.Namespace) -> Iterator[Finding]:
-    """All checks, one after another."""
+    """Runs all checks in order."""
     if options.config and options.deepspeed is None:
-        raise InputError("--config needs --deepspeed: a run has both")
-    # Called after the accelerator was looked for: planning may set the variable that asks for the CPU.
+        raise InputError("--config without --deepspeed: a run needs both; add --deepspeed FILE")
+    # Called after the search for an accelerator: planning may set the variable that asks for the CPU.
     needed = partial(needed_shared_memory, options.config, options.deepspeed) if options.config else None
     yield from machine_findings(options.deepspeed, needed)
     if options.hostfile is not None:
@@ -46,12 +46,12 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def needed_shared_memory(recipe: Path, engine: Path) -> float:
-    """Bytes of shared memory that a run takes on this machine, on its own.
+    """Bytes of shared memory that a run takes if this machine is its only node.
 
     Raises:
         InputError: The recipe or the engine file is refused.
     """
-    # They import transformers, which takes seconds.
+    # Imported here: both import transformers, which takes seconds.
     from vlm2vec.plan.run_plan import read_plan
     from vlm2vec.plan.shared_memory import shared_memory
 
@@ -60,7 +60,7 @@ def needed_shared_memory(recipe: Path, engine: Path) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the report; 1 if something failed."""
+    """Prints the report; returns 1 if a check failed."""
     parser = Parser(prog="vlm2vec.doctor", description=__doc__)
     parser.add_argument("--hostfile", type=Path, help="nodes to reach, see launch/hostfile.example")
     parser.add_argument("--dataset_name", type=Path, help="folder of shards")

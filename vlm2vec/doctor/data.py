@@ -1,4 +1,4 @@
-"""A folder of shards: is it whole, and how fast does it come from its disk and from the page cache."""
+"""Checks a folder of shards: completeness, and reading speed from the disk and from the page cache."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vlm2vec.shards import ShardSet
 _MEGABYTE = 1e6
 _SAMPLE_BYTES = 256 * 2**20
 _BLOCK_BYTES = 2**20
-# A rank of an H100 goes through some ten pairs a second, which are a few megabytes.
+# MB/s. One H100 rank trains on about ten pairs per second, which are a few megabytes.
 _SLOW, _TOO_SLOW = 200.0, 20.0
 
 
 def data_findings(folder: Path) -> Iterator[Finding]:
-    """The shards' state and speed."""
+    """Checks the shards' completeness and reading speed."""
     try:
         shards = ShardSet.open(folder)
     except InputError as error:
-        yield Finding(FAIL, str(error), "python -m data_prep.convert finishes an interrupted conversion")
+        yield Finding(FAIL, str(error), "run python -m data_prep.convert again to finish an interrupted conversion")
         return
     samples = sum(shards.num_samples.values())
     tars = sorted(folder.glob("*/*.tar"), key=lambda path: path.stat().st_size, reverse=True)
@@ -38,7 +38,7 @@ def read_speed(path: Path) -> Finding:
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         cold, warm = _megabytes_a_second(file.fileno()), _megabytes_a_second(file.fileno())
-    what = f"{path.name}: {cold:,.0f} MB/s read, {warm:,.0f} MB/s read again"
+    what = f"{path.name}: {cold:,.0f} MB/s from the disk, {warm:,.0f} MB/s from the page cache"
     remedy = "copy the shards to a local disk, or raise --dataloader_num_workers"
     if cold >= _SLOW:
         return Finding(OK, what)

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check: status, observation, remedy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        status: `OK`, `WARN` (a run works, but worse or only in part) or `FAIL` (it would not).
-        what: What was looked at, and what was seen.
+        status: `OK`, `WARN` (a run works, but slower or only in part) or `FAIL` (a run would fail).
+        what: What was checked and what was found.
         remedy: What to do about it; empty if nothing.
     """
 
@@ -23,7 +23,7 @@ class Finding:
 
 
 def graded(value: float, what: str, remedy: str, fail_below: float, warn_below: float) -> Finding:
-    """A figure that should be large enough."""
+    """Grades a value that should be large enough."""
     if value >= warn_below:
         return Finding(OK, what)
     return Finding(FAIL if value < fail_below else WARN, what, remedy)

@@ -1,9 +1,9 @@
-"""A hostfile's nodes: their names as DeepSpeed and ssh take them, and the address under which ranks find the first one.
+"""Parses and checks a hostfile: node names as DeepSpeed and ssh take them, and the address where ranks meet.
 
     python -m vlm2vec.doctor.hostfile HOSTFILE [--node_rank N] [--master_addr NAME] [--master_port PORT]
 
-Prints that address, for launch/multinode.sh. Where ranks could not meet, or a node does not answer through ssh, it ends
-at once with one line: a rank that looks for a name that does not exist would try for half an hour.
+Prints that address, for launch/multinode.sh. If ranks could not meet, or a node does not answer through ssh, it ends
+at once with one line: a rank would retry a name that does not exist for half an hour.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pathlib import Path
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.command_line import Parser
 
-# To connect, and for the whole command: a login shell on a busy shared file system takes its time.
+# Limits for connecting and for the whole command: a login shell on a busy shared file system takes long.
 _CONNECT_SECONDS, _SSH_SECONDS = 10, 30
 # Processes of a run that was killed a moment ago may still hold its port.
 _PORT_SECONDS = 10
-# DeepSpeed's rule (launcher/runner.py, `_parse_hostfile`); what follows the number it ignores.
+# DeepSpeed's rule (launcher/runner.py, `_parse_hostfile`); it ignores what follows the number.
 _LINE = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)(?=$|\s|#)")
 _USER = re.compile(r"^[\w.+@\\-]+$")
 _OWN_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
@@ -43,7 +43,7 @@ class Node:
 
     Attributes:
         name: What ssh takes: a host name, an address or an alias of ~/.ssh/config, with or without `USER@`.
-        slots: GPUs, a rank on each.
+        slots: Number of GPUs; one rank runs on each.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Node:
 
 
 def read_hostfile(path: Path) -> list[Node]:
-    """The nodes, in order.
+    """Reads the nodes, in the file's order.
 
     Raises:
-        InputError: Unreadable, a line that is no node, a node twice, or none at all.
+        InputError: The file is unreadable or names no node, a line is not a node, or a node occurs twice.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -75,10 +75,10 @@ def read_hostfile(path: Path) -> list[Node]:
         except ValueError as error:
             raise InputError(f"hostfile {path}, line {number}: {error}") from error
         if any(other.host == node.host for other in nodes):
-            raise InputError(f"hostfile {path}, line {number}: {node.host} is there twice")
+            raise InputError(f"hostfile {path}, line {number}: {node.host} is listed twice")
         nodes.append(node)
     if not nodes:
-        raise InputError(f"hostfile {path}: no nodes in it")
+        raise InputError(f"hostfile {path}: lists no nodes")
     return nodes
 
 
@@ -93,9 +93,11 @@ def _parse_line(text: str) -> Node:
     if (at and not _USER.match(user)) or not _is_host(host):
         place = host.removeprefix("[").partition("]")[0]
         if _is_address(place):
-            raise ValueError(f"write the IPv6 address as {place}: without brackets and port, as ssh takes it")
+            raise ValueError(
+                f"{node.name}: write the IPv6 address as {place}, without brackets and port, as ssh takes it"
+            )
         if re.search(r":\d+$", node.name):
-            raise ValueError(f"{node.name}: a name has no port; put 'Port' under 'Host' in ~/.ssh/config")
+            raise ValueError(f"{node.name}: a name must not have a port; set 'Port' under 'Host' in ~/.ssh/config")
         raise ValueError(f"{node.name!r} is no host name, address or USER@HOST")
     return node
 
@@ -112,13 +114,13 @@ def _is_address(text: str) -> bool:
 
 
 def find_address(node: Node) -> str:
-    """The name or address of a node that ranks can use.
+    """Finds the name or address of a node that ranks can use.
 
-    ssh knows a node by an alias of its configuration, ranks do not: they are given the alias's `HostName`. It is not
-    resolved any further, as nodes may know each other by different addresses.
+    ssh resolves aliases of its configuration, ranks do not: they get the alias's `HostName`. That name is not resolved
+    to a number, because nodes may know each other by different addresses.
 
     Raises:
-        InputError: Neither `HostName` nor the name itself has an address here.
+        InputError: Neither `HostName` nor the name itself resolves to an address here.
     """
     candidates = list(dict.fromkeys([_ssh_host_name(node) or node.host, node.host]))
     errors = []
@@ -136,7 +138,7 @@ def resolve(name: str) -> str:
     """The first numeric address of a name.
 
     Raises:
-        OSError: It has none.
+        OSError: It has no address.
     """
     try:
         return str(socket.getaddrinfo(name, None)[0][4][0])
@@ -149,7 +151,7 @@ def _ssh_words(node: Node, *options: str) -> list[str]:
 
 
 def _ssh_host_name(node: Node) -> str | None:
-    """What ssh's configuration says that the node is called; None without ssh."""
+    """The node's `HostName` in ssh's configuration; None without ssh."""
     if shutil.which("ssh") is None:
         return None
     try:
@@ -163,7 +165,7 @@ def _ssh_host_name(node: Node) -> str | None:
 
 
 def ssh_problem(node: Node) -> str | None:
-    """Why a command through ssh, without a password, does not run on a node; None if it does."""
+    """Why a command does not run on a node through ssh without a password; None if it does."""
     command = [*_ssh_words(node, "-n", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"), "true"]
     try:
         done = subprocess.run(
@@ -179,15 +181,15 @@ def ssh_problem(node: Node) -> str | None:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name, as it is written, means the machine that reads it."""
+    """Whether a name or address means the machine itself."""
     return name in _OWN_NAMES or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
 def master_address(nodes: Sequence[Node], given: str) -> str:
-    """Where ranks meet: `given`, or else the first node's address.
+    """Address where ranks meet: `given`, or else the first node's address.
 
     Raises:
-        InputError: It has no address, or one that other nodes would take for their own.
+        InputError: It has no address, or a loopback address that other nodes would take for themselves.
     """
     if given:
         try:
@@ -208,10 +210,10 @@ def master_address(nodes: Sequence[Node], given: str) -> str:
 
 
 def check_port(address: str, port: int, is_here: bool) -> None:
-    """Whether rank 0 can listen on a port, where it will run on this machine.
+    """Checks that rank 0 can listen on a port, if it will run on this machine.
 
     Raises:
-        InputError: Another process listens there, and still does some seconds later.
+        InputError: Another process listens there, and still does after `_PORT_SECONDS`.
     """
     if not (is_here or _is_own(resolve(address))):
         return
@@ -242,10 +244,10 @@ def _is_own(address: str) -> bool:
 
 
 def check_ssh(nodes: Sequence[Node]) -> None:
-    """What DeepSpeed's launcher needs: pdsh's names, and ssh to every node without a password.
+    """Checks what DeepSpeed's launcher needs: names that pdsh accepts, and ssh to every node without a password.
 
     Raises:
-        InputError: A node that would not start, so that the others would wait for it.
+        InputError: A node would not start, and the others would wait for it.
     """
     for node in nodes:
         if ":" in node.name:
@@ -259,7 +261,7 @@ def check_ssh(nodes: Sequence[Node]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints where the ranks of a hostfile meet."""
+    """Prints the address where the ranks of a hostfile meet."""
     parser = Parser(prog="vlm2vec.doctor.hostfile", description=__doc__)
     parser.add_argument("hostfile", type=Path, help="nodes, see launch/hostfile.example")
     parser.add_argument("--node_rank", type=int, help="this node's number; without it, ssh starts the nodes")

@@ -1,4 +1,4 @@
-"""This machine: versions, accelerator, communication, memory between processes, limits, compiler."""
+"""Checks this machine: package versions, accelerator, collectives, shared memory, process limits, compiler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlm2vec.training.flags.engine_file import read_engine_file
 
 DISTRIBUTION = "vlm2vec-deepspeed"
 GIB = 2**30
-# Loader processes hand images to their rank through it: a few chunks each.
+# Bytes: fail below, warn below. Loader processes pass images to their rank through it, a few chunks each.
 _SHARED_MEMORY = (GIB / 4, 8.0 * GIB)
 _OPEN_FILES = (512, 4096)
 _WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
@@ -32,11 +32,11 @@ _WHEELS = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
 def machine_findings(
     engine: Path | None = None, needed_shared_memory: Callable[[], float] | None = None
 ) -> Iterator[Finding]:
-    """All checks of this machine.
+    """Runs all checks of this machine.
 
     Args:
-        engine: The run's DeepSpeed settings; they say whether something has to be compiled.
-        needed_shared_memory: Gives the bytes that the run's plan asks for; what is enough for most runs if not given.
+        engine: The run's DeepSpeed settings; they decide whether something has to be compiled.
+        needed_shared_memory: Returns the bytes that the run's plan asks for. None: check for what most runs need.
     """
     yield from versions()
     yield accelerator()
@@ -49,11 +49,11 @@ def machine_findings(
 
 
 def versions(distribution: str = DISTRIBUTION) -> Iterator[Finding]:
-    """Installed packages against the ranges that are tested."""
+    """Compares installed packages with the tested version ranges."""
     try:
         needed = [Requirement(line) for line in metadata.requires(distribution) or []]
     except metadata.PackageNotFoundError:
-        yield Finding(WARN, f"{distribution} is not installed, so its ranges are not known", "make install")
+        yield Finding(WARN, f"{distribution} is not installed, so its version ranges are unknown", "make install")
         return
     for requirement in needed:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -73,12 +73,12 @@ def _version(requirement: Requirement) -> Finding:
 
 
 def accelerator(devices: Path = Path("/dev")) -> Finding:
-    """GPUs, their memory and bfloat16.
+    """Reports GPUs, their memory and bfloat16 support.
 
     Args:
         devices: Folder in which a driver puts its devices.
     """
-    enough = "enough for the miniature; real runs need GPUs"
+    enough = "enough for the demo; real runs need GPUs"
     if asked_for_cpu():
         return Finding(WARN, "DS_ACCELERATOR=cpu: runs on CPU ranks", enough)
     if not torch.accelerator.is_available():
@@ -104,7 +104,7 @@ def _no_accelerator(unseen: str | None, enough: str) -> Finding:
 
 
 def communication() -> Finding:
-    """A collective through the backend that ranks would use, alone."""
+    """Runs a collective with a single rank, through the backend that ranks would use."""
     on_gpu = torch.cuda.is_available() and not asked_for_cpu()
     backend = "nccl" if on_gpu else "gloo"
     try:
@@ -119,7 +119,7 @@ def communication() -> Finding:
 
 
 def compiler(engine: Path) -> Finding:
-    """DeepSpeed compiles its access to NVMe at the first start of a run that offloads there, and nothing else.
+    """Checks what DeepSpeed has to compile: its NVMe access, at the first start of a run that offloads there.
 
     Args:
         engine: The run's DeepSpeed settings.
@@ -139,7 +139,7 @@ def compiler(engine: Path) -> Finding:
 
 
 def cuda_compiler(engine: str) -> Finding:
-    """nvcc against torch's CUDA, by DeepSpeed's own rule for what it compiles."""
+    """Compares nvcc with torch's CUDA version, by DeepSpeed's rule for what it compiles."""
     from deepspeed.ops.op_builder import builder
 
     remedy = f"install the CUDA toolkit {torch.version.cuda}, or offload to the CPU, which compiles nothing"
@@ -148,31 +148,33 @@ def cuda_compiler(engine: str) -> Finding:
             builder.assert_no_cuda_mismatch()
     except (builder.MissingCUDAException, builder.CUDAMismatchException) as error:
         return Finding(WARN, f"{engine}: {' '.join(str(error).removeprefix('>- ').split())}", remedy)
-    return Finding(OK, f"{engine}: ninja, c++ and nvcc for CUDA {torch.version.cuda} are there")
+    return Finding(OK, f"{engine}: found ninja, c++ and nvcc for CUDA {torch.version.cuda}")
 
 
 def shared_memory(folder: Path, needed: float | None = None) -> Finding:
-    """Free space of the file system behind memory that processes share.
+    """Checks the free space of the file system behind shared memory.
 
     Args:
-        folder: Where it is mounted.
-        needed: Bytes that a run's loader processes take at most.
+        folder: Mount point.
+        needed: Most bytes that a run's loader processes take.
     """
     if not folder.is_dir():
-        return Finding(FAIL, f"no {folder}", "mount a tmpfs there; loader processes hand over images through it")
+        return Finding(
+            FAIL, f"no {folder}", "mount a tmpfs there; loader processes pass images to their rank through it"
+        )
     free = shutil.disk_usage(folder).free
     what = f"{free / GIB:.1f} GiB shared memory free in {folder}"
     fail_below, warn_below = _SHARED_MEMORY
     if needed is not None:
         # The plan counts every image at its full size.
-        what, fail_below, warn_below = f"{what}, {needed / GIB:.1f} GiB needed at most", needed / 2, needed
+        what, fail_below, warn_below = f"{what}, the run needs at most {needed / GIB:.1f} GiB", needed / 2, needed
     size = math.ceil(max(warn_below, _SHARED_MEMORY[1]) / GIB)
-    remedy = f"docker run --shm-size={size}g, or an emptyDir of medium Memory; or fewer --dataloader_num_workers"
+    remedy = f"docker run --shm-size={size}g, an emptyDir of medium Memory, or fewer --dataloader_num_workers"
     return graded(free, what, remedy, fail_below, warn_below)
 
 
 def limits() -> Iterator[Finding]:
-    """What a process may open and lock."""
+    """Checks how many files a process may open and how much memory it may lock."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     many = float("inf") if files == resource.RLIM_INFINITY else files
     yield graded(many, f"{many:g} open files (ulimit -n)", "ulimit -n 65536", *_OPEN_FILES)

@@ -1,4 +1,4 @@
-"""The nodes of a hostfile: can they be reached as the launcher reaches them."""
+"""Checks the nodes of a hostfile: whether the launcher and the ranks can reach them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from vlm2vec.errors import InputError
 
 
 def node_findings(path: Path) -> Iterator[Finding]:
-    """Each node's name, and a command through ssh; what the launcher needs here."""
+    """Checks what the launcher needs here, each node's name, and a command on it through ssh."""
     nodes = read_hostfile(path)
     if shutil.which("pdsh") is None:
-        yield Finding(WARN, "no pdsh", "apt-get install pdsh; or start every node with its NODE_RANK (no ssh needed)")
+        yield Finding(
+            WARN,
+            "pdsh is not installed",
+            "apt-get install pdsh; or start every node with its NODE_RANK (no ssh needed)",
+        )
     else:
-        yield Finding(OK, "pdsh is there")
+        yield Finding(OK, "pdsh is installed")
     try:
         address = master_address(nodes, "")
     except InputError as error:
@@ -31,14 +35,14 @@ def node_findings(path: Path) -> Iterator[Finding]:
         try:
             place = f"{node.name} ({resolve(find_address(node))})"
         except InputError as error:
-            place = str(error)  # ssh may know a way, and ranks look for the first node only
+            place = str(error)  # ssh may still reach it, and ranks look up the first node only
         yield _reach(node, place)
     yield from public_addresses([node.host for node in nodes])
     yield own_address(len(nodes))
 
 
 def public_addresses(names: Sequence[str]) -> Iterator[Finding]:
-    """Warns of nodes, or a `MASTER_ADDR`, with an address of the internet: ranks trust whoever reaches their ports."""
+    """Warns of nodes or a `MASTER_ADDR` with a public address: ranks trust whoever reaches their ports."""
     given = os.environ.get("MASTER_ADDR")
     public = []
     for name in dict.fromkeys([*([given] if given else []), *names]):
@@ -46,12 +50,12 @@ def public_addresses(names: Sequence[str]) -> Iterator[Finding]:
             if ipaddress.ip_address(resolve(name).partition("%")[0]).is_global:
                 public.append(f"{name} ({resolve(name)})")
         except (OSError, ValueError):
-            continue  # without an address, which is reported where ranks need it
+            continue  # no address; reported by the check that needs one
     if public:
         yield Finding(
             WARN,
-            f"public address: {', '.join(public[:4])}{', ...' if len(public) > 4 else ''}; ranks take whoever reaches "
-            "their ports for a rank",
+            f"public address: {', '.join(public[:4])}{', ...' if len(public) > 4 else ''}; anyone who reaches a rank's "
+            "port can join as a rank",
             "use addresses of a private network, or a firewall that lets only the nodes reach one another",
         )
 
@@ -66,7 +70,7 @@ def _reach(node: Node, place: str) -> Finding:
 
 
 def own_address(num_nodes: int) -> Finding:
-    """Ranks tell each other their host name's address, unless an interface is named."""
+    """Checks the address that ranks announce to each other: their host name's, unless an interface is named."""
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if variable in os.environ:
             return Finding(OK, f"{variable}={os.environ[variable]}")
@@ -74,11 +78,13 @@ def own_address(num_nodes: int) -> Finding:
     try:
         address = str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
     except OSError as error:
-        return Finding(WARN, f"own name {name}: {error}", "set NETWORK_INTERFACE for launch/multinode.sh, such as eth0")
+        return Finding(
+            WARN, f"this host's name {name}: {error}", "set NETWORK_INTERFACE for launch/multinode.sh, such as eth0"
+        )
     if address.startswith("127.") and num_nodes > 1:
         return Finding(
             WARN,
-            f"own name {name} is {address}, which other nodes cannot reach",
+            f"this host's name {name} resolves to {address}, which other nodes cannot reach",
             "set NETWORK_INTERFACE for launch/multinode.sh, such as eth0",
         )
-    return Finding(OK, f"own name {name} is {address}")
+    return Finding(OK, f"this host's name {name} resolves to {address}")

@@ -1,1 +1,1 @@
-"""Scoring a model on datasets in MMEB-eval's layout: read, plan, encode, rank, sum up."""
+"""Scores a model on datasets in MMEB-eval's layout: read, plan, encode, rank, aggregate."""

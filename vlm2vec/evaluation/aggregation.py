@@ -1,4 +1,4 @@
-"""How datasets' scores add up: means over meta-tasks, in- and out-of-distribution, and overall."""
+"""Aggregates datasets' scores: means over meta-tasks, in- and out-of-distribution datasets, and overall."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OVERALL = "overall"
 
 
 def summarise(scores: Mapping[str, DatasetScore], benchmark: Benchmark | None) -> dict[str, Any]:
-    """The scores of a run as `scores.json` holds them, without the model's identity.
+    """Summary of a run's scores, as in `scores.json` but without the model's identity.
 
-    All means are unweighted over datasets, as the benchmark's are. A mean tells how many datasets it has and how many
-    the benchmark lists for it, so that a partial mean is never taken for the benchmark's figure.
+    All means are unweighted over datasets, as the benchmark's are. Each mean records how many datasets it covers and
+    how many the benchmark lists, so that a partial mean is not taken for the benchmark's.
     """
     datasets: dict[str, Any] = {}
     members: dict[str, dict[str, DatasetScore]] = {}

@@ -1,4 +1,4 @@
-"""Figures from the truth's rank in every row, and how sure they are."""
+"""Metrics from the target's rank in every row, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-# Beside Precision@1 ("acc", the benchmark's figure): names of `DatasetScore`'s fields.
+# Fields of `DatasetScore` besides "acc" (Precision@1, the benchmark's metric).
 METRICS = ("hit5", "hit10", "mrr", "ndcg10")
 # Standard deviations of a normal distribution around its mean that hold 95 %.
 _DEVIATIONS = NormalDist().inv_cdf(0.975)
@@ -18,17 +18,19 @@ _DEVIATIONS = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class DatasetScore:
-    """One dataset's figures.
+    """Metrics of one dataset.
 
     Attributes:
-        acc: Precision@1, share of rows whose best candidate is the truth (index 0).
-        num_correct: rows won; num_pred: rows.
-        chance: expected `acc` of a uniform guess, mean over the rows of 1 / number of candidates.
-        num_tied: rows where another candidate scores the same as the truth and none more: lost (argmax counts them).
-        num_duplicate_truth: rows whose truth stands again among the candidates; either of them is the truth.
-        hit5, hit10: share of rows whose truth is among the best 5 or 10.
-        mrr: mean reciprocal rank of the truth.
-        ndcg10: mean normalised discounted cumulative gain of the best 10; with one truth, 1 / log2(1 + rank).
+        acc: Precision@1: share of rows whose best candidate is the target (index 0).
+        num_correct: Rows whose best candidate is the target.
+        num_pred: All rows.
+        chance: Expected `acc` of a uniform guess: mean over the rows of 1 / number of candidates.
+        num_tied: Rows where a different candidate scores the same as the target and none scores more. They count as not
+            correct (argmax would count them as correct).
+        num_duplicate_truth: Rows whose target occurs several times among the candidates; any of them counts.
+        hit5, hit10: Share of rows whose target is among the best 5 or 10.
+        mrr: Mean reciprocal rank of the target.
+        ndcg10: Mean normalised discounted cumulative gain of the best 10; with one target, 1 / log2(1 + rank).
     """
 
     acc: float
@@ -49,7 +51,7 @@ def score_of_ranks(
     tied: npt.NDArray[np.bool_],
     duplicate_truth: npt.NDArray[np.bool_],
 ) -> DatasetScore:
-    """A dataset's figures from its rows: the truth's rank (1 = best), chance, whether tied or duplicated; each (n,)."""
+    """Metrics of a dataset from its rows: the target's rank (1 = best), chance, tied, duplicated; each (rows,)."""
     gains = np.where(ranks <= 10, 1.0 / np.log2(1.0 + ranks), 0.0)
     num_correct = int((ranks == 1).sum())
     return DatasetScore(
@@ -69,9 +71,9 @@ def score_of_ranks(
 def interval_of_mean(scores: Mapping[str, DatasetScore]) -> list[float]:
     """95 % interval of the unweighted mean of Precision@1 over datasets, [low, high].
 
-    One dataset has Wilson's interval of a share (Wilson 1927), which has a width also where all rows are won or none.
-    The datasets' intervals are combined by their distances from the shares, squared and added ("MOVER", Zou and Donner
-    2008): `low = mean - sqrt(sum (share_i - low_i)^2) / n`, and `high` likewise.
+    A dataset's interval is Wilson's for a proportion (Wilson 1927), which has a width also if all rows or none are
+    correct. The datasets' intervals are combined by the MOVER method (Zou and Donner 2008): `low = mean - sqrt(sum
+    (share_i - low_i)^2) / n`, and `high` likewise.
     """
     mean = math.fsum(score.acc for score in scores.values()) / len(scores)
     below = above = 0.0

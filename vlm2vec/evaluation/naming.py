@@ -1,4 +1,4 @@
-"""Errors of an evaluation name the thing that is wrong; the program that was told it names the flag."""
+"""Errors about an evaluation's inputs: library code names the thing, a program adds its flag."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlm2vec.errors import InputError
 
 
 class Thing(Enum):
-    """What an evaluation is told."""
+    """Inputs of an evaluation."""
 
     DATASET = "dataset"
     SUBSET = "subset"
@@ -19,11 +19,11 @@ class Thing(Enum):
 
 
 class ThingError(InputError):
-    """Something that an evaluation was told is wrong; the message begins with the value.
+    """An input of an evaluation is wrong; the message starts with its value.
 
     Args:
-        thing: What.
-        message: What is wrong with it.
+        thing: The input.
+        message: Its value and what is wrong with it.
     """
 
     def __init__(self, thing: Thing, message: str) -> None:
@@ -33,10 +33,10 @@ class ThingError(InputError):
 
 @contextmanager
 def named_flags(flags: Mapping[Thing, str]) -> Iterator[None]:
-    """Puts the program's flag before the message.
+    """Context that puts the program's flag before the message of a `ThingError`.
 
     Raises:
-        InputError: In the place of a `ThingError`.
+        InputError: In place of a `ThingError`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The progress bar of evaluations."""
+"""Progress bar of evaluations."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vlm2vec.ranks import is_first_rank
 
 
 def progress_bar(total: int, description: str, unit: str) -> tqdm[Any]:
-    """A bar that a terminal sees move and that leaves a log file readable.
+    """A progress bar that moves on a terminal and keeps a log file readable.
 
-    Work of less than a second draws none. Where stderr is no terminal a line comes every half a minute. Of several
-    ranks the first one shows its own part, which is about the same for all.
+    Work of less than a second draws no bar. If stderr is no terminal, it prints a line every 30 seconds. With several
+    ranks, the first one shows its part of the work, which is about the same for all.
     """
     every = 0.1 if sys.stderr.isatty() else 30.0
     return tqdm(

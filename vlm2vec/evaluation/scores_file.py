@@ -1,4 +1,4 @@
-"""`scores.json`: what it holds, as a schema, and how it is read: undamaged, or not at all."""
+"""Schema, reader and writer of `scores.json`; a damaged or edited file is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlm2vec.evaluation.metrics import METRICS
 from vlm2vec.formats.json_files import CHECKSUM, StrictModel, checked, read_json, with_checksum, without_checksum
 
 SCORES_FILE = "scores.json"
-# A mean is computed from shares, so it may differ from ours by rounding only.
+# A stored mean may differ from the mean computed here only by rounding.
 _MEAN_TOLERANCE = 1e-9
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -39,7 +39,7 @@ class _Figures(StrictModel):
     @model_validator(mode="after")
     def _interval_in_order(self) -> _Figures:
         if self.acc_interval[0] > self.acc_interval[1]:
-            raise ValueError("acc_interval: its lower bound is above the upper one")
+            raise ValueError("acc_interval: the lower bound is above the upper bound")
         return self
 
 
@@ -57,7 +57,7 @@ class _Dataset(_Figures):
     @model_validator(mode="after")
     def _counts_fit(self) -> _Dataset:
         if max(self.num_correct, self.num_tied, self.num_duplicate_truth) > self.num_pred:
-            raise ValueError(f"more rows are counted than the {self.num_pred} that were scored")
+            raise ValueError(f"a count of rows is above the {self.num_pred} rows that were scored")
         if abs(self.acc * self.num_pred - self.num_correct) > 0.5:
             raise ValueError(f"acc {self.acc} is not {self.num_correct} of {self.num_pred}")
         return self
@@ -103,11 +103,11 @@ class _Scores(StrictModel):
             if mean is None and not members:
                 continue
             if mean is None or mean.num_datasets != len(members):
-                raise ValueError(f"{group}: is not the mean of its {len(members)} datasets")
+                raise ValueError(f"{group}: not the mean of its {len(members)} datasets")
             for name in ("acc", "chance", *METRICS):
                 expected = sum(getattr(each, name) for each in members) / len(members)
                 if abs(getattr(mean, name) - expected) > _MEAN_TOLERANCE:
-                    raise ValueError(f"{group}.{name}: is not the mean of its datasets")
+                    raise ValueError(f"{group}.{name}: not the mean of its datasets")
         return self
 
 
@@ -116,15 +116,15 @@ def _groups(dataset: _Dataset) -> tuple[str, ...]:
 
 
 def scores_text(summary: Mapping[str, Any]) -> str:
-    """The content of `scores.json`, with a checksum by which a later change is seen."""
+    """Content of `scores.json`, with a checksum that reveals later changes."""
     return json.dumps(with_checksum(summary), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A folder's `scores.json`.
+    """Reads a folder's `scores.json`.
 
     Raises:
-        InputError: no such file, damaged, changed after it was written, or not as `eval.mmeb` writes it.
+        InputError: The file is missing, damaged, changed after it was written, or not as `eval.mmeb` writes it.
     """
     path = folder / SCORES_FILE
     if not path.exists():
@@ -132,12 +132,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
     summary = read_json(path)
     try:
         json.dumps(summary, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair, which could not be printed
-        raise InputError(f"{path}: text that is not Unicode ({error.reason})") from error
+    except UnicodeEncodeError as error:  # a lone surrogate, which could not be printed
+        raise InputError(f"{path}: holds text that is not Unicode ({error.reason}); score the run again") from error
     try:
         checked(_Scores, summary, path)
     except InputError as error:
-        raise InputError(f"{error}; not as python -m eval.mmeb writes it, score the run again") from error
+        raise InputError(f"{error}; the file is not as python -m eval.mmeb writes it, score the run again") from error
     if CHECKSUM not in summary and any(dataset.get("data") for dataset in summary["datasets"].values()):
         raise InputError(f"{path}: its checksum is missing; score the run again")
     return without_checksum(summary, path)

@@ -1,4 +1,4 @@
-"""The folder of one scoring: what is read, encoded and ranked, kept so that a kill at any moment loses little."""
+"""Folder of one evaluation: its data, vectors and ranked rows, so that a killed evaluation resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROW_ARRAYS = {"queries": np.int32, "candidates": np.int32, "offsets": np.int64}
 
 @dataclass(frozen=True)
 class _About:
-    """What the folder holds, as about.json says it."""
+    """Content of about.json, which describes the folder."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -42,20 +42,20 @@ _ABOUT_FILE = TypeAdapter(_About)
 
 
 class EvalStore(VectorStore):
-    """Files of one model on one selection of datasets; their common name is a hash of both.
+    """Files of one evaluation: one model on one selection of datasets; the folder's name is a hash of both.
 
-    Every file gets its name when it is complete, so what is there is finished: after a kill, blocks of vectors and
-    ranked datasets are taken up again. Ranks may write different files at the same time; ranks on several machines need
-    a folder that they share.
+    Every file appears under its name only when complete, so that finished blocks of vectors and ranked datasets are
+    used again after a kill. Ranks may write different files at the same time; ranks on several machines need a shared
+    folder.
 
-    Everything that writes raises `InputError` where the disk refuses.
+    All methods that write raise `InputError` if the disk refuses.
 
     Args:
-        folder: of this key alone.
+        folder: Folder of this evaluation, not shared with others.
     """
 
     def write_data(self, data: EvalData, plan: EncodingPlan) -> None:
-        """Writes what is to be encoded and ranked; each start does."""
+        """Writes what is to be encoded and ranked; every start writes it again."""
         names = tuple(rows.name for rows in data.datasets)
         items = data.items
         about = _About(names, items.files, items.instructions, len(items), plan.num_image_batches, plan.digest)
@@ -74,10 +74,10 @@ class EvalStore(VectorStore):
                 path.write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
 
     def _about(self) -> _About:
-        """What `write_data` noted.
+        """Reads what `write_data` recorded.
 
         Raises:
-            InputError: this machine does not see the folder that rank 0 wrote, or the file is damaged.
+            InputError: This machine does not see the folder that rank 0 wrote, or the file is damaged.
         """
         path = self.folder / _ABOUT
         try:
@@ -90,10 +90,10 @@ class EvalStore(VectorStore):
         return parsed(_ABOUT_FILE, data, str(path))
 
     def items(self) -> ItemTable:
-        """The items, memory-mapped.
+        """Reads the items, memory-mapped.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         about, path = self._about(), self.folder / _ITEMS
         with self.reading(path):
@@ -106,19 +106,19 @@ class EvalStore(VectorStore):
         return items
 
     def plan(self) -> EncodingPlan:
-        """The batches.
+        """Reads the encoding plan.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         about = self._about()
         return self.read_plan(about.num_items, about.num_image_batches, about.digest)
 
     def rows(self, number: int) -> EvalRows:
-        """A dataset, by its number.
+        """Reads a dataset, by its number.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         about, path = self._about(), self._rows(number)
         with self.reading(path):
@@ -132,17 +132,17 @@ class EvalStore(VectorStore):
         return rows
 
     def predictions_file(self, number: int, strict_original: bool) -> Path:
-        """Where the ranked rows of a dataset are."""
+        """File of a dataset's ranked rows."""
         return self.folder / f"predictions-{number:05d}{'-strict' if strict_original else ''}.parquet"
 
     def missing_predictions(self, num_datasets: int, strict_original: bool) -> list[int]:
-        """Numbers of the datasets that are still to be ranked."""
+        """Numbers of the datasets that are not ranked yet."""
         return [
             number for number in range(num_datasets) if not self.predictions_file(number, strict_original).is_file()
         ]
 
     def write_predictions(self, number: int, strict_original: bool, table: pa.Table) -> None:
-        """Keeps the ranked rows of a dataset."""
+        """Stores the ranked rows of a dataset."""
         with self.writing(), committed(self.predictions_file(number, strict_original)) as path:
             pq.write_table(table, path, compression="zstd")
 

@@ -1,4 +1,4 @@
-"""Vectors of a plan's items in a folder: blocks that survive a kill, then one memory-mapped file."""
+"""Stores the vectors of a plan's items in a folder: as blocks that survive a kill, then as one memory-mapped file."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ _UNREADABLE: tuple[type[Exception], ...] = (
 
 
 class VectorStore:
-    """A folder of one plan and the vectors of its items.
+    """A folder with one plan and the vectors of its items.
 
-    Every file gets its name when it is complete, so what is there is finished: a restart encodes the missing blocks
-    only. Ranks may write different blocks at the same time; ranks on several machines need a folder that they share.
+    Every file appears under its name only when complete, so that a restart encodes only missing blocks. Ranks may write
+    different blocks at the same time; ranks on several machines need a shared folder.
 
-    Everything that writes raises `InputError` where the disk refuses.
+    All methods that write raise `InputError` if the disk refuses.
 
     Args:
-        folder: of this plan and model alone.
+        folder: Folder of this plan and model, not shared with others.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write_plan(self, plan: EncodingPlan) -> None:
-        """Writes what is to be encoded, into an existing folder or a new one."""
+        """Writes the plan, into an existing folder or a new one."""
         with self.writing():
             (self.folder / _BLOCKS).mkdir(parents=True, exist_ok=True)
             with committed(self.folder / _PLAN) as path, path.open("wb") as file:
                 np.savez(file, **{name: getattr(plan, name) for name in _PLAN_ARRAYS})
 
     def read_plan(self, num_items: int, num_image_batches: int, digest: str) -> EncodingPlan:
-        """The batches.
+        """Reads the plan.
 
         Args:
-            num_items: of the table that the plan is for.
-            num_image_batches, digest: see `EncodingPlan`.
+            num_items: Number of items in the plan's table.
+            num_image_batches, digest: See `EncodingPlan`.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         path = self.folder / _PLAN
         with self.reading(path):
@@ -70,16 +70,16 @@ class VectorStore:
         return plan
 
     def missing_blocks(self, plan: EncodingPlan) -> list[int]:
-        """Numbers of the blocks that are still to be encoded."""
+        """Numbers of the blocks that are not encoded yet."""
         if (self.folder / _VECTORS).is_file():
             return []
         return [number for number in range(len(plan.blocks())) if not self._block(number).is_file()]
 
     def write_block(self, number: int, vectors: npt.NDArray[np.float32]) -> None:
-        """Keeps the vectors of a block, float32 (items of the block, hidden).
+        """Stores the vectors of a block, float32 (items of the block, hidden).
 
-        A kill loses nothing of it. It does not wait for the disk: after a power cut, blocks of the last half minute may
-        be damaged, which is found when blocks are joined, and the same command encodes them again.
+        A kill of the process loses no stored block. The call does not wait for the disk: a power cut may damage blocks
+        of the last 30 seconds; that is detected when blocks are joined, and the same command encodes them again.
         """
         with self.writing(), committed(self._block(number), durable=False) as path, path.open("wb") as file:
             np.save(file, vectors)
@@ -100,10 +100,10 @@ class VectorStore:
         shutil.rmtree(self.folder / _BLOCKS)
 
     def vectors(self) -> npt.NDArray[np.float32]:
-        """All vectors in the plan's order, float32 (distinct items, hidden), memory-mapped.
+        """Reads all vectors in the plan's order, float32 (distinct items, hidden), memory-mapped.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         path = self.folder / _VECTORS
         with self.reading(path):
@@ -112,7 +112,7 @@ class VectorStore:
         return vectors
 
     def _block_vectors(self, number: int, count: int, hidden: int | None = None) -> npt.NDArray[np.float32]:
-        """The vectors of a block; a damaged one is removed, so that the same command encodes it again."""
+        """Reads the vectors of a block; removes a damaged one, so that the same command encodes it again."""
         path = self._block(number)
         try:
             with self.reading(path):
@@ -127,7 +127,7 @@ class VectorStore:
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[None]:
-        """A damaged file, in one line."""
+        """Context that reports a damaged file as one line, an `InputError`."""
         try:
             yield
         except _UNREADABLE as error:
@@ -138,7 +138,7 @@ class VectorStore:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """What the disk refuses, in one line."""
+        """Context that reports a failed write as one line, an `InputError`."""
         try:
             yield
         except OSError as error:
@@ -149,7 +149,7 @@ class VectorStore:
 
 
 def arrays(path: Path, kinds: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a file, each in one dimension and of its type."""
+    """Reads the arrays of a file; each must have one dimension and the expected type."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in kinds}
     for name, array in arrays.items():
@@ -158,17 +158,17 @@ def arrays(path: Path, kinds: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
 
 
 def expect_ends(ends: npt.NDArray[np.int64], total: int) -> None:
-    """Refuses ends of parts that do not cover `total` entries; `ValueError`."""
+    """Raises `ValueError` unless the ends of parts rise from 0 to `total`."""
     fits = len(ends) > 0 and ends[0] == 0 and ends[-1] == total and bool((np.diff(ends) >= 0).all())
     expect(fits, f"parts do not cover {total} entries")
 
 
 def expect_indices(indices: npt.NDArray[np.int32], total: int) -> None:
-    """Refuses indices that are negative or not below `total`; `ValueError`."""
+    """Raises `ValueError` for indices that are negative or not below `total`."""
     expect(not len(indices) or (indices.min() >= 0 and indices.max() < total), f"an index is not below {total}")
 
 
 def expect(holds: bool, problem: str) -> None:
-    """Raises `ValueError` where something does not hold; `VectorStore.reading` turns it into one line."""
+    """Raises `ValueError` unless a condition holds; `VectorStore.reading` reports it as one line."""
     if not holds:
         raise ValueError(problem)

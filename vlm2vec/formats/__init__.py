@@ -1,1 +1,1 @@
-"""File formats that others may have written: JSON and parquet, read with every bound checked."""
+"""Readers of JSON and parquet files from untrusted sources, with all bounds checked."""

@@ -1,4 +1,4 @@
-"""JSON files that others may have written: read with their size, encoding, types and bounds checked."""
+"""Reads and writes JSON files; checks size, encoding, types and bounds of files from untrusted sources."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer
 
-# No configuration comes near; a larger file is something else and is not parsed.
+# Far above any configuration file; a larger file is something else and is not parsed.
 MAX_JSON_BYTES = 1 << 26
 _SHOWN_CHARACTERS = 60
 CHECKSUM = "checksum"
 
 
 class StrictModel(BaseModel):
-    """A schema whose fields are taken as they are: no string is read as a number, no number as a bool."""
+    """A schema without conversions: no string is read as a number, no number as a bool."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -28,20 +28,20 @@ class StrictModel(BaseModel):
 Schema = TypeVar("Schema", bound=BaseModel)
 Value = TypeVar("Value")
 
-# How many of something; no file or data set comes near the bound, and sums of a few fit an int64.
+# A count; the bound is far above any file or data set, and sums of a few counts fit an int64.
 Count = Annotated[int, Field(ge=0, le=1 << 50)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Raises:
-        InputError: Missing, unreadable, a Git LFS pointer, not UTF-8, or not a JSON object.
+        InputError: The file is missing, unreadable, a Git LFS pointer, not UTF-8, or not a JSON object.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: more than {MAX_JSON_BYTES >> 20} MiB; not a configuration file")
+            raise InputError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB; not a configuration file")
         data = path.read_bytes()
         if is_lfs_pointer(data):
             raise InputError(f"{path}: {LFS_REMEDY}")
@@ -54,15 +54,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def checked(schema: type[Schema], content: dict[str, Any], path: Path | str) -> Schema:
-    """The content of a JSON file as a schema has it.
+    """Checks the content of a JSON file against a schema.
 
     Args:
-        schema: What is expected.
-        content: See `read_json`.
+        schema: The expected schema.
+        content: The content, see `read_json`.
         path: The file, for messages.
 
     Raises:
-        InputError: A field is missing, or has another type or a value out of bounds; the message names file and field.
+        InputError: A field is missing, or has a wrong type or a value out of bounds; the message names file and field.
     """
     try:
         return schema.model_validate(content)
@@ -71,15 +71,15 @@ def checked(schema: type[Schema], content: dict[str, Any], path: Path | str) -> 
 
 
 def parsed(schema: TypeAdapter[Value], data: bytes, name: str) -> Value:
-    """The content of a JSON file as dataclasses; types are taken as they are, as in a `StrictModel`.
+    """Parses a JSON file into dataclasses, without conversions between types, as in a `StrictModel`.
 
     Args:
-        schema: What is expected.
-        data: The whole file.
-        name: The file, for messages.
+        schema: The expected schema.
+        data: Content of the whole file.
+        name: Name of the file, for messages.
 
     Raises:
-        InputError: Not JSON; or as `checked`.
+        InputError: It is not JSON, or does not match the schema; see `checked`.
     """
     if len(data) > MAX_JSON_BYTES:
         raise InputError(f"{name}: more than {MAX_JSON_BYTES >> 20} MiB of JSON")
@@ -90,21 +90,21 @@ def parsed(schema: TypeAdapter[Value], data: bytes, name: str) -> Value:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file as people read it."""
+    """Writes an indented JSON file."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with a checksum of everything else in it, for values that no schema could tell from others."""
+    """Adds a checksum of the content to a JSON object, to detect edits that a schema cannot."""
     bare = {name: value for name, value in content.items() if name != CHECKSUM}
     return {**bare, CHECKSUM: hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
 
 
 def without_checksum(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The content that `with_checksum` was given. A file without a checksum is taken as it is.
+    """Checks and removes the checksum of `with_checksum`. Content without a checksum is accepted.
 
     Raises:
-        InputError: Something was changed since; the message names the file.
+        InputError: The content was changed after it was written; the message names the file.
     """
     if CHECKSUM in content and with_checksum(content) != content:
         raise InputError(f"{path}: changed after it was written (its checksum differs)")
@@ -120,9 +120,9 @@ def shorten(value: object) -> str:
 def _first_problem(error: ValidationError) -> str:
     """The first of the problems that pydantic found, in one line."""
     problem = error.errors(include_url=False)[0]
-    # A member of a union is no part of the file.
+    # pydantic's names for the members of a union are not part of the file.
     field = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("constrained-", "list[")))
-    if problem["type"] == "value_error":  # raised by the schema itself, which names its fields
+    if problem["type"] == "value_error":  # raised by the schema's validators, which name the field
         return str(problem["ctx"]["error"])
     if problem["type"] == "missing":
         return f"{field} is missing"

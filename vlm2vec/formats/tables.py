@@ -1,4 +1,4 @@
-"""Parquet tables that others wrote: text in any of Arrow's types, every column once, nothing ignored without a word."""
+"""Checks parquet tables from others: text columns of any Arrow type, duplicate columns, unused columns with content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError
 
-# What pyarrow raises for damaged files; ValueError: text that is not UTF-8.
+# Errors that pyarrow raises for damaged files; ValueError is for text that is not UTF-8.
 UNREADABLE_TABLE = (OSError, pa.ArrowException, ValueError, MemoryError, OverflowError)
 
 _INSTRUCTIONS = re.compile(r"((qry|query|pos|tgt|target|neg|cand)_)?(inst|instruction|instructions|prompt)")
@@ -36,10 +36,10 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def texts(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """A column of text (see `is_text`) as large_string, null as "".
+    """Converts a text column (see `is_text`) to large_string, with "" for null.
 
     Raises:
-        pyarrow.ArrowInvalid: bytes that are not UTF-8.
+        pyarrow.ArrowInvalid: The column holds bytes that are not UTF-8.
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -47,46 +47,46 @@ def texts(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def check_names(path: Path, schema: pa.Schema, required: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Refuses a table in which a column is missing, or there more than once.
+    """Refuses a table with a missing or duplicated column.
 
     Raises:
-        InputError: it is; the message names file and column.
+        InputError: A column is missing or duplicated; the message names file and column.
     """
     for name in required:
         if name not in schema.names:
-            raise InputError(f"{path}: no column {name}; it has {', '.join(dict.fromkeys(schema.names))}")
+            raise InputError(f"{path}: no column {name}; the columns are {', '.join(dict.fromkeys(schema.names))}")
     for name in (*required, *optional):
         if schema.names.count(name) > 1:
-            raise InputError(f"{path}: column {name} is there {schema.names.count(name)} times; keep one of them")
+            raise InputError(f"{path}: column {name} occurs {schema.names.count(name)} times; keep one of them")
 
 
 def num_rows(file: pq.ParquetFile) -> int:
-    """Rows of a table.
+    """Number of rows of a table.
 
     Raises:
-        ValueError: the file's head and its row groups disagree; a reader of the one would lose what the other has.
+        ValueError: The file's metadata and its row groups disagree, so that a reader might lose rows.
     """
     stated, metadata = file.metadata.num_rows, file.metadata
     held = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     if stated != held:
-        raise ValueError(f"it says that it has {stated} rows, its row groups have {held}")
+        raise ValueError(f"its metadata states {stated} rows, its row groups have {held}")
     return int(stated)
 
 
 def unused_columns(path: Path, file: pq.ParquetFile, used: Sequence[str]) -> tuple[str, ...]:
-    """The columns that nothing reads, of which none is known to carry what the texts and images lack.
+    """Names of columns that nothing reads; refuses such a column if it holds content that a model needs.
 
-    Later layouts of the benchmark keep instructions, videos or further candidates in columns of their own.
+    Later layouts of the benchmark have separate columns for instructions, videos and further candidates.
 
     Raises:
-        InputError: such a column has content; the message says what would be lost.
+        InputError: Such a column has content; the message says what would be lost.
     """
     unused = tuple(name for name in dict.fromkeys(file.schema_arrow.names) if name not in used)
     for name in unused:
         lost = _lost(name.lower())
         if lost and _has_content(file, name):
             raise InputError(
-                f"{path}: column {name} holds {lost}, which would be lost (a later layout?); put it into "
+                f"{path}: column {name} holds {lost}, which would be lost (a later layout?); move its content to "
                 f"{', '.join(used)}, or remove the column"
             )
     return unused
@@ -103,7 +103,7 @@ def _lost(name: str) -> str | None:
 
 
 def _has_content(file: pq.ParquetFile, name: str) -> bool:
-    if file.schema_arrow.names.count(name) > 1:  # cannot be read by its name
+    if file.schema_arrow.names.count(name) > 1:  # a duplicated column cannot be read by its name
         return True
     return any(
         _says_something(value)

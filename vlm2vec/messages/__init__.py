@@ -1,1 +1,1 @@
-"""Text for people: tables on a terminal, counted nouns, names from other programs."""
+"""Text for users: tables on a terminal, counted nouns, advice on flags of other programs."""

@@ -1,4 +1,4 @@
-"""Command lines whose flags are the fields of dataclasses."""
+"""Argument parser whose flags are the fields of dataclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flags that people know from the original's programs and from transformers' Trainer: what to say here instead."""
+"""Advice on flags of the original VLM2Vec and of transformers' Trainer that this project's programs do not have."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _DDP = "ranks are joined by DeepSpeed; leave it out (--collective_timeout is the
 _EVALUATE = "give --eval_steps, or score an exported model with python -m eval.mmeb"
 _STEPS = "--{0}_steps says how often; leave it out"
 
-# Programs by what they do; the original has one flag of a kind for several of them.
+# One table per program, because the same flag of the original may have different equivalents.
 TRAINING = {
-    # The original's.
+    # Flags of the original.
     "split_name": _SHARDS + " as --split_name",
     "dataset_split": _SHARDS + " as --split_name",
     "resume_from": "use --resume auto, or --resume CHECKPOINT",
@@ -31,28 +31,28 @@ TRAINING = {
     "use_lora": "use --lora",
     "lora_model_path": "an adapter is resumed with --resume",
     "max_length": "use --max_len",
-    # transformers' TrainingArguments.
+    # Flags of transformers' TrainingArguments.
     "resume_from_checkpoint": "use --resume auto, or --resume CHECKPOINT",
-    "overwrite_output_dir": "choose another --output_dir, or continue with --resume auto",
+    "overwrite_output_dir": "choose a different --output_dir, or resume with --resume auto",
     "do_train": "leave it out, this program trains",
     "do_eval": _EVALUATE,
     "do_predict": _EVALUATE,
     "gradient_accumulation_steps": "use --global_batch_size: it is cut into chunks that fit (--chunk_tokens)",
     "per_gpu_train_batch_size": "use --per_device_train_batch_size, or --global_batch_size",
     "train_batch_size": "use --global_batch_size",
-    "auto_find_batch_size": "use --global_batch_size; --chunk_tokens is what memory limits",
+    "auto_find_batch_size": "use --global_batch_size; memory limits only --chunk_tokens",
     "per_device_eval_batch_size": "evaluation packs batches by tokens; leave it out",
     "evaluation_strategy": "use --eval_steps",
     "eval_strategy": "use --eval_steps",
     "eval_on_start": _EVALUATE,
     "eval_delay": "use --eval_steps",
     "load_best_model_at_end": "use --save_best: best.json names the checkpoint",
-    "metric_for_best_model": "--save_best goes by overall Precision@1; leave it out",
-    "greater_is_better": "--save_best goes by overall Precision@1; leave it out",
+    "metric_for_best_model": "--save_best uses overall Precision@1; leave it out",
+    "greater_is_better": "--save_best uses overall Precision@1; leave it out",
     "save_strategy": _STEPS.format("save"),
     "logging_strategy": _STEPS.format("logging"),
     "logging_first_step": _STEPS.format("logging"),
-    "save_only_model": "a checkpoint is the whole run; python -m vlm2vec.export makes a model of it",
+    "save_only_model": "a checkpoint holds the whole run; python -m vlm2vec.export writes a model from it",
     "save_safetensors": "python -m vlm2vec.export writes safetensors; leave it out",
     "run_name": "trackers name a run by its --output_dir; --project says what it belongs to",
     "logging_dir": "TensorBoard's files are in tensorboard/ of --output_dir; leave it out",
@@ -70,12 +70,12 @@ TRAINING = {
     "fsdp_config": "ZeRO-3 shards parameters: --deepspeed ds_configs/zero3.json",
     "optim": "the optimizer is AdamW: --learning_rate, --weight_decay, --adam_beta1, --adam_beta2, --adam_epsilon",
     "optim_args": "the optimizer is AdamW: --learning_rate, --weight_decay, --adam_beta1, --adam_beta2, --adam_epsilon",
-    "lr_scheduler_kwargs": "a schedule has transformers' defaults: --lr_scheduler_type",
+    "lr_scheduler_kwargs": "schedules use transformers' defaults; choose one with --lr_scheduler_type",
     "data_seed": "use --seed",
     "full_determinism": "a step is reproducible with --seed; leave it out",
     "group_by_length": "items are packed by length under --chunk_tokens; leave it out",
-    "ignore_data_skip": "a resume continues at its place without replaying data; leave it out",
-    "dataloader_drop_last": "an epoch leaves out what is less than a batch; leave it out",
+    "ignore_data_skip": "a resume continues at its position without replaying data; leave it out",
+    "dataloader_drop_last": "an epoch always drops a remainder smaller than a batch; leave it out",
     "dataloader_pin_memory": _LOADER,
     "dataloader_persistent_workers": _LOADER,
     "dataloader_prefetch_factor": _LOADER,
@@ -106,7 +106,7 @@ EVALUATION = {
     "resume_from_checkpoint": "the same command continues a run that was stopped; leave it out",
     "dataset_config": "use --dataset_name FOLDER --subset_name A B",
     "data_basedir": "use --dataset_name and --image_dir",
-    "tgt_prefix_mod": "texts are taken as the datasets have them",
+    "tgt_prefix_mod": "texts are used as the datasets have them; leave it out",
     "per_device_train_batch_size": "use --batch_tokens or --per_device_eval_batch_size",
     "eval_batch_size": "use --batch_tokens or --per_device_eval_batch_size",
     "lora_path": "use --lora --checkpoint_path ADAPTER",

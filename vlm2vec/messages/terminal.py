@@ -1,4 +1,4 @@
-"""Tables on a terminal or in a log: too wide ones are split into blocks of columns, and no cell is ever cut."""
+"""Prints tables on a terminal or in a log: splits wide tables into blocks of columns and never cuts a cell."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.console import Console, JustifyMethod
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-# Characters a line where the output is no terminal and COLUMNS says nothing: tables in logs stay whole.
+# Characters per line if the output is no terminal and COLUMNS is not set, so that tables in logs stay whole.
 LOG_WIDTH = 140
-# Of headings and texts in a column, in characters; longer ones are folded. Numbers are shorter.
+# Widest heading or text in a column, in characters; longer ones are folded. Numbers are shorter.
 _WIDEST_TEXT = 40
 _UNBOUNDED = 100_000
 
 
 def open_console() -> Console:
-    """Where a program's tables go: as wide as the terminal, or as COLUMNS says."""
+    """Console for a program's tables, as wide as the terminal or as COLUMNS."""
     console = Console(highlight=False)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         console.width = LOG_WIDTH
@@ -25,12 +25,12 @@ def open_console() -> Console:
 
 
 def column(heading: str, justify: JustifyMethod = "right") -> Column:
-    """A column whose cells are never shortened; long headings and texts are folded."""
+    """A table column whose cells are never cut; long headings and texts are folded."""
     return Column(heading, justify=justify, overflow="fold", max_width=_WIDEST_TEXT)
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints a table whole if it fits; else in blocks, each with the first column and as many others as fit."""
+    """Prints a table whole if it fits, otherwise in blocks of the first column and as many others as fit."""
     width = console.width
     for block in _blocks(console, table):
         console.width = max(width, _width(console, block))  # a single column may be wider than the terminal
@@ -54,7 +54,7 @@ def _blocks(console: Console, table: Table) -> Iterable[Table]:
 
 
 def _part(table: Table, places: Iterable[int]) -> Table:
-    """A table of some of the columns, without title and caption."""
+    """A table with some of the columns, without title and caption."""
     part = Table(
         *(
             Column(each.header, justify=each.justify, overflow=each.overflow, max_width=each.max_width)

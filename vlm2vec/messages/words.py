@@ -1,14 +1,14 @@
-"""How messages put numbers."""
+"""Formats counts for messages."""
 
 from __future__ import annotations
 
 
 def counted(number: int, thing: str, things: str | None = None) -> str:
-    """A number with what it counts: "1 dataset", "1,000 datasets".
+    """A number with its noun: "1 dataset", "1,000 datasets".
 
     Args:
-        number: How many.
-        thing: One of them.
-        things: More of them, where that is not `thing` with an s.
+        number: The count.
+        thing: The noun in the singular.
+        things: The noun in the plural, if it is not `thing` with an s.
     """
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"

@@ -1,1 +1,1 @@
-"""What a teacher model has mined from shards: hard negatives, false negatives, clusters of mutually hard pairs."""
+"""Sidecar of mining: a teacher model's hard negatives, false negatives, scores and clusters for shards."""

@@ -1,6 +1,6 @@
-"""The sidecar of mining: a folder beside the shards, of a parquet file for each subset and of `mined.json`.
+"""Format of the mined sidecar: a folder next to the shards with one parquet file per subset and `mined.json`.
 
-A subset's file has one row for each sample, in the order of positions (as `ShardSet` and `GlobalOrder` count them):
+A subset's file has one row per sample, in the order of positions (as `ShardSet` and `GlobalOrder` count them):
 
 - `positive_score` float32: cosine of the sample's query and its target, by the teacher.
 - `negatives` list<int32>: positions of the same subset whose targets are hard negatives of the sample, hardest first.
@@ -9,7 +9,7 @@ A subset's file has one row for each sample, in the order of positions (as `Shar
 - `cluster` int32: number of the sample's cluster, -1 if it belongs to none; each cluster has `cluster_size` samples.
 
 Samples of a subset may share a target (all "cat" of a classification). A list names each distinct target once, by the
-first position that has it: whoever looks for the target of another sample in a list compares targets, not positions.
+first position that has it; to look for a sample's target in a list, compare targets, not positions.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from vlm2vec.shards.schema import SUBSET_NAME
 
 SCHEMA_VERSION = 1
 MINED_NAME = "mined.json"
-# The miner's, there from the beginning.
+# The miner writes it at its start, so that an incomplete folder is recognised.
 MINING_PLAN_NAME = "plan.json"
 NO_CLUSTER = -1
-# A cosine in float32 may be that much above 1.
+# A cosine in float32 may exceed 1 by this much.
 _ROUNDING = 1e-3
 _AGAIN = "mine again"
 
@@ -56,7 +56,7 @@ MINED_COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists of positions, one after another.
+    """Lists of positions, concatenated.
 
     Attributes:
         values: The entries of all lists, int32 (entries,).
@@ -80,14 +80,14 @@ class Lists:
 
 @dataclass(frozen=True)
 class MinedSubset:
-    """What was mined of one subset, by position; see the module.
+    """What was mined for one subset, by position; see the module.
 
     Attributes:
-        positive_score: float32 (samples,).
-        negatives: One list for each sample, hardest first.
-        negative_scores: float32, aligned with `negatives.values`.
-        false_negatives: One list for each sample, ascending.
-        cluster: int32 (samples,), `NO_CLUSTER` for samples that are left over.
+        positive_score: Cosine of query and target, float32 (samples,).
+        negatives: One list of hard negatives per sample, hardest first.
+        negative_scores: Cosines of the query and each of `negatives.values`, float32.
+        false_negatives: One list per sample, ascending.
+        cluster: Number of the cluster, int32 (samples,); `NO_CLUSTER` for samples outside clusters.
     """
 
     positive_score: npt.NDArray[np.float32]
@@ -102,7 +102,7 @@ class MinedSubset:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model that scored the pairs: its name as given, and a hash of the files that decide its vectors."""
+    """The model that scored the pairs: its name as it was given, and a hash of the files that decide its vectors."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -116,13 +116,13 @@ class MinedRecord:
 
     Attributes:
         file: Name of its parquet file.
-        sha256: Of that file.
-        num_samples: Its rows.
+        sha256: SHA-256 of that file.
+        num_samples: Number of its rows.
         num_negatives: Entries of all lists of hard negatives.
         num_false_negatives: Entries of all lists of false negatives.
-        num_clusters: Clusters of `cluster_size` samples.
-        settings: What decided its content, for people.
-        summary: Figures on what was found, for people.
+        num_clusters: Number of clusters, of `cluster_size` samples each.
+        settings: Settings that decided the content, for readers.
+        summary: Statistics of the content, for readers.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -156,14 +156,14 @@ _MINED_FILE = TypeAdapter(_MinedFile)
 
 @dataclass(frozen=True)
 class Mined:
-    """A complete folder of mining.
+    """A complete mined sidecar.
 
     Attributes:
         root: The folder.
         shards: Fingerprint of the shards that it was mined from.
-        teacher: Who scored.
-        cluster_size: Samples of each cluster; 0 = no clusters.
-        subsets: What is known of each, by name.
+        teacher: The model that scored the pairs.
+        cluster_size: Samples per cluster; 0 if there are no clusters.
+        subsets: Records of the subsets by name.
     """
 
     root: Path
@@ -174,7 +174,7 @@ class Mined:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies all that was mined: the same fingerprint, the same lists and clusters."""
+        """Identifies the content: equal fingerprints mean equal lists and clusters."""
         return fingerprint_of(self._content())
 
     def write(self) -> None:
@@ -188,21 +188,21 @@ class Mined:
         Args:
             root: The folder.
             shards: Fingerprint of the shards' manifest.
-            num_samples: Samples of each subset that is used.
+            num_samples: Number of samples of each subset that is used, by name.
 
         Raises:
-            InputError: As `read`; or mined from other shards, or without one of the subsets.
+            InputError: See `read`; or it was mined from different shards, or lacks one of the subsets.
         """
         mined = Mined.read(root)
         path = mined.root / MINED_NAME
         if mined.shards != shards:
             raise InputError(
-                f"{path}: mined from other shards (fingerprint {mined.shards[:16]}, these have {shards[:16]}); "
+                f"{path}: mined from different shards (fingerprint {mined.shards[:16]}, these have {shards[:16]}); "
                 "mine these shards"
             )
         for name, count in num_samples.items():
             if name not in mined.subsets:
-                raise InputError(f"{path}: subset {name} was not mined, only {', '.join(mined.subsets)}; mine it, too")
+                raise InputError(f"{path}: subset {name} was not mined, only {', '.join(mined.subsets)}; mine it too")
             if mined.subsets[name].num_samples != count:
                 raise InputError(
                     f"{path}: {mined.subsets[name].num_samples} samples of {name}, the shards have {count}; {_AGAIN}"
@@ -214,7 +214,7 @@ class Mined:
         """Reads `mined.json`.
 
         Raises:
-            InputError: Not there (not mined, or not to the end), of another version, or damaged.
+            InputError: The file is missing (not mined, or mining is not complete), of a different version, or damaged.
         """
         root = Path(root)
         path = root / MINED_NAME
@@ -226,14 +226,14 @@ class Mined:
         file = parsed(_MINED_FILE, data, str(path))
         mined = Mined(root, file.shards, file.teacher, file.cluster_size, file.subsets)
         if mined.fingerprint != file.fingerprint:
-            raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged, {_AGAIN}")
+            raise InputError(f"{path}: the content does not match the fingerprint; it was edited or damaged, {_AGAIN}")
         for name, record in mined.subsets.items():
             if not SUBSET_NAME.fullmatch(name) or record.file != _file_name(name):
                 raise InputError(f"{path}: {record.file!r} is not the file of a subset {name!r}; {_AGAIN}")
         return mined
 
     def subset(self, name: str) -> MinedSubset:
-        """Reads what was mined of a subset, with all checks.
+        """Reads and checks what was mined for a subset.
 
         Raises:
             InputError: The file is missing or damaged, or a value is impossible; the message names file and row.
@@ -250,9 +250,9 @@ class Mined:
         try:
             with pq.ParquetFile(pa.BufferReader(content)) as file:
                 if not file.schema_arrow.equals(MINED_COLUMNS):
-                    raise InputError(f"{path}: not this version's columns; {_AGAIN}")
+                    raise InputError(f"{path}: the columns are not this version's; {_AGAIN}")
                 if (found := num_rows(file)) != record.num_samples:
-                    raise InputError(f"{path}: {found} rows, {MINED_NAME} says {record.num_samples}; {_AGAIN}")
+                    raise InputError(f"{path}: has {found} rows, {MINED_NAME} states {record.num_samples}; {_AGAIN}")
                 table = file.read(use_threads=False)
                 table.validate(full=True)
         except UNREADABLE_TABLE as error:
@@ -265,7 +265,7 @@ class Mined:
         clusters = len(np.unique(mined.cluster[mined.cluster != NO_CLUSTER]))
         counts = (len(mined.negatives.values), len(mined.false_negatives.values), clusters)
         if counts != (record.num_negatives, record.num_false_negatives, record.num_clusters):
-            raise InputError(f"{path}: negatives or clusters are not as many as {MINED_NAME} says; {_AGAIN}")
+            raise InputError(f"{path}: the number of negatives or clusters differs from {MINED_NAME}; {_AGAIN}")
         return mined
 
     def _content(self) -> dict[str, Any]:
@@ -281,10 +281,10 @@ class Mined:
 def write_subset(
     root: Path, name: str, mined: MinedSubset, settings: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> MinedRecord:
-    """Writes a subset's file, complete or not at all; the same content gives the same bytes.
+    """Writes a subset's file, which appears only when complete; the same content gives the same bytes.
 
     Returns:
-        Its record for `Mined.subsets`.
+        The subset's record for `Mined.subsets`.
     """
     columns = [
         pa.array(mined.positive_score, pa.float32()),
@@ -315,7 +315,7 @@ def write_subset(
 def _impossible(
     mined: MinedSubset, record: MinedRecord, cluster_size: int
 ) -> Iterator[tuple[str, npt.NDArray[np.integer]]]:
-    """What may be wrong, and in which rows it is; later checks rely on earlier ones."""
+    """Yields each possible problem and the rows that have it; later checks rely on earlier ones."""
     yield "positive_score is not a cosine", np.flatnonzero(~_are_cosines(mined.positive_score))
     for name, lists in (("negatives", mined.negatives), ("false_negatives", mined.false_negatives)):
         values, owners = lists.values, lists.owners
@@ -339,7 +339,7 @@ def _impossible(
 
 
 def _are_cosines(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    return np.abs(scores) <= 1 + _ROUNDING  # NaN is none
+    return np.abs(scores) <= 1 + _ROUNDING  # False for NaN
 
 
 def _list_array(offsets: npt.NDArray[np.int64], values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
@@ -385,11 +385,11 @@ def _not_mined(root: Path, error: OSError) -> InputError:
 
 
 def _refuse_other_version(data: bytes, path: Path) -> None:
-    """Asked first: files of other versions need not fit the schema."""
+    """Refuses other schema versions; called before parsing, because their files need not match the schema."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())})") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version!r}, this code reads {SCHEMA_VERSION}; {_AGAIN}")
+        raise InputError(f"{path}: has schema version {version!r}, this code reads {SCHEMA_VERSION}; {_AGAIN}")

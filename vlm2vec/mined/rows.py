@@ -1,4 +1,4 @@
-"""What a teacher mined for the rows of a batch: hard negatives, false negatives, its scores."""
+"""Looks up a teacher's hard negatives, false negatives and scores for the rows of a batch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RowNegatives:
-    """Mined hard negatives of some rows, in the order of rows, hardest first; shape (n,) each.
+    """Mined hard negatives of some rows, ordered by row, hardest first; shape (n,) each.
 
     Attributes:
-        rows: Which of the rows asked for.
+        rows: Index of the row that each negative belongs to.
         subsets: Index of each negative's subset.
-        positions: The sample whose target it is.
-        scores: The teacher's cosine.
+        positions: Position of the sample whose target is the negative.
+        scores: The teacher's cosine of query and negative.
     """
 
     rows: Indices
@@ -33,13 +33,13 @@ class RowNegatives:
 
 @dataclass(frozen=True)
 class MinedRows:
-    """What of a sidecar takes part in training. Rows are given by index of the subset and position, shape (rows,) each.
+    """The parts of a sidecar that a run uses. Rows are given by subset index and position, shape (rows,) each.
 
     Attributes:
         subsets: What was mined, in the order of the shards' subsets.
-        negatives: At most so many negatives join a row.
-        false_negatives: Whether false negatives are left out of a row's negatives.
-        scores: Whether the teacher's scores go to the loss.
+        negatives: Most hard negatives per row.
+        false_negatives: Whether false negatives are masked.
+        scores: Whether the loss uses the teacher's scores.
     """
 
     subsets: tuple[MinedSubset, ...]
@@ -48,11 +48,11 @@ class MinedRows:
     scores: bool = False
 
     def row_negatives(self, subsets: Indices, positions: Indices, damaged: Mapping[int, Set[int]]) -> RowNegatives:
-        """The mined hard negatives of some rows; samples that cannot be read give way to the next of their list.
+        """The mined hard negatives of some rows; unreadable samples are replaced by the next ones of their list.
 
         Args:
-            subsets: Of the rows.
-            positions: Of the rows.
+            subsets: Subset index of each row.
+            positions: Position of each row.
             damaged: Positions of unreadable samples, by the index of their subset.
         """
         found = []
@@ -70,7 +70,7 @@ class MinedRows:
         return RowNegatives(*(column[by_row] for column in columns))
 
     def row_false_negatives(self, subsets: Indices, positions: Indices) -> tuple[Indices, Indices, Indices]:
-        """The false negatives of some rows: row, index of the subset and position of each, shape (n,) each."""
+        """The false negatives of some rows: row, subset index and position of each, shape (n,) each."""
         found = []
         for subset, rows in _by_subset(subsets):
             mined = self.subsets[subset]
@@ -102,12 +102,12 @@ def _by_subset(subsets: Indices) -> list[tuple[int, Indices]]:
 
 
 def _listed(lists: Lists, positions: Indices) -> tuple[Indices, Indices]:
-    """The entries of some rows' lists: which of `positions` each belongs to, and its place among all entries."""
+    """Entries of some rows' lists: index into `positions` and place among all entries, for each entry."""
     starts, counts = lists.offsets[positions], lists.offsets[positions + 1] - lists.offsets[positions]
     which = np.repeat(np.arange(len(positions)), counts)
     return which, starts[which] + _ranks(which)
 
 
 def _ranks(groups: Indices) -> Indices:
-    """For each element of a sorted column how many equal ones come before it."""
+    """Number of equal elements before each element of a sorted column."""
     return np.arange(len(groups)) - np.searchsorted(groups, groups, side="left")

@@ -1,1 +1,1 @@
-"""Plan of a run before it is queued: memory of a rank, traffic, FLOPs and time of a step."""
+"""Estimates a run before it is queued: memory per rank; traffic, FLOPs and time per step."""

@@ -1,4 +1,4 @@
-"""`python -m vlm2vec.plan`."""
+"""Entry of `python -m vlm2vec.plan`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Where a run is to run and what its batches hold: what a plan has to assume."""
+"""What a plan must assume: the hardware and the contents of a global batch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from vlm2vec.training.preflight.graph_memory import LEFT_FREE
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where the run is to run, and what is assumed of it.
+    """The hardware of the run, and its assumed speeds.
 
     Attributes:
-        gpus: Of a node.
-        nodes: How many.
-        gpu_memory: Bytes of a GPU.
-        peak_flops: FLOP/s of a GPU.
-        utilization: The share of it that is reached.
-        gpu_bandwidth: Bytes a second between GPUs of a node, each way and GPU.
-        node_bandwidth: Bytes a second between nodes, each way and node.
+        gpus: GPUs per node.
+        nodes: Number of nodes.
+        gpu_memory: Bytes per GPU.
+        peak_flops: Peak FLOP/s per GPU.
+        utilization: Share of the peak that is reached.
+        gpu_bandwidth: Bytes per second between GPUs of a node, per GPU and direction.
+        node_bandwidth: Bytes per second between nodes, per node and direction.
     """
 
     gpus: int
@@ -31,17 +31,17 @@ class Hardware:
 
     @property
     def num_ranks(self) -> int:
-        """One a GPU."""
+        """One rank per GPU."""
         return self.gpus * self.nodes
 
     @property
     def usable_memory(self) -> float:
-        """A tenth stays free for fragmentation and what libraries take, as in `--keep_graphs auto`."""
+        """Bytes per GPU; a tenth stays free for fragmentation and libraries, as in `--keep_graphs auto`."""
         return (1 - LEFT_FREE) * self.gpu_memory
 
     @property
     def ring_bandwidth(self) -> float:
-        """Of a ring through all ranks: its slowest link, which is a node's where there are several."""
+        """Bytes per second of a ring through all ranks: its slowest link, between nodes if there are several."""
         return self.gpu_bandwidth if self.nodes == 1 else min(self.gpu_bandwidth, self.node_bandwidth)
 
 
@@ -52,7 +52,7 @@ class Workload:
     Attributes:
         images_per_pair: Items of a pair that have an image, 0 to 2.
         text_tokens: Tokens of an item's text.
-        image_size: Width and height in pixels of every image; None: what the model family plans with.
+        image_size: Width and height of every image in pixels; None: the model family's planning size.
     """
 
     images_per_pair: float

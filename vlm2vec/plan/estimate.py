@@ -1,4 +1,4 @@
-"""A run's plan: memory of a rank, traffic and FLOPs of a step, from the arguments and the cluster alone."""
+"""Estimates memory per rank, and traffic and FLOPs per step, from the arguments and the hardware alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.flags.training import DEFAULT_CHUNK_TOKENS
 
 GIB = 2**30
-# Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time, 5.5 with recomputation;
-# tests/plan/test_plan.py compares.
+# Blocks of scores (rows x columns, float32) that the loss and its backward pass hold at a time: 5.5 with
+# recomputation, which tests/plan/test_plan.py checks.
 _SCORE_BLOCKS = 6
-# Copies of all ranks' embeddings that live in the loss: gathered, its buffer, queries and targets picked from it, and
-# the gradients of these.
+# Copies of all ranks' embeddings that live in the loss: gathered, its buffer, queries and targets selected from it,
+# and their gradients.
 _GATHERED_COPIES = 6
 _LOCAL_COPIES = 4
 _FLOAT32 = 4
-# How often ZeRO-3 gathers a layer in a call with backward; the second is the most, where layers are recomputed
-# (counted: 2.4; with adapters and no recomputation 1.8, tests/distributed/test_estimate.py).
+# How often ZeRO-3 gathers a layer in a call with backward: without and with recomputation of layers (measured: 1.8
+# with adapters and no recomputation, 2.4 with it, tests/distributed/test_estimate.py).
 FETCHES, MOST_FETCHES = 2, 3
-# `--chunk_tokens` is proposed in whole thousands.
+# `--chunk_tokens` is proposed in multiples of this.
 _ROUND = 1024
 
 
@@ -38,10 +38,10 @@ class Memory:
 
     Attributes:
         zero: The variant.
-        state: What DeepSpeed holds.
-        chunk: The most that a chunk of pass 2 takes, its pixels included.
+        state: Weights, gradients, optimizer and buffers that DeepSpeed holds.
+        chunk: Peak of a chunk of pass 2, its pixels included.
         loss: Embeddings and scores of the loss.
-        moments: All that lives at a time, by moment of the step.
+        moments: Memory in use in each part of a step, by its name.
         chunk_tokens: The largest `--chunk_tokens` that fits; 0 if none does.
     """
 
@@ -54,27 +54,27 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The most that lives at a time."""
+        """Peak memory of a step."""
         return max(self.moments.values())
 
 
 class RunPlan:
-    """Everything that can be said before a run, without weights or accelerator.
+    """Estimates that need neither weights nor an accelerator.
 
     Args:
         model: The run's encoder on the meta device.
-        settings: What is in force in the run.
-        zero: The engine's settings.
-        cluster: The ranks.
-        workload: The batch.
+        settings: The run's resolved settings.
+        zero: The engine's ZeRO settings.
+        cluster: The hardware.
+        workload: Assumptions about the global batch.
 
     Attributes:
         pairs: Pairs of a global batch.
-        negatives: Hard negatives of a row, at most; a row's own count as one.
-        image_size: Width and height in pixels of every image.
+        negatives: Most hard negatives per row; those in the row's data count as one.
+        image_size: Width and height of every image in pixels.
         image_tokens: Tokens of an item with an image, its text included.
-        vision_units: Of an image.
-        budget_tokens: What an item with an image takes of a chunk's budget.
+        vision_units: Vision units per image.
+        budget_tokens: Share of a chunk's token budget that an item with an image takes.
 
     Raises:
         InputError: The model family cannot cut images of the workload's size.
@@ -95,17 +95,17 @@ class RunPlan:
         self.image_size = workload.image_size or processor.planned_image_size
         self.image_tokens = processor.num_image_tokens(*self.image_size) + workload.text_tokens
         self.vision_units = processor.num_vision_units(*self.image_size)
-        # What an item with an image takes of a chunk's budget.
+        # Vision units count as tokens of the budget, see `ItemProcessor.tokens_per_vision_unit`.
         self.budget_tokens = self.image_tokens + math.ceil(processor.tokens_per_vision_unit * self.vision_units)
 
     @cached_property
     def size(self) -> ModelSize:
-        """The parameters."""
+        """Parameters of the model."""
         return self.model.size()
 
     @property
     def items(self) -> int:
-        """Items of a global batch, if none is the same as another."""
+        """Items of a global batch, if all are distinct."""
         return self.pairs * (2 + self.negatives)
 
     @property
@@ -121,7 +121,7 @@ class RunPlan:
 
     @cached_property
     def no_grad_factor(self) -> float:
-        """Tokens of a chunk without a graph to those of one with."""
+        """Token budget of a chunk without a graph, relative to one with a graph."""
         if has_dropout(self.model.smallest):
             return 1.0
         budget = self.settings.chunking.no_grad_budget(has_dropout=False)
@@ -135,7 +135,7 @@ class RunPlan:
         return self._fitting(self.budget_tokens, packing, factor)
 
     def text_rows(self, factor: float = 1.0) -> int:
-        """Texts in a chunk, see `image_rows`."""
+        """Text items in a chunk, see `image_rows`."""
         packing = self.settings.chunking.packing
         if isinstance(packing, FixedCounts):
             return packing.positive_chunk_size
@@ -150,7 +150,7 @@ class RunPlan:
         return ChunkShape(rows, self.image_tokens, (self.image_size,))
 
     def chunk_cost(self, checkpointing: bool) -> PassCost:
-        """The largest chunk forward and backward."""
+        """Cost of the largest chunk, forward and backward."""
         return self.model.cost(self.images(self.image_rows()), True, checkpointing)
 
     @property
@@ -160,15 +160,15 @@ class RunPlan:
 
     @property
     def encode_cost(self) -> PassCost:
-        """The largest chunk of pass 1."""
+        """Cost of the largest chunk of pass 1."""
         return self._growth.encode
 
     def memories(self) -> list[Memory]:
-        """The engine's own settings first or among them, see `ZeroSettings.variants`."""
+        """Memory of each ZeRO variant, the engine's settings among them, see `ZeroSettings.variants`."""
         return [self.memory(zero) for zero in self.zero.variants()]
 
     def memory(self, zero: ZeroSettings) -> Memory:
-        """One rank's memory with these settings."""
+        """One rank's memory with given ZeRO settings."""
         state = state_memory(self.size, zero, self.cluster.num_ranks)
         held = state.in_pass
         at_work = self._activations(self._growth.rows, self.keep_graphs)
@@ -179,7 +179,7 @@ class RunPlan:
 
     @cached_property
     def loss_bytes(self) -> float:
-        """Embeddings of all ranks and a block of scores, with what the loss's backward pass needs."""
+        """Bytes of all ranks' embeddings and a block of scores, including what the loss's backward pass needs."""
         items, ranks = self.items, self.cluster.num_ranks
         embeddings = (_GATHERED_COPIES * items + _LOCAL_COPIES * math.ceil(items / ranks)) * self.width * _FLOAT32
         block_rows = self.settings.loss.rows_of_a_block(self.columns)
@@ -188,12 +188,12 @@ class RunPlan:
 
     @property
     def keep_graphs(self) -> int:
-        """Graphs that stay from pass 1 to pass 2; `auto` is counted as the one that costs nothing in pass 2."""
+        """Graphs kept from pass 1 to pass 2; `auto` counts as one, which costs no memory in pass 2."""
         asked = self.settings.chunking.keep_graphs
         return 1 if asked is None else asked
 
     def graphs_that_fit(self, zero: ZeroSettings) -> int:
-        """Graphs that could stay from pass 1 to pass 2, at most one for each chunk with images; 0 if none fits."""
+        """Graphs that fit from pass 1 to pass 2, at most one per chunk with images; 0 if none fits."""
         held = state_memory(self.size, zero, self.cluster.num_ranks).in_pass
         for kept in range(self.calls.repeat_with_images, 0, -1):
             if held + max(self._activations(self._growth.rows, kept).values()) <= self.cluster.usable_memory:
@@ -201,12 +201,12 @@ class RunPlan:
         return 0
 
     def seconds_saved(self, graphs: int) -> float:
-        """Computing that kept graphs save in a step: a forward pass of pass 1 each."""
+        """Computing time that kept graphs save per step: one forward pass of pass 1 each."""
         return graphs * self._growth.one.forward_flops / (self.cluster.peak_flops * self.cluster.utilization)
 
     @cached_property
     def calls(self) -> EngineCalls:
-        """Engine calls a step on every rank."""
+        """Engine calls per step on every rank."""
         images, texts = self.items_a_rank
 
         def needed(factor: float) -> tuple[int, int]:
@@ -217,20 +217,20 @@ class RunPlan:
 
     @property
     def items_a_rank(self) -> tuple[float, float]:
-        """Items with images and without, if none is the same as another; a hard negative is like half a pair."""
+        """Items per rank with and without images, if all are distinct; a hard negative counts as half a pair."""
         images = self.items / 2 * self.workload.images_per_pair / self.cluster.num_ranks
         return images, self.items / self.cluster.num_ranks - images
 
     def traffic(self, zero: ZeroSettings) -> list[Collective]:
-        """All transfers of a step."""
+        """All collectives of a step."""
         fetches = MOST_FETCHES if self.settings.encoder.gradient_checkpointing else FETCHES
         return collectives(self.size, zero, self.cluster.num_ranks, self.items, self.width, self.calls, fetches)
 
     @cached_property
     def flops(self) -> tuple[float, float]:
-        """FLOPs that a rank runs in a step, and those of one plain forward and backward pass over the same items.
+        """FLOPs of a rank's step, and those of one plain forward and backward pass over the same items.
 
-        The plain pass recomputes nothing and, with DoRA, has no second product that only dropout needs.
+        The plain pass recomputes nothing and, with DoRA, has no second matrix product, which only dropout needs.
         """
         checkpointing, plain = self.settings.encoder.gradient_checkpointing, self.model.without_dropout()
         run = useful = 0.0
@@ -242,7 +242,7 @@ class RunPlan:
         return run, useful
 
     def seconds(self, zero: ZeroSettings) -> tuple[float, float]:
-        """A step's computing and its transfers, by the cluster's assumed speeds."""
+        """Seconds per step for computing and for transfers, at the assumed speeds of the hardware."""
         cluster = self.cluster
         sent = sum(each.sent(cluster.num_ranks) for each in self.traffic(zero))
         return self.flops[0] / (cluster.peak_flops * cluster.utilization), sent / cluster.ring_bandwidth
@@ -256,7 +256,7 @@ class RunPlan:
         return _Growth(rows, encode, one, two)
 
     def _activations(self, rows: float, kept: int) -> dict[str, float]:
-        """What lives besides the engine's state, by moment, with a number of images a chunk and of kept graphs."""
+        """Bytes besides the engine's state in each part of a step, for `rows` images per chunk and `kept` graphs."""
         cost = self._growth.repeat(rows)
         embeddings = float(2 * math.ceil(self.items / self.cluster.num_ranks) * self.width * _FLOAT32)
         return {
@@ -266,7 +266,7 @@ class RunPlan:
         }
 
     def _largest_chunk(self, held: float) -> int:
-        """The largest `--chunk_tokens` with which all moments fit; memory grows with it, so halving finds it."""
+        """The largest `--chunk_tokens` that fits in every part of a step, by bisection: memory grows with it."""
         fits = [0, 2**16]
         while fits[1] - fits[0] > 1:
             middle = sum(fits) // 2
@@ -282,9 +282,9 @@ class _Growth:
 
     Attributes:
         rows: Images of a chunk with a graph.
-        encode: The chunk of pass 1; taken to grow in proportion.
-        one: The chunk of pass 2.
-        two: One with twice as many images; between and beyond, memory grows evenly.
+        encode: Cost of the chunk of pass 1; assumed to grow in proportion.
+        one: Cost of the chunk of pass 2.
+        two: Cost of a chunk with twice as many images; memory is taken as linear in the number of images.
     """
 
     rows: int
@@ -293,9 +293,9 @@ class _Growth:
     two: PassCost
 
     def encode_peak(self, rows: float) -> float:
-        """Of pass 1, where chunks of pass 2 have so many images."""
+        """Peak of pass 1 if chunks of pass 2 have `rows` images."""
         return self.encode.peak * rows / self.rows
 
     def repeat(self, rows: float) -> PassCost:
-        """Of pass 2."""
+        """Cost of a chunk of pass 2 with `rows` images."""
         return self.one.grown(self.two, rows / self.rows - 1)

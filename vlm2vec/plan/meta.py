@@ -1,4 +1,4 @@
-"""The encoder of a run on the meta device: right shapes and dtypes, no weights; and what a pass through it takes."""
+"""Builds a run's encoder on the meta device (shapes and dtypes, no weights) and measures passes through it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _fused_attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What `sdpa` runs on a GPU; on the meta device it would pick the unfused form, which keeps the whole matrix."""
+    """Flash attention, which `sdpa` runs on a GPU; on the meta device it would run the unfused form instead."""
     causal = bool(module.is_causal if is_causal is None else is_causal)
     result = torch.ops.aten._scaled_dot_product_flash_attention(
         query, key, value, dropout, causal, False, scale=scaling
@@ -49,7 +49,7 @@ AttentionInterface.register(_ATTENTION, _fused_attention)
 
 
 class _Autocast(TorchFunctionMode):
-    """torch.autocast for the meta device, which has none: the operators of its lists that this model uses.
+    """torch.autocast for the meta device, which lacks it: the operators of autocast's lists that our models use.
 
     https://docs.pytorch.org/docs/stable/amp.html, "CUDA Op-Specific Behavior".
     """
@@ -75,15 +75,15 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 class MetaModel:
     """Builds a run's encoder with any number of layers on the meta device and measures passes through it.
 
-    Layers are alike, so that everything is found with the fewest and one more and carried on to the real number.
+    All layers are alike, so costs are measured with the fewest layers and with one more, then extrapolated.
 
     Args:
-        config: The full model.
-        settings: The run's encoder.
-        processor: The model's; it needs no tokenizer (`ItemProcessor.without_tokenizer`).
+        config: Configuration of the full model.
+        settings: Encoder settings of the run.
+        processor: The model's processor; it needs no tokenizer (`ItemProcessor.without_tokenizer`).
 
     Raises:
-        InputError: The configuration is no known family's.
+        InputError: The configuration belongs to no known model family.
     """
 
     def __init__(self, config: PreTrainedConfig, settings: EncoderSettings, processor: ItemProcessor) -> None:
@@ -96,7 +96,7 @@ class MetaModel:
         self._costs: dict[tuple[ChunkShape, bool, bool], PassCost] = {}
 
     def without_dropout(self) -> MetaModel:
-        """The same model whose adapters drop nothing."""
+        """The same model with dropout 0 in its adapters."""
         lora = self.settings.lora
         if lora is None or lora.dropout == 0:
             return self
@@ -104,7 +104,7 @@ class MetaModel:
         return MetaModel(self.config, dataclasses.replace(self.settings, lora=plain), self.processor)
 
     def encoder(self, depths: tuple[int, int]) -> VLM2Vec:
-        """The encoder in training mode, with so many layers of decoder and vision tower."""
+        """The encoder in training mode, with the given numbers of decoder and vision tower layers."""
         if depths not in self._built:
             self._built[depths] = self._build(depths)
         return self._built[depths]
@@ -115,7 +115,7 @@ class MetaModel:
         return self.encoder(self._few)
 
     def size(self) -> ModelSize:
-        """The parameters at full depth."""
+        """Parameters at full depth."""
 
         def count(depths: tuple[int, int]) -> npt.NDArray[np.int64]:
             encoder = self.encoder(depths)
@@ -152,7 +152,7 @@ class MetaModel:
         return min(self.depths[0], fewest[0]), min(self.depths[1], fewest[1])
 
     def cost(self, shape: ChunkShape, with_graph: bool, checkpointing: bool = False) -> PassCost:
-        """What one call takes: forward and backward, or forward alone without a graph."""
+        """Cost of one call: forward and backward, or without a graph forward alone."""
         key = (shape, with_graph, checkpointing)
         if key not in self._costs:
 
@@ -174,7 +174,7 @@ class MetaModel:
                 VLM2Vec(backbone, self.processor, self.settings.max_len), self.settings, gradient_checkpointing=False
             )
         for parameter in encoder.parameters():
-            if parameter.requires_grad:  # gradients of weights are the engine's business, and counted with it
+            if parameter.requires_grad:  # `StateMemory` counts the gradients of weights
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         if precision.autocast:  # float32 adapters on a bfloat16 base run under autocast
             encoder.autocast = _Autocast  # type: ignore[method-assign]
@@ -185,7 +185,7 @@ class MetaModel:
 
 
 def _run_under_autocast(module: nn.Module) -> None:
-    """Parts of layers too, although the encoder holds them: recomputed, they run outside of its forward."""
+    """Runs a part of a layer under autocast: recomputed, it runs outside the encoder's forward and its autocast."""
     forward = module.forward
 
     def under_autocast(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Counts what operators do, on any device, the meta device included: bytes of living tensors, their peak, FLOPs."""
+"""Measures operators on any device, even the meta device: bytes of live tensors, their peak, and FLOPs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vlm2vec.plan.operator_flops import operator_flops
 
 
 class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, follows every storage that an operator returns until it is freed.
+    """Context that follows every storage that an operator returns until it is freed.
 
-    What a caching allocator rounds up, what libraries take for themselves and workspaces inside an operator are not
-    seen. Tensors made before do not count unless they are handed to `count`.
+    It does not see a caching allocator's rounding, libraries' memory and workspaces inside an operator. Tensors made
+    earlier count only after a call of `count`.
 
     Args:
-        device_type: Count tensors there only, such as "meta" or "cpu".
+        device_type: Type of device whose tensors count, such as "meta" or "cpu".
 
     Attributes:
-        alive: Bytes of the storages that live now.
-        peak: The most that lived at a time since `reset_peak`.
-        flops: Of matrix products, convolutions and attention since the beginning, by torch's own formulas.
+        alive: Bytes of the live storages.
+        peak: Maximum of `alive` since `reset_peak`.
+        flops: FLOPs of matrix products, convolutions and attention since the beginning, by torch's formulas.
     """
 
     def __init__(self, device_type: str) -> None:
@@ -35,23 +35,23 @@ class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
 
     def count(self, tensors: Iterable[Tensor]) -> None:
-        """Counts storages that were there before."""
+        """Counts storages that exist already."""
         for tensor in tensors:
             self._follow(tensor)
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Does not count these storages, whoever returns a view of them."""
+        """Excludes these storages, also when an operator returns a view of them."""
         for tensor in tensors:
             self._follow(tensor, counts=False)
 
     def reset_peak(self) -> None:
-        """Forgets earlier peaks."""
+        """Sets the peak to the current value."""
         self.peak = self.alive
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs one operator and looks at what it returned."""
+        """Runs one operator, counts its FLOPs and follows what it returns."""
         result = func(*args, **(kwargs or {}))
         self.flops += operator_flops(func, args, kwargs or {}, result)
         for leaf in tree_leaves(result):

@@ -1,4 +1,4 @@
-"""What a forward and backward pass over items takes, counted on the meta device."""
+"""FLOPs of a forward and backward pass as a function of tokens and vision units, for MFU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TEXT_WIDTHS = (64, 128)
 def model_flops(
     settings: EncoderSettings, peak_tflops: float | None, encoder: VLM2Vec, device: torch.device
 ) -> ModelFlops | None:
-    """What MFU of a run is counted by; None where the peak is neither given nor known. Takes some seconds."""
+    """The FLOPs behind a run's MFU; None if the peak is neither given nor known. Takes a few seconds."""
     peak = peak_tflops
     if peak is None and settings.precision.compute is torch.bfloat16:
         peak = known_peak_tflops(device)
@@ -33,22 +33,22 @@ def model_flops(
 
 
 def counted_flops(model: MetaModel, peak_flops: float) -> ModelFlops:
-    """Counted on the meta device, adapters included; what only dropout costs is not.
+    """Counts FLOPs on the meta device, with adapters but without what only dropout costs.
 
-    With dropout on its input, DoRA multiplies with the frozen weights twice, and the second product is no use of its
-    own.
+    With dropout on its input, DoRA multiplies by the frozen weights twice; the second product is overhead, not useful
+    work.
     """
     model = model.without_dropout()
 
     def flops(width: int, *image_sizes: tuple[int, int]) -> float:
-        # One row more: what a call takes whatever it holds, as DoRA's norms of the weights, is no item's.
+        # The cost of one more row: the fixed cost of a call, such as DoRA's weight norms, belongs to no item.
         one, two = (sum(model.cost(ChunkShape(rows, width, image_sizes), True).flops) for rows in (1, 2))
         return two - one
 
     per_token, squared = _polynomial(*((width, flops(width)) for width in _TEXT_WIDTHS))
 
     def of_image(width: int, height: int) -> tuple[int, float]:
-        """Vision units of an image, and what it takes besides the decoder's share."""
+        """Vision units of an image, and its FLOPs outside the decoder."""
         tokens = model.processor.num_image_tokens(width, height)
         of_decoder = per_token * tokens + squared * tokens**2
         return model.processor.num_vision_units(width, height), flops(tokens, (width, height)) - of_decoder
@@ -62,7 +62,7 @@ def counted_flops(model: MetaModel, peak_flops: float) -> ModelFlops:
 
 
 def _polynomial(small: tuple[int, float], large: tuple[int, float]) -> tuple[float, float]:
-    """The factors of n and its square through two points (n, FLOPs); the square's is 0 where they are one point."""
+    """Factors a, b of a n + b n^2 through two points (n, FLOPs); b is 0 if both points have the same n."""
     (few, less), (many, more) = small, large
     squared = (more / many - less / few) / (many - few) if many > few else 0.0
     return less / few - squared * few, squared

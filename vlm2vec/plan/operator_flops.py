@@ -1,4 +1,4 @@
-"""FLOPs of one operator, by torch's own formulas."""
+"""FLOPs of one operator, by torch's formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 _ATEN = torch.ops.aten
-# Where queries, keys and values, shape (n, heads, length, width), are among the arguments.
+# Index of the first of queries, keys and values, shape (n, heads, length, width), among the arguments.
 _FIRST_OF_ATTENTION = {
     **dict.fromkeys(
         (
@@ -35,8 +35,8 @@ def operator_flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     """FLOPs of a matrix product, a convolution or an attention; 0 for every other operator.
 
     Args:
-        func: The operator as `TorchDispatchMode` gives it.
-        args, kwargs, result: Of its call.
+        func: The operator as `TorchDispatchMode` passes it.
+        args, kwargs, result: Arguments and result of the call.
     """
     formula = flop_registry.get(func._overloadpacket)
     if formula is None:
@@ -48,10 +48,10 @@ def operator_flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 
 
 def _with_equal_heads(args: tuple[Any, ...], first: int) -> tuple[Any, ...]:
-    """Arguments of an attention with as many heads of keys and values as of queries.
+    """Arguments of an attention with key and value heads repeated to the number of query heads.
 
-    Heads of queries that share keys and values (GQA) cost what heads of their own cost. torch's formula refuses them
-    before version 2.13.
+    Query heads that share keys and values (GQA) cost as much as heads with separate ones, but torch's formula refuses
+    them before version 2.13.
     """
     query, key, value = args[first : first + 3]
     heads = query.shape[1]

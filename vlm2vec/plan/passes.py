@@ -1,4 +1,4 @@
-"""One engine call, measured: bytes and FLOPs of forward and backward, part by part, and carried on to more layers."""
+"""Measures one engine call: bytes and FLOPs of forward and backward by part, extrapolated to more layers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vlm2vec.backbones.interface import ItemProcessor
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.plan.meter import TensorMeter
 
-# Where a pass is cut to find its peak: each part's own peak grows with the layers whose graph lives then.
+# Parts of a pass. The peak is found per part, because each grows with the layers whose graph is alive in it.
 VISION_FORWARD, LANGUAGE_FORWARD, LANGUAGE_BACKWARD, VISION_BACKWARD = range(4)
 Parts = tuple[float, float, float, float]
-# Arguments of a call that are there without images too.
+# Arguments that a call without images has too.
 _TEXT = ("input_ids", "attention_mask")
 
 
@@ -26,9 +26,9 @@ class ChunkShape:
     """One engine call.
 
     Attributes:
-        rows: Items, all of them alike.
-        width: Tokens of a row, those of its images included.
-        image_sizes: Width and height in pixels of each image of a row; none: text only.
+        rows: Number of items, all alike.
+        width: Tokens per row, those of its images included.
+        image_sizes: Width and height of each image of a row in pixels; empty for text only.
     """
 
     rows: int
@@ -36,12 +36,12 @@ class ChunkShape:
     image_sizes: tuple[tuple[int, int], ...] = ()
 
     def arguments(self, processor: ItemProcessor, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-        """The call's arguments, blank.
+        """Blank arguments for the call.
 
         Args:
-            processor: The model family's.
-            dtype: Of the pixels.
-            device: Where the encoder is.
+            processor: The model's processor.
+            dtype: Dtype of the pixels.
+            device: Device of the encoder.
         """
         item = processor.blank_item(self.width, self.image_sizes)
         made = processor.collate([item] * self.rows, self.rows * item.vision_units, dtype)
@@ -55,10 +55,10 @@ class ChunkShape:
 
 @dataclass(frozen=True)
 class PassCost:
-    """One engine call: bytes and FLOPs, weights and gradients of weights not counted.
+    """Bytes and FLOPs of one engine call, without weights and their gradients.
 
     Attributes:
-        pixels: Bytes of what it reads of its images.
+        pixels: Bytes of its image inputs.
         saved: Bytes alive between forward and backward, the pixels included.
         peaks: Most bytes alive in each part, see `VISION_FORWARD` and the names after it.
         flops: FLOPs of each part.
@@ -71,16 +71,16 @@ class PassCost:
 
     @property
     def peak(self) -> float:
-        """Most bytes alive at a time."""
+        """Most bytes alive at any time."""
         return max(self.peaks)
 
     @property
     def forward_flops(self) -> float:
-        """Of the forward pass alone."""
+        """FLOPs of the forward pass alone."""
         return self.flops[VISION_FORWARD] + self.flops[LANGUAGE_FORWARD]
 
     def grown(self, other: PassCost, share: float) -> PassCost:
-        """This cost plus `share` times the way to another one."""
+        """Linear interpolation: this cost plus `share` times the difference to `other`."""
 
         def between(one: float, two: float) -> float:
             return one + share * (two - one)
@@ -102,15 +102,15 @@ def _four(values: Iterable[float]) -> Parts:
 
 
 def at_depth(cost: Callable[[tuple[int, int]], PassCost], few: tuple[int, int], depths: tuple[int, int]) -> PassCost:
-    """The cost of a deep model from those of shallow ones.
+    """Extrapolates the cost of a deep model from shallow ones.
 
-    What is saved and FLOPs grow by the same with every layer. A part's peak grows by what the layers save whose graph
-    lives in it: while the decoder runs, its layers and the vision tower's; before and after, the tower's.
+    Saved bytes and FLOPs grow by the same amount with every layer. A part's peak grows with what the layers save whose
+    graph is alive in it: while the decoder runs, its layers and the vision tower's; before and after, the tower's.
 
     Args:
-        cost: Of a model with so many layers of decoder and vision tower.
-        few: The depths of the shallowest model.
-        depths: The depths asked for.
+        cost: Cost of a model with the given numbers of decoder and vision tower layers.
+        few: Depths of the shallowest model.
+        depths: Depths of the full model.
     """
     (language, vision), base = depths, cost(few)
     more_language = cost((few[0] + 1, few[1])) if language > few[0] else base
@@ -133,7 +133,7 @@ def at_depth(cost: Callable[[tuple[int, int]], PassCost], few: tuple[int, int], 
 
 
 def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool, checkpointing: bool) -> PassCost:
-    """One call through an encoder, cut where the vision tower begins and ends."""
+    """Measures one call of an encoder, split where the vision tower begins and ends."""
     device = encoder.device
     if checkpointing:
         encoder.gradient_checkpointing_enable()
@@ -152,7 +152,7 @@ def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool, checkpointing
         for each in tree_leaves(output):
             if isinstance(each, Tensor) and each.requires_grad:
                 trains_vision = True
-                # The last of these gradients ends the part; the tower's own backward pass comes after all of them.
+                # The last of these gradients ends the part; the tower's backward pass comes after all of them.
                 each.register_hook(lambda _: parts.end(LANGUAGE_BACKWARD))  # type: ignore[no-untyped-call]
 
     hooks = [module.register_forward_hook(after_vision) for module in encoder.base.vision_modules()]
@@ -169,7 +169,7 @@ def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool, checkpointing
 
 
 class _Readings:
-    """A meter's readings, part by part."""
+    """A meter's readings by part."""
 
     def __init__(self, meter: TensorMeter) -> None:
         self._meter = meter
@@ -177,7 +177,7 @@ class _Readings:
         self.flops = [0, 0, 0, 0]
 
     def end(self, part: int) -> None:
-        """What happened since the last end belongs to `part`, which may end several times."""
+        """Assigns what happened since the last call to `part`, which may end several times."""
         self.peaks[part] = max(self.peaks[part], self._meter.peak)
         self.flops[part] += self._meter.flops - sum(self.flops)
         self._meter.reset_peak()

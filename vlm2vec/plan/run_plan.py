@@ -1,4 +1,4 @@
-"""What a run will take, before it is queued: memory of a rank, traffic, FLOPs and time of a step.
+"""Estimates a run before it is queued: memory per rank; traffic, FLOPs and time per step.
 
     python -m vlm2vec.plan --config RECIPE.yaml --deepspeed ds_configs/zero2.json --gpus 8 --nodes 2 --gpu_memory 80
 
@@ -35,7 +35,7 @@ from vlm2vec.training.encoder import settings_in_use
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import RunArguments, parse_arguments
 
-# What a plan does not need to know.
+# Values for flags that training requires and a plan does not need.
 _ABSENT = ("--model_name", DEFAULT_MODEL, "--dataset_name", "-", "--output_dir", "-")
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})", re.ASCII)
 _GIGA, _TERA = 1e9, 1e12
@@ -89,10 +89,10 @@ def _cluster_parser() -> Parser:
 
 
 def parse_cluster(argv: Sequence[str], parser: Parser | None = None) -> tuple[Hardware, Workload, list[str]]:
-    """The plan's own flags; the rest is the training program's.
+    """Parses the plan's flags; the remaining words are flags of the training program.
 
     Raises:
-        InputError: A value without meaning.
+        InputError: A value is out of range.
     """
     options, rest = (parser or _cluster_parser()).parse_known_args(argv)
     for name in ("gpus", "nodes", "gpu_memory", "peak_tflops", "gpu_bandwidth", "node_bandwidth", "text_tokens"):
@@ -129,7 +129,7 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
     """The plan of a run.
 
     Raises:
-        InputError: A model folder or an engine configuration that cannot be read.
+        InputError: The model folder or the engine configuration cannot be read.
     """
     folder = Path(arguments.model.model_name)
     if not (folder / CONFIG_FILE).is_file():
@@ -140,7 +140,7 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
     settings = arguments.resolve(cluster.num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
     used, _ = settings_in_use(settings.encoder, folder, family)
     limits = {**family.stored_limits(folder), **used.image_limits}
-    # A published name tells the format, and with it the sizes of images, as a folder of that name does.
+    # A published name implies the prompt format, and with it the image sizes, as a folder of that name does.
     prompt_format = used.prompt_format or family.known_format(Path(arguments.model.model_name))
     processor = family.processor.without_tokenizer(config, prompt_format, **limits)
     if workload.image_size is not None:

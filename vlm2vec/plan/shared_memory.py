@@ -1,4 +1,4 @@
-"""What a node's loader processes put into memory that processes share (/dev/shm): the images of chunks made ahead."""
+"""Shared memory (/dev/shm) that a node's loader processes fill with the images of chunks prepared ahead."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from vlm2vec.plan.estimate import RunPlan
 
 
 def shared_memory(plan: RunPlan) -> float:
-    """Bytes that a node's ranks hold in shared memory at most, if all images have the plan's size.
+    """Most bytes that a node's ranks hold in shared memory, if all images have the plan's size.
 
-    A step's chunks are made in the order in which they run: pass 1 with images, pass 1 without, then pass 2 in the
-    same way. A rank holds as many as its processes have tasks, and one that it takes over. Texts are not counted.
+    A step's chunks are made in the order in which they run: pass 1 with images, pass 1 without, then pass 2 likewise. A
+    rank holds one chunk per task of its loader processes, and the one that it is receiving. Texts are not counted.
     """
     workers = plan.settings.data.num_workers
     if workers == 0:
         return 0.0
     rows, encode_rows = plan.image_rows(), plan.encode_rows
     images, calls = math.ceil(plan.items_a_rank[0]), plan.calls
-    step = [0]  # the mark with which a step begins
+    step = [0]  # a step begins with a marker, which holds no images
     for size, num_chunks, with_images in (
         (encode_rows, calls.encode, calls.encode_with_images),
         (rows, calls.repeat, calls.repeat_with_images),
@@ -32,6 +32,6 @@ def shared_memory(plan: RunPlan) -> float:
 
 
 def _chunks(images: int, size: int) -> list[int]:
-    """Images of each chunk."""
+    """Number of images in each chunk."""
     whole, rest = divmod(images, size)
     return [size] * whole + [rest] * (rest > 0)

@@ -1,4 +1,4 @@
-"""What DeepSpeed holds on a rank beside activations: weights, gradients, optimizer, its buffers. DeepSpeed 0.19.8.
+"""Memory that DeepSpeed 0.19.8 holds on a rank besides activations: weights, gradients, optimizer, buffers.
 
 Compared with the tensors that live engines hold in tests/distributed/test_estimate.py.
 """
@@ -17,16 +17,16 @@ _BFLOAT16 = 2
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of a model.
+    """Parameter counts of a model.
 
     Attributes:
-        total: All of them.
-        trainable: Those that are trained.
-        language: Those that every item needs.
-        vision: Those that images need besides; the rest never runs.
-        largest: Elements of the largest parameter that is trained.
-        trainable_bytes: Bytes of a trained weight in the engine: 2 (bfloat16, master weights beside it) or 4.
-        frozen_bytes: Bytes of another weight.
+        total: All parameters.
+        trainable: Trained parameters.
+        language: Parameters that every item uses.
+        vision: Parameters that only images use; those in neither group never run.
+        largest: Elements of the largest trained parameter.
+        trainable_bytes: Bytes per trained weight in the engine: 2 (bfloat16, with separate master weights) or 4.
+        frozen_bytes: Bytes per frozen weight.
     """
 
     total: int
@@ -39,28 +39,28 @@ class ModelSize:
 
     @property
     def in_float32(self) -> bool:
-        """Whether trained weights are float32: chunks' gradients then add up in them and are reduced once a step."""
+        """Whether trained weights are float32: then chunks' gradients add up in float32, reduced once per step."""
         return self.trainable_bytes == _FLOAT32
 
     @property
     def weight_bytes(self) -> int:
-        """Of all weights."""
+        """Bytes of all weights."""
         return self.trainable * self.trainable_bytes + (self.total - self.trainable) * self.frozen_bytes
 
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What of a DeepSpeed configuration decides about memory and traffic; counts are in elements.
+    """The part of a DeepSpeed configuration that decides memory and traffic; sizes are in elements.
 
     Attributes:
         stage: 1, 2 or 3.
-        offload_optimizer: Master weights, moments and reduced gradients lie in host memory.
-        offload_param: Weights lie in host memory (stage 3).
+        offload_optimizer: Whether master weights, moments and reduced gradients are in host memory.
+        offload_param: Whether weights are in host memory (stage 3).
         reduce_bucket: Gradients reduced at a time.
-        num_buckets: Buckets that exist at a time.
-        max_live: Parameters of stage 3 that stay gathered at most.
-        prefetch: Parameters of stage 3 that are gathered ahead.
-        sub_group: Parameters of stage 3 that are updated at a time.
+        num_buckets: Number of buckets that exist at a time.
+        max_live: Most parameters that stay gathered (stage 3).
+        prefetch: Parameters gathered ahead (stage 3).
+        sub_group: Parameters updated at a time (stage 3).
     """
 
     stage: int
@@ -74,7 +74,7 @@ class ZeroSettings:
 
     @classmethod
     def read(cls, zero_optimization: Mapping[str, Any]) -> ZeroSettings:
-        """From the configuration's section; what it does not say is DeepSpeed's default."""
+        """Reads the configuration's section; absent keys have DeepSpeed's defaults."""
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
         zero = DeepSpeedZeroConfig(**zero_optimization)
@@ -95,11 +95,11 @@ class ZeroSettings:
 
     @property
     def name(self) -> str:
-        """As people say it."""
+        """Name for readers, such as "ZeRO-3, offload"."""
         return f"ZeRO-{self.stage}" + (", offload" if self.offload_optimizer or self.offload_param else "")
 
     def variants(self) -> list[ZeroSettings]:
-        """These settings, and beside them the other stages and offloads with the same buckets."""
+        """These settings and the other stages and offloads, with the same buckets."""
         others = [(1, False, False), (2, False, False), (2, True, False), (3, False, False), (3, True, True)]
         made = [
             replace(self, stage=stage, offload_optimizer=optimizer, offload_param=param)
@@ -110,17 +110,17 @@ class ZeroSettings:
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes of one rank.
+    """Bytes of DeepSpeed's state on one rank.
 
     Attributes:
         weights: The parameters as the engine holds them between calls.
-        gradients: While chunks run backward.
-        kept_gradients: The part of them whose memory stays from step to step.
+        gradients: Gradients while chunks run backward.
+        kept_gradients: The part of the gradients that stays allocated between steps.
         optimizer: Master weights and moments.
-        buffers: While chunks run: what is gathered, waits to be reduced, or is being reduced.
-        kept_buffers: The part of them whose memory stays from step to step.
-        reduction: On top after the last chunk, when activations are gone: reducing and updating.
-        host: In host memory.
+        buffers: Buffers while chunks run: gathered weights, and gradients waiting for or in reduction.
+        kept_buffers: The part of the buffers that stays allocated between steps.
+        reduction: Extra memory to reduce and update after the last chunk, when activations are freed.
+        host: Everything in host memory.
     """
 
     weights: float
@@ -134,22 +134,22 @@ class StateMemory:
 
     @property
     def in_pass(self) -> float:
-        """On the device while chunks run."""
+        """Bytes on the device while chunks run."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
     def in_update(self) -> float:
-        """On the device after the last chunk."""
+        """Bytes on the device after the last chunk."""
         return self.weights + self.gradients + self.optimizer + self.kept_buffers + self.reduction
 
     @property
     def at_rest(self) -> float:
-        """Between steps, on the device and in host memory."""
+        """Bytes between steps, on the device and in host memory."""
         return self.weights + self.optimizer + self.kept_gradients + self.kept_buffers + self.host
 
 
 def state_memory(size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory:
-    """What one rank of `num_ranks` holds."""
+    """State of one of `num_ranks` ranks."""
     partitioned = _stage_3(size, zero, num_ranks) if zero.stage == 3 else _stage_1_or_2(size, zero, num_ranks)
     return _offloaded(partitioned, size, zero, num_ranks)
 
@@ -158,12 +158,12 @@ def _stage_1_or_2(size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateM
     shard = size.trainable / num_ranks
     weights, optimizer = float(size.weight_bytes), _OPTIMIZER_BYTES * shard
     if size.in_float32:
-        # Whole on every rank until they are reduced once.
+        # Gradients are whole on every rank until the one reduction.
         gradients = float(_FLOAT32 * size.trainable)
         reduction = _FLOAT32 * (zero.num_buckets * zero.reduce_bucket + shard)
         return StateMemory(weights, gradients, optimizer, buffers=0.0, reduction=reduction)
     if zero.stage == 1 and not zero.offload_optimizer:
-        # DeepSpeed's BF16_Optimizer: float32 sums of all gradients beside the chunk's own in bfloat16.
+        # DeepSpeed's BF16_Optimizer: float32 sums of all gradients, and the current chunk's in bfloat16.
         sums = float(_FLOAT32 * size.trainable)
         return StateMemory(weights, sums + _BFLOAT16 * size.trainable, optimizer, 0.0, kept_gradients=sums)
     buckets = float(_BFLOAT16 * zero.num_buckets * zero.reduce_bucket)
@@ -187,18 +187,18 @@ def _stage_3(size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory
 
 
 def _in_reduction(size: ModelSize, zero: ZeroSettings) -> int:
-    """Elements that are reduced at a time."""
+    """Elements reduced at a time."""
     return max(min(zero.reduce_bucket, size.trainable), size.largest)
 
 
 def _offloaded(state: StateMemory, size: ModelSize, zero: ZeroSettings, num_ranks: int) -> StateMemory:
-    """With what the settings say moved to host memory."""
+    """Moves what the settings offload to host memory."""
     shard = size.trainable / num_ranks
     if zero.offload_optimizer:
         host = state.optimizer + _FLOAT32 * shard
-        if zero.stage == 3:  # gradients once as they add up, once as the update takes them
+        if zero.stage == 3:  # gradients twice: their sums, and the copy that the update reads
             host += _FLOAT32 * shard
-        else:  # new weights on their way to the device, and gradients on their way from it
+        else:  # staging buffers: new weights to the device, gradients from it
             host += size.trainable_bytes * (shard + 2 * size.largest)
         gradients = float(_FLOAT32 * size.trainable) if size.in_float32 else 0.0
         state = replace(state, optimizer=0.0, gradients=gradients, kept_gradients=0.0, host=state.host + host)

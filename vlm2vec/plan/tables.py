@@ -1,4 +1,4 @@
-"""A plan as tables for a terminal."""
+"""Formats a plan as tables and text for a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TERA, _GIGA = 1e12, 1e9
 
 
 def tables(plan: RunPlan) -> Iterator[RenderableType]:
-    """What the plan program prints, one after another, the verdict first."""
+    """Yields what the plan program prints, the verdict first."""
     memories = plan.memories()
     yield _verdict(plan, memories)
     yield _heading(plan)
@@ -43,10 +43,10 @@ def _heading(plan: RunPlan) -> Text:
         f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {dtype}",
         f"{cluster.num_ranks} ranks ({cluster.nodes} x {cluster.gpus}) of {cluster.gpu_memory / GIB:.0f} GiB | global "
         f"batch {plan.pairs:,}{_negatives(plan)}: a rank has {images:.0f} images of {plan.image_tokens} tokens and "
-        f"{texts:.0f} texts of {plan.workload.text_tokens} in {plan.calls.repeat} chunks",
+        f"{texts:.0f} texts of {plan.workload.text_tokens} tokens in {plan.calls.repeat} chunks",
         f"Assumed: {plan.workload.images_per_pair:g} images a pair of {width} x {height} pixels, each with "
         f"{plan.vision_units} vision units ({plan.model.family.vision_unit_name}); "
-        f"{plan.workload.text_tokens} tokens a text; no item twice{_assumed_negatives(plan)}",
+        f"{plan.workload.text_tokens} tokens a text; all items distinct{_assumed_negatives(plan)}",
     ]
     return Text("\n".join(lines))
 
@@ -60,8 +60,8 @@ def _negatives(plan: RunPlan) -> str:
 def _assumed_negatives(plan: RunPlan) -> str:
     if not plan.negatives:
         return ""
-    own = " a row of the data has one hard negative of its own," if plan.settings.data.hard_negatives else ""
-    return f";{own} hard negatives have images as often as items of pairs"
+    own = " each row of the data has one hard negative," if plan.settings.data.hard_negatives else ""
+    return f";{own} hard negatives have images as often as the items of pairs"
 
 
 def _memory_table(plan: RunPlan, memories: list[Memory]) -> Table:
@@ -91,9 +91,9 @@ def _memory_table(plan: RunPlan, memories: list[Memory]) -> Table:
 
 
 _MEMORY_NOTE = (
-    "< the --deepspeed file. Peak: the most at a time (chunk and loss do not meet), to fit into nine tenths of the "
-    "GPU. Buffers: gathered weights, gradients on their way. Host: what is offloaded. Checked against tensors on a "
-    "CPU (docs/benchmarks.md), not measured on a GPU."
+    "< the --deepspeed file. Peak: the most in use at any time (chunk and loss are never in memory together); it must "
+    "fit into nine tenths of the GPU. Buffers: gathered weights, gradients in transfer. Host: offloaded state. Checked "
+    "against tensors on a CPU (docs/benchmarks.md), not measured on a GPU."
 )
 
 
@@ -128,7 +128,7 @@ def _traffic_table(plan: RunPlan) -> Table:
     ranks = plan.cluster.num_ranks
     table = Table(
         *(column("", "left"), column("tensor, GiB"), column("sent (ring), GiB")),
-        title=f"Network a step and rank, {plan.zero.name}",
+        title=f"Network traffic per step and rank, {plan.zero.name}",
         title_justify="left",
     )
     moved = plan.traffic(plan.zero)
@@ -153,36 +153,36 @@ def _time(plan: RunPlan) -> Text:
         if cluster.nodes == 1
         else f"{cluster.ring_bandwidth / _GIGA:.0f} GB/s between nodes"
     )
-    # Epochs are counted in the data, which a plan does not read.
+    # The length of an epoch depends on the data, which a plan does not read.
     steps = plan.settings.schedule.max_steps or 1000
     return Text(
-        f"{run / _TERA:,.0f} TFLOP a rank and step; one plain forward and backward pass would be {useful / _TERA:,.0f} "
-        f"({useful / run:.0%})\n"
+        f"{run / _TERA:,.0f} TFLOP per rank and step; one plain forward and backward pass would be "
+        f"{useful / _TERA:,.0f} ({useful / run:.0%})\n"
         f"Step: {max(computing, network):.1f} to {computing + network:.1f} s (computing {computing:.1f}, network "
         f"{network:.1f}, overlapped or not): {plan.pairs / (computing + network):,.0f} pairs/s or more, "
         f"{steps:,} steps in {steps * (computing + network) / 3600:.1f} h at most\n"
         f"Assumed: {cluster.utilization:.0%} of {cluster.peak_flops / _TERA:,.0f} TFLOP/s on what runs (MFU "
-        f"{cluster.utilization * useful / run:.0%}); {slowest}; data is never waited for"
+        f"{cluster.utilization * useful / run:.0%}); {slowest}; no waiting for data"
     )
 
 
 def _kept_graphs(plan: RunPlan) -> Text:
-    """What `--keep_graphs auto` can save with each stage, which the times above do not count."""
+    """What `--keep_graphs auto` can save with each ZeRO stage; the times above do not include it."""
     parts = []
     for zero in plan.zero.variants():
         if not zero.offload_optimizer:
             graphs = plan.graphs_that_fit(zero)
             parts.append(f"{zero.name} {graphs} ({plan.seconds_saved(graphs):.1f} s)")
     return Text(
-        f"Graphs of the {plan.calls.repeat_with_images} chunks with images that fit until pass 2, and the computing "
-        f"that they save a step: {', '.join(parts)}"
+        f"Graphs that fit in memory from pass 1 to pass 2, of {plan.calls.repeat_with_images} chunks with images, and "
+        f"the computing time that they save per step: {', '.join(parts)}"
     )
 
 
 def _shared_memory(plan: RunPlan) -> Text:
     workers = plan.settings.data.num_workers
     return Text(
-        f"Shared memory (/dev/shm) of a node: at most {_gib(shared_memory(plan))} GiB for {plan.cluster.gpus} "
+        f"Shared memory (/dev/shm) per node: at most {_gib(shared_memory(plan))} GiB for {plan.cluster.gpus} "
         f"ranks with {workers} loader processes each"
     )
 
@@ -201,6 +201,6 @@ def _verdict(plan: RunPlan, memories: list[Memory]) -> Text:
     remedy = (
         f"{fitting[0].zero.name} fits with --chunk_tokens {fitting[0].chunk_tokens}"
         if fitting
-        else "nor does another ZeRO stage: take more GPUs or --lora, or smaller buckets"
+        else "no ZeRO stage fits either: use more GPUs, --lora or smaller buckets"
     )
     return Text(f"Does not fit with any --chunk_tokens; {remedy}")

@@ -1,4 +1,4 @@
-"""What a step moves over the network; the same bytes that tests/distributed/test_collectives.py counts."""
+"""Bytes that a step sends over the network; tests/distributed/test_collectives.py counts the same."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _AGREEMENT_BYTES = AGREED_NUMBERS * 8  # int64
 
 @dataclass(frozen=True)
 class EngineCalls:
-    """Engine calls of a step on every rank: as many as the rank with most chunks needs.
+    """Engine calls per step on every rank: as many as the rank with the most chunks needs.
 
     Attributes:
-        encode: Without a graph.
-        encode_with_images: Of these with images.
-        repeat: Forward and backward.
-        repeat_with_images: Of these with images.
+        encode: Calls without a graph (pass 1).
+        encode_with_images: Those of them with images.
+        repeat: Calls with forward and backward (pass 2).
+        repeat_with_images: Those of them with images.
     """
 
     encode: int
@@ -30,11 +30,11 @@ class EngineCalls:
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of transfer of a step.
+    """One kind of collective in a step.
 
     Attributes:
-        what: For readers.
-        size: Bytes of the whole tensor, all calls together.
+        what: Description for readers.
+        size: Bytes of the whole tensor, summed over all calls.
         passes: How often a ring sends it: 1 for a gather or scatter, 2 for an all-reduce.
     """
 
@@ -50,15 +50,15 @@ class Collective:
 def collectives(
     size: ModelSize, zero: ZeroSettings, num_ranks: int, num_items: int, width: int, calls: EngineCalls, fetches: int
 ) -> list[Collective]:
-    """All transfers of one step.
+    """All collectives of one step.
 
     Args:
-        size: The model.
-        zero: The engine's settings.
-        num_ranks: Ranks.
+        size: Parameter counts of the model.
+        zero: The engine's ZeRO settings.
+        num_ranks: Number of ranks.
         num_items: Items of the global batch.
-        width: Of an embedding.
-        calls: Engine calls.
+        width: Width of an embedding.
+        calls: Engine calls per step.
         fetches: How often ZeRO-3 gathers a layer's weights in a call with backward.
     """
     representations = float(num_items * width * _FLOAT32)

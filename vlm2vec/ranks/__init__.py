@@ -1,6 +1,6 @@
-"""The ranks of a job, for training and evaluation: join, leave, time limits, and agreements among all of them.
+"""Ranks of a job, for training and evaluation: joining, leaving, time limits, and agreements among all ranks.
 
-Everything works in one process without a process group as well: it is rank 0 of 1.
+Everything also works in one process without a process group, which is rank 0 of 1.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
     "wait_for_port",
     "world_size",
 ]
-# These need torch; the launcher's environment does not, and light programs read it.
+# Imported lazily, because these modules need torch, and light programs only read the launcher's environment.
 _NEED_TORCH = ("agreement", "group", "messages")
 
 

@@ -1,4 +1,4 @@
-"""What one rank finds out and all ranks need, bad input included: all of them continue, or all of them end."""
+"""Agreements of all ranks on values and on errors: either all ranks continue, or all end."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Value = TypeVar("Value")
 
 
 def on_first_rank(work: Callable[[], Value], kind: Any = Any) -> Value:
-    """Calls `work` on the first rank and gives its value to all; all ranks call it.
+    """Calls `work` on the first rank and returns its value on all ranks; all ranks call it.
 
     Args:
         work: Returns the value.
-        kind: Its type, unless it is made of JSON's own types (see `vlm2vec.ranks.messages`).
+        kind: Type of the value, unless it consists of JSON's types (see `vlm2vec.ranks.messages`).
 
     Raises:
         InputError: On the first rank, if `work` raised it.
-        SystemExit: On the others then, with exit code 2 and no message: the first rank reports it.
+        SystemExit: On the other ranks then, with exit code 2 and no message: the first rank reports it.
     """
     found: list[Value] = []
     error = None
@@ -43,11 +43,11 @@ def on_every_rank(work: Callable[[], Value], names_ranks: bool = True) -> Value:
 
     Args:
         work: Returns this rank's value.
-        names_ranks: As in `refuse_together`.
+        names_ranks: See `refuse_together`.
 
     Raises:
-        InputError: On the first rank, if `work` raised it on any.
-        SystemExit: On the others then, with exit code 2 and no message.
+        InputError: On the first rank, if `work` raised it on any rank.
+        SystemExit: On the other ranks then, with exit code 2 and no message.
     """
     value, error = None, None
     try:
@@ -62,14 +62,14 @@ def refuse_together(problem: str | None, names_ranks: bool = True, cause: InputE
     """Ends all ranks if one of them has a problem; all ranks call it.
 
     Args:
-        problem: Of this rank; None if it has none.
-        names_ranks: Whether the message lists the problems with their ranks (see `told`). False where it does not
-            matter which rank met one: the message is the first problem alone.
-        cause: Of this rank's problem.
+        problem: This rank's problem, None if it has none.
+        names_ranks: Whether the message lists the problems with their ranks (see `told`). False if it does not matter
+            which rank met a problem: the message is then the first problem alone.
+        cause: Error behind this rank's problem.
 
     Raises:
         InputError: On the first rank.
-        SystemExit: On the others, with exit code 2 and no message.
+        SystemExit: On the other ranks, with exit code 2 and no message.
     """
     problems = gather_from_all(problem, str | None)
     text = told(problems) if names_ranks else next((each for each in problems if each is not None), None)
@@ -78,7 +78,7 @@ def refuse_together(problem: str | None, names_ranks: bool = True, cause: InputE
 
 
 def refuse_alike(problem: str, cause: InputError | None = None) -> NoReturn:
-    """Ends all ranks for a problem that all of them know already; no collective.
+    """Ends all ranks because of a problem that all of them know; not a collective.
 
     Raises:
         InputError: On the first rank.
@@ -90,7 +90,7 @@ def refuse_alike(problem: str, cause: InputError | None = None) -> NoReturn:
 
 
 def told(problems: Sequence[str | None], most: int = 3) -> str | None:
-    """The ranks' problems in one line: each with the ranks that have it, unless all have the same one."""
+    """The ranks' problems in one line, each with the ranks that have it, unless all have the same one."""
     ranks: dict[str, list[int]] = {}
     for rank, problem in enumerate(problems):
         if problem is not None:

@@ -1,4 +1,4 @@
-"""The process group: joining it, its time limits, leaving it, and where this process is in it."""
+"""The process group: joining, time limits, leaving, rank and size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vlm2vec.device import on_cpu, prepare_device
 from vlm2vec.errors import InputError
 from vlm2vec.ranks.launcher import device_index, free_port, is_launched, port_in_use, wait_for_port
 
-# The ranks of an evaluation meet only between phases, and the first one may read for long while the others wait; the
-# launcher sees a rank that dies.
+# Ranks of an evaluation meet only between phases, and the first one may read for long while the others wait. The
+# launcher notices a rank that dies.
 _HOST_TIMEOUT = timedelta(days=1)
 
 
@@ -26,12 +26,12 @@ def own_rank() -> int:
 
 
 def world_size() -> int:
-    """How many ranks there are; 1 without a process group."""
+    """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def prepare_environment() -> None:
-    """What has to be set before DeepSpeed is imported and ranks meet.
+    """Sets what must be set before DeepSpeed is imported and ranks meet.
 
     A start without a launcher becomes a run of one rank.
 
@@ -45,11 +45,11 @@ def prepare_environment() -> None:
 
 
 def initialize_ranks(timeout_seconds: int, backend: str | None = None) -> torch.device:
-    """Joins the process group of a training, through DeepSpeed; `close_ranks` leaves it.
+    """Joins the process group of a training run through DeepSpeed; `close_ranks` leaves it.
 
     Args:
-        timeout_seconds: Of every collective.
-        backend: Of the collectives; None: the device's own, NCCL on GPUs and gloo on a CPU.
+        timeout_seconds: Time limit of every collective.
+        backend: Backend of the collectives; None: NCCL on GPUs, gloo on a CPU.
 
     Returns:
         This rank's device.
@@ -63,12 +63,12 @@ def initialize_ranks(timeout_seconds: int, backend: str | None = None) -> torch.
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
 
-    # torch 2.13 renames two collectives and warns at every call of the old names, which older versions need.
+    # torch 2.13 renames two collectives and warns at every use of the old names, which older versions need.
     warnings.filterwarnings("ignore", message=r".*_tensor` is deprecated", category=FutureWarning)
-    # On a GPU, once a run; the group below does have its device.
+    # A harmless warning, once per run on a GPU: the group below has its device.
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     if on_cpu():
-        # An operator for inference only, which DeepSpeed would compile here: a minute, and a compiler.
+        # DeepSpeed would compile this operator, which takes a minute and a compiler, and only inference needs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -86,7 +86,7 @@ def initialize_ranks(timeout_seconds: int, backend: str | None = None) -> torch.
 
 
 def set_collective_timeout(seconds: int) -> None:
-    """Gives every process group the time limit; ZeRO makes groups of its own, which keep torch's 30 minutes."""
+    """Sets the time limit of every process group; groups that ZeRO makes would keep torch's 30 minutes."""
     groups = torch.distributed.distributed_c10d
     for group in list(groups._world.pg_map):
         groups._set_pg_timeout(timedelta(seconds=seconds), group)
@@ -100,9 +100,9 @@ def close_ranks() -> None:
 
 @contextmanager
 def host_ranks() -> Iterator[None]:
-    """Within it, the ranks that a launcher started are a process group; a process alone stays without one.
+    """Context in which the ranks that a launcher started form a process group; a single process has none.
 
-    Only small messages travel, on the host: the backend is gloo on every device.
+    Ranks exchange only small messages, on the host: the backend is gloo on every device.
 
     Raises:
         InputError: The launcher's variables are incomplete, the port is in use, or the first rank cannot be reached.
@@ -121,7 +121,7 @@ def host_ranks() -> Iterator[None]:
 
 @contextmanager
 def _meeting_in_one_line() -> Iterator[None]:
-    """Ranks that cannot meet are bad input."""
+    """Context that reports ranks that cannot meet as one line, an `InputError`."""
     try:
         yield
     except dist.DistNetworkError as error:

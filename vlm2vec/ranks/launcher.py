@@ -1,4 +1,4 @@
-"""What a launcher gives a rank: the environment, the port where ranks meet, the device. Nothing here needs torch."""
+"""What a launcher gives a rank: environment variables, the port where ranks meet, the device. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SECONDS_FOR_THE_PORT = 15.0
 
 
 def is_first_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is the first rank or a job of its own; before the ranks have met, and after."""
+    """Whether this process is the first rank or a single process; may be called before the ranks have met."""
     return environment.get("RANK", "0") == "0"
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher started this process as a rank; False for a process that is a job of its own.
+    """Whether a launcher started this process as a rank; False for a single process.
 
     Raises:
-        InputError: The launcher's variables are incomplete or make no sense; the message names them.
+        InputError: The launcher's variables are incomplete or invalid; the message names them.
     """
     if "RANK" not in environment and environment.get("WORLD_SIZE", "1") == "1":
         return False
@@ -48,12 +48,12 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def wait_for_port(environment: Mapping[str, str] = os.environ, seconds: float = SECONDS_FOR_THE_PORT) -> None:
-    """On the first rank, waits until MASTER_PORT is free.
+    """Waits on the first rank until MASTER_PORT is free.
 
     Raises:
-        InputError: Another program listens there, or the port may not be used.
+        InputError: A different program listens there, or the port cannot be used.
     """
-    # Under torchrun its agent listens, and ranks only connect.
+    # Under torchrun, its agent listens and ranks only connect.
     if environment["RANK"] != "0" or environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     port, deadline = int(environment["MASTER_PORT"]), time.monotonic() + seconds
@@ -70,18 +70,18 @@ def wait_for_port(environment: Mapping[str, str] = os.environ, seconds: float = 
                     time.sleep(0.2)
                     continue
                 raise port_in_use(port) from error
-            raise InputError(f"port {port} cannot be used ({error}); choose another one with --master_port") from error
+            raise InputError(f"port {port} cannot be used ({error}); choose a different --master_port") from error
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def port_in_use(port: int) -> InputError:
-    """What to say when another program listens where ranks would meet."""
+    """Error for a port that a different program uses."""
     return InputError(
         f"port {port} is in use by another program (another training on this machine?): give the launcher a different "
         "one, deepspeed --master_port N or MASTER_PORT=N for launch/*.sh"
@@ -89,17 +89,17 @@ def port_in_use(port: int) -> InputError:
 
 
 def ranks_of_node(environment: Mapping[str, str]) -> int | None:
-    """How many ranks share this machine; None where the launcher does not say."""
+    """Number of ranks on this machine; None if the launcher does not set it."""
     # torchrun's name and DeepSpeed's.
     given = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE")
     return int(given) if given else None
 
 
 def device_index(environment: MutableMapping[str, str], num_visible: int) -> int:
-    """The device of this rank among those that it sees; LOCAL_RANK is set to it.
+    """Index of this rank's device among those that it sees; also sets LOCAL_RANK to it.
 
-    Where each rank is given one device of its own (SLURM's --gpus-per-task, CUDA_VISIBLE_DEVICES a rank), it is the
-    first one, whatever the rank's number. DeepSpeed takes LOCAL_RANK for the device, too.
+    If each rank sees only one device (SLURM's --gpus-per-task, CUDA_VISIBLE_DEVICES per rank), it is device 0, whatever
+    the local rank. DeepSpeed also uses LOCAL_RANK as the device.
 
     Raises:
         InputError: There are fewer devices than ranks.
@@ -116,9 +116,9 @@ def device_index(environment: MutableMapping[str, str], num_visible: int) -> int
 
 
 def run_ranks_program(main: Callable[[], None]) -> int:
-    """Runs a program that one process or several ranks may be; see `run_program`.
+    """Runs a program with one process or several ranks; see `run_program`.
 
-    Every rank parses the same command line; the first one says what is wrong with it, the others end silently.
+    Every rank parses the same command line; the first one reports what is wrong with it, the others end silently.
 
     Returns:
         The exit code.

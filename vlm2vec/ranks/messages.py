@@ -1,7 +1,7 @@
-"""What ranks send to one another, as JSON.
+"""Messages between ranks, as JSON instead of pickles.
 
-torch's own collectives of objects unpickle what arrives, and unpickling runs code: whoever reaches the job's port
-before a rank does could run anything. Here only text arrives, and it is read as the type that is expected.
+torch's object collectives unpickle what arrives, and unpickling runs code: anyone who reaches the job's port before a
+rank does could run anything. Here only text is received, and it is parsed as the expected type.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pydantic import TypeAdapter, ValidationError
 from vlm2vec.errors import InputError
 
 Value = TypeVar("Value")
-# Of one rank. Records, lists of files and reasons take kilobytes; memory is not taken for what a stranger announces.
+# Largest message of one rank. Real messages take kilobytes; a forged length must not allocate memory.
 MOST_BYTES = 256 * 2**20
 
 
 def gather_from_all(value: Value, kind: Any = Any, group: dist.ProcessGroup | None = None) -> list[Value]:
-    """Every rank's value, in the order of ranks; a collective.
+    """Gathers every rank's value, in the order of ranks; a collective.
 
     Args:
-        value: JSON's types, or what `kind` makes of them.
-        kind: The type to read, such as a dataclass; `Any` gives JSON's own types (lists for tuples, text as keys).
+        value: This rank's value, of JSON's types or of type `kind`.
+        kind: Type to parse, such as a dataclass; `Any` gives JSON's types (lists for tuples, strings as keys).
         group: The process group; the default group if None.
 
     Raises:
-        InputError: On all ranks: what a rank sent is not such a value.
+        InputError: On all ranks: what a rank sent is not of that type.
     """
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return [decoded(encoded(value, kind), 0, kind)]
@@ -50,7 +50,7 @@ def gather_from_all(value: Value, kind: Any = Any, group: dist.ProcessGroup | No
 
 
 def send_from_first(value: Value, kind: Any = Any, group: dist.ProcessGroup | None = None) -> Value:
-    """The first rank's value, on every rank; a collective. The others' `value` is not looked at.
+    """Returns the first rank's value on every rank; a collective. The other ranks' `value` is ignored.
 
     Args:
         value: See `gather_from_all`.
@@ -58,7 +58,7 @@ def send_from_first(value: Value, kind: Any = Any, group: dist.ProcessGroup | No
         group: The process group; the default group if None.
 
     Raises:
-        InputError: On all ranks: what the first one sent is not such a value.
+        InputError: On all ranks: what the first rank sent is not of that type.
     """
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return decoded(encoded(value, kind), 0, kind)  # type: ignore[no-any-return]
@@ -76,10 +76,10 @@ def send_from_first(value: Value, kind: Any = Any, group: dist.ProcessGroup | No
 
 
 def encoded(value: Any, kind: Any = Any) -> bytes:
-    """A value as it is sent.
+    """Encodes a value to be sent.
 
     Raises:
-        TypeError: It is neither of JSON's types nor of `kind`.
+        TypeError: It is neither of JSON's types nor of type `kind`.
     """
     if kind is not Any:
         value = TypeAdapter(kind).dump_python(value, mode="json", warnings="error")
@@ -87,10 +87,10 @@ def encoded(value: Any, kind: Any = Any) -> bytes:
 
 
 def decoded(text: bytes, rank: int, kind: Any = Any) -> Any:
-    """The value that a rank sent.
+    """Decodes the value that a rank sent.
 
     Raises:
-        InputError: It is not JSON, or not of `kind`.
+        InputError: It is not JSON, or not of type `kind`.
     """
     try:
         value = json.loads(text)
@@ -111,7 +111,7 @@ def _refusal(rank: int, problem: str) -> str:
 
 
 def _device(group: dist.ProcessGroup | None) -> torch.device:
-    """Where the group's tensors have to be."""
+    """Device of tensors in the group's collectives."""
     if dist.get_backend(group) == "gloo":
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()

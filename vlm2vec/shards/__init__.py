@@ -1,4 +1,4 @@
-"""The shard format: webdataset tars, an index beside each for random access, one manifest over all."""
+"""The shard format: WebDataset tars, an index next to each for random access, one manifest for all."""
 
 from vlm2vec.shards.reader import DamagedSampleError, ShardSet
 from vlm2vec.shards.remote import Cache, is_url

@@ -1,9 +1,9 @@
-"""An index in memory: one form for all versions, as numbers and not as objects, so that a million samples are light.
+"""An index in memory, in one form for all versions: NumPy columns, so that a million samples need little memory.
 
-By sample: `row`, `offset`, `size`, `checksum`, `negative_starts` (samples + 1: where a sample's hard negatives begin).
-By item, for each side: `{side}_text_length`, `{side}_hash`, `{side}_image_starts` (items + 1: where an item's images
-begin); the item of a query or target has its sample's position. By image: `{side}_widths`, `{side}_heights`, and where
-they are asked for `{side}_image_hashes`.
+Per sample: `row`, `offset`, `size`, `checksum`, `negative_starts` (samples + 1: where a sample's hard negatives begin).
+Per item, for each side: `{side}_text_length`, `{side}_hash`, `{side}_image_starts` (items + 1: where an item's images
+begin); the item of a query or target has its sample's position. Per image: `{side}_widths`, `{side}_heights`, and on
+request `{side}_image_hashes`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Columns = Mapping[str, Array]
 
 
 def starts_of(counts: Array) -> Array:
-    """Where each of some lists begins if they lie end to end, and where the last one ends; shape (lists + 1,)."""
+    """Start of each of some concatenated lists, and the end of the last one; shape (lists + 1,)."""
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=starts[1:])
     return starts.astype(np.int32) if starts[-1] <= np.iinfo(np.int32).max else starts
 
 
 def places(starts: Array, lists: Indices) -> tuple[Indices, Indices]:
-    """The entries of some lists.
+    """Finds the entries of some lists.
 
     Args:
-        starts: Of all lists, see `starts_of`.
-        lists: Their numbers, shape (n,).
+        starts: Starts of all lists, see `starts_of`.
+        lists: Numbers of the chosen lists, shape (n,).
 
     Returns:
-        Which of `lists` each entry belongs to, and its place among the entries of all lists.
+        For each entry, the index into `lists` of its list, and its place among the entries of all lists.
     """
     first = starts[lists].astype(np.int64)
     counts = starts[lists + 1] - first
@@ -60,7 +60,7 @@ def image_sizes(columns: Columns, side: str, items: Indices) -> list[tuple[Size,
 
 
 def entry_at(columns: Columns, position: int) -> IndexEntry:
-    """The row of the index of the sample at a position."""
+    """The index row of the sample at a position."""
     first, end = columns["negative_starts"][position : position + 2].tolist()
     row, offset, size, checksum = (columns[name].item(position) for name in ("row", "offset", "size", "checksum"))
     return IndexEntry(
@@ -87,7 +87,7 @@ def _item(columns: Columns, side: str, item: int) -> ItemEntry:
 
 
 def joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    """One subset's columns from those of its shards, which are emptied: whole and parts would take twice the memory."""
+    """Joins the columns of a subset's shards, and empties the parts: keeping both would take twice the memory."""
     whole: dict[str, Array] = {}
     for name in list(parts[0]):
         columns = [part.pop(name) for part in parts]
@@ -99,11 +99,11 @@ def joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
 
 
 def check_columns(columns: Columns, path: str, record: ShardRecord) -> None:
-    """Refuses an index that cannot be that of its tar, before anybody seeks, allocates or plans by its values.
+    """Refuses an index that cannot belong to its tar, before its values are used to seek, allocate or plan.
 
     Args:
-        columns: Of one shard.
-        path: What messages call the index.
+        columns: Columns of one shard.
+        path: Name of the index in messages.
         record: The shard, as the manifest describes it.
 
     Raises:
@@ -126,13 +126,13 @@ def refuse_where(wrong: Array, problem: str, path: str, samples: Array | None = 
     """Refuses an index with an impossible value.
 
     Args:
-        wrong: Whether each value is.
-        problem: What is wrong with it.
-        path: What messages call the index.
-        samples: Which sample each value belongs to; None: one value a sample.
+        wrong: Whether each value is impossible.
+        problem: What is wrong with such a value.
+        path: Name of the index in messages.
+        samples: Sample that each value belongs to; None: one value per sample.
 
     Raises:
-        InputError: It has one.
+        InputError: The index has such a value.
     """
     if wrong.any():
         entry = int(np.argmax(wrong))
@@ -141,13 +141,13 @@ def refuse_where(wrong: Array, problem: str, path: str, samples: Array | None = 
 
 
 def _impossible_spans(columns: Columns, record: ShardRecord) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    """What may be wrong, and in which samples it is; later ones rely on earlier ones."""
+    """Yields each possible problem and the samples that have it; later checks rely on earlier ones."""
     row, offset, size = columns["row"], columns["offset"], columns["size"]
     first, end = record.rows
     yield f"row is not one of {first} to {end - 1}", (row < first) | (row >= end)
-    yield "row does not follow the one before", np.diff(row, prepend=first - 1) < 1
-    yield f"size is not that of a sample in {record.bytes} bytes", (size < 1) | (size > record.bytes)
-    yield f"offset is not one in {record.bytes} bytes", (offset < 0) | (offset > record.bytes - size)
+    yield "row is not above the row of the sample before", np.diff(row, prepend=first - 1) < 1
+    yield f"size is not within the tar's {record.bytes} bytes", (size < 1) | (size > record.bytes)
+    yield f"offset is not within the tar's {record.bytes} bytes", (offset < 0) | (offset > record.bytes - size)
     yield "offset is not where the sample before ends", offset != np.concatenate([[0], (offset + size)[:-1]])
 
 
@@ -155,7 +155,7 @@ def _impossible_images(columns: Columns, side: str, owners: Array) -> Iterator[t
     width, height = (columns[f"{side}_{name}"].astype(np.int64) for name in ("widths", "heights"))
     yield f"{side}_width or {side}_height is negative", (width < 0) | (height < 0)
     yield f"{side}_width or {side}_height is zero", (width == 0) | (height == 0)
-    yield f"{side}_width x {side}_height are too many pixels", width * height > MAX_IMAGE_PIXELS
+    yield f"{side}_width x {side}_height is too many pixels", width * height > MAX_IMAGE_PIXELS
     images = np.bincount(owners, minlength=len(columns["row"]))
     yield (
         f"the {side} has more images than the sample's bytes hold",
@@ -166,7 +166,7 @@ def _impossible_images(columns: Columns, side: str, owners: Array) -> Iterator[t
 def _impossible_items(columns: Columns, side: str, samples: Array) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     length = columns[f"{side}_text_length"].astype(np.int64)
     too_long = (length < 0) | (length > _sizes(columns, samples))
-    yield f"{side}_text_length is not that of a text in the sample", too_long
+    yield f"{side}_text_length is negative or larger than the sample", too_long
     yield f"the {side} is empty", (length == 0) & (np.diff(columns[f"{side}_image_starts"]) == 0)
 
 

@@ -1,4 +1,4 @@
-"""A row of an index, whatever its version: where a sample lies in its tar, and what its items are."""
+"""One row of an index, in any version: a sample's place in its tar and a description of its items."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ItemEntry:
-    """What an index says of an item.
+    """Description of an item in an index.
 
     Attributes:
-        text_length: Characters of its text.
+        text_length: Length of its text in characters.
         hash: Its `content_hash`.
-        sizes: Width and height of each image, in pixels.
-        image_hashes: `fast_hash` of each image; None: not loaded.
+        sizes: Width and height of each image in pixels.
+        image_hashes: `fast_hash` of each image; None if not loaded.
     """
 
     text_length: int
@@ -43,12 +43,12 @@ class ItemEntry:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """What an index says of a sample.
+    """Description of a sample in an index.
 
     Attributes:
         row: Number of its source row.
-        offset: Where it begins in the tar, in bytes.
-        size: Its bytes, headers and padding included.
+        offset: Start in the tar, in bytes.
+        size: Size in bytes, tar headers and padding included.
         checksum: `fast_hash` of these bytes.
         query, positive, negatives: Its items.
     """
@@ -62,7 +62,7 @@ class IndexEntry:
     negatives: tuple[ItemEntry, ...] = ()
 
     def items(self) -> Iterator[tuple[str, ItemEntry]]:
-        """Every item with its name; that of the second hard negative is "negative 2"."""
+        """Every item with its name; the second hard negative's name is "negative 2"."""
         yield QUERY, self.query
         yield POSITIVE, self.positive
         for number, item in enumerate(self.negatives):
@@ -70,11 +70,11 @@ class IndexEntry:
 
     @property
     def schema_version(self) -> Version:
-        """The least version of an index that can say this."""
+        """Lowest index version that can store this sample."""
         is_plain = len(self.negatives) <= 1 and all(len(item.sizes) <= 1 for _, item in self.items())
         return PLAIN if is_plain else SEVERAL
 
 
 def item_name(side: str, number: int) -> str:
-    """What messages call an item of a sample: its side; of further hard negatives (`number` from 0) which one."""
+    """Name of an item in messages: its side, with a number for hard negatives after the first (`number` from 0)."""
     return f"{side} {number + 1}" if number else side

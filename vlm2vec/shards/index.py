@@ -1,7 +1,7 @@
-"""The index beside each tar: one row a sample, enough to plan batches and to read any sample with one `pread`.
+"""Reads and writes the index of a shard: one row per sample, to plan batches and read any sample with one `pread`.
 
-Version 2 has a column a number; version 3, where a pair has several hard negatives or an item several images, has lists
-(`schema.INDEX_SCHEMAS`). In memory both are the same (`vlm2vec.shards.columns`).
+Version 2 has one column per number. Version 3, for pairs with several hard negatives or items with several images, has
+lists (`schema.INDEX_SCHEMAS`). In memory both have the same form (`vlm2vec.shards.columns`).
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from vlm2vec.shards.entry import IndexEntry, ItemEntry
 from vlm2vec.shards.manifest import ShardRecord
 from vlm2vec.shards.schema import INDEX_SCHEMAS, NEGATIVE, PLAIN, POSITIVE, QUERY, SIDES, Version
 
-# A list's entry stands for an item or image of the tar, which takes more bytes there.
+# Lower bound on the bytes that an item or image, which a list's entry describes, takes in the tar.
 _MIN_ENTRY_BYTES = 8
 
 
 def version_of(entries: Sequence[IndexEntry]) -> Version:
-    """The version of the index that these rows need."""
+    """Index version that these rows need."""
     return max((entry.schema_version for entry in entries), default=PLAIN)
 
 
 def write_index(path: Path, entries: Sequence[IndexEntry]) -> str:
-    """Writes the rows as parquet, complete or not at all; the same rows give the same bytes.
+    """Writes the rows as parquet; the file appears only when complete, and the same rows give the same bytes.
 
     Args:
-        path: Where to.
-        entries: With the images' hashes.
+        path: File to write.
+        entries: The rows, with the images' hashes.
 
     Returns:
-        The file's sha256.
+        SHA-256 of the file.
     """
     version = version_of(entries)
     schema, row = INDEX_SCHEMAS[version], _plain_row if version == PLAIN else _list_row
@@ -60,7 +60,7 @@ def _span(entry: IndexEntry) -> tuple[int, ...]:
 
 
 def _plain_row(entry: IndexEntry) -> tuple[Any, ...]:
-    """In the order of version 2's columns."""
+    """Values in the order of version 2's columns."""
     values: list[Any] = [*_span(entry)]
     for item in (entry.query, entry.positive, *(entry.negatives or (ItemEntry(0, 0),))):
         (width, height), image_hash = (item.sizes[0], (item.image_hashes or (0,))[0]) if item.sizes else ((0, 0), 0)
@@ -69,7 +69,7 @@ def _plain_row(entry: IndexEntry) -> tuple[Any, ...]:
 
 
 def _list_row(entry: IndexEntry) -> tuple[Any, ...]:
-    """In the order of version 3's columns."""
+    """Values in the order of version 3's columns."""
     values: list[Any] = [*_span(entry)]
     for item in (entry.query, entry.positive):
         values += (item.text_length, item.hash, *_image_lists(item))
@@ -86,7 +86,7 @@ def read_index(path: Path, record: ShardRecord, image_hashes: bool = False) -> d
     """Reads an index file; see `parse_index`.
 
     Raises:
-        InputError: missing, or as `parse_index`.
+        InputError: The file is missing; or see `parse_index`.
     """
     try:
         content = path.read_bytes()
@@ -96,16 +96,16 @@ def read_index(path: Path, record: ShardRecord, image_hashes: bool = False) -> d
 
 
 def parse_index(content: bytes, path: str, record: ShardRecord, image_hashes: bool = False) -> dict[str, Array]:
-    """An index in its form in memory (`vlm2vec.shards.columns`).
+    """Parses an index into its form in memory (`vlm2vec.shards.columns`).
 
     Args:
-        content: The whole file.
-        path: What messages call it.
-        record: What the manifest says of it: nothing else would find a wrong size or hash in it.
-        image_hashes: Load the images' hashes too, which serve statistics: a training process does not hold them.
+        content: Content of the whole file.
+        path: Name of the file in messages.
+        record: The shard in the manifest, against whose checksum the content is checked.
+        image_hashes: Load the images' hashes too. They are for statistics; training does not need them.
 
     Raises:
-        InputError: Not what the manifest says, damaged, or with other columns than expected.
+        InputError: The content is not what the manifest names, is damaged, or has unexpected columns.
     """
     if hashlib.sha256(content).hexdigest() != record.index_sha256:
         raise InputError(f"{path}: not the index that the manifest names (sha256); copy it again or convert again")
@@ -114,10 +114,12 @@ def parse_index(content: bytes, path: str, record: ShardRecord, image_hashes: bo
     try:
         with pq.ParquetFile(pa.BufferReader(content)) as file:
             if not file.schema_arrow.equals(schema):
-                raise InputError(f"{path}: not this version's index columns; convert again")
-            found = num_rows(file)  # before anything of that size is allocated
+                raise InputError(f"{path}: the columns are not this version's; convert again")
+            found = num_rows(file)  # checked before anything of that size is allocated
             if found != record.num_samples:
-                raise InputError(f"{path}: {found} samples, the manifest says {record.num_samples}; convert again")
+                raise InputError(
+                    f"{path}: has {found} samples, the manifest states {record.num_samples}; convert again"
+                )
             _refuse_long_lists(file, record)
             table = file.read(names, use_threads=False)
             return _of_plain(table, path) if record.index_version == PLAIN else dict(_of_lists(table))
@@ -127,23 +129,23 @@ def parse_index(content: bytes, path: str, record: ShardRecord, image_hashes: bo
 
 
 def _refuse_long_lists(file: pq.ParquetFile, record: ShardRecord) -> None:
-    """A few compressed bytes may say that a list has a billion entries.
+    """Refuses lists that are too long: a few compressed bytes can decompress to a billion entries.
 
     Raises:
-        ValueError: More entries than the tar has room for.
+        ValueError: There are more entries than fit into the tar.
     """
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     for column in range(file.metadata.num_columns):
         values = sum(group.column(column).num_values for group in groups)
         if values > record.num_samples + record.bytes // _MIN_ENTRY_BYTES:
-            raise ValueError(f"{values} entries in a column, of a tar of {record.bytes} bytes")
+            raise ValueError(f"a column has {values} entries, too many for a tar of {record.bytes} bytes")
 
 
 def _of_plain(table: pa.Table, path: str) -> dict[str, Array]:
-    """From version 2's columns.
+    """Converts version 2's columns.
 
     Raises:
-        InputError: A value where there is no image, or no hard negative.
+        InputError: There is a value for an image or hard negative that does not exist.
     """
     plain = {name: np.asarray(table.column(name).to_numpy()) for name in table.column_names}
     columns = {name: plain[name] for name in ("row", "offset", "size", "checksum")}
@@ -153,8 +155,8 @@ def _of_plain(table: pa.Table, path: str) -> dict[str, Array]:
         has_image = (width != 0) | (height != 0)
         if side == NEGATIVE:
             wrong = ~present & (has_image | (length != 0)) | present & ~has_image & (length == 0)
-            refuse_where(wrong, "has_negative does not fit the negative's sizes", path)
-            refuse_where(~present & (plain[f"{side}_hash"] != 0), "negative_hash is that of no item", path)
+            refuse_where(wrong, "has_negative does not match the negative's sizes", path)
+            refuse_where(~present & (plain[f"{side}_hash"] != 0), "negative_hash is set without a negative", path)
             columns["negative_starts"] = starts_of(present)
         chosen = present if side == NEGATIVE else slice(None)
         columns[f"{side}_text_length"] = length[chosen]
@@ -163,16 +165,16 @@ def _of_plain(table: pa.Table, path: str) -> dict[str, Array]:
         columns[f"{side}_widths"], columns[f"{side}_heights"] = width[has_image], height[has_image]
         hashes = plain.get(f"{side}_image_hash")
         if hashes is not None:
-            refuse_where(~has_image & (hashes != 0), f"{side}_image_hash is that of no image", path)
+            refuse_where(~has_image & (hashes != 0), f"{side}_image_hash is set without an image", path)
             columns[f"{side}_image_hashes"] = hashes[has_image]
     return columns
 
 
 def _of_lists(table: pa.Table) -> Iterator[tuple[str, Array]]:
-    """From version 3's columns.
+    """Converts version 3's columns.
 
     Raises:
-        ValueError: Lists that must be equally long are not.
+        ValueError: Lists that must have equal lengths do not.
     """
     for name in ("row", "offset", "size", "checksum"):
         yield name, _numbers(table.column(name))
@@ -201,7 +203,7 @@ def _of_lists(table: pa.Table) -> Iterator[tuple[str, Array]]:
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[Array, pa.ChunkedArray]:
-    """How many entries each list of a column has, and the entries end to end."""
+    """Lengths of a column's lists, and their entries concatenated."""
     return _numbers(pc.list_value_length(column)), pc.list_flatten(column)
 
 
@@ -213,4 +215,4 @@ def _numbers(column: pa.ChunkedArray) -> Array:
 
 def _require_same(name: str, counts: Array, own: Array) -> None:
     if not np.array_equal(counts, own):
-        raise ValueError(f"the lists of {name} are not as long as those beside them")
+        raise ValueError(f"the lists of {name} differ in length from those of other columns")

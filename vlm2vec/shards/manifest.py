@@ -1,4 +1,4 @@
-"""The manifest over all shards, and the sidecar beside each: what was converted from what, with checksums."""
+"""The manifest of all shards: what was converted from which sources, with checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm2vec.formats.json_files import Count, Sha256, parsed
 from vlm2vec.shards.no_manifest import no_manifest
 from vlm2vec.shards.schema import MANIFEST_NAME, PLAIN, SCHEMA_VERSIONS, SUBSET_NAME, Version, shard_name
 
-# A sample takes at least a tar header and a block of JSON.
+# Fewest bytes of a sample: a tar header and one block of JSON.
 _MIN_SAMPLE_BYTES = 1024
 
 
@@ -26,17 +26,17 @@ class ShardRecord:
     """One shard, as its sidecar and the manifest describe it.
 
     Attributes:
-        name: stem of the tar, its index and its sidecar, which lie in the subset's folder.
-        bytes: size of the tar.
-        sha256: of the tar.
-        index_sha256: of the index.
-        num_samples: samples in it.
-        rows: first row and end of the range of source rows that it covers, counted over the subset's tables.
-        skipped: rows of the range that are not in it, by reason.
-        unique_images: different images among its samples.
-        image_bytes: bytes of all its images.
-        duplicate_image_bytes: bytes that images take which the shard holds already.
-        index_version: which of `schema.INDEX_SCHEMAS` its index has; not written down where it is the first one.
+        name: Stem of the names of the tar, its index and its sidecar, in the subset's folder.
+        bytes: Size of the tar in bytes.
+        sha256: SHA-256 of the tar.
+        index_sha256: SHA-256 of the index.
+        num_samples: Number of samples.
+        rows: First row and end of the range of source rows that it covers, counted over the subset's tables.
+        skipped: Number of rows of the range that are not in it, by reason.
+        unique_images: Number of distinct images among its samples.
+        image_bytes: Bytes of all its images.
+        duplicate_image_bytes: Bytes of images that repeat an earlier image of the shard.
+        index_version: Version of its index, see `schema.INDEX_SCHEMAS`; not stored if it is `PLAIN`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -54,7 +54,7 @@ class ShardRecord:
     index_version: Version = PLAIN
 
     def content(self) -> dict[str, Any]:
-        """What sidecar and manifest hold."""
+        """Content for sidecar and manifest."""
         content = asdict(self)
         if self.index_version == PLAIN:
             del content["index_version"]
@@ -62,13 +62,13 @@ class ShardRecord:
 
     def __post_init__(self) -> None:
         if self.rows[0] > self.rows[1]:
-            raise ValueError(f"rows end before they begin ({self.rows[0]} to {self.rows[1]})")
+            raise ValueError(f"the range of rows ends before it starts ({self.rows[0]} to {self.rows[1]})")
         if self.num_samples * _MIN_SAMPLE_BYTES > self.bytes:
             raise ValueError(f"{self.num_samples} samples do not fit into {self.bytes} bytes")
 
     @property
     def accounts_for_its_rows(self) -> bool:
-        """Whether each row of the range is a sample or counted as skipped."""
+        """Whether every row of the range is either a sample or counted as skipped."""
         return self.rows[1] - self.rows[0] == self.num_samples + sum(self.skipped.values())
 
 
@@ -86,19 +86,19 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class SubsetRecord:
-    """One subset: its source tables and its shards, both in order of their rows."""
+    """One subset: its source tables and its shards, both in the order of their rows."""
 
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
 
     @property
     def num_samples(self) -> int:
-        """Samples in all of the subset's shards."""
+        """Number of samples in the subset's shards."""
         return sum(shard.num_samples for shard in self.shards)
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Rows left out, by reason."""
+        """Number of rows left out, by reason."""
         totals: dict[str, int] = {}
         for shard in self.shards:
             for reason, count in shard.skipped.items():
@@ -106,10 +106,10 @@ class SubsetRecord:
         return totals
 
     def row_problems(self, limit: object) -> list[str]:
-        """Shards that do not cover the sources without a gap, or do not account for each of their rows.
+        """Finds shards that leave a gap in the sources or do not account for all of their rows.
 
         Args:
-            limit: of the source rows, the first ones that were converted; all of them if this is not a number.
+            limit: Number of source rows that were converted, from the first; all rows if this is not a number.
         """
         problems, expected = [], 0
         for shard in self.shards:
@@ -128,7 +128,7 @@ class SubsetRecord:
 
 @dataclass(frozen=True)
 class _SubsetFile:
-    """A subset in the manifest's file."""
+    """A subset in the manifest file."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -138,7 +138,7 @@ class _SubsetFile:
     shards: tuple[ShardRecord, ...]
 
     def record(self, name: str) -> SubsetRecord:
-        """Names become paths, so they are checked: none may lead out of the folder."""
+        """Checks names, which become paths: none may lead out of the folder."""
         if not SUBSET_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a subset's name")
         for number, shard in enumerate(self.shards):
@@ -152,7 +152,7 @@ class _SubsetFile:
 
 @dataclass(frozen=True)
 class _ManifestFile:
-    """The manifest's file."""
+    """The manifest file."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -168,7 +168,7 @@ _MANIFEST_FILE = TypeAdapter(_ManifestFile)
 
 @dataclass(frozen=True)
 class Manifest:
-    """All subsets, and the options that shaped their content."""
+    """All subsets, and the options that decided their content."""
 
     options: Mapping[str, Any]
     subsets: Mapping[str, SubsetRecord]
@@ -179,7 +179,7 @@ class Manifest:
 
     @property
     def schema_version(self) -> Version:
-        """That of its indexes: whoever reads the manifest must be able to read them all."""
+        """Highest version of its indexes: a reader of the manifest must be able to read them all."""
         return max((shard.index_version for subset in self.subsets.values() for shard in subset.shards), default=PLAIN)
 
     def row_problems(self, name: str) -> list[str]:
@@ -188,7 +188,7 @@ class Manifest:
         return [f"{name}: {problem}" for problem in problems]
 
     def _content(self) -> dict[str, Any]:
-        """What the file holds besides the fingerprint; the sums are there for people and for other tools."""
+        """Content of the file without the fingerprint; the sums are for readers and other tools."""
         return {
             "schema_version": self.schema_version,
             "options": dict(self.options),
@@ -205,7 +205,7 @@ class Manifest:
         }
 
     def write(self, root: Path) -> None:
-        """Writes `root`/manifest.json, complete or not at all."""
+        """Writes `root`/manifest.json, which appears only when complete."""
         write_json(root / MANIFEST_NAME, {"fingerprint": self.fingerprint, **self._content()})
 
     @staticmethod
@@ -213,8 +213,8 @@ class Manifest:
         """Reads `root`/manifest.json.
 
         Raises:
-            InputError: none there (not converted, or not to the end), not JSON, another schema version, fields that
-                are missing or wrong, or a content that does not fit the fingerprint.
+            InputError: The file is missing (not converted, or not completely), is not JSON, is of a different schema
+                version, has missing or wrong fields, or does not match its fingerprint.
         """
         path = root / MANIFEST_NAME
         try:
@@ -225,45 +225,45 @@ class Manifest:
 
     @staticmethod
     def parse(data: bytes, path: str) -> Manifest:
-        """The manifest in a file's content; `path` is what messages call it.
+        """Parses a manifest file's content; `path` is its name in messages.
 
         Raises:
-            InputError: as `read`.
+            InputError: See `read`.
         """
         version = _schema_version(data, path)
         if version not in SCHEMA_VERSIONS or isinstance(version, (bool, float)):
             known = " and ".join(map(str, SCHEMA_VERSIONS))
-            raise InputError(f"{path}: schema version {version!r}, this code reads {known}; convert again")
+            raise InputError(f"{path}: has schema version {version!r}, this code reads {known}; convert again")
         file = parsed(_MANIFEST_FILE, data, path)
         try:
             manifest = Manifest(file.options, {name: subset.record(name) for name, subset in file.subsets.items()})
         except ValueError as error:
             raise InputError(f"{path}: damaged manifest ({error}); convert again") from error
         if not manifest.subsets:
-            raise InputError(f"{path}: no subsets in it; convert again")
+            raise InputError(f"{path}: lists no subsets; convert again")
         if manifest.fingerprint != file.fingerprint:
-            raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged")
+            raise InputError(f"{path}: the content does not match the fingerprint; it was edited or damaged")
         return manifest
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
-    """A sha256 of a file's JSON content, whatever its layout."""
+    """SHA-256 of JSON content, independent of its layout in a file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes readable JSON, complete or not at all; the same content gives the same bytes."""
+    """Writes indented JSON; the file appears only when complete, and the same content gives the same bytes."""
     with committed(path) as temporary:
         temporary.write_bytes(json_bytes(content))
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """What `write_json` writes."""
+    """The bytes that `write_json` writes."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _schema_version(data: bytes, path: str) -> Any:
-    """Asked first: files of other versions need not fit the schema."""
+    """The schema version, read before parsing, because files of other versions need not match the schema."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:

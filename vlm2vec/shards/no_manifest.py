@@ -1,4 +1,4 @@
-"""What a path is instead of a folder of shards, and what to do about it."""
+"""Error for a path that is not a folder of shards: says what it is instead, and what to do."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from vlm2vec.errors import InputError
 from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
 
 _TABLE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
-_DEFAULT_SPLIT = "original"  # the converter's
+_DEFAULT_SPLIT = "original"  # the converter's default
 _EVAL_SPLIT = "test"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _CONVERT = "python -m data_prep.convert"
 _OWN_TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
-# A folder of anything may be large; the first entries tell.
+# A folder may have many entries; the first ones are enough to recognise it.
 _LISTED = 1000
 
 
 def no_manifest(path: str, error: OSError, is_remote: bool = False) -> InputError:
-    """What to say when a manifest cannot be read.
+    """Error for a manifest that cannot be read.
 
     Args:
-        path: of the manifest.
-        error: what reading it raised.
-        is_remote: the path is a URL: nobody looks what else is there.
+        path: Path of the manifest.
+        error: Error of reading it.
+        is_remote: Whether the path is a URL; then the folder is not listed.
     """
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return InputError(f"{path}: cannot read the manifest ({error.strerror or error})")
@@ -34,7 +34,7 @@ def no_manifest(path: str, error: OSError, is_remote: bool = False) -> InputErro
     try:
         return InputError(f"{root}: {_instead(root)}")
     except OSError as listing:
-        return InputError(f"{root}: cannot be looked into ({listing.strerror})")
+        return InputError(f"{root}: cannot be listed ({listing.strerror})")
 
 
 def _instead(root: Path) -> str:
@@ -52,7 +52,7 @@ def _instead(root: Path) -> str:
     if (root / PLAN_NAME).is_file():
         return (
             f"no manifest: the conversion is not complete; run its command again ({_CONVERT} ... --output_dir {root}): "
-            "it continues where it was"
+            "it resumes"
         )
     splits = [match[1] for path in _tables(entries) if (match := _TABLE.fullmatch(path.name))]
     if splits and set(splits) == {_EVAL_SPLIT}:

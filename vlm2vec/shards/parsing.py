@@ -1,4 +1,4 @@
-"""From the bytes of one sample in a tar to the sample."""
+"""Parses the bytes of one sample in a tar."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from vlm2vec.shards.tar import BLOCK_BYTES
 
 
 def parse_sample(span: bytes, key: str, subset: str, entry: IndexEntry) -> Sample:
-    """The sample that a span holds; the span's checksum has been compared.
+    """Parses the sample in a span of bytes, whose checksum was compared before.
 
     Args:
-        span: its bytes in the tar.
-        key: its key.
-        subset: its subset.
-        entry: its row of the index, without the images' hashes: batches have been planned by it, so the sample must be
-            what it says.
+        span: Bytes of the sample in the tar.
+        key: Key of the sample.
+        subset: Subset of the sample.
+        entry: Index row of the sample, without the images' hashes. Batches are planned by it, so the sample must match
+            it.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError, RecursionError: the span does not hold this sample.
+        KeyError, TypeError, ValueError, AttributeError, RecursionError: The span does not hold this sample.
     """
     members = _members(span, key)
     record = json.loads(members[JSON_MEMBER])
@@ -63,7 +63,7 @@ def parse_sample(span: bytes, key: str, subset: str, entry: IndexEntry) -> Sampl
         ),
     )
     if images:
-        raise ValueError(f"images of no item ({', '.join(images)})")
+        raise ValueError(f"images that belong to no item ({', '.join(images)})")
     return sample
 
 
@@ -75,7 +75,7 @@ def stated_negatives(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def stated_images(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What an item's JSON says of its images: path, width and height of each."""
+    """Path, width and height of each image in an item's JSON."""
     if SEVERAL_IMAGES in item:
         return _several(item[SEVERAL_IMAGES])
     return [] if item[IMAGE] is None else [item[IMAGE]]
@@ -88,10 +88,10 @@ def _several(values: Any) -> list[Mapping[str, Any]]:
 
 
 def _members(span: bytes, key: str) -> dict[str, bytes]:
-    """The members of one sample, by what follows the key: "json", "qry.jpg", ...
+    """Members of one sample by the part of their names after the key: "json", "qry.jpg", ...
 
-    Two fields of each USTAR header are all it takes, the checksum having vouched for the bytes: `tarfile` parses all
-    sixteen and costs more than the read, the checksum and the JSON together.
+    Reads only two fields of each USTAR header, because the checksum has verified the bytes: `tarfile` parses all
+    sixteen and takes longer than the read, the checksum and the JSON together.
     """
     members: dict[str, bytes] = {}
     offset = 0

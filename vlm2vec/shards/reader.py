@@ -1,4 +1,4 @@
-"""Random access to the samples of a converted data set: one positioned read each, checksum first."""
+"""Random access to the samples of a converted data set: one positioned read per sample, verified by checksum."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from vlm2vec.shards.storage import LocalFiles, Storage
 
 
 class DamagedSampleError(InputError):
-    """A sample whose bytes are not what the index says; the samples around it can be read."""
+    """The bytes of a sample do not match the index; other samples of the shard can still be read."""
 
 
 class ShardSet:
-    """A converted data set, or some of its subsets. Can be forked, and pickled (a copy loads its own indexes).
+    """A converted data set, or some of its subsets. It can be forked and pickled (a copy loads the indexes again).
 
     Attributes:
-        subsets: the chosen subsets, in the order asked for, or the manifest's order.
-        num_samples: samples by subset; a sample's position runs from 0 and counts the rows that were kept.
-        fingerprint: the manifest's: the same fingerprint is the same data.
+        subsets: The chosen subsets, in the order of the request, or in the manifest's order.
+        num_samples: Number of samples by subset; a sample's position counts from 0 the rows that were kept.
+        fingerprint: The manifest's fingerprint: equal fingerprints mean equal data.
     """
 
     def __init__(self, storage: Storage, manifest: Manifest, subsets: tuple[str, ...], block_samples: int) -> None:
@@ -52,24 +52,24 @@ class ShardSet:
         """Opens a converter's output folder and checks that every file of the chosen subsets is there.
 
         Args:
-            path: the folder, or its URL (http://, s3://, whatever fsspec reads).
-            subsets: the subsets to open; all if None.
-            block_samples: from a URL, read so many neighbours in one piece.
-            cache: where pieces from a URL are kept; `Cache()` if None.
+            path: The folder, or its URL (http://, s3:// and whatever else fsspec reads).
+            subsets: The subsets to open; all if None.
+            block_samples: Number of neighbouring samples that are read in one piece from a URL.
+            cache: Cache for pieces from a URL; `Cache()` if None.
 
         Raises:
-            InputError: no or a damaged manifest, another schema version, an unknown or repeated subset, a tar that
-                is missing or has another size than the manifest says, a missing or damaged index, or one with
-                values that cannot be its tar's.
+            InputError: The manifest is missing, damaged or of a different schema version; a subset is unknown or
+                repeated; a tar is missing or its size differs from the manifest; an index is missing, damaged or cannot
+                belong to its tar.
         """
         storage: Storage = RemoteFiles(str(path), cache or Cache()) if is_url(path) else LocalFiles(Path(path))
         manifest = _manifest(storage)
         names = tuple(manifest.subsets) if subsets is None else tuple(subsets)
         for name in names:
             if name not in manifest.subsets:
-                raise InputError(f"{path}: no subset {name}; there are {', '.join(manifest.subsets)}")
+                raise InputError(f"{path}: no subset {name}; the subsets are {', '.join(manifest.subsets)}")
             if names.count(name) > 1:
-                raise InputError(f"{path}: subset {name} is asked for twice")
+                raise InputError(f"{path}: subset {name} is given twice; name it once")
         shard_set = ShardSet(storage, manifest, names, block_samples)
         for name in names:
             for problem in manifest.row_problems(name):
@@ -79,15 +79,15 @@ class ShardSet:
         return shard_set
 
     def columns(self, subset: str) -> Columns:
-        """The index of a subset in its form in memory (`vlm2vec.shards.columns`); read-only."""
+        """A subset's index in its form in memory (`vlm2vec.shards.columns`), read-only."""
         return self._subset(subset).columns
 
     def read(self, subset: str, position: int) -> Sample:
         """Reads the sample at a position of a subset.
 
         Raises:
-            DamagedSampleError: the shard is damaged there; the message names the shard and the sample's key.
-            IndexError: no such position.
+            DamagedSampleError: The shard is damaged there; the message names the shard and the sample's key.
+            IndexError: There is no such position.
         """
         if not 0 <= position < self.num_samples[subset]:
             raise IndexError(f"{subset} has {self.num_samples[subset]} samples, no position {position}")
@@ -108,10 +108,10 @@ class ShardSet:
         try:
             return parse_sample(span, key, subset, entry)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise DamagedSampleError(f"{path}: sample {key} does not fit the shard's index; convert again") from error
+            raise DamagedSampleError(f"{path}: sample {key} does not match the shard's index; convert again") from error
 
     def read_many(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Sample | DamagedSampleError]:
-        """Reads samples by (subset, position); in the place of a damaged one stands what is wrong with it."""
+        """Reads samples by (subset, position); a damaged sample is replaced by its error."""
         places = list(places)
         readers = min(self._storage.num_readers, len(places))
         if readers <= 1:
@@ -126,25 +126,27 @@ class ShardSet:
             return error
 
     def _block(self, loaded: _Subset, shard: int, position: int) -> tuple[int, int]:
-        """Start and end in the tar of the samples that are read together with this one."""
+        """Start and end, in the tar, of the samples that are read together with this one."""
         first = position - position % self._block_samples
         last = min(first + self._block_samples, loaded.ends[shard]) - 1
         first = max(first, loaded.ends[shard - 1] if shard else 0)
         return int(loaded.columns["offset"][first]), int(loaded.columns["offset"][last] + loaded.columns["size"][last])
 
     def _subset(self, name: str) -> _Subset:
-        """A subset's index, loaded at first use: a copy in a worker loads what it reads."""
+        """A subset's index, loaded at first use, so that a copy in a worker loads only what it reads."""
         if name not in self._loaded:
             shards = self._manifest.subsets[name].shards
             ends = tuple(itertools.accumulate(shard.num_samples for shard in shards))
             try:
                 columns = joined([self._index(name, shard) for shard in shards])
-            except MemoryError as error:  # nobody has compared a remote tar's size with the manifest
+            except (
+                MemoryError
+            ) as error:  # a remote tar's size is not compared with the manifest, so the numbers may be wrong
                 manifest = self._storage.place(MANIFEST_NAME)
                 raise InputError(
                     f"{manifest}: the index of {ends[-1]:,} samples of {name} exceeds the memory"
                 ) from error
-            pa.default_memory_pool().release_unused()  # Arrow keeps a subset's worth otherwise
+            pa.default_memory_pool().release_unused()  # otherwise Arrow keeps as much memory as the subset took
             for values in columns.values():
                 values.setflags(write=False)
             self._loaded[name] = _Subset(MappingProxyType(columns), ends)
@@ -171,7 +173,9 @@ class ShardSet:
             except OSError as error:
                 raise InputError(f"{path}: missing shard ({error.strerror}); copy it again or convert again") from error
             if size is not None and size != shard.bytes:
-                raise InputError(f"{path}: {size} bytes, the manifest says {shard.bytes}; copy it or convert again")
+                raise InputError(
+                    f"{path}: has {size} bytes, the manifest states {shard.bytes}; copy it or convert again"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": {}}
@@ -179,7 +183,7 @@ class ShardSet:
 
 @dataclass(frozen=True)
 class _Subset:
-    """A subset's index columns, and for each tar the position after its last sample."""
+    """A subset's index columns, and the position after the last sample of each tar."""
 
     columns: Columns
     ends: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Shards behind a URL: range reads through fsspec, each piece kept in a folder that the node's processes share."""
+"""Reads shards behind a URL by range requests through fsspec, with a cache folder that a node's processes share."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 from vlm2vec.errors import InputError
 
 _ATTEMPTS = 5
-_FIRST_PAUSE_SECONDS = 0.5  # doubled from one attempt to the next: a store may be away for 7 seconds
-# At 25 ms a request, 16 at a time bring 590 photographs a second.
+_FIRST_PAUSE_SECONDS = 0.5  # doubled after every attempt, so a store may be unreachable for 7 seconds
+# With 25 ms per request, 16 concurrent requests read 590 photographs per second.
 _REQUESTS_AT_A_TIME = 16
 _LOCKS = 256
-# The folder is looked through whenever a process has added this part of what it may hold.
+# Old pieces are evicted whenever a process has added this fraction (1 / 16) of the size limit.
 _SWEEP_SHARE = 16
 
 Value = TypeVar("Value")
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path names a store rather than a folder."""
+    """Whether a path is a URL."""
     return "://" in str(path)
 
 
@@ -37,11 +37,11 @@ def _default_folder() -> Path:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where pieces of remote shards are kept, and how much of them.
+    """Cache of pieces of remote shards.
 
     Attributes:
-        folder: On a local disk; shared by all processes of a node.
-        max_bytes: The oldest pieces go when there is more.
+        folder: Folder on a local disk, shared by all processes of a node.
+        max_bytes: Size limit in bytes; the oldest pieces are evicted first.
     """
 
     folder: Path = field(default_factory=_default_folder)
@@ -49,13 +49,13 @@ class Cache:
 
 
 class RemoteFiles:
-    """Shards in a store.
+    """Files of shards behind a URL.
 
-    Connections belong to a process: a forked or pickled copy makes its own.
+    Connections are per process: a forked or pickled copy opens new ones.
 
     Args:
-        url: Of the shards' folder.
-        cache: Where pieces are kept.
+        url: URL of the shards' folder.
+        cache: Cache of pieces.
     """
 
     num_readers = _REQUESTS_AT_A_TIME
@@ -69,23 +69,23 @@ class RemoteFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise InputError(f"--cache_dir {cache.folder}: cannot be made ({error.strerror})") from error
+            raise InputError(f"--cache_dir {cache.folder}: cannot be created ({error.strerror})") from error
         if self._folder.stat().st_uid != os.getuid():
-            raise InputError(f"--cache_dir {cache.folder}: belongs to another user; choose another")
+            raise InputError(f"--cache_dir {cache.folder}: belongs to a different user; choose a different folder")
 
     def place(self, name: str) -> str:
         """The file's URL."""
         return f"{self._url}/{name}"
 
     def size(self, name: str) -> int | None:
-        """None: a request a shard would be slow, and every sample has a checksum."""
+        """Returns None: one request per shard would be slow, and every sample has a checksum."""
         return None
 
     def content(self, name: str) -> bytes:
-        """The whole file.
+        """Reads a whole file.
 
         Raises:
-            FileNotFoundError: It is not there.
+            FileNotFoundError: The file does not exist.
             InputError: The store does not answer.
         """
         filesystem, root = self._connected(name)
@@ -93,18 +93,18 @@ class RemoteFiles:
         return content
 
     def read(self, name: str, offset: int, size: int, block: tuple[int, int], version: str) -> bytes:
-        """A part of a file, cut from its block, which is fetched if it is not in the cache.
+        """Reads a part of a file from its block, which is fetched if it is not in the cache.
 
         Raises:
-            FileNotFoundError: The file is not there.
-            InputError: The store does not answer, or sends something else.
+            FileNotFoundError: The file does not exist.
+            InputError: The store does not answer, or ignores the range.
         """
         start, end = block
         piece = self._folder / f"{name.replace('/', '-')}-{version}-{start}-{end}"
         part = _part_of(piece, end - start, offset - start, size)
         if part is not None:
             return part
-        # Threads and processes that want the same piece wait for the first of them.
+        # Threads and processes that need the same piece wait for the first of them to fetch it.
         lock = self._folder / f".lock-{zlib.crc32(piece.name.encode()) % _LOCKS}"
         with lock.open("w") as locked:
             fcntl.flock(locked, fcntl.LOCK_EX)
@@ -120,19 +120,19 @@ class RemoteFiles:
         content: bytes = self._tried(name, lambda: filesystem.cat_file(f"{root}/{name}", start=start, end=end))
         if len(content) > end - start:
             raise InputError(
-                f"{self.place(name)}: the server does not answer range requests; copy the shards to a disk, or use one "
-                "that does"
+                f"{self.place(name)}: the server does not answer range requests; copy the shards to a disk, or use a "
+                "server that does"
             )
         return content
 
     def _tried(self, name: str, request: Callable[[], Value]) -> Value:
-        """The answer to a request, which is repeated while the store does not answer."""
+        """Answer to a request, which is repeated up to `_ATTEMPTS` times."""
         for attempt in range(_ATTEMPTS):
             try:
                 return request()
             except FileNotFoundError:
                 raise
-            except Exception as error:  # every store's package has errors of its own
+            except Exception as error:  # every store's package raises different types
                 failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
             if attempt < _ATTEMPTS - 1:
                 time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
@@ -153,7 +153,7 @@ class RemoteFiles:
         return self._connection[1], self._connection[2]
 
     def _keep(self, piece: Path, content: bytes) -> None:
-        temporary = piece.with_name(f".{piece.name}")  # of the one process and thread that holds the lock
+        temporary = piece.with_name(f".{piece.name}")  # only the holder of the lock writes it
         try:
             temporary.write_bytes(content)
             os.replace(temporary, piece)
@@ -165,7 +165,7 @@ class RemoteFiles:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Removes the oldest pieces; other processes may do the same at the same time."""
+        """Removes the oldest pieces; other processes may do so at the same time."""
         pieces = []
         for path in self._folder.glob("[!.]*"):
             try:
@@ -185,7 +185,7 @@ class RemoteFiles:
 
 
 def _part_of(piece: Path, length: int, offset: int, size: int) -> bytes | None:
-    """A part of a kept piece; None if the piece is not there, or torn."""
+    """Part of a cached piece; None if the piece is missing or incomplete."""
     try:
         with piece.open("rb", buffering=0) as kept:
             if os.fstat(kept.fileno()).st_size == length:

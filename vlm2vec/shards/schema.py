@@ -1,4 +1,4 @@
-"""What a sample is, and the names under which shards, their members and their index columns are stored."""
+"""Defines samples and items, and the names of shards, tar members and index columns."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Literal
 import pyarrow as pa
 import xxhash
 
-# Raised when a reader of the old version would misread new files. Data in which no pair has several hard negatives and
-# no item several images is still written as version 2, to the same bytes as before there was a version 3.
+# The version is raised if readers of the old version would misread new files. Data in which no pair has several hard
+# negatives and no item several images are still written as version 2, with the same bytes as before version 3.
 Version = Literal[2, 3]
 PLAIN: Version = 2
 SEVERAL: Version = 3
 SCHEMA_VERSIONS: tuple[Version, ...] = (PLAIN, SEVERAL)
 MANIFEST_NAME = "manifest.json"
-PLAN_NAME = "plan.json"  # the converter's, there from the beginning
+PLAN_NAME = "plan.json"  # the converter writes it at its start
 
 QUERY, POSITIVE, NEGATIVE = "query", "positive", "negative"
 SIDES = (QUERY, POSITIVE, NEGATIVE)
 JSON_MEMBER = "json"
-# Keys of a sample's JSON: an item's only image, or else all of them; all hard negatives, unless there is one or none.
+# Keys of a sample's JSON: an item's single image, or all of several; all hard negatives if there are several.
 IMAGE, SEVERAL_IMAGES, SEVERAL_NEGATIVES = "image", "images", "negatives"
 IMAGE_MEMBER_PREFIX = {QUERY: "qry", POSITIVE: "pos", NEGATIVE: "neg"}
 
-# Part of file names, tar member names and webdataset keys; 60 characters keep every member name inside USTAR's 100.
+# Part of file names, tar member names and WebDataset keys; 60 characters keep member names within USTAR's 100.
 SUBSET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A query, target or hard negative: its text ("" = none) and its images' undecoded bytes, in the order of its tags.
+    """A query, target or hard negative: its text ("" if none) and its undecoded images, in the order of their tags.
 
-    The text holds a tag `<|image_k|>` for image k, counted from 1, or nothing beside a single image.
+    The text holds a tag `<|image_k|>` for each image k, counted from 1; it may be empty if there is a single image.
     """
 
     text: str
@@ -43,10 +43,10 @@ class Item:
 
     @property
     def image(self) -> bytes | None:
-        """Its only image, None without any.
+        """The single image; None without one.
 
         Raises:
-            ValueError: It has several.
+            ValueError: The item has several images.
         """
         if len(self.images) > 1:
             raise ValueError(f"an item of {len(self.images)} images")
@@ -55,7 +55,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Sample:
-    """A training pair with its hard negatives, if the data has any; `row` counts in the subset's source tables."""
+    """A training pair with its hard negatives, if any; `row` is its number in the subset's source tables."""
 
     key: str
     subset: str
@@ -65,11 +65,11 @@ class Sample:
     negatives: tuple[Item, ...] = ()
 
     def item(self, side: str, number: int = 0) -> Item | None:
-        """One of its items, None if it has no such hard negative.
+        """One item of the sample; None if it has no such hard negative.
 
         Args:
             side: One of `SIDES`.
-            number: Which hard negative, from 0.
+            number: Number of the hard negative, from 0.
         """
         if side != NEGATIVE:
             return self.query if side == QUERY else self.positive
@@ -77,52 +77,52 @@ class Sample:
 
 
 def fast_hash(content: bytes) -> int:
-    """Signed 64 bits that tell whether two images are the same to the byte, or whether a sample was damaged."""
+    """64-bit hash (signed) to compare images byte by byte and to detect damaged samples."""
     return int.from_bytes(xxhash.xxh3_64_digest(content), "little", signed=True)
 
 
 def item_hash(text: str, images: Iterable[int] = ()) -> int:
-    """Signed 64 bits that tell whether two items are the same; `images` are the `fast_hash` of its images, in order.
+    """64-bit hash (signed) to compare items; `images` are the `fast_hash` of its images, in order.
 
-    With a million different items, the chance that any two collide is 3e-8.
+    Among a million distinct items, the probability of any collision is 3e-8.
     """
     digest = hashlib.blake2b(digest_size=8)
     encoded = text.encode()
-    digest.update(len(encoded).to_bytes(8, "little"))  # so that text and images cannot trade bytes
+    digest.update(len(encoded).to_bytes(8, "little"))  # so that bytes cannot move between text and images
     digest.update(encoded)
-    for image in images:  # an image of no bytes is not the same as no image
+    for image in images:  # an empty image differs from no image
         digest.update(image.to_bytes(8, "little", signed=True))
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def content_hash(text: str, *images: bytes) -> int:
-    """Signed 64 bits: same text and same bytes of the images, in the same order <=> same hash."""
+    """64-bit hash (signed) of an item's text and its images' bytes, in order."""
     return item_hash(text, map(fast_hash, images))
 
 
 def image_members(side: str, number: int, num_negatives: int, num_images: int) -> list[str]:
-    """What the tar's members of an item's images are called, behind the sample's key and without an extension.
+    """Names of the tar members of an item's images, without the sample's key and the extension.
 
-    A single image is "qry", "pos" or "neg"; several are "qry.0", "qry.1", ...; those of the second of several hard
+    A single image is "qry", "pos" or "neg"; several are "qry.0", "qry.1", ...; images of the second of several hard
     negatives are "neg1", or "neg1.0", "neg1.1", ...
 
     Args:
         side: One of `SIDES`.
-        number: Which hard negative, from 0.
-        num_negatives: Of the sample.
-        num_images: Of the item.
+        number: Number of the hard negative, from 0.
+        num_negatives: Number of hard negatives of the sample.
+        num_images: Number of images of the item.
     """
     prefix = IMAGE_MEMBER_PREFIX[side] + (str(number) if side == NEGATIVE and num_negatives > 1 else "")
     return [prefix] if num_images == 1 else [f"{prefix}.{image}" for image in range(num_images)]
 
 
 def sample_key(subset: str, row: int) -> str:
-    """The webdataset key; free of dots, because webdataset cuts keys at the first one."""
+    """The WebDataset key of a sample; it has no dots, because WebDataset ends keys at the first dot."""
     return f"{subset}/{row:08d}"
 
 
 def shard_name(subset: str, number: int) -> str:
-    """The stem shared by a shard's tar, index (.parquet) and sidecar (.json)."""
+    """Stem of the names of a shard's tar, index (.parquet) and sidecar (.json)."""
     return f"{subset}-{number:05d}"
 
 
@@ -145,7 +145,7 @@ def _list(kind: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", kind, nullable=False))
 
 
-# The same with lists: an entry an image, or of hard negatives an entry each and in it an entry an image.
+# The same with lists: one entry per image; for hard negatives, one list per hard negative with one entry per image.
 LIST_INDEX_SCHEMA = pa.schema(
     [
         *_SPAN,

@@ -1,4 +1,4 @@
-"""The sidecar beside each shard: its record and what was left out. Written last, it is what commits the shard."""
+"""The sidecar of each shard: its record and what was left out. It is written last and commits the shard."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FINGERPRINT = "fingerprint"
 
 @dataclass(frozen=True)
 class UnusableImage:
-    """An image that rows were left out for.
+    """An unusable image, for which rows were left out.
 
     Attributes:
-        path: of the image.
-        problem: a word for it.
-        reason: what exactly is wrong.
-        row: the first such row.
-        place: its file and line, where the number does not say enough.
+        path: Path of the image.
+        problem: Kind of problem, in a word.
+        reason: What exactly is wrong.
+        row: The first row that uses it.
+        place: File and line of that row, if its number does not identify it.
     """
 
     path: str
@@ -38,7 +38,7 @@ class UnusableImage:
 
 @dataclass(frozen=True)
 class UnusableRow:
-    """A row that no model can be trained on: its key and number, the side, the reason, the place as above."""
+    """A row that no model can be trained on: its key and number, the side, the reason, and the place as above."""
 
     key: str
     row: Count
@@ -49,12 +49,12 @@ class UnusableRow:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a sidecar says of its shard.
+    """Content of a sidecar.
 
     Attributes:
-        record: What the manifest says, too.
-        unusable_images: The images that rows were left out for.
-        unusable_rows: The rows that were left out for what they hold.
+        record: The shard's record, which the manifest contains too.
+        unusable_images: Unusable images, for which rows were left out.
+        unusable_rows: Rows that were left out because of their content.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -68,21 +68,21 @@ class Sidecar:
         """Reads a sidecar.
 
         Raises:
-            InputError: it cannot be read, is not one of this version, or has changed since it was written.
+            InputError: It cannot be read, is of a different version, or was changed after it was written.
         """
         content = read_json(path)
         try:
             whole = json_bytes(content) == path.read_bytes()
-        except UnicodeEncodeError:  # half a character, which the converter does not write
+        except UnicodeEncodeError:  # a lone surrogate, which the converter does not write
             whole = False
         fingerprint = content.pop(FINGERPRINT, None)
         if not whole or fingerprint_of(content) != fingerprint:
-            raise InputError(f"{path}: the content does not fit the fingerprint; it was edited or damaged")
+            raise InputError(f"{path}: the content does not match the fingerprint; it was edited or damaged")
         left_out = {name: content.pop(name, None) for name in (UNUSABLE_IMAGES, UNUSABLE_ROWS)}
         return parsed(_SIDECAR, json.dumps({"record": content, **left_out}).encode(), str(path))
 
     def write(self, path: Path) -> None:
-        """Writes it, complete or not at all, with a fingerprint: the manifest takes the sidecar's word."""
+        """Writes the sidecar with a fingerprint, because the manifest relies on it; it appears only when complete."""
         left_out = {
             UNUSABLE_IMAGES: [_noted(image) for image in self.unusable_images],
             UNUSABLE_ROWS: [_noted(row) for row in self.unusable_rows],

@@ -1,4 +1,4 @@
-"""Where shards lie: a folder, or a store behind a URL (`vlm2vec.shards.remote`)."""
+"""Storage of shards: the interface, and its version for a local folder (for URLs: `vlm2vec.shards.remote`)."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-# A thousand shards must not exhaust a worker's file descriptors (often 1,024 a process).
+# A thousand shards must not exhaust a worker's file descriptors (often 1,024 per process).
 MAX_OPEN_TARS = 64
 
 
 class Storage(Protocol):
     """Reads files by their path relative to the shards' folder, such as "Photos/Photos-00000.tar".
 
-    An `OSError` means that this file, or this part of it, cannot be read; where nothing can be reached at all, an
-    `InputError` says so.
+    An `OSError` means that this file, or this part of it, cannot be read; an `InputError` means that the storage cannot
+    be reached.
     """
 
     @property
     def num_readers(self) -> int:
-        """How many reads may wait for an answer at a time."""
+        """Number of concurrent reads."""
 
     def place(self, name: str) -> str:
-        """What messages call a file."""
+        """Path or URL of a file, for messages."""
 
     def size(self, name: str) -> int | None:
-        """A file's size in bytes; None where asking is not cheap."""
+        """A file's size in bytes; None if asking is slow."""
 
     def content(self, name: str) -> bytes:
-        """A whole file."""
+        """Reads a whole file."""
 
     def read(self, name: str, offset: int, size: int, block: tuple[int, int], version: str) -> bytes:
-        """Part of a file; fewer bytes where it ends before.
+        """Reads a part of a file; returns fewer bytes if the file ends before.
 
         Args:
-            name: the file.
-            offset: of the first byte.
-            size: number of bytes.
-            block: start and end of what is read in one piece where single reads are dear; holds the part.
-            version: tells this file from another one of the same name, at another time.
+            name: The file.
+            offset: Offset of the first byte.
+            size: Number of bytes.
+            block: Start and end of the piece to read, which contains the part, if single reads are expensive.
+            version: Distinguishes this file from earlier or later files of the same name.
         """
 
 
 class LocalFiles:
-    """Shards in a folder. Reads are positioned, so forked processes may share descriptors; a copy opens its own.
+    """Shards in a local folder. Reads are positioned, so forked processes may share descriptors; copies open new ones.
 
     Args:
-        root: the folder.
+        root: The folder.
     """
 
     num_readers = 1
@@ -66,11 +66,11 @@ class LocalFiles:
         return (self._root / name).stat().st_size
 
     def content(self, name: str) -> bytes:
-        """The whole file."""
+        """Reads a whole file."""
         return (self._root / name).read_bytes()
 
     def read(self, name: str, offset: int, size: int, block: tuple[int, int], version: str) -> bytes:
-        """One `pread`."""
+        """Reads a part of a file with one `pread`."""
         return os.pread(self._open_tar(str(self._root / name)).descriptor, size, offset)
 
     def __reduce__(self) -> tuple[type[LocalFiles], tuple[Path]]:
@@ -78,7 +78,7 @@ class LocalFiles:
 
 
 class _OpenTar:
-    """A descriptor that closes when the last user lets go, so that no read can hit a closed or reused one."""
+    """A file descriptor that closes after its last use, so that no read can hit a closed or reused one."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

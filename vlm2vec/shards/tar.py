@@ -1,4 +1,4 @@
-"""Bytes of a plain USTAR tar. The format is fixed for ever; writing a header here takes a tenth of `tarfile`'s time."""
+"""Writes members of a plain USTAR tar; writing a header here takes a tenth of `tarfile`'s time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import tarfile
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 
-# A read-only file without time or owner, so that the same samples give the same bytes; checksum field blank.
+# Header of a read-only file without time and owner, so that the same samples give the same bytes. As the format asks,
+# its checksum is computed with the checksum field blank.
 _TEMPLATE = tarfile.TarInfo()
 _TEMPLATE.mode = 0o444
 _HEADER = bytearray(_TEMPLATE.tobuf(tarfile.USTAR_FORMAT))
 _HEADER[148:156] = b" " * 8
 _SIZE = slice(124, 135)
-_HEADER[_SIZE] = bytes(11)  # `member` fills it in, as the name, which is empty here
+_HEADER[_SIZE] = bytes(11)  # `member` fills in size and name
 _HEADER_SUM = sum(_HEADER)
 _MAX_NAME_BYTES = 100
 
@@ -21,8 +22,8 @@ def member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
     """The pieces of a regular file in a tar: header, content, padding to whole blocks.
 
     Args:
-        name: ASCII, at most 100 characters.
-        content: less than 8 GiB.
+        name: Name of the file: ASCII, at most 100 characters.
+        content: Content, less than 8 GiB.
     """
     header = bytearray(_HEADER)
     encoded = name.encode("ascii")
@@ -35,5 +36,5 @@ def member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def end_of_archive(size: int) -> bytes:
-    """What ends a tar of so many bytes: two empty blocks, and more up to a whole record."""
+    """End of a tar of `size` bytes: two empty blocks, padded to a whole record."""
     return bytes(2 * BLOCK_BYTES + -(size + 2 * BLOCK_BYTES) % tarfile.RECORDSIZE)

@@ -1,4 +1,4 @@
-"""Writes one shard: a plain USTAR tar that webdataset reads, its index, and the sidecar that commits it."""
+"""Writes one shard: a plain USTAR tar that WebDataset reads, its index, and the sidecar that commits it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vlm2vec.shards.schema import (
 from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
 from vlm2vec.shards.tar import end_of_archive, member
 
-# Samples with photographs are larger, and go to the file without being copied here first.
+# Size of the write buffer; samples with photographs are larger and are written without a copy into it.
 _BUFFER_BYTES = 1 << 16
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -42,10 +42,10 @@ class StoredImage:
     """An image ready to be written: its bytes are copied as they are, never re-encoded.
 
     Attributes:
-        data: the undecoded bytes.
-        header: format and size.
+        data: The undecoded bytes.
+        header: Format and size.
         hash: `schema.fast_hash` of the bytes.
-        path: where the image came from, for people who trace a sample back.
+        path: Path of the source image, to trace a sample back.
     """
 
     data: bytes
@@ -56,17 +56,17 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class StoredItem:
-    """A query, target or hard negative, ready to be written; "" stands for no text."""
+    """A query, target or hard negative, ready to be written; "" means no text."""
 
     text: str
     images: tuple[StoredImage, ...] = ()
 
 
 class ShardWriter:
-    """Collects a shard's samples in a temporary tar; `commit` gives tar, index and sidecar their names, in this order.
+    """Collects a shard's samples in a temporary tar; `commit` publishes tar, index and sidecar, in this order.
 
-    The sidecar is the commit mark: where it exists, the other two are complete. Leaving the `with` block without
-    `commit` leaves nothing. The same samples give the same bytes.
+    The sidecar is the commit mark: if it exists, the other two are complete. Leaving the `with` block without `commit`
+    leaves no file. The same samples give the same bytes.
     """
 
     def __init__(self, folder: Path, name: str, subset: str) -> None:
@@ -106,7 +106,7 @@ class ShardWriter:
         self._size += len(content)
 
     def _record(self, row: int, query: StoredItem, positive: StoredItem, negatives: Sequence[StoredItem]) -> bytes:
-        """The sample's JSON: "negatives" in the place of "negative" where there are several."""
+        """The sample's JSON; "negatives" replaces "negative" if there are several."""
         record: dict[str, Any] = {"subset": self._subset, "row": row}
         record |= {QUERY: _item_record(query), POSITIVE: _item_record(positive)}
         items = [_item_record(item) for item in negatives]
@@ -132,10 +132,10 @@ class ShardWriter:
         """Finishes the shard.
 
         Args:
-            rows: the range of source rows that it covers.
-            skipped: rows of the range that were not added, by reason.
-            unusable_images: the images that some of them were left out for, noted in the sidecar.
-            unusable_rows: the rows that were left out for what they hold, noted in the sidecar.
+            rows: Range of source rows that the shard covers.
+            skipped: Number of rows of the range that were not added, by reason.
+            unusable_images: Unusable images, for which rows were left out; recorded in the sidecar.
+            unusable_rows: Rows that were left out because of their content; recorded in the sidecar.
         """
         self._write(end_of_archive(self._size))
         self._tar.close()
@@ -159,7 +159,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # after an error nothing is left to lose; after commit it is closed already
+        with suppress(OSError):  # after an error the content does not matter; after commit it is closed already
             self._tar.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -171,7 +171,7 @@ def _item_entry(item: StoredItem) -> ItemEntry:
 
 
 def _item_record(item: StoredItem) -> dict[str, Any]:
-    """An item's JSON: "images" in the place of "image" where there are several."""
+    """An item's JSON; "images" replaces "image" if there are several."""
     images = [{"path": each.path, "width": each.header.width, "height": each.header.height} for each in item.images]
     if len(images) > 1:
         return {"text": item.text, SEVERAL_IMAGES: images}

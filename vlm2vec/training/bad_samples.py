@@ -1,4 +1,4 @@
-"""Samples that turn out unreadable while a run goes on: agreed upon, replaced, reported, limited."""
+"""Samples that turn out unreadable during a run: all ranks agree on them, replace, report and limit them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vlm2vec.training.watch.monitor import Monitor
 
 
 class BadSamples:
-    """All bad samples that the run has met, the same on every rank.
+    """All bad samples that the run has met; identical on every rank.
 
-    A batch is a pure function of the order and of this record, so the record is part of every checkpoint.
+    A batch is a pure function of the order and this record, so the record is part of every checkpoint.
 
     Args:
-        most: More of them end the run (`--max_bad_samples`).
-        record: Of the run that goes on here, as `record` gives it.
+        most: Most bad samples before the run ends (`--max_bad_samples`).
+        record: Record of the run that is resumed, as the property `record` returns it.
     """
 
     def __init__(self, most: int, record: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -29,32 +29,32 @@ class BadSamples:
 
     @property
     def places(self) -> frozenset[tuple[str, int]]:
-        """Subset and position of each."""
+        """Subset and position of each sample."""
         return frozenset(self._reasons)
 
     @property
     def record(self) -> list[dict[str, Any]]:
-        """For a checkpoint: subset, position and reason of each, in the order in which they were met."""
+        """For a checkpoint: subset, position and reason of each sample, in the order in which they were met."""
         return [
             {"subset": subset, "position": position, "reason": reason}
             for (subset, position), reason in self._reasons.items()
         ]
 
     def replace(self, batches: TrainingBatches, monitor: Monitor, step: int) -> None:
-        """Has the current step run again without the samples that some rank could not read; all ranks call it.
+        """Prepares the current step again without the samples that some rank could not read; all ranks call it.
 
         Args:
-            batches: Where the step came from.
-            monitor: Is told each sample's place and what is wrong with it.
-            step: Counted from 0, for the report.
+            batches: The source of the step.
+            monitor: Receives each sample's place and what is wrong with it.
+            step: Step number for the report, counted from 0.
 
         Raises:
-            InputError: The run has met more bad samples than it may, or a rank found none it could name.
+            InputError: The run has met more bad samples than `most`.
             SystemExit: The same, on all ranks but the first, so that the list is printed once.
         """
         own = [(*place, reason) for place, reason in batches.damage.items()]
         found = gather_from_all(own, list[tuple[str, int, str]])
-        # Sorted over all ranks: which of them met a sample must not show.
+        # Sorted over all ranks, so that the record does not depend on which rank met a sample.
         new = {
             (subset, position): reason for subset, position, reason in sorted(each for rank in found for each in rank)
         }

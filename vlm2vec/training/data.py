@@ -1,4 +1,4 @@
-"""A run's data: which subsets, in what order, the same on every rank."""
+"""Opens a run's data: shards, mined sidecar and global order, identical on every rank."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from vlm2vec.training.settings import DataSettings, MinedSettings
 
 @dataclass(frozen=True)
 class RunData:
-    """A run's samples and the order in which they come.
+    """A run's samples and their order.
 
     Attributes:
         shards: The samples.
-        order: Their order.
-        mined: What a teacher says of them, as far as it takes part besides the order.
-        sidecar: Fingerprint of what the teacher mined; None without.
+        order: Their global order.
+        mined: A teacher's hard negatives, false negatives and scores, as far as the run uses them; else None.
+        sidecar: Fingerprint of the mined sidecar; None without one.
     """
 
     shards: ShardSet
@@ -40,13 +40,13 @@ class RunData:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What the data are: the same values are the same samples in the same order."""
+        """Identity of the data: equal values mean the same samples in the same order."""
         sidecar = {} if self.sidecar is None else {"mined": self.sidecar}
         return {"shards": self.shards.fingerprint, "order": self.order.digest, **sidecar}
 
 
 def open_shards(settings: DataSettings) -> ShardSet:
-    """The shards that the flags name."""
+    """Opens the shards that the settings name."""
     folder = {} if settings.cache_dir is None else {"folder": settings.cache_dir}
     return ShardSet.open(
         settings.dataset_name,
@@ -57,7 +57,7 @@ def open_shards(settings: DataSettings) -> ShardSet:
 
 
 def open_data(settings: DataSettings, rank: int) -> RunData:
-    """The shards and their order; one sample is read, so that data out of reach are found here.
+    """Opens the shards and their order; reads one sample, so that unreachable data fail here.
 
     Raises:
         InputError: The shards cannot be reached or used.
@@ -69,31 +69,31 @@ def open_data(settings: DataSettings, rank: int) -> RunData:
     try:
         shards.read(subset, rank % shards.num_samples[subset])
     except DamagedSampleError as error:
-        # A damaged sample is replaced when its turn comes.
+        # A damaged sample is no reason to stop: it is replaced when a batch needs it.
         if isinstance(error.__cause__, OSError):
-            raise InputError(f"the shards' files are there but cannot be read: {error}") from error
+            raise InputError(f"the shards' files exist but cannot be read: {error}") from error
     if sidecar is None or settings.mined is None:
         return RunData(shards, order)
     return RunData(shards, order, mined_rows(settings.mined, sidecar, shards), sidecar.fingerprint)
 
 
 def open_sidecar(settings: MinedSettings, shards: ShardSet) -> Mined:
-    """What was mined from the shards.
+    """Opens what was mined from the shards.
 
     Raises:
-        InputError: Nothing, or not of these shards and subsets, or without what the flags use.
+        InputError: There is none, it is of different shards or subsets, or it lacks what the flags use.
     """
     sidecar = Mined.open(settings.folder, shards.fingerprint, shards.num_samples)
     path = sidecar.root / MINED_NAME
     records = [sidecar.subsets[name] for name in shards.subsets]
     if settings.clusters and not sidecar.cluster_size:
-        raise InputError(f"{path}: no clusters were mined, and --mined_clusters needs them; mine them, or leave it out")
+        raise InputError(f"{path}: no clusters were mined; mine them, or leave out --mined_clusters")
     if settings.negatives and not any(record.num_negatives for record in records):
         raise InputError(f"{path}: no hard negatives were mined; mine them, or leave out --mined_negatives")
     if settings.false_negatives and not any(record.num_false_negatives for record in records):
         raise InputError(
-            f"{path}: the teacher found no false negatives; leave out --false_negative_source, or mine with another "
-            "margin"
+            f"{path}: the teacher found no false negatives; leave out --false_negative_source, or mine with a "
+            "different margin"
         )
     return sidecar
 
@@ -101,15 +101,15 @@ def open_sidecar(settings: MinedSettings, shards: ShardSet) -> Mined:
 def largest_of_several(
     shards: ShardSet, inputs: ItemEncoderInputs, hard_negatives: bool
 ) -> tuple[tuple[int, int], ...]:
-    """Width and height in pixels of each image of the item that takes the most of those with several images.
+    """Width and height in pixels of each image of the most expensive item with several images.
 
     Args:
         shards: The data.
-        inputs: Knows what an image takes.
-        hard_negatives: Whether hard negatives take part.
+        inputs: Computes the cost of an image.
+        hard_negatives: Whether the run uses hard negatives.
 
     Returns:
-        Nothing if no item has several images.
+        An empty tuple if no item has several images.
     """
     largest: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
     without_images = inputs.cost(0, ())
@@ -132,10 +132,10 @@ def largest_of_several(
 
 
 def mined_rows(settings: MinedSettings, sidecar: Mined, shards: ShardSet) -> MinedRows | None:
-    """What a teacher says of the rows of a batch; None if only its clusters take part.
+    """A teacher's data for the rows of a batch; None if the run uses only its clusters.
 
     Raises:
-        InputError: A damaged file.
+        InputError: A file is damaged.
     """
     if not (settings.negatives or settings.false_negatives or settings.scores):
         return None
@@ -144,7 +144,7 @@ def mined_rows(settings: MinedSettings, sidecar: Mined, shards: ShardSet) -> Min
 
 
 def global_order(settings: DataSettings, shards: ShardSet, sidecar: Mined | None = None) -> GlobalOrder:
-    """The order in which the shards' samples come.
+    """The global order of the shards' samples.
 
     Raises:
         InputError: The flags do not fit the data, or a file of the sidecar is damaged.
@@ -164,7 +164,7 @@ def global_order(settings: DataSettings, shards: ShardSet, sidecar: Mined | None
 
 
 def compare_data(shards: ShardSet, order: GlobalOrder, sidecar: str | None = None) -> None:
-    """Stops all ranks, before anything runs, if they do not hold the same data in the same order (a collective).
+    """Stops all ranks before anything runs if they do not have the same data in the same order (a collective).
 
     Raises:
         InputError: The manifest, the order or the sidecar of a rank differs; the message names the rank.
@@ -181,22 +181,22 @@ def compare_data(shards: ShardSet, order: GlobalOrder, sidecar: str | None = Non
 
 
 def order_remarks(order: GlobalOrder) -> str:
-    """What units draw from, and what an epoch does not deliver."""
+    """Remarks for the log about groups of subsets, mined clusters, an epoch's remainder and duplicate targets."""
     remarks = []
     if order.mixture.groups != SUBSET:
         groups = order.passes.groups.names
         alone = [name for name in groups if name in order.subsets]
         remarks.append(f"batches of {', '.join(name for name in groups if name not in alone)}")
         if alone:
-            remarks.append(f"subsets without meta-task, in batches of their own: {', '.join(alone)}")
+            remarks.append(f"subsets without a meta-task, in separate batches: {', '.join(alone)}")
     if order.clusters is not None:
         clusters = order.clusters
         remarks.append(
-            f"{sum(clusters.counts):,} mined clusters of {clusters.size} pairs, {clusters.left_over:,} pairs left over "
-            "in units of their own"
+            f"{sum(clusters.counts):,} mined clusters of {clusters.size} pairs, {clusters.left_over:,} pairs outside "
+            "clusters in separate units"
         )
     if order.covers_each_sample_once and order.remainder:
-        remarks.append(f"an epoch leaves out {order.remainder:,} pairs, different ones each time")
+        remarks.append(f"each epoch leaves out {order.remainder:,} pairs, which differ from epoch to epoch")
     if order.mixture.distinct_positives:
-        remarks.append(f"{order.duplicate_targets(0):,} pairs of epoch 0 share a target with one of their batch")
+        remarks.append(f"{order.duplicate_targets(0):,} pairs of epoch 0 share a target with a pair of their batch")
     return "".join(f" | {remark}" for remark in remarks)

@@ -1,4 +1,4 @@
-"""A run's encoder: loaded, with what is trained of it, the same on every rank."""
+"""Loads a run's encoder and prepares it for training: frozen parts, adapter, compiled layers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from vlm2vec.training.settings import EncoderSettings
 
 
 def with_model_settings(settings: RunSettings) -> tuple[RunSettings, list[str]]:
-    """The settings, with what the model was saved with where the flags say nothing.
+    """Completes the settings: where a flag is absent, the model's saved setting is used.
 
     Returns:
-        The settings, and a line for every flag that differs from what the model was saved with.
+        The settings, and one line per flag that differs from the model's saved setting.
 
     Raises:
-        InputError: The model's settings are damaged, or a flag is impossible.
+        InputError: The model's settings are damaged, or a flag's value is invalid for this model.
     """
     folder = resolve_folder(settings.encoder.model_name)
     if not (folder / CONFIG_FILE).is_file():  # an adapter; `build_encoder` refuses it
@@ -39,10 +39,10 @@ def with_model_settings(settings: RunSettings) -> tuple[RunSettings, list[str]]:
 
 
 def settings_in_use(encoder: EncoderSettings, folder: Path, family: Family) -> tuple[ModelSettings, list[str]]:
-    """The settings of the model in a folder, with a run's in their place; as `choose_settings`.
+    """The saved settings of the model in a folder, overridden by a run's; see `choose_settings`.
 
     Raises:
-        InputError: The model's settings are damaged, or a flag is impossible.
+        InputError: The model's settings are damaged, or a flag's value is invalid for this model.
     """
     given = {name: getattr(encoder, name) for name in ("max_len", "normalize", "prompt_format")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -50,20 +50,19 @@ def settings_in_use(encoder: EncoderSettings, folder: Path, family: Family) -> t
 
 
 def build_encoder(settings: EncoderSettings) -> VLM2Vec:
-    """The encoder of a run, the same on every rank.
+    """Loads the encoder of a run; identical on every rank.
 
     Raises:
-        InputError: The model cannot be loaded, is an adapter, nothing of it would be trained, or it has nothing to
-            compile.
+        InputError: The model cannot be loaded, is an adapter, has nothing to train, or has nothing to compile.
     """
-    transformers.utils.logging.disable_progress_bar()  # a bar a rank would only tangle
+    transformers.utils.logging.disable_progress_bar()  # the bars of several ranks would interleave
     limits: dict[str, Any] = dict(settings.image_limits)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ChangedSettingWarning)  # the run says it once, see `with_model_settings`
+        warnings.simplefilter("ignore", ChangedSettingWarning)  # the run reports it once, see `with_model_settings`
         encoder = VLM2Vec.from_pretrained(
             settings.model_name,
             max_len=STORED if settings.max_len is None else settings.max_len,
-            # ZeRO copies its master weights from the bfloat16 ones: loading float32 would only cost host memory.
+            # ZeRO copies master weights from the bfloat16 weights: loading float32 would only cost host memory.
             dtype=settings.precision.frozen,
             device="cpu",  # the engine puts it, or its rank's part of it, on the GPU
             attn_implementation=settings.attn_implementation,
@@ -73,22 +72,22 @@ def build_encoder(settings: EncoderSettings) -> VLM2Vec:
         )
     if isinstance(encoder.backbone, PeftModel):
         raise InputError(
-            f"--model_name {settings.model_name}: is an adapter, and training starts from a whole model: merge it "
-            "first (VLM2Vec.from_pretrained, merge_lora, save_pretrained; of a run of this program: python -m "
-            "vlm2vec.export with --merge_lora)"
+            f"--model_name {settings.model_name}: is an adapter, and training starts from a whole model; merge it "
+            "first (python -m vlm2vec.export with --merge_lora for a run of this program; otherwise "
+            "VLM2Vec.from_pretrained, merge_lora, save_pretrained)"
         )
     encoder = prepare_encoder(encoder, settings, settings.gradient_checkpointing)
     if settings.compile_layers and compile_layers(encoder) == 0:
         kind = encoder.base.config.model_type
-        raise InputError(f"--compile_layers: no effect, no layer of a {kind} has compiled operators; leave it out")
+        raise InputError(f"--compile_layers: no effect, a {kind} model has no layers to compile; leave it out")
     return encoder
 
 
 def prepare_encoder(encoder: VLM2Vec, settings: EncoderSettings, gradient_checkpointing: bool) -> VLM2Vec:
-    """Frozen parts, adapter, gradient checkpointing: makes an encoder the one that is trained.
+    """Prepares an encoder for training: freezes parts, adds the adapter, enables gradient checkpointing.
 
     Raises:
-        InputError: No adapter can be made as the settings ask for, see `VLM2Vec.add_lora`.
+        InputError: The adapter's settings do not fit the model, see `VLM2Vec.add_lora`.
     """
     encoder.freeze(vision_tower=settings.freeze_vision_tower, projector=settings.freeze_projector)
     if settings.lora is not None:

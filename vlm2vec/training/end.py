@@ -1,4 +1,4 @@
-"""How a rank ends after an error: at once, with the error's exit code and at most one line where that is enough."""
+"""Ends a rank after an error: at once, with the error's exit code, and with one line if the error is expected."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vlm2vec.training.checkpoints.writer import CheckpointError
 def end_process(error: BaseException) -> NoReturn:
     """Reports an error and ends this process.
 
-    Without the interpreter's end: that waits for loader workers, which ignore SIGTERM, and for collectives that nobody
-    joins any more.
+    Skips the interpreter's shutdown: that would wait for loader workers, which ignore SIGTERM, and for collectives that
+    other ranks no longer join.
     """
     code = exit_code(error)
     for child in multiprocessing.active_children():
@@ -28,7 +28,7 @@ def end_process(error: BaseException) -> NoReturn:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of an error, which is printed, if it is not another rank's to report."""
+    """Prints an error, unless a different rank reports it, and returns its exit code."""
     is_first = is_first_rank()
     if isinstance(error, InputError) or (isinstance(error, KeyboardInterrupt) and is_first):
         return report(error)
@@ -36,7 +36,7 @@ def exit_code(error: BaseException) -> int:
         return EXIT_INTERRUPTED
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, CheckpointError):  # raised on all ranks alike
+    if isinstance(error, CheckpointError):  # raised on all ranks
         if is_first:
             print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: configuration, optimizer, schedule."""
+"""Builds the DeepSpeed engine: its configuration, optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.ranks import ranks_of_node, set_collective_timeout
 from vlm2vec.training.settings import EngineSettings, ScheduleSettings
 
-# Master weights, moments, gradient sums and their reduction in float32; only compute in bfloat16.
+# Only compute is in bfloat16; master weights, moments, gradient sums and their reduction are in float32.
 BF16_ENGINE: dict[str, Any] = {
     "bf16": {"enabled": True},
     "data_types": {"grad_accum_dtype": "fp32"},
@@ -23,10 +23,10 @@ BF16_ENGINE: dict[str, Any] = {
 
 
 def engine_config(settings: EngineSettings) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run: the file's ZeRO settings and what follows from the flags."""
+    """DeepSpeed configuration of a run: the file's ZeRO settings, completed from the flags."""
     optimizer, cluster = settings.optimizer, settings.cluster
     config = dict(settings.file) | {
-        # DeepSpeed wants a whole number here; it scales nothing with it while accumulation is 1.
+        # DeepSpeed requires an integer here; with accumulation 1 it scales nothing by it.
         "train_micro_batch_size_per_gpu": max(1, cluster.global_batch_size // cluster.num_ranks),
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.max_grad_norm,
@@ -37,9 +37,9 @@ def engine_config(settings: EngineSettings) -> dict[str, Any]:
                 "betas": list(optimizer.betas),
                 "eps": optimizer.epsilon,
                 "weight_decay": optimizer.weight_decay,
-                # torch's own AdamW: nothing is compiled at the start, CPU ranks take the path of GPUs, and a resume is
-                # equal bit for bit, with offload too (DeepSpeed's CPU optimizer multiplies beta^t up while it runs and
-                # takes a power after a load).
+                # torch's AdamW: nothing is compiled at the start, CPU ranks run the same code as GPUs, and a resume is
+                # bit-identical, with offload too (DeepSpeed's CPU optimizer multiplies up beta^t while it runs, but
+                # computes a power after a load).
                 "torch_adam": True,
                 "fused": True,
             },
@@ -48,7 +48,7 @@ def engine_config(settings: EngineSettings) -> dict[str, Any]:
     }
     if settings.precision.engine_casts:
         config |= BF16_ENGINE
-        # ZeRO-3's own linear layer rounds differently from ZeRO-2's.
+        # ZeRO-3's memory-efficient linear layer rounds differently from the one that ZeRO-2 runs.
         config["zero_optimization"] = config["zero_optimization"] | {"memory_efficient_linear": False}
     return config
 
@@ -59,13 +59,13 @@ def build_engine(
     schedule: Callable[[Any], Any],
     loads_universal: bool = False,
 ) -> Any:
-    """A DeepSpeed engine around the encoder.
+    """Builds a DeepSpeed engine around the encoder.
 
     Args:
-        encoder: Its trainable parameters are the ones that require a gradient.
-        settings: The run's.
-        schedule: Makes the learning-rate schedule from the optimizer.
-        loads_universal: Whether it will load a checkpoint of other ranks or another ZeRO stage.
+        encoder: The encoder; parameters that require a gradient are trained.
+        settings: Engine settings of the run.
+        schedule: Returns the learning-rate schedule for the optimizer.
+        loads_universal: Whether it will load a checkpoint of a different number of ranks or ZeRO stage.
     """
     import deepspeed
 
@@ -80,10 +80,10 @@ def build_engine(
 
 
 def schedule(settings: ScheduleSettings, optimizer: Any) -> Any:
-    """The learning-rate schedule of an optimizer, by transformers' names.
+    """Learning-rate schedule of an optimizer, by transformers' names.
 
     Raises:
-        InputError: transformers has none of that name.
+        InputError: transformers has no schedule of that name.
     """
     try:
         return transformers.get_scheduler(settings.kind, optimizer, settings.warmup_steps, settings.max_steps)
@@ -92,7 +92,7 @@ def schedule(settings: ScheduleSettings, optimizer: Any) -> Any:
 
 
 def share_cores(zero_section: dict[str, Any]) -> None:
-    """Gives the optimizer of an offloading run this rank's share of the node's cores; launchers set one thread."""
-    num_ranks = ranks_of_node(os.environ)  # where the launcher does not say, ranks share the cores in an unknown way
+    """Gives an offloaded optimizer this rank's share of the node's cores; launchers set one thread per rank."""
+    num_ranks = ranks_of_node(os.environ)  # None if the launcher does not set it: then the share is unknown
     if num_ranks and zero_section.get("offload_optimizer"):
         torch.set_num_threads(max(torch.get_num_threads(), len(os.sched_getaffinity(0)) // num_ranks))

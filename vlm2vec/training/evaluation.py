@@ -1,4 +1,4 @@
-"""Scores during training: when, on what, and which checkpoint is the best so far."""
+"""Evaluation during training: scores the weights at intervals and tracks the best checkpoint."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from vlm2vec.training.flags.evaluation import BEST
 from vlm2vec.training.settings import EvaluationSettings
 from vlm2vec.training.watch.monitor import Monitor
 
-# Of a score that is kept: what a mean's rounding changes behind them would make equal scores differ.
+# Digits of a stored score; the rounding errors of a mean beyond them would make equal scores differ.
 _DIGITS = 9
 _FLAGS = {Thing.DATASET: "--eval_dataset_name", Thing.SUBSET: "--eval_subsets", Thing.IMAGES: "--eval_image_dir"}
 
 
 class NoEvaluation:
-    """For a run that is not scored."""
+    """Null object for a run without evaluation."""
 
     def after_step(self, engine: Any, done: int, is_last: bool, monitor: Monitor) -> bool:
-        """Never the best."""
+        """Returns False: no checkpoint is the best."""
         return False
 
     def keep(self, checkpoint: Path) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class RunEvaluation:
-    """Scores a run every so many steps and remembers its best checkpoint, also over a resume.
+    """Scores a run at a fixed interval of steps and tracks its best checkpoint, also across a resume.
 
     Args:
-        live: scores the weights.
-        model_call: one engine call.
-        every: steps from one evaluation to the next.
-        output_dir: the run's folder; the best checkpoint's name and score stand in its best.json.
-        save_best: whether the best so far is to be kept.
+        live: Scores the weights.
+        model_call: Runs one engine call.
+        every: Interval between evaluations in steps.
+        output_dir: The run's folder; its best.json holds the best checkpoint's name and score.
+        save_best: Whether to keep the best checkpoint.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class RunEvaluation:
         self._last = -math.inf
 
     def after_step(self, engine: Any, done: int, is_last: bool, monitor: Monitor) -> bool:
-        """Scores after `done` steps, if it is time to; all ranks call it.
+        """Scores after `done` steps, if an evaluation is due; all ranks call it.
 
         Returns:
-            Whether a checkpoint of these weights is to be written because they are the best so far.
+            Whether to write a checkpoint because these weights are the best so far.
         """
         if done % self._every and not is_last:
             return False
@@ -83,13 +83,13 @@ class RunEvaluation:
         if summary is not None:
             monitor.scores(done, summary)
         elif own_rank() == 0:
-            monitor.message(f"evaluation after {done} steps: NaN or infinity in the embeddings; no score")
+            monitor.message(f"evaluation after {done} steps: no score, the embeddings hold NaN or infinity")
         score = send_from_first(None if summary is None else summary["overall"]["acc"], float | None)
         self._last = -math.inf if score is None else round(score, _DIGITS)
         return self._save_best and self._last > self._best
 
     def keep(self, checkpoint: Path) -> None:
-        """Notes that the checkpoint, just written, is the best so far; all ranks call it."""
+        """Records that the checkpoint just written is the best so far; all ranks call it."""
         self._best = self._last
         if own_rank() == 0:
             with committed(self._output_dir / BEST) as path:
@@ -97,17 +97,17 @@ class RunEvaluation:
 
 
 class Best(StrictModel):
-    """What best.json says."""
+    """Content of best.json."""
 
     checkpoint: Annotated[str, Field(pattern=rf"^{CHECKPOINT_PREFIX}[0-9]+$")]
     score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 def read_best(output_dir: Path) -> Best | None:
-    """The name and score of a run's best checkpoint; None if there is none (any more).
+    """Name and score of a run's best checkpoint; None if there is none, or if it was removed.
 
     Raises:
-        InputError: a damaged file.
+        InputError: The file is damaged.
     """
     path = output_dir / BEST
     if not path.exists():
@@ -120,7 +120,7 @@ def read_best(output_dir: Path) -> Best | None:
 
 
 def best_checkpoint(output_dir: Path) -> str | None:
-    """The name of a run's best checkpoint, if it has one."""
+    """Name of a run's best checkpoint, if it has one."""
     best = read_best(output_dir)
     return best.checkpoint if best else None
 
@@ -133,7 +133,7 @@ def build_evaluation(
     num_workers: int,
     device: torch.device,
 ) -> RunEvaluation | NoEvaluation:
-    """Reads and plans what a run is scored on, before it starts.
+    """Reads the evaluation data and plans its encoding, before the run starts.
 
     Raises:
         InputError: a dataset or image that cannot be used.

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: runs steps, reports metrics, evaluates, writes checkpoints."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vlm2vec.training.watch.parts import RunPart
 from vlm2vec.training.watch.profiling import summarise_communication
 from vlm2vec.training.watch.summary import next_command
 
-# So many checkpoints in a row that cannot be written end a run: what it does after that would most likely be lost.
+# Consecutive failed checkpoints that end a run: later work would most likely be lost too.
 MOST_FAILED_SAVES = 3
 _OPTIMIZER_STEP = Place(RunPart.OPTIMIZER, "optimizer step")
 
 
 def train(run: Run) -> bool:
-    """Runs all steps that are left, writes metrics and checkpoints; all ranks call it.
+    """Runs all remaining steps, writes metrics and checkpoints; all ranks call it.
 
     Returns:
-        Whether all steps are done; False if a rank was asked to stop, with a checkpoint of the steps done by then.
+        Whether all steps are done; False if a rank was asked to stop. Then the steps done so far are in a checkpoint.
 
     Raises:
-        InputError: The shards cannot be reached, more samples are unreadable than may be, the gradients of several
+        InputError: The shards cannot be reached, more samples are unreadable than allowed, the gradients of several
             steps in a row are not finite, or memory ran out.
-        NonFiniteLossError: The loss of a step is not a number; that step updates nothing.
+        NonFiniteLossError: The loss or a representation of a step is not finite; that step updates nothing.
         CheckpointError: The last checkpoint could not be written, or several in a row.
     """
     settings = run.settings
@@ -46,7 +46,7 @@ def train(run: Run) -> bool:
 
 
 def run_steps(run: Run) -> bool:
-    """The loop; see `train`."""
+    """Runs the loop, see `train`."""
     settings, engine, every = run.settings, run.model.engine, run.settings.checkpoints.every
     for batch in run.watch.steps(run.batches):
         header, done = batch.header, batch.header.step + 1
@@ -83,7 +83,7 @@ def update(run: Run, done: int) -> float:
     """Updates the weights, and a learned temperature on the same schedule; returns the learning rate of this update.
 
     Raises:
-        InputError: It was the last of several in a row that were skipped.
+        InputError: Too many updates in a row were skipped.
     """
     engine, temperature, rate = run.model.engine, run.model.temperature, run.settings.loss.temperature_learning_rate
     learning_rate = float(engine.get_lr()[0])
@@ -114,7 +114,7 @@ def report(run: Run, header: StepHeader, learning_rate: float) -> None:
 
 
 def stopped(run: Run, done: int) -> None:
-    """A rank was asked to stop: saves the steps done, unless that is done already, and says how to resume.
+    """A rank was asked to stop: saves the steps done, unless they are saved already, and reports how to resume.
 
     Raises:
         CheckpointError: The checkpoint could not be written.
@@ -123,17 +123,17 @@ def stopped(run: Run, done: int) -> None:
         with run.watch.pause(RunPart.CHECKPOINT):
             save(run, done, run_goes_on=False)
     name = run.stop.name(run.model.engine.device)
-    run.monitor.message(f"stopped at step {done} by {name}; start again with --resume auto to resume")
+    run.monitor.message(f"stopped at step {done} by {name}; restart with --resume auto to resume")
 
 
 def save(run: Run, done: int, run_goes_on: bool) -> Path | None:
-    """Writes a checkpoint; a failure stops a run that is about to end, or in which several in a row have failed.
+    """Writes a checkpoint. A failure ends the run only at its last checkpoint, or after several failures in a row.
 
     Returns:
-        Its folder; None if it could not be written and the run goes on.
+        The checkpoint's folder; None if it could not be written and the run continues.
 
     Raises:
-        CheckpointError: It could not be written, and the run is about to end or `MOST_FAILED_SAVES` have failed.
+        CheckpointError: It could not be written, and it is the last one or failure `MOST_FAILED_SAVES` in a row.
     """
     engine, checkpoints = run.model.engine, run.checkpoints
     try:
@@ -145,9 +145,9 @@ def save(run: Run, done: int, run_goes_on: bool) -> Path | None:
         if checkpoints.failed_in_a_row >= MOST_FAILED_SAVES:
             raise CheckpointError(
                 f"{error}; {checkpoints.failed_in_a_row} checkpoints in a row have failed, so the run ends (last valid "
-                f"checkpoint: {last}). Mend --output_dir, then start again with --resume auto"
+                f"checkpoint: {last}). Make --output_dir writable again, then restart with --resume auto"
             ) from error
-        run.monitor.message(f"warning: {error}; the run goes on, the last valid checkpoint is still that of {last}")
+        run.monitor.message(f"warning: {error}; the run continues (last valid checkpoint: {last})")
         return None
     run.monitor.message(f"checkpoint: {checkpoint}")
     return checkpoint

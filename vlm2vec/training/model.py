@@ -1,4 +1,4 @@
-"""What a run trains: the encoder in its engine, and the cached step with its loss."""
+"""Builds what a run trains: the encoder in its engine, the loss and the cached step."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vlm2vec.training.settings import EncoderSettings, LossSettings, OptimizerSe
 
 
 def encoder_inputs(encoder: VLM2Vec, settings: EncoderSettings) -> ItemEncoderInputs:
-    """What makes the inputs of a run's encoder, in the dtype that it computes in."""
+    """Builds the inputs of a run's encoder, in its compute dtype."""
     always_dummy = encoder.base.trains_images_alone
     return ItemEncoderInputs(encoder.processor, encoder.max_len, settings.precision.compute, always_dummy)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The encoder and all that trains it.
+    """The encoder, its engine and its step.
 
     Attributes:
-        encoder: Whose weights are trained.
+        encoder: The encoder whose weights are trained.
         engine: The DeepSpeed engine around it.
-        inputs: Makes its inputs, in the dtype that it computes in.
-        temperature: The loss's learned one; None: it is fixed.
-        step: One global batch's gradient.
+        inputs: Builds its inputs, in its compute dtype.
+        temperature: The loss's learned temperature; None if it is fixed.
+        step: Computes the gradient of one global batch.
     """
 
     encoder: VLM2Vec
@@ -58,15 +58,15 @@ class TrainedModel:
         """Builds the engine and the step around the encoder; all ranks call it.
 
         Args:
-            settings: The run's.
-            encoder: As `build_encoder` returns it.
-            loads_universal: As in `build_engine`.
+            settings: Settings of the run.
+            encoder: The encoder from `build_encoder`.
+            loads_universal: See `build_engine`.
             watch: Follows the step.
-            step_type: What runs a step's chunks.
-            temperatures: Names of the groups of rows that learn a temperature each; empty: all learn one.
+            step_type: Class of the step.
+            temperatures: Names of the groups of rows that learn one temperature each; empty if all rows share one.
 
         Raises:
-            InputError: A schedule, temperature or dimension that cannot be.
+            InputError: A schedule, temperature or dimension is invalid.
         """
         engine = build_engine(encoder, settings.engine, partial(schedule, settings.schedule), loads_universal)
         inputs = encoder_inputs(encoder, settings.encoder)
@@ -85,10 +85,10 @@ class TrainedModel:
 def learned_temperature(
     settings: LossSettings, optimizer: OptimizerSettings, device: torch.device, groups: Sequence[str] = ()
 ) -> LearnedTemperature | None:
-    """A temperature to train; None if it is fixed.
+    """Builds a learned temperature; None if it is fixed.
 
     Raises:
-        InputError: It starts outside of its range.
+        InputError: Its initial value is out of range.
     """
     if settings.temperature_learning_rate is None:
         return None
@@ -99,14 +99,14 @@ def learned_temperature(
 
 
 def contrastive_loss(settings: LossSettings, temperature: LearnedTemperature | None, width: int) -> ContrastiveLoss:
-    """The loss; `width` is that of the embeddings.
+    """Builds the loss for embeddings of dimension `width`.
 
     Raises:
-        InputError: A dimension of --matryoshka_dims that embeddings do not have, or settings that exclude each other.
+        InputError: A dimension of --matryoshka_dims exceeds `width`, or settings exclude each other.
     """
     too_wide = [dimension for dimension in settings.matryoshka_dims if dimension > width]
     if too_wide:
-        raise InputError(f"--matryoshka_dims {too_wide[0]}: the model's embeddings have {width} dimensions")
+        raise InputError(f"--matryoshka_dims {too_wide[0]}: must be at most {width}, the dimension of the embeddings")
     try:
         return ContrastiveLoss(
             temperature or settings.temperature,

@@ -14,13 +14,13 @@ MODES = {
 
 
 def add_modes(parser: argparse.ArgumentParser) -> None:
-    """Declares the modes."""
+    """Adds the modes' flags to a parser."""
     for name, text in MODES.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
 
 
 def parse_modes(argv: Sequence[str]) -> tuple[set[str], list[str]]:
-    """The modes that a command line asks for, and the rest of it, which is for the flags' own parser."""
+    """The modes that a command line asks for, and its remaining words for the parser of the other flags."""
     parser = Parser(prog="vlm2vec.train", add_help=False)
     add_modes(parser)
     modes, rest = parser.parse_known_args(argv)

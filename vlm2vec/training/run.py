@@ -1,4 +1,4 @@
-"""A run, built in stages from what its ranks have agreed on."""
+"""Builds a run's parts in order, from what its ranks have agreed on."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from vlm2vec.training.watch.summary import run_card
 
 @dataclass(frozen=True)
 class Parts:
-    """What makes the parts of a run that others may take the place of.
+    """Classes and functions that make a run's replaceable parts; tests and trials put others in their place.
 
     Attributes:
-        model_flops: Counts what MFU is measured by; None where the device's peak is not known.
+        model_flops: Counts the FLOPs behind MFU; returns None if the device's peak is unknown.
         heartbeat: Ends a run that is stuck.
         source: Plans the steps.
-        batches: Loads them.
+        batches: Loads the steps.
         checkpoints: Writes checkpoints.
         step: Runs a step's chunks.
         rehearse: Runs the largest chunk once.
@@ -66,23 +66,23 @@ class Parts:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that takes part in a training; `vlm2vec.training.loop.train` runs it.
+    """All parts of a training run; `vlm2vec.training.loop.train` runs it.
 
     Attributes:
-        start: What it is built from.
-        settings: What is in force, with what was decided on the device.
-        watch: Follows where the run is, and what its time is spent on.
-        model: What is trained.
+        start: What the ranks agreed on.
+        settings: Resolved settings, including what was measured on the device.
+        watch: Tracks the run's current place and where time is spent.
+        model: The trained model.
         memory: Explains running out of memory.
         meter: Collects the metrics of steps.
         bad_samples: Unreadable samples so far.
-        batches: The steps that are left.
+        batches: The remaining steps.
         checkpoints: Writes the run's state.
-        evaluation: Scores during training.
-        monitor: Takes what the run reports; on all ranks but the first it keeps nothing.
-        stop: Signals that ask the run to end.
-        profiles: Of chosen steps.
-        skipped_steps: Updates with a gradient that was not finite.
+        evaluation: Evaluates during training.
+        monitor: Receives what the run reports; it discards everything except on the first rank.
+        stop: Tracks signals that ask the run to end.
+        profiles: Profiles chosen steps.
+        skipped_steps: Counts updates skipped because the gradient was not finite.
     """
 
     start: Start
@@ -104,11 +104,11 @@ class Run:
     def build(cls, start: Start, watch: RunWatch, parts: Parts) -> Run:
         """Builds all parts; all ranks call it.
 
-        The order matters: what fails soonest comes first, and the state of a checkpoint is restored when nothing
-        else draws random numbers any more.
+        The order matters: fast checks come first, and a checkpoint's state is restored after the last part that draws
+        random numbers.
 
         Raises:
-            InputError: A model, flag, disk or data set that cannot be used, or a chunk that does not fit into memory.
+            InputError: A model, flag, disk or data set cannot be used, or a chunk does not fit into memory.
         """
         settings, device = start.settings, start.device
         output_dir, num_workers = settings.checkpoints.output_dir, settings.data.num_workers
@@ -119,7 +119,7 @@ class Run:
         settings = settings.with_chunks(sizes)
         check_disk(model.engine, settings.checkpoints, (start.point.step, settings.schedule.max_steps))
         memory = rehearsed(settings, model, sizes, watch, parts)
-        # Last, as building may draw random numbers: dropout differs from rank to rank, and continues where it was.
+        # After the parts that may draw random numbers, because it restores every rank's random state for dropout.
         start.point.restore(settings, model, meter, watch)
         bad_samples = BadSamples(settings.data.max_bad_samples, start.point.bad_samples)
         batches = build_batches(start, model, sizes, bad_samples, parts)
@@ -146,7 +146,7 @@ class Run:
         )
 
     def announce(self) -> None:
-        """Reports what is about to run, and the first pairs of it."""
+        """Reports the configuration, warnings and the first pairs."""
         start, monitor = self.start, self.monitor
         monitor.begin(run_card(self.settings, self.model, start.data))
         for line in start.warnings:
@@ -159,7 +159,7 @@ class Run:
 
 
 def build_model(start: Start, watch: RunWatch, parts: Parts) -> tuple[TrainedModel, StepMeter]:
-    """What is trained, and what measures it.
+    """Builds the model to train and the meter of its steps.
 
     Raises:
         InputError: The model cannot be used, or a flag does not fit it.
@@ -167,7 +167,7 @@ def build_model(start: Start, watch: RunWatch, parts: Parts) -> tuple[TrainedMod
     settings = start.settings
     watch.starting(f"loading {settings.encoder.model_name}")
     encoder = on_every_rank(lambda: build_encoder(settings.encoder))
-    # Before an engine changes how torch's layers run.
+    # Before an engine exists, which changes how torch's layers run.
     flops = parts.model_flops(settings.encoder, settings.watch.peak_tflops, encoder, start.device)
     watch.starting("building the engine")
     groups = temperature_groups(start)
@@ -179,7 +179,7 @@ def build_model(start: Start, watch: RunWatch, parts: Parts) -> tuple[TrainedMod
 
 
 def temperature_groups(start: Start) -> RowGroups | None:
-    """The groups of rows that learn a temperature each; None: all rows have one."""
+    """Groups of rows that learn one temperature each; None if all rows share one."""
     grouping = start.settings.loss.temperature_by
     return None if grouping is None else RowGroups.of(start.data.shards.subsets, grouping)
 
@@ -187,10 +187,10 @@ def temperature_groups(start: Start) -> RowGroups | None:
 def rehearsed(
     settings: RunSettings, model: TrainedModel, sizes: ChunkSizes, watch: RunWatch, parts: Parts
 ) -> MemoryAdvice:
-    """Runs the largest chunk once; returns what explains running out of memory, there and later.
+    """Runs the largest chunk once; returns the context that explains running out of memory, here and later.
 
     Raises:
-        InputError: It does not fit.
+        InputError: The chunk does not fit.
     """
     watch.starting("running the largest chunk once")
     memory = MemoryAdvice(settings, sizes, watch)
@@ -203,7 +203,7 @@ def rehearsed(
 def build_batches(
     start: Start, model: TrainedModel, sizes: ChunkSizes, bad_samples: BadSamples, parts: Parts
 ) -> TrainingBatches:
-    """This rank's part of the steps that are left."""
+    """This rank's part of the remaining steps."""
     settings = start.settings
     source = parts.source(
         order=start.data.order,
@@ -221,7 +221,7 @@ def build_batches(
 def build_checkpoints(
     start: Start, settings: RunSettings, model: TrainedModel, bad_samples: BadSamples, parts: Parts
 ) -> Checkpoints:
-    """What writes the run's checkpoints, each with a record of the run."""
+    """Builds the writer of the run's checkpoints, each with a record of the run."""
 
     def record(step: int) -> RunRecord:
         return RunRecord(
@@ -251,7 +251,7 @@ def build_checkpoints(
 def build_monitor(start: Start, settings: RunSettings, device: str) -> Monitor:
     """What takes the run's metrics on the first rank; the others' are the same.
 
-    The run's folder gets its configuration here, in place of an earlier start's.
+    Also writes the configuration into the run's folder, in place of an earlier start's.
     """
     if dist.get_rank() != 0:
         return Monitor()

@@ -1,4 +1,4 @@
-"""What is in force in a run, in typed groups: everything that is `auto` or absent in the flags is decided here.
+"""Resolved settings of a run in typed groups: everything that is `auto` or absent in the flags has a value here.
 
 `RunArguments.resolve` (flags/run.py) makes them from the flags. A part of a run takes its own group.
 """
@@ -27,11 +27,11 @@ class Precision:
     """The dtypes of a run.
 
     Attributes:
-        weights: Of trained weights, as the engine holds them between calls.
-        frozen: Of all other weights.
-        compute: Of matrix products, and of images' pixels.
-        autocast: Whether products round from `weights` to `compute`; otherwise weights have the compute dtype already.
-        gradients: Of gradients as they are summed over chunks and ranks; master weights and moments have it too.
+        weights: Dtype of trained weights, as the engine holds them between calls.
+        frozen: Dtype of frozen weights.
+        compute: Dtype of matrix products and of images' pixels.
+        autocast: Whether matrix products cast `weights` to `compute`; otherwise weights are in the compute dtype.
+        gradients: Dtype of gradients as they are summed over chunks and ranks, and of master weights and moments.
     """
 
     weights: torch.dtype
@@ -42,27 +42,27 @@ class Precision:
 
     @classmethod
     def of(cls, bf16: bool, lora: bool) -> Precision:
-        """By `--bf16` and `--lora`: an adapter stays in float32 on a bfloat16 base, as it is small."""
+        """Follows from `--bf16` and `--lora`: an adapter is small and stays in float32 on a bfloat16 base."""
         compute = torch.bfloat16 if bf16 else torch.float32
         return cls(weights=torch.float32 if lora else compute, frozen=compute, compute=compute, autocast=bf16 and lora)
 
     @property
     def engine_casts(self) -> bool:
-        """Whether DeepSpeed's bfloat16 engine runs: weights in bfloat16, master weights beside them."""
+        """Whether DeepSpeed's bfloat16 engine runs: bfloat16 weights with separate master weights."""
         return self.weights is torch.bfloat16
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """The encoder: which model, how it computes, what of it is trained.
+    """The encoder: which model, how it computes, and which of its parts are trained.
 
     Attributes:
-        max_len: Longest text-only item in tokens; None: what the model's folder says.
-        image_limits: Limits on image sizes, by name; for those that it lacks, what the model's folder says.
-        prompt_format: A format, or its family's of this name; None: what the model's folder says.
-        attn_implementation: None: the best installed.
+        max_len: Longest text-only item in tokens; None: the model folder's setting.
+        image_limits: Limits on image sizes by name; absent ones are the model folder's.
+        prompt_format: A prompt format, or the name of one of the family's; None: the model folder's setting.
+        attn_implementation: Attention implementation; None: the best installed one.
         deterministic: Use only kernels that give the same bits in every run.
-        lora: The adapter; None: all weights are trained.
+        lora: Settings of the adapter; None: all weights are trained.
     """
 
     model_name: str
@@ -86,9 +86,10 @@ class Chunking:
 
     Attributes:
         packing: A token budget, or fixed numbers of items.
-        no_grad_tokens: The budget of the pass without a graph; None: `NO_GRAD_FACTOR` times the other, and with
-            dropout the same chunks.
-        keep_graphs: Chunks whose graph is kept from pass 1 to pass 2; None: as many as fit, measured on the device.
+        no_grad_tokens: Token budget of pass 1, which has no graph; None: `NO_GRAD_FACTOR` times the budget of pass 2,
+            or with dropout the chunks of pass 2.
+        keep_graphs: Number of chunks whose graph is kept from pass 1 to pass 2; None: as many as fit, measured on the
+            device.
     """
 
     packing: TokenBudget | FixedCounts
@@ -96,10 +97,10 @@ class Chunking:
     keep_graphs: int | None
 
     def no_grad_budget(self, has_dropout: bool) -> int | None:
-        """Tokens of a chunk of the pass without a graph; None: it runs the chunks of the pass with one.
+        """Token budget of pass 1, which has no graph; None: it runs the chunks of pass 2.
 
         Raises:
-            InputError: A budget was asked for, and dropout needs the same chunks in both passes.
+            InputError: A budget was given, but dropout needs the same chunks in both passes.
         """
         if isinstance(self.packing, FixedCounts):
             return None
@@ -113,7 +114,7 @@ class Chunking:
         )
 
     def measured(self, sizes: ChunkSizes) -> Chunking:
-        """With what could only be decided on the device."""
+        """Fills in what could only be decided on the device."""
         return replace(self, no_grad_tokens=sizes.no_grad_tokens, keep_graphs=sizes.keep_graphs)
 
 
@@ -122,13 +123,13 @@ class LossSettings:
     """The loss and its temperature.
 
     Attributes:
-        temperature: The fixed one, or where a learned one starts.
-        temperature_learning_rate: Peak learning rate of its logarithm; None: it is fixed.
+        temperature: Fixed temperature, or initial value of a learned one.
+        temperature_learning_rate: Peak learning rate of the temperature's logarithm; None: it is fixed.
         block_rows: Rows of the similarity matrix in memory at a time; None: as many as hold `BLOCK_SCORES` scores.
-        temperature_by: What has a learned temperature of its own, SUBSET or META_TASK of `vlm2vec.batches.groups`;
-            None: all rows have one.
-        negatives: How negatives take part.
-        distillation: From the scores of a sidecar; None: none.
+        temperature_by: Groups of rows that learn one temperature each, SUBSET or META_TASK of `vlm2vec.batches.groups`;
+            None: all rows share one.
+        negatives: Weights and masks of negatives.
+        distillation: Distillation from the scores of a sidecar; None without.
     """
 
     temperature: float
@@ -142,7 +143,7 @@ class LossSettings:
     distillation: Distillation | None
 
     def rows_of_a_block(self, columns: int) -> int:
-        """Rows of a block of the similarity matrix with so many columns."""
+        """Rows of a block of a similarity matrix with `columns` columns."""
         return self.block_rows or max(1, BLOCK_SCORES // columns)
 
 
@@ -159,11 +160,11 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """How long a run is, and its learning rate over the steps.
+    """Length of a run, and its learning rate over the steps.
 
     Attributes:
-        kind: transformers' name.
-        max_steps: All steps; 0 where epochs were asked for and the data are not known yet.
+        kind: Name of the schedule in transformers.
+        max_steps: Total steps; 0 if the length is given in epochs and the data are not open yet.
         warmup_steps: Steps over which the learning rate rises from 0.
     """
 
@@ -174,14 +175,14 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class MinedSettings:
-    """What of a teacher's sidecar takes part.
+    """What a run uses of a teacher's sidecar.
 
     Attributes:
-        folder: The sidecar.
-        negatives: Mined hard negatives of a row, at most.
-        clusters: Whether rows of a mined cluster stay together.
-        false_negatives: Whether the teacher's false negatives are left out of a row's negatives.
-        scores: Whether the teacher's scores go to the loss.
+        folder: Folder of the sidecar.
+        negatives: Most mined hard negatives per row.
+        clusters: Whether rows of a mined cluster stay together in a batch.
+        false_negatives: Whether the teacher's false negatives are masked.
+        scores: Whether the loss uses the teacher's scores.
     """
 
     folder: Path
@@ -196,17 +197,17 @@ class DataSettings:
     """The shards and the order of their samples.
 
     Attributes:
-        dataset_name: Their folder or URL.
-        subsets: None: all.
-        mixture: How subsets mix.
-        seed: Of the order.
-        global_batch_size: Pairs a step over all ranks.
-        hard_negatives: Whether they take part.
-        mined: What a teacher mined; None: nothing.
-        max_bad_samples: More unreadable samples end the run.
-        num_workers: Processes a rank that decode ahead.
-        cache_dir: Of pieces of shards behind a URL; None: a temporary one.
-        cache_bytes: Its size limit.
+        dataset_name: Folder or URL of the shards.
+        subsets: Names of subsets; None: all.
+        mixture: How subsets are mixed.
+        seed: Seed of the order.
+        global_batch_size: Pairs per step over all ranks.
+        hard_negatives: Whether the data's hard negatives are used.
+        mined: What is used of a teacher's sidecar; None without one.
+        max_bad_samples: Most unreadable samples before the run ends.
+        num_workers: Loader processes per rank.
+        cache_dir: Folder that caches pieces of shards behind a URL; None: a temporary one.
+        cache_bytes: Size limit of the cache in bytes.
     """
 
     dataset_name: str
@@ -223,22 +224,22 @@ class DataSettings:
 
     @property
     def negatives_a_row(self) -> int:
-        """Hard negatives of a row for estimates: one of the data's own, where they take part, and the mined ones."""
+        """Hard negatives per row for estimates: one from the data, if they are used, plus the mined ones."""
         return int(self.hard_negatives) + (self.mined.negatives if self.mined else 0)
 
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """Where a run's files go, when checkpoints are written, and where it resumes.
+    """A run's folder, when checkpoints are written and kept, and where the run resumes.
 
     Attributes:
         output_dir: The run's folder.
-        every: Steps from one checkpoint to the next; None: only at the end.
-        limit: How many are kept; None: all.
-        resume: AUTO of flags/checkpoint.py, a checkpoint, or None: from the start.
+        every: Steps between checkpoints; None: only at the end.
+        limit: Number of checkpoints to keep; None: all.
+        resume: AUTO of flags/checkpoint.py, or a checkpoint; None: start from the beginning.
         allow_changed: Flags that may differ from the checkpoint's.
-        keeps_best: Whether the best one is kept besides.
-        excludes_frozen: Whether weights that are not trained are left out.
+        keeps_best: Whether the best checkpoint is kept in addition.
+        excludes_frozen: Whether checkpoints leave out frozen weights.
     """
 
     output_dir: Path
@@ -252,7 +253,7 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """Log lines, profiles, and what MFU is counted by.
+    """Log lines, profiles and MFU.
 
     Attributes:
         logging_steps: Steps from one line to the next.
@@ -273,7 +274,7 @@ class WatchSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Scores during training, every so many steps."""
+    """Evaluation during training; `every` is the interval in steps."""
 
     every: int
     dataset_name: str
@@ -285,14 +286,14 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """The ranks.
+    """Number of ranks, and what is distributed over them.
 
     Attributes:
-        num_ranks: How many.
-        zero_stage: How DeepSpeed partitions weights, gradients and states: 1, 2 or 3.
-        global_batch_size: Pairs a step over all ranks.
-        step_timeout: Seconds without progress after which a run ends that has done a step.
-        collective_timeout: The same before; the limit of any collective.
+        num_ranks: Number of ranks.
+        zero_stage: ZeRO stage, 1, 2 or 3: how DeepSpeed partitions weights, gradients and optimizer states.
+        global_batch_size: Pairs per step over all ranks.
+        step_timeout: Seconds without progress after which a run ends, once it has done a step.
+        collective_timeout: The same limit before the first step, and the limit of every collective.
     """
 
     num_ranks: int
@@ -307,9 +308,9 @@ class EngineSettings:
     """What DeepSpeed's engine is built from.
 
     Attributes:
-        file: The content of the `--deepspeed` file, as `read_engine_file` returns it.
-        precision: Of weights and gradients.
-        optimizer: AdamW.
+        file: Content of the `--deepspeed` file, from `read_engine_file`.
+        precision: Dtypes of weights and gradients.
+        optimizer: Settings of AdamW.
         cluster: The ranks.
     """
 

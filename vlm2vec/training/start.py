@@ -1,4 +1,4 @@
-"""What all ranks agree on before anything is built: settings, data, and where the run starts."""
+"""Agreement of all ranks before anything is built: settings, data, and where the run starts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vlm2vec.training.watch.run_watch import RunWatch
 
 @dataclass(frozen=True)
 class Start:
-    """What a run is built from, the same on every rank.
+    """What a run is built from; identical on every rank except for the device.
 
     Attributes:
-        device: This rank's.
-        settings: What is in force, up to what only the device can decide.
+        device: This rank's device.
+        settings: Resolved settings, except for what is measured on the device.
         data: The samples and their order.
         point: The beginning, or a checkpoint.
-        warnings: Flags that differ from what the model was saved with, one line each.
+        warnings: One line per flag that differs from the model's saved setting.
     """
 
     device: torch.device
@@ -47,12 +47,11 @@ class Start:
 
 
 def agree_on_start(arguments: RunArguments, device: torch.device, watch: RunWatch) -> Start:
-    """From flags to what a run is built from; all ranks call it, and compare themselves before anything else.
+    """Resolves the flags and opens the data; all ranks call it, and are compared before anything else.
 
     Raises:
-        InputError: Ranks that differ, or flags, an engine file, a model, data or a checkpoint that cannot be used; on
-            one rank.
-        SystemExit: On the others then.
+        InputError: On one rank: ranks differ, or flags, an engine file, a model, data or a checkpoint cannot be used.
+        SystemExit: On the other ranks then.
     """
     num_ranks = dist.get_world_size()
     watch.starting(f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
@@ -68,10 +67,10 @@ def agree_on_start(arguments: RunArguments, device: torch.device, watch: RunWatc
 
 
 def settings_without_ranks(arguments: RunArguments, num_ranks: int) -> RunSettings:
-    """What is in force, as far as it is known before the ranks meet and the data are open.
+    """Resolved settings, as far as they are known before the ranks meet and the data are open.
 
     Raises:
-        InputError: Flags or an engine file that cannot be used, or a model's settings that are damaged.
+        InputError: Flags or the engine file cannot be used, or the model's settings are damaged.
     """
     settings = arguments.resolve(num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
     return with_model_settings(settings)[0] if Path(settings.encoder.model_name).is_dir() else settings

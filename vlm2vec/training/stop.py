@@ -1,4 +1,4 @@
-"""Stopping a run from outside: a signal asks, the run saves at the next step boundary and ends."""
+"""Stops a run on a signal: it saves at the next step boundary and ends."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import torch.distributed as dist
 from vlm2vec.errors import EXIT_INTERRUPTED
 from vlm2vec.ranks import is_first_rank
 
-# sysexits.h's EX_TEMPFAIL: not done, start again to go on.
+# EX_TEMPFAIL of sysexits.h: not finished, restart to resume.
 EXIT_STOPPED = 75
 # SIGUSR1: SLURM's warning before the time limit (--signal=USR1@...). SIGINT: Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# One Ctrl-C may come twice: from the terminal, and passed on by a launcher.
+# One Ctrl-C may arrive twice: from the terminal, and forwarded by a launcher.
 SECONDS_OF_ONE_CTRL_C = 2.0
 
 
 class StopRequest:
-    """Within it, SIGTERM, SIGUSR1 and SIGINT set `requested` instead of ending the process; a second SIGINT ends it.
+    """Context in which SIGTERM, SIGUSR1 and SIGINT set `requested` and do not end the process; a second SIGINT does.
 
     Attributes:
-        requested: Whether this process got one of the signals.
-        number: The first of them; 0 if none.
+        requested: Whether this process received one of the signals.
+        number: Number of the first signal; 0 if none.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class StopRequest:
         self._reader.close()
 
     def name(self, device: torch.device) -> str:
-        """The signal that some rank got; all ranks call it (a collective)."""
+        """Name of the signal that some rank received; all ranks call it (a collective)."""
         number = torch.tensor([self.number], device=device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return signal.Signals(int(number)).name if int(number) else "a signal"
@@ -67,9 +67,9 @@ class StopRequest:
         self.number = self.number or number  # a launcher answers Ctrl-C with SIGTERM
 
     def _listen(self) -> None:
-        """Thread: a second Ctrl-C ends the process even where the main thread waits in a collective.
+        """Runs in a thread: a second Ctrl-C ends the process even while the main thread waits in a collective.
 
-        Python calls its handlers only between two steps of the main thread; the numbers of the signals come here.
+        Python runs signal handlers only between bytecodes of the main thread; the wakeup socket delivers signals here.
         """
         while numbers := self._reader.recv(16):
             if signal.SIGINT not in numbers:
@@ -78,6 +78,9 @@ class StopRequest:
             if self._first_interrupt is None:
                 self._first_interrupt = now
                 if is_first_rank():
-                    os.write(2, b"Ctrl-C: the run saves after this step and ends; a second Ctrl-C ends it at once\n")
+                    os.write(
+                        2,
+                        b"Ctrl-C: the run saves a checkpoint after this step and ends; a second one ends it at once\n",
+                    )
             elif now - self._first_interrupt > SECONDS_OF_ONE_CTRL_C:
                 os._exit(EXIT_INTERRUPTED)  # the loader's workers end with their rank

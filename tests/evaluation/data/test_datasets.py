@@ -131,7 +131,7 @@ def test_a_folder_of_ones_own_needs_no_code(tmp_path: Path) -> None:
     assert [rows.name for rows in data.datasets] == ["GQA", "mine"]
     assert (data.benchmark, absent) == (None, [])
     assert read_data(str(tmp_path), ["all"])[0].benchmark is MMEB
-    with pytest.raises(InputError, match="mini-MMEB: it lists none"):
+    with pytest.raises(InputError, match="mini-MMEB: lists none"):
         read_data(str(tmp_path), ["all"], benchmark_name="mini-MMEB")
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what it refuses to go on with."""
+"""Which checkpoint a run resumes from, and which changes it refuses."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_another_sidecar_is_another_run(tmp_path: Path) -> None:
     moved = ("--mined", "there", "--mined_negatives", "2", "--resume", "auto")
     found, _ = point(tmp_path, *moved, data={**DATA, "mined": "c"})
     assert found.record.step == 2
-    with pytest.raises(InputError, match="mined: what was mined has another content"):
+    with pytest.raises(InputError, match="mined: the mined sidecar's content differs"):
         point(tmp_path, *moved, data={**DATA, "mined": "d"})
     assert point(tmp_path, *moved, "--allow_changed", "mined", data={**DATA, "mined": "d"})[0] is not None
     with pytest.raises(InputError, match="mined_negatives: 2 -> 3"):
@@ -141,9 +141,9 @@ def test_arguments_that_change_the_result_are_refused_by_name(tmp_path: Path, ex
 
 def test_the_data_must_be_the_same(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 2)
-    with pytest.raises(InputError, match=r"another content.*--allow_changed dataset_name$"):
+    with pytest.raises(InputError, match=r"content differs.*--allow_changed dataset_name$"):
         point(tmp_path, "--resume", "auto", data={"shards": "x", "order": "x"})
-    with pytest.raises(InputError, match=r"another order.*--allow_changed order$"):
+    with pytest.raises(InputError, match=r"different order.*--allow_changed order$"):
         point(tmp_path, "--resume", "auto", data={"shards": "a", "order": "x"})
 
 

@@ -1,1 +1,1 @@
-"""What an evaluation scores: which datasets, their rows, their items, and what is to be known of them beforehand."""
+"""Evaluation data: dataset selection, rows, distinct items, image files, warnings."""

@@ -25,20 +25,20 @@ from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_r
 from vlm2vec.mmeb import Benchmark
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
-# Rows in memory at a time: a thousand candidates each would otherwise fill it.
+# Rows read at a time: rows may have a thousand candidates each.
 _READ_ROWS = 64
 
 
 @dataclass(frozen=True)
 class EvalRows:
-    """One dataset: for each row the query's item and its candidates' items, the truth first.
+    """One dataset: for each row the query's item and the candidates' items, the target first.
 
     Attributes:
-        name: of the dataset.
-        queries: int32 (rows,).
-        candidates: all rows' candidates end to end, int32 (entries,).
-        offsets: row r has `candidates[offsets[r]:offsets[r + 1]]`, int64 (rows + 1,).
-        unused_columns: of the files, for a warning.
+        name: Name of the dataset.
+        queries: Item of each row's query, int32 (rows,).
+        candidates: Items of all rows' candidates, concatenated, int32 (entries,).
+        offsets: Row r has `candidates[offsets[r]:offsets[r + 1]]`, int64 (rows + 1,).
+        unused_columns: Columns of the files that are not used, for a warning.
     """
 
     name: str
@@ -57,7 +57,7 @@ class EvalRows:
 
 @dataclass(frozen=True)
 class EvalData:
-    """What is scored: the datasets, their unique items, and the benchmark they belong to (None: none known)."""
+    """What is scored: the datasets, their unique items, and their benchmark (None if unknown)."""
 
     datasets: tuple[EvalRows, ...]
     items: ItemTable
@@ -70,16 +70,16 @@ def read_data(
     """Reads the selected datasets of a folder or Hugging Face repository.
 
     Args:
-        dataset_name: a folder in MMEB-eval's layout, or the repository's name.
-        selections: see `select`.
-        split: the files' split.
-        benchmark_name: see `benchmark_of`.
+        dataset_name: A folder in MMEB-eval's layout, or the repository's name.
+        selections: See `select`.
+        split: The files' split.
+        benchmark_name: See `benchmark_of`.
 
     Returns:
-        The data, and those datasets that the benchmark lists for a chosen group but the folder lacks.
+        The data, and the datasets that the benchmark lists for a chosen group but the folder lacks.
 
     Raises:
-        InputError: see `find_datasets`, `select` and `read_dataset`.
+        InputError: See `find_datasets`, `select` and `read_dataset`.
     """
     found = find_datasets(resolve_datasets(dataset_name, split), split)
     benchmark = benchmark_of(benchmark_name, found)
@@ -94,10 +94,10 @@ def read_data(
 
 
 def resolve_datasets(name: str, split: str) -> Path:
-    """A local folder as it is; otherwise a Hugging Face dataset, of which the split's parquet files are downloaded.
+    """Returns a local folder as it is; downloads the split's parquet files of a Hugging Face dataset.
 
     Raises:
-        InputError: neither a folder nor a dataset that can be reached.
+        InputError: It is neither a folder nor a reachable dataset.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -105,7 +105,7 @@ def resolve_datasets(name: str, split: str) -> Path:
         raise ThingError(Thing.DATASET, f"{name}: no such folder")
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=f"*/{split}-*.parquet"))
-    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+    except Exception as error:  # the hub's client has an error type each for offline, unknown, gated and malformed
         reason = " ".join(str(error).split())
         raise ThingError(Thing.DATASET, f"{name}: no such folder, nor a dataset on the hub ({reason})") from error
 
@@ -114,7 +114,7 @@ def find_datasets(folder: Path, split: str) -> dict[str, list[Path]]:
     """Names and parquet parts of the datasets in `folder`: every sub-folder with `<split>-<i>-of-<n>.parquet`.
 
     Raises:
-        InputError: no dataset at all, or one of which parts are missing (a partial download).
+        InputError: There is no dataset, or parts of one are missing (a partial download).
     """
     pattern = re.compile(rf"{re.escape(split)}-\d+-of-\d+\.parquet")
     found: dict[str, list[Path]] = {}
@@ -138,12 +138,12 @@ def find_datasets(folder: Path, split: str) -> dict[str, list[Path]]:
 def read_dataset(name: str, parts: Sequence[Path], items: ItemTableBuilder) -> EvalRows:
     """Reads one dataset and adds its items to `items`.
 
-    `tgt_text` is a list aligned with `tgt_img_path`, or one string that stands for all of its images (some datasets
-    of MMEB-eval); null means absent, as "" does.
+    `tgt_text` is a list aligned with `tgt_img_path`, or one string that applies to all images (in some datasets of
+    MMEB-eval); null means absent, as "" does.
 
     Raises:
-        InputError: a file that is not parquet, a column that is missing, there twice or not text, one that carries what
-            the texts lack, no row, a row without candidates, lists of different lengths.
+        InputError: A file is not parquet; a column is missing, duplicated or not text; there is no row; a row has no
+            candidates or lists of different lengths.
     """
     unused = tuple(dict.fromkeys(column for path in parts for column in _check_columns(path)))
     queries: list[Indices] = []
@@ -167,7 +167,7 @@ def read_dataset(name: str, parts: Sequence[Path], items: ItemTableBuilder) -> E
 
 
 def _check_columns(path: Path) -> tuple[str, ...]:
-    """Whether a file has the four columns, and what else it has."""
+    """Checks that a file has the four columns, and returns its unused ones."""
     try:
         with pq.ParquetFile(path) as file:
             num_rows(file)
@@ -208,7 +208,7 @@ def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _candidates(
     batch: pa.RecordBatch, path: Path, rows: npt.NDArray[np.int64]
 ) -> tuple[pa.Array, pa.Array, npt.NDArray[np.int64]]:
-    """All rows' candidates end to end, texts and images, and how many each row has."""
+    """Texts and images of all rows' candidates, concatenated, and the number of candidates per row."""
     columns = batch.column("tgt_text"), batch.column("tgt_img_path")
     if all(pa.types.is_list(column.type) or pa.types.is_large_list(column.type) for column in columns):
         lengths = [pc.list_value_length(column) for column in columns]
@@ -231,7 +231,7 @@ def _candidates(
 
 
 def _pairs(text: Any, image: Any, use: str) -> list[tuple[Any, Any]]:
-    """One row's candidates where the two columns are not simply two lists of one length."""
+    """One row's candidates if the two columns are not simply lists of the same length."""
     if isinstance(text, list) and image in (None, "", b""):
         image = [""] * len(text)
     if not isinstance(image, list):
@@ -246,7 +246,7 @@ def _pairs(text: Any, image: Any, use: str) -> list[tuple[Any, Any]]:
 
 
 def _strings(column: pa.Array, path: Path) -> pa.Array:
-    """A column of text, null as ""."""
+    """A text column, with "" for null."""
     try:
         return texts(column)
     except pa.ArrowException as error:

@@ -1,4 +1,4 @@
-"""What a dataset's rows are, whatever else is scored with them: a digest by which changed data are told apart."""
+"""Digest of a dataset's rows, independent of what else is scored, so that changed data are detected."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ROWS_AT_A_TIME = 256
 
 
 def data_digests(data: EvalData, images: Mapping[str, ImageFile]) -> dict[str, str]:
-    """By dataset, a hash of its rows in their order: texts, image paths, the images' bytes.
+    """Hash of each dataset's rows in order, by dataset: texts, image paths, image bytes.
 
     Args:
-        data: What is scored.
+        data: The evaluation data.
         images: Its images by path.
     """
     items = _item_digests(data.items, images)
@@ -28,7 +28,7 @@ def data_digests(data: EvalData, images: Mapping[str, ImageFile]) -> dict[str, s
 
 
 def _item_digests(items: ItemTable, images: Mapping[str, ImageFile]) -> npt.NDArray[np.uint8]:
-    """A hash of every item of the table, uint8 (items, 16)."""
+    """Hash of every item of the table, uint8 (items, 16)."""
     parts = bytearray()
     for index in range(len(items)):
         image = items.image(index)
@@ -43,7 +43,7 @@ def _item_digests(items: ItemTable, images: Mapping[str, ImageFile]) -> npt.NDAr
 def _digest(rows: EvalRows, items: npt.NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(rows.offsets, dtype="<i8").tobytes())
     digest.update(items[rows.queries].tobytes())
-    for first in range(0, len(rows), _ROWS_AT_A_TIME):  # a thousand candidates a row are not copied at once
+    for first in range(0, len(rows), _ROWS_AT_A_TIME):  # in parts, because rows may have a thousand candidates each
         last = min(first + _ROWS_AT_A_TIME, len(rows))
         digest.update(items[rows.candidates[rows.offsets[first] : rows.offsets[last]]].tobytes())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The unique items (text, image path) over all datasets of a run, in Arrow columns."""
+"""Table of the unique items (text, image path) of all datasets of a run, in Arrow columns."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ Indices = npt.NDArray[np.int32]
 
 
 class ItemTable:
-    """Items in the order of first use. An image path is relative to the image folder; "" = no image.
+    """Items in the order of first use. Image paths are relative to the image folder; "" means no image.
 
-    Columns lie in Arrow memory: a few bytes an item beside its text, and worker processes that fork share them (Python
-    strings would be copied page by page as their reference counts move).
+    Arrow columns take a few bytes per item besides its text, and forked worker processes share them (the pages of
+    Python strings would be copied, because reading a string changes its reference count).
 
     Args:
-        columns: text and image (string), file (int32, index into `files`), row (int32, counted within its file).
-        files: the files that items come from.
-        instructions: of each file's items, for a prompt format with a place for one; "" = the format's own.
+        columns: Text and image (string), file (int32, index into `files`), row (int32, counted within its file).
+        files: Files that the items come from.
+        instructions: Instruction for each file's items, if the prompt format has a place for one; "" means the format's
+            default.
     """
 
     def __init__(self, columns: pa.Table, files: Sequence[str], instructions: Sequence[str] | None = None) -> None:
@@ -41,21 +42,21 @@ class ItemTable:
         return str(self._image[int(index)].as_py())
 
     def instruction(self, index: int) -> str | None:
-        """The item's own instruction, None if it has none."""
+        """The item's instruction, None if it has none."""
         return self.instructions[self._file[int(index)].as_py()] or None
 
     def use(self, index: int) -> str:
-        """Where the item first stands, "<file> row <n>": what error messages name."""
+        """File and row of the item's first use, "<file> row <n>", for error messages."""
         return f"{self.files[self._file[int(index)].as_py()]} row {self._row[int(index)].as_py()}"
 
     def take(self, indices: npt.NDArray[np.integer]) -> tuple[pa.Array, pa.Array]:
-        """Texts and image paths of many items; index -1 gives null."""
+        """Texts and image paths of several items; index -1 gives null."""
         wanted = pa.array(indices, mask=indices < 0)
         return self._text.take(wanted), self._image.take(wanted)
 
 
 class ItemTableBuilder:
-    """Collects items; equal ones get the same index."""
+    """Collects items; equal items get the same index."""
 
     def __init__(self) -> None:
         self._indices: dict[tuple[str, str, str], int] = {}
@@ -65,7 +66,7 @@ class ItemTableBuilder:
         self._instructions: list[str] = []
 
     def start_file(self, path: str, instruction: str = "") -> None:
-        """Items that are added from now on come from this file, and have this instruction."""
+        """Sets the file and the instruction of items that are added from now on."""
         self._files.append(path)
         self._instructions.append(instruction)
 
@@ -73,15 +74,15 @@ class ItemTableBuilder:
         """Adds entries of the current file.
 
         Args:
-            texts, images: strings without nulls, one entry each.
-            rows: each entry's row in the file.
+            texts, images: Strings without nulls, one per entry.
+            rows: Row of each entry in the file.
 
         Returns:
-            Each entry's item, int32 (entries,).
+            Item of each entry, int32 (entries,).
         """
         text_codes, image_codes = texts.dictionary_encode(), images.dictionary_encode()
         all_texts, all_images = text_codes.dictionary.to_pylist(), image_codes.dictionary.to_pylist()
-        # Only distinct pairs pass through Python: a thousand rows may share a pool of a thousand candidates.
+        # Only distinct pairs are handled in Python: a thousand rows may share a pool of a thousand candidates.
         codes = text_codes.indices.to_numpy().astype(np.int64) * max(1, len(all_images))
         codes += image_codes.indices.to_numpy()
         pairs, first, pair_of_entry = np.unique(codes, return_index=True, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Which datasets a run scores: benchmarks, their groups (meta-task, IND, OOD), and selections by either or by name."""
+"""Selects the datasets that a run scores: by benchmark, group (meta-task, IND, OOD) or name."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from vlm2vec.evaluation.naming import Thing, ThingError
 from vlm2vec.mmeb import META_TASKS, MINI_MMEB, MMEB, SELECT_ALL, SELECT_IND, SELECT_OOD, Benchmark
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (MMEB, MINI_MMEB)}
-# Meta-task of a dataset that no benchmark lists, such as a user's own.
+# Meta-task of a dataset that no benchmark lists, such as a user's.
 OTHER = "other"
 TASKS = (*META_TASKS, OTHER)
 DISTRIBUTIONS = (SELECT_IND, SELECT_OOD)
-# A benchmark: by the folder's names, or none: all datasets are one's own.
+# AUTO recognises the benchmark by the datasets' names; FOLDER means none.
 AUTO, FOLDER = "auto", "folder"
 BENCHMARK_NAMES = (AUTO, FOLDER, *BENCHMARKS)
 
 
 def benchmark_of(name: str, found: Collection[str]) -> Benchmark | None:
-    """The benchmark that a folder's datasets belong to.
+    """Benchmark of a folder's datasets.
 
     Args:
-        name: "auto" recognises it by the datasets' names, "folder" knows none (meta-tasks are then "other"), or the
-            benchmark's own name (one of `BENCHMARK_NAMES`).
-        found: the datasets in the folder.
+        name: "auto" recognises it by the datasets' names, "folder" means none (all meta-tasks are then "other");
+            otherwise the benchmark's name (one of `BENCHMARK_NAMES`).
+        found: Names of the datasets in the folder.
 
     Raises:
-        InputError: a benchmark that lists none of the folder's datasets.
+        InputError: The benchmark lists none of the folder's datasets.
     """
     if name == AUTO:
         return recognise(found)
@@ -34,19 +34,19 @@ def benchmark_of(name: str, found: Collection[str]) -> Benchmark | None:
         return None
     if not set(found) & listed(BENCHMARKS[name]):
         some = ", ".join(sorted(found)[:3])
-        raise ThingError(Thing.BENCHMARK, f"{name}: it lists none of the folder's datasets ({some})")
+        raise ThingError(Thing.BENCHMARK, f"{name}: lists none of the folder's datasets ({some})")
     return BENCHMARKS[name]
 
 
 def recognise(names: Collection[str]) -> Benchmark | None:
-    """The benchmark that lists most of a folder's datasets; None if none of them lists any."""
+    """The benchmark that lists the most of a folder's datasets; None if no benchmark lists any."""
     shared = {name: len(set(names) & listed(benchmark)) for name, benchmark in BENCHMARKS.items()}
     best = max(shared, key=lambda name: shared[name])
     return BENCHMARKS[best] if shared[best] else None
 
 
 def groups_of(name: str, benchmark: Benchmark | None) -> tuple[str, str | None]:
-    """A dataset's meta-task, and "IND" or "OOD" (None for one that the benchmark does not list)."""
+    """A dataset's meta-task, and "IND" or "OOD" (None if the benchmark does not list it)."""
     if benchmark is None or name not in listed(benchmark):
         return OTHER, None
     dataset = benchmark.dataset(name)
@@ -60,14 +60,15 @@ def select(
 
     Args:
         selections: "all", "IND", "OOD", meta-tasks, "other", or names of datasets.
-        found: the datasets in the folder.
+        found: Names of the datasets in the folder.
+        benchmark: The folder's benchmark, None if unknown.
 
     Returns:
-        The chosen datasets, the benchmark's first and in its order; and those that the benchmark lists for a chosen
-        group but the folder lacks.
+        The chosen datasets, the benchmark's first and in its order; and the datasets that the benchmark lists for a
+        chosen group but the folder lacks.
 
     Raises:
-        InputError: a selection without any dataset in the folder.
+        InputError: A selection matches no dataset in the folder.
     """
     chosen: set[str] = set()
     absent: set[str] = set()
@@ -83,7 +84,7 @@ def select(
 
 
 def in_order(names: Iterable[str], benchmark: Benchmark | None) -> list[str]:
-    """Sorts datasets by the benchmark's order; those that it does not list follow, by name."""
+    """Sorts datasets in the benchmark's order; unlisted ones follow, by name."""
     listed = [dataset.name for dataset in benchmark.eval_datasets] if benchmark else []
     return sorted(names, key=lambda name: (listed.index(name) if name in listed else len(listed), name))
 

@@ -1,4 +1,4 @@
-"""Reads a retrieval data set in BEIR's form: queries, a corpus, and judgements (qrels) with graded relevance."""
+"""Reads a retrieval data set in BEIR's format: queries, a corpus, and judgements (qrels) with graded relevance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlm2vec.inputs.items import errors_of
 from vlm2vec.item_rules import IMAGE_TAG
 
 QUERIES, CORPUS, QRELS = "queries", "corpus", "qrels"
-# Names of columns, the first that is there: MMEB-V2's and ViDoRe's, BEIR's, and others that are in use.
+# Possible column names, in order of preference: MMEB-V2's and ViDoRe's, BEIR's, and others in use.
 _QUERY_ID = ("query-id", "query_id", "_id", "id", "qid")
 _DOCUMENT_ID = ("corpus-id", "corpus_id", "_id", "id", "docid", "doc_id", "doc-id")
 _QUERY_TEXT = ("query", "text", "question")
@@ -40,7 +40,7 @@ class Side:
 
     Attributes:
         instruction: See `PromptFormat.instructed`; "" for none.
-        language: Only rows whose column `language` has this value; None: all.
+        language: Use only rows whose column `language` has this value; None: all rows.
     """
 
     instruction: str = ""
@@ -49,17 +49,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Collection:
-    """A retrieval data set; items are numbers in the run's table.
+    """A retrieval data set; items are indices into the run's item table.
 
     Attributes:
-        name: Of the data set.
-        query_ids: Of the queries that have a relevant document, in the file's order.
+        name: Name of the data set.
+        query_ids: Ids of the queries that have a relevant document, in the file's order.
         queries: Their items, int32 (queries,).
-        document_ids: Of the corpus, in the file's order.
+        document_ids: Ids of the corpus, in the file's order.
         documents: Their items, int32 (documents,).
-        relevance: The judgements. Documents that are judged but missing in the corpus have places behind it: no list
-            holds them, and the best possible one does (as trec_eval counts).
-        notes: What a reader of the scores must know.
+        relevance: The judgements. A judged document that the corpus lacks has a place after the corpus: no ranked list
+            can hold it, but the ideal list does (as trec_eval counts).
+        notes: Notes for readers of the scores.
     """
 
     name: str
@@ -82,16 +82,16 @@ def read_collection(
     """Reads a collection and adds its items to `items`.
 
     Args:
-        folder: Of the collection; its name is the collection's.
-        split: Which files, where they are named after splits.
-        sides: Of the queries and of the corpus.
+        folder: Folder of the collection; its name becomes the collection's.
+        split: Split of the files to read, if they are named after splits.
+        sides: How queries and documents become items.
         prompt_format: Decides where an instruction goes.
-        items: Takes the items.
-        images: Takes the images.
+        items: Receives the items.
+        images: Receives the images.
 
     Raises:
-        InputError: Missing files or columns, a row that is no item, an id twice, a grade that is no number, no query
-            with a relevant document; the message names file and row.
+        InputError: Files or columns are missing, a row is no item, an id occurs twice, a grade is no number, or no
+            query has a relevant document; the message names file and row.
     """
     query_ids, queries = _read_items(folder, QUERIES, split, sides[0], prompt_format, items, images)
     document_ids, documents = _read_items(folder, CORPUS, split, sides[1], prompt_format, items, images)
@@ -138,7 +138,7 @@ def _read_items(
                 text, image = _item(row, part, side.instruction, prompt_format, images)
                 own_id = _id(row, _QUERY_ID if part == QUERIES else _DOCUMENT_ID)
                 if own_id in ids:
-                    raise InputError(f"id {own_id} is that of {ids[own_id]} too")
+                    raise InputError(f"id {own_id} is also that of {ids[own_id]}")
             ids[own_id] = place
             texts.append(text)
             paths.append(image)
@@ -159,11 +159,11 @@ def _add(items: ItemTableBuilder, texts: list[str], images: list[str], rows: lis
 
 
 def _item(row: Row, part: str, instruction: str, prompt_format: PromptFormat, images: ImageCache) -> tuple[str, str]:
-    """A row's text, with tag and instruction, and its image's path ("" = none)."""
+    """A row's text, with tag and instruction, and its image's path ("" if none)."""
     text_name = column_of(row, _QUERY_TEXT if part == QUERIES else _DOCUMENT_TEXT)
     image_name = column_of(row, _IMAGE)
     if text_name is None and image_name is None:
-        raise InputError(f"neither a text nor an image; the columns are {', '.join(row)}")
+        raise InputError(f"has neither a text nor an image column; the columns are {', '.join(row)}")
     text = _text(row[text_name], text_name) if text_name else ""
     title = _text(row[_TITLE], _TITLE) if part == CORPUS and _TITLE in row else ""
     text = f"{title} {text}".strip() if title else text  # as BEIR joins them
@@ -185,7 +185,7 @@ def _text(value: Any, name: str) -> str:
 def _id(row: Row, names: Sequence[str]) -> str:
     name = column_of(row, names)
     if name is None:
-        raise InputError(f"no id: none of the columns {', '.join(names)}; the columns are {', '.join(row)}")
+        raise InputError(f"no id: has none of the columns {', '.join(names)}; the columns are {', '.join(row)}")
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise InputError(f"column {name} is {value!r}, not an id")
@@ -199,7 +199,7 @@ def _language(row: Row, place: str) -> Any:
 
 
 def _read_judgements(folder: Path, split: str, query_ids: Sequence[str]) -> tuple[dict[str, dict[str, float]], int]:
-    """Grades above 0 by query and document, and how many judgements are of other queries."""
+    """Grades above 0 by query and document, and the number of judgements of queries that are not scored."""
     judged: dict[str, dict[str, float]] = {query_id: {} for query_id in query_ids}
     ignored = 0
     for path in find_files(folder, QRELS, split):
@@ -218,7 +218,7 @@ def _read_judgements(folder: Path, split: str, query_ids: Sequence[str]) -> tupl
 def _grade(row: Row) -> float:
     name = column_of(row, _GRADE)
     if name is None:
-        raise InputError(f"no grade: none of the columns {', '.join(_GRADE)}; the columns are {', '.join(row)}")
+        raise InputError(f"no grade: has none of the columns {', '.join(_GRADE)}; the columns are {', '.join(row)}")
     try:
         grade = float(row[name])
     except (TypeError, ValueError) as error:
@@ -229,7 +229,7 @@ def _grade(row: Row) -> float:
 
 
 def _relevance(judged: Sequence[Mapping[str, float]], place_of: Mapping[str, int]) -> tuple[Relevance, int]:
-    """The judgements by places in the corpus, and how many name a document that is not in it."""
+    """The judgements by places in the corpus, and the number of judgements of documents that it lacks."""
     unknown: dict[str, int] = {}
     documents: list[int] = []
     for grades in judged:

@@ -1,4 +1,4 @@
-"""A collection as a file, for the other ranks and for a run that is continued."""
+"""Stores a collection in a file, for other ranks and for resumed runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vlm2vec.files import committed
 
 
 def write_collection(path: Path, collection: Collection) -> None:
-    """Writes a collection, complete or not at all.
+    """Writes a collection; the file appears only when complete.
 
     Raises:
-        InputError: The disk refuses.
+        InputError: The file cannot be written.
     """
     try:
         with committed(path) as temporary, temporary.open("wb") as file:
@@ -37,7 +37,7 @@ def write_collection(path: Path, collection: Collection) -> None:
 
 
 def read_stored_collection(path: Path) -> Collection:
-    """What `write_collection` wrote; nothing in it is unpickled.
+    """Reads what `write_collection` wrote, without unpickling.
 
     Raises:
         InputError: The file is missing or damaged.
@@ -53,11 +53,11 @@ def read_stored_collection(path: Path) -> Collection:
                 relevance=Relevance(file["offsets"], file["judged"], file["grades"]),
                 notes=tuple(file["notes"].tolist()),
             )
-    except Exception as error:  # numpy and zipfile have a type for each kind of damage
+    except Exception as error:  # numpy and zipfile raise different types for each kind of damage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason}); remove {path.parent} and run again") from error
     if len(collection.query_ids) != len(collection.queries) or len(collection.document_ids) != len(
         collection.documents
     ):
-        raise InputError(f"{path}: ids and items do not fit; remove {path.parent} and run again")
+        raise InputError(f"{path}: ids and items differ in number; remove {path.parent} and run again")
     return collection

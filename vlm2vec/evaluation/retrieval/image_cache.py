@@ -1,4 +1,4 @@
-"""Images of a collection as files of one folder, wherever its tables keep them."""
+"""Puts a collection's images, from table cells or files, into one folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlm2vec.images.paths import plain_path
 
 
 class ImageCache:
-    """Gives every image a path in one folder: bytes from a table as a file; a file of the data set, or a folder
-    of frames, as a link to it.
+    """Gives every image a path in one folder: bytes of a table become a file; a file of the data set, or a folder of
+    frames, becomes a link to it.
 
-    A name is a hash of the bytes, or of the file's real path, so a restart writes nothing twice.
+    The name is a hash of the bytes, or of the file's real path, so that a restart writes nothing twice.
 
     Args:
-        folder: Of this cache alone.
-        source: The folder that paths in the tables start from; a path never leads out of it.
+        folder: Folder of this cache, not shared with anything else.
+        source: Folder that the tables' paths are relative to; a path must not lead out of it.
 
     Raises:
         InputError: The folder cannot be written.
@@ -34,14 +34,14 @@ class ImageCache:
         self._made: set[str] = set()
 
     def add(self, image: Any) -> str:
-        """An image's path in the folder.
+        """Adds an image and returns its path in the folder.
 
         Args:
-            image: The file's bytes, its path, or a struct `{bytes, path}` of which the bytes are taken if there are
-                any (Hugging Face's image feature).
+            image: The file's bytes, its path, or a struct `{bytes, path}` (Hugging Face's image feature), whose bytes
+                take precedence.
 
         Raises:
-            InputError: None of these; a path that leads out of the source or to no file; too many bytes.
+            InputError: It is none of these, its path leads out of the source or to no file, or it has too many bytes.
         """
         path: Any = None
         if isinstance(image, dict):
@@ -56,7 +56,7 @@ class ImageCache:
 
     def _add_bytes(self, data: bytes) -> str:
         if len(data) > MAX_IMAGE_BYTES:
-            raise InputError(f"{len(data)} bytes are too many for an image")
+            raise InputError(f"an image has {len(data):,} bytes, more than {MAX_IMAGE_BYTES:,}")
         name = self._name(hashlib.blake2b(data, digest_size=16).hexdigest())
         target = self._folder / name
         if not target.is_file() or target.stat().st_size != len(data):
@@ -69,7 +69,7 @@ class ImageCache:
         for file in self._source.files(path):
             self._source.check(file)
         real = os.path.realpath(self._source.root / plain_path(path))
-        if not os.path.exists(real):  # there under another Unicode form of its name
+        if not os.path.exists(real):  # the file exists under a different Unicode normal form of its name
             return self._add_bytes(self._source.read(path))
         name = self._name(hashlib.blake2b(os.fsencode(real), digest_size=16).hexdigest() + "-link")
         target = self._folder / name
@@ -81,7 +81,7 @@ class ImageCache:
         return name
 
     def _name(self, digest: str) -> str:
-        """Files in 256 folders: a single one with a million entries is slow to list."""
+        """Name of a file in one of 256 folders: a single folder with a million entries is slow to list."""
         if digest[:2] not in self._made:
             (self._folder / digest[:2]).mkdir(parents=True, exist_ok=True)
             self._made.add(digest[:2])

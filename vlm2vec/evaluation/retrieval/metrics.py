@@ -1,4 +1,4 @@
-"""Metrics of ranked lists under graded relevance, query by query, and how sure their means are."""
+"""Metrics of ranked lists with graded relevance, per query, and confidence intervals of their means."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _DEVIATIONS = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Relevance:
-    """Which documents of a corpus answer which query, and how well.
+    """Relevance judgements: which documents of a corpus are relevant to which query, and their grades.
 
-    Only grades above 0 are kept: a document that is judged as irrelevant counts like one that is not judged
-    (trec_eval and MMEB-V2 do the same).
+    Only grades above 0 are kept: a document judged irrelevant counts like one that is not judged, as in trec_eval and
+    MMEB-V2.
 
     Attributes:
         offsets: Query q has `documents[offsets[q]:offsets[q + 1]]`, int64 (queries + 1,).
-        documents: Places in the corpus, each once a query, int64 (judgements,).
+        documents: Places in the corpus, each at most once per query, int64 (judgements,).
         grades: Their grades, above 0, float64 (judgements,).
 
     Raises:
-        ValueError: The arrays do not fit together, a grade is not positive, or a document is there twice in a query.
+        ValueError: The arrays do not match, a grade is not positive, or a document occurs twice in a query.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -64,14 +64,14 @@ class Relevance:
         return np.repeat(np.arange(len(self)), self.counts)
 
     def grades_of(self, ranked: npt.NDArray[np.int64], corpus_size: int) -> Scores:
-        """The grades of ranked documents, 0 = not relevant.
+        """Grades of ranked documents; 0 means not relevant.
 
         Args:
-            ranked: Places in the corpus, `NO_DOCUMENT` where a list is shorter, int64 (queries, depth).
-            corpus_size: Documents of the corpus.
+            ranked: Places in the corpus, padded with `NO_DOCUMENT`, int64 (queries, depth).
+            corpus_size: Number of documents in the corpus.
 
         Returns:
-            float64 (queries, depth).
+            The grades, float64 (queries, depth).
         """
         keys = self.query_of_judgement * corpus_size + self.documents
         order = np.argsort(keys)
@@ -83,7 +83,7 @@ class Relevance:
         return np.where((ranked != NO_DOCUMENT) & (keys[found] == wanted), grades[found], 0.0)
 
     def ideal(self, depth: int) -> Scores:
-        """The grades of the best possible lists, float64 (queries, depth), 0 behind a query's last judgement."""
+        """Grades of the ideal lists, float64 (queries, depth), with 0 after a query's last judgement."""
         order = np.lexsort((-self.grades, self.query_of_judgement))
         places = np.arange(len(self.documents)) - np.repeat(self.offsets[:-1], self.counts)
         best = np.zeros((len(self), depth))
@@ -95,15 +95,15 @@ class Relevance:
 class RankedLists:
     """The best documents of every query, and their grades.
 
-    Every metric is an array with one value a query, float64 (queries,); a query without a relevant document scores 0.
+    Every metric is an array with one value per query, float64 (queries,); a query without a relevant document scores 0.
 
     Args:
-        ranked: Places in the corpus, best first, `NO_DOCUMENT` where a list is shorter, int64 (queries, depth).
-        relevance: Of the same queries.
-        corpus_size: Documents of the corpus.
+        ranked: Places in the corpus, best first, padded with `NO_DOCUMENT`, int64 (queries, depth).
+        relevance: Judgements of the same queries.
+        corpus_size: Number of documents in the corpus.
 
     Raises:
-        ValueError: Lists and judgements are of different numbers of queries.
+        ValueError: Lists and judgements differ in their number of queries.
     """
 
     def __init__(self, ranked: npt.NDArray[np.int64], relevance: Relevance, corpus_size: int) -> None:
@@ -115,12 +115,12 @@ class RankedLists:
         self._total = np.maximum(relevance.counts, 1)
 
     def ndcg(self, cutoff: int, gain: Gain = "linear") -> Scores:
-        """Normalised discounted cumulative gain: gain / log2(1 + rank), over that of the best possible list.
+        """Normalised discounted cumulative gain: sum of gain / log2(1 + rank), divided by that of the ideal list.
 
         Args:
-            cutoff: Documents of a list that count.
-            gain: The grade itself (trec_eval, and the visual documents of MMEB-V2), or 2 ** grade - 1 (Burges et al.
-                2005).
+            cutoff: Number of leading documents that count.
+            gain: "linear": the grade (trec_eval, and the visual documents of MMEB-V2); "exponential": 2 ** grade - 1
+                (Burges et al. 2005).
         """
         found, best = (_discounted(grades, cutoff, gain) for grades in (self._grades, self._relevance.ideal(cutoff)))
         result: Scores = np.zeros(len(found))
@@ -128,7 +128,7 @@ class RankedLists:
         return result
 
     def hit(self, cutoff: int) -> Scores:
-        """1 where one of the first `cutoff` documents is relevant."""
+        """1 if one of the first `cutoff` documents is relevant, else 0."""
         result: Scores = np.asarray(self._hits[:, :cutoff].any(axis=1), dtype=np.float64)
         return result
 
@@ -138,22 +138,22 @@ class RankedLists:
         return result
 
     def precision(self, cutoff: int) -> Scores:
-        """Share of the first `cutoff` documents that are relevant; missing ones are not."""
+        """Share of the first `cutoff` documents that are relevant; missing documents count as irrelevant."""
         result: Scores = self._hits[:, :cutoff].sum(axis=1) / cutoff
         return result
 
     def reciprocal_rank(self, cutoff: int) -> Scores:
-        """1 / rank of the first relevant document, 0 if it is behind `cutoff`."""
+        """1 / rank of the first relevant document, 0 if its rank is above `cutoff`."""
         hits = self._hits[:, :cutoff]
         return np.where(hits.any(axis=1), 1.0 / (1.0 + hits.argmax(axis=1)), 0.0)
 
     def average_precision(self, cutoff: int, over: Literal["relevant", "reachable"] = "relevant") -> Scores:
-        """Mean of the precision at every relevant document of the first `cutoff`.
+        """Mean of the precision at every relevant document among the first `cutoff`.
 
         Args:
-            cutoff: Documents of a list that count.
-            over: Divide by the number of relevant documents (trec_eval's `map_cut`), or by the number that a list of
-                this length can hold (the original's `map@k`).
+            cutoff: Number of leading documents that count.
+            over: "relevant": divide by the number of relevant documents (trec_eval's `map_cut`); "reachable": by the
+                number of them that fit into `cutoff` places (`map@k` of the original VLM2Vec).
         """
         hits = self._hits[:, :cutoff]
         precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
@@ -170,13 +170,13 @@ def _discounted(grades: Scores, cutoff: int, gain: Gain) -> Scores:
 
 
 def mean_with_interval(values: Scores) -> tuple[float, tuple[float, float]]:
-    """The mean of shares over queries and its 95 % interval, from their spread (normal approximation), within [0, 1].
+    """Mean of a metric over queries and its 95 % interval (normal approximation), limited to [0, 1].
 
     Args:
-        values: One a query, float64 (queries,).
+        values: One value per query, float64 (queries,).
 
     Raises:
-        ValueError: No query.
+        ValueError: There is no query.
     """
     if not len(values):
         raise ValueError("no queries")

@@ -1,4 +1,4 @@
-"""The most similar rows of a large matrix, exactly, block by block: memory does not grow with the corpus."""
+"""Exact nearest-neighbour search in a large matrix, in blocks, so that memory does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 from vlm2vec.evaluation.retrieval.metrics import NO_DOCUMENT
 
-# A block of scores has 256 x 16,384 numbers, 16 MiB. Blocks lie on a fixed grid: a product's last bits depend on its
-# shape, and what is found must not depend on how queries are distributed to ranks.
+# A block of scores has 256 x 16,384 numbers, 16 MiB. Blocks are on a fixed grid: the last bits of a matrix product
+# depend on its shape, and results must not depend on how queries are distributed to ranks.
 QUERY_BLOCK = 256
 _CORPUS_BLOCK = 16_384
-# Candidates beyond the depth that are scored again in float64: rounding of a float32 product may swap neighbours.
+# Extra candidates that are scored again in float64: rounding in the float32 product may swap neighbours.
 _SPARE = 16
 
 Vectors = npt.NDArray[np.float32]
@@ -23,36 +23,36 @@ Places = npt.NDArray[np.int64]
 
 
 class Rows(Protocol):
-    """A matrix that is read in slices or by rows, such as an array or a memory map, float32 (rows, hidden)."""
+    """A matrix that is read by slices or row indices, such as an array or a memory map, float32 (rows, hidden)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(rows, hidden)."""
+        """The shape, (rows, hidden)."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any, /) -> Any:
-        """Some rows, as an array."""
+        """The chosen rows as an array."""
 
 
 def nearest(
     queries: Vectors, corpus: Rows, depth: int, progress: Callable[[int], object] | None = None
 ) -> tuple[Places, Vectors]:
-    """For every query the documents with the largest dot products.
+    """Finds the documents with the largest dot products for every query.
 
-    Candidates are found in float32 and scored again in float64; equal scores (as float32) are ordered by their places
-    in the corpus. More than `_SPARE` documents that tie at the end of the list to the last bit are cut in the order in
-    which the product of blocks finds them, which is the same in every run on one machine.
+    Candidates are found in float32 and scored again in float64; equal scores (as float32) are ordered by place in the
+    corpus. If more than `_SPARE` documents tie exactly at the end of the list, the order in which the blocks find them
+    decides, which is the same in every run on one machine.
 
     Args:
-        queries: float32 (queries, hidden), whole blocks of `QUERY_BLOCK` but for the last.
-        corpus: float32 (documents, hidden).
-        depth: Documents a query; fewer are found in a smaller corpus.
-        progress: Called with the number of queries of each block that is done.
+        queries: Query vectors, float32 (queries, hidden), in whole blocks of `QUERY_BLOCK` except for the last.
+        corpus: Document vectors, float32 (documents, hidden).
+        depth: Documents per query; fewer are found if the corpus is smaller.
+        progress: Called after each block with its number of queries.
 
     Returns:
-        Places in the corpus, best first, `NO_DOCUMENT` behind the last, int64 (queries, depth); and their scores,
-        float32 (queries, depth), NaN behind the last.
+        Places in the corpus, best first, padded with `NO_DOCUMENT`, int64 (queries, depth); and their scores, padded
+        with NaN, float32 (queries, depth).
 
     Raises:
         ValueError: `depth` is below 1, or the widths differ.
@@ -70,7 +70,7 @@ def nearest(
         for query, own_places, own_scores, candidates in zip(
             block, places[rows], scores[rows], found.numpy(), strict=True
         ):
-            candidates = np.sort(candidates)  # a memory map is read forwards, and equal scores stay in this order
+            candidates = np.sort(candidates)  # reads a memory map forwards, and keeps equal scores in corpus order
             exact = (corpus[candidates].astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
             best = np.argsort(-exact, kind="stable")[:depth]
             own_places[: len(best)], own_scores[: len(best)] = candidates[best], exact[best]
@@ -80,7 +80,7 @@ def nearest(
 
 
 def _candidates(queries: torch.Tensor, corpus: Rows, count: int) -> torch.Tensor:
-    """Places of the `count` largest float32 products of each query, in no order, int64 (queries, count)."""
+    """Places of the `count` largest float32 products of each query, unordered, int64 (queries, count)."""
     best_scores = queries.new_empty((len(queries), 0))
     best_places = torch.empty((len(queries), 0), dtype=torch.int64)
     for start in range(0, len(corpus), _CORPUS_BLOCK):

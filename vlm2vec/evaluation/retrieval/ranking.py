@@ -1,4 +1,4 @@
-"""Ranks corpora for queries over the vectors of a store, in blocks that ranks share and that survive a kill."""
+"""Ranks corpora for queries from stored vectors, in blocks that ranks share and that survive a kill."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vlm2vec.files import committed
 
 @dataclass(frozen=True)
 class VectorRows:
-    """Rows of a memory-mapped matrix in another order, copied when they are sliced.
+    """Rows of a memory-mapped matrix in a different order, copied when they are sliced.
 
     Attributes:
-        vectors: float32 (items, hidden).
-        rows: Which, int (rows,).
+        vectors: The matrix, float32 (items, hidden).
+        rows: Indices of the rows, int (rows,).
     """
 
     vectors: Vectors
@@ -32,7 +32,7 @@ class VectorRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, hidden)."""
+        """The shape, (rows, hidden)."""
         return len(self.rows), int(self.vectors.shape[1])
 
     def __len__(self) -> int:
@@ -44,13 +44,13 @@ class VectorRows:
 
 @dataclass(frozen=True)
 class RankedBlocks:
-    """The ranked lists of a run, a file for each block of queries, in the folder of its store.
+    """The ranked lists of a run, in the folder of its store: one file per block of queries.
 
     Args:
-        folder: Of the store.
-        depth: Documents a query.
-        skip_own_id: Whether a document with the query's id is left out (BEIR's data sets in which queries are
-            documents themselves).
+        folder: Folder of the store.
+        depth: Documents per query.
+        skip_own_id: Whether to leave out the document with the query's id (for BEIR's data sets whose queries are also
+            documents).
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class RankedBlocks:
     skip_own_id: bool = False
 
     def missing(self, collections: Sequence[Collection]) -> list[tuple[int, int]]:
-        """(collection, block) of what is not ranked yet."""
+        """(collection, block) of blocks that are not ranked yet."""
         return [
             (number, block)
             for number, collection in enumerate(collections)
@@ -76,13 +76,13 @@ class RankedBlocks:
         """Ranks some blocks.
 
         Args:
-            tasks: Of `missing`.
-            collections: All of the run.
-            vectors: Of the distinct items, may be a memory map.
-            position: The row of `vectors` for every item of the run's table.
+            tasks: Blocks to rank, from `missing`.
+            collections: All collections of the run.
+            vectors: Vectors of the distinct items, may be a memory map.
+            position: Row of `vectors` for every item of the run's table.
 
         Raises:
-            InputError: The disk refuses.
+            InputError: The files cannot be written.
         """
         with progress_bar(
             sum(len(_queries(collections[each], block)) for each, block in tasks), "rank", "query"
@@ -99,7 +99,7 @@ class RankedBlocks:
                 bar.update(len(queries))
 
     def read(self, number: int, collection: Collection) -> tuple[Places, Vectors]:
-        """All ranked lists of a collection: places and scores, (queries, depth) each.
+        """Reads all ranked lists of a collection: places and scores, (queries, depth) each.
 
         Raises:
             InputError: A file is missing or damaged.
@@ -118,7 +118,7 @@ class RankedBlocks:
                     raise ValueError(f"lists of {places.shape}, not {shape}")
                 if places.max() >= len(collection.document_ids) or places.min() < -1:
                     raise ValueError("a place outside the corpus")
-            except Exception as error:  # numpy and zipfile have a type for each kind of damage
+            except Exception as error:  # numpy and zipfile raise different types for each kind of damage
                 path.unlink(missing_ok=True)
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise InputError(f"{path}: cannot be read ({reason}); run the same command again") from error
@@ -147,7 +147,7 @@ def _queries(collection: Collection, block: int) -> npt.NDArray[np.int32]:
 def _without_own(
     places: Places, scores: Vectors, query_ids: Sequence[str], document_ids: Sequence[str]
 ) -> tuple[Places, Vectors]:
-    """Lists one shorter: without the document of the query's id, or without the last one."""
+    """Shortens each list by one: removes the document with the query's id, or else the last one."""
     for row, query_id in enumerate(query_ids):
         own = next((at for at, place in enumerate(places[row]) if place >= 0 and document_ids[place] == query_id), -1)
         if own >= 0:

@@ -1,4 +1,4 @@
-"""The rows of a collection's tables, from parquet, JSON lines or tab-separated values: each with where it stands."""
+"""Reads the rows of a collection's tables, with their row numbers, from parquet, JSON lines or tab-separated values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
 from vlm2vec.formats.tables import UNREADABLE_TABLE, num_rows
 
 SUFFIXES = (".parquet", ".jsonl", ".tsv")
-# Images lie in the rows: more of them at a time would fill the memory.
+# Rows read at a time: they may contain images.
 _READ_ROWS = 32
 _MAX_LINE_CHARACTERS = 1 << 26
 
@@ -26,16 +26,16 @@ Row = Mapping[str, Any]
 def find_files(folder: Path, part: str, split: str) -> list[Path]:
     """The files of one part of a collection ("queries", "corpus" or "qrels"), in order.
 
-    They are `PART.SUFFIX` or `PART-*.SUFFIX` in the folder, or lie in its sub-folder `PART`; the same below `data/`.
-    Of files that are named after splits (`test.tsv`, `test-00000-of-00002.parquet`), those of `split` are taken.
+    They are `PART.SUFFIX` or `PART-*.SUFFIX` in the folder, files in its sub-folder `PART`, or the same below `data/`.
+    If files are named after splits (`test.tsv`, `test-00000-of-00002.parquet`), those of `split` are used.
 
     Args:
-        folder: Of the collection.
-        part: The part's name.
-        split: The split's.
+        folder: Folder of the collection.
+        part: Name of the part.
+        split: Name of the split.
 
     Raises:
-        InputError: There are none, some are missing, or they are of other splits only.
+        InputError: There are none, some are missing, or all are of different splits.
     """
     for base in (folder, folder / "data"):
         found = [base / f"{part}{suffix}" for suffix in SUFFIXES]
@@ -71,13 +71,15 @@ def _complete(paths: list[Path]) -> list[Path]:
         if len(pieces) == 4 and pieces[2] == "of" and pieces[1].isdigit() and pieces[3].isdigit():
             expected = [f"{pieces[0]}-{part:05d}-of-{pieces[3]}" for part in range(int(pieces[3]))]
             if [each.stem for each in paths] != expected:
-                raise InputError(f"{path.parent}: the parts of {pieces[0]} are not all {int(pieces[3])}; get the rest")
+                raise InputError(
+                    f"{path.parent}: not all {int(pieces[3])} parts of {pieces[0]} are there; download the rest"
+                )
             break
     return paths
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers: lines from 1 in text files, rows from 0 in parquet.
+    """Reads the rows of a file with their numbers: lines from 1 in text files, rows from 0 in parquet.
 
     Raises:
         InputError: The file cannot be read; the message names it, and the line.
@@ -125,12 +127,12 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, Row]]:
         reader = csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE)
         for values in reader:
             if None in values or None in values.values():
-                raise InputError(f"{path} line {reader.line_num}: not as many fields as the header has")
+                raise InputError(f"{path} line {reader.line_num}: the number of fields differs from the header's")
             yield reader.line_num, values
 
 
 def where(path: Path, number: int) -> str:
-    """What messages call a row."""
+    """Name of a row in messages."""
     return f"{path} {'row' if path.suffix == '.parquet' else 'line'} {number}"
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: written, found, resumed, restored on different ranks or a different ZeRO stage."""
+"""Checkpoints: writing, finding, resuming, also on a different number of ranks or ZeRO stage."""

@@ -1,4 +1,4 @@
-"""Room for a run's checkpoints, looked at before the first step."""
+"""Checks before the first step that a run's checkpoints fit on the disk."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import checkpoints_of
 from vlm2vec.training.settings import CheckpointSettings
 
-# AdamW's two moments and the master weights.
+# AdamW's two moments and the master weights, float32 each.
 _STATE_BYTES = 3 * 4
-# Estimates are off by less (tests/distributed/test_preflight.py); random states, tokenizer and records come on top.
+# The estimate's relative error is smaller (tests/distributed/test_preflight.py); random states, tokenizer and records
+# are not counted.
 _UNCERTAIN = 0.1
 
 
 def checkpoint_bytes(engine: Any, exclude_frozen: bool) -> int:
-    """About how large a checkpoint of an engine will be.
+    """Estimated size of an engine's checkpoint in bytes.
 
     Args:
         engine: The DeepSpeed engine.
-        exclude_frozen: Whether weights that are not trained are left out.
+        exclude_frozen: Whether frozen weights are left out.
     """
     stage = int(engine.zero_optimization_stage())
     total = 0
     for parameter in engine.module.parameters():
         count = int(getattr(parameter, "ds_numel", parameter.numel()))
         if parameter.requires_grad:
-            # ZeRO-3 keeps trained weights as masters only.
+            # ZeRO-3 saves trained weights as master weights only.
             total += count * (_STATE_BYTES + (parameter.element_size() if stage < 3 else 0))
         elif not exclude_frozen:
             total += count * parameter.element_size()
@@ -38,15 +39,15 @@ def checkpoint_bytes(engine: Any, exclude_frozen: bool) -> int:
 
 
 def checkpoints_to_come(settings: CheckpointSettings, steps: tuple[int, int], there: int) -> tuple[int, int]:
-    """How many more checkpoints must fit for the run to work, and how many it will have at the most.
+    """How many more checkpoints must fit for the run to work, and how many it will write at most.
 
-    One more than are kept is there while it is written. Where all are kept, two must fit: whether somebody clears them
-    away cannot be known.
+    While a checkpoint is written, there is one more than are kept. If all are kept, two must fit: a user may delete old
+    ones during the run.
 
     Args:
-        settings: How often they are written and how many stay.
+        settings: How often checkpoints are written and how many are kept.
         steps: Steps done, and steps at the end.
-        there: Checkpoints that the folder has.
+        there: Checkpoints that the folder already has.
     """
     first, last = steps
     every = settings.every or last
@@ -64,17 +65,17 @@ def check_disk(
     steps: tuple[int, int],
     message: Callable[[str], None] = print,
 ) -> None:
-    """Looks, on the first rank, whether the run's checkpoints fit on its disk; all ranks call it.
+    """Checks on the first rank that the run's checkpoints fit on its disk; all ranks call it.
 
     Args:
         engine: The DeepSpeed engine.
         settings: See `checkpoints_to_come`.
         steps: See `checkpoints_to_come`.
-        message: Takes a warning, where what is missing is within the estimate's error or only missing later.
+        message: Receives a warning if the lack of space is within the estimate's error, or comes later in the run.
 
     Raises:
         InputError: On the first rank: they do not fit.
-        SystemExit: On the others.
+        SystemExit: On the other ranks.
     """
 
     output_dir = settings.output_dir
@@ -87,7 +88,7 @@ def check_disk(
         free = shutil.disk_usage(place).free
         text = (
             f"--output_dir {output_dir}: {{}} checkpoint(s) of about {_size(size)} do not fit into the {_size(free)} "
-            "that are free there; make room, set --save_total_limit lower, or write elsewhere"
+            "of free space; make room, lower --save_total_limit, or choose a different folder"
         )
         if must * size * (1 - _UNCERTAIN) > free:
             raise InputError(text.format(must))

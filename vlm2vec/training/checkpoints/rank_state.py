@@ -1,4 +1,4 @@
-"""What one rank alone knows, for a checkpoint: random states and the meter's sums."""
+"""The part of a checkpoint that differs between ranks: random states and the meter's sums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm2vec.training.watch.metrics import StepMeter
 
 
 def rank_state(device: torch.device, meter: StepMeter) -> dict[str, Any]:
-    """The state of this process as tensors, numbers and text, so that it loads without running code."""
+    """This process's state as tensors, numbers and text, so that loading it runs no code."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -28,7 +28,7 @@ def rank_state(device: torch.device, meter: StepMeter) -> dict[str, Any]:
 
 
 def restore_rank(checkpoint: Path, rank: int, device: torch.device, meter: StepMeter) -> None:
-    """Puts back what `rank` knew.
+    """Restores the state of `rank`.
 
     Raises:
         InputError: The file cannot be read.
@@ -45,9 +45,9 @@ def restore_rank(checkpoint: Path, rank: int, device: torch.device, meter: StepM
 
 
 def restore_on_other_ranks(checkpoint: Path, num_ranks: int, rank: int, meter: StepMeter) -> None:
-    """The part of the state that does not belong to a rank: the sums of all of them, taken over by the first.
+    """Restores on a different number of ranks: the first rank takes over the meter's sums of all old ranks.
 
-    Random states stay as a new run seeds them: dropout masks are others, nothing else depends on them.
+    Random states stay as a new run seeds them: only dropout masks depend on them.
     """
     if rank == 0:
         meter.load_state_dict(*(_read(checkpoint, other)["meter"] for other in range(num_ranks)))
@@ -65,6 +65,6 @@ def _read(checkpoint: Path, rank: int) -> dict[str, Any]:
     path = checkpoint / rank_file(rank)
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn or foreign file surfaces as any type
+    except Exception as error:  # a damaged or foreign file can raise any type
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     return state

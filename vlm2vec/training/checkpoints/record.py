@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, and which checkpoints of a run's folder are whole."""
+"""The record of a checkpoint (run.json): reads and writes it, and finds a run's complete checkpoints."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ RECORDED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a checkpoint says of its run.
+    """What a checkpoint records about its run.
 
     Attributes:
-        step: Steps done; with the order's digest, the position in the data.
-        num_ranks: Ranks that wrote it.
+        step: Steps done; together with the order's digest, the position in the data.
+        num_ranks: Number of ranks that wrote it.
         zero_stage: Their ZeRO stage.
         arguments: The resolved arguments.
-        versions: Of the packages that matter.
-        data: Fingerprint of the shards, digest of the order and, where a teacher's sidecar takes part, its fingerprint.
-        temperature: State of a learned temperature, or of one for each group of rows.
-        bad_samples: Samples that were replaced so far, as `BadSamples.record` gives them.
-        keep_graphs: How many graphs a step kept: `--keep_graphs auto` measures, and the sum's order depends on it.
+        versions: Versions of the packages in `RECORDED_PACKAGES` and of this one.
+        data: Fingerprint of the shards, digest of the order and, with a teacher's sidecar, its fingerprint.
+        temperature: State of the learned temperature, or of one per group of rows.
+        bad_samples: Samples replaced so far, as `BadSamples.record` returns them.
+        keep_graphs: Number of graphs that a step kept: `--keep_graphs auto` measures it, and the order in which
+            gradients are summed depends on it.
         files: Size in bytes of every other file of the checkpoint, by its path in it. The record is written last, so
-            a checkpoint that holds these files is whole.
+            a checkpoint that holds these files is complete.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -77,7 +78,7 @@ class RunRecord:
         """Reads a record.
 
         Raises:
-            InputError: No record, or one of another program or version, or with a field that it cannot have.
+            InputError: There is no record, it is of a different program or version, or a field is invalid.
         """
         if not path.exists():
             raise InputError(f"{path.parent}: not a checkpoint of this program (no {path.name} in it)")
@@ -94,27 +95,27 @@ _RECORD = TypeAdapter(RunRecord)
 
 
 def read_whole(checkpoint: Path) -> RunRecord:
-    """The record of a checkpoint of which nothing is missing.
+    """Reads the record of a checkpoint and checks that all its files are there.
 
     Raises:
-        InputError: Not a checkpoint, or a torn one; the message names the file.
+        InputError: It is no checkpoint, or an incomplete one; the message names the file.
     """
     record = RunRecord.read(checkpoint / RECORD)
     if not record.files:
-        raise InputError(f"{checkpoint / RECORD}: does not list the checkpoint's files, so it cannot be continued")
+        raise InputError(f"{checkpoint / RECORD}: does not list the checkpoint's files, so it cannot be resumed")
     for name, size in record.files.items():
         file = checkpoint / name
         try:
             found = file.stat().st_size
         except OSError as error:
-            raise InputError(f"{file}: missing ({error.strerror}); the checkpoint is torn") from error
+            raise InputError(f"{file}: missing ({error.strerror}); the checkpoint is incomplete") from error
         if found != size:
-            raise InputError(f"{file}: {found} bytes, {size} were written; the checkpoint is torn")
+            raise InputError(f"{file}: has {found} bytes, {size} were written; the checkpoint is incomplete")
     return record
 
 
 def checkpoints_of(output_dir: Path) -> Iterator[tuple[int, Path]]:
-    """Steps and folders of a run's checkpoints, whole or not, newest first."""
+    """Steps and folders of a run's checkpoints, complete or not, newest first."""
     steps = [
         (int(step), path)
         for path in output_dir.glob(f"{CHECKPOINT_PREFIX}*")
@@ -124,7 +125,7 @@ def checkpoints_of(output_dir: Path) -> Iterator[tuple[int, Path]]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the latest one of a run's folder.
+    """The checkpoint at a path: the path itself, or the latest checkpoint of a run's folder.
 
     Raises:
         InputError: The path is neither.
@@ -144,5 +145,5 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Of this code and the packages that matter."""
+    """Versions of this package and of the packages in `RECORDED_PACKAGES`."""
     return {"vlm2vec": __version__, **{name: version(name) for name in RECORDED_PACKAGES}}

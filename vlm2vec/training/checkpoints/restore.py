@@ -1,4 +1,4 @@
-"""Where a run starts, at its beginning or at a checkpoint, and putting a checkpoint back into its engine."""
+"""Start of a run, from the beginning or from a checkpoint, and loading a checkpoint into the engine."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from vlm2vec.training.watch.run_watch import RunWatch
 
 @dataclass(frozen=True)
 class FromStart:
-    """A run starts at its beginning: it has the weights that it was built with.
+    """A run starts from the beginning, with the weights that it was built with.
 
     Attributes:
         step: Steps done.
-        is_elastic: As in `ResumePoint`.
-        bad_samples: As in `RunRecord`.
+        is_elastic: See `ResumePoint`.
+        bad_samples: See `RunRecord`.
     """
 
     step: int = 0
@@ -37,7 +37,7 @@ class FromStart:
     bad_samples: Sequence[Mapping[str, Any]] = ()
 
     def kept_graphs(self, flags: Mapping[str, Any]) -> int | None:
-        """No step has kept any."""
+        """None: no earlier run has decided how many graphs to keep."""
         return None
 
     def restore(self, settings: RunSettings, model: TrainedModel, meter: StepMeter, watch: RunWatch) -> None:
@@ -45,7 +45,7 @@ class FromStart:
         seed_rank(settings.seed, self.step, dist.get_world_size(), dist.get_rank())
 
     def remarks(self, max_steps: int) -> list[str]:
-        """What a run of so many steps says of it: nothing."""
+        """Log lines about the start: none."""
         return []
 
 
@@ -54,10 +54,10 @@ class ResumePoint:
     """A run resumes from a checkpoint.
 
     Attributes:
-        checkpoint: Its folder.
-        record: Its record.
+        checkpoint: Folder of the checkpoint.
+        record: Record of the checkpoint.
         is_elastic: Whether a different number of ranks or a different ZeRO stage wrote it, so that its state must be
-            redistributed.
+            resharded.
     """
 
     checkpoint: Path
@@ -71,17 +71,17 @@ class ResumePoint:
 
     @property
     def bad_samples(self) -> Sequence[Mapping[str, Any]]:
-        """As in `RunRecord`."""
+        """See `RunRecord`."""
         return self.record.bad_samples
 
     def kept_graphs(self, flags: Mapping[str, Any]) -> int | None:
-        """How many graphs a step kept, if ranks and chunks are as they were."""
+        """Number of graphs that a step kept, if ranks, ZeRO stage and chunks are unchanged."""
         before = self.record.arguments
         is_same = all(before.get(name) == value for name, value in flags.items() if POLICIES[name].decides_chunks)
         return self.record.keep_graphs if is_same and not self.is_elastic else None
 
     def restore(self, settings: RunSettings, model: TrainedModel, meter: StepMeter, watch: RunWatch) -> None:
-        """Loads weights, moments, schedule, temperature, random states, sums. All ranks call it.
+        """Loads weights, moments, schedule, temperature, random states and the meter's sums. All ranks call it.
 
         Raises:
             InputError: The checkpoint's files cannot be read.
@@ -102,7 +102,7 @@ class ResumePoint:
             restore_on_other_ranks(self.checkpoint, record.num_ranks, rank, meter)
 
     def remarks(self, max_steps: int) -> list[str]:
-        """What a run of so many steps says of it."""
+        """Log lines about the start, for a run of `max_steps` steps."""
         if self.step >= max_steps:
             return [f"{self.checkpoint}: all {self.step} steps are done"]
         return [f"resumed from {self.checkpoint}: {self.step} of {max_steps} steps are done"]
@@ -112,7 +112,7 @@ StartPoint = FromStart | ResumePoint
 
 
 def restore_engine(point: ResumePoint, checkpoints: CheckpointSettings, engine: Any) -> None:
-    """Loads the engine's part of a checkpoint, whichever ranks and ZeRO stage wrote it.
+    """Loads the engine's part of a checkpoint, also from a different number of ranks or ZeRO stage.
 
     Raises:
         InputError: It cannot be read.
@@ -137,10 +137,10 @@ def load_engine(folder: Path, engine: Any, excludes_frozen: bool) -> None:
             path, _ = engine.load_checkpoint(
                 str(folder),
                 tag=ENGINE_TAG,
-                # Weights that are not trained are not in the checkpoint then; the run has loaded the base model.
+                # Then the checkpoint lacks frozen weights; the run has loaded them with the base model.
                 load_module_strict=not excludes_frozen,
             )
-    except Exception as error:  # missing, torn or foreign files surface as any type
+    except Exception as error:  # missing, damaged or foreign files can raise any type
         reason = " ".join(str(error).split())
         raise InputError(f"{folder / ENGINE_TAG}: cannot be read as ZeRO state ({reason})") from error
     if path is None:
@@ -148,10 +148,10 @@ def load_engine(folder: Path, engine: Any, excludes_frozen: bool) -> None:
 
 
 def unshare_steps(engine: Any) -> None:
-    """Gives every parameter group's state its own count of steps.
+    """Gives every parameter group's state a separate step counter.
 
-    DeepSpeed 0.19.8 puts one tensor into all ZeRO-3 sub-groups, and torch's AdamW counts in place: with n sub-groups
-    every step would count as n.
+    DeepSpeed 0.19.8 shares one tensor among all ZeRO-3 sub-groups, and torch's AdamW counts in place: with n
+    sub-groups every step would count n times.
     """
     for state in engine.optimizer.optimizer.state.values():
         if torch.is_tensor(state.get("step")):
@@ -159,7 +159,7 @@ def unshare_steps(engine: Any) -> None:
 
 
 def set_hyperparameters(engine: Any, settings: OptimizerSettings) -> None:
-    """What the flags say, after a load: a checkpoint brings its own values, and changed ones may have been allowed."""
+    """Sets the flags' values again after a load, which overwrites them: `--allow_changed` may have changed them."""
     engine.optimizer.clip_grad = settings.max_grad_norm
     for group in engine.optimizer.param_groups:
         group["weight_decay"] = settings.weight_decay

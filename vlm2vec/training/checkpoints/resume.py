@@ -1,4 +1,4 @@
-"""Where a run goes on: which checkpoint, and whether the arguments still mean the same run."""
+"""Chooses the checkpoint that a run resumes from, and refuses arguments that would change the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from vlm2vec.training.flags.model import FORMER_TARGETS
 from vlm2vec.training.flags.run import POLICIES, RunSettings, argument_defaults
 from vlm2vec.training.settings import ClusterSettings
 
-# Differences that are no argument's: other shards behind the same flags, another order of the same samples.
+# Names of differences that are not a single flag's: different shards behind the same flags, a different sidecar, or a
+# different order of the same samples.
 DATA, MINED, ORDER = "dataset_name", "mined", "order"
 _BATCH = ("global_batch_size", "per_device_train_batch_size")
 
@@ -24,7 +25,7 @@ _BATCH = ("global_batch_size", "per_device_train_batch_size")
 def agree_on_resume(
     settings: RunSettings, data: Mapping[str, str], message: Callable[[str], None] = print
 ) -> StartPoint:
-    """`resume_point` of the first rank, for all; also clears away what a killed run left unfinished."""
+    """Runs `resume_point` on the first rank, for all ranks; also removes what a killed run left unfinished."""
 
     def find() -> ResumePoint | None:
         point = resume_point(settings, data, message)
@@ -35,30 +36,31 @@ def agree_on_resume(
 
 
 def resume_point(settings: RunSettings, data: Mapping[str, str], message: Callable[[str], None]) -> ResumePoint | None:
-    """Finds the checkpoint that `--resume` means and compares its run with this one.
+    """Finds the checkpoint that `--resume` names and compares its run with this one.
 
     Args:
-        settings: Of this run.
-        data: As in `RunRecord`, of this run.
-        message: Takes warnings.
+        settings: Settings of this run.
+        data: This run's data, see `RunRecord`.
+        message: Receives warnings.
 
     Returns:
-        None for a run from the start.
+        None for a run from the beginning.
 
     Raises:
-        InputError: No such checkpoint, a torn one, or one of another run; the message names the remedy.
+        InputError: There is no such checkpoint, it is incomplete, or it is of a different run; the message names the
+            remedy.
     """
     checkpoints, cluster = settings.checkpoints, settings.cluster
     unknown = set(checkpoints.allow_changed) - set(argument_defaults()) - {ORDER}
     if unknown:
-        raise InputError(f"--allow_changed {min(unknown)}: no such argument (--help lists all)")
+        raise InputError(f"--allow_changed {min(unknown)}: no such argument; --help lists all")
     output_dir, resume = checkpoints.output_dir, checkpoints.resume
     existing = list(checkpoints_of(output_dir))
     if resume is None:
         if existing:
             raise InputError(
-                f"--output_dir {output_dir}: holds another run's checkpoints; go on with it by --resume {AUTO}, remove "
-                "it or choose another"
+                f"--output_dir {output_dir}: holds another run's checkpoints; resume that run with --resume {AUTO}, "
+                "remove the folder, or choose a different one"
             )
         return None
     if resume == AUTO:
@@ -72,8 +74,8 @@ def resume_point(settings: RunSettings, data: Mapping[str, str], message: Callab
     later = [path.name for step, path in existing if step > record.step]
     if resume != AUTO and later:
         raise InputError(
-            f"--resume {resume}: {output_dir} holds later checkpoints ({', '.join(later)}), which the run "
-            "would leave behind; remove them or choose another --output_dir"
+            f"--resume {resume}: {output_dir} holds later checkpoints ({', '.join(later)}), which would mix with this "
+            "run's; remove them or choose a different --output_dir"
         )
     refuse_changes(checkpoint, changes(record, settings.flags, cluster, data), checkpoints.allow_changed)
     return ResumePoint(
@@ -84,7 +86,7 @@ def resume_point(settings: RunSettings, data: Mapping[str, str], message: Callab
 def newest_whole(
     checkpoints: Iterable[tuple[int, Path]], message: Callable[[str], None]
 ) -> tuple[Path, RunRecord] | None:
-    """The newest checkpoint of which nothing is missing; torn ones are skipped with a warning."""
+    """The newest complete checkpoint; incomplete ones are skipped with a warning."""
     for _, path in checkpoints:
         try:
             return path, read_whole(path)
@@ -96,7 +98,7 @@ def newest_whole(
 def changes(
     record: RunRecord, flags: Mapping[str, Any], cluster: ClusterSettings, data: Mapping[str, str]
 ) -> dict[str, str]:
-    """What makes this run another one than the checkpoint's: by name, what was and what is."""
+    """Differences between this run and the checkpoint's: by name, the old and the new value."""
     before = {**argument_defaults(), **record.arguments}
     if not before["lora"] and before["lora_target_modules"] == FORMER_TARGETS:
         before["lora_target_modules"] = None
@@ -111,29 +113,29 @@ def changes(
         name = _BATCH[flags["global_batch_size"] is None]
         found[name] = f"a global batch of {old_batch} pairs -> {new_batch} (--global_batch_size {old_batch} keeps it)"
     if record.data["shards"] != data["shards"]:
-        found[DATA] = "the shards have another content (manifest's fingerprint)"
+        found[DATA] = "the shards' content differs (fingerprint of the manifest)"
     if record.data.get(MINED) != data.get(MINED):
-        found[MINED] = "what was mined has another content (fingerprint of mined.json)"
+        found[MINED] = "the mined sidecar's content differs (fingerprint of mined.json)"
     if not found and record.data["order"] != data["order"]:
-        found[ORDER] = "the samples come in another order"
+        found[ORDER] = "the samples come in a different order"
     return found
 
 
 def refuse_changes(checkpoint: Path, found: Mapping[str, str], allowed: Iterable[str]) -> None:
-    """Refuses differences that were not allowed by name.
+    """Refuses differences that `--allow_changed` does not name.
 
     Raises:
-        InputError: With the list of differences.
+        InputError: There are such differences; the message lists them.
     """
     refused = {name: text for name, text in found.items() if name not in allowed}
     if refused:
         listed = "; ".join(f"{name}: {text}" for name, text in refused.items())
         raise InputError(
-            f"{checkpoint}: is of a run that computes something else ({listed}); run it as it was, or say "
+            f"{checkpoint}: arguments differ from the checkpoint's ({listed}); restore them, or pass "
             f"--allow_changed {' '.join(refused)}"
         )
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """A value as JSON returns it."""
     return list(value) if isinstance(value, tuple) else value

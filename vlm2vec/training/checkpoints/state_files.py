@@ -1,4 +1,4 @@
-"""DeepSpeed's state files are pickles; they are opened so that a file from a stranger cannot run code."""
+"""Opens DeepSpeed's state files, which are pickles, so that a malicious file cannot run code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.serialization import config as serialization
 
 @contextmanager
 def safe_state_files(mapped: bool = False) -> Iterator[None]:
-    """Within it, every `torch.load`, also inside DeepSpeed, takes tensors, plain values and three of its types only.
+    """Context in which every `torch.load`, also DeepSpeed's, accepts only tensors, plain values and three of its types.
 
-    DeepSpeed 0.19.8 loads with `weights_only=False` everywhere; torch's environment variable overrules it.
+    DeepSpeed 0.19.8 loads with `weights_only=False` everywhere; torch's environment variable overrides that.
 
     Args:
-        mapped: Map the files into memory: a tensor's bytes are read when they are used.
+        mapped: Memory-map the files, so that a tensor's bytes are read when they are used.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -33,7 +33,7 @@ def safe_state_files(mapped: bool = False) -> Iterator[None]:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Sets environment variables and puts back what was there."""
+    """Sets environment variables and restores their old values at the end."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""A checkpoint's state for other ranks or another ZeRO stage: DeepSpeed's universal form, and what it leaves undone.
+"""Converts a checkpoint's state for a different number of ranks or ZeRO stage, by DeepSpeed's universal format.
 
 python -m vlm2vec.training.checkpoints.universal ENGINE_STATE OUTPUT ZERO_STAGE
 """
@@ -26,19 +26,19 @@ from vlm2vec.training.checkpoints.writer import TEMPORARY_PREFIX
 FOLDER = f"{TEMPORARY_PREFIX}universal"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _STATES = ("fp32", "exp_avg", "exp_avg_sq")
-# What the global part of an optimizer's state may bring besides its parameter groups.
+# Entries of the global part of an optimizer's state, besides its parameter groups.
 _GLOBAL_STATE = ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
 
 
 @contextmanager
 def universal_state(checkpoint: Path, output_dir: Path, zero_stage: int) -> Iterator[Path]:
-    """A folder with a checkpoint's state that any number of ranks can load; it lasts as long as the block.
+    """Yields a temporary folder with a checkpoint's state that any number of ranks can load.
 
-    The first rank converts in a process of its own, whose memory is free again when it ends. The others wait in short
-    collectives, so that a long conversion is no time-out.
+    The first rank converts in a separate process, whose memory is free again when it ends. The others wait in short
+    collectives, so that a long conversion does not run into their time limit.
 
     Raises:
-        InputError: The state cannot be read; on the first rank (the others end, see `on_first_rank`).
+        InputError: On the first rank: the state cannot be read (the others end, see `on_first_rank`).
     """
     folder = output_dir / FOLDER
     process = _start(checkpoint, folder, zero_stage) if dist.get_rank() == 0 else None
@@ -65,7 +65,7 @@ def _start(checkpoint: Path, folder: Path, zero_stage: int) -> subprocess.Popen[
 
 
 def _has_ended(process: subprocess.Popen[str] | None, checkpoint: Path) -> bool:
-    """Looks after the conversion, for a second."""
+    """Waits for the conversion for at most `_SECONDS_BETWEEN_LOOKS`; returns whether it has ended."""
     assert process is not None
     try:
         output, _ = process.communicate(timeout=_SECONDS_BETWEEN_LOOKS)
@@ -73,21 +73,20 @@ def _has_ended(process: subprocess.Popen[str] | None, checkpoint: Path) -> bool:
         return False
     if process.returncode:
         last_line = (output.strip().splitlines() or ["no output"])[-1]
-        raise InputError(f"{checkpoint / ENGINE_TAG}: cannot be dealt anew to these ranks ({last_line})")
+        raise InputError(f"{checkpoint / ENGINE_TAG}: cannot be resharded for this number of ranks ({last_line})")
     return True
 
 
 def convert(source: Path, output: Path, zero_stage: int) -> None:
-    """Writes DeepSpeed's universal form of an engine's state, as an engine of `zero_stage` looks for it.
+    """Writes an engine's state in DeepSpeed's universal format, as an engine of `zero_stage` expects it.
 
-    DeepSpeed 0.19.8 converts between numbers of ranks only. Between stages the files have other names and ZeRO-3 writes
-    bare tensors, leaves out the step of the moments where ZeRO-1/2 look for it, and keeps the optimizer's global part
-    elsewhere.
+    DeepSpeed 0.19.8 converts only between numbers of ranks. Between stages, file names differ, ZeRO-3 writes bare
+    tensors, lacks the moments' step where ZeRO-1/2 look for it, and keeps the optimizer's global part elsewhere.
 
     Args:
-        source: The files of all ranks.
+        source: Folder with the files of all ranks.
         output: Folder to make.
-        zero_stage: Of the engine that will load it.
+        zero_stage: ZeRO stage of the engine that will load it.
     """
     from deepspeed import __version__ as deepspeed_version
     from deepspeed.checkpoint import ds_to_universal
@@ -101,7 +100,7 @@ def convert(source: Path, output: Path, zero_stage: int) -> None:
                 num_merge_workers=1,
                 keep_temp_folder=False,
                 strict=True,
-                inject_missing_state=True,  # what tensor-parallel models record, for ZeRO-1/2 an empty one is asked for
+                inject_missing_state=True,  # ZeRO-1/2 needs an empty record of tensor parallelism
             )
         )
         parameters = output / "zero"
@@ -122,14 +121,14 @@ def convert(source: Path, output: Path, zero_stage: int) -> None:
 
 
 def _step(optimizer: dict[str, Any], parameters: Path) -> Any:
-    """Adam's count of steps, the same for all parameters."""
+    """Adam's step counter, the same for all parameters."""
     if "optimizer_state_dict" in optimizer:  # ZeRO-3
         return optimizer["optimizer_state_dict"]["state"][0]["step"]
     return _load(next(parameters.rglob("step.pt")))
 
 
 def _write_model_state(output: Path, zero_stage: int) -> None:
-    """One file with what is neither weight nor moment; weights come from the universal form."""
+    """Keeps one model file, without weights: those come from the universal format."""
     files = sorted(output.glob("*_model_states.pt"))
     state = _load(files[0]) | {"module": {}}
     for file in files:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: a folder a step, complete or not there at all."""
+"""Writes a run's checkpoints: one folder per checkpoint, which appears only when complete."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the ones before it are as they were."""
+    """A checkpoint could not be written; earlier checkpoints are unchanged."""
 
 
 @dataclass
 class _Written:
-    """What one rank wrote: sizes by path in the checkpoint, and why it failed."""
+    """What one rank wrote: file sizes by path in the checkpoint, and why it failed, if it did."""
 
     files: dict[str, int] = field(default_factory=dict)
     failure: str | None = None
 
 
 class _FileWriter:
-    """Stands before DeepSpeed's own writer: a file that cannot be written becomes a value instead of an exception.
+    """Wraps DeepSpeed's writer: a file that cannot be written becomes a value instead of an exception.
 
-    A rank that left `save_checkpoint` with an exception would leave the others in its collectives.
+    A rank that left `save_checkpoint` with an exception would leave the others waiting in its collectives.
     """
 
     def __init__(self, folder: Path, inner: Any) -> None:
@@ -77,7 +77,7 @@ class _FileWriter:
         """Keeps the first failure as text."""
         try:
             yield
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
             first_line = (str(error).splitlines() or [""])[0]
             self.written.failure = self.written.failure or f"{type(error).__name__}: {first_line}"
 
@@ -86,21 +86,21 @@ class Checkpoints:
     """Writes the checkpoints of one run.
 
     A checkpoint is written under a temporary name, flushed to disk, renamed when every rank is done, and only then
-    named in `latest`; a run killed at any moment leaves whole checkpoints and at most one temporary folder.
+    named in `latest`. A run killed at any moment leaves complete checkpoints and at most one temporary folder.
 
     Args:
-        output_dir: The run's folder, the same on all ranks (a shared file system where they run on several machines).
+        output_dir: The run's folder, the same on all ranks (on a shared file system if there are several nodes).
         write_encoder: Writes the encoder's small files (configuration, processor, adapter configuration) to a folder;
             called on the first rank.
-        record: Makes the record for a step.
-        exclude_frozen: Leave out weights that are not trained: with LoRA, the base model.
-        total_limit: So many checkpoints are kept, the newest; None keeps all.
-        last_step: The step of the checkpoint that the run went on from; 0 for none.
-        best: Names a checkpoint that is kept besides.
+        record: Returns the record for a step.
+        exclude_frozen: Leave out frozen weights: with LoRA, the base model.
+        total_limit: Number of checkpoints to keep, the newest ones; None keeps all.
+        last_step: Step of the checkpoint that the run was resumed from; 0 if none.
+        best: Returns the name of a checkpoint to keep in addition, if any.
 
     Attributes:
-        last_step: The step of the last checkpoint.
-        failed_in_a_row: Checkpoints since then that could not be written.
+        last_step: Step of the last checkpoint.
+        failed_in_a_row: Number of checkpoints since then that could not be written.
     """
 
     def __init__(
@@ -128,13 +128,13 @@ class Checkpoints:
         Args:
             engine: The DeepSpeed engine.
             step: Steps done.
-            rank_state: What this rank alone knows: tensors, numbers and text.
+            rank_state: State of this rank only: tensors, numbers and text.
 
         Returns:
-            Its folder.
+            The checkpoint's folder.
 
         Raises:
-            CheckpointError: On every rank, if one of them could not write. The checkpoints before are untouched.
+            CheckpointError: On every rank, if one of them could not write. Earlier checkpoints are unchanged.
         """
         final = self._output_dir / f"{CHECKPOINT_PREFIX}{step}"
         temporary = self._output_dir / f"{TEMPORARY_PREFIX}{final.name}"
@@ -154,7 +154,8 @@ class Checkpoints:
         return final
 
     def _write_engine(self, engine: Any, writer: _FileWriter, folder: Path) -> None:
-        replaced = {"checkpoint_engine": writer, "_copy_recovery_script": lambda _path: None}  # export is our recovery
+        # vlm2vec.export takes the place of DeepSpeed's recovery script.
+        replaced = {"checkpoint_engine": writer, "_copy_recovery_script": lambda _path: None}
         before = {name: getattr(engine, name) for name in replaced}
         try:
             for name, value in replaced.items():
@@ -167,7 +168,7 @@ class Checkpoints:
                 setattr(engine, name, value)
 
     def _finish(self, step: int, temporary: Path, final: Path, everyone: list[_Written]) -> str | None:
-        """On the first rank: the small files, the record, the rename; returns what went wrong."""
+        """On the first rank: writes the small files and the record, renames the folder; returns what went wrong."""
         failures = [f"rank {rank}: {each.failure}" for rank, each in enumerate(everyone) if each.failure]
         if not failures:
             try:
@@ -180,13 +181,15 @@ class Checkpoints:
         try:
             self._remove_old(final)
         except (OSError, InputError) as error:
-            print(f"warning: older checkpoints stay: {error}", flush=True)
+            print(f"warning: older checkpoints could not be removed: {error}", flush=True)
         return None
 
     def _publish(self, step: int, temporary: Path, final: Path, everyone: list[_Written]) -> None:
         for name, size in (item for each in everyone for item in each.files.items()):
             if not (temporary / name).is_file() or (temporary / name).stat().st_size != size:
-                raise FileNotFoundError(f"{temporary / name} of another rank is not here: --output_dir must be shared")
+                raise FileNotFoundError(
+                    f"{temporary / name}, which a different rank wrote, is not here: --output_dir must be shared"
+                )
         self._write_encoder(temporary / ENCODER_FOLDER)
         for file in (temporary / ENCODER_FOLDER).rglob("*"):
             sync(file)
@@ -195,7 +198,7 @@ class Checkpoints:
         sync(temporary / RECORD)
         for folder in (*(each for each in temporary.rglob("*") if each.is_dir()), temporary):
             sync(folder)
-        _remove(final)  # a torn one of that name, which the run was not continued from
+        _remove(final)  # an incomplete checkpoint of that step, which the run was not resumed from
         os.replace(temporary, final)
         pointer = self._output_dir / f"{TEMPORARY_PREFIX}{LATEST}"
         pointer.write_text(final.name + "\n", encoding="utf-8")
@@ -211,7 +214,7 @@ class Checkpoints:
 
 
 def rank_file(rank: int) -> str:
-    """The path, in a checkpoint, of what one rank alone knew."""
+    """Path in a checkpoint of the state of one rank."""
     return f"{RANKS_FOLDER}/rank-{rank:05d}.pt"
 
 
@@ -229,7 +232,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Renames first: a checkpoint half removed must not look like one."""
+    """Removes a checkpoint; renames it first, because a half-removed one must not look like a checkpoint."""
     if checkpoint.exists():
         doomed = checkpoint.with_name(f"{TEMPORARY_PREFIX}removed-{checkpoint.name}")
         shutil.rmtree(doomed, ignore_errors=True)

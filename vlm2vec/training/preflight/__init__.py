@@ -1,1 +1,1 @@
-"""Checks before the first step: do the ranks match, does the largest chunk fit, can the output folder be written."""
+"""Checks before the first step: ranks match, the largest chunk fits, all ranks share a writable output folder."""

@@ -20,11 +20,11 @@ ABSENT = "absent"
 
 
 def compare_ranks(flags: Mapping[str, Any]) -> None:
-    """Stops all ranks if one has other flags, code, packages or files than the first (a collective).
+    """Stops all ranks if a rank's flags, code, packages or files differ from the first rank's (a collective).
 
     Raises:
         InputError: On the first rank; it names the ranks and what differs.
-        SystemExit: On the others.
+        SystemExit: On the other ranks.
     """
     own = facts(flags)
     differing = differences(own, send_from_first(own, dict[str, str]))
@@ -32,7 +32,7 @@ def compare_ranks(flags: Mapping[str, Any]) -> None:
 
 
 def differences(own: Mapping[str, str], first: Mapping[str, str]) -> str:
-    """What of a rank's facts is not as the first rank's, with both values; empty if nothing."""
+    """Facts that differ from the first rank's, with both values, as text; empty if there are none."""
     names = [name for name in {**first, **own} if own.get(name, ABSENT) != first.get(name, ABSENT)]
     texts = [f"{name} is {own.get(name, ABSENT)} instead of {first.get(name, ABSENT)}" for name in names]
     rest = [f"and {len(texts) - _MOST} more"] if len(texts) > _MOST else []
@@ -40,7 +40,7 @@ def differences(own: Mapping[str, str], first: Mapping[str, str]) -> str:
 
 
 def facts(flags: Mapping[str, Any]) -> dict[str, str]:
-    """What has to be the same on every rank, by what a user knows it as."""
+    """Facts that must be equal on every rank, by a name that users know."""
     compared = {f"--{name}": repr(value) for name, value in flags.items() if not POLICIES[name].per_node}
     packages = {f"package {name}": version(name) for name in RECORDED_PACKAGES}
     root = Path(vlm2vec.__file__).parent
@@ -50,7 +50,7 @@ def facts(flags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _model_facts(folder: Path) -> dict[str, str]:
-    """Small files by content, weights by size: hashing gigabytes would take longer than reading them once."""
+    """Compares small files by content and weights by size: hashing gigabytes would take too long."""
     if not folder.is_dir():
         return {}
     return {
@@ -64,4 +64,4 @@ def _hash(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError:
-        return ABSENT  # whoever needs the file says so
+        return ABSENT  # the code that needs the file reports it

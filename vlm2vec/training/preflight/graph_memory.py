@@ -1,4 +1,4 @@
-"""How many chunks may keep their graph from pass 1: measured once, before the first step."""
+"""Measures, before the first step, how many chunks can keep their graph from pass 1 to pass 2."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import FixedCounts, Packing
 from vlm2vec.training.settings import Chunking
 
-# A backward pass holds more than its graph: the layer that runs backward, recomputed activations, their gradients.
+# A backward pass holds more than its graph: recomputed activations of the current layer, and their gradients.
 _GRAPHS_A_BACKWARD_TAKES = 2
-# Of the device's memory; what fragments, what libraries take for themselves, and items longer than the budget.
+# Share of the device's memory for fragmentation, libraries, and items longer than the budget.
 LEFT_FREE = 0.1
 _BYTES_OF_A_GRADIENT = 4
 
@@ -29,9 +29,9 @@ class DeviceMemory:
     """A device's memory in bytes, read from counters on the host.
 
     Attributes:
-        allocated: In tensors.
-        free: What tensors could still get.
-        total: All there is.
+        allocated: Bytes in tensors.
+        free: Bytes still available to tensors.
+        total: Bytes of the device.
     """
 
     allocated: int
@@ -40,8 +40,8 @@ class DeviceMemory:
 
     @classmethod
     def now(cls) -> DeviceMemory:
-        """This rank's accelerator."""
-        # The driver's figure: DeepSpeed's own leaves out what the cache holds or not, depending on pynvml.
+        """Reads this rank's accelerator."""
+        # Read from the driver: whether DeepSpeed's number includes the allocator's cache depends on pynvml.
         free, total = torch.cuda.mem_get_info()
         allocated = torch.cuda.memory_allocated()
         return cls(allocated, free + torch.cuda.memory_reserved() - allocated, total)
@@ -50,16 +50,16 @@ class DeviceMemory:
 def chunk_sizes(
     settings: Chunking, step: CachedStep, inputs: ItemEncoderInputs, kept_before: int | None = None
 ) -> ChunkSizes:
-    """How items become chunks; kept graphs are decided here, by a look at the device's memory.
+    """Decides how items become chunks; measures the number of kept graphs on the device if it is `auto`.
 
     Args:
-        settings: The run's.
-        step: Whose engine runs the chunks.
-        inputs: Makes the chunk that is measured.
-        kept_before: What `--keep_graphs auto` was before a resume on the same ranks with the same chunks.
+        settings: Chunking settings of the run.
+        step: The step whose engine runs the chunks.
+        inputs: Builds the chunk that is measured.
+        kept_before: Result of `--keep_graphs auto` before a resume with the same ranks and chunks.
 
     Raises:
-        InputError: A budget without a graph that dropout does not allow.
+        InputError: A separate budget for pass 1 was asked for, which dropout does not allow.
     """
     no_grad_tokens = settings.no_grad_budget(has_dropout(step.engine.module))
     if settings.keep_graphs is not None:
@@ -67,7 +67,7 @@ def chunk_sizes(
     elif kept_before is not None:
         keep_graphs = kept_before
     elif step.engine.device.type == "cpu":
-        keep_graphs = 1  # a process's memory on the host says nothing about its tensors
+        keep_graphs = 1  # the memory of a process on the host does not tell the size of its tensors
     else:
         keep_graphs = graphs_that_fit(step.engine, step.model_call, largest_chunk(inputs, settings.packing))
     return ChunkSizes(settings.packing, no_grad_tokens, keep_graphs)
@@ -79,14 +79,14 @@ def graphs_that_fit(
     chunk: Chunk,
     memory: Callable[[], DeviceMemory] = DeviceMemory.now,
 ) -> int:
-    """How many graphs of `chunk` the ranks can hold at a time; the same number on every rank, at least 1.
+    """Number of graphs of `chunk` that fit in memory on all ranks; the same on every rank, at least 1.
 
-    One graph costs nothing, as pass 2 holds one anyway. More of them save a forward pass each and change nothing else.
-    Draws random numbers where the encoder has dropout: seed afterwards.
+    The first graph costs nothing, because pass 2 holds one anyway. Each further graph saves one forward pass and
+    changes nothing else. Draws random numbers if the encoder has dropout: seed afterwards.
 
     Args:
-        engine: The DeepSpeed engine; nothing is sent backward, so it holds no gradient afterwards.
-        encode: One engine call, `CachedStep.model_call`.
+        engine: The DeepSpeed engine; it holds no gradient afterwards, because no backward pass runs.
+        encode: Runs one engine call, see `CachedStep.model_call`.
         chunk: The largest chunk of a step, see `largest_chunk`.
         memory: Reads the device's memory.
     """
@@ -108,12 +108,12 @@ def graphs_that_fit(
 
 
 def largest_chunk(inputs: ItemEncoderInputs, packing: Packing, part: int = 1) -> Chunk:
-    """A chunk as large as packing makes them: images that take the most, as many as the budget holds.
+    """The largest chunk that packing makes: as many of the most expensive image items as the budget holds.
 
     Args:
-        inputs: Makes the chunk.
+        inputs: Builds the chunk.
         packing: The budget.
-        part: Of so many parts of the images only one, but at least one image.
+        part: Divides the number of images, which stays at least 1.
     """
     item = inputs.largest_item()
     if isinstance(packing, FixedCounts):

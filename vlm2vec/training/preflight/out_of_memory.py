@@ -1,4 +1,4 @@
-"""Out of memory as one line: the flag to change, and a value that fits."""
+"""Turns an out-of-memory error into one line with the flag to change and a value that fits."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vlm2vec.training.flags.run import RunSettings
 from vlm2vec.training.preflight.rehearsal import ChunkMemory
 from vlm2vec.training.watch.run_watch import RunWatch
 
-# Where a chunk should have fitted, others took the rest: room for them.
+# Factor on --chunk_tokens if a chunk should have fitted: something else took the rest of the memory.
 _SMALLER = 0.75
 
 
 class MemoryAdvice:
-    """Within it, running out of the device's memory becomes an `InputError` that says what to change.
+    """Context that turns running out of device memory into an `InputError` that says what to change.
 
     Args:
-        settings: What is in force.
+        settings: Settings of the run.
         sizes: How items become chunks.
-        watch: Asked for the part and the place where memory ran out.
+        watch: Knows the part and place where memory ran out.
 
     Attributes:
-        chunks: What chunks take, once it is measured.
+        chunks: Memory of chunks, after it was measured.
     """
 
     def __init__(self, settings: RunSettings, sizes: ChunkSizes, watch: RunWatch) -> None:
@@ -37,7 +37,7 @@ class MemoryAdvice:
         self.chunks: ChunkMemory | None = None
 
     def measured(self, chunks: ChunkMemory) -> None:
-        """Takes what chunks take."""
+        """Stores the measured memory of chunks."""
         self.chunks = chunks
 
     def __enter__(self) -> MemoryAdvice:
@@ -53,11 +53,11 @@ class MemoryAdvice:
             ) from error
 
     def remedy(self, place: Place) -> str:
-        """What to change after running out of memory at a place."""
+        """Advice after running out of memory at a place."""
         sizes = self._sizes
         if sizes.keep_graphs > 1 and place.is_kept:
             return f"set --keep_graphs {sizes.keep_graphs // 2} (now {sizes.keep_graphs})"
-        # A chunk whose graph is kept has pass 2's size.
+        # In pass 1, a chunk whose graph is kept has the size of pass 2's chunks.
         is_no_grad = place.part is Part.PASS_1 and not place.is_kept
         if is_no_grad and sizes.no_grad_tokens is not None and isinstance(sizes.packing, TokenBudget):
             tokens = sizes.packing.chunk_tokens
@@ -71,7 +71,7 @@ class MemoryAdvice:
             rows = self._settings.loss.rows_of_a_block(pairs * (1 + self._settings.data.negatives_a_row))
             return f"set --loss_block_rows {max(1, rows // 2)}"
         return (
-            "the optimizer's states or gradients do not fit: a higher ZeRO stage, more ranks, or "
+            "the optimizer's states or gradients do not fit: use a higher ZeRO stage, more ranks, or "
             "ds_configs/zero3_offload.json"
         )
 
@@ -83,7 +83,7 @@ class MemoryAdvice:
                 query, positive = (max(1, count // 2) for count in counts)
                 now = f"(now {counts[0]} and {counts[1]})"
                 return f"set --gc_q_chunk_size {query} --gc_p_chunk_size {positive} {now}{less}"
-            return f"one item does not fit: a higher ZeRO stage{less}"
+            return f"one item does not fit: use a higher ZeRO stage{less}"
         tokens = self._sizes.packing.chunk_tokens
         if self.chunks is None:
             return f"set --chunk_tokens {max(1, tokens // 2)} (now {tokens}){less}"
@@ -92,12 +92,12 @@ class MemoryAdvice:
             fitting = int(tokens * _SMALLER)
         measured = f"{self.chunks.a_token / 2**20:.2f} MiB a token, {self.chunks.free / 2**30:.1f} GiB free"
         if fitting == 0:
-            return f"no chunk fits ({measured}): a higher ZeRO stage or ds_configs/zero3_offload.json{less}"
+            return f"no chunk fits ({measured}): use a higher ZeRO stage or ds_configs/zero3_offload.json{less}"
         return f"set --chunk_tokens {fitting} (now {tokens}; measured: {measured}){less}"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, is the device's memory being full."""
+    """Whether an error, or one of its causes, is an out-of-memory error of the device."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return True

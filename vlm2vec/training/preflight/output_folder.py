@@ -1,4 +1,4 @@
-"""Before anything runs: every rank must see, and be able to write to, the same output folder."""
+"""Startup check: every rank must see the same output folder and be able to write to it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vlm2vec.errors import InputError
 from vlm2vec.files import TEMPORARY_PREFIX
 from vlm2vec.ranks import on_first_rank, refuse_together
 
-# A network file system's clients look at a folder again after some seconds.
+# A network file system's clients may cache a folder's content for several seconds.
 SECONDS_TO_SEE = 15.0
 
 
 def check_output_folder(output_dir: Path, seconds: float = SECONDS_TO_SEE) -> None:
-    """Stops all ranks if one of them does not share the first one's output folder (a collective).
+    """Stops all ranks if one of them does not share the first rank's output folder (a collective).
 
-    Every rank writes its part of a checkpoint there; without a shared folder no checkpoint would ever be complete.
+    Every rank writes its part of a checkpoint there; without a shared folder no checkpoint would be complete.
 
     Args:
-        output_dir: The run's folder; made if it is not there.
-        seconds: How long a rank waits for the first one's file to appear.
+        output_dir: The run's folder; created if it does not exist.
+        seconds: How long a rank waits for the first rank's file to appear.
 
     Raises:
         InputError: On the first rank; it names the ranks and their hosts.
@@ -50,14 +50,14 @@ def _write_token(output_dir: Path) -> str:
 
 
 def _problem(token: Path, seconds: float) -> str | None:
-    """What is wrong with the folder on this rank."""
+    """What is wrong with the folder on this rank; None if nothing."""
     host, folder = socket.gethostname(), token.parent
     deadline = time.monotonic() + seconds
     while not _is_there(token):
         if time.monotonic() > deadline:
             return (
-                f"{host} does not see in --output_dir {folder} what rank 0 writes there: give a folder on a file "
-                "system that all nodes share"
+                f"{host} does not see in --output_dir {folder} what rank 0 writes there; use a folder on a file system "
+                "that all nodes share"
             )
         time.sleep(0.1)
     own = token.with_name(f"{token.name}-{dist.get_rank()}")
@@ -70,7 +70,7 @@ def _problem(token: Path, seconds: float) -> str | None:
 
 
 def _is_there(token: Path) -> bool:
-    """Lists the folder: the answer for a single name may come from a cache for longer."""
+    """Looks for a file by listing its folder: clients cache the look-up of a single name for longer."""
     try:
         return token.name in os.listdir(token.parent)
     except OSError:

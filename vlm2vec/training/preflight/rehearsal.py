@@ -1,4 +1,4 @@
-"""The largest chunk once forward and backward, before the first step: what does not fit fails in the first minute."""
+"""Runs the largest chunk forward and backward before the first step, so that what does not fit fails early."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
 from vlm2vec.training.preflight.graph_memory import LEFT_FREE, DeviceMemory, largest_chunk
 
-# Chunks of these parts of the largest one are measured first: where that one does not fit, they say how much would.
+# Chunks with 1/8 and 1/4 of the largest one's images are measured first, to predict what fits if that one does not.
 _PARTS = (8, 4)
 _PASS_1 = Place(Part.PASS_1, "pass 1, the largest chunk")
 _PASS_2 = Place(Part.PASS_2, "pass 2, the largest chunk")
 
 
 class _RehearsedError(Exception):
-    """Leaves the gradient's reduction without reducing anything."""
+    """Leaves the context of the gradient reduction without reducing anything."""
 
 
 @dataclass(frozen=True)
 class ChunkMemory:
-    """What chunks take on top of what is there anyway: a line through two measured ones.
+    """Memory of a chunk as a linear function of its tokens, through two measurements.
 
     Attributes:
-        fixed: Bytes whatever the chunk.
-        a_token: Bytes a token of the chunk's budget.
-        free: Bytes that chunks could get.
+        fixed: Bytes of a chunk of any size.
+        a_token: Bytes per token of the chunk's budget.
+        free: Bytes available to a chunk.
     """
 
     fixed: float
@@ -51,7 +51,7 @@ class ChunkMemory:
 
     @property
     def tokens_that_fit(self) -> int:
-        """The largest budget, in steps of 64 tokens; 0 if none."""
+        """The largest budget that fits, as a multiple of 64 tokens; 0 if none fits."""
         return max(0, int((self.free - self.fixed) / self.a_token) // 64 * 64)
 
 
@@ -60,8 +60,8 @@ class PeakMeter:
     """Reads a device's memory.
 
     Attributes:
-        now: Its state.
-        peak: The most bytes in tensors since `reset`.
+        now: Reads the current state.
+        peak: Returns the peak bytes in tensors since `reset`.
         reset: Starts a measurement.
     """
 
@@ -71,7 +71,7 @@ class PeakMeter:
 
     @classmethod
     def of_accelerator(cls) -> PeakMeter:
-        """This rank's."""
+        """Reads this rank's accelerator."""
         from deepspeed.accelerator import get_accelerator
 
         accelerator = get_accelerator()
@@ -90,17 +90,17 @@ def rehearse(
     measured: Callable[[ChunkMemory], None],
     meter: PeakMeter | None,
 ) -> None:
-    """Runs the largest chunks of both passes; all ranks call it, and run the same.
+    """Runs the largest chunks of both passes; all ranks call it and run the same chunks.
 
-    Nothing is updated and no gradient stays. Draws random numbers where the encoder has dropout: seed afterwards.
+    Nothing is updated and no gradient remains. Draws random numbers if the encoder has dropout: seed afterwards.
 
     Args:
-        step: Whose engine runs the chunks.
-        inputs: Makes them.
-        sizes: How large they get.
-        watch: Told where it is, as by a step; nothing is measured by it.
-        measured: Takes what was measured, before the largest chunk runs.
-        meter: Reads the device's memory; None where there is nothing to read, as on a CPU.
+        step: The step whose engine runs the chunks.
+        inputs: Builds the chunks.
+        sizes: Size limits of chunks.
+        watch: Receives the current place, as in a step.
+        measured: Receives the measurements, before the largest chunk runs.
+        meter: Reads the device's memory; None if there is nothing to read, as on a CPU.
 
     Raises:
         torch.OutOfMemoryError: A chunk does not fit.
@@ -125,7 +125,7 @@ def rehearse(
 
 
 def budget_tokens(inputs: ItemEncoderInputs, chunk: Chunk) -> int:
-    """What a chunk of the largest items takes of a budget: tokens, and what vision units count as."""
+    """Budget tokens of a chunk of the largest items, including the tokens that vision units count as."""
     return chunk.num_items * inputs.budget_tokens(inputs.largest_item())
 
 
@@ -134,7 +134,7 @@ def _forward(step: CachedStep, chunk: Chunk) -> Any:
 
 
 def _forward_backward(step: CachedStep, chunk: Chunk) -> None:
-    """As in pass 2, with weight zero: what DeepSpeed has added up by then is zero, and the next step adds to it."""
+    """Runs a chunk as in pass 2 with weight zero, so that the gradient sums that DeepSpeed keeps stay zero."""
     engine = step.engine
     with suppress(_RehearsedError), gradient_reduction(engine)(engine, 2) as before_backward:
         representations = _forward(step, chunk)
