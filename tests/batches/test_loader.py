@@ -264,7 +264,7 @@ def test_items_that_cannot_be_used_are_damage_and_no_error(
     rows = {
         0: (StoredItem("no tag", (stored_image((40, 30), 0),)), "has no image tag"),
         1: (StoredItem(tag, (stored_image((1, 3000), 1),)), "too thin"),
-        2: (StoredItem(tag, (stored_image((80, 40), 2, (40, 40)),)), "not of the size in the shard's index"),
+        2: (StoredItem(tag, (stored_image((80, 40), 2, (40, 40)),)), "size differs from the shard's index"),
         3: (StoredItem(tag, (stored_image((40, 40), 3, (1 << 20, 1)),)), "too thin"),
     }
     plain = [StoredItem(tag, (stored_image((40, 30), shade),)) for shade in range(4, BATCH)]

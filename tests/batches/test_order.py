@@ -278,12 +278,12 @@ def test_refuses_clusters_and_groups_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="a unit of 6 pairs is not a whole number of mined clusters of 4"):
         GlobalOrder(SIZES, 12, 0, Mixture(unit=6), clusters=clusters)
     numbers["B"][np.flatnonzero(numbers["B"] == 7)[0]] = 8
-    with pytest.raises(InputError, match="subset B: cluster 7 has 3 rows where all have 4"):
+    with pytest.raises(InputError, match="subset B: cluster 7 has 3 rows, not 4"):
         Clusters.of(numbers, 4)
     of_eight = Clusters.of({name: np.full(size, -1, np.int32) for name, size in SIZES.items()}, 8)
     with pytest.raises(InputError, match="subset C has 7 samples, fewer than a cluster of 8"):
         GlobalOrder(SIZES, 16, 0, Mixture(unit=8), clusters=of_eight)
-    with pytest.raises(InputError, match="no two subsets have a meta-task in common"):
+    with pytest.raises(InputError, match="no two subsets share a meta-task"):
         GlobalOrder({"A": 8, "OK-VQA": 8}, 8, 0, Mixture(unit=4, groups=META_TASK))
     with pytest.raises(InputError, match="meta-task vqa has 12 samples, fewer than a unit of 16"):
         GlobalOrder({"Visual7W": 8, "OK-VQA": 4, "A": 20}, 16, 0, Mixture(unit=16, groups=META_TASK))
@@ -298,7 +298,7 @@ def test_refuses_what_cannot_be_filled() -> None:
         GlobalOrder(SIZES, 16, 0, Mixture(unit=8))
     wrong: list[tuple[dict[str, float], str]] = [
         ({"A": 1, "B": 1}, "no weight for C"),
-        ({"A": 1, "B": 1, "C": 1, "D": 1}, "D: no such subset here; there are A, B, C"),
+        ({"A": 1, "B": 1, "C": 1, "D": 1}, "D: no such subset; the subsets are A, B, C"),
         ({"A": 1, "B": 1, "C": 0}, "C=0: must be positive"),
         ({"A": 1, "B": 1, "C": 1e-6}, "subset C: its share of the mixture is less than one unit"),
     ]

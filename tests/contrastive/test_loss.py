@@ -251,13 +251,13 @@ def test_refuses_values_without_meaning(representations: Tensor, pairs: Pairs) -
         ContrastiveLoss(block_rows=0)
     with pytest.raises(ValueError, match="not -4"):
         ContrastiveLoss(matryoshka_dims=(8, -4))
-    with pytest.raises(ValueError, match="different, not 8"):
+    with pytest.raises(ValueError, match="distinct, not 8"):
         ContrastiveLoss(matryoshka_dims=(8, 4, 8))
-    with pytest.raises(ValueError, match=r"9 is more than the embeddings' 8"):
+    with pytest.raises(ValueError, match=r"9 exceeds the embeddings' 8"):
         ContrastiveLoss(matryoshka_dims=(9, 4))(representations, pairs, range(BATCH))
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         Pairs(pairs.query, pairs.positive, torch.tensor([1, 2]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         Pairs(pairs.query, pairs.positive[1:])
     with pytest.raises(ValueError, match="negative_row"):
         Pairs(pairs.query, pairs.positive, torch.tensor([1, 2]))

@@ -97,9 +97,9 @@ def check_step(rank: int, chunk_size: int, stage: int) -> None:
         digest=1,
     )
     step = CachedStep(engine, ContrastiveLoss(0.1), Chunk({"features": torch.ones(1, WIDTH), "kind": 1}, 1))
-    with pytest.raises(RuntimeError, match=r"ranks \[2\] are about to run another global batch than rank 0"):
+    with pytest.raises(RuntimeError, match=r"ranks \[2\] have a different global batch than rank 0"):
         agree_on_slots(StepChunks.of(chunks), 5 + (rank == 2), engine.device)
-    with pytest.raises(RuntimeError, match=r"ranks \[2\] are about to run another global batch than rank 0"):
+    with pytest.raises(RuntimeError, match=r"ranks \[2\] have a different global batch than rank 0"):
         step(StepChunks.of(chunks), replace(layout, digest=5 + (rank == 2)))
     output = step(StepChunks.of(chunks), layout)
     loss = output.loss.clone()

@@ -138,7 +138,7 @@ def test_two_ranks_learn_what_one_learns_and_stay_equal(tmp_path: Path) -> None:
     ("initial", "minimum", "maximum"), [(0.0, 0.0, 1.0), (0.005, 0.01, 1.0), (2.0, 0.01, 1.0), (math.nan, 0.01, 1.0)]
 )
 def test_refuses_a_start_outside_its_range(initial: float, minimum: float, maximum: float) -> None:
-    with pytest.raises(ValueError, match=f"not at {initial}"):
+    with pytest.raises(ValueError, match=f"initial temperature {initial} must be"):
         LearnedTemperature(initial, minimum, maximum)
 
 

@@ -99,7 +99,7 @@ def test_rows_that_the_head_of_a_table_hides_are_not_lost(dataset: Path, tmp_pat
 def test_a_column_that_is_there_twice_is_refused(dataset: Path, tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS)
     pq.write_table(table.append_column("qry", table.column("pos_text")), dataset / TABLE)
-    with pytest.raises(InputError, match=r"parquet: column qry is there 2 times; keep one of them"):
+    with pytest.raises(InputError, match=r"parquet: column qry occurs 2 times; keep one of them"):
         convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 

@@ -155,7 +155,7 @@ TABLE = "A/original-00000-of-00001.parquet"
 BAD_INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "column missing": (
         lambda root: write_rows(root, [{k: v for k, v in row(0).items() if k != "pos_text"}]),
-        f"{TABLE}: no column pos_text; it has qry, ",
+        f"{TABLE}: no column pos_text; the columns are qry, ",
     ),
     "column of numbers": (write_numbers, f"{TABLE}: column qry is int64"),
     "table truncated": (lambda root: truncate(root / TABLE), f"{TABLE}: cannot read the table"),

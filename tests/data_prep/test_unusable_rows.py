@@ -26,8 +26,8 @@ CASES = {
     "thin": ({"qry_image_path": THIN}, "query", "an image of 1 x 300 pixels is too thin"),
     "nothing at all": ({"qry": "", "qry_image_path": "", "pos_text": ""}, "query", "empty"),
     "empty query": ({"qry": "", "qry_image_path": ""}, "query", "empty"),
-    "only a stray tag": ({"qry_image_path": "", "qry": "<|image_1|>\n"}, "query", "says nothing"),
-    "blank target": ({"pos_text": " \u200b"}, "positive", "says nothing"),
+    "only a stray tag": ({"qry_image_path": "", "qry": "<|image_1|>\n"}, "query", "has no content"),
+    "blank target": ({"pos_text": " \u200b"}, "positive", "has no content"),
     "target without tag": ({"pos_image_path": "images/A/Train/0.png"}, "positive", "no image tag"),
     "negative without tag": (
         {"neg_text": "wrong", "neg_image_path": "images/A/Train/0.png"},

@@ -90,4 +90,4 @@ def test_a_representation_that_is_no_number_updates_nothing(where: str, jobs: di
 @pytest.mark.parametrize("where", ["pass 1", "pass 2"])
 def test_ranks_with_different_batches_are_refused(where: str, jobs: dict[str, Job]) -> None:
     for caught in jobs[where].caught:
-        assert str(caught["another batch"]).startswith("ranks [1] are about to run another global batch than rank 0")
+        assert str(caught["another batch"]).startswith("ranks [1] have a different global batch than rank 0")

@@ -98,7 +98,7 @@ def test_a_run_with_known_answers(
     assert summary["overall"]["mrr"] == pytest.approx(((1 + 1 / 3) / 2 + (1 + 1 / 2 + 1) / 3) / 2)
     low, high = summary["overall"]["acc_interval"]
     assert 0 <= low < summary["overall"]["acc"] < high <= 1
-    assert any(line.startswith("GQA: 2 rows, where MMEB has 1,000") for line in summary["warnings"])
+    assert any(line.startswith("GQA: 2 rows, but MMEB has 1,000") for line in summary["warnings"])
     predictions = pq.read_table(out / "predictions.parquet").to_pydict()
     assert predictions["dataset"] == ["GQA"] * 2 + ["own"] * 3
     assert predictions["rank"] == [1, 3, 1, 2, 1]

@@ -335,7 +335,7 @@ def test_the_report_shows_retrieval_beside_images_or_alone(
     [
         ({"queries": [{"_id": "a", "text": ""}]}, r"queries.jsonl line 1: empty"),
         ({"queries": [{"_id": "a", "text": 3}]}, r"queries.jsonl line 1: column text is int, not text"),
-        ({"queries": [*QUERIES, QUERIES[0]]}, r"queries.jsonl line 4: id east is that of .*queries.jsonl line 1 too"),
+        ({"queries": [*QUERIES, QUERIES[0]]}, r"queries.jsonl line 4: id east is also that of .*queries.jsonl line 1"),
         (
             {"queries": [{"text": "x"}]},
             r"queries.jsonl line 1: no id: has none of the columns query-id, .*columns are text",
@@ -343,7 +343,10 @@ def test_the_report_shows_retrieval_beside_images_or_alone(
         ({"corpus": [{"_id": "d1", "image": "../secret.png"}]}, r"corpus.jsonl line 1: \.\./secret.png: .*'\.\.'"),
         ({"corpus": [{"_id": "d1", "image": "no.png"}]}, r"corpus.jsonl line 1: .*no.png: no such image"),
         ({"corpus": [{"_id": "d1", "image": 5}]}, r"corpus.jsonl line 1: an image is int; expected bytes, a path"),
-        ({"corpus": [{"_id": "d1", "body": "x"}]}, r"corpus.jsonl line 1: has neither a text nor an image column; .* _id, body"),
+        (
+            {"corpus": [{"_id": "d1", "body": "x"}]},
+            r"corpus.jsonl line 1: has neither a text nor an image column; .* _id, body",
+        ),
         ({"qrels": [{"query-id": "east", "corpus-id": "d1", "score": "x"}]}, r"test.tsv line 2: column score is 'x'"),
         ({"qrels": [{"query-id": "no", "corpus-id": "d1", "score": 1}]}, r"data: no query has a relevant document"),
     ],

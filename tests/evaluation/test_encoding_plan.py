@@ -153,8 +153,8 @@ def test_what_bends_a_datasets_figures_is_told(tmp_path: Path) -> None:
     fine = [row("q", ["x", "y"]), row("r", ["y", "x"])]
     assert warnings_of(tmp_path, "mine", fine) == []
     assert warnings_of(tmp_path, "GQA", fine, MMEB) == [
-        "GQA: 2 rows, where MMEB has 1,000",
-        "GQA: not 1,000 candidates, as MMEB has, in 2 of 2 rows",
+        "GQA: 2 rows, but MMEB has 1,000",
+        "GQA: 2 of 2 rows do not have 1,000 candidates, as MMEB has",
     ]
     same = [row("q", ["x", "y"]), row("r", ["x", "y"])]
     assert "all rows have the same first candidate" in warnings_of(tmp_path, "mine", same)[0]

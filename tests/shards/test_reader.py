@@ -91,7 +91,7 @@ def test_subsets_can_be_chosen(mini_shards_dir: Path) -> None:
     assert part.subsets == ("WebDigits", "Photos")
     assert part.num_samples == {name: whole.num_samples[name] for name in ("WebDigits", "Photos")}
     assert part.fingerprint == whole.fingerprint
-    with pytest.raises(InputError, match="no subset Digits; there are"):
+    with pytest.raises(InputError, match="no subset Digits; the subsets are"):
         ShardSet.open(mini_shards_dir, ["Digits"])
     with pytest.raises(InputError, match="Photos is given twice"):
         ShardSet.open(mini_shards_dir, ["Photos", "Photos"])
@@ -168,7 +168,9 @@ def test_an_index_of_another_tar_is_found_even_if_checksums_agree(own_shards: Pa
     with pytest.raises(InputError, match=r"Photos-00000\.parquet: not the index that the manifest names"):
         ShardSet.open(own_shards)
     reseal(own_shards)
-    with pytest.raises(InputError, match=r"Photos-00000\.parquet: entry 1: row is not above the row of the sample before"):
+    with pytest.raises(
+        InputError, match=r"Photos-00000\.parquet: entry 1: row is not above the row of the sample before"
+    ):
         ShardSet.open(own_shards)
 
 
@@ -241,7 +243,7 @@ def test_a_tar_that_vanishes_later_is_named(own_shards: Path) -> None:
         (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: cannot read"),
         (lambda root: (root / "manifest.json").write_text("[]"), "manifest.json: not a manifest"),
         (lambda root: (root / "Photos/Photos-00001.tar").unlink(), "Photos-00001.tar: missing shard"),
-        (lambda root: os.truncate(root / "Photos/Photos-00001.tar", 4096), "Photos-00001.tar: 4096 bytes"),
+        (lambda root: os.truncate(root / "Photos/Photos-00001.tar", 4096), "Photos-00001.tar: has 4096 bytes"),
         (lambda root: (root / "Photos/Photos-00001.parquet").unlink(), "Photos-00001.parquet: cannot read"),
         (lambda root: os.truncate(root / "Photos/Photos-00001.parquet", 99), "Photos-00001.parquet: not the index"),
         (
@@ -292,7 +294,10 @@ def test_incomplete_or_damaged_folders_are_refused_when_opened(
             lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1),
             "not the sum over its shards",
         ),
-        (lambda content: content["subsets"]["Photos"]["shards"][0].update(unique_images=1), "does not match the finger"),
+        (
+            lambda content: content["subsets"]["Photos"]["shards"][0].update(unique_images=1),
+            "does not match the finger",
+        ),
         (lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=10**9), "do not fit into"),
         (
             lambda content: content["subsets"]["Photos"]["shards"][0].update(num_samples=1e15),
@@ -302,7 +307,10 @@ def test_incomplete_or_damaged_folders_are_refused_when_opened(
             lambda content: content["subsets"]["Photos"]["shards"][0].update(sha256=None),
             "shards.0.sha256 is null; input",
         ),
-        (lambda content: content["subsets"]["Photos"]["shards"][0].update(rows=[4, 2]), "the range of rows ends before it starts"),
+        (
+            lambda content: content["subsets"]["Photos"]["shards"][0].update(rows=[4, 2]),
+            "the range of rows ends before it starts",
+        ),
         (lambda content: content["subsets"]["Photos"]["shards"][0].update(bytes=-1), "shards.0.bytes is -1"),
     ],
 )

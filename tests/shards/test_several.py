@@ -165,7 +165,11 @@ def edit(root: Path, column: str, change: Callable[[Any], Any]) -> None:
         ("negative_widths", lambda own: [own[0], [7, 0], own[2]], "entry 3: negative_width or negative_height is zero"),
         ("negative_widths", lambda own: [own[0], [-7, 7], own[2]], "entry 3: negative_width or negative_height is neg"),
         ("negative_widths", lambda own: [own[0], [7, 2**31 - 1], own[2]], "entry 3: .* is too many pixels"),
-        ("negative_text_lengths", lambda own: [*own[:2], 2**31 - 1], "entry 3: negative_text_length is negative or larger than"),
+        (
+            "negative_text_lengths",
+            lambda own: [*own[:2], 2**31 - 1],
+            "entry 3: negative_text_length is negative or larger than",
+        ),
         ("negative_text_lengths", lambda own: [0, *own[1:]], "entry 3: the negative is empty"),
     ],
 )

@@ -76,7 +76,7 @@ def test_batches_of_a_meta_task_are_named(mini_shards_dir: Path) -> None:
     grouped = global_order(
         settings(str(mini_shards_dir), "--homogeneous_batch_size", "8", "--homogeneous_groups", "meta_task"), shards
     )
-    assert order_remarks(grouped).startswith(" | batches of meta-task classification, meta-task vqa | an epoch")
+    assert order_remarks(grouped).startswith(" | batches of meta-task classification, meta-task vqa | each epoch")
     sizes = {"PairVQA": 16, "ColorVQA": 16, "my-photos": 16}
     own = GlobalOrder(sizes, 16, 0, Mixture(unit=8, groups="meta_task"))
     assert order_remarks(own) == (

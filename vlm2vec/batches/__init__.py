@@ -1,4 +1,4 @@
-"""The global order, dealing it to ranks, packing chunks, loading."""
+"""Batches: the global order, distributing items to ranks, planning and loading steps."""
 
 from vlm2vec.batches.layout import BatchLayout, lay_out
 from vlm2vec.batches.loader import PlanSource, TrainingBatch, TrainingBatches

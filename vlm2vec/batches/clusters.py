@@ -1,4 +1,4 @@
-"""Mined clusters of rows, which a pass over a subset keeps together."""
+"""Mined clusters: groups of rows that a pass over a subset keeps together."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Clusters:
-    """Every subset's rows in clusters of equal size, and the rows left over.
+    """Every subset's rows in clusters of equal size, and the rows outside clusters.
 
-    A pass over a subset is cut into pieces of `size` rows: every cluster is one, and the rows left over form pieces of
-    their own. Where those do not fill whole pieces, one cluster of the pass, a different one in every pass, is mixed
-    into them: so what a pass leaves out (fewer than `size` rows) differs, and no row is left out for ever.
+    A pass over a subset is split into pieces of `size` rows: every cluster is one piece, and rows outside clusters form
+    further pieces. If those rows do not fill whole pieces, one cluster, a different one in every pass, is mixed into
+    them. So the fewer than `size` rows that a pass leaves out differ, and no row is always left out.
 
     Attributes:
-        size: Rows of a cluster.
-        rows: For each subset its positions: cluster after cluster, then those left over, int32.
-        counts: For each subset how many clusters it has.
+        size: Rows per cluster.
+        rows: Positions of each subset, cluster after cluster, then rows outside clusters, int32.
+        counts: Number of clusters of each subset.
     """
 
     size: int
@@ -35,14 +35,14 @@ class Clusters:
 
     @classmethod
     def of(cls, numbers: Mapping[str, npt.NDArray[np.int32]], size: int) -> Clusters:
-        """From the cluster of each row.
+        """Builds the clusters from the cluster number of each row.
 
         Args:
-            numbers: For each subset, in the order's order, the number of each row's cluster, -1 for a row left over.
-            size: Rows of a cluster.
+            numbers: Cluster number of each row by subset, in the subsets' order; -1 for a row outside clusters.
+            size: Rows per cluster.
 
         Raises:
-            InputError: A cluster has another number of rows.
+            InputError: A cluster does not have `size` rows.
         """
         rows, counts = [], []
         for name, cluster in numbers.items():
@@ -51,8 +51,8 @@ class Clusters:
             found, sizes = np.unique(cluster[by_cluster[left_over:]], return_counts=True)
             for number in found[sizes != size][:1].tolist():
                 raise InputError(
-                    f"subset {name}: cluster {number} has {int((cluster == number).sum())} rows where all have {size}; "
-                    "mine the clusters again"
+                    f"subset {name}: cluster {number} has {int((cluster == number).sum())} rows, not {size}; mine the "
+                    "clusters again"
                 )
             rows.append(np.concatenate([by_cluster[left_over:], by_cluster[:left_over]]))
             counts.append(len(found))
@@ -60,7 +60,7 @@ class Clusters:
 
     @property
     def left_over(self) -> int:
-        """Rows of all subsets that belong to no cluster."""
+        """Number of rows outside clusters, over all subsets."""
         return sum(map(len, self.rows)) - self.size * sum(self.counts)
 
     @property
@@ -74,24 +74,25 @@ class Clusters:
     def positions(
         self, subset: int, pieces: Indices, within: Indices, key: Sequence[str | int], number: int
     ) -> Indices:
-        """The rows at some places of one pass over a subset.
+        """Positions of the rows at some places of one pass over a subset.
 
         Args:
-            subset: Which one.
+            subset: Index of the subset.
             pieces: Number of each row's piece, in [0, rows // size), shape (n,).
-            within: Its place in the piece, in [0, size), shape (n,).
-            key: Of the random choices: the same for all passes over the subset.
-            number: Of the pass, counted from 0.
+            within: Place of each row in its piece, in [0, size), shape (n,).
+            key: Key of the random choices, the same for all passes over the subset.
+            number: Number of the pass, counted from 0.
         """
         rows, count, size = self.rows[subset], self.counts[subset], self.size
         loose = np.arange(count * size, len(rows))
-        dissolved = count  # none
+        dissolved = count  # no cluster is dissolved
         if len(loose) % size and count:
+            # Over `count` passes, a permutation dissolves every cluster once.
             turn, place = divmod(number, count)
             dissolved = int(permute(np.array([place]), count, "dissolved", *key, turn)[0])
             loose = np.concatenate([np.arange(dissolved * size, (dissolved + 1) * size), loose])
-        whole = count - (dissolved < count)
-        places = (pieces + (pieces >= dissolved)) * size + within
+        whole = count - (dissolved < count)  # pieces from here on are of loose rows
+        places = (pieces + (pieces >= dissolved)) * size + within  # skips the dissolved cluster
         outside = pieces >= whole
         if outside.any():
             offsets = (pieces[outside] - whole) * size + within[outside]

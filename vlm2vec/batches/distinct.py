@@ -1,4 +1,4 @@
-"""Keeping rows with the same target out of each other's batch."""
+"""Separates rows with the same target into different batches."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import numpy.typing as npt
 
 from vlm2vec.batches.permutation import words
 
-# Ten rounds separate nine in ten of what can be separated (1,000,000 rows in batches of 1,024).
+# Ten rounds separate nine in ten of the separable rows (1,000,000 rows in batches of 1,024).
 _MOST_ROUNDS = 32
-# Rounds without a swap, after which what is left counts as inseparable.
+# Rounds without a swap after which the remaining duplicates count as inseparable.
 _PATIENCE = 4
 
 
 def separate(
     targets: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], batch_size: int, *key: str | int
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Swaps rows between batches until no batch holds a target twice, or nothing more can be gained.
+    """Swaps rows between batches until no batch holds a target twice, or no further swap helps.
 
-    Every round, each row whose target stands in its batch before it proposes a swap with a random row of its own group.
-    A swap is made if it brings neither batch a target that the batch holds or that another swap brings, so each swap
-    takes a duplicate away and makes none.
+    In every round, each row whose target occurs earlier in its batch proposes a swap with a random row of its group. A
+    swap is made if it brings neither batch a target that the batch holds or that a different swap brings, so each swap
+    removes a duplicate and creates none.
 
     Args:
-        targets: What each row's target is, as a number in [0, rows), shape (rows,); batches are consecutive rows.
-        groups: Rows are swapped within a group (a subset), so that every batch keeps its mixture, shape (rows,).
-        batch_size: Rows of a batch; the number of rows is a multiple of it.
-        key: Of the random choices.
+        targets: Number of each row's target, in [0, rows), shape (rows,); batches are consecutive rows.
+        groups: Group (subset) of each row, shape (rows,). Rows are swapped within a group, so that batches keep their
+            mixture.
+        batch_size: Rows per batch; the number of rows is a multiple of it.
+        key: Key of the random choices.
 
     Returns:
-        For each place the row that comes there, shape (rows,); and for how many rows the target still stands in the
-        batch before them.
+        The row at each place, shape (rows,); and the number of rows whose target still occurs earlier in their batch.
     """
     rows = np.arange(len(targets))
     batches = rows // batch_size
@@ -39,7 +39,7 @@ def separate(
     group_starts = np.cumsum(group_sizes) - group_sizes
     idle = 0
     for attempt in range(_MOST_ROUNDS):
-        held = batches * len(rows) + targets[rows]
+        held = batches * len(rows) + targets[rows]  # one number per (batch, target); equal numbers are duplicates
         by_held = np.argsort(held, kind="stable")
         held = held[by_held]
         ours = by_held[1:][held[1:] == held[:-1]]
@@ -59,7 +59,7 @@ def separate(
 
 
 def count_duplicates(targets: npt.NDArray[np.int64], batch_size: int) -> int:
-    """For how many rows the target stands in the same batch before them."""
+    """Number of rows whose target occurs earlier in the same batch."""
     held = np.sort(np.arange(len(targets)) // batch_size * len(targets) + targets)
     return int((held[1:] == held[:-1]).sum())
 
@@ -71,7 +71,7 @@ def _contains(ordered: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> 
 
 
 def _first_uses(*pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Columns none of whose numbers stands in an earlier column; each of `pairs` has shape (2, columns)."""
+    """Columns none of whose numbers occurs in an earlier column; each of `pairs` has shape (2, columns)."""
     accepted = np.ones(pairs[0].shape[1], dtype=np.bool_)
     for pair in pairs:
         column = np.tile(np.arange(pair.shape[1]), 2)

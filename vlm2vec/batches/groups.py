@@ -1,4 +1,4 @@
-"""Groups of subsets: what a homogeneous unit of the order draws from."""
+"""Groups of subsets: a homogeneous unit of the order draws from one group."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Indices = npt.NDArray[np.int64]
 
 
 def group_of(subset: str, grouping: str) -> str:
-    """The name of the group that a subset belongs to: its own, or that of its meta-task, if it has one."""
+    """Name of a subset's group: the subset, or its meta-task if the grouping is by meta-task and it has one."""
     task = meta_task_of(subset) if grouping == META_TASK else None
     return subset if task is None else f"meta-task {task}"
 
 
 @dataclass(frozen=True)
 class RowGroups:
-    """Which group each subset's rows belong to.
+    """Group of each subset's rows.
 
     Attributes:
-        names: Of the groups, in the order of their first subsets.
-        of_subset: The number of each subset's group, shape (subsets,), int64.
+        names: Names of the groups, in the order of their first subsets.
+        of_subset: Number of each subset's group, shape (subsets,), int64.
     """
 
     names: tuple[str, ...]
@@ -42,13 +42,13 @@ class RowGroups:
 
 @dataclass(frozen=True)
 class Groups:
-    """The subsets in groups, and how many pieces each brings; a piece is what a pass shuffles: a row, or a cluster.
+    """The subsets in groups, and the number of pieces of each. A piece is what a pass shuffles: a row or a cluster.
 
     Attributes:
-        names: Of the groups: a subset's, or "meta-task ..." for a group of several.
-        sizes: Pieces of each group, shape (groups,).
-        members: Subsets, group by group, shape (subsets,).
-        pieces: How many pieces each of `members` brings, shape (subsets,).
+        names: Names of the groups: a subset's, or "meta-task ...".
+        sizes: Number of pieces of each group, shape (groups,).
+        members: Indices of the subsets, group by group, shape (subsets,).
+        pieces: Number of pieces of each of `members`, shape (subsets,).
     """
 
     names: tuple[str, ...]
@@ -58,9 +58,9 @@ class Groups:
 
     @classmethod
     def of(cls, subsets: Sequence[str], pieces: Sequence[int], grouping: str) -> Groups:
-        """Groups subsets: each its own group, or those of a meta-task together.
+        """Groups subsets: each subset alone, or the subsets of a meta-task together.
 
-        A subset that belongs to no known benchmark has no meta-task and stays a group of its own.
+        A subset of no known benchmark has no meta-task and forms a separate group.
         """
         by_name: dict[str, list[int]] = {}
         for subset, name in enumerate(subsets):
@@ -71,7 +71,7 @@ class Groups:
         return cls(tuple(by_name), sizes, members, counts[members])
 
     def find(self, groups: Indices, numbers: Indices) -> tuple[Indices, Indices]:
-        """The subset and the number within it of some pieces, given by group and number within the group."""
+        """Subset and number within the subset of some pieces, given by group and number within the group."""
         ends = np.cumsum(self.pieces)
         places = (np.cumsum(self.sizes) - self.sizes)[groups] + numbers
         member = np.searchsorted(ends, places, side="right")

@@ -1,4 +1,4 @@
-"""The loader: one process plans steps ahead, worker processes make their chunks."""
+"""The training loader: one process plans steps ahead, worker processes make their chunks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.errors import InputError
 from vlm2vec.mined.rows import MinedRows
 
-# Chunks that each worker process makes ahead. They lie in shared memory (/dev/shm), up to 0.5 GiB each; torch's default
-# of two would nearly double what a node needs (full_2048 on 8 ranks: 12.7 GiB).
+# Chunks that each worker process makes ahead. They are in shared memory (/dev/shm), up to 0.5 GiB each; torch's default
+# of two would nearly double a node's need (full_2048 on 8 ranks: 12.7 GiB).
 CHUNKS_AHEAD = 1
-# What workers are asked for: a chunk, or (None) a mark that a step begins. What is wrong with a step travels the same
-# way, so that it comes out when its turn has come.
+# A worker's task: a chunk, or None as the mark of a new step. An error in a step's plan is passed through as a task
+# too, so that it is raised in the order of steps.
 Task = list[PlannedItem] | InputError | None
 Message = MadeChunk | InputError | None
 
@@ -43,13 +43,13 @@ class PlanSource(IterableDataset[StepPlan | InputError]):
 
     Attributes:
         order: The global order.
-        reader: Reads for one of the ranks.
-        num_ranks: How many ranks share a step.
-        first_step: The first step planned.
+        reader: Reads the items of one rank.
+        num_ranks: Number of ranks that share a step.
+        first_step: The first step to plan.
         last_step: The step after the last one.
-        hard_negatives: Whether the samples' hard negatives take part.
-        mined: What of a teacher's sidecar takes part.
-        damaged: Samples (subset, position) known to be unreadable; others stand in their places.
+        hard_negatives: Whether the samples' hard negatives are used.
+        mined: The used parts of a teacher's sidecar; None without one.
+        damaged: Samples (subset, position) known to be unreadable; others replace them.
     """
 
     order: GlobalOrder
@@ -62,7 +62,7 @@ class PlanSource(IterableDataset[StepPlan | InputError]):
     damaged: Set[tuple[str, int]] = frozenset()
 
     def __iter__(self) -> Iterator[StepPlan | InputError]:
-        """The steps in order; the first error ends them, as a value: a worker would bury it in a traceback."""
+        """Yields the steps in order. The first error ends them, as a value: a worker would bury it in a traceback."""
         for step in range(self.first_step, self.last_step):
             try:
                 yield self.plan(step)
@@ -71,10 +71,10 @@ class PlanSource(IterableDataset[StepPlan | InputError]):
                 return
 
     def plan(self, step: int) -> StepPlan:
-        """One step.
+        """Plans one step.
 
         Raises:
-            InputError: The shards cannot be reached, or what they hold cannot be used.
+            InputError: The shards cannot be reached, or their content cannot be used.
         """
         reader = self.reader
         batch = self.order.batch(step, self.damaged)
@@ -92,12 +92,12 @@ class PlanSource(IterableDataset[StepPlan | InputError]):
 
 @dataclass(frozen=True)
 class ChunkMaker(Dataset[Message]):
-    """Makes a chunk of each task; bad input travels as a value."""
+    """Makes the chunk of each task; bad input is returned as a value."""
 
     reader: BatchReader
 
     def __getitem__(self, task: Task) -> Message:
-        """A chunk, or what is wrong."""
+        """Returns the chunk, or the error."""
         if task is None or isinstance(task, InputError):
             return task
         try:
@@ -109,12 +109,12 @@ class ChunkMaker(Dataset[Message]):
 class TrainingBatches:
     """This rank's part of every step from `source.first_step` on, in order.
 
-    Each batch's chunks must have run, or `replace` have been called, before the next batch is asked for: they come out
-    of the same stream.
+    Each batch's chunks must have run, or `replace` must have been called, before the next batch is requested: all come
+    from the same stream.
 
     Args:
         source: Plans the steps.
-        num_workers: Processes that make chunks ahead, and one more that plans ahead of them; 0 = all in this one.
+        num_workers: Number of processes that make chunks ahead, besides one that plans steps; 0: all in this process.
         pin_memory: Put chunks into page-locked memory, for an accelerator.
 
     Attributes:
@@ -129,10 +129,10 @@ class TrainingBatches:
         self.damage: dict[tuple[str, int], str] = {}
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        """Yields the steps.
+        """Yields the steps in order.
 
         Raises:
-            InputError: The shards cannot be reached, or what they hold cannot be used; the message names the sample.
+            InputError: The shards cannot be reached, or their content cannot be used; the message names the sample.
         """
         while self._source.first_step < self._source.last_step:
             tasks = _Tasks(self._source, self._num_workers)
@@ -154,10 +154,10 @@ class TrainingBatches:
             self._starts_again = False
 
     def replace(self, damaged: Set[tuple[str, int]]) -> None:
-        """Yields the current step again, with other samples in the place of damaged ones, from here on always.
+        """Yields the current step again with damaged samples replaced; they stay replaced in later steps.
 
         Args:
-            damaged: Samples (subset, position); every rank must give the same.
+            damaged: Samples (subset, position), which must be the same on every rank.
         """
         self._source = dataclasses.replace(self._source, damaged=self._source.damaged | damaged)
         self._starts_again = True
@@ -177,10 +177,10 @@ class TrainingBatches:
 
 
 class _Tasks:
-    """What there is to do for the workers; run in this process by their loader when one of them has room for more.
+    """Tasks for the workers; their loader takes the next one, in this process, when a worker has room for more.
 
     Attributes:
-        headers: Of the steps whose beginning has been handed out.
+        headers: Headers of the steps whose mark was given to a worker.
     """
 
     def __init__(self, source: PlanSource, num_workers: int) -> None:
@@ -189,7 +189,7 @@ class _Tasks:
         self.headers: deque[StepHeader] = deque()
 
     def __iter__(self) -> Iterator[Task]:
-        """A mark and the chunks of each step."""
+        """Yields the mark and the chunks of each step."""
         for plan in _loader(self._source, min(self._num_workers, 1)):
             if isinstance(plan, InputError):
                 yield plan
@@ -205,7 +205,7 @@ def _loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoad
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=prepare_worker,
-        # Its own, so that starting to load draws nothing from the random state that a checkpoint restores.
+        # A separate generator: the loader draws a seed, which would change the state that a checkpoint restores.
         generator=torch.Generator(),
         **options,
     )

@@ -20,42 +20,42 @@ from vlm2vec.batches.replacement import GlobalBatch, replace_damaged
 from vlm2vec.choices import BLOCK, SUBSET
 from vlm2vec.errors import InputError
 
-# Part of the digest: a run is not resumed on another order under the same name.
+# Part of the digest, so that a run is not resumed with a different order.
 _ORDER_VERSION = 2
-# The loader reads ahead, so a run alternates between two epochs at most.
+# The loader reads ahead, so a run needs at most two epochs at a time.
 _EPOCHS_IN_MEMORY = 2
 
 Indices = npt.NDArray[np.int64]
 
 
 class GlobalOrder:
-    """A canonical sequence of slots that every cluster walks alike.
+    """The sequence of samples of a run, the same on any number of ranks.
 
-    A slot is `mixture.unit` consecutive samples of one group, which is a subset, or all subsets of a meta-task: 1 mixes
-    freely, a larger unit gives homogeneous sub-batches. An epoch holds each group's quota of slots in one seeded
-    shuffle; the c-th slot of a group, counted over all epochs, reads the c-th unit of that group's passes, each of
-    which has its own permutation, of rows or of mined clusters of rows. With the groups' own sizes as quotas, an epoch
-    covers every sample at most once; what it leaves out (`remainder`) differs from epoch to epoch. Nothing is replayed
-    to reach step t, and neither ranks, loader workers nor a resume enter.
+    A slot is `mixture.unit` consecutive samples of one group, which is a subset or all subsets of a meta-task: a unit
+    of 1 mixes freely, a larger unit gives homogeneous sub-batches. An epoch shuffles each group's quota of slots with
+    the seed. Slot c of a group, counted over all epochs, reads unit c of that group's passes; each pass has a different
+    permutation of rows or of mined clusters of rows. If the quotas are the groups' sizes, an epoch visits every sample
+    at most once; the samples that it leaves out (`remainder`) differ from epoch to epoch. Step t is computed without
+    replaying earlier steps, and independently of ranks, loader workers and resumes.
 
     Args:
         sizes: Number of samples of each subset, in a fixed order.
-        global_batch_size: Samples a step.
-        seed: Of all permutations.
-        mixture: Everything else that decides.
-        target_hashes: A number for each sample of a subset, equal where the targets are the same; needed for
+        global_batch_size: Samples per step.
+        seed: Seed of all permutations.
+        mixture: All other settings of the order.
+        target_hashes: Returns a number for each sample of a subset, equal for equal targets; needed for
             `mixture.distinct_positives`.
-        clusters: Rows that stay together, for each subset in the same order; a unit holds one or several of them.
+        clusters: Rows that stay together, with the subsets in the same order; a unit holds one or several clusters.
 
     Attributes:
-        steps_per_epoch: Whole batches in an epoch.
-        covers_each_sample_once: Whether an epoch repeats nothing: the quotas are the subsets' own sizes.
-        remainder: Samples that such an epoch leaves out: tails shorter than a unit, and slots short of a whole batch.
+        steps_per_epoch: Whole batches per epoch.
+        covers_each_sample_once: Whether an epoch repeats no sample, because the quotas are the groups' sizes.
+        remainder: Samples that such an epoch leaves out: ends shorter than a unit, and slots that fill no whole batch.
 
     Raises:
-        InputError: The batch is not a whole number of units, a unit not a whole number of clusters, the batch is larger
-            than an epoch, or the mixture does not fit.
-        ValueError: The mixture excludes groups or clusters: they leave no choice of rows, and no neighbours.
+        InputError: The batch is not a whole number of units, a unit is not a whole number of clusters, the batch is
+            larger than an epoch, or the mixture does not match the data.
+        ValueError: The mixture cannot be combined with groups or clusters.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GlobalOrder:
         self.mixture = mixture or Mixture()
         unit = self.mixture.unit
         if global_batch_size < 1 or unit < 1:
-            raise InputError(f"global batch size ({global_batch_size}) and unit ({unit}) must be at least 1")
+            raise InputError(f"global batch size ({global_batch_size}) and unit ({unit}): must be at least 1")
         if global_batch_size % unit:
             raise InputError(
                 f"a global batch of {global_batch_size} is not a whole number of units of {unit}: change one of them"
@@ -107,10 +107,10 @@ class GlobalOrder:
 
     @property
     def digest(self) -> str:
-        """A hash of everything that the order depends on; the targets' hashes come with the shards' fingerprint."""
+        """Hash of everything that the order depends on, except the targets, which the shards' fingerprint covers."""
         mixture = dataclasses.asdict(self.mixture)
         if self.mixture.groups == SUBSET:
-            del mixture["groups"]  # so that the digests of orders without groups stay what they were
+            del mixture["groups"]  # keeps the digests of orders from before groups existed
         parts = [_ORDER_VERSION, self.subsets, self._all_sizes, self.global_batch_size, self.seed, mixture]
         if self.clusters is not None:
             parts.append(self.clusters.digest)
@@ -120,12 +120,12 @@ class GlobalOrder:
         """The global batch of a step.
 
         Args:
-            step: Counted from 0.
-            damaged: Samples (subset, position) that cannot be read. Each is replaced by another sample of its subset,
-                a function of the seed, the step and its place in the batch.
+            step: Number of the step, counted from 0.
+            damaged: Unreadable samples (subset, position). Each is replaced by a different sample of its subset, which
+                depends on the seed, the step and its place in the batch.
 
         Raises:
-            InputError: A subset has no readable sample left to put in a damaged one's place.
+            InputError: A subset has no readable sample left to replace a damaged one.
         """
         if step < 0:
             raise ValueError(f"steps are counted from 0, not {step}")
@@ -140,7 +140,7 @@ class GlobalOrder:
         return replace_damaged(batch, damaged, self.passes) if damaged else batch
 
     def duplicate_targets(self, epoch: int) -> int:
-        """For how many rows of an epoch the target stands in the same batch before them."""
+        """Number of rows of an epoch whose target occurs earlier in the same batch."""
         assert self._targets is not None
         subsets, positions = (column.astype(np.int64) for column in self._whole_epoch(epoch))
         return count_duplicates(self._targets_of(subsets, positions), self.global_batch_size)
@@ -148,13 +148,15 @@ class GlobalOrder:
     def _refuse_combinations(self) -> None:
         mixture, clusters = self.mixture, self.clusters
         if mixture.groups != SUBSET and (mixture.order == BLOCK or mixture.weights or mixture.temperature):
-            raise ValueError("groups of several subsets have neither blocks nor weights of subsets")
+            raise ValueError("groups of several subsets cannot be combined with block order, weights or a temperature")
         if clusters is None:
             return
         if mixture.order == BLOCK or mixture.max_samples is not None or mixture.distinct_positives:
-            raise ValueError("clusters take part as a whole: no blocks, no limit of samples, no distinct positives")
+            raise ValueError(
+                "clusters stay whole: they cannot be combined with block order, max_samples or distinct_positives"
+            )
         if tuple(map(len, clusters.rows)) != self._all_sizes:
-            raise ValueError("the clusters are of other subsets")
+            raise ValueError("the clusters were made for different subsets")
         if mixture.unit % clusters.size:
             raise InputError(
                 f"a unit of {mixture.unit} pairs is not a whole number of mined clusters of {clusters.size}: make "
@@ -162,7 +164,7 @@ class GlobalOrder:
             )
 
     def _refuse_small(self, sizes: Mapping[str, int], units: Mapping[str, int]) -> None:
-        """Refuses subsets that do not fill a cluster, groups that do not fill a unit, and groups of one subset each."""
+        """Refuses subsets smaller than a cluster, groups smaller than a unit, and a grouping of only single subsets."""
         groups, unit = self.passes.groups, self.mixture.unit
         piece = 1 if self.clusters is None else self.clusters.size
         for name, size in sizes.items():
@@ -180,12 +182,12 @@ class GlobalOrder:
                 )
         if self.mixture.groups != SUBSET and len(groups.names) == len(sizes):
             raise InputError(
-                f"--homogeneous_groups {self.mixture.groups}: no effect, as no two subsets have a meta-task in common "
+                f"--homogeneous_groups {self.mixture.groups}: no effect, because no two subsets share a meta-task "
                 f"({', '.join(sizes)}); leave it out"
             )
 
     def _slots(self, epoch: int, slots: Indices) -> tuple[Indices, Indices]:
-        """The group of each slot of an epoch, and which of its group's slots it is."""
+        """Group of each slot of an epoch, and the slot's number in its group."""
         shuffled = permute(slots, self.slots_per_epoch, "slots", self.seed, epoch)
         groups = np.searchsorted(self._slot_ends, shuffled, side="right")
         return groups, shuffled - (self._slot_ends - self._quotas)[groups]
@@ -197,12 +199,14 @@ class GlobalOrder:
         return self.passes.samples(groups, passes, offsets)
 
     def _whole_epoch(self, epoch: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
-        """Subset and position at every place of an epoch's whole batches, for what one batch alone cannot tell."""
+        """Subset and position at every place of an epoch's batches, for orders that need the whole epoch at once."""
         if epoch not in self._whole_epochs:
             unit = self.mixture.unit
             groups, numbers = self._slots(epoch, np.arange(self.slots_per_epoch))
             if self.mixture.order == BLOCK:
-                numbers = _ranks(groups)  # a subset's slots come in the order of its pass
+                numbers = _ranks(
+                    groups
+                )  # reads a subset's units in the order of its pass, so that blocks stay together
             places = np.arange(self.steps_per_epoch * self.global_batch_size)
             subsets, positions = self._samples(epoch, groups[places // unit], numbers[places // unit], places)
             if self.mixture.distinct_positives:
@@ -230,7 +234,7 @@ class GlobalOrder:
 
 
 def _ranks(groups: Indices) -> Indices:
-    """For each element how many of its group come before it."""
+    """Number of earlier elements of the same group, for each element."""
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups)
     ranks = np.empty_like(groups)

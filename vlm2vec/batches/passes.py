@@ -1,4 +1,4 @@
-"""One pass over a subset, or over a group of subsets: which sample stands where."""
+"""Passes over subsets or groups of subsets: maps a place in a pass to a sample."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Passes:
     """The permuted passes over all groups of subsets.
 
     Attributes:
-        subsets: Their names.
-        sizes: How many samples of each take part.
-        all_sizes: How many samples each has.
-        seed: Of all permutations.
-        mixture: Which samples take part, and in what order.
+        subsets: Names of the subsets.
+        sizes: Number of used samples of each subset.
+        all_sizes: Number of samples of each subset.
+        seed: Seed of all permutations.
+        mixture: Which samples are used, and in what order.
         groups: Which subsets share a pass.
-        clusters: Rows that stay together; None: every row is a piece of its own.
+        clusters: Rows that stay together; None: every row is one piece.
     """
 
     subsets: tuple[str, ...]
@@ -39,15 +39,15 @@ class Passes:
     clusters: Clusters | None = None
 
     def samples(self, groups: Indices, passes: Indices, offsets: Indices) -> tuple[Indices, Indices]:
-        """Subset and position of the samples at some offsets of the groups' passes.
+        """Subset and position of the samples at some places of the groups' passes.
 
         Args:
-            groups: Whose pass, shape (n,).
-            passes: Which pass, counted from 0, shape (n,).
-            offsets: Where in it, shape (n,).
+            groups: Group of each place, shape (n,).
+            passes: Number of the pass, counted from 0, shape (n,).
+            offsets: Place in the pass, shape (n,).
         """
         which, found = _distinct(groups, passes)
-        if self.mixture.order == BLOCK:  # every subset is a group
+        if self.mixture.order == BLOCK:  # here every group is a single subset
             positions = np.empty_like(offsets)
             for index, (subset, number) in enumerate(found):
                 own = which == index
@@ -74,7 +74,7 @@ class Passes:
         return positions
 
     def chosen(self, subsets: Indices, numbers: Indices) -> Indices:
-        """Positions of the samples that take part, from their numbers in [0, sizes[subset])."""
+        """Positions of used samples, from their numbers in [0, sizes[subset])."""
         if self.mixture.first_samples or self.sizes == self.all_sizes:
             return numbers
         keys = [("rows", self.seed, name) for name in self.subsets]
@@ -84,16 +84,16 @@ class Passes:
 
 
 def _distinct(groups: Indices, passes: Indices) -> tuple[Indices, list[tuple[int, int]]]:
-    """The distinct pairs of group and pass, and which of them each element is."""
+    """Index of each element's (group, pass) among the distinct ones, and the distinct ones."""
     ends = int(passes.max()) + 1
     distinct, which = np.unique(groups * ends + passes, return_inverse=True)
     return which, [(each // ends, each % ends) for each in distinct.tolist()]
 
 
 def _in_blocks(offsets: Indices, size: int, seed: int, name: str, number: int) -> Indices:
-    """Blocks of neighbours in random order, their samples shuffled within a window of blocks.
+    """Positions in block order: blocks of neighbours in random order, samples shuffled within a window of blocks.
 
-    The last block of a subset, where it is shorter than the others, stays last.
+    A last block that is shorter than the others stays last.
     """
     window_size = BLOCK_SAMPLES * WINDOW_BLOCKS
     shuffled = np.empty_like(offsets)

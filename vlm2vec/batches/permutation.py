@@ -1,4 +1,4 @@
-"""Keyed permutations of any size, evaluated where they are needed and nowhere else."""
+"""Keyed pseudorandom permutations of any size, evaluated only at the indices that are needed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-# Few rounds show in small domains; twelve cost microseconds a thousand indices.
+# In small domains few rounds are visibly not random; twelve take microseconds per thousand indices.
 _ROUNDS = 12
-# The domain has at least 2^4 elements: with halves of one bit only few permutations exist.
+# At least two bits per half: with one bit there are only few permutations.
 _LEAST_HALF_BITS = 2
-# Indices that go through together: a whole epoch at once would take 200 bytes each.
+# Indices processed at a time: the work takes 200 bytes each, too many for a whole epoch.
 _AT_ONCE = 1 << 16
 
 
-# A permutation is chosen by words and numbers; another key is another permutation.
+# Words and numbers that select a permutation.
 Key = tuple[str | int, ...]
 
 
 def permute(indices: npt.NDArray[np.int64], size: int, *key: str | int) -> npt.NDArray[np.int64]:
-    """Where the permutation of `range(size)` that `key` chooses sends some indices, shape (n,)."""
+    """Images of some indices under the permutation of `range(size)` that `key` selects, shape (n,)."""
     return permute_groups(indices, np.zeros(len(indices), dtype=np.int64), [size], [key])
 
 
 def permute_groups(
     indices: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], sizes: Sequence[int], keys: Sequence[Key]
 ) -> npt.NDArray[np.int64]:
-    """Where some permutations send some indices.
+    """Images of some indices under several permutations.
 
-    A Feistel network on the smallest even number of bits that holds the range; a result outside the range goes through
-    it again until it falls inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). So
-    step t of an epoch of a million samples costs a batch's worth of work and no memory. Integer operations only: no
-    library's random stream, which may change between versions, enters the result.
+    Each is a Feistel network on the smallest even number of bits that holds the range; a result outside the range is
+    encrypted again until it falls inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains",
+    2002). So step t of an epoch of a million samples costs the work of one batch and no memory. Only integer operations
+    are used: a library's random stream might change between versions.
 
     Args:
-        indices: Each in the range of its permutation, shape (n,).
-        groups: Which permutation each goes through, shape (n,).
+        indices: Indices, each in the range of its permutation, shape (n,).
+        groups: Number of the permutation for each index, shape (n,).
         sizes: Size of each permutation's range.
         keys: Key of each permutation.
     """
@@ -59,7 +59,7 @@ def permute_groups(
 
 
 def words(count: int, *key: str | int) -> npt.NDArray[np.uint64]:
-    """So many random 64-bit words, a function of the key only, shape (count,)."""
+    """`count` pseudorandom 64-bit words that depend only on the key, shape (count,)."""
     numbers: npt.NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
     return _mixed(_mixed(numbers) + _round_keys(json.dumps(key))[0])
 
@@ -72,7 +72,7 @@ def _round_keys(key: str) -> npt.NDArray[np.uint64]:
 def _encrypt(
     values: npt.NDArray[np.uint64], bits: npt.NDArray[np.uint64], round_keys: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.uint64]:
-    """Permutations of [0, 4^bits)."""
+    """Permutes [0, 4^bits) by a Feistel network, whose halves have `bits` bits."""
     mask = (np.uint64(1) << bits) - np.uint64(1)
     left, right = values >> bits, values & mask
     for key in round_keys:
@@ -82,7 +82,7 @@ def _encrypt(
 
 
 def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Every output bit depends on every input bit (the finaliser of splitmix64; Steele, Lea and Flood, 2014)."""
+    """Mixes words so that every output bit depends on every input bit (splitmix64; Steele, Lea and Flood, 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: npt.NDArray[np.uint64] = words ^ (words >> np.uint64(31))

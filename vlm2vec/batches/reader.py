@@ -1,4 +1,4 @@
-"""Reads a rank's items from the shards: their texts to plan a step, their images when a chunk is made."""
+"""Reads a rank's items from the shards: texts to plan a step, images to make a chunk."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from vlm2vec.shards import DamagedSampleError, Sample, ShardSet
 from vlm2vec.shards.columns import image_sizes
 from vlm2vec.shards.entry import Size, item_name
 
-# Samples that are in memory with their undecoded images while a step is planned, and bytes of them (or one sample).
+# Limits on the samples in memory, with undecoded images, while a step is planned: number, and bytes (or one sample).
 _READ_TOGETHER = 512
 _READ_BYTES = 256 << 20
 
 
 class MadeChunk(NamedTuple):
-    """A chunk, and what could not be read of it.
+    """A chunk, and its items that could not be read.
 
     Attributes:
-        chunk: Its damaged items are replaced by empty ones.
-        damage: Which samples those are, and why.
+        chunk: The chunk, with empty items in place of damaged ones.
+        damage: The damaged items, each with the reason.
     """
 
     chunk: Chunk
@@ -45,11 +45,11 @@ class BatchReader:
     """Reads one rank's part of a global batch.
 
     Args:
-        shards: Where the samples are.
-        inputs: Makes the encoder's inputs.
+        shards: The samples.
+        inputs: Builds the encoder's inputs.
         chunk_sizes: How items become chunks.
         rank: The rank to read for.
-        temperatures: The groups of rows that have a temperature each; None: all rows have one.
+        temperatures: Groups of rows with one temperature each; None if all rows share one.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class BatchReader:
         """Reads and tokenises the texts of this rank's items, and packs them.
 
         Raises:
-            InputError: The shards cannot be reached. An item that cannot be used is no error: it is planned as damaged.
+            InputError: The shards cannot be reached. An unusable item raises no error; it is planned as damaged.
         """
         items = self._read_texts(layout.of_rank(self.rank))
         measured = [item.measured for item in items]
@@ -100,7 +100,7 @@ class BatchReader:
         return StepPlan(header, [[items[index] for index in chunk] for phase in phases for chunk in phase])
 
     def chunk(self, items: Sequence[PlannedItem]) -> MadeChunk:
-        """Reads, decodes and cuts the images of a chunk.
+        """Makes a chunk: reads, decodes and preprocesses its images.
 
         Raises:
             InputError: The shards cannot be reached.
@@ -122,7 +122,7 @@ class BatchReader:
         return MadeChunk(replace(chunk, damaged=tuple(damage)), tuple(damage.values()))
 
     def _read_texts(self, references: Sequence[ItemReference]) -> list[PlannedItem]:
-        """The items without their images, which come with the texts but are needed later: so many at a time."""
+        """Reads the items' texts in limited groups: images are read along with the texts but are not needed yet."""
         sizes = self._image_sizes(references)
         items: dict[int, PlannedItem] = {}
         for indices in self._read_together(references):
@@ -132,7 +132,7 @@ class BatchReader:
         return [items[index] for index in range(len(references))]
 
     def _read_together(self, references: Sequence[ItemReference]) -> Iterator[list[int]]:
-        """Indices of items, in the order of their samples, whose samples may be in memory at the same time."""
+        """Groups of item indices, in the order of their samples, whose samples fit in memory together."""
         group: list[int] = []
         num_bytes = 0
         for index in sorted(range(len(references)), key=lambda index: _place(references[index])):
@@ -155,7 +155,7 @@ class BatchReader:
         item = sample.item(reference.side, reference.number)
         name = f"{sample.key} ({side})"
         if item is None:
-            return self._damaged(reference, name, f"{name}: in the shard's index only; convert the shard again")
+            return self._damaged(reference, name, f"{name}: missing in the shard's tar; convert the shard again")
         try:
             measured = self.inputs.measure(item.text, sizes, name, reference.side == QUERY)
         except InputError as error:
@@ -163,7 +163,7 @@ class BatchReader:
         return PlannedItem(reference, name, item.text, measured)
 
     def _damaged(self, reference: ItemReference, name: str, damage: str) -> PlannedItem:
-        """An item without content in the place of one that cannot be used."""
+        """An empty item in place of one that cannot be used."""
         return PlannedItem(reference, name, "", self.inputs.measure("", [], name, reference.side == QUERY), damage)
 
     def _image_sizes(self, references: Sequence[ItemReference]) -> list[tuple[Size, ...]]:
@@ -196,15 +196,15 @@ class BatchReader:
         if isinstance(sample, DamagedSampleError):
             raise sample
         stored = sample.item(item.reference.side, item.reference.number)
-        assert stored is not None, "it had an image when it was planned"
+        assert stored is not None, "the item had an image when it was planned"
         processed = self.inputs.process(EncodeItem(stored.text, named_images(stored.images, item.name), item.name))
         if processed.vision_units != item.measured.vision_units:
-            raise InputError(f"{item.name}: its image is not of the size in the shard's index; convert the shard again")
+            raise InputError(f"{item.name}: the image's size differs from the shard's index; convert the shard again")
         return processed
 
 
 def pairs_of(layout: BatchLayout, temperature_group: npt.NDArray[np.int64] | None = None) -> Pairs:
-    """The rows as tensors."""
+    """The layout's rows as tensors."""
     teacher = layout.teacher
     arrays = {
         "negative": layout.negative,

@@ -1,4 +1,4 @@
-"""One step's samples, and readable ones in the place of those that are damaged."""
+"""The samples of one step, with damaged ones replaced by readable ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class GlobalBatch:
     """The samples of one step.
 
     Attributes:
-        step: Counted from 0.
-        epoch: Counted from 0.
+        step: Number of the step, counted from 0.
+        epoch: Number of the epoch, counted from 0.
         subsets: Index of each sample's subset in `GlobalOrder.subsets`, shape (batch,), int64.
-        positions: Each sample's position in its subset, shape (batch,), int64.
+        positions: Position of each sample in its subset, shape (batch,), int64.
     """
 
     step: int
@@ -31,10 +31,10 @@ class GlobalBatch:
 
 
 def replace_damaged(batch: GlobalBatch, damaged: Set[tuple[str, int]], passes: Passes) -> GlobalBatch:
-    """A batch whose damaged samples (subset, position) gave way to others of their subsets.
+    """Replaces a batch's damaged samples (subset, position) by other samples of their subsets.
 
-    The substitute is the first readable sample, not in the batch yet, of a permutation that depends on the seed, the
-    step and the place in the batch: no rank has to be asked, and every rank finds the same.
+    The substitute is the first readable sample, not yet in the batch, in a permutation that depends on the seed, the
+    step and the place in the batch, so that every rank finds the same without communication.
 
     Raises:
         InputError: A subset has no such sample left.

@@ -1,4 +1,4 @@
-"""One rank's part of a step before anything is decoded: its items, and the chunks in which they run."""
+"""Plan of one rank's part of a step: its items and chunks, before any image is decoded."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ChunkSizes:
     """How a rank's items become chunks.
 
     Attributes:
-        packing: Chunks with a graph.
-        no_grad_tokens: Token budget of the pass without a graph; None runs the chunks of the pass with one.
-        keep_graphs: So many chunks, the last ones, keep their graph from pass 1 and do not run twice.
+        packing: How items are packed into chunks with a graph.
+        no_grad_tokens: Token budget of pass 1, which has no graph; None: it runs the chunks of pass 2.
+        keep_graphs: Number of chunks, the last ones, whose graph is kept from pass 1, so that pass 2 need not run them.
     """
 
     packing: Packing
@@ -28,7 +28,7 @@ class ChunkSizes:
     keep_graphs: int = 0
 
     def phases(self, items: Sequence[PackedItem]) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-        """Indices of the items of each chunk: in pass 1, in pass 1 with graph, in pass 2 (see `StepChunks`)."""
+        """Item indices of each chunk in pass 1, in pass 1 with graph, and in pass 2 (see `StepChunks`)."""
         chunks = self.packing.pack(items)
         first_kept = max(0, len(chunks) - self.keep_graphs)
         repeat, keep = chunks[:first_kept], chunks[first_kept:]
@@ -38,19 +38,19 @@ class ChunkSizes:
 
 @dataclass(frozen=True)
 class StepHeader:
-    """One rank's part of a global batch but for the chunks.
+    """One rank's part of a global batch without the chunks.
 
     Attributes:
-        step: Counted from 0.
-        epoch: Counted from 0.
-        layout: Where the items belong in the global batch.
-        row_subsets: The subset of each of this rank's rows, as index into the shards' subsets, shape (rows,), int64.
-        num_items: Items that this rank encodes.
-        num_tokens: Their tokens, padding not counted.
-        squared_tokens: The sum of the squares of their tokens, which attention costs.
-        vision_units: What the vision tower runs on for them.
-        squared_vision_units: The sum of the squares of their images' vision units.
-        phases: For each phase of `StepChunks` the number of chunks, and of chunks with images.
+        step: Number of the step, counted from 0.
+        epoch: Number of the epoch, counted from 0.
+        layout: The items' places in the global batch.
+        row_subsets: Subset of each of this rank's rows, as index into the shards' subsets, shape (rows,), int64.
+        num_items: Number of items that this rank encodes.
+        num_tokens: Their tokens, without padding.
+        squared_tokens: Sum of the squares of their tokens, proportional to the cost of attention.
+        vision_units: Units that the vision tower runs on for them.
+        squared_vision_units: Sum of the squares of their images' vision units.
+        phases: Number of chunks, and of chunks with images, in each phase of `StepChunks`.
     """
 
     step: int
@@ -67,13 +67,13 @@ class StepHeader:
 
 @dataclass(frozen=True, slots=True)
 class PlannedItem:
-    """An item of a step: its text, and where its images are read when its chunk is made.
+    """An item of a step: its text, and the place of its images, which are read when its chunk is made.
 
     Attributes:
-        reference: Where it is read.
-        name: What messages call it.
+        reference: Its place in the shards.
+        name: Its name in messages.
         text: Its text.
-        measured: What it takes; an item that cannot be used takes what an empty text does.
+        measured: Its size; an unusable item has the size of an empty text.
         damage: Why it cannot be used; None if it can.
     """
 
@@ -86,11 +86,11 @@ class PlannedItem:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A step of one rank, tokenised and packed but not decoded; small, as it travels between processes.
+    """Plan of one rank's step, tokenised and packed but not decoded; small, because it is sent between processes.
 
     Attributes:
-        header: What is known without decoding.
-        chunks: The items of every chunk, in the order in which the step runs them: all phases, one after another.
+        header: Everything that is known without decoding.
+        chunks: Items of every chunk, in the order in which the step runs them, phase by phase.
     """
 
     header: StepHeader
@@ -98,7 +98,7 @@ class StepPlan:
 
 
 def end_to_end_positions(chunks: Sequence[Sequence[int]]) -> Tensor:
-    """For each item its position in the chunks put end to end, shape (items,), int64."""
+    """Position of each item in the concatenated chunks, shape (items,), int64."""
     end_to_end = torch.tensor([index for chunk in chunks for index in chunk], dtype=torch.int64)
     position = torch.empty_like(end_to_end)
     position[end_to_end] = torch.arange(len(end_to_end))

@@ -1,4 +1,4 @@
-"""Loss, gather and the cached step; free of the training loop, for any encoder on a DeepSpeed engine."""
+"""Contrastive loss, gather and cached step for any encoder on a DeepSpeed engine; independent of the training loop."""
 
 from vlm2vec.contrastive.cached_step import (
     CachedStep,

@@ -21,12 +21,12 @@ from vlm2vec.contrastive.slots import Slots, agree_on_slots
 from vlm2vec.contrastive.watch import Part, Place, Watch
 
 _NAMES_IN_ERRORS = 8
-# Where transformers' attention modules keep the rate that they hand to the attention kernel.
+# Attributes of transformers' attention modules that hold the dropout rate of the attention kernel.
 _DROPOUT_RATES = ("dropout", "attention_dropout")
 _COMPARING = Place(Part.COLLECTIVES, "comparing chunks")
 _LOSS = Place(Part.LOSS, "loss")
 _REDUCING = Place(Part.COLLECTIVES, "reducing gradients")
-# The phases; their chunks are numbered in the places of a step.
+# Places of the phases; each chunk's place adds its number.
 _PASS_1 = Place(Part.PASS_1, "pass 1")
 _PASS_1_WITH_GRAPH = Place(Part.PASS_1, "pass 1 with graph", is_kept=True)
 _PASS_2 = Place(Part.PASS_2, "pass 2")
@@ -38,24 +38,24 @@ class ChunkError(RuntimeError):
 
 
 class DamagedItemsError(RuntimeError):
-    """Some rank could not read an item; raised on all ranks, before anything is updated: give the step other items."""
+    """A rank could not read an item; raised on all ranks before anything is updated. Repeat the step without it."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is not a number; raised before anything is updated."""
+    """The loss or a representation is not finite; raised before anything is updated."""
 
 
 @dataclass(frozen=True)
 class StepLayout:
-    """How one global batch lies on the ranks; a pure function of the batch, so all ranks hold the same.
+    """Distribution of one global batch to the ranks; a pure function of the batch, the same on all ranks.
 
     Attributes:
-        counts: The number of items of every rank; items are numbered rank by rank.
-        local_order: For each local item in that numbering, its position in this rank's chunks put end to end,
-            shape (counts[rank],), int64.
-        pairs: The rows of the global batch in that numbering.
-        rows: The rows whose loss this rank computes.
-        digest: A hash of step and items, compared over the ranks before anything runs.
+        counts: Number of items of every rank; items are numbered rank by rank.
+        local_order: Position of each local item, in that numbering, in this rank's concatenated chunks, shape
+            (counts[rank],), int64.
+        pairs: Rows of the global batch in that numbering.
+        rows: Rows whose loss this rank computes.
+        digest: Hash of step and items, compared over the ranks before anything runs.
     """
 
     counts: tuple[int, ...]
@@ -70,8 +70,8 @@ class StepOutput:
     """Result of one cached step.
 
     Attributes:
-        loss: This rank's share; the sum over the ranks is the loss of the global batch. A scalar on the device.
-        statistics: What is worth watching of this rank's rows.
+        loss: This rank's share of the loss, a scalar on the device; the sum over ranks is the global batch's loss.
+        statistics: Statistics of this rank's rows.
     """
 
     loss: Tensor
@@ -80,7 +80,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class _Call:
-    """One engine call: its arguments, how many of its rows are real, and what to say when it fails."""
+    """One engine call: its arguments, its number of real rows, and what an error message names."""
 
     arguments: dict[str, Any]
     num_items: int
@@ -91,7 +91,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Pass 1: representations of each slot and, with dropout, the random states of those that run again."""
+    """Result of pass 1: representations of each slot and, with dropout, the random states of slots that run again."""
 
     encoded: list[Tensor]
     kept: list[Tensor]
@@ -108,15 +108,15 @@ def has_dropout(module: nn.Module) -> bool:
 
 
 class CachedStep(GradCache):
-    """One contrastive step over a global batch that need not fit into memory.
+    """One contrastive step over a global batch that does not have to fit into memory.
 
-    Pass 1 encodes all chunks without a graph, the loss runs on the representations of all ranks and leaves a gradient
-    for each, pass 2 encodes chunk by chunk with a graph and sends that gradient through it. The gradient that the
-    engine steps with equals that of one process holding the whole batch in one graph.
+    Pass 1 encodes all chunks without a graph. The loss is computed on the representations of all ranks and gives a
+    gradient for each. Pass 2 encodes chunk by chunk with a graph and backpropagates that gradient. The resulting
+    gradient equals that of one process that holds the whole batch in one graph.
 
-    The methods carry GradCache's names (`forward_no_grad`, `build_cache`, `forward_backward`), its `RandContext`
-    replays dropout in pass 2. What is added: any number of ranks (negatives are gathered with gradient), slots that
-    the ranks agree on (so that ZeRO-3 never hangs), kept graphs, and one gradient reduction a step.
+    The methods have GradCache's names (`forward_no_grad`, `build_cache`, `forward_backward`), and its `RandContext`
+    replays dropout in pass 2. Added are: any number of ranks (negatives are gathered with gradient), slots that the
+    ranks agree on (so that ZeRO-3 never hangs), kept graphs, and a single gradient reduction per step.
 
     Example, for any encoder on a DeepSpeed engine; `tokens` is this rank's (2 n, length) batch, queries then targets:
 
@@ -137,10 +137,10 @@ class CachedStep(GradCache):
         >>> cached_step = CachedStep(engine, ContrastiveLoss(0.02), Chunk({"tokens": padding}, 1))  # doctest: +SKIP
 
     Args:
-        engine: A DeepSpeed engine around an encoder `(**inputs) -> (items, dimension)` unit rows, ZeRO-1, 2 or 3,
-            `gradient_accumulation_steps` 1.
-        loss_fn: The loss of a range of rows.
-        padding_chunk: A minimal chunk without images; run with weight zero where another rank has more chunks.
+        engine: A DeepSpeed engine (ZeRO-1, 2 or 3, `gradient_accumulation_steps` 1) around an encoder that returns unit
+            rows `(**inputs) -> (items, dimension)`.
+        loss_fn: Computes the loss of a range of rows.
+        padding_chunk: A minimal chunk without images, run with weight zero if a different rank has more chunks.
         group: The process group of the ranks; the default group if None.
         watch: Follows the step's parts and places.
     """
@@ -169,20 +169,20 @@ class CachedStep(GradCache):
         self._copies_at_boundary = copies_at_boundary(engine)
 
     def cache_step(self, chunks: StepChunks, layout: StepLayout, stop: bool = False) -> StepOutput:
-        """Leaves the global batch's gradient in the engine; the caller runs `engine.step()`.
+        """Computes the global batch's gradient and leaves it in the engine; the caller runs `engine.step()`.
 
         Args:
             chunks: This rank's items.
-            layout: Where they belong in the global batch.
-            stop: Whether this rank asks all ranks not to run the step; told along with the chunks, at no cost.
+            layout: Their places in the global batch.
+            stop: Whether this rank asks all ranks not to run the step; sent along with the chunk counts, at no cost.
 
         Raises:
-            StepStoppedError: A rank asked for it; nothing has run, no random number was drawn.
-            ChunkError: The encoder failed; the other ranks then wait until they are ended.
+            StepStoppedError: A rank asked to stop; nothing has run and no random number was drawn.
+            ChunkError: The encoder failed on this rank; the other ranks wait until they are ended.
             DamagedItemsError: A rank could not read an item (`Chunk.damaged`).
-            NonFiniteLossError: A representation is not finite.
+            NonFiniteLossError: The loss or a representation is not finite.
             ValueError: With dropout, pass 1 and pass 2 have different chunks.
-            RuntimeError: The ranks are not about to run the same global batch.
+            RuntimeError: The ranks do not have the same global batch.
         """
         if chunks.encode.num_chunks != chunks.repeat.num_chunks and self._has_dropout:
             raise ValueError(
@@ -196,23 +196,25 @@ class CachedStep(GradCache):
         with self.watch.part(Part.LOSS, _LOSS):
             cache, output = self.build_cache(first_pass, chunks, layout)
         with self.watch.part(Part.PASS_2):
+            # A padding chunk must close pass 2 if its last backward would not reach the vision tower, whose accumulated
+            # gradients DeepSpeed then would not copy (see `copies_at_boundary`).
             has_images = keep.with_images + repeat.with_images > 0
             closes = self._copies_at_boundary and has_images and repeat.count > repeat.with_images
             self.forward_backward(self.engine, (chunks.repeat, repeat), cache, first_pass, closes)
         return output
 
     def model_call(self, model: nn.Module, model_input: dict[str, Any]) -> Tensor:
-        """One engine call: representations (items, dimension)."""
+        """Runs one engine call; returns representations (items, dimension)."""
         representations: Tensor = model(**model_input)
         return representations
 
     def forward_no_grad(self, model: nn.Module, chunks: StepChunks, slots: tuple[Slots, Slots]) -> _Encoded:
-        """Pass 1: without a graph, but for the chunks whose graph is kept."""
+        """Pass 1: encodes all chunks without a graph, except for those whose graph is kept."""
         encoded: list[Tensor] = []
         random_states: list[RandContext] = []
         with torch.no_grad():
             for call in self._calls(chunks.encode, slots[0], _PASS_1):
-                if self._has_dropout:  # a state takes 5 KB and a copy
+                if self._has_dropout:  # each saved state takes 5 KB and a copy
                     random_states.append(RandContext(*self.get_input_tensors(call.arguments)))
                 encoded.append(self._encode(model, call))
         kept = [self._encode(model, call) for call in self._calls(chunks.keep, slots[1], _PASS_1_WITH_GRAPH)]
@@ -221,22 +223,24 @@ class CachedStep(GradCache):
     def build_cache(
         self, first_pass: _Encoded, chunks: StepChunks, layout: StepLayout
     ) -> tuple[tuple[Tensor, list[Tensor]], StepOutput]:
-        """The loss over all ranks' representations.
+        """Computes the loss over all ranks' representations, and its gradient.
 
         Returns:
-            Its gradient for the items that run again, end to end, and for each kept slot; and the step's output.
+            The gradient for the items that run again, concatenated, and for each kept slot; and the step's output.
 
         Raises:
             DamagedItemsError: See `cache_step`.
-            NonFiniteLossError: Checked here, before anything is updated: the one look at the device in a step.
+            NonFiniteLossError: The loss or a representation is not finite. To check it before anything is updated, the
+                host waits for the device here.
         """
         own = first_pass.encoded[: chunks.encode.num_chunks] + first_pass.kept[: chunks.keep.num_chunks]
-        nothing = (first_pass.encoded + first_pass.kept)[0][:0]
+        nothing = (first_pass.encoded + first_pass.kept)[0][:0]  # (0, dimension), for a rank that has no items
+        # The leaf whose gradient is the cache: the graph of the loss ends here.
         local = torch.cat([nothing, *own]).detach().requires_grad_()
         ordered = local.index_select(0, layout.local_order.to(local.device, non_blocking=True))
         everything = gather_rows(ordered, layout.counts, self.group, lambda: self.watch.part(Part.COLLECTIVES))
         loss, statistics = self.loss_fn(everything, layout.pairs.to(local.device), layout.rows)
-        # All representations and not only this rank's rows: then all ranks stop, and none waits for another.
+        # Checks all ranks' representations, so that all ranks stop and none waits for another.
         if not bool(torch.isfinite(everything).all() & torch.isfinite(loss)):
             if bool(everything.isneginf().all(dim=1).any()):
                 raise DamagedItemsError("an item of the step cannot be read; nothing was updated")
@@ -259,16 +263,16 @@ class CachedStep(GradCache):
         first_pass: _Encoded,
         closes: bool = False,
     ) -> None:
-        """Pass 2: backward through kept graphs, then every other slot with a graph; one reduction over the ranks.
+        """Pass 2: backward through kept graphs, then forward and backward of the other slots; one reduction over ranks.
 
-        With `closes`, a padding chunk with a dummy image is the last: its backward, of weight zero, reaches all that
-        is trained.
+        With `closes`, a padding chunk with a dummy image runs last: its backward, with weight zero, reaches all trained
+        parameters.
         """
         repeated, kept = cached_gradients
         phase, slots = repeat
         reduction = self._reduce_gradients_once(model, len(first_pass.kept) + slots.count + closes)
         with self.watch.leaving(Part.COLLECTIVES, _REDUCING, reduction) as before_backward:
-            # The last graph first: it is the one whose parameters ZeRO-3 still has at hand.
+            # The last graph first: ZeRO-3 still has its parameters gathered.
             while first_pass.kept:
                 representations = first_pass.kept.pop()
                 gradient = kept[len(first_pass.kept)] if len(first_pass.kept) < len(kept) else None
@@ -291,19 +295,20 @@ class CachedStep(GradCache):
                 self._backward(self._closing_chunk(model, states), None)
 
     def _closing_chunk(self, model: nn.Module, states: list[RandContext]) -> Tensor:
-        """The padding chunk with a dummy image; draws no random number of its own if it can be helped."""
+        """Encodes the padding chunk with a dummy image, under a saved random state if any, so that none is drawn."""
         (call,) = self._calls(Phase.of([]), Slots(count=1, with_images=1), _PASS_2_END)
         with states[-1] if states else nullcontext():
             return self._encode(model, call)
 
     def _backward(self, representations: Tensor, gradient: Tensor | None) -> None:
-        """One surrogate backward; None is a padding chunk's gradient: zero, but through the whole graph."""
-        if not representations.requires_grad:  # DeepSpeed would call this "loss must be a scalar tensor"
+        """Runs one surrogate backward; for a padding chunk (gradient None) with weight zero but through the graph."""
+        if not representations.requires_grad:  # DeepSpeed's message would be "loss must be a scalar tensor"
             raise ValueError(
                 "the encoder's representations of a chunk do not depend on any trainable parameter; the encoder must "
                 "run its trainable parts on every chunk, with weight zero where their result is not needed"
             )
-        # The engine averages gradients over the ranks; each rank holds its share of a sum.
+        # The gradient of dot(representations, gradient) is the cached gradient times the encoder's Jacobian. The engine
+        # averages over ranks, but each rank has its share of a sum, hence the factor world_size.
         if gradient is None:
             surrogate = representations.sum() * 0.0
         else:
@@ -311,7 +316,7 @@ class CachedStep(GradCache):
         self.engine.backward(surrogate, scale_wrt_gas=False)
 
     def _calls(self, phase: Phase, slots: Slots, phase_place: Place) -> Iterator[_Call]:
-        """The engine calls of a phase; a chunk is on the device only while it runs."""
+        """Yields the engine calls of a phase; a chunk is moved to the device only when it runs."""
         chunks = slots.fill(phase, self.padding_chunk)
         for slot in range(slots.count):
             place = replace(phase_place, words=f"{phase_place.words}, chunk {slot + 1} of {slots.count}")
@@ -328,9 +333,10 @@ class CachedStep(GradCache):
             )
 
     def _encode(self, model: nn.Module, call: _Call) -> Tensor:
-        """`model_call`, whose failure is told with its chunk and items.
+        """Runs `model_call`; an error names its chunk and items.
 
-        A damaged item's representation is minus infinity, which no encoder yields: in the gather every rank sees it.
+        A damaged item's representation is set to minus infinity, which no encoder returns, so that every rank detects
+        it after the gather.
         """
         try:
             representations = self.model_call(model, call.arguments)

@@ -1,4 +1,4 @@
-"""Chunks of a rank's items, and the phases of a step in which they run."""
+"""Chunks of a rank's items, and the phases of a step that run them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Chunk:
 
     Attributes:
         inputs: Keyword arguments of the encoder; tensors are moved to the device when the chunk runs.
-        num_items: How many rows the encoder returns for it.
+        num_items: Number of rows that the encoder returns for it.
         has_image: Whether the call runs the vision tower.
         host_inputs: Keyword arguments that stay on the host (layouts that Python code reads).
-        dummy_inputs: Keyword arguments that the call has besides where other ranks' calls have images and this chunk
-            has none: an image of weight zero, which runs every module that an image runs and reaches every parameter
-            that an image reaches, so that ranks stay in lock-step. Tensors are moved to the device.
-        names: What the items are called in error messages.
-        damaged: Numbers of the items that could not be made; something harmless stands in their place, and the step
-            ends before anything is updated (`DamagedItemsError`).
+        dummy_inputs: Additional keyword arguments for a chunk without images when a different rank's chunk has images:
+            an image of weight zero, which runs every module and reaches every parameter that a real image does, so
+            that ranks stay in lock-step. Tensors are moved to the device.
+        names: Names of the items in error messages.
+        damaged: Indices of items that could not be read; harmless values replace them, and the step ends before
+            anything is updated (`DamagedItemsError`).
     """
 
     inputs: Mapping[str, Any]
@@ -39,17 +39,18 @@ class Chunk:
         """The encoder's keyword arguments on `device`.
 
         Args:
-            device: Where the encoder is.
-            dummy_image: Whether images take part in the call on some rank; a chunk without images then has its dummy's
-                arguments too.
+            device: Device of the encoder.
+            dummy_image: Whether some rank's call has images; a chunk without images then gets its dummy's arguments.
 
         Raises:
-            ValueError: Such a chunk has none; ranks would run different modules and wait for one another for ever.
+            ValueError: Such a chunk has no dummy; ranks would run different modules and wait for each other for ever.
         """
         inputs = self.inputs
         if dummy_image and not self.has_image:
             if not self.dummy_inputs:
-                raise ValueError("a chunk without images runs beside others with images: give it dummy_inputs")
+                raise ValueError(
+                    "a chunk without images runs while other ranks' chunks have images: give it dummy_inputs"
+                )
             inputs = {**inputs, **self.dummy_inputs}
         arguments = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -58,7 +59,7 @@ class Chunk:
         return {**arguments, **self.host_inputs}
 
     def pin_memory(self) -> Chunk:
-        """The chunk in page-locked memory, from which copies to an accelerator do not block (called by DataLoader)."""
+        """Copies the chunk to page-locked memory, from which transfers to a device do not block; for DataLoader."""
         inputs, dummy_inputs = (
             {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in each.items()}
             for each in (self.inputs, self.dummy_inputs)
@@ -68,13 +69,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Phase:
-    """Chunks that run one after another.
+    """Chunks that run in sequence.
 
     Attributes:
-        chunks: Gone through once; those with images come first, so that one number says which slots have images. May
-            be produced while the step runs, so that only a few chunks' images are in memory.
-        num_chunks: How many there are.
-        num_image_chunks: How many of them, the first ones, have images.
+        chunks: The chunks, iterated once. Chunks with images come first, so that one number tells which slots have
+            images. They may be produced while the step runs, so that only a few chunks' images are in memory.
+        num_chunks: Number of chunks.
+        num_image_chunks: Number of chunks with images, which are the first ones.
     """
 
     chunks: Iterable[Chunk]
@@ -83,7 +84,7 @@ class Phase:
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Phase:
-        """A phase of chunks that are all in memory.
+        """Makes a phase of chunks that are all in memory.
 
         Raises:
             ValueError: A chunk with images comes after one without.
@@ -98,10 +99,10 @@ class Phase:
 class StepChunks:
     """A rank's items in the three phases of a cached step.
 
-    The items of `encode`, put end to end, are those of `repeat` in the same order; those of `keep` follow them.
+    The concatenated items of `encode` are those of `repeat`, in the same order; the items of `keep` follow them.
 
     Attributes:
-        encode: Pass 1 without a graph. Chunks may be larger than in `repeat`, unless there is dropout: its masks are
+        encode: Pass 1 without a graph. Chunks may be larger than in `repeat`, unless there is dropout, whose masks are
             replayed call by call.
         keep: Pass 1 with a graph that stays in memory, so that these chunks run only once.
         repeat: Pass 2, with a graph, chunk by chunk.
@@ -113,12 +114,12 @@ class StepChunks:
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], keep_graphs: int = 0) -> StepChunks:
-        """The phases for chunks that are all in memory; the last `keep_graphs` of them run only once."""
+        """Makes the phases for chunks that are all in memory; the last `keep_graphs` of them run only once."""
         first_kept = max(0, len(chunks) - keep_graphs)
         repeated, kept = Phase.of(chunks[:first_kept]), Phase.of(chunks[first_kept:])
         return cls(encode=repeated, keep=kept, repeat=repeated)
 
     @property
     def phases(self) -> tuple[Phase, Phase, Phase]:
-        """In the order in which they run."""
+        """The phases in the order in which they run."""
         return self.encode, self.keep, self.repeat

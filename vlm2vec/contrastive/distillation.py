@@ -1,4 +1,4 @@
-"""Distillation: the model's similarities of a row's candidates follow a teacher's."""
+"""Distillation loss: the similarities of a row's candidates learn to follow a teacher's scores."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Distillation:
 
         L_D = w/B sum_i KL(softmax(z_i / T) || softmax(s_i / tau))
 
-    over the candidates of row i, its target and its own hard negatives, with the teacher's scores z
-    (`Pairs.teacher_positive`, `Pairs.teacher_negative`) and the model's similarities s at the loss's temperature. A
-    candidate without score is left out; a row of which the target or all hard negatives have none adds nothing. Masks
-    and hardness weights of the loss do not apply: the teacher's score says what a likely false negative is worth.
+    over the candidates of row i, which are its target and its hard negatives, with the teacher's scores z
+    (`Pairs.teacher_positive`, `Pairs.teacher_negative`) and the model's similarities s at the loss's temperature.
+    Candidates without a score are left out; a row whose target or hard negatives have no scores adds nothing. Masks
+    and hardness weights of the loss do not apply: the teacher's score already rates likely false negatives.
 
     Attributes:
         weight: w, positive.
-        temperature: T, positive: of cosines about as the loss's, of a reranker's logits about 1.
+        temperature: T, positive: for cosines about the loss's temperature, for a reranker's logits about 1.
 
     Raises:
-        ValueError: A value without meaning.
+        ValueError: A value is out of range.
     """
 
     weight: float
@@ -40,7 +40,7 @@ class Distillation:
             raise ValueError(f"the teacher's temperature must be positive and finite, not {self.temperature}")
 
     def divergence(self, logits: Tensor, pairs: Pairs, own: Tensor) -> Tensor:
-        """The divergence of some rows, not weighted, shape (rows,).
+        """Unweighted divergence of some rows, shape (rows,).
 
         Args:
             logits: The rows' similarities over the temperature, shape (rows, columns), targets of all rows first.
@@ -52,7 +52,7 @@ class Distillation:
             return torch.zeros_like(own, dtype=logits.dtype)
         positive = positive[own, None]
         is_own = (negative_row == own[:, None]) & negative.isfinite() & positive.isfinite()
-        # Never without any candidate: a target alone has probability 1 on both sides.
+        # The target is always a candidate, so that the softmax is defined; alone, it has probability 1 on both sides.
         is_candidate = torch.cat([is_own.new_ones((len(own), 1)), is_own], dim=1)
         scores = torch.cat([positive.nan_to_num(0.0, 0.0, 0.0), negative.expand_as(is_own)], dim=1)
         of_model = torch.cat([logits.gather(1, own[:, None]), logits[:, len(pairs.query) :]], dim=1)

@@ -1,8 +1,8 @@
-"""The `GradCache` package, importable.
+"""Makes the installed `GradCache` package importable.
 
-The published wheel (GradCache 0.0.1) installs the package as `gradcache`, but its modules import one another as
-`grad_cache`, the name in its source repository, so that `import gradcache.grad_cache` fails by itself. Registering the
-installed package under the second name is all that is missing.
+The published wheel (GradCache 0.0.1) installs the package as `gradcache`, but its modules import each other as
+`grad_cache`, the name in its source repository, so that `import gradcache.grad_cache` fails. Registering the installed
+package under the second name is enough.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contrastive loss over one global batch: local rows against all columns, in row blocks."""
+"""Contrastive loss of one global batch: local rows against all columns, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm2vec.contrastive.negatives import Negatives
 from vlm2vec.contrastive.pairs import Pairs
 from vlm2vec.contrastive.temperature import LearnedTemperature
 
-# Scores of a block unless rows are given: 4 MiB, however large the global batch. One block for 1,024 rows x 1,024.
+# Scores of a block if block_rows is not given: 4 MiB at any global batch size, one block for 1,024 x 1,024 scores.
 BLOCK_SCORES = 2**20
 
 Result = TypeVar("Result")
@@ -25,18 +25,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What is worth watching of each local row, query to target; detached, shape (local rows,) each.
+    """Statistics of each local row, from query to target; detached, shape (local rows,) each.
 
     Attributes:
         loss: Cross-entropy of the row, float32.
         hit: Whether the target is strictly more similar to the query than every other item, bool.
         positive_similarity: Cosine of query and target, float32.
-        hardest_negative_similarity: Largest cosine of the query and another item than the target, hard negatives
-            included, float32; minus infinity if there is none.
-        mean_negative_similarity: Mean cosine of the query and these items, a column each, float32; 0 if there is none.
-        masked: Columns left out because they are the same item as the target, int64.
-        masked_similar: Columns left out because they are likely matches, by similarity or a teacher, int64.
-        divergence: From a teacher's scores, not weighted, float32; 0 without distillation.
+        hardest_negative_similarity: Largest cosine of the query and any item but the target, hard negatives included,
+            float32; minus infinity if there is none.
+        mean_negative_similarity: Mean cosine of the query and these items, over columns, float32; 0 if there is none.
+        masked: Number of columns left out because they are the same item as the target, int64.
+        masked_similar: Number of columns left out as likely matches, by similarity or by a teacher, int64.
+        divergence: Unweighted divergence from a teacher's scores, float32; 0 without distillation.
     """
 
     loss: Tensor
@@ -55,35 +55,34 @@ class ContrastiveLoss:
         L = -1/B sum_i log( exp(s(q_i, t_i) / tau) / sum_{c in C} exp(s(q_i, c) / tau) )
 
     with cosine similarity s on unit rows, B the global batch, tau the temperature, C the targets of all rows
-    (VLM2Vec, arXiv 2410.05160, eq. 1; one direction and labels on the diagonal, as in the original) and, where pairs
-    bring them, the hard negatives of all rows. Computed in fp32 whatever the inputs' dtype.
+    (VLM2Vec, arXiv 2410.05160, eq. 1; one direction and labels on the diagonal, as in the original) and, if pairs
+    have them, the hard negatives of all rows. Computed in float32, whatever the inputs' dtype.
 
-    Each rank computes the rows it was dealt and divides by the *global* batch, so the ranks' losses add up to the
-    loss, and the sum of their gradients is its gradient, whoever holds which row.
+    Each rank computes its rows and divides by the *global* batch, so that the ranks' losses add up to the loss and
+    their gradients to its gradient, however rows are distributed.
 
-    When to use what: the defaults are the original's. Mask false negatives where many rows share a target (class
-    names, short answers). Train in both directions if targets will be used to search for queries too. Give Matryoshka
-    dimensions if shortened embeddings are to be stored.
+    When to use what: the defaults are the original's. Mask false negatives if many rows share a target (class names,
+    short answers). Train in both directions if targets will also be used to search for queries. Give Matryoshka
+    dimensions if you want to store shortened embeddings.
 
     Args:
         temperature: tau, fixed (the original's value is 0.02) or learned.
-        mask_false_negatives: Leave out columns that are the same item (text and image) as the row's own target, hard
+        mask_false_negatives: Leave out columns that are the same item (text and image) as the row's target, hard
             negatives included. The original keeps them.
-        block_rows: Rows per block; None: so many that a block has at most `BLOCK_SCORES` scores. Peak memory is one
-            block of (block_rows, columns); where there is more than one block, blocks are recomputed in the backward
-            pass.
-        bidirectional: The mean of the loss above and of its mirror image, the cross-entropy of every target over all
-            queries (CLIP, arXiv 2103.00020, figure 3), in which hard negatives take no part. Masked there are queries
-            that are the same item as the row's own, and queries of rows with the same target: they match it too.
-        matryoshka_dims: The mean of the loss over these leading dimensions of the embeddings, each scaled to unit
-            length again (Matryoshka representations, arXiv 2205.13147); the full width only if it is among them.
-            Statistics are those of the largest. Empty: the full width.
-        negatives: Weights of negatives, which of them are left out as likely matches, and for which rows hard negatives
-            compete. They apply in both directions.
+        block_rows: Rows per block; None: as many as give at most `BLOCK_SCORES` scores. Peak memory is one block of
+            (block_rows, columns); with more than one block, blocks are recomputed in the backward pass.
+        bidirectional: Use the mean of the loss above and the reverse loss, the cross-entropy of every target over all
+            queries (CLIP, arXiv 2103.00020, figure 3), without hard negatives. False negatives there are queries that
+            are the same item as the row's query, and queries of rows with the same target, which match it too.
+        matryoshka_dims: Use the mean of the loss over these leading dimensions of the embeddings, each normalised again
+            (Matryoshka representations, arXiv 2205.13147). The full width counts only if it is among them. Statistics
+            are those of the largest. Empty: the full width only.
+        negatives: Weights of negatives, which of them are masked as likely matches, and for which rows hard negatives
+            compete; applied in both directions.
         distillation: Adds a divergence from a teacher's scores, from queries to targets; None: no teacher.
 
     Raises:
-        ValueError: A value without meaning; the message names it.
+        ValueError: A value is out of range; the message names it.
 
     Examples:
         >>> import torch
@@ -119,7 +118,7 @@ class ContrastiveLoss:
             raise ValueError(f"block_rows must be at least 1, not {block_rows}")
         for dim in matryoshka_dims:
             if dim < 1 or list(matryoshka_dims).count(dim) > 1:
-                raise ValueError(f"matryoshka_dims must be positive and different, not {dim} in {(*matryoshka_dims,)}")
+                raise ValueError(f"matryoshka_dims must be positive and distinct, not {dim} in {(*matryoshka_dims,)}")
         self.temperature = temperature
         self.mask_false_negatives = mask_false_negatives
         self.block_rows = block_rows
@@ -129,36 +128,36 @@ class ContrastiveLoss:
         self.distillation = distillation
 
     def __call__(self, representations: Tensor, pairs: Pairs, rows: range) -> tuple[Tensor, RowStatistics]:
-        """The loss of some rows of the global batch.
+        """Computes the loss of some rows of the global batch.
 
         Args:
-            representations: All items' embeddings, unit rows, shape (items, dimension).
-            pairs: The rows of the global batch, as indices into `representations`, on the same device.
-            rows: The rows to compute: a contiguous range in [0, batch).
+            representations: Embeddings of all items, unit rows, shape (items, dimension).
+            pairs: Rows of the global batch, as indices into `representations`, on the same device.
+            rows: Rows to compute: a contiguous range in [0, batch).
 
         Returns:
             The sum over `rows` divided by the global batch (a scalar with gradient), and the rows' statistics.
 
         Raises:
-            ValueError: A Matryoshka dimension is larger than the embeddings, or rows do not say which of several
-                temperatures they use.
+            ValueError: A Matryoshka dimension is larger than the embeddings, or several temperatures are learned and
+                `pairs` has no temperature groups.
         """
         width = representations.shape[1]
         dims = self.matryoshka_dims or (width,)
         if dims[-1] > width:
-            raise ValueError(f"matryoshka_dims: {dims[-1]} is more than the embeddings' {width} dimensions")
+            raise ValueError(f"matryoshka_dims: {dims[-1]} exceeds the embeddings' {width} dimensions")
         total = representations.new_zeros((), dtype=torch.float32)
         with torch.autocast(representations.device.type, enabled=False):
             temperature = self._current_temperature(pairs)
             for dim in dims:
-                unit = representations.float()  # at full width
+                unit = representations.float()  # (items, width) unit rows; shortened ones must be normalised again
                 unit = unit if dim == width else F.normalize(unit[:, :dim], dim=-1)
                 loss, statistics = self._at_width(unit, pairs, rows, temperature)
                 total = total + loss
         return total / len(dims), statistics
 
     def _current_temperature(self, pairs: Pairs) -> float | Tensor:
-        """One for all rows, or each row's own, shape (batch, 1)."""
+        """One temperature for all rows, or one per row, shape (batch, 1)."""
         if not isinstance(self.temperature, LearnedTemperature):
             return self.temperature
         temperature = self.temperature.log_temperature.exp()
@@ -171,14 +170,15 @@ class ContrastiveLoss:
     def _at_width(
         self, representations: Tensor, pairs: Pairs, rows: range, temperature: float | Tensor
     ) -> tuple[Tensor, RowStatistics]:
-        """The rows' share of the loss and their statistics, on float32 unit rows of one width."""
+        """The rows' share of the loss, and their statistics, for float32 unit rows of one width."""
         columns = representations.index_select(0, pairs.column_items)
         all_queries = representations.index_select(0, pairs.query) if self.bidirectional else None
         block_rows = self.block_rows or max(1, BLOCK_SCORES // len(columns))
+        # With several blocks, keeping every block's scores for the backward pass would take the memory of all at once.
         recompute = len(rows) > block_rows or self.bidirectional or len(self.matryoshka_dims) > 1
         total = representations.new_zeros(())
         statistics: list[RowStatistics] = []
-        # At least one block: a rank without rows still takes part in the backward pass's collectives.
+        # At least one block: a rank without rows must still join the backward pass's collectives.
         for start in range(rows.start, max(rows.stop, rows.start + 1), block_rows):
             block = slice(start, min(start + block_rows, rows.stop))
             own = torch.arange(block.start, block.stop, device=representations.device)
@@ -197,8 +197,8 @@ class ContrastiveLoss:
     def _query_to_target(
         self, queries: Tensor, columns: Tensor, pairs: Pairs, own: Tensor, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor | None, RowStatistics]:
-        """Of one block of rows, whose targets are the columns `own`: losses (rows,), distillation's, statistics."""
-        similarity = queries @ columns.T
+        """Losses (rows,), distillation losses and statistics of a block of rows, whose targets are columns `own`."""
+        similarity = queries @ columns.T  # (rows, columns)
         column_items = pairs.column_items
         same_item = column_items[own, None] == column_items
         foreign = self.negatives.foreign(pairs, own)
@@ -220,7 +220,7 @@ class ContrastiveLoss:
             mean = similarity.masked_fill(~is_other, 0.0).sum(dim=1) / is_other.sum(dim=1).clamp(min=1)
             statistics = RowStatistics(
                 loss=losses.detach(),
-                # A tie is no hit: a collapsed encoder, for which all similarities are equal, must not look perfect.
+                # A tie is no hit, so that a collapsed encoder, whose similarities are all equal, does not look perfect.
                 hit=positive > hardest,
                 positive_similarity=positive.detach(),
                 hardest_negative_similarity=hardest,
@@ -236,7 +236,7 @@ class ContrastiveLoss:
     def _target_to_query(
         self, columns: Tensor, queries: Tensor, pairs: Pairs, own: Tensor, temperature: float | Tensor
     ) -> Tensor:
-        """Losses (rows,) of one block of rows, whose queries are the columns `own`."""
+        """Losses (rows,) of one block of rows in the reverse direction; their queries are the columns `own`."""
         targets = columns[: len(queries)]
         similarity = targets.index_select(0, own) @ queries.T
         logits = self.negatives.weighted(similarity / temperature, similarity, own)
@@ -252,7 +252,7 @@ class ContrastiveLoss:
 
 
 def _more_left_out(more: Tensor, before: Tensor | None, own: Tensor) -> tuple[Tensor, Tensor]:
-    """What was left out and more, but never a row's own match; and how many columns of each row are new."""
+    """Adds columns to those left out, but never a row's own match; also returns the number of new ones per row."""
     more = more.scatter(1, own[:, None], False)
     if before is None:
         return more, more.sum(dim=1)
@@ -265,7 +265,7 @@ def _cross_entropy(logits: Tensor, left_out: Tensor | None, own: Tensor) -> Tens
 
 
 def _run(recompute: bool, function: Callable[..., Result], *arguments: object) -> Result:
-    """Calls; with `recompute`, the call is made again in the backward pass, and only its arguments are kept."""
+    """Calls a function; with `recompute`, keeps only its arguments and calls it again in the backward pass."""
     if not recompute:
         return function(*arguments)
     result: Result = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

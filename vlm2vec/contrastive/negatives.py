@@ -1,4 +1,4 @@
-"""How negatives take part in the loss: weighted by hardness, left out where they are likely matches, for which rows."""
+"""Treatment of negatives in the loss: hardness weights, masks of likely false negatives, rows of hard negatives."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from vlm2vec.contrastive.pairs import Pairs
 
 @dataclass(frozen=True)
 class Negatives:
-    r"""How the negatives of a row take part; the defaults change nothing.
+    r"""Weights and masks of a row's negatives; the defaults change nothing.
 
-    A row's negatives are all columns but that of its own target. What is decided by similarities is decided by the
-    model's own, detached: no gradient goes through a weight or a mask. With Matryoshka dimensions each width decides by
-    its own vectors. The same rules hold from targets to queries, with the two sides exchanged.
+    A row's negatives are all columns except its target. Similarities that decide a weight or a mask are the model's,
+    detached, so that no gradient flows through them. With Matryoshka dimensions, each width uses its shortened vectors.
+    The same rules apply from targets to queries, with the two sides exchanged.
 
     Attributes:
         hardness_weight: alpha. A negative's logit s / tau becomes s / tau + alpha sg(s), so that its term in the
             denominator is weighted by e^(alpha s) (LLaVE, arXiv 2503.04812, eq. 5, alpha = 9). The target's logit
-            stays. 0: not weighted.
-        similarity: S. Leaves out negatives whose cosine with the row's *target* is above S: they are nearly the same
-            item (RzenEmbed, arXiv 2510.27350: S = 0.95). From targets to queries: where queries or targets of the two
-            rows are that similar. None: off.
-        margin: M. Leaves out negatives c that are more similar to the *query* q than its target t less a margin,
+            stays. 0: no weights.
+        similarity: S. Leaves out negatives whose cosine with the row's *target* is above S, because they are nearly
+            the same item (RzenEmbed, arXiv 2510.27350: S = 0.95). From targets to queries: if the queries or the
+            targets of the two rows are that similar. None: off.
+        margin: M. Leaves out negatives c that are more similar to the *query* q than its target t minus a margin,
             s(q, c) > s(q, t) - M. M > 0 leaves out negatives that come close to the target (NV-Retriever's absolute
-            margin, arXiv 2407.15831, there by a teacher, when negatives are mined); M = 0 those that surpass it
-            (GISTEmbed, arXiv 2402.16829, there by a guide model); M < 0 only those that surpass it by more than -M.
-            Of an untrained model that is most negatives: start with M < 0, or train a while without. None: off.
-        own_rows_only: Whether a hard negative competes in its own row only, not in all rows.
+            margin, arXiv 2407.15831, applied there by a teacher when negatives are mined); M = 0 those that surpass it
+            (GISTEmbed, arXiv 2402.16829, applied there by a guide model); M < 0 only those that surpass it by more
+            than -M. For an untrained model, M >= 0 leaves out most negatives: start with M < 0, or train without it
+            first. None: off.
+        own_rows_only: Whether a hard negative competes only in its row, not in all rows.
 
-    Items that `Pairs.ignored` names for a row are always left out of it.
+    Items that `Pairs.ignored` names for a row are always left out of that row.
 
     Raises:
-        ValueError: A value without meaning.
+        ValueError: A value is out of range.
     """
 
     hardness_weight: float = 0.0
@@ -54,33 +55,33 @@ class Negatives:
 
     @property
     def finds_false_negatives(self) -> bool:
-        """Whether negatives are left out by the model's similarities."""
+        """Whether the model's similarities decide which negatives are left out."""
         return self.similarity is not None or self.margin is not None
 
     def foreign(self, pairs: Pairs, own: Tensor) -> Tensor | None:
-        """Which columns are other rows' hard negatives that do not compete, shape (rows, columns); None: none."""
+        """Mask of other rows' hard negatives, which do not compete, shape (rows, columns); None if all compete."""
         if not self.own_rows_only or pairs.negative_row is None:
             return None
         of_others = pairs.negative_row != own[:, None]
         return torch.cat([of_others.new_zeros((len(own), len(pairs.query))), of_others], dim=1)
 
     def weighted(self, logits: Tensor, similarity: Tensor, own: Tensor) -> Tensor:
-        """The logits with negatives weighted by hardness; a row's match is its column `own`."""
+        """Adds the hardness weights to the logits of negatives; the match of each row is its column `own`."""
         if self.hardness_weight == 0:
             return logits
         return logits + (self.hardness_weight * similarity.detach()).scatter(1, own[:, None], 0.0)
 
     def similar_columns(self, similarity: Tensor, columns: Tensor, pairs: Pairs, own: Tensor) -> Tensor | None:
-        """Likely matches among the columns of some rows, from queries to targets and hard negatives.
+        """Mask of likely matches among the columns of some rows, from queries to targets and hard negatives.
 
         Args:
-            similarity: Of the rows' queries and the columns, shape (rows, columns).
-            columns: Their representations, the targets of all rows first.
+            similarity: Cosine of the rows' queries and the columns, shape (rows, columns).
+            columns: Representations of the columns, the targets of all rows first, shape (columns, dimension).
             pairs: The global batch.
-            own: Numbers of the rows, which are those of their targets' columns.
+            own: Numbers of the rows, which are also the columns of their targets.
 
         Returns:
-            Shape (rows, columns); None if nothing is left out.
+            The mask, shape (rows, columns); None if nothing is left out.
         """
         found = self._by_margin(similarity, own)
         if self.similarity is not None:
@@ -92,12 +93,12 @@ class Negatives:
     def similar_queries(
         self, similarity: Tensor, queries: Tensor, targets: Tensor, pairs: Pairs, own: Tensor
     ) -> Tensor | None:
-        """The same from targets to queries: likely matches among all queries, shape (rows, batch).
+        """Mask of likely matches among all queries, from targets to queries, shape (rows, batch).
 
         Args:
-            similarity: Of the rows' targets and all queries, shape (rows, batch).
-            queries: Of all rows, shape (batch, dimension).
-            targets: The same.
+            similarity: Cosine of the rows' targets and all queries, shape (rows, batch).
+            queries: Queries of all rows, shape (batch, dimension).
+            targets: Targets of all rows, shape (batch, dimension).
             pairs: The global batch.
             own: Numbers of the rows.
         """
@@ -123,12 +124,13 @@ def _are_similar(items: Tensor, own: Tensor, threshold: float) -> Tensor:
 
 
 def _are_listed(couples: Tensor, rows: Tensor, items: Tensor) -> Tensor:
-    """Whether (row, item) is one of the couples, for rows and items that are broadcast; the host does not wait."""
+    """Whether (row, item) is one of the couples, for broadcast rows and items, without a host synchronisation."""
+    # One number per couple, row * spread + item, allows a binary search. A hash table would need the host.
     spread = couples[:, 1].amax() + 1
     listed = (couples[:, 0] * spread + couples[:, 1]).sort().values
     wanted = rows * spread + items
     place = torch.searchsorted(listed, wanted).clamp(max=len(listed) - 1)
-    # An item beyond all listed ones would pass for one of the next row.
+    # The number of an item above all listed ones could equal that of a couple of the next row.
     return (listed[place] == wanted) & (items < spread)
 
 

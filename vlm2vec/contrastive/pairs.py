@@ -1,4 +1,4 @@
-"""Which representations form the rows of a global batch, and what is known of them."""
+"""Rows of a global batch: indices of their queries, targets and hard negatives, and a teacher's data."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which representations form the rows of a global batch.
+    """Rows of a global batch as indices into the representation matrix.
 
-    Identical items share one representation, so two rows with the same positive carry the same index in `positive`.
+    Identical items share one representation, so two rows with the same target have the same index in `positive`.
 
     Attributes:
-        query: Row of the representation matrix that holds each pair's query, shape (batch,), int64.
-        positive: The same for each pair's target, shape (batch,), int64.
-        negative: The same for each hard negative, in the order of rows, shape (hard negatives,), int64; a row has any
-            number of them. None: no hard negatives.
-        negative_row: The row that each hard negative belongs to, shape (hard negatives,), int64.
-        ignored: (row, item) couples, shape (couples, 2), int64: items that are no negatives of a row, because a teacher
-            finds them too similar. They stay out of that row's denominator.
-        teacher_positive: A teacher's similarity of each pair's query and target, shape (batch,), float32; NaN where it
-            gave none.
-        teacher_negative: The same of a row's query and each hard negative, shape (hard negatives,), float32.
-        temperature_group: Which of several learned temperatures each row uses, shape (batch,), int64.
+        query: Index of each pair's query, shape (batch,), int64.
+        positive: Index of each pair's target, shape (batch,), int64.
+        negative: Index of each hard negative, ordered by row, shape (hard negatives,), int64; a row may have any number
+            of them. None: no hard negatives.
+        negative_row: Row of each hard negative, shape (hard negatives,), int64.
+        ignored: (row, item) couples, shape (couples, 2), int64: items that a teacher finds too similar to be negatives
+            of a row. They are left out of that row's denominator.
+        teacher_positive: A teacher's similarity of each pair's query and target, shape (batch,), float32; NaN if it has
+            none.
+        teacher_negative: A teacher's similarity of each hard negative and its row's query, shape (hard negatives,),
+            float32; NaN if it has none.
+        temperature_group: Index of the learned temperature that each row uses, shape (batch,), int64.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not match.
     """
 
     query: Tensor
@@ -44,17 +45,19 @@ class Pairs:
         of_rows = (self.query, self.positive, self.teacher_positive, self.temperature_group)
         shapes = {tuple(each.shape) for each in of_rows if each is not None}
         if len(shapes) > 1:
-            raise ValueError(f"queries and targets of pairs must be equally many, not {sorted(shapes)}")
+            raise ValueError(f"queries and targets of pairs must have the same shape, not {sorted(shapes)}")
         if (self.negative is None) != (self.negative_row is None):
-            raise ValueError("hard negatives need the row that each of them belongs to (negative_row)")
+            raise ValueError("negative and negative_row must be given together: each hard negative belongs to a row")
         of_negatives = (self.negative, self.negative_row, self.teacher_negative)
         shapes = {tuple(each.shape) for each in of_negatives if each is not None}
         if len(shapes) > 1:
-            raise ValueError(f"hard negatives and their rows must be equally many, not {sorted(shapes)}")
+            raise ValueError(f"hard negatives, their rows and scores must have the same shape, not {sorted(shapes)}")
         if (self.teacher_negative is not None) and (self.negative is None or self.teacher_positive is None):
-            raise ValueError("a teacher's scores of hard negatives need hard negatives and scores of the targets")
+            raise ValueError(
+                "teacher_negative needs hard negatives (negative) and scores of targets (teacher_positive)"
+            )
         if self.ignored is not None and (self.ignored.dim() != 2 or self.ignored.shape[1] != 2):
-            raise ValueError(f"ignored items are couples of row and item, not of shape {tuple(self.ignored.shape)}")
+            raise ValueError(f"ignored must have shape (couples, 2), not {tuple(self.ignored.shape)}")
 
     def to(self, device: torch.device) -> Pairs:
         """The same pairs on `device`."""
@@ -67,5 +70,5 @@ class Pairs:
 
     @property
     def column_items(self) -> Tensor:
-        """The items that rows are compared with: all targets, then all hard negatives; shape (columns,)."""
+        """Items that rows are compared with: all targets, then all hard negatives, shape (columns,)."""
         return self.positive if self.negative is None else torch.cat([self.positive, self.negative])

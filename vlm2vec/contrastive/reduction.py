@@ -1,4 +1,4 @@
-"""Reducing gradients over the ranks once a step, exactly."""
+"""Accumulates gradients over chunks and reduces them over ranks, exactly, for each kind of DeepSpeed engine."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ GradientReduction = Callable[[Any, int], AbstractContextManager[BeforeBackward]]
 
 
 def gradient_reduction(engine: Any) -> GradientReduction:
-    """The way to accumulate over chunks and reduce over ranks that is exact for this engine.
+    """Chooses the exact way to accumulate over chunks and reduce over ranks for an engine.
 
-    Coalescing sums the chunks' gradients in the parameters' own dtype. In fp32 that is exact and needs one reduction;
-    in bf16 it loses bits with every chunk, so there the engine's own accumulation (fp32, `grad_accum_dtype`) is used,
-    at the price of a reduction a chunk under ZeRO-2/3.
+    Coalescing sums the chunks' gradients in the parameters' dtype. In float32 that is exact and needs one reduction. In
+    bfloat16 every chunk would lose bits, so the engine's accumulation in float32 (`grad_accum_dtype`) is used, which
+    needs one reduction per chunk under ZeRO-2/3.
 
     Returns:
-        A context `(engine, number of backwards)` around pass 2; it yields what to call before each backward.
+        A context `(engine, number of backwards)` for pass 2; it yields a function to call before each backward.
 
     Raises:
-        ValueError: Nothing to train.
+        ValueError: The encoder has no trainable parameter.
     """
     return _coalesced if _trains_in_float32(engine) else at_last_backward
 
 
 def copies_at_boundary(engine: Any) -> bool:
-    """Whether a parameter's gradient counts only if the last backward of a step reaches that parameter.
+    """Whether a parameter's gradient is used only if the last backward of a step reaches that parameter.
 
-    With optimizer offload and its own accumulation, DeepSpeed 0.19.8 copies sums to the optimizer's memory as the last
-    backward reaches their parameters: where that is a chunk of texts, the vision tower's gradient is lost.
+    With optimizer offload and bfloat16 weights, DeepSpeed 0.19.8 copies a parameter's sum to the optimizer's memory
+    when the last backward reaches it. If the last chunk has no images, the vision tower's gradient is lost.
     """
     return bool(engine.zero_offload_optimizer()) and not _trains_in_float32(engine)
 
@@ -46,20 +46,20 @@ def _trains_in_float32(engine: Any) -> bool:
 
 @contextmanager
 def _coalesced(engine: Any, num_backwards: int) -> Iterator[BeforeBackward]:
-    """One reduction when the block ends."""
+    """Reduces once, when the block ends."""
     _forget_last_step(engine)
     with engine.coalesce_grad_reduction():
         try:
             yield lambda: None
         except BaseException:
-            # Leaving the block reduces what there is, failure or not: a rank that failed would wait there for ranks
-            # that are elsewhere, and its error would never be told. Without gradients there is nothing to reduce.
+            # DeepSpeed reduces when the block is left, even after an error: a failed rank would wait there for ranks
+            # that are elsewhere, and its error would never be reported. Without gradients there is nothing to reduce.
             for parameter in engine.module.parameters():
                 parameter.grad = None
             raise
         if engine.zero_optimization_stage() < 3:
-            # A parameter without gradient on some ranks would shift the others' gradients to wrong places in the
-            # reduction's buckets (equal sizes: silently). ZeRO-3 partitions gradients and needs no filling.
+            # A parameter without a gradient on some ranks would shift the other gradients to wrong places in the
+            # reduction's buckets (silently, if sizes match). ZeRO-3 partitions gradients and is not affected.
             for parameter in engine.module.parameters():
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -67,7 +67,7 @@ def _coalesced(engine: Any, num_backwards: int) -> Iterator[BeforeBackward]:
 
 @contextmanager
 def at_last_backward(engine: Any, num_backwards: int) -> Iterator[BeforeBackward]:
-    """The engine accumulates by itself; the last backward is the boundary."""
+    """Lets the engine accumulate; only the last backward is a gradient accumulation boundary."""
     _forget_last_step(engine)
     done = 0
 
@@ -76,20 +76,20 @@ def at_last_backward(engine: Any, num_backwards: int) -> Iterator[BeforeBackward
         done += 1
         engine.set_gradient_accumulation_boundary(done == num_backwards)
         if engine.zero_optimization_stage() == 3:
-            # ZeRO-3 counts a backward at the next forward. Between the backwards of kept graphs there is none, and
-            # every backward would overwrite the gradient of the one before it (DeepSpeed 0.19.8). After a forward
-            # this changes nothing.
+            # DeepSpeed 0.19.8: ZeRO-3 notices the end of a backward at the next forward. Between the backwards of kept
+            # graphs there is no forward, and each backward would overwrite the gradient of the one before. After a
+            # forward this call changes nothing.
             engine.optimizer.clear_backward_seen_flag()
 
     yield before_backward
 
 
 def _forget_last_step(engine: Any) -> None:
-    """Zeroes the sums of gradients that DeepSpeed 0.19.8 keeps from one step to the next.
+    """Zeroes the gradient sums that DeepSpeed 0.19.8 keeps from step to step.
 
-    ZeRO-3's first backward of a step replaces the sums of those parameters that take part in it, and optimizer offload
-    copies only what takes part in the last one. Other parameters, such as the vision tower in a batch without images,
-    would be updated with the last step's gradient.
+    ZeRO-3's first backward of a step replaces only the sums of parameters that it reaches, and optimizer offload copies
+    only what the last backward reaches. Other parameters, such as the vision tower in a batch without images, would be
+    updated with the last step's gradient.
     """
     optimizer = engine.optimizer
     is_zero3 = engine.zero_optimization_stage() == 3

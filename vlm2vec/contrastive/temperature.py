@@ -1,4 +1,4 @@
-"""The temperature of the contrastive loss as a parameter that is trained with the encoder."""
+"""Learned temperature of the contrastive loss, trained with the encoder."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from torch import Tensor
 from vlm2vec.contrastive.gather import is_distributed
 
 _VALUE = "log_temperature"
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # besides the number of steps, AdamW's state of a parameter
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, besides the number of steps
 
 
 class LearnedTemperature:
     r"""A temperature tau = exp(theta), with theta trained by AdamW (CLIP, arXiv 2103.00020, section 2.5).
 
     The loss's backward pass adds this rank's share of the gradient to theta's; `step` sums the shares over the ranks
-    and updates, so that all ranks, which start from the same value, keep the same value. Theta has an optimizer of
-    its own, without weight decay: ZeRO partitions the engine's parameters, and the loss is not part of the engine. It
-    takes no part in the clipping of the gradient's norm.
+    and updates, so that all ranks, which start from the same value, keep the same value. Theta has a separate
+    optimizer, without weight decay, because ZeRO partitions the engine's parameters and the loss is not part of the
+    engine. Its gradient does not count in the clipped norm.
 
-    After an update tau is set back into [minimum, maximum]. The default minimum is CLIP's (a scale of at most 100);
-    clamping the parameter instead of its use keeps the gradient alive at the boundary, so that tau can leave it again.
+    After an update, tau is clamped to [minimum, maximum]. The default minimum is CLIP's (a scale of at most 100).
+    Clamping the parameter instead of its use keeps a gradient at the boundary, so that tau can leave it again.
 
-    With `groups`, theta is a vector: each group of rows (a subset, a meta-task) has a temperature of its own, which
-    `Pairs.temperature_group` names (RzenEmbed, arXiv 2510.27350). One AdamW updates all of them; a group without rows
-    in a step has gradient zero, and moves on by its momentum alone.
+    With `groups`, theta is a vector: each group of rows (a subset, a meta-task) has one temperature, selected by
+    `Pairs.temperature_group` (RzenEmbed, arXiv 2510.27350). One AdamW updates all of them; a group without rows in a
+    step has gradient zero and changes only by its momentum.
 
-    When to use it: for a new mixture of data, to find the temperature that suits it, or where tasks differ in how far
-    apart their matches and negatives are. VLM2Vec trains with a fixed 0.02.
+    When to use it: to find a suitable temperature for a new mixture of data, or if tasks differ in how far apart their
+    matches and negatives are. VLM2Vec trains with a fixed 0.02.
 
     Args:
         initial: tau at the start.
         minimum: Smallest tau.
         maximum: Largest tau.
-        betas: AdamW's decay of the moments.
-        device: Where the loss runs.
+        betas: AdamW's decay rates of the moments.
+        device: Device of the loss.
         group: The process group of the ranks; the default group if None.
-        groups: Names of the groups of rows that have a temperature each; empty: one for all rows.
+        groups: Names of the groups of rows with one temperature each; empty if all rows share one.
 
     Raises:
-        ValueError: Not 0 < minimum <= initial <= maximum < infinity.
+        ValueError: 0 < minimum <= initial <= maximum < infinity does not hold.
 
     Examples:
         >>> import torch
@@ -69,26 +69,28 @@ class LearnedTemperature:
         groups: Sequence[str] = (),
     ) -> None:
         if not 0 < minimum <= initial <= maximum < math.inf:
-            raise ValueError(f"the temperature must start within its range, not at {initial} in [{minimum}, {maximum}]")
+            raise ValueError(
+                f"the initial temperature {initial} must be within the positive range [{minimum}, {maximum}]"
+            )
         self._log_range = (math.log(minimum), math.log(maximum))
         self._group = group
         self.groups = tuple(groups)
         start = [math.log(initial)] * len(groups) if groups else math.log(initial)
         self.log_temperature = torch.tensor(start, dtype=torch.float32, device=device, requires_grad=True)
-        # Present before the first backward pass: a rank without rows has nothing to add, but joins the sum.
+        # Set before the first backward pass, because a rank without rows adds no gradient but joins the sum.
         self.log_temperature.grad = torch.zeros_like(self.log_temperature)
         self._optimizer = torch.optim.AdamW([self.log_temperature], lr=0.0, betas=betas, weight_decay=0.0)
 
     @property
     def value(self) -> Tensor:
-        """tau, detached, float32 on the device, so that reading it does not wait: a scalar, or shape (groups,)."""
+        """tau, detached, float32, a scalar or shape (groups,); on the device, so that reading it does not wait."""
         return self.log_temperature.detach().exp()
 
     def step(self, learning_rate: float) -> None:
-        """Updates with the gradient of all ranks, and clears it; a collective of a number each that all ranks call.
+        """Updates with the gradient of all ranks and clears it; a collective of one number per temperature.
 
         Args:
-            learning_rate: Of the logarithm of tau: a step of 0.001 changes tau by about 0.1 %.
+            learning_rate: Learning rate of the logarithm of tau: a rate of 0.001 changes tau by about 0.1 % per step.
         """
         gradient = self.log_temperature.grad
         assert gradient is not None
@@ -110,7 +112,7 @@ class LearnedTemperature:
         """Value and AdamW's moments as plain numbers that survive JSON bit for bit; waits for the device.
 
         Returns:
-            By name; with groups a number for each, named "log_temperature/GROUP" and so on, but for the steps done.
+            Numbers by name. With groups, value and moments have one number per group, such as "log_temperature/GROUP".
         """
         moments = self._optimizer.state.get(self.log_temperature, {})
         nothing = torch.zeros_like(self.log_temperature)
@@ -123,7 +125,7 @@ class LearnedTemperature:
         return state
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continues from what `state_dict` returned; betas and range stay this object's.
+        """Restores what `state_dict` returned; betas and range are not part of it.
 
         Raises:
             KeyError: A number is missing.
@@ -142,5 +144,5 @@ class LearnedTemperature:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": {0: of_adam}})
 
     def _names(self, quantity: str) -> list[str]:
-        """What a quantity's numbers are called in the state."""
+        """Names of a quantity's numbers in the state."""
         return [f"{quantity}/{group}" for group in self.groups] or [quantity]

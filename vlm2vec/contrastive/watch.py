@@ -1,4 +1,4 @@
-"""Watching a step: which of its parts runs, and at which place of it; usable without a training loop."""
+"""Observer of a step: its current part and place; usable without a training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class AnyPart(Enum):
-    """What time is spent on; its members are a step's (`Part`), and those of whatever loop runs the steps."""
+    """Base of what time is spent on: the parts of a step (`Part`), and those of the loop that runs steps."""
 
 
 class Part(AnyPart):
@@ -24,7 +24,7 @@ class Part(AnyPart):
     PASS_1 = "pass_1"
     LOSS = "loss"
     PASS_2 = "pass_2"
-    # What this code and the gradient's one reduction send, and the wait for slower ranks in it.
+    # Collectives of this package and the gradient reduction, including the wait for slower ranks.
     COLLECTIVES = "collectives"
 
 
@@ -33,10 +33,10 @@ class Place:
     """A point that the ranks pass in the same order.
 
     Attributes:
-        part: The part whose work is done here; at a wait for a chunk's data, the part that needs the chunk.
-        words: The place for people; nothing is decided by it.
-        is_kept: Whether it is about a chunk whose graph is kept from pass 1.
-        is_pause: Whether the place may take long, such as a wait for data.
+        part: The part that runs here; for a wait for a chunk's data, the part that needs the chunk.
+        words: Description for readers; no code depends on it.
+        is_kept: Whether it concerns a chunk whose graph is kept from pass 1.
+        is_pause: Whether it may take long, such as a wait for data.
     """
 
     part: AnyPart
@@ -46,25 +46,25 @@ class Place:
 
 
 class Watch:
-    """Follows what the thread that runs steps is doing. This one names the parts in torch.profiler's traces only.
+    """Follows the thread that runs steps. This base class only names the parts in torch.profiler's traces.
 
-    A subclass may measure the parts and note the places; it must not make the host wait for the device.
+    A subclass may measure parts and record places; it must not make the host wait for the device.
     """
 
     @contextmanager
     def part(self, part: AnyPart, place: Place | None = None) -> Iterator[None]:
-        """All that runs inside belongs to `part`; with `place`, it begins there."""
+        """Context whose content belongs to `part`; with `place`, it begins there."""
         if place is not None:
             self.at(place)
         with record_function(f"vlm2vec/{part.value}"):
             yield
 
     def at(self, place: Place) -> None:
-        """The step has come to a place, within the part that runs."""
+        """Records that the step has reached a place within the current part."""
 
     @contextmanager
     def leaving(self, part: AnyPart, place: Place, context: AbstractContextManager[Result]) -> Iterator[Result]:
-        """A context; what it does when it is left without an exception belongs to `part` and begins at `place`."""
+        """Wraps a context; its exit without an exception belongs to `part` and begins at `place`."""
         with ExitStack() as stack:
             yield stack.enter_context(context)
             with self.part(part, place):

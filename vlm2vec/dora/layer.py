@@ -1,4 +1,4 @@
-"""The layer, in the place of PEFT's."""
+"""`DoraLinear`, which replaces PEFT's DoRA layer, and its installation in a model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from vlm2vec.errors import InputError
 class DoraLinear(PeftLinear):
     """A linear layer with a DoRA adapter: `m / ||W + s B A|| * (W x + s B A x) + b`.
 
-    With dropout on the input, as PEFT has it, the frozen product appears twice:
-    `W x + b + (m / ||.|| - 1) W d(x) + m / ||.|| s B A d(x)`. With dropout on the adapter's input alone it is
+    With dropout on the input, as in PEFT, the frozen product occurs twice:
+    `W x + b + (m / ||.|| - 1) W d(x) + m / ||.|| s B A d(x)`. With dropout on the adapter's input alone the result is
     `m / ||.|| (W x + s B A d(x)) + b`.
 
-    Made out of PEFT's layer by `install`, not by a constructor.
+    Made from PEFT's layer by `install`, not by a constructor.
     """
 
     drops_adapter_only: bool
     keeps_norm: bool
     kept_norm: WeightNorm | None
     kept_constants: Constants | None
-    backend: str | None = None  # of torch.compile, for the elementwise operators; None: not compiled
+    backend: str | None = None  # torch.compile's backend for the elementwise operators; None: not compiled
 
     @classmethod
     def install(cls, layer: PeftLinear, dropout_on: str) -> None:
-        """Turns PEFT's layer into this one: the same parameters under the same names, other methods."""
+        """Turns PEFT's layer into this one: its methods change, parameters and their names stay."""
         (name,) = layer.lora_A
         layer.__class__ = cls
         layer.base_layer.__class__ = FrozenLinear
@@ -46,11 +46,11 @@ class DoraLinear(PeftLinear):
         layer.keep_norm(False)
 
     def keep_norm(self, keeps: bool) -> None:
-        """Forgets what the last calls have computed of the weights; `keeps`: calls from now on keep it."""
+        """Forgets what earlier calls computed from the weights; with `keeps`, later calls keep and reuse it."""
         self.keeps_norm, self.kept_norm, self.kept_constants = keeps, None, None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x (..., in) to (..., out), in the dtype of the frozen product."""
+        """Maps x (..., in) to (..., out), in the dtype of the frozen product."""
         if self.disable_adapters or self.merged:
             plain: Tensor = super().forward(x, *args, **kwargs)
             return plain
@@ -61,7 +61,7 @@ class DoraLinear(PeftLinear):
         dropout = self.lora_dropout[name]
         is_dropped = self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
         dropped = dropout(x) if is_dropped else None
-        if hasattr(weight, "ds_status"):  # of ZeRO-3: parameters are complete only while their own module runs
+        if hasattr(weight, "ds_status"):  # set by ZeRO-3, where parameters are complete only while their module runs
             norm = self.kept_norm or WeightNorm(self.scaling[name])
             result = forward_by_modules(self, name, x, dropped, norm, self.backend)
             if self.keeps_norm:
@@ -80,7 +80,7 @@ class DoraLinear(PeftLinear):
         return result.view(*leading, -1)
 
     def _constants(self, name: str, dtype: torch.dtype) -> Constants:
-        """The last call's if they are kept."""
+        """The constants of the last call if they are kept, else new ones."""
         kept = self.kept_constants
         if kept is not None and kept.a.dtype == dtype and kept.backend == self.backend:
             return kept
@@ -92,22 +92,22 @@ class DoraLinear(PeftLinear):
 
 
 def _product_dtype(device: torch.device, weight: Tensor) -> torch.dtype:
-    """What autocast rounds inputs of products to, or the frozen weight's dtype: once instead of in each product."""
+    """Dtype for the input: autocast's, or else the frozen weight's, to cast once instead of in each product."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return weight.dtype
 
 
 def install_dora(adapted: nn.Module, dropout_on: str = "input") -> None:
-    """Replaces the methods of PEFT's DoRA layers in a model by this package's; plain LoRA layers stay as they are.
+    """Turns PEFT's DoRA layers in a model into `DoraLinear`; plain LoRA layers stay as they are.
 
     Args:
         adapted: A PEFT model with one adapter.
-        dropout_on: "input" drops the input of the frozen product too, as PEFT and the original do; "adapter" drops
-            the adapter's input alone, which saves a frozen product in every call.
+        dropout_on: "input" applies dropout to the input of the frozen product too, as PEFT and the original do;
+            "adapter" applies it only to the adapter's input, which saves a frozen product in every call.
 
     Raises:
-        InputError: An unknown `dropout_on`.
+        InputError: `dropout_on` is unknown.
     """
     if dropout_on not in DROPOUT_PLACES:
         raise InputError(f"lora_dropout_on {dropout_on!r}: expected one of {', '.join(DROPOUT_PLACES)}")
@@ -119,9 +119,9 @@ def install_dora(adapted: nn.Module, dropout_on: str = "input") -> None:
 
 @contextmanager
 def kept_norms(module: nn.Module) -> Iterator[None]:
-    """Inside, every DoRA layer computes its norm once: for a block in which no weight changes, such as a step's passes.
+    """Context in which every DoRA layer computes its norm only once. No weight may change in it, as in a step's passes.
 
-    Without it every call computes the norm, so that a changed weight is never missed.
+    Outside, every call computes the norm, so that a changed weight is never missed.
     """
     layers = [each for each in module.modules() if isinstance(each, DoraLinear)]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""A DoRA layer module by module, for parameters that are complete only while their module runs (ZeRO-3)."""
+"""Runs a DoRA layer module by module, for ZeRO-3, where parameters are complete only while their module runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vlm2vec.dora.scaling import scaled, scaled_backward
 
 
 class _ProductA(torch.autograd.Function):
-    """`x A^T` with A in the dtype of x; its gradient in A's own."""
+    """`x A^T` with A cast to the dtype of x; A's gradient is in A's dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, cast: Tensor) -> Tensor:
-        """x (n, in), weight (r, in), cast the same in the dtype of x."""
+        """x is (n, in), weight is A (r, in), cast is A in the dtype of x."""
         ctx.save_for_backward(x, cast)
         ctx.dtype = weight.dtype
         return x @ cast.T
@@ -36,15 +36,15 @@ class _ProductA(torch.autograd.Function):
 
 
 class _AddProductB(torch.autograd.Function):
-    """`frozen + hidden (s B)^T`, in the place of `frozen`: a sum into a new tensor would first copy it."""
+    """`frozen + hidden (s B)^T`, written into `frozen`: a sum into a new tensor would first copy it."""
 
     @staticmethod
     def forward(ctx: Any, frozen: Tensor, hidden: Tensor, weight: Tensor, scaled: Tensor, scaling: float) -> Tensor:
-        """frozen (n, out), hidden (n, r), weight B (out, r), scaled s B in the dtype of hidden."""
+        """frozen is (n, out), hidden (n, r), weight is B (out, r), scaled is s B in the dtype of hidden."""
         ctx.save_for_backward(hidden, scaled)
         ctx.dtype, ctx.scaling = weight.dtype, scaling
         ctx.mark_dirty(frozen)
-        return torch.addmm(frozen, hidden, scaled.T, out=frozen)  # counted by FlopCounterMode, unlike addmm_
+        return torch.addmm(frozen, hidden, scaled.T, out=frozen)  # FlopCounterMode counts this, but not addmm_
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
@@ -65,9 +65,9 @@ class _FrozenPair(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x and dropped (n, in), weight (out, in)."""
+        """x and dropped are (n, in), weight is (out, in)."""
         ctx.save_for_backward(weight)
-        # The difference of the inputs instead of the outputs, which are wider.
+        # The inputs are subtracted instead of the outputs, which are wider.
         return F.linear(x - dropped, weight, bias), F.linear(dropped, weight)
 
     @staticmethod
@@ -76,7 +76,7 @@ class _FrozenPair(torch.autograd.Function):
         if not any(ctx.needs_input_grad):
             return None, None, None, None
         (weight,) = ctx.saved_tensors
-        weight = weight.to(of_rest.dtype)  # another one only where a float32 base runs under autocast
+        weight = weight.to(of_rest.dtype)  # the dtypes differ only if a float32 base runs under autocast
         of_x = of_rest @ weight
         return of_x, (of_dropped @ weight).sub_(of_x), None, None
 
@@ -86,7 +86,7 @@ class _ScaleRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, residual: Tensor | None, backend: str | None) -> Tensor:
-        """values (n, out), scale float32 (out,), residual None, (out,) without a gradient, or like values."""
+        """values is (n, out), scale float32 (out,), residual None, (out,) without a gradient, or (n, out)."""
         ctx.save_for_backward(values, scale)
         ctx.backend = backend
         return scaled(values, scale, residual, backend)
@@ -101,10 +101,10 @@ class _ScaleRows(torch.autograd.Function):
 
 
 class FactorA(nn.Linear):
-    """The adapter's A."""
+    """The adapter's A, which also adds its part of the norm."""
 
     def forward(self, x: Tensor, norm: WeightNorm | None = None) -> Tensor:
-        """A x, (n, r); adds A to a `norm` that lacks it."""
+        """Returns A x, (n, r); adds A to an incomplete `norm`."""
         if norm is None:
             return super().forward(x)
         if norm.value is None:
@@ -114,10 +114,10 @@ class FactorA(nn.Linear):
 
 
 class FactorB(nn.Linear):
-    """The adapter's B."""
+    """The adapter's B, which also completes the norm."""
 
     def forward(self, hidden: Tensor, frozen: Tensor | None = None, norm: WeightNorm | None = None) -> Tensor:
-        """frozen + s B hidden, (n, out), in the place of `frozen`; adds B to a `norm` that lacks it."""
+        """Returns frozen + s B hidden, (n, out), written into `frozen`; adds B to an incomplete `norm`."""
         if norm is None or frozen is None:
             return super().forward(hidden)
         if norm.value is None:
@@ -128,12 +128,12 @@ class FactorB(nn.Linear):
 
 
 class FrozenLinear(nn.Linear):
-    """The base model's layer; called by anything but a DoRA layer it is a plain linear layer."""
+    """The base model's layer; a plain linear layer unless a DoRA layer calls it."""
 
     def forward(self, x: Tensor, *dropped: Tensor, norm: WeightNorm | None = None) -> Any:
-        """W x + b; for a DoRA layer, which gives `norm`, W x or the pair (W (x - dropped) + b, W dropped).
+        """Returns W x + b; for a DoRA layer, which passes `norm`, W x or the pair (W (x - dropped) + b, W dropped).
 
-        Adds W and b to a `norm` that lacks them.
+        Adds W and b to an incomplete `norm`.
         """
         if norm is None:
             return super().forward(x)
@@ -145,10 +145,10 @@ class FrozenLinear(nn.Linear):
 
 
 class Magnitude(DoraLinearLayer):
-    """The learned row magnitudes; PEFT's methods still merge them."""
+    """The learned row magnitudes; merging still uses PEFT's methods."""
 
     def forward(self, norm: WeightNorm) -> Tensor:
-        """magnitude / norm, float32 (out,)."""
+        """Returns magnitude / norm, float32 (out,)."""
         scale: Tensor = self.weight / norm.value
         return scale
 
@@ -156,18 +156,18 @@ class Magnitude(DoraLinearLayer):
 def forward_by_modules(
     layer: Any, name: str, x: Tensor, dropped: Tensor | None, norm: WeightNorm, backend: str | None
 ) -> Tensor:
-    """What `DoraProduct` computes, each module with its own parameters, always in the same order: ZeRO-3 fetches ahead.
+    """Computes the same as `DoraProduct`, module by module in a fixed order, which ZeRO-3's prefetch relies on.
 
     Args:
         layer: A `DoraLinear`.
-        name: Of its adapter.
-        x: (n, in), in the dtype of the products.
-        dropped: x after dropout; None: no dropout.
-        norm: Of the adapted weight; its parts are added by the modules that lack them.
-        backend: Of torch.compile, for the elementwise operators; None: not compiled.
+        name: Name of its adapter.
+        x: The input (n, in), in the dtype of the products.
+        dropped: x after dropout; None without dropout.
+        norm: Norm of the adapted weight; if it is incomplete, the modules add their parts.
+        backend: torch.compile's backend for the elementwise operators; None: not compiled.
 
     Returns:
-        (n, out).
+        The result, (n, out).
     """
     hidden = layer.lora_A[name](x if dropped is None else dropped, norm=norm)
     if dropped is None or layer.drops_adapter_only:

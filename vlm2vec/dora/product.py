@@ -1,7 +1,7 @@
-"""A DoRA layer as one function, for parameters that are complete at any time (ZeRO-1 and 2, one process).
+"""Runs a DoRA layer as one autograd function, if parameters are always complete (ZeRO-1 and 2, one process).
 
-Where kernels are short, the host is what limits a step: it takes longer to call modules and to make the nodes of
-autograd's graph, with the tensors that each saves, than to launch what they run.
+With short kernels the host limits a step: calling modules and building autograd's graph, with the tensors that each
+node saves, takes longer than launching the kernels.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vlm2vec.dora.scaling import scaled, scaled_backward
 
 @dataclass(frozen=True)
 class Constants:
-    """What a layer's calls have in common as long as no weight changes.
+    """Values that a layer's calls share as long as no weight changes.
 
     Attributes:
         weight: W, (out, in).
-        bias: (out,), or None.
+        bias: Bias of the frozen layer (out,), or None.
         a: A in the dtype of the products, (r, in).
         scaled_b: s B in the dtype of the products, (out, r).
-        scaling: s.
-        norm: Of the rows of W + s B A, float32 (out,).
-        scale: The magnitude by the norm, float32 (out,).
-        backend: Of torch.compile, for the elementwise operators; None: not compiled.
+        scaling: s, the adapter's alpha / r.
+        norm: Norms of the rows of W + s B A, float32 (out,).
+        scale: The magnitude divided by the norm, float32 (out,).
+        backend: torch.compile's backend for the elementwise operators; None: not compiled.
     """
 
     weight: Tensor
@@ -43,7 +43,7 @@ class Constants:
 
     @classmethod
     def of(cls, layer: Any, name: str, norm: WeightNorm, dtype: torch.dtype) -> Constants:
-        """Of a `DoraLinear` with an adapter of this name; computes a norm that is not complete."""
+        """Constants of a `DoraLinear` for an adapter; completes the norm if necessary."""
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
         base, magnitude = layer.base_layer, layer.lora_magnitude_vector[name].weight
         if norm.value is None:
@@ -64,9 +64,9 @@ class Constants:
 
 
 class DoraProduct(torch.autograd.Function):
-    """`residual + m / ||W + s B A|| * (W y + s B A d)` with d the input after dropout.
+    """`residual + m / ||W + s B A|| * (W y + s B A d)`, where d is the input after dropout.
 
-    Dropout on the input: y = d, residual = W (x - d) + b. Else y = x, residual = b.
+    With dropout on the input, y = d and residual = W (x - d) + b; otherwise y = x and residual = b.
     """
 
     @staticmethod
@@ -80,15 +80,15 @@ class DoraProduct(torch.autograd.Function):
         magnitude: Tensor,
         constants: Constants,
     ) -> Tensor:
-        """x and dropped (n, in), the rest as in `Constants`; `dropped` None: no dropout. Returns (n, out)."""
+        """x and dropped (None without dropout) are (n, in), the rest as in `Constants`. Returns (n, out)."""
         weight = constants.weight
         is_pair = dropped is not None and not drops_adapter_only
         inner = x if dropped is None else dropped
         hidden = inner @ constants.a.T
         frozen = (dropped if is_pair else x) @ weight.T  # type: ignore[operator]
-        # In the place of `frozen`: a sum into a new tensor would first copy it. FlopCounterMode does not count addmm_.
+        # Written into `frozen`: a sum into a new tensor would first copy it. FlopCounterMode does not count addmm_.
         adapted = torch.addmm(frozen, hidden, constants.scaled_b.T, out=frozen)
-        # The difference of the inputs instead of the outputs, which are wider.
+        # The inputs are subtracted instead of the outputs, which are wider.
         residual = F.linear(x - dropped, weight, constants.bias) if is_pair else constants.bias  # type: ignore[operator]
         ctx.save_for_backward(inner, hidden, adapted)
         ctx.constants, ctx.is_pair, ctx.is_dropped = constants, is_pair, dropped is not None

@@ -1,7 +1,7 @@
-"""Rows of a product scaled by magnitude / norm, operator by operator or compiled.
+"""Scales the rows of a product by magnitude / norm, with eager operators or compiled.
 
-The scale stays in float32: rounding it to bfloat16 would hide every change of a magnitude below 0.4 %; promoting the
-values to float32, as plain operators do, would double the traffic.
+The scale stays in float32: rounding it to bfloat16 would hide changes of a magnitude below 0.4 %, and promoting the
+values to float32, as plain operators do, would double the memory traffic.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def scaled(values: Tensor, scale: Tensor, residual: Tensor | None, backend: str 
     """`residual + scale * values` in the values' dtype.
 
     Args:
-        values: (n, out).
-        scale: Float32 (out,).
-        residual: None, (out,), or like values.
-        backend: Of torch.compile; None: operator by operator.
+        values: The product, (n, out).
+        scale: The scale, float32 (out,).
+        residual: None, (out,) or (n, out).
+        backend: torch.compile's backend; None: eager operators.
     """
     if backend is not None:
         compiled: Tensor = run(scale_rows, backend, values, scale, residual)
@@ -33,10 +33,10 @@ def scaled(values: Tensor, scale: Tensor, residual: Tensor | None, backend: str 
 def scaled_backward(
     gradient: Tensor, values: Tensor, scale: Tensor, needs: tuple[bool, bool], backend: str | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of values and scale, where they are needed.
+    """Gradients of values and scale, if needed.
 
-    Operator by operator, the scale's is a sum over all rows in float32 of products in the values' dtype: each is
-    rounded once, as its two factors were, and float32 copies of both would be four times the traffic.
+    With eager operators, the scale's gradient sums, in float32, products in the values' dtype. Each product is rounded
+    once, as its factors were; float32 copies of both would take four times the memory traffic.
     """
     needs_values, needs_scale = needs
     if backend is not None:

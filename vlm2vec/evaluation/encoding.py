@@ -1,4 +1,4 @@
-"""Encodes the batches of a plan: images are decoded in worker processes, every batch is one call of the encoder."""
+"""Encodes the batches of a plan: worker processes decode images, and every batch is one call of the encoder."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.item_rules import with_frames
 
-# Vectors that differ in no number by more than this part of the largest number are the same vector in float32.
+# Vectors are equal in float32 if no component differs by more than this fraction of the largest component.
 _EQUAL_TOLERANCE = 1e-6
-# Mean cosine of different items above which a model has nearly collapsed: its ranks are decided by rounding.
+# Mean cosine of distinct items above which a model has nearly collapsed: rounding errors decide its ranking.
 NEARLY_EQUAL_COSINE = 0.9999
 _SAMPLED_ITEMS = 1000
 
@@ -35,18 +35,18 @@ Encode = Callable[..., torch.Tensor]
 
 
 class ChunkMaker(Protocol):
-    """Makes one encoder call of items, as `ItemEncoderInputs` does."""
+    """Interface of `ItemEncoderInputs`: makes an encoder call for some items."""
 
     def chunk_of(self, items: Sequence[EncodeItem]) -> Chunk:
-        """One encoder call for some items."""
+        """Makes one encoder call for some items."""
 
 
 class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
-    """A plan's batches, made on demand; what is wrong with one travels as a value, a worker would bury it.
+    """Makes a plan's batches on demand; errors are returned as values, because a worker would wrap them.
 
     Args:
-        plan: the batches.
-        inputs: makes the encoder's inputs.
+        plan: The plan with the batches.
+        inputs: Builds the encoder's inputs.
     """
 
     def __init__(self, plan: EncodingPlan, inputs: ChunkMaker) -> None:
@@ -55,10 +55,10 @@ class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
 
     @abstractmethod
     def item(self, index: int) -> EncodeItem:
-        """An item, by its number in what the plan was made for.
+        """Reads an item, by its number in the table that the plan was made for.
 
         Raises:
-            InputError: it cannot be read; the message names it.
+            InputError: It cannot be read; the message names it.
         """
 
     def __getitem__(self, batch: int) -> Chunk | InputError:
@@ -69,10 +69,10 @@ class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
             return error
 
     def chunks(self, batches: Sequence[int], num_workers: int) -> Iterator[Chunk]:
-        """The batches in this order, made ahead by worker processes (0: in this process).
+        """Yields the batches in the given order, made ahead by worker processes (0: in this process).
 
         Raises:
-            InputError: an image that cannot be decoded; the message names its row.
+            InputError: An image cannot be decoded; the message names its row.
         """
         loader = torch.utils.data.DataLoader(
             self,
@@ -80,7 +80,7 @@ class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
             sampler=list(batches),
             num_workers=min(num_workers, len(batches)),
             worker_init_fn=prepare_worker,
-            # A generator of its own: the loader draws a seed, which would move the random state of a training run.
+            # A separate generator: the loader draws a seed, which would change the random state of a training run.
             generator=torch.Generator(),
         )
         for chunk in loader:
@@ -90,13 +90,13 @@ class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
 
 
 class BatchSource(ItemSource):
-    """The batches of a table's items.
+    """Makes the batches of a table's items.
 
     Args:
-        items: the table.
-        plan: its batches.
-        folder: of the images.
-        inputs: makes the encoder's inputs.
+        items: The table.
+        plan: The plan of its batches.
+        folder: Folder of the images.
+        inputs: Builds the encoder's inputs.
     """
 
     def __init__(self, items: ItemTable, plan: EncodingPlan, folder: ImageFolder, inputs: ItemEncoderInputs) -> None:
@@ -113,7 +113,7 @@ class BatchSource(ItemSource):
         try:
             paths = self.folder.files(image)
             data = [self.folder.read(path) for path in paths]
-        except InputError as error:  # there when the run began
+        except InputError as error:  # the file existed at the start of the run
             raise InputError(f"{use}: {error}") from error
         names = [f"{use}: {self.folder.root / path}" for path in paths]
         images = tuple(map(ItemImage, data, names))
@@ -128,18 +128,18 @@ def encode_blocks(
     device: torch.device,
     num_workers: int,
 ) -> None:
-    """Encodes blocks of the plan, one after another, and keeps each when it is done.
+    """Encodes blocks of the plan in order, and stores each when it is complete.
 
     Args:
-        encode: the encoder, in evaluation mode.
-        source: its inputs.
-        store: where vectors go.
-        numbers: the blocks.
-        device: the encoder's.
-        num_workers: processes that decode images ahead.
+        encode: The encoder, in evaluation mode.
+        source: Makes its inputs.
+        store: Receives the vectors.
+        numbers: Numbers of the blocks.
+        device: Device of the encoder.
+        num_workers: Processes that decode images ahead.
 
     Raises:
-        InputError: an item that cannot be encoded, or a vector that cannot be ranked.
+        InputError: An item cannot be encoded, or a vector cannot be ranked.
     """
     blocks = source.plan.blocks()
     chunks = source.chunks([batch for number in numbers for batch in blocks[number]], num_workers)
@@ -154,10 +154,10 @@ def encode_blocks(
 
 
 def encode_chunk(encode: Encode, chunk: Chunk, device: torch.device) -> npt.NDArray[np.float32]:
-    """Vectors of one batch, float32 (items, hidden).
+    """Encodes one batch; returns vectors, float32 (items, hidden).
 
     Raises:
-        InputError: NaN or infinity in a vector: argmax would score it as right.
+        InputError: A vector holds NaN or infinity; argmax would count it as correct.
     """
     with torch.no_grad():
         vectors: npt.NDArray[np.float32] = encode(**chunk.arguments(device, dummy_image=False)).float().cpu().numpy()
@@ -169,7 +169,7 @@ def check_finite(vectors: npt.NDArray[np.float32], names: Sequence[str]) -> None
     """Refuses vectors that cannot be ranked.
 
     Raises:
-        InputError: NaN or infinity.
+        InputError: A vector holds NaN or infinity.
     """
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
@@ -180,22 +180,22 @@ def check_finite(vectors: npt.NDArray[np.float32], names: Sequence[str]) -> None
 
 
 def collapse(vectors: npt.NDArray[np.float32]) -> str | None:
-    """What is wrong with a model whose vectors are all equal or nearly so; None if they differ.
+    """Describes the problem of a model whose vectors are all equal or nearly equal; None if they differ.
 
     Args:
-        vectors: float32 (distinct items, hidden); about a thousand of them, evenly spaced, are looked at.
+        vectors: Vectors, float32 (distinct items, hidden), of which about a thousand, evenly spaced, are compared.
     """
     some = np.asarray(vectors[:: max(1, len(vectors) // _SAMPLED_ITEMS)], dtype=np.float64)
     if len(some) < 2:
         return None
     if np.ptp(some, axis=0).max() <= _EQUAL_TOLERANCE * np.abs(some).max():
-        return "the model gives the same vector for all items: it has collapsed, and every row is lost by a tie"
+        return "the model returns the same vector for all items: it has collapsed, and every row is a tie, not correct"
     unit = some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     count = len(unit)
     mean_cosine = float((np.square(unit.sum(axis=0)).sum() - count) / (count * (count - 1)))
     if mean_cosine > NEARLY_EQUAL_COSINE:
         return (
-            f"the model gives nearly the same vector for all items (mean cosine {mean_cosine:.6f}): "
-            "ranks hang on rounding"
+            f"the model returns nearly the same vector for all items (mean cosine {mean_cosine:.6f}): "
+            "the ranking is decided by rounding errors"
         )
     return None

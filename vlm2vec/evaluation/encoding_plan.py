@@ -1,4 +1,4 @@
-"""Which items run together: every distinct item once, in batches that depend on nothing but the items."""
+"""Plans the encoding of distinct items in batches that depend only on the items, not on ranks."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from vlm2vec.inputs.items import errors_of
 from vlm2vec.inputs.packing import PackedItem, TokenBudget
 from vlm2vec.item_rules import with_frames
 
-# A block is what a kill loses at most; so many batches, fewer where there are few, so that every rank gets blocks.
+# Batches of a block, which is the most that a kill loses, and the number of blocks below which they get fewer batches,
+# so that every rank gets blocks.
 _BLOCK_BATCHES = 16
 _LEAST_BLOCKS = 64
 
 
 @dataclass(frozen=True)
 class EncodingPlan:
-    """The order in which distinct items are encoded, and the batches they share.
+    """The order in which distinct items are encoded, and their batches.
 
-    Two items are the same where text and image bytes are, whatever the image's path. The plan depends on the items
-    and the processor only, never on ranks: a vector's last bits depend on its batch, so batches must not change.
+    Two items are the same if text and image bytes are, whatever the image's path. The plan depends only on the items
+    and the processor, never on ranks: the last bits of a vector depend on its batch, so batches must not change.
 
     Attributes:
-        order: the table's item for every store row, int32 (distinct items,); images first, then longest first.
-        position: the store row of every item of the table, int32 (items,).
-        bounds: batch b holds the store rows from `bounds[b]` to `bounds[b + 1]`, int64 (batches + 1,).
-        num_image_batches: batches with images, the first ones; the others have none.
-        costs: padded tokens of every batch, and what its vision units count as, int64 (batches,).
-        digest: hash of the distinct items and their batches.
+        order: The table's item for every store row, int32 (distinct items,); items with images first, then the longest.
+        position: The store row of every item of the table, int32 (items,).
+        bounds: Batch b holds the store rows from `bounds[b]` to `bounds[b + 1]`, int64 (batches + 1,).
+        num_image_batches: Number of batches with images, which are the first ones.
+        costs: Padded tokens of every batch, including those that its vision units count as, int64 (batches,).
+        digest: Hash of the distinct items and their batches.
     """
 
     order: Indices
@@ -48,7 +49,7 @@ class EncodingPlan:
 
     @property
     def num_batches(self) -> int:
-        """How many batches there are."""
+        """Number of batches."""
         return len(self.bounds) - 1
 
     def rows(self, batch: int) -> range:
@@ -56,15 +57,15 @@ class EncodingPlan:
         return range(int(self.bounds[batch]), int(self.bounds[batch + 1]))
 
     def blocks(self) -> list[range]:
-        """Runs of batches that are encoded and kept together."""
+        """Ranges of batches that are encoded and stored together."""
         size = max(1, min(_BLOCK_BATCHES, self.num_batches // _LEAST_BLOCKS))
         return [range(start, min(start + size, self.num_batches)) for start in range(0, self.num_batches, size)]
 
     def deal_blocks(self, numbers: Sequence[int], num_ranks: int) -> list[list[int]]:
-        """Shares blocks out, so that every rank gets about the same number of tokens.
+        """Distributes blocks, so that every rank gets about the same number of tokens.
 
         Returns:
-            For each rank its blocks, in the plan's order.
+            Numbers of each rank's blocks, in the plan's order.
         """
         blocks = self.blocks()
         costs = [int(self.costs[blocks[number].start : blocks[number].stop].sum()) for number in numbers]
@@ -82,14 +83,15 @@ def plan_encoding(
     """Finds the distinct items, counts their tokens and packs batches of like length.
 
     Args:
-        items: the table.
-        images: its image files, by path.
-        inputs: measures the items.
-        batch_tokens: most padded tokens of a batch.
-        max_items: most items of a batch; None: as many as fit.
+        items: The table.
+        images: Its image files by path.
+        inputs: Measures the items.
+        batch_tokens: Most padded tokens per batch.
+        max_items: Most items per batch; None: as many as fit.
 
     Raises:
-        InputError: a text whose tags do not fit its image, or an item with neither; the message names the row.
+        InputError: A text's tags do not match its images, or an item has neither text nor image; the message names the
+            row.
     """
     if not len(items):
         raise InputError("no items to encode")
@@ -104,7 +106,7 @@ def plan_encoding(
         sizes = image.sizes if image else ()
         own_text = with_frames(items.text(index), len(sizes))
         with errors_of(items.use(index)):
-            # As it is encoded: an image alone is the same item as an image with the default prompt.
+            # Compared as rendered: an image alone is the same item as an image with the default prompt.
             prompt_format.refuse_empty(own_text, len(sizes))
             text = prompt_format.render(own_text, len(sizes), instruction)
         key = (text, image.content if image else b"")
@@ -129,14 +131,14 @@ def pack_plan(
     batches: Sequence[Sequence[int]],
     digest: Callable[[Indices, npt.NDArray[np.int64]], str],
 ) -> EncodingPlan:
-    """The plan of some batches.
+    """Makes the plan of given batches.
 
     Args:
-        packed: Every distinct item.
-        first: The table's first item of each distinct one, int32 (distinct items,).
-        distinct: The distinct item of each of the table's, int32 (items,).
-        batches: Distinct items, each once; those with images come first.
-        digest: Hash of the distinct items in the order given, and of the batches' bounds.
+        packed: Size of every distinct item.
+        first: The table's first item for each distinct item, int32 (distinct items,).
+        distinct: Number of the distinct item for each item of the table, int32 (items,).
+        batches: Batches of distinct items, each item once; batches with images come first.
+        digest: Computes the hash of the distinct items in a given order, and of the batches' bounds.
     """
     order = np.asarray([number for batch in batches for number in batch], dtype=np.int32)
     row_of_number = np.empty(len(order), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Scores the weights of a training run as they are, on all of its ranks, without writing them anywhere."""
+"""Evaluates the current weights of a training run on all of its ranks, without writing them to disk."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from vlm2vec.evaluation.encoding import BatchSource, collapse
 from vlm2vec.evaluation.scoring import score_rows
 from vlm2vec.ranks import own_rank, world_size
 
-# One engine call: the engine and the encoder's arguments to float32 (items, hidden).
+# Runs one engine call: (engine, arguments of the encoder) -> float32 (items, hidden).
 ModelCall = Callable[[Any, dict[str, Any]], torch.Tensor]
 
 
 class LiveEvaluation:
-    """Encodes in lock-step, under any ZeRO stage.
+    """Evaluates with all ranks in lock-step, under any ZeRO stage.
 
-    In slot s rank r runs batch s * ranks + r of the plan. Batches with images come first, so in a slot where any rank
-    has images the others run the vision tower on a dummy; a rank without a batch runs the padding chunk. Every rank
+    In slot s, rank r runs batch s * ranks + r of the plan. Batches with images come first; in a slot in which any rank
+    has images, the others run the vision tower on a dummy. A rank without a batch runs the padding chunk. So every rank
     makes the same calls with the same modules, as ZeRO-3 needs (see `vlm2vec.contrastive.slots`).
 
     Args:
-        data: what to score.
-        source: its batches; the same on all ranks.
-        padding_chunk: a minimal chunk without images.
-        num_workers: processes a rank that decode images ahead.
+        data: The evaluation data.
+        source: Makes its batches, the same on all ranks.
+        padding_chunk: A minimal chunk without images.
+        num_workers: Processes per rank that decode images ahead.
     """
 
     def __init__(self, data: EvalData, source: BatchSource, padding_chunk: Chunk, num_workers: int) -> None:
@@ -45,16 +45,16 @@ class LiveEvaluation:
         self.num_workers = num_workers
 
     def __call__(self, engine: Any, model_call: ModelCall) -> dict[str, Any] | None:
-        """Scores the engine's weights; all ranks call it.
+        """Evaluates the engine's weights; all ranks call it.
 
-        The engine's mode and the random states are as before when it returns.
+        The engine's mode and the random states are restored at the end.
 
         Returns:
-            On the first rank the summary (see `summarise`), with "warnings"; None if a vector is not finite, and on the
-            other ranks.
+            On the first rank, the summary (see `summarise`) with "warnings", or None if a vector is not finite. On the
+            other ranks, None.
 
         Raises:
-            InputError: an image that cannot be decoded any more.
+            InputError: An image can no longer be decoded.
         """
         was_training = engine.training
         with kept_random_state(engine.device):
@@ -72,7 +72,7 @@ class LiveEvaluation:
         return {**summarise(scores, self.data.benchmark), "warnings": [collapsed] if collapsed else []}
 
     def _encode(self, engine: Any, model_call: ModelCall) -> npt.NDArray[np.float32] | None:
-        """All vectors in the plan's order on the first rank, float32 (distinct items, hidden)."""
+        """Encodes all items; the first rank gets all vectors in the plan's order, float32 (distinct items, hidden)."""
         plan, (rank, ranks) = self.source.plan, (own_rank(), world_size())
         vectors: npt.NDArray[np.float32] | None = None
         own = self.source.chunks(range(rank, plan.num_batches, ranks), self.num_workers)
@@ -93,7 +93,7 @@ class LiveEvaluation:
 
 @contextmanager
 def kept_random_state(device: torch.device) -> Iterator[None]:
-    """Leaves torch's random states, the host's and the device's, as they were."""
+    """Context that restores torch's random states of the host and the device at its end."""
     if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
             yield

@@ -1,4 +1,4 @@
-"""Ranks of the truth over embeddings, row by row."""
+"""Ranks the target among each row's candidates, from embeddings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vlm2vec.evaluation.data.datasets import EvalRows
 from vlm2vec.evaluation.data.items import Indices, ItemTable
 from vlm2vec.evaluation.metrics import DatasetScore, score_of_ranks
 
-# Scores closer than this, relative to the vectors' lengths, are equal: about ten times what the order of a float32
-# sum changes. Texts that differ only behind `max_len` are such a case.
+# Scores that differ by less than this, relative to the vectors' lengths, are tied. It is about ten times the effect of
+# the order of a float32 sum. Texts that differ only after `max_len` tokens are such a case.
 TIE_TOLERANCE = 1e-6
 TOP = 5
 # The columns of `predictions.parquet`.
@@ -34,16 +34,16 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class RowScores:
-    """What ranking one dataset gives, row by row.
+    """Results of ranking one dataset, by row.
 
     Attributes:
-        ranks: the truth's rank, 1 = best, int32 (rows,).
-        chances: share of a row's candidates that are the truth, float64 (rows,).
-        tied: another candidate ties with the truth and none beats it, bool (rows,).
-        duplicate_truth: the truth stands among the candidates more than once, bool (rows,).
-        truth_scores: the truth's score, float32 (rows,).
-        top: the best candidates as places in the row's list (0 = the truth), best first, int32 (rows, 5); -1 = none.
-        top_scores: their scores, float32 (rows, 5).
+        ranks: Rank of the target, 1 = best, int32 (rows,).
+        chances: Share of a row's candidates that are the target, float64 (rows,).
+        tied: Whether a different candidate ties with the target and none scores higher, bool (rows,).
+        duplicate_truth: Whether the target occurs among the candidates more than once, bool (rows,).
+        truth_scores: Score of the target, float32 (rows,).
+        top: The best candidates as places in the row's list (0 = the target), best first, int32 (rows, 5); -1 = none.
+        top_scores: Their scores, float32 (rows, 5).
     """
 
     ranks: Indices
@@ -56,7 +56,7 @@ class RowScores:
 
     @classmethod
     def empty(cls, rows: int) -> RowScores:
-        """To be filled row by row."""
+        """Makes empty results, to be filled by row."""
         return cls(
             ranks=np.zeros(rows, dtype=np.int32),
             chances=np.zeros(rows),
@@ -68,7 +68,7 @@ class RowScores:
         )
 
     def total(self) -> DatasetScore:
-        """The dataset's figures."""
+        """Metrics of the dataset."""
         return score_of_ranks(self.ranks, self.chances, self.tied, self.duplicate_truth)
 
 
@@ -77,17 +77,17 @@ def score_rows(
 ) -> RowScores:
     """Ranks one dataset's candidates.
 
-    The truth's rank is 1 + the number of others that score as high or higher: a tie is lost. A candidate equal to the
-    truth (same text, same image bytes) is the truth: it neither beats it nor ties with it.
+    The target's rank is 1 + the number of other candidates that score as high or higher: a tie does not count as
+    correct. A candidate equal to the target (same text, same image bytes) counts as the target.
 
     Args:
-        vectors: float32 (encoded items, hidden), may be a memory map; the score is the dot product.
-        position: the row of `vectors` for every item of the table.
-        rows: the dataset.
-        strict_original: count as the original's argmax does: the truth wins ties, because it stands first.
+        vectors: Vectors, float32 (encoded items, hidden), may be a memory map; the score is the dot product.
+        position: Row of `vectors` for every item of the table.
+        rows: The dataset.
+        strict_original: Count ties as the original's argmax does: the target wins them, because it is first.
     """
     result = RowScores.empty(len(rows))
-    vectors = np.asarray(vectors)  # a memory map wraps every row that is taken of it
+    vectors = np.asarray(vectors)  # without the overhead of a memory map's subclass for every row
     for row in range(len(rows)):
         places = position[rows.of_row(row)]
         query = vectors[position[rows.queries[row]]]
@@ -104,7 +104,7 @@ def score_rows(
         result.tied[row] = at_least_tied > 0 and not np.count_nonzero(others > truth + tolerance)
         result.duplicate_truth[row] = len(places) - num_others > 1
         result.truth_scores[row] = truth
-        # In a lost tie the other candidate stands before the truth, in the original's way behind it.
+        # In a tie, other candidates are listed before the target, or after it with the original's counting.
         sort_by = np.where(is_truth, truth if strict_original else truth - tolerance, scores)
         best = np.lexsort((~is_truth if strict_original else is_truth, -sort_by))[:TOP]
         result.top[row, : len(best)] = best
@@ -113,12 +113,12 @@ def score_rows(
 
 
 def _norm(vector: npt.NDArray[np.float32]) -> np.float32:
-    """`numpy.linalg.norm`, bit for bit, without what it does for other kinds of arrays."""
+    """The same bits as `numpy.linalg.norm`, without its overhead for other kinds of arrays."""
     return np.sqrt(vector.dot(vector))  # type: ignore[no-any-return]
 
 
 def predictions_table(rows: EvalRows, scores: RowScores, items: ItemTable) -> pa.Table:
-    """A dataset's rows as `predictions.parquet` holds them: texts and image paths beside the ranks."""
+    """A dataset's rows for `predictions.parquet`: ranks with texts and image paths."""
     num_rows = len(rows)
     entries = rows.offsets[:-1, None] + np.maximum(scores.top, 0)
     top = np.where(scores.top >= 0, rows.candidates[entries], -1).ravel()
@@ -147,7 +147,7 @@ def predictions_table(rows: EvalRows, scores: RowScores, items: ItemTable) -> pa
 
 
 def score_of_table(table: pa.Table) -> DatasetScore:
-    """A dataset's figures from its part of the predictions."""
+    """Metrics of a dataset from its part of the predictions."""
     columns = (table[name].to_numpy() for name in ("rank", "chance", "tied", "duplicate_truth"))
     return score_of_ranks(*columns)
 

@@ -1,4 +1,4 @@
-"""One global batch as items on ranks: identical items once, dealt by their cost."""
+"""Finds the distinct items of a global batch and distributes them to ranks by cost."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from vlm2vec.mined.rows import MinedRows, by_subset
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a teacher says of a batch's rows; None for what does not take part.
+    """A teacher's data for a batch's rows; None for what the run does not use.
 
     Attributes:
-        ignored: Row and item of each false negative that is in the batch, shape (couples, 2), int64.
-        positive: Its cosine of each row's query and target, shape (batch,), float32.
-        negative: The same for each hard negative, NaN for those that it did not mine, shape (hard negatives,), float32;
-            None also where the batch has no hard negatives.
+        ignored: Row and item of each false negative in the batch, shape (couples, 2), int64.
+        positive: The teacher's cosine of each row's query and target, shape (batch,), float32.
+        negative: The teacher's cosine of each hard negative, NaN for those that it did not mine, shape (hard
+            negatives,), float32; None also if the batch has no hard negatives.
     """
 
     ignored: npt.NDArray[np.int64] | None
@@ -41,20 +41,20 @@ class Teacher:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How one global batch lies on the ranks. All ranks compute the same from the index alone, without talking.
+    """Distribution of one global batch to ranks. All ranks compute the same from the index, without communication.
 
     Items are numbered rank by rank: rank r encodes `items[offset:offset + counts[r]]`.
 
     Attributes:
         items: Every distinct item of the batch, in that numbering.
-        counts: The number of items of each rank.
+        counts: Number of items of each rank.
         query: Number of each row's query item, shape (batch,), int64.
         positive: Number of each row's target item, shape (batch,), int64.
-        negative: Number of each hard negative's item, in the order of rows, a row's own before its mined ones, shape
-            (hard negatives,), int64; None if hard negatives do not take part.
-        negative_row: The row that each hard negative belongs to, shape (hard negatives,), int64.
-        teacher: What a teacher says of the rows; None if it is not asked.
-        digest: A hash of step, items and numbering, positive and below 2^63.
+        negative: Number of each hard negative's item, ordered by row, a row's hard negatives from the data before its
+            mined ones, shape (hard negatives,), int64; None without hard negatives.
+        negative_row: Row of each hard negative, shape (hard negatives,), int64; None without hard negatives.
+        teacher: A teacher's data for the rows; None without a teacher.
+        digest: Hash of step, items and numbering, positive and below 2^63.
     """
 
     items: tuple[ItemReference, ...]
@@ -86,16 +86,16 @@ def lay_out(
     mined: MinedRows | None = None,
     damaged: Set[tuple[str, int]] = frozenset(),
 ) -> BatchLayout:
-    """Finds the distinct items of a global batch and deals them to the ranks.
+    """Finds the distinct items of a global batch and distributes them to the ranks.
 
     Args:
         batch: The samples.
         index: Their index columns.
         item_cost: Estimates an item's tokens.
-        num_ranks: Ranks to deal to.
-        hard_negatives: Whether the samples' hard negatives take part.
-        mined: What of a teacher's sidecar takes part.
-        damaged: Samples (subset, position) that cannot be read, which mined negatives leave out.
+        num_ranks: Number of ranks.
+        hard_negatives: Whether the samples' hard negatives are used.
+        mined: The used parts of a teacher's sidecar; None without one.
+        damaged: Unreadable samples (subset, position), which mined negatives leave out.
     """
     every_row = np.arange(len(batch.positions))
     sides = [ItemPlaces(side, every_row, batch.subsets, batch.positions) for side in (QUERY, POSITIVE)]
@@ -109,7 +109,7 @@ def lay_out(
     hashes = np.concatenate([side.hashes(index) for side in sides])
     costs = np.concatenate([side.costs(index, item_cost) for side in sides])
     distinct, first, item_of_entry = np.unique(hashes, return_index=True, return_inverse=True)
-    # np.unique sorts by hash; order by first appearance keeps the numbering readable and independent of hash values.
+    # np.unique sorts by hash; ordering by first appearance makes the numbering readable and independent of hash values.
     appearance = np.argsort(first, kind="stable")
     rank_items = deal(costs[first[appearance]], num_ranks)
     dealt = appearance[np.concatenate(rank_items)]
@@ -145,12 +145,12 @@ def lay_out(
 
 
 def deal(costs: npt.NDArray[np.int64], num_ranks: int) -> list[npt.NDArray[np.int64]]:
-    """Deals items to ranks so that the ranks' costs are about equal (longest processing time first).
+    """Distributes items to ranks with about equal costs (greedy: longest processing time first).
 
-    Every choice depends on the costs and the items' order only, so all ranks deal alike.
+    Every choice depends only on the costs and the items' order, so all ranks compute the same.
 
     Returns:
-        For each rank the items it gets, dearest first.
+        The items of each rank, most expensive first.
     """
     hands: list[list[int]] = [[] for _ in range(num_ranks)]
     load = [(0, rank) for rank in range(num_ranks)]
@@ -169,15 +169,15 @@ def _ignored(
     numbering: npt.NDArray[np.int64],
     positive: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Row and item of each false negative in the batch, by content: an equal target of another sample counts too.
+    """Row and item of each false negative in the batch, by content: a different sample's equal target counts too.
 
     Args:
-        mined: Names the false negatives.
+        mined: The sidecar, with the false negatives.
         batch: The rows.
-        index: Knows the hash of a target.
+        index: The index, with the targets' hashes.
         distinct: Hashes of the batch's items, sorted.
-        numbering: Their numbers.
-        positive: The number of each row's target, which is no negative of its row.
+        numbering: Number of each of them in the layout.
+        positive: Number of each row's target, which is no negative of its row.
     """
     rows, subsets, positions = mined.row_false_negatives(batch.subsets, batch.positions)
     hashes = ItemPlaces(POSITIVE, rows, subsets, positions).hashes(index)

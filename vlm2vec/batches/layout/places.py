@@ -1,4 +1,4 @@
-"""Where the items of a global batch are read, what they are and what they cost, from the shards' index alone."""
+"""Places, content hashes and costs of a global batch's items, from the shards' index alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ItemCost = Callable[[int, Sequence[tuple[int, int]]], int]
 
 
 class SampleIndex(Protocol):
-    """The index of a set of shards (`vlm2vec.shards.ShardSet`)."""
+    """Interface to the index of a set of shards (`vlm2vec.shards.ShardSet`)."""
 
     @property
     def subsets(self) -> tuple[str, ...]:
@@ -31,12 +31,12 @@ class SampleIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ItemReference:
-    """Where one item of a global batch is read.
+    """Place in the shards of one item of a global batch.
 
     Attributes:
-        subset, position: Of its sample.
-        side: Of the sample.
-        number: Which of the sample's hard negatives, from 0; 0 on the other sides.
+        subset, position: Subset and position of its sample.
+        side: Side of the sample.
+        number: Number of the hard negative in the sample, from 0; 0 for the other sides.
     """
 
     subset: str
@@ -47,14 +47,14 @@ class ItemReference:
 
 @dataclass(frozen=True)
 class ItemPlaces:
-    """Where some items are read, and the rows of the batch that they belong to; shape (items,) each.
+    """Places of some items in the shards, and their rows in the batch; shape (items,) each.
 
     Attributes:
-        side: Of their samples, the same for all.
-        rows: The rows, counted from 0.
+        side: Side of the samples, the same for all items.
+        rows: Rows in the batch, counted from 0.
         subsets: Indices of the samples' subsets.
-        positions: The samples' positions.
-        numbers: Which hard negative each is, from 0; None: all 0.
+        positions: Positions of the samples.
+        numbers: Number of each hard negative in its sample, from 0; None: all 0.
     """
 
     side: str
@@ -64,7 +64,7 @@ class ItemPlaces:
     numbers: Indices | None = None
 
     def by_subset(self, index: SampleIndex) -> Iterator[tuple[Indices, Mapping[str, npt.NDArray[Any]], Indices]]:
-        """For each subset: which of these items it has, its index, and their places among the side's items there."""
+        """For each subset: indices of its items, its columns, and the items' places among the side's items there."""
         for subset in np.unique(self.subsets).tolist():
             members = np.flatnonzero(self.subsets == subset)
             columns, items = index.columns(index.subsets[subset]), self.positions[members]
@@ -74,14 +74,14 @@ class ItemPlaces:
             yield members, columns, items
 
     def hashes(self, index: SampleIndex) -> Indices:
-        """The items' content hashes."""
+        """Content hashes of the items."""
         hashes = np.zeros(len(self.rows), dtype=np.int64)
         for members, columns, items in self.by_subset(index):
             hashes[members] = columns[f"{self.side}_hash"][items]
         return hashes
 
     def costs(self, index: SampleIndex, item_cost: ItemCost) -> Indices:
-        """The items' estimated tokens."""
+        """Estimated tokens of the items."""
         costs = np.zeros(len(self.rows), dtype=np.int64)
         for members, columns, items in self.by_subset(index):
             lengths = columns[f"{self.side}_text_length"][items].tolist()
@@ -90,7 +90,7 @@ class ItemPlaces:
         return costs
 
     def references(self, index: SampleIndex) -> list[ItemReference]:
-        """The items by name."""
+        """References to the items."""
         numbers = np.zeros_like(self.rows) if self.numbers is None else self.numbers
         columns = (self.subsets.tolist(), self.positions.tolist(), numbers.tolist())
         return [
@@ -100,7 +100,7 @@ class ItemPlaces:
 
 
 def negative_places(index: SampleIndex, subsets: Indices, positions: Indices) -> ItemPlaces:
-    """All hard negatives of the samples of some rows, in the order of rows."""
+    """All hard negatives of the samples of some rows, ordered by row."""
     rows, numbers = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for subset in np.unique(subsets).tolist():
         members = np.flatnonzero(subsets == subset)

@@ -1,4 +1,4 @@
-"""The image files that items name, before any is decoded: content and size."""
+"""Scans the image files of items without decoding them: content hash and size."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vlm2vec.images.decode import read_header
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.images.paths import OutsideLinkError
 
-# Reading, hashing and Pillow's header parser wait for the disk or work outside the interpreter's lock.
+# Threads help, because reading, hashing and parsing headers wait for the disk or release the interpreter's lock.
 _THREADS = 8
-# Handed to a thread together: one by one, handing over costs as much as reading.
+# Images per task: with one per task, the overhead of a task would equal the reading time.
 _AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What a path of an item stands for: an image file, or the frames of a clip.
+    """The file of an item's image path, or the frames of its clip.
 
     Attributes:
         content: 128-bit hash of the bytes.
-        sizes: (width, height) in pixels of each image.
+        sizes: (width, height) of each image in pixels.
     """
 
     content: bytes
@@ -36,16 +36,16 @@ class ImageFile:
 
 
 def scan_images(items: ItemTable, folder: ImageFolder) -> Mapping[str, ImageFile]:
-    """Reads every image file of the items once, undecoded.
+    """Reads every image file of the items once, without decoding.
 
     Returns:
-        By path.
+        The image files by path.
 
     Raises:
-        OutsideLinkError: a link that leads out of the folder and is not allowed, found before an image is read if it
-            is a folder's or all images' of a folder.
-        InputError: a path that leads out of the folder, a missing file, a file that is no image; the message names
-            the first one, the row that uses it, and how many more are bad.
+        OutsideLinkError: A link leads out of the folder, and such links are not allowed. A linked folder is found
+            before any image is read.
+        InputError: A path leads out of the folder, or a file is missing or no image; the message names the first
+            one, the row that uses it, and how many more are bad.
     """
     first_use: dict[str, int] = {}
     for index, image in enumerate(items.columns["image"].to_pylist()):
@@ -75,7 +75,7 @@ def scan_images(items: ItemTable, folder: ImageFolder) -> Mapping[str, ImageFile
 
 
 def _refuse_outside_links(items: ItemTable, first_use: Mapping[str, int], folder: ImageFolder) -> None:
-    """Looks at the first image of each folder, so that a linked folder is found in moments, not behind all images."""
+    """Checks the first image of each folder, so that a linked folder is found before all images are read."""
     first_of_folder: dict[str, str] = {}
     for path in first_use:
         first_of_folder.setdefault(os.path.dirname(path), path)

@@ -20,7 +20,7 @@ def dataset_warnings(rows: EvalRows, position: Indices, benchmark: Benchmark | N
     """
     warnings = []
     if rows.unused_columns:
-        warnings.append(f"unused columns: {', '.join(rows.unused_columns)}")
+        warnings.append(f"columns not used: {', '.join(rows.unused_columns)}")
     counts = np.diff(rows.offsets)
     total = f"{len(rows):,} rows"
     if benchmark is not None and rows.name in listed(benchmark):
