@@ -249,7 +249,7 @@ def build_checkpoints(
 
 
 def build_monitor(start: Start, settings: RunSettings, device: str) -> Monitor:
-    """What takes the run's metrics on the first rank; the others' are the same.
+    """Builds the monitor on the first rank; other ranks get one that discards everything.
 
     Also writes the configuration into the run's folder, in place of an earlier start's.
     """

@@ -256,12 +256,12 @@ class WatchSettings:
     """Log lines, profiles and MFU.
 
     Attributes:
-        logging_steps: Steps from one line to the next.
-        report_to: Trackers that get the metrics, beside log.jsonl and the terminal.
-        project: What wandb and trackio file the run under.
-        profile_steps: First and last step of a trace, or nothing.
-        flops_profile_step: The step whose forward passes DeepSpeed's profiler counts.
-        peak_tflops: A device's TFLOP/s; None: known by the device's name, or no MFU.
+        logging_steps: Steps per log line.
+        report_to: Trackers that receive the metrics, besides log.jsonl and the terminal.
+        project: Name of the project in wandb and trackio.
+        profile_steps: First and last step of a trace; empty without one.
+        flops_profile_step: Step whose forward passes DeepSpeed's profiler counts.
+        peak_tflops: Peak TFLOP/s per device; None: looked up by the device's name, without MFU if unknown.
     """
 
     logging_steps: int
