@@ -189,7 +189,7 @@ def leaderboard_text(metadata: Mapping[str, Any], metrics: Mapping[str, Metrics]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read, write, show."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     metadata = {name: getattr(arguments, name) for name in _METADATA}
     metadata["report_generated_date"] = datetime.datetime.now().isoformat()
     merged = merge(arguments.runs)
@@ -211,25 +211,34 @@ _METADATA = (
 )
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="python -m eval.leaderboard", description=__doc__)
-    parser.add_argument(
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m eval.leaderboard",
+        description="Writes the scores of evaluation runs as the JSON file that the MMEB-V2 leaderboard takes.",
+        examples=(
+            "python -m eval.leaderboard scores/image scores/visdoc --output submission.json --model_name my-model "
+            "--model_size 4.1 --model_release_date 2026-01-31",
+        ),
+    )
+    made.add_argument(
         "runs",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="folder that eval.mmeb or eval.retrieval wrote, or one that holds such folders as image/, visdoc/, video/",
+        help="Folder that eval.mmeb or eval.retrieval wrote, or one with such folders as image/, visdoc/, video/.",
     )
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--model_name", required=True, help="as the leaderboard will show it")
-    parser.add_argument("--model_backbone", help="the model that it was trained from")
-    parser.add_argument("--model_size", type=_positive_number, help="billions of parameters")
-    parser.add_argument("--embedding_dimension", type=_positive_count, help="numbers in a vector")
-    parser.add_argument("--max_length_tokens", type=_positive_count, help="longest item in tokens")
-    parser.add_argument("--model_release_date", type=_date, help="YYYY-MM-DD")
-    parser.add_argument("--data_source", default=SELF_REPORTED, help=f"who measured; default: {SELF_REPORTED}")
-    parser.add_argument("--url", help="of the model, its code or paper")
-    return parser
+    made.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write.")
+    model = made.add_argument_group("Model", "What the leaderboard shows of the model.").add_argument
+    model("--model_name", required=True, metavar="NAME", help="Name of the model on the leaderboard.")
+    model("--model_backbone", metavar="NAME", help="Model that it was trained from.")
+    model("--model_size", type=_positive_number, help="Number of parameters, in billions.")
+    model("--embedding_dimension", type=_positive_count, help="Number of dimensions of an embedding.")
+    model("--max_length_tokens", type=_positive_count, help="Maximum length of an item, in tokens.")
+    model("--model_release_date", type=_date, metavar="YYYY-MM-DD", help="Date of its release.")
+    model("--data_source", default=SELF_REPORTED, metavar="NAME", help="Who measured the scores.")
+    model("--url", help="Page of the model, its code or its paper.")
+    return made
 
 
 def _positive_number(text: str) -> float:

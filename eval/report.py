@@ -29,33 +29,60 @@ IMAGE_FOLDER, VISDOC_FOLDER, VIDEO_FOLDER = "image", "visdoc", "video"
 _STYLES = {"best": "bold green", "up": "green", "down": "red"}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, read, show, write."""
-    parser = Parser(prog="python -m eval.report", description=__doc__)
-    parser.add_argument(
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m eval.report",
+        description="Compares evaluation runs: tables on the terminal and in Markdown, CSV, and a page with images.",
+        examples=(
+            "python -m eval.report demo/scores/untrained demo/scores/trained --names untrained trained --output_dir "
+            "demo/report",
+        ),
+    )
+    made.add_argument(
         "runs",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="folder that eval.mmeb, eval.retrieval or the original wrote, or one that holds such folders as "
-        "image/, visdoc/ and video/",
+        help="Folder that eval.mmeb, eval.retrieval or the original code wrote, or one that holds such folders as "
+        "image/, visdoc/ and video/.",
     )
-    parser.add_argument("--names", nargs="+", default=None, help="one heading a run; default: the folders' names")
-    parser.add_argument(
-        "--baseline", help="heading of the run that the others are compared with; default: the first run's"
+    made.add_argument(
+        "--names", nargs="+", metavar="NAME", help="One heading per run. If not given: the names of the folders."
     )
-    parser.add_argument(
-        "--steps", nargs="+", type=int, help="one training step a run; default: what a name like checkpoint-400 says"
+    made.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="Heading of the run that the others are compared with. If not given: the first run.",
     )
-    parser.add_argument("--output_dir", type=Path, help="folder of the reports; default: the last run's")
-    parser.add_argument(
-        "--image_dir", type=Path, help="images of the last run; default: where they were when it was scored"
+    made.add_argument(
+        "--steps",
+        nargs="+",
+        type=int,
+        help="One training step per run. If not given: the number in a name like checkpoint-400.",
     )
-    parser.add_argument(
-        "--allow_links", action="store_true", help="follow links that lead out of the image folder; default: refused"
+    made.add_argument(
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help="Folder for the reports. If not given: the last run's.",
     )
-    parser.add_argument("--misses", type=int, default=3, help="worst misses to show of each dataset; default: 3")
-    arguments = parser.parse_args(argv)
+    made.add_argument(
+        "--image_dir",
+        type=Path,
+        metavar="DIR",
+        help="Folder of the last run's images. If not given: where they were when it was scored.",
+    )
+    made.add_argument(
+        "--allow_links", action="store_true", help="Follow symbolic links that lead out of the image folder."
+    )
+    made.add_argument("--misses", type=int, default=3, help="Number of worst misses to show per dataset.")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, read, show, write."""
+    arguments = parser().parse_args(argv)
     labels = name_runs(arguments.runs, arguments.names)
     baseline = choose_baseline(labels, arguments.baseline)
     retrievals = read_retrievals(arguments.runs, labels)

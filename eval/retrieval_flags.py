@@ -2,81 +2,84 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from eval.mmeb_flags import EncoderArguments, at_least_one, parse_groups
+from eval.mmeb_flags import EncoderArguments, EncodingArguments, at_least_one, flag, parse_groups, parser_of
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.retrieval.metrics import CUTOFFS
+from vlm2vec.messages.dataclass_parser import DataclassParser
 
 
 @dataclass
-class RetrievalArguments:
-    """Which collections, how they are searched, and where the scores go."""
+class _CollectionFlags:
+    """Data: which collections are searched, and where the scores go."""
 
     dataset_name: str = field(
-        metadata={
-            "help": "a collection in BEIR's form (queries, corpus, qrels), a folder of such collections, or a Hugging "
-            "Face name"
-        }
+        metadata=flag(
+            "A collection in BEIR's form (queries, corpus, qrels), a folder of such collections, or a Hugging Face "
+            "name.",
+            "DIR|NAME",
+        )
     )
     encode_output_path: str = field(
-        metadata={"help": "folder for the run's files and its embeddings; ranks on several machines must share it"}
+        metadata=flag("Folder for the scores and the embeddings. Ranks on several machines must share it.", "DIR")
     )
     subset_name: list[str] = field(
         default_factory=lambda: ["all"],
-        metadata={"help": "collections by name, or groups of MMEB-V2's visual documents, or all; default: all"},
+        metadata=flag("Collections by name, groups of MMEB-V2's visual documents, or all.", "NAME"),
     )
     dataset_split: str | None = field(
         default=None,
-        metadata={"help": "the split, where files are named after splits; default: MMEB-V2's for its sets, else test"},
+        metadata=flag("Split, if files are named by split. If not given: MMEB-V2's for its sets, else test.", "NAME"),
     )
     image_dir: str | None = field(
-        default=None, metadata={"help": "folder that image paths start from; default: the collection's own"}
+        default=None,
+        metadata=flag("Folder that image paths are relative to. If not given: the collection's own.", "DIR"),
     )
+
+
+@dataclass
+class RetrievalArguments(EncodingArguments, _CollectionFlags):
+    """Search: how queries and documents are put into prompts, and what is ranked."""
+
     query_instruction: str | None = field(
         default=None,
-        metadata={
-            "help": "instruction of every query, or a whole text with {text} where the query belongs; default: "
-            "MMEB-V2's for its sets, else none"
-        },
+        metadata=flag(
+            "Instruction before every query, or a whole text with {text} in the query's place. If not given: MMEB-V2's "
+            "for its sets, else none."
+        ),
     )
     document_instruction: str | None = field(
         default=None,
-        metadata={
-            "help": "instruction of every document, or a whole text with {text} and <|image_1|>; default: MMEB-V2's "
-            "for its sets, else none"
-        },
+        metadata=flag(
+            "Instruction before every document, or a whole text with {text} and <|image_1|>. If not given: MMEB-V2's "
+            "for its sets, else none."
+        ),
     )
     language: str | None = field(
-        default=None, metadata={"help": "only queries whose column language has this value; default: all"}
+        default=None,
+        metadata=flag("Only use queries with this value in the column 'language'. If not given: all.", "NAME"),
     )
-    top_k: int = field(default=100, metadata={"help": "documents of each ranked list; default: 100"})
+    top_k: int = field(default=100, metadata=flag("Number of documents in each ranked list."))
     skip_own_id: bool = field(
         default=False,
-        metadata={"help": "never rank a document that has the query's id, as BEIR does for queries in the corpus"},
-    )
-    per_device_eval_batch_size: int | None = field(
-        default=None, metadata={"help": "most items in one batch; default: batches are packed by tokens alone"}
-    )
-    batch_tokens: int | None = field(
-        default=None,
-        metadata={"help": "most tokens in one batch, padding counted; default: 16,384, on a CPU 4,096"},
-    )
-    dataloader_num_workers: int = field(
-        default=2, metadata={"help": "processes a rank that decode images ahead; 0 = in the rank itself; default: 2"}
+        metadata=flag("Never rank a document with the query's id, as BEIR does for queries in the corpus."),
     )
     allow_links: bool = field(
-        default=False, metadata={"help": "follow links that lead out of the image folder, for images on another disk"}
+        default=False,
+        metadata=flag("Follow symbolic links that lead out of the image folder, for images on a different disk."),
     )
     num_frames: int | None = field(
         default=None,
-        metadata={
-            "help": "frames of a clip, where an image path names a folder of frames; default: such paths are errors"
-        },
+        metadata=flag(
+            "Frames per clip, if an image path names a folder of frames. If not given: such paths are errors."
+        ),
     )
-    local_rank: int = field(default=-1, metadata={"help": "set by the launcher"})
+    # Set by the launcher, not by people.
+    local_rank: int = field(default=-1, metadata=flag(argparse.SUPPRESS))
 
     def __post_init__(self) -> None:
         if self.top_k < max(CUTOFFS):
@@ -88,16 +91,24 @@ class RetrievalArguments:
             raise InputError(f"--dataloader_num_workers {self.dataloader_num_workers}: must be 0 or more")
 
 
+def parser() -> DataclassParser:
+    """The command line of `eval.retrieval`."""
+    return parser_of(
+        (EncoderArguments, RetrievalArguments),
+        prog="python -m eval.retrieval",
+        description="Scores a model on retrieval collections: nDCG, recall, MRR and MAP over a whole corpus. A run "
+        "that was stopped is continued by the same command.",
+        examples=(
+            "python -m eval.retrieval --model_name demo/trained --dataset_name demo/mini/visdoc --encode_output_path "
+            "demo/scores/visdoc",
+        ),
+    )
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[EncoderArguments, RetrievalArguments]:
     """Parses the command line (`sys.argv` if None).
 
     Raises:
-        InputError: An unknown or incomplete option, or options that contradict.
+        InputError: An unknown or incomplete option, or options that contradict each other.
     """
-    parsed = parse_groups(
-        (EncoderArguments, RetrievalArguments),
-        "python -m eval.retrieval",
-        "Scores a model on retrieval data sets: nDCG, recall, MRR and MAP over a whole corpus.",
-        argv,
-    )
-    return cast(tuple[EncoderArguments, RetrievalArguments], parsed)
+    return cast(tuple[EncoderArguments, RetrievalArguments], parse_groups(parser(), argv))

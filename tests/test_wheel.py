@@ -50,7 +50,7 @@ PROGRAMS = """
     for script in sorted(Path(prefix, "bin").glob("vlm2vec-*")):
         run = lambda: runpy.run_path(str(script), run_name="__main__")
         code, output = end(run, str(script), "--help")
-        script_ends[script.name] = [code, output.split(" [")[0]]
+        script_ends[script.name] = [code, " ".join(output.split()[:2])]
     train = str(Path(prefix, "bin", "vlm2vec-train"))
     run = lambda: runpy.run_path(train, run_name="__main__")
     paths = ["--model_name", model, "--dataset_name", "-", "--output_dir", "-"]

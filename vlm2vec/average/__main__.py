@@ -11,27 +11,44 @@ from vlm2vec.export.folder import DEFAULT_SHARD_SIZE
 from vlm2vec.messages.command_line import Parser
 
 
-def main() -> None:
-    """Averages from the command line."""
-    parser = Parser(prog="vlm2vec.average", description=__doc__)
-    parser.add_argument("folders", nargs="+", help="two or more adapters or models, then the folder to make")
-    parser.add_argument(
-        "--weights", type=float, nargs="+", help="one for each folder, of which the ratios count; equal if not given"
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m vlm2vec.average",
+        description="Writes the weighted mean of adapters, or of models, as a new folder.",
+        examples=("python -m vlm2vec.average demo/exported demo/other AVERAGED --weights 2 1",),
     )
-    parser.add_argument(
+    made.add_argument(
+        "folders", nargs="+", metavar="DIR", help="Two or more adapters or models, then the folder to make."
+    )
+    made.add_argument(
+        "--weights",
+        type=float,
+        nargs="+",
+        help="One weight per input folder; only their ratios matter. If not given: all are equal.",
+    )
+    made.add_argument(
         "--lora",
         choices=("exact", "mean"),
-        help="of adapters: the mean of the products B A, with the sum of the ranks (exact, if not given), or the mean "
-        "of A and the mean of B, with the rank as it is, whose product is another one",
+        help="How adapters are averaged. exact: the mean of the products B A, with the sum of the ranks. mean: the "
+        "mean of A and the mean of B, with the rank unchanged; their product is not the mean of the products. If not "
+        "given: exact.",
     )
-    parser.add_argument(
+    made.add_argument(
         "--max_shard_size",
-        help=f"largest weight file of a model, {DEFAULT_SHARD_SIZE} if not given; memory stays below three times this",
+        metavar="SIZE",
+        help=f"Size limit of a weight file of a model, such as 500MB; memory stays below three times this. If not "
+        f"given: {DEFAULT_SHARD_SIZE}.",
     )
-    parser.add_argument(
-        "--allow_other_base", action="store_true", help="average what was trained from different weights"
+    made.add_argument(
+        "--allow_other_base", action="store_true", help="Average what was trained from different base weights."
     )
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    """Averages from the command line."""
+    options = parser().parse_args()
     *names, output = options.folders
     shares = average(
         names,

@@ -59,14 +59,40 @@ def needed_shared_memory(recipe: Path, engine: Path) -> float:
     return shared_memory(read_plan(["--config", str(recipe), "--deepspeed", str(engine), "--gpus", str(num_ranks)]))
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m vlm2vec.doctor",
+        description="Checks this machine, the nodes of a hostfile and a folder of shards before a run. Prints one line "
+        "per check (ok, warn, fail) with its remedy; exit code 1 if any check fails.",
+        examples=(
+            "python -m vlm2vec.doctor",
+            "python -m vlm2vec.doctor --hostfile launch/hostfile.example --dataset_name demo/shards --deepspeed "
+            "ds_configs/zero2.json --config launch/recipes/mini.yaml",
+        ),
+    )
+    made.add_argument(
+        "--hostfile", type=Path, metavar="FILE", help="Also check the nodes of this file, see launch/hostfile.example."
+    )
+    made.add_argument("--dataset_name", type=Path, metavar="DIR", help="Also check this folder of shards.")
+    made.add_argument(
+        "--deepspeed",
+        type=Path,
+        metavar="FILE",
+        help="Also check that the operators of this configuration compile.",
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="Also check whether the loaders of this recipe have enough shared memory; needs --deepspeed.",
+    )
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report; returns 1 if a check failed."""
-    parser = Parser(prog="vlm2vec.doctor", description=__doc__)
-    parser.add_argument("--hostfile", type=Path, help="nodes to reach, see launch/hostfile.example")
-    parser.add_argument("--dataset_name", type=Path, help="folder of shards")
-    parser.add_argument("--deepspeed", type=Path, help="DeepSpeed settings of the run: can they be compiled")
-    parser.add_argument("--config", type=Path, help="recipe of the run: the shared memory that its loaders need")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     console = Console(soft_wrap=True)
     counts = dict.fromkeys(_COLORS, 0)
     for finding in findings(options):

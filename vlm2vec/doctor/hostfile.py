@@ -260,14 +260,27 @@ def check_ssh(nodes: Sequence[Node]) -> None:
         raise InputError(f"HOSTFILE, {failed[0]}{more}; python -m vlm2vec.doctor --hostfile checks all nodes")
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m vlm2vec.doctor.hostfile",
+        description="Checks a hostfile and prints the address at which its ranks meet; launch/multinode.sh calls it.",
+        examples=("python -m vlm2vec.doctor.hostfile launch/hostfile.example --node_rank 0",),
+    )
+    made.add_argument("hostfile", type=Path, help="File with the nodes, see launch/hostfile.example.")
+    made.add_argument(
+        "--node_rank", type=int, help="Number of this node. If not given: ssh starts the nodes, and is checked too."
+    )
+    made.add_argument(
+        "--master_addr", default="", metavar="ADDRESS", help="Address of rank 0. If not given: the first node's."
+    )
+    made.add_argument("--master_port", type=int, default=29500, metavar="PORT", help="Port of rank 0.")
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the address where the ranks of a hostfile meet."""
-    parser = Parser(prog="vlm2vec.doctor.hostfile", description=__doc__)
-    parser.add_argument("hostfile", type=Path, help="nodes, see launch/hostfile.example")
-    parser.add_argument("--node_rank", type=int, help="this node's number; without it, ssh starts the nodes")
-    parser.add_argument("--master_addr", default="", help="the address, if the first node's is not the right one")
-    parser.add_argument("--master_port", type=int, default=29500, help="port of rank 0")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     nodes, number = read_hostfile(options.hostfile), options.node_rank
     if number is not None and not 0 <= number < len(nodes):
         raise InputError(f"NODE_RANK {number}: {options.hostfile} has {len(nodes)} nodes, numbered from 0")

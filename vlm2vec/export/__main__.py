@@ -20,45 +20,62 @@ from vlm2vec.training.checkpoints.writer import find_checkpoint
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def flags() -> Parser:
+def parser() -> Parser:
     """The command line."""
-    parser = Parser(old_names=EXPORT, prog="vlm2vec.export", description=__doc__)
-    parser.add_argument(
+    made = Parser(
+        old_names=EXPORT,
+        prog="python -m vlm2vec.export",
+        description="Exports a checkpoint of ZeRO ranks to a Hugging Face folder, which VLM2Vec and "
+        "sentence-transformers load, and uploads it to the Hugging Face Hub if asked to.",
+        examples=(
+            "python -m vlm2vec.export demo/run demo/exported --check",
+            "python -m vlm2vec.export RUN/checkpoint-1000 EXPORTED --merge_lora --dtype bf16 --push_to_hub USER/MODEL "
+            "--private",
+        ),
+    )
+    made.add_argument(
         "checkpoint",
         type=Path,
         help="Checkpoint, or a run's folder (its latest checkpoint). Without OUTPUT: an exported folder to upload.",
     )
-    parser.add_argument("output", type=Path, nargs="?", help="Folder to make; must not exist, or be empty.")
-    export_group = parser.add_argument_group("export")
+    made.add_argument("output", type=Path, nargs="?", help="Folder to make; it must not exist, or be empty.")
+    export_group = made.add_argument_group("Export", "What is written into the folder.")
     export_group.add_argument(
-        "--dtype", choices=sorted(DTYPES), help="Precision of the weights (default: the run's compute dtype)."
+        "--dtype", choices=sorted(DTYPES), help="Precision of the weights. If not given: the run's compute dtype."
     )
-    export_group.add_argument("--merge_lora", action="store_true", help="Add the adapter to its base's weights.")
+    export_group.add_argument("--merge_lora", action="store_true", help="Add the adapter to the weights of its base.")
     export_group.add_argument(
         "--max_shard_size",
-        help=f"Size limit of a weight file (default: {DEFAULT_SHARD_SIZE}); memory stays below three times this.",
+        metavar="SIZE",
+        help=f"Size limit of a weight file, such as 500MB; memory stays below three times this. If not given: "
+        f"{DEFAULT_SHARD_SIZE}.",
     )
     export_group.add_argument(
-        "--base_model", help="The run's base model, if it is no longer where it was. An adapter then names this one."
+        "--base_model",
+        metavar="DIR|NAME",
+        help="The run's base model, if it has moved. An adapter then names this one.",
     )
     export_group.add_argument(
-        "--scores", type=Path, help="Folder that eval.mmeb wrote, whose scores go into the model card."
+        "--scores",
+        type=Path,
+        metavar="DIR",
+        help="Folder that eval.mmeb wrote, whose scores go into the model card.",
     )
     export_group.add_argument(
         "--check",
         action="store_true",
         help="Compare the embeddings of checkpoint and folder on a few items. Holds both models in memory.",
     )
-    hub = parser.add_argument_group("upload")
+    hub = made.add_argument_group("Upload", "Where the finished folder goes on the Hugging Face Hub.")
     hub.add_argument(
         "--push_to_hub",
         metavar="NAME",
-        help="Upload the finished folder to this repository of the Hugging Face Hub, NAMESPACE/NAME or NAME. The token "
-        "is that of `hf auth login`, or HF_TOKEN.",
+        help="Upload the finished folder to this repository, NAMESPACE/NAME or NAME. The token is that of `hf auth "
+        "login`, or HF_TOKEN.",
     )
     hub.add_argument("--private", action="store_true", help="Make the repository private if it does not exist.")
-    hub.add_argument("--hub_revision", metavar="BRANCH", help="Branch to upload to (default: main).")
-    return parser
+    hub.add_argument("--hub_revision", metavar="BRANCH", help="Branch to upload to. If not given: main.")
+    return made
 
 
 def read_target(options: argparse.Namespace) -> HubTarget | None:
@@ -96,7 +113,7 @@ def refuse_export_flags(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Exports, uploads, or both, from the command line."""
-    options = flags().parse_args()
+    options = parser().parse_args()
     target = read_target(options)
     if options.output is None:
         refuse_export_flags(options)

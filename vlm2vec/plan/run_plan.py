@@ -60,41 +60,74 @@ def read_plan(argv: Sequence[str]) -> RunPlan:
     """
     # transformers 5.23 warns of a name that older versions need.
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-    parser = _cluster_parser()
-    cluster, workload, rest = parse_cluster(argv, parser)
-    return make_plan(parse_arguments(rest, _ABSENT, also_known=parser._option_string_actions), cluster, workload)
+    cluster, workload, arguments = parse_plan(argv)
+    return make_plan(arguments, cluster, workload)
 
 
-def _cluster_parser() -> Parser:
-    parser = Parser(
-        prog="vlm2vec.plan",
-        description=__doc__,
+def parse_plan(argv: Sequence[str]) -> tuple[Hardware, Workload, RunArguments]:
+    """The plan's own flags, and those of the training program.
+
+    Raises:
+        InputError: A flag or a file is refused.
+    """
+    own = parser()
+    cluster, workload, rest = parse_cluster(argv, own)
+    return cluster, workload, parse_arguments(rest, _ABSENT, also_known=own._option_string_actions)
+
+
+def parser() -> Parser:
+    """The plan's own part of the command line."""
+    made = Parser(
+        prog="python -m vlm2vec.plan",
+        usage=f"{Parser.commands.get('vlm2vec.plan', 'python -m vlm2vec.plan')} --config FILE --deepspeed FILE "
+        "[options] [flags of vlm2vec.train]",
+        description="Prints what a run will take before it is started: memory of a rank, traffic, FLOPs and time of a "
+        "step. Needs neither weights, nor an accelerator, nor a network.\n\nTakes all flags of vlm2vec.train too. "
+        "--model_name is a local folder, of which the JSON files are enough, or a published model whose configuration "
+        "comes with this package; without the flag, the model that the recipes train.",
+        examples=(
+            "python -m vlm2vec.plan --config launch/recipes/lora_1024.yaml --deepspeed ds_configs/zero2.json --gpus 8 "
+            "--nodes 2 --gpu_memory 80",
+        ),
     )
-    add = parser.add_argument
-    add("--gpus", type=int, default=8, help="GPUs of a node; one rank runs on each")
-    add("--nodes", type=int, default=1, help="nodes")
-    add("--gpu_memory", type=float, default=80, help="GiB of a GPU")
-    add("--peak_tflops", type=float, default=989, help="TFLOP/s of a GPU; the default is an H100's in bf16")
-    add("--utilization", type=float, default=0.4, help="share of the peak that is assumed to be reached")
-    add("--gpu_bandwidth", type=float, default=450, help="GB/s between GPUs of a node, each way; an H100's NVLink")
-    add("--node_bandwidth", type=float, default=50, help="GB/s between nodes, each way; one link of 400 Gbit/s")
-    add("--images_per_pair", type=float, default=1.0, help="items of a pair that have an image, 0 to 2")
-    add(
+    cluster = made.add_argument_group("Cluster", "The machines of the run.").add_argument
+    cluster("--gpus", type=int, default=8, help="GPUs per node; one rank runs on each.")
+    cluster("--nodes", type=int, default=1, help="Number of nodes.")
+    cluster("--gpu_memory", type=float, default=80, metavar="GIB", help="Memory of a GPU, in GiB.")
+    cluster(
+        "--peak_tflops", type=float, default=989, help="Peak TFLOP/s of a GPU; the default is an H100's in bfloat16."
+    )
+    cluster("--utilization", type=float, default=0.4, help="Fraction of the peak that is assumed to be reached.")
+    cluster(
+        "--gpu_bandwidth",
+        type=float,
+        default=450,
+        help="GB/s between the GPUs of a node, each way; the default is an H100's NVLink.",
+    )
+    cluster(
+        "--node_bandwidth",
+        type=float,
+        default=50,
+        help="GB/s between nodes, each way; the default is one link of 400 Gbit/s.",
+    )
+    items = made.add_argument_group("Items", "The data that are assumed.").add_argument
+    items("--images_per_pair", type=float, default=1.0, help="Number of items of a pair that have an image, 0 to 2.")
+    items(
         "--image_size",
         metavar="WIDTHxHEIGHT",
-        help="pixels of every image; if not given, the model family's own, as large as its images get",
+        help="Size of every image in pixels. If not given: the model family's own, as large as its images get.",
     )
-    add("--text_tokens", type=int, default=40, help="tokens of an item's text")
-    return parser
+    items("--text_tokens", type=int, default=40, help="Tokens in the text of an item.")
+    return made
 
 
-def parse_cluster(argv: Sequence[str], parser: Parser | None = None) -> tuple[Hardware, Workload, list[str]]:
+def parse_cluster(argv: Sequence[str], own: Parser | None = None) -> tuple[Hardware, Workload, list[str]]:
     """Parses the plan's flags; the remaining words are flags of the training program.
 
     Raises:
         InputError: A value is out of range.
     """
-    options, rest = (parser or _cluster_parser()).parse_known_args(argv)
+    options, rest = (own or parser()).parse_known_args(argv)
     for name in ("gpus", "nodes", "gpu_memory", "peak_tflops", "gpu_bandwidth", "node_bandwidth", "text_tokens"):
         if getattr(options, name) <= 0:
             raise InputError(f"--{name} {getattr(options, name)}: must be positive")

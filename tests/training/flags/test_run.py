@@ -13,6 +13,7 @@ from data_prep.convert import parser
 from eval.mmeb_flags import EncoderArguments, ScoringArguments
 from vlm2vec.backbones.image_limits import OLD_NAMES, OLD_NAMES_OF_CONVERSION
 from vlm2vec.errors import InputError
+from vlm2vec.export.__main__ import parser as export_parser
 from vlm2vec.messages.old_names import CONVERSION, EVALUATION, EXPORT, TRAINING
 from vlm2vec.training.flags import watch
 from vlm2vec.training.flags.run import POLICIES, argument_defaults, parse_arguments
@@ -24,7 +25,7 @@ PROGRAMS = {
         {f"--{each.name}" for group in (EncoderArguments, ScoringArguments) for each in dataclasses.fields(group)},
     ),
     "conversion": ({**CONVERSION, **OLD_NAMES_OF_CONVERSION}, set(parser()._option_string_actions)),
-    "export": (EXPORT, {"--dtype", "--merge_lora", "--base_model", "--scores", "--check", "--max_shard_size"}),
+    "export": (EXPORT, set(export_parser()._option_string_actions)),
 }
 NEEDED = ["--model_name", "m", "--dataset_name", "d", "--output_dir", "o", "--deepspeed", "z.json", "--max_steps", "9"]
 BATCH = ["--global_batch_size", "64"]

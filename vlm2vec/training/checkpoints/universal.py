@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser
 from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import ENGINE_TAG
 from vlm2vec.training.checkpoints.state_files import safe_state_files
@@ -141,15 +142,23 @@ def _load(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m vlm2vec.training.checkpoints.universal",
+        description="Converts the engine's state in a checkpoint to the form that other ranks and ZeRO stages load. A "
+        "resume on different ranks runs this program itself.",
+        examples=("python -m vlm2vec.training.checkpoints.universal RUN/checkpoint-100/engine CONVERTED 3",),
+    )
+    made.add_argument("source", type=Path, help="Folder of the engine's state in a checkpoint.")
+    made.add_argument("output", type=Path, help="Folder to make.")
+    made.add_argument("zero_stage", type=int, choices=(1, 2, 3), help="ZeRO stage of the engine that will load it.")
+    return made
+
+
 def main() -> None:
     """Converts from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="vlm2vec.training.checkpoints.universal", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("source", type=Path, help="folder of the engine's state in a checkpoint")
-    parser.add_argument("output", type=Path, help="folder to make")
-    parser.add_argument("zero_stage", type=int, choices=(1, 2, 3), help="of the engine that will load it")
-    options = parser.parse_args()
+    options = parser().parse_args()
     convert(options.source, options.output, options.zero_stage)
 
 

@@ -46,8 +46,8 @@ _SECTIONS = (
     "Cluster",
 )
 _USAGE = (
-    "deepspeed --module vlm2vec.train --config FILE --deepspeed FILE --model_name DIR --dataset_name DIR "
-    "--output_dir DIR --global_batch_size N --max_steps N [options]"
+    "--config FILE --deepspeed FILE --model_name DIR --dataset_name DIR --output_dir DIR --global_batch_size N "
+    "--max_steps N [options]"
 )
 _EXAMPLES = (
     "deepspeed --num_gpus 2 --module vlm2vec.train --config launch/recipes/mini.yaml --deepspeed ds_configs/zero2.json "
@@ -65,7 +65,7 @@ def parser() -> DataclassParser:
         _SECTIONS,
         old_names={**TRAINING, **OLD_NAMES},
         prog="vlm2vec.train",
-        usage=_USAGE,
+        usage=f"{Parser.commands.get('vlm2vec.train', 'deepspeed --module vlm2vec.train')} {_USAGE}",
         description="Trains a VLM2Vec embedding model on shards: one exact contrastive step per global batch, under "
         "DeepSpeed ZeRO-1, 2 or 3.",
         examples=_EXAMPLES,
