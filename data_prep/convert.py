@@ -1,7 +1,7 @@
-"""Converts pairs into shards that training reads by random access: MMEB-train, or data of your own.
+r"""Converts pairs into shards that training reads by random access: MMEB-train, or data of your own.
 
     python -m data_prep.convert --dataset_name pairs.jsonl --output_dir SHARDS
-    python -m data_prep.convert --dataset_name MMEB-train --subset_name all --split_name original \\
+    python -m data_prep.convert --dataset_name MMEB-train --subset_name all --split_name original \
         --num_sample_per_subset 50000 --output_dir SHARDS
 
 Images are copied as they are, and decoded once to make sure that they can be. The same input gives the same bytes,

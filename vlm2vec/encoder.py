@@ -272,11 +272,11 @@ class VLM2Vec(nn.Module):
         show_progress: bool | None = None,
         allow_urls: bool = False,
     ) -> torch.Tensor:
-        """Encodes the queries of a search: the prompt format puts the instruction where the model expects it.
+        r"""Encodes the queries of a search: the prompt format puts the instruction where the model expects it.
 
         Texts are a user's own words, without image tags. A format with a place for an instruction puts it there; in
         others it comes before the text and behind the images. An instruction with `{text}` in it is a whole text, for
-        models trained on such texts: `"Find an image that matches the given caption: {text}\\n"`.
+        models trained on such texts: `"Find an image that matches the given caption: {text}\n"`.
 
         Args:
             texts: See `encode`.

@@ -25,9 +25,9 @@ class InputError(Exception):
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Runs a program's `main`; reports an `InputError`, an unusable path or Ctrl-C as one line on stderr.
+    r"""Runs a program's `main`; reports an `InputError`, an unusable path or Ctrl-C as one line on stderr.
 
-    Characters that the output's encoding lacks are printed as escapes such as `\\xe9` and do not end the program.
+    Characters that the output's encoding lacks are printed as escapes such as `\xe9` and do not end the program.
 
     Returns:
         The exit code for `sys.exit`: 0, whatever `main` returned, 2 for bad input, or 130 for Ctrl-C.

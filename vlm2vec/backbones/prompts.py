@@ -170,12 +170,12 @@ class PromptFormat(StrictModel):
         return Prompt(before.replace(INSTRUCTION, instruction), content, after.replace(INSTRUCTION, instruction))
 
     def instructed(self, text: str, num_images: int, instruction: str) -> tuple[str, str | None]:
-        """An item's text under an instruction, for texts that do not hold theirs, such as a corpus's.
+        r"""An item's text under an instruction, for texts that do not hold theirs, such as a corpus's.
 
         A format with a place for an instruction puts it there. In others it is part of the text, behind the images and
-        before the item's own words, as MMEB-V2's own code writes it: "<|image_1|> instruction text". An instruction
+        before the item's own words, as MMEB-V2's own code writes it: `<|image_1|> instruction text`. An instruction
         with `{text}` or an image tag in it is a whole text instead, for models that were trained on such texts:
-        "<|image_1|>\nRepresent the given image: {text}\n".
+        `"<|image_1|>\nRepresent the given image: {text}\n"`.
 
         Args:
             text: The item's own without tags of images, "" if it has none.

@@ -24,9 +24,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 class ImageFolder:
-    """A folder of images. Paths from data are hostile until shown otherwise: they stay inside or are refused.
+    r"""A folder of images. Paths from data are hostile until shown otherwise: they stay inside or are refused.
 
-    A path finds its file whatever the spelling: `./`, `//` and `\\` are read as unzip reads them, and `é` may be one
+    A path finds its file whatever the spelling: `./`, `//` and `\` are read as unzip reads them, and `é` may be one
     character or two (NFC, NFD).
 
     Args:

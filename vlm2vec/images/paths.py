@@ -23,10 +23,10 @@ class OutsideLinkError(UnsafePathError):
 
 
 def plain_path(path: str) -> str:
-    """The path with `/` between its parts and without empty parts and `.`, as unzip creates it from a member's name.
+    r"""The path with `/` between its parts and without empty parts and `.`, as unzip creates it from a member's name.
 
     Args:
-        path: A relative path; `\\` (Windows) separates like `/`.
+        path: A relative path; `\` (Windows) separates like `/`.
 
     Raises:
         UnsafePathError: An absolute path, `..` or a NUL in it.
