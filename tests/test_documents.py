@@ -27,7 +27,7 @@ TASKS = (
 FOREIGN_FLAGS = {
     *("constraint", "index-url", "no-deps", "module", "num_gpus", "master_port", "include", "logdir", "quiet"),
     *("repo-type", "local-dir", "shm-size", "nodes", "gpus-per-node", "ntasks-per-node", "time", "signal", "oldest"),
-    *("image_resolution", "help"),
+    *("image_resolution", "help", "file", "tag", "rm", "volume", "user", "env", "build-arg"),
 }
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # `path/name.ext` of a source or document, and links that are no addresses.

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from vlm2vec.installed.commands import COMMANDS
+
 REPOSITORY = Path(__file__).parents[1]
 GITHUB = REPOSITORY / ".github"
 YAML_FILES = [*sorted(GITHUB.rglob("*.yml")), REPOSITORY / ".pre-commit-config.yaml"]
@@ -58,6 +60,15 @@ def test_links_lead_to_files(name: str) -> None:
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [target for target in targets if not (REPOSITORY / target).exists()] == []
+
+
+def test_the_page_names_every_console_script_and_every_extra() -> None:
+    page = (REPOSITORY / "docs/install.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"\| `(vlm2vec-\w+)` \| `([\w.]+)` ", page)) == COMMANDS
+    _, setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8").split("extras_require={")
+    extras = set(re.findall(r'^        "([\w-]+)": \[', setup, re.MULTILINE))
+    rows = re.findall(r"^\| (`.+?`) \| ", page[page.index("| extra |") :], re.MULTILINE)
+    assert extras <= {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
 
 
 def test_commands_for_contributors_are_targets_of_make() -> None:
