@@ -74,7 +74,7 @@ def test_targets_are_the_familys(golden_model_dir: Path, monkeypatch: pytest.Mon
 
 def test_a_part_that_a_model_does_not_have(golden_model_dir: Path) -> None:
     model = Phi3VModel.from_pretrained(golden_model_dir)
-    with pytest.raises(InputError, match="resampler: a phi3_v has no such part; it has vision_tower, projector"):
+    with pytest.raises(InputError, match="resampler: a phi3_v has no such part; use vision_tower, projector"):
         model.freeze("resampler")
     parts = model.freezable()
     vision = {id(each) for module in model.vision_modules() for each in module.parameters()}

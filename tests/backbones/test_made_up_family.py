@@ -170,7 +170,9 @@ def test_a_plan_counts_what_a_run_makes(planned: RunPlan, model: Path) -> None:
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "nonsense"])
 def test_an_attention_that_a_family_does_not_have_is_one_line(attention: str, model: Path) -> None:
-    with pytest.raises(InputError, match=f"^attn_implementation {attention}: not for a made_up on this machine .*$"):
+    with pytest.raises(
+        InputError, match=f"^attn_implementation {attention}: not available for a made_up on this machine .*$"
+    ):
         VLM2Vec.from_pretrained(model, attn_implementation=attention)
 
 

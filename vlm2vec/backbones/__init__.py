@@ -1,1 +1,1 @@
-"""Model families: what differs between them, and nothing else does."""
+"""Model families: one package per family, which holds everything in which families differ."""

@@ -1,4 +1,4 @@
-"""Looks at a checkpoint folder's headers before gigabytes are read, and says in one line what does not fit."""
+"""Checks a checkpoint folder by its headers, before gigabytes are read, and reports mismatches in one line."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bi
 
 @dataclass(frozen=True)
 class TensorNames:
-    """What a family's published weight files call some tensors.
+    """Names of some tensors in a family's published weight files.
 
     Attributes:
         embeddings: The token embedding.
         head: The output head, which no embedding depends on; a file may have it.
-        aliases: Second names of tensors, with the first: a file may have either, or both.
-        spellings: Beginnings of names in files that other programs wrote, with the published ones; both end with a dot.
+        aliases: Second names of tensors, with their first names; a file may have one of them or both.
+        spellings: Prefixes of names in files of other programs, with the published prefixes; both end with a dot.
     """
 
     embeddings: str
@@ -42,29 +42,29 @@ class TensorNames:
 
     @property
     def unused(self) -> frozenset[str]:
-        """Names that a file may have and the model has not."""
+        """Names that a file may have although the model does not use them."""
         return frozenset({self.head, *self.aliases})
 
     def published(self, found: Mapping[str, _Tensor]) -> dict[str, _Tensor]:
-        """A checkpoint's tensors by their published names, where it spells them otherwise.
+        """A checkpoint's tensors by their published names, also if the checkpoint uses other prefixes.
 
-        One that has the token embedding under its published name is taken to have no other spelling.
+        A checkpoint with the token embedding under its published name is assumed to use published names only.
         """
         if self.embeddings in found:
             return dict(found)
         return {self.published_spelling(name): tensor for name, tensor in found.items()}
 
     def published_spelling(self, name: str) -> str:
-        """A name of a tensor or a module as published files spell it."""
+        """Published name of a tensor or a module."""
         return renamed(name, self.spellings)
 
     def missing_aliases(self, found: Mapping[str, Shape]) -> dict[str, str]:
-        """The second names in a file that has no first one for them, with the first."""
+        """Second names in a file that lacks the first ones, with their first names."""
         return {alias: name for alias, name in self.aliases.items() if alias in found and name not in found}
 
 
 def renamed(name: str, prefixes: Mapping[str, str]) -> str:
-    """A name with the first of some beginnings that it has replaced by its other form."""
+    """A name with its prefix replaced, if it starts with one of the given prefixes."""
     for old, new in prefixes.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -72,16 +72,16 @@ def renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 class _WeightIndex(StrictModel):
-    """`model.safetensors.index.json`: the file of every tensor."""
+    """Content of `model.safetensors.index.json`: the file of every tensor."""
 
     weight_map: dict[str, str]
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """A local folder as it is; otherwise a Hugging Face repository, downloaded (safetensors where there are any).
+    """Returns a local folder as it is; downloads a Hugging Face repository (safetensors files if it has any).
 
     Raises:
-        InputError: neither a folder nor a repository that can be reached, or a folder of a training run.
+        InputError: It is neither a folder nor a reachable repository, or it is a folder of a training run.
     """
     if Path(path).is_dir():
         _refuse_training_output(Path(path))
@@ -94,17 +94,17 @@ def resolve_folder(path: str | Path) -> Path:
         folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.bin"]))
-    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+    except Exception as error:  # the hub's client has an error type each for offline, unknown, gated and malformed
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no such folder, and not to be had from the Hugging Face hub ({reason})") from error
+        raise InputError(f"{path}: no such folder, and not available from the Hugging Face hub ({reason})") from error
     return folder
 
 
 def _refuse_training_output(folder: Path) -> None:
-    """A run's folder, one of its checkpoints or a part of one, or what DeepSpeed alone writes.
+    """Refuses a run's folder, one of its checkpoints or a part of one, and a bare DeepSpeed checkpoint.
 
     Raises:
-        InputError: It is one; the message says how to make a model of it.
+        InputError: It is one of these; the message says how to export a model from it.
     """
     if any((folder / name).is_file() for name in (*_WHOLE, *_INDEX)):
         return
@@ -119,7 +119,9 @@ def _refuse_training_output(folder: Path) -> None:
         )
     else:
         return
-    raise InputError(f"{folder}: of a training run, not a model; export it first: python -m vlm2vec.export {run} OUT")
+    raise InputError(
+        f"{folder}: belongs to a training run, not a model; export it first: python -m vlm2vec.export {run} OUT"
+    )
 
 
 def has_weights(folder: Path) -> bool:
@@ -128,17 +130,17 @@ def has_weights(folder: Path) -> bool:
 
 
 def remove_weights(folder: Path) -> None:
-    """Removes the weights of a whole model: every file whose name is that of one, its shards and their index."""
+    """Removes the weight files of a whole model: single files, shards and their index."""
     for file in folder.iterdir():
         if _WEIGHT_FILE.fullmatch(file.name):
             file.unlink()
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: safetensors before pickles, whole before sharded.
+    """The weight files: safetensors are preferred to pickles, a single file to shards.
 
     Raises:
-        InputError: no weights, or a shard that the index names is missing.
+        InputError: There are no weights, or a shard that the index names is missing.
     """
     for whole, index in zip(_WHOLE, _INDEX, strict=True):
         if (folder / whole).is_file():
@@ -146,7 +148,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / index).is_file():
             files = checked(_WeightIndex, read_json(folder / index), folder / index).weight_map.values()
             return [_existing_shard(folder, name) for name in sorted(set(files))]
-    raise InputError(f"{folder}: no weights ({', '.join(_WHOLE + _INDEX)})")
+    raise InputError(f"{folder}: holds no weights ({', '.join(_WHOLE + _INDEX)})")
 
 
 def _existing_shard(folder: Path, name: str) -> Path:
@@ -158,10 +160,10 @@ def _existing_shard(folder: Path, name: str) -> Path:
 
 
 def tensor_shapes(file: Path) -> dict[str, Shape]:
-    """Names and shapes in a weight file; reads headers only. Pickles are opened with `weights_only=True`.
+    """Names and shapes of the tensors in a weight file, from its header; pickles are opened with `weights_only=True`.
 
     Raises:
-        InputError: damaged file, a Git LFS pointer, or a pickle with more than tensors in it.
+        InputError: The file is damaged, a Git LFS pointer, or a pickle with more than tensors in it.
     """
     refuse_lfs_pointer(file)
     try:
@@ -173,8 +175,8 @@ def tensor_shapes(file: Path) -> dict[str, Shape]:
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError) as error:
         raise InputError(f"{file}: damaged weight file ({' '.join(str(error).split())[:200]})") from error
-    except Exception as error:  # pickle.UnpicklingError: something other than tensors
-        raise InputError(f"{file}: refused, a pickle may hold tensors only ({type(error).__name__})") from error
+    except Exception as error:  # such as pickle.UnpicklingError: the file holds something other than tensors
+        raise InputError(f"{file}: refused, a pickle may hold only tensors ({type(error).__name__})") from error
 
 
 def checkpoint_shapes(folder: Path) -> dict[str, Shape]:
@@ -185,19 +187,19 @@ def checkpoint_shapes(folder: Path) -> dict[str, Shape]:
 def check_tensors(
     folder: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape], names: TensorNames
 ) -> dict[str, str]:
-    """Compares the folder's tensors with the model's, names and shapes.
+    """Compares names and shapes of a folder's tensors with the model's.
 
     Args:
-        folder: the checkpoint, for messages.
-        found: its tensors.
-        expected: the model's tensors, by their published names.
-        names: the family's.
+        folder: The checkpoint, for messages.
+        found: Its tensors.
+        expected: The model's tensors by their published names.
+        names: Tensor names of the family.
 
     Returns:
-        The renaming to load with, by patterns: empty, or the second names that stand there alone.
+        The renaming to load with, by patterns: it maps second names whose first names are missing; often empty.
 
     Raises:
-        InputError: missing or unexpected tensors, or other shapes.
+        InputError: Tensors are missing or unexpected, or have different shapes.
     """
     aliases = names.missing_aliases(found)
     found = {**found, **{name: found[alias] for alias, name in aliases.items()}}

@@ -1,4 +1,4 @@
-"""Putting the items of a chunk together: what families share."""
+"""Collation of a chunk's items, shared by families: joins image rows in shared memory and pads token ids."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch.utils.data
 
 
 class JoinedRows:
-    """The rows of a chunk's images, each written once to where it stays.
+    """Joins the rows of a chunk's images in one tensor, each written only once.
 
-    A loader's worker hands tensors over in shared memory; joined elsewhere they would be copied there, half a gigabyte
-    for a chunk of photographs. `torch.utils.data.default_collate` does the same for tensors of one shape. Rows on the
-    meta device are joined there.
+    A loader's worker passes tensors through shared memory. If rows were joined elsewhere, they would be copied there,
+    half a gigabyte for a chunk of photographs. `torch.utils.data.default_collate` does the same for tensors of equal
+    shape. Rows on the meta device are joined there.
 
     Args:
-        num_rows: Rows of all images, or more.
-        dtype: In which they are kept.
+        num_rows: Number of rows of all images, or more.
+        dtype: Dtype of the joined tensor.
     """
 
     def __init__(self, num_rows: int, dtype: torch.dtype) -> None:
@@ -26,7 +26,7 @@ class JoinedRows:
         self._all: torch.Tensor | None = None
 
     def place(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-        """Where the next rows, shape (n, ...), are to be written; all of one shape but for n, and on one device."""
+        """Slice to write the next rows to, shape (n, ...); shapes may differ only in n, and the device must not."""
         if self._all is None:
             self._all = _empty((self._num_rows, *shape[1:]), self._dtype, device)
         start, self._filled = self._filled, self._filled + shape[0]
@@ -38,12 +38,12 @@ class JoinedRows:
 
     @property
     def joined(self) -> torch.Tensor | None:
-        """What was added, shape (rows, ...); None if nothing was."""
+        """The added rows, shape (rows, ...); None if there are none."""
         return None if self._all is None else self._all[: self._filled]
 
 
 def padded_ids(rows: Sequence[torch.Tensor], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Token ids of rows of different lengths, padded on the right.
+    """Pads token ids of rows of different lengths on the right.
 
     Returns:
         input_ids int64 (n, L); attention_mask int64 (n, L), 1 on real tokens.

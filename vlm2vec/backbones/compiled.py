@@ -1,6 +1,6 @@
-"""Forwards with compiled elementwise operators (vlm2vec/elementwise.py) for layers that families have in common.
+"""Layers that families share, with compiled elementwise operators (vlm2vec/elementwise.py).
 
-A family makes a subclass of its own layer with one of these first, and gives modules that class.
+A family derives a subclass from one of these and its own layer, and sets it as the class of its modules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vlm2vec.elementwise import QUICK_GELU, Activation, LayerNorm, RmsNorm
 
 
 class CompiledRmsNorm:
-    """For norms with `weight` and `variance_epsilon`."""
+    """RMS norm for modules with `weight` and `variance_epsilon`."""
 
     backend = ""
     weight: Tensor
@@ -27,7 +27,7 @@ class CompiledRmsNorm:
 
 
 class CompiledLayerNorm(nn.LayerNorm):
-    """Under autocast, which computes in float32, the result has the dtype to which every product would round it."""
+    """Layer norm whose result under autocast has the compute dtype, to which the next product would round it anyway."""
 
     backend = ""
 
@@ -35,7 +35,7 @@ class CompiledLayerNorm(nn.LayerNorm):
         """The norm over the last dimension."""
         kind = x.device.type
         if not torch.is_autocast_enabled(kind):
-            return super().forward(x)  # one kernel
+            return super().forward(x)  # torch runs this in one kernel already
         dtype = torch.get_autocast_dtype(kind)
         rows = x.flatten(0, -2)
         normed: Tensor = LayerNorm.apply(rows, self.weight, self.bias, self.eps, dtype, self.backend)  # type: ignore[no-untyped-call]
@@ -48,6 +48,6 @@ class CompiledQuickGelu(QuickGELUActivation):
     backend = ""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Of any shape."""
+        """Applies the activation to a tensor of any shape."""
         activated: Tensor = Activation.apply(input.flatten(0, -2), QUICK_GELU, self.backend)  # type: ignore[no-untyped-call]
         return activated.view_as(input)

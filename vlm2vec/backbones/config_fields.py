@@ -1,4 +1,4 @@
-"""Bounds for the numbers of a config.json, and checks of it against the weights, that families share."""
+"""Bounds for the numbers in a config.json and checks against the weights, shared by families."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from vlm2vec.errors import InputError
 from vlm2vec.formats.json_files import shorten
 
-# Far above every published model, and small enough that a model of these sizes is described without being allocated.
+# Bounds far above every published model, but small enough to describe a model of these sizes without allocating it.
 Layers = Annotated[int, Field(ge=1, le=1024)]
 Heads = Annotated[int, Field(ge=1, le=1024)]
 Width = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -25,25 +25,25 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def known_activation(field: str, name: str) -> None:
-    """Refuses the name of no activation.
+    """Refuses an unknown activation.
 
     Raises:
-        ValueError: It names the field.
+        ValueError: The activation is unknown; the message names the field.
     """
     if name not in ACT2FN:
         raise ValueError(f"{field} {shorten(name)} is not an activation that transformers knows")
 
 
 def check_depths(file: Path, depths: Mapping[str, tuple[int, str]], tensors: Collection[str]) -> None:
-    """Compares numbers of layers with the weights, before so many are built.
+    """Compares numbers of layers with the weights, before layers are built.
 
     Args:
-        file: config.json.
-        depths: By field: its value, and what the names of the layers' tensors begin with, number excluded.
-        tensors: The names of the weights; if no layer is among them, depths are not compared.
+        file: The config.json.
+        depths: For each field, its value and the prefix of the layers' tensor names, without the number.
+        tensors: Names of the weights; if no layer is among them, depths are not compared.
 
     Raises:
-        InputError: The weights have another number of layers.
+        InputError: The weights have a different number of layers.
     """
     for field, (written, prefix) in depths.items():
         numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}

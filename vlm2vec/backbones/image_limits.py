@@ -1,4 +1,4 @@
-"""Limits on an image's size as a model sees it: their names, bounds and help texts. Each family has some of them."""
+"""Limits on the size at which a model sees images: names, bounds and flags. Each family supports some of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Pixels = Annotated[int, Field(ge=1, le=_MAX_PIXELS)]
 
 
 class ImageLimits(StrictModel):
-    """The limits as files hold them; None: not said.
+    """The limits as files store them; None if absent.
 
     Attributes:
-        num_crops: At most this many local crops an image.
-        min_pixels: An image of fewer pixels is enlarged to so many.
-        max_pixels: An image of more pixels is shrunk to so many.
+        num_crops: Most local crops per image.
+        min_pixels: Images with fewer pixels are enlarged to this number of pixels.
+        max_pixels: Images with more pixels are shrunk to this number of pixels.
     """
 
     num_crops: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -53,14 +53,14 @@ class ImageLimitFlags:
 
     @property
     def image_limits(self) -> dict[str, int]:
-        """Those that were given."""
+        """The limits that were given."""
         return given_limits({name: getattr(self, name) for name in LIMITS})
 
     def refuse_impossible_limits(self) -> None:
-        """Refuses what no family can do.
+        """Refuses values that no family supports.
 
         Raises:
-            InputError: The first flag that is out of bounds.
+            InputError: A flag is out of bounds; the message names the first one.
         """
         limits = self.image_limits
         for name, value in limits.items():
@@ -75,7 +75,7 @@ class ImageLimitFlags:
 LIMITS = tuple(ImageLimits.model_fields)
 
 _RESIZING = "images keep their size; --num_crops limits an image's crops, or --max_pixels its pixels"
-# Flags of other programs, and what to say here instead: to programs that have these flags, and to data_prep.convert.
+# Advice on flags of other programs, for programs that have these flags, and for data_prep.convert.
 OLD_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "image_resolution": _RESIZING,
@@ -93,7 +93,7 @@ OLD_NAMES_OF_CONVERSION: Mapping[str, str] = MappingProxyType(
 
 
 def given_limits(limits: Mapping[str, int | None]) -> dict[str, int]:
-    """Those that are not None."""
+    """The limits that are not None."""
     return {name: value for name, value in limits.items() if value is not None}
 
 
@@ -101,13 +101,13 @@ def refuse_limits(given: Collection[str], known: Collection[str], model_type: st
     """Refuses limits that a family does not have.
 
     Args:
-        given: Their names.
-        known: The family's own.
-        model_type: The family's name.
-        prefix: What messages put before a limit's name: "--" in a program.
+        given: Names of the given limits.
+        known: Names of the family's limits.
+        model_type: Name of the family.
+        prefix: Prefix of a limit's name in messages: "--" in a program.
 
     Raises:
-        InputError: One that it does not have.
+        InputError: The family does not have a limit.
     """
     for name in given:
         if name not in known:
@@ -117,7 +117,7 @@ def refuse_limits(given: Collection[str], known: Collection[str], model_type: st
 
 
 def describe_limits(limits: Mapping[str, Any]) -> list[str]:
-    """Limits for people: "4 crops", "3,136 to 1,003,520 pixels"; those that are None or absent are left out."""
+    """Limits as text, such as "4 crops" or "3,136 to 1,003,520 pixels"; None and absent ones are left out."""
     crops, low, high = (limits.get(name) for name in LIMITS)
     described = [] if crops is None else [counted(crops, "crop")]
     if low is not None and high is not None:

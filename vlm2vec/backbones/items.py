@@ -1,6 +1,6 @@
-"""Items of a model family: from a text and images to the arguments of the model's forward.
+"""Interface of a family's items and processor: from texts and images to the arguments of the model's forward.
 
-Imported from `vlm2vec/backbones/interface.py`, as the rest of a family's interfaces.
+Import it from `vlm2vec/backbones/interface.py`, like the other interfaces of a family.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from vlm2vec.backbones.prompts import PromptFormat
 
 @dataclass(frozen=True)
 class ProcessedItem:
-    """One item, decoded and tokenised, ready to be put into a chunk.
+    """One item, decoded and tokenised, ready to be collated into a chunk.
 
     Attributes:
-        input_ids: int64 (L,); the row as the model reads it, image tokens included.
-        tensors: What the vision tower reads of it, by name, all images' rows one after another; none without images.
-        host_values: What Python code reads of its images on the host (sizes, grids), by name; none without images.
-        vision_units: What the vision tower runs on for it, in the family's unit; 0 without images.
+        input_ids: Token ids of the row as the model reads it, image tokens included, int64 (L,).
+        tensors: Inputs of the vision tower by name, with all images' rows concatenated; empty without images.
+        host_values: Values of its images that Python code reads on the host (sizes, grids), by name; empty without
+            images.
+        vision_units: Units that the vision tower runs on, in the family's unit; 0 without images.
     """
 
     input_ids: torch.Tensor
@@ -45,12 +46,12 @@ class CollatedItems:
     """The keyword arguments of one call of the model.
 
     Attributes:
-        tensors: Arguments for the device, by name; without images none of the vision tower's.
+        tensors: Arguments for the device by name; without images there are none for the vision tower.
         host_values: Arguments that stay on the host.
-        dummy: Arguments, tensors or host values, that a call without images has besides where other ranks' calls have
-            images: the family's smallest image. It runs every module that an image runs, reaches every parameter that
-            an image reaches with a gradient of exactly zero, and leaves the vectors as they are. Empty with images.
-        num_items: Rows.
+        dummy: Additional arguments, tensors or host values, for a call without images while other ranks' calls have
+            images: the family's smallest image. It runs every module and reaches every parameter that an image does,
+            with a gradient of exactly zero, and does not change the vectors. Empty if there are images.
+        num_items: Number of rows.
         has_image: Whether an item has an image.
     """
 
@@ -62,15 +63,16 @@ class CollatedItems:
 
 
 class ItemProcessor(ABC):
-    """A family's tokenizer and its way to cut images; one object serves `encode`, evaluation and training.
+    """A family's tokenizer and image preprocessing; one object serves `encode`, evaluation and training.
 
-    Planning asks for numbers from texts and image sizes and decodes nothing; `process_item` then makes as many.
+    Planning computes token and unit counts from texts and image sizes without decoding; `process_item` must then return
+    the same counts.
 
     Attributes:
-        tokens_per_vision_unit: Decoder tokens that a vision unit counts as in the budget of a chunk, on top of the
-            tokens of its image; 0 where the vision tower is the smaller part of an image's cost.
-        prompt_format: The one in force.
-        tokenizer: transformers', for libraries that ask for it.
+        tokens_per_vision_unit: Decoder tokens that a vision unit counts as in a chunk's budget, in addition to the
+            tokens of its image; 0 if the vision tower is the smaller part of an image's cost.
+        prompt_format: The prompt format in use.
+        tokenizer: The transformers tokenizer, for libraries that read it.
     """
 
     tokens_per_vision_unit: float = 0.0
@@ -80,52 +82,52 @@ class ItemProcessor(ABC):
     @property
     @abstractmethod
     def image_limits(self) -> Mapping[str, int]:
-        """The limits of `Family.image_limits` in force, all of them, by name."""
+        """The values in use of all limits in `Family.image_limits`, by name."""
 
     @classmethod
     @abstractmethod
     def check_format(cls, prompt_format: PromptFormat) -> None:
-        """Whether this family can make such prompts.
+        """Checks that this family supports a prompt format.
 
         Raises:
-            InputError: It cannot; the message names the field.
+            InputError: It does not; the message names the field.
         """
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills short rows of a chunk."""
+        """Token id that pads short rows of a chunk."""
         return int(self.tokenizer.pad_token_id)
 
     @property
     def largest_token_id(self) -> int:
-        """The largest id that a text can have, or that fills short rows: the model needs an embedding for it."""
+        """Largest token id in texts and padding; the model needs an embedding for it."""
         ids: list[int] = list(self.tokenizer.get_vocab().values())
         return max(self.pad_token_id, *ids)
 
     @property
     @abstractmethod
     def largest_image_size(self) -> tuple[int, int]:
-        """Width and height in pixels of an image that takes as much as any image may."""
+        """Width and height in pixels of an image with the highest possible cost."""
 
     @property
     def planned_image_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the images that a plan assumes where the user gives no size: the largest."""
+        """Width and height in pixels that a plan assumes by default: those of the largest image."""
         return self.largest_image_size
 
     @abstractmethod
     def num_image_tokens(self, width: int, height: int) -> int:
-        """Tokens of an image of this size in pixels.
+        """Number of tokens of an image with this size in pixels.
 
         Raises:
-            InputError: The family cannot cut such an image.
+            InputError: The family cannot process such an image.
         """
 
     @abstractmethod
     def num_vision_units(self, width: int, height: int) -> int:
-        """Vision units, at least 1, of an image of this size in pixels.
+        """Number of vision units, at least 1, of an image with this size in pixels.
 
         Raises:
-            InputError: The family cannot cut such an image.
+            InputError: The family cannot process such an image.
         """
 
     @abstractmethod
@@ -139,17 +141,17 @@ class ItemProcessor(ABC):
         """Token ids of an item's prompt.
 
         Args:
-            text: Its own text, with tags `<|image_1|>`, ... where its images belong; see `PromptFormat.prompt`.
-            image_tokens: How many tokens each image takes.
-            max_len: Longest item without images; its own text is truncated, what the format adds is not. Items with
-                images are not truncated.
-            instruction: Its own; None: the format's.
+            text: Text of the item, with tags `<|image_1|>`, ... for its images; see `PromptFormat.prompt`.
+            image_tokens: Number of tokens of each image.
+            max_len: Longest item without images, in tokens; the text is truncated, but not what the format adds. Items
+                with images are not truncated.
+            instruction: Instruction of the item; None: the format's.
 
         Returns:
-            At least one id, for "" too: chunks that stand for none have such an item.
+            At least one id, also for "", because padding chunks consist of such an item.
 
         Raises:
-            InputError: Tags and images do not fit together, or the format has no place for an instruction.
+            InputError: Tags and images do not match, or the format has no place for an instruction.
         """
 
     @abstractmethod
@@ -160,43 +162,43 @@ class ItemProcessor(ABC):
         max_len: int | None = None,
         instruction: str | None = None,
     ) -> ProcessedItem:
-        """One item.
+        """Tokenises the text and preprocesses the decoded images of one item.
 
         Args:
             text: See `tokenize`.
-            images: Decoded, in the order of the tags.
+            images: Decoded images, in the order of the tags.
             max_len: See `tokenize`.
             instruction: See `tokenize`.
 
         Raises:
-            InputError: See `tokenize`; or an image cannot be cut.
+            InputError: See `tokenize`; or an image cannot be processed.
         """
 
     @abstractmethod
     def collate(self, items: Iterable[ProcessedItem], vision_units: int, dtype: torch.dtype) -> CollatedItems:
-        """One call of the model for some items.
+        """Builds the arguments of one call of the model for some items.
 
         Args:
-            items: At least one. Gone through once, and an item is let go of before the next one is taken: items may be
-                decoded while they are collated, so that one item's tensors alone are held twice.
-            vision_units: All their vision units, or more.
-            dtype: Of the pixels.
+            items: At least one item. They are iterated once, and each is released before the next is taken, so that
+                items can be decoded during collation and only one item's tensors exist twice.
+            vision_units: Total number of their vision units, or more.
+            dtype: Dtype of the pixels.
         """
 
     @abstractmethod
     def blank_item(self, num_tokens: int, image_sizes: Sequence[tuple[int, int]] = ()) -> ProcessedItem:
-        """An item without content, for estimates: `collate` makes of such items what a call of the model takes.
+        """An item without content, for estimates; `collate` accepts it.
 
         Args:
             num_tokens: Length of its row: the tokens of its images, and text for the rest.
-            image_sizes: Width and height in pixels of its images.
+            image_sizes: Width and height of its images in pixels.
 
         Returns:
-            What `process_item` returns for such an item, but that the pixels are on the meta device, where they take no
-            memory; ids and all that Python code reads are real.
+            The same as `process_item` for such an item, except that pixels are on the meta device, where they take no
+            memory; token ids and all values that Python code reads are real.
 
         Raises:
-            InputError: The family cannot cut such an image.
+            InputError: The family cannot process such an image.
             ValueError: The images have more tokens than the row.
         """
 
@@ -205,15 +207,15 @@ class ItemProcessor(ABC):
     def without_tokenizer(
         cls, config: PreTrainedConfig, prompt_format: PromptFormat | None = None, **limits: int | None
     ) -> ItemProcessor:
-        """A processor for estimates, made from the model's configuration: it counts images and makes blank items.
+        """Makes a processor for estimates from the model's configuration: it counts tokens and makes blank items.
 
         Args:
-            config: The model's.
+            config: Configuration of the model.
             prompt_format: See `from_pretrained`.
-            limits: The family's image limits; None: those of its published models.
+            limits: Image limits of the family; None: those of its published models.
 
         Raises:
-            InputError: A format that the family cannot make, or a limit that it does not have.
+            InputError: The family does not support the format or a limit.
         """
 
     @classmethod
@@ -224,15 +226,14 @@ class ItemProcessor(ABC):
         """Reads a folder's tokenizer and settings.
 
         Args:
-            folder: The processor's files.
-            prompt_format: None: what `Family.folder_format` finds.
-            limits: The family's image limits (`vlm2vec/backbones/image_limits.py`); None: what the folder says.
+            folder: Folder with the processor's files.
+            prompt_format: The prompt format; None: the one that `Family.folder_format` finds.
+            limits: Image limits of the family (`vlm2vec/backbones/image_limits.py`); None: the folder's.
 
         Raises:
-            InputError: A file is missing or damaged; a format that the family cannot make, or a limit that it does not
-                have.
+            InputError: A file is missing or damaged, or the family does not support the format or a limit.
         """
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes what `from_pretrained` reads of a folder; format and limits in force are in `vlm2vec_config.json`."""
+        """Writes the files that `from_pretrained` reads; prompt format and limits are in `vlm2vec_config.json`."""

@@ -17,7 +17,7 @@ from vlm2vec.images.metadata import without_metadata
 MAX_IMAGE_PIXELS = 89_478_485
 # The longest side that a JPEG can have. A strip of millions of pixels, as PNG and BMP can state, is no image.
 MAX_IMAGE_SIDE = 65_535
-# Twice what so many pixels take uncompressed: a larger file is no image, and is not read into memory.
+# Twice the size of this many uncompressed pixels: a larger file is no image, and is not read into memory.
 MAX_IMAGE_BYTES = 1 << 29
 
 _EXTENSIONS = {

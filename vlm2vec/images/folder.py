@@ -32,7 +32,7 @@ class ImageFolder:
     Args:
         root: The folder.
         allow_links: Follow links that lead out of the folder; links inside it are always followed.
-        num_frames: Where a path names a folder, so many of its images are taken, see `files`; None: it is an error.
+        num_frames: Number of images to take from a path that names a folder, see `files`; None: it is an error.
 
     Raises:
         InputError: No such folder.

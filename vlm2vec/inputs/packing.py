@@ -92,9 +92,9 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class FixedCounts:
-    """So many queries, or so many targets, a chunk, as the original's `--gc_q_chunk_size` and `--gc_p_chunk_size`.
+    """Chunks with a fixed number of queries or of targets: the original's `--gc_q_chunk_size` and `--gc_p_chunk_size`.
 
-    Chunks with images come first, as ranks have to agree on them.
+    Chunks with images come first, because ranks have to agree on them.
     """
 
     query_chunk_size: int
@@ -118,7 +118,7 @@ def default_batch_tokens(device: torch.device) -> int:
 
 
 def _is_worth_its_padding(num_tokens: int, width: int, num_rows: int, budget: TokenBudget) -> bool:
-    """Whether a row of `num_tokens` joins a chunk of so many rows of this width."""
+    """Whether a row of `num_tokens` should join a chunk of `num_rows` rows with a given width."""
     return num_tokens >= (1 - budget.max_shortfall) * width or num_rows * width < _SMALL_CHUNK * budget.chunk_tokens
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _BASE = Path(__file__).parent / "templates"
-# Colours that are told apart by people who do not see all of them (Okabe and Ito), then greys and lines: on a light
-# page, and the same on a dark one.
+# Colours that colour-blind people can distinguish (Okabe and Ito), then greys and lines: on a light page, and the same
+# on a dark one.
 _ON_DARK = {
     "#0072b2": "#4aa3df",
     "#d55e00": "#f08a4b",

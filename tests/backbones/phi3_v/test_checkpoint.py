@@ -202,7 +202,9 @@ def test_output_of_a_training_run_must_be_exported_first(tmp_path: Path) -> None
     ):
         with pytest.raises(InputError) as refusal:
             VLM2Vec.from_pretrained(folder)
-        expected = f"{folder}: of a training run, not a model; export it first: python -m vlm2vec.export {run} OUT"
+        expected = (
+            f"{folder}: belongs to a training run, not a model; export it first: python -m vlm2vec.export {run} OUT"
+        )
         assert str(refusal.value) == expected
     elsewhere = shutil.copytree(checkpoint / "engine", tmp_path / "copy" / "global_step8")
     for folder in (elsewhere, elsewhere.parent):

@@ -107,7 +107,7 @@ def test_a_base_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_pickle_that_holds_more_than_tensors(base: Path, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "adapter", "src.vlm_backbone.qwen2_vl")
     torch.save({"a": Path("x")}, folder / "adapter_model.bin")
-    with pytest.raises(InputError, match=r"adapter_model.bin: refused, a pickle may hold tensors only"):
+    with pytest.raises(InputError, match=r"adapter_model.bin: refused, a pickle may hold only tensors"):
         VLM2Vec.from_pretrained(folder)
 
 

@@ -92,7 +92,7 @@ class Phi3VModel(Backbone, Phi3PreTrainedModel):
 
     @classmethod
     def with_depths(cls, config: Phi3VConfig, decoder: int, vision: int) -> Phi3VConfig:
-        """The same configuration with so many layers."""
+        """The same configuration with the given numbers of layers."""
         config = copy.deepcopy(config)
         config.num_hidden_layers, config.vision_config.num_hidden_layers = decoder, vision
         return config

@@ -94,7 +94,7 @@ class ImageEmbedding(nn.Module):
 
 
 def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, torch.Tensor]:
-    """Where each image token of the sequence stands in the table [features, line separators, view separators].
+    """Index of each image token of the sequence in the table [features, line separators, view separators].
 
     Per image: the token rows of the assembled local crops, each ended by a separator; one view separator; the token
     rows of the global view, each ended by a separator.

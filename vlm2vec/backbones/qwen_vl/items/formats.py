@@ -111,7 +111,7 @@ def format_limits(prompt_format: PromptFormat, factor: int) -> dict[str, int]:
 
 
 def recognised_format(folder: Path) -> str | None:
-    """The name of the format that a folder without vlm2vec_config.json was trained with; None: it cannot be told.
+    """The name of the format that a folder without vlm2vec_config.json was trained with; None if it is unknown.
 
     An adapter says which code made it. Whole models have the Instruct models' own files: they are recognised by code
     that is published beside them, or by the name of the folder or of its repository.

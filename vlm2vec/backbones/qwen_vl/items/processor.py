@@ -137,7 +137,7 @@ class QwenVLProcessor(ItemProcessor):
 
         Args:
             folder: A checkpoint or an adapter.
-            prompt_format: None: that of a published folder, if it can be told which (`recognised_format`).
+            prompt_format: The prompt format; None: that of a published folder if recognised (`recognised_format`).
             limits: `min_pixels`, `max_pixels`; for those that are None, what the folder says. What all published files
                 say is nobody's choice: a built-in format then has the limits of its own code.
 
