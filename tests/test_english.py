@@ -75,7 +75,7 @@ def faults_of(path: Path) -> list[str]:
         for match in pattern.finditer(text)
     )
     return [
-        f"{name}:{line}: {match[0]!r}, write {WRONG[wrong]}: ...{text[max(0, match.start() - 40) : match.end() + 40]}..."
+        f"{name}:{line}: {match[0]!r}, write {WRONG[wrong]}: {text[max(0, match.start() - 40) : match.end() + 40]}"
         for line, wrong, match, text in found
     ]
 
