@@ -162,6 +162,27 @@ def test_hard_negatives_are_items_and_columns(small: RunPlan, mini_model_dir: Pa
     assert 0.5 * own.loss_bytes < meter.peak < own.loss_bytes
 
 
+def test_several_images_an_item_and_several_own_negatives(small: RunPlan, mini_model_dir: Path) -> None:
+    """As a chunk of such items has them; without them, nothing changes."""
+    own = ["--hard_negatives", "True", "--global_batch_size", "1024", "--model_name", str(mini_model_dir)]
+    workload = parse_cluster(["--images_per_item", "3", "--hard_negatives_per_row", "4"])[1]
+    made = make_plan(arguments(*own), small.cluster, workload)
+    single = make_plan(arguments(*own), small.cluster, parse_cluster([])[1])
+    assert (made.items, made.columns) == (6 * 1024, 5 * 1024)
+    assert (single.items, single.columns) == (3 * 1024, 2 * 1024)
+    text = workload.text_tokens
+    assert made.image_tokens - text == 3 * (single.image_tokens - text)
+    assert made.vision_units == 3 * single.vision_units
+    assert (
+        made.chunk_cost(False).pixels / made.image_rows() == 3 * single.chunk_cost(False).pixels / single.image_rows()
+    )
+    shown = " ".join(str(part) for part in tables(made))
+    assert "items with 3 images of" in shown
+    assert "the data have 4 hard negatives per row" in shown
+    with pytest.raises(InputError, match="--hard_negatives_per_row 4: has no effect without --hard_negatives true"):
+        make_plan(arguments(*own[2:]), small.cluster, workload)
+
+
 def test_mined_negatives_add_to_the_datas_own(mini_model_dir: Path) -> None:
     flags = ("--hard_negatives", "True", "--mined", "absent", "--mined_negatives", "2", "--global_batch_size", "1024")
     made = plan("--model_name", str(mini_model_dir), "--bf16", "--chunk_tokens", "512", *flags)
@@ -246,7 +267,13 @@ def test_traffic_follows_the_chunks(small: RunPlan) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "remedy"),
-    [(["--gpus", "0"], "--gpus 0"), (["--images_per_pair", "3"], "0 to 2"), (["--utilization", "2"], "at most 1")],
+    [
+        (["--gpus", "0"], "--gpus 0"),
+        (["--images_per_pair", "3"], "0 to 2"),
+        (["--utilization", "2"], "at most 1"),
+        (["--images_per_item", "0"], "--images_per_item 0: must be positive"),
+        (["--images_per_item", "2", "--images_per_pair", "0"], "no effect with --images_per_pair 0"),
+    ],
 )
 def test_refusals(flags: list[str], remedy: str) -> None:
     with pytest.raises(InputError, match=remedy):

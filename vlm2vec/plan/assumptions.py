@@ -53,8 +53,12 @@ class Workload:
         images_per_pair: Items of a pair that have an image, 0 to 2.
         text_tokens: Tokens of an item's text.
         image_size: Width and height of every image in pixels; None: the model family's planning size.
+        images_per_item: Number of images of an item that has any.
+        hard_negatives_per_row: Hard negatives that the data have per row, if the run uses them.
     """
 
     images_per_pair: float
     text_tokens: int
     image_size: tuple[int, int] | None = None
+    images_per_item: int = 1
+    hard_negatives_per_row: int = 1

@@ -70,11 +70,11 @@ class RunPlan:
 
     Attributes:
         pairs: Pairs of a global batch.
-        negatives: Most hard negatives per row; those in the row's data count as one.
+        negatives: Hard negatives per row: those in the data and the mined ones.
         image_size: Width and height of every image in pixels.
-        image_tokens: Tokens of an item with an image, its text included.
-        vision_units: Vision units per image.
-        budget_tokens: Share of a chunk's token budget that an item with an image takes.
+        image_tokens: Tokens of an item with images, its text included.
+        vision_units: Vision units of such an item.
+        budget_tokens: Share of a chunk's token budget that such an item takes.
 
     Raises:
         InputError: The model family cannot cut images of the workload's size.
@@ -89,12 +89,13 @@ class RunPlan:
         self.cluster = cluster
         self.workload = workload
         self.pairs = settings.cluster.global_batch_size
-        self.negatives = settings.data.negatives_a_row
+        self.negatives = settings.data.negatives_a_row(workload.hard_negatives_per_row)
         self.width = model.smallest.hidden_size
         processor = model.processor
         self.image_size = workload.image_size or processor.planned_image_size
-        self.image_tokens = processor.num_image_tokens(*self.image_size) + workload.text_tokens
-        self.vision_units = processor.num_vision_units(*self.image_size)
+        images = workload.images_per_item
+        self.image_tokens = images * processor.num_image_tokens(*self.image_size) + workload.text_tokens
+        self.vision_units = images * processor.num_vision_units(*self.image_size)
         # Vision units count as tokens of the budget, see `ItemProcessor.tokens_per_vision_unit`.
         self.budget_tokens = self.image_tokens + math.ceil(processor.tokens_per_vision_unit * self.vision_units)
 
@@ -147,7 +148,7 @@ class RunPlan:
 
     def images(self, rows: int) -> ChunkShape:
         """A chunk of items with images, the most expensive kind."""
-        return ChunkShape(rows, self.image_tokens, (self.image_size,))
+        return ChunkShape(rows, self.image_tokens, (self.image_size,) * self.workload.images_per_item)
 
     def chunk_cost(self, checkpointing: bool) -> PassCost:
         """Cost of the largest chunk, forward and backward."""
@@ -182,8 +183,7 @@ class RunPlan:
         """Bytes of all ranks' embeddings and a block of scores, including what the loss's backward pass needs."""
         items, ranks = self.items, self.cluster.num_ranks
         embeddings = (_GATHERED_COPIES * items + _LOCAL_COPIES * math.ceil(items / ranks)) * self.width * _FLOAT32
-        block_rows = self.settings.loss.rows_of_a_block(self.columns)
-        rows = min(block_rows, math.ceil(self.pairs / ranks))
+        rows = self.settings.loss.rows_of_a_block(self.columns, math.ceil(self.pairs / ranks))
         return float(embeddings + _SCORE_BLOCKS * rows * self.columns * _FLOAT32)
 
     @property

@@ -39,6 +39,10 @@ from vlm2vec.training.flags.run import RunArguments, parse_arguments
 _ABSENT = ("--model_name", DEFAULT_MODEL, "--dataset_name", "-", "--output_dir", "-")
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})", re.ASCII)
 _GIGA, _TERA = 1e9, 1e12
+_POSITIVE = (
+    *("gpus", "nodes", "gpu_memory", "peak_tflops", "gpu_bandwidth", "node_bandwidth"),
+    *("text_tokens", "images_per_item", "hard_negatives_per_row"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -117,6 +121,13 @@ def parser() -> Parser:
         metavar="WIDTHxHEIGHT",
         help="Size of every image in pixels. If not given: the model family's own, as large as its images get.",
     )
+    items("--images_per_item", type=int, default=1, help="Number of images of an item that has any.")
+    items(
+        "--hard_negatives_per_row",
+        type=int,
+        default=1,
+        help="Hard negatives that the data have per row, used with --hard_negatives true.",
+    )
     items("--text_tokens", type=int, default=40, help="Tokens in the text of an item.")
     return made
 
@@ -128,11 +139,13 @@ def parse_cluster(argv: Sequence[str], own: Parser | None = None) -> tuple[Hardw
         InputError: A value is out of range.
     """
     options, rest = (own or parser()).parse_known_args(argv)
-    for name in ("gpus", "nodes", "gpu_memory", "peak_tflops", "gpu_bandwidth", "node_bandwidth", "text_tokens"):
+    for name in _POSITIVE:
         if getattr(options, name) <= 0:
             raise InputError(f"--{name} {getattr(options, name)}: must be positive")
     if not 0 <= options.images_per_pair <= 2:
         raise InputError(f"--images_per_pair {options.images_per_pair}: a pair has 0 to 2 images")
+    if options.images_per_item > 1 and options.images_per_pair == 0:
+        raise InputError(f"--images_per_item {options.images_per_item}: has no effect with --images_per_pair 0")
     if not 0 < options.utilization <= 1:
         raise InputError(f"--utilization {options.utilization}: must be above 0 and at most 1")
     cluster = Hardware(
@@ -144,7 +157,14 @@ def parse_cluster(argv: Sequence[str], own: Parser | None = None) -> tuple[Hardw
         gpu_bandwidth=options.gpu_bandwidth * _GIGA,
         node_bandwidth=options.node_bandwidth * _GIGA,
     )
-    return cluster, Workload(options.images_per_pair, options.text_tokens, _image_size(options.image_size)), rest
+    workload = Workload(
+        options.images_per_pair,
+        options.text_tokens,
+        _image_size(options.image_size),
+        options.images_per_item,
+        options.hard_negatives_per_row,
+    )
+    return cluster, workload, rest
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:
@@ -171,6 +191,10 @@ def make_plan(arguments: RunArguments, cluster: Hardware, workload: Workload) ->
     config = family.backbone.load_config(folder, {})
     choose_accelerator()
     settings = arguments.resolve(cluster.num_ranks, read_engine_file(Path(arguments.training.deepspeed)))
+    if workload.hard_negatives_per_row > 1 and not settings.data.hard_negatives:
+        raise InputError(
+            f"--hard_negatives_per_row {workload.hard_negatives_per_row}: has no effect without --hard_negatives true"
+        )
     used, _ = settings_in_use(settings.encoder, folder, family)
     limits = {**family.stored_limits(folder), **used.image_limits}
     # A published name implies the prompt format, and with it the image sizes, as a folder of that name does.

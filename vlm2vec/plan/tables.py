@@ -38,17 +38,23 @@ def _heading(plan: RunPlan) -> Text:
     kind = "all weights" if encoder.lora is None else "LoRA" + (" (DoRA)" if encoder.lora.use_dora else "")
     dtype = str(encoder.precision.compute).removeprefix("torch.")
     images, texts = plan.items_a_rank
+    with_images = _items_with_images(plan)
     width, height = plan.image_size
     lines = [
         f"{size.total:,} parameters, {size.trainable:,} trainable ({kind}), {dtype}",
         f"{cluster.num_ranks} ranks ({cluster.nodes} x {cluster.gpus}) of {cluster.gpu_memory / GIB:.0f} GiB | global "
-        f"batch {plan.pairs:,}{_negatives(plan)}: a rank has {images:.0f} images of {plan.image_tokens} tokens and "
-        f"{texts:.0f} texts of {plan.workload.text_tokens} tokens in {plan.calls.repeat} chunks",
-        f"Assumed: {plan.workload.images_per_pair:g} images a pair of {width} x {height} pixels, each with "
-        f"{plan.vision_units} vision units ({plan.model.family.vision_unit_name}); "
+        f"batch {plan.pairs:,}{_negatives(plan)}: a rank has {images:.0f} {with_images} of {plan.image_tokens} "
+        f"tokens and {texts:.0f} texts of {plan.workload.text_tokens} tokens in {plan.calls.repeat} chunks",
+        f"Assumed: {plan.workload.images_per_pair:g} {with_images} a pair of {width} x {height} pixels, "
+        f"each with {plan.vision_units} vision units ({plan.model.family.vision_unit_name}); "
         f"{plan.workload.text_tokens} tokens a text; all items distinct{_assumed_negatives(plan)}",
     ]
     return Text("\n".join(lines))
+
+
+def _items_with_images(plan: RunPlan) -> str:
+    number = plan.workload.images_per_item
+    return "images" if number == 1 else f"items with {number} images"
 
 
 def _negatives(plan: RunPlan) -> str:
@@ -60,7 +66,8 @@ def _negatives(plan: RunPlan) -> str:
 def _assumed_negatives(plan: RunPlan) -> str:
     if not plan.negatives:
         return ""
-    own = " each row of the data has one hard negative," if plan.settings.data.hard_negatives else ""
+    number = counted(plan.workload.hard_negatives_per_row, "hard negative")
+    own = f" the data have {number} per row," if plan.settings.data.hard_negatives else ""
     return f";{own} hard negatives have images as often as the items of pairs"
 
 

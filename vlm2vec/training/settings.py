@@ -142,9 +142,14 @@ class LossSettings:
     negatives: Negatives
     distillation: Distillation | None
 
-    def rows_of_a_block(self, columns: int) -> int:
-        """Rows of a block of a similarity matrix with `columns` columns."""
-        return self.block_rows or max(1, BLOCK_SCORES // columns)
+    def rows_of_a_block(self, columns: int, rows: int) -> int:
+        """Rows of a block of a rank's part of the similarity matrix.
+
+        Args:
+            columns: Columns of the matrix.
+            rows: The rank's own rows; a block has no others.
+        """
+        return min(rows, self.block_rows or max(1, BLOCK_SCORES // columns))
 
 
 @dataclass(frozen=True)
@@ -222,10 +227,13 @@ class DataSettings:
     cache_dir: Path | None
     cache_bytes: int
 
-    @property
-    def negatives_a_row(self) -> int:
-        """Hard negatives per row for estimates: one from the data, if they are used, plus the mined ones."""
-        return int(self.hard_negatives) + (self.mined.negatives if self.mined else 0)
+    def negatives_a_row(self, own: int = 1) -> int:
+        """Hard negatives per row, for estimates: those in the data, if they are used, plus the mined ones.
+
+        Args:
+            own: Hard negatives that the data have per row.
+        """
+        return own * self.hard_negatives + (self.mined.negatives if self.mined else 0)
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,9 @@ def test_the_batch_is_known_once_the_ranks_are() -> None:
     made = settings("--per_device_train_batch_size", "16", num_ranks=4, stage=3)
     assert (made.cluster.global_batch_size, made.data.global_batch_size, made.cluster.zero_stage) == (64, 64, 3)
     assert engine_config(made.engine)["train_micro_batch_size_per_gpu"] == 16
-    assert settings().loss.rows_of_a_block(16) == BLOCK_SCORES // 16
-    assert settings("--loss_block_rows", "7").loss.rows_of_a_block(16) == 7
+    assert settings().loss.rows_of_a_block(16, 2**20) == BLOCK_SCORES // 16
+    assert settings("--loss_block_rows", "7").loss.rows_of_a_block(16, 16) == 7
+    assert settings().loss.rows_of_a_block(16, 16) == 16  # no more than there are
 
 
 def test_later_steps_fill_what_they_find() -> None:

@@ -35,6 +35,9 @@ WITH_NEGATIVES = [
     *("--global_batch_size", "4096", "--hard_negatives", "True"),
     *("--mined", "absent", "--mined_negatives", "2"),
 ]
+# 1,024 rows of 1,024 columns are one block, but a rank of 8 has 128 of them.
+OWN_ROWS = ["--global_batch_size", "1024"]
+ONE_ROW_REMEDY = "one row of the loss does not fit: fewer hard negatives or a smaller --global_batch_size"
 
 
 def arguments(*flags: str) -> RunArguments:
@@ -173,8 +176,10 @@ OPTIMIZER_REMEDY = "a higher ZeRO stage, more ranks, or ds_configs/zero3_offload
             ["--gradient_checkpointing"],
             "set --gc_q_chunk_size 4 --gc_p_chunk_size 2 (now 8 and 4)",
         ),
-        (Place(Part.LOSS, "loss"), SIZES, ["--loss_block_rows", "64"], "set --loss_block_rows 32"),
-        (Place(Part.LOSS, "loss"), SIZES, WITH_NEGATIVES, "set --loss_block_rows 32"),
+        (Place(Part.LOSS, "loss"), SIZES, [*OWN_ROWS, "--loss_block_rows", "64"], "set --loss_block_rows 32 (now 64)"),
+        (Place(Part.LOSS, "loss"), SIZES, WITH_NEGATIVES, "set --loss_block_rows 32 (now 64)"),
+        (Place(Part.LOSS, "loss"), SIZES, OWN_ROWS, "set --loss_block_rows 64 (now 128)"),
+        (Place(Part.LOSS, "loss"), SIZES, ["--loss_block_rows", "1"], ONE_ROW_REMEDY),
         (Place(RunPart.OPTIMIZER, "optimizer step"), SIZES, [], OPTIMIZER_REMEDY),
     ],
 )
@@ -198,14 +203,14 @@ def test_the_flag_follows_from_the_place(
     [
         (Part.PASS_1, "set --no_grad_chunk_tokens 16384 "),
         (Part.PASS_2, "set --chunk_tokens 4096 "),
-        (Part.LOSS, "set --loss_block_rows 32"),
+        (Part.LOSS, "set --loss_block_rows 32 (now "),
         (Part.COLLECTIVES, "the optimizer's states"),
         (RunPart.OPTIMIZER, "the optimizer's states"),
         (RunPart.START, "the optimizer's states"),  # its words name the model's folder, whatever that is called
     ],
 )
 def test_the_words_of_a_place_decide_nothing(part: AnyPart, expected: str, words: str) -> None:
-    advice = advice_at(settings("--loss_block_rows", "64"), SIZES, WatchAt(ANYWHERE))
+    advice = advice_at(settings(*OWN_ROWS, "--loss_block_rows", "64"), SIZES, WatchAt(ANYWHERE))
     assert advice.remedy(Place(part, words)).startswith(expected)
     kept = advice.remedy(Place(part, words, is_kept=True))
     assert kept == "set --keep_graphs 3 (now 6)"

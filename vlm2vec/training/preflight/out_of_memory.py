@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from types import TracebackType
 
@@ -67,13 +68,20 @@ class MemoryAdvice:
         if place.part in (Part.PASS_1, Part.PASS_2):
             return self._smaller_chunks()
         if place.part is Part.LOSS:
-            pairs = self._settings.cluster.global_batch_size
-            rows = self._settings.loss.rows_of_a_block(pairs * (1 + self._settings.data.negatives_a_row))
-            return f"set --loss_block_rows {max(1, rows // 2)}"
+            return self._smaller_blocks()
         return (
             "the optimizer's states or gradients do not fit: use a higher ZeRO stage, more ranks, or "
             "ds_configs/zero3_offload.json"
         )
+
+    def _smaller_blocks(self) -> str:
+        settings = self._settings
+        pairs, ranks = settings.cluster.global_batch_size, settings.cluster.num_ranks
+        columns = pairs * (1 + settings.data.negatives_a_row())
+        rows = settings.loss.rows_of_a_block(columns, math.ceil(pairs / ranks))
+        if rows == 1:
+            return "one row of the loss does not fit: fewer hard negatives or a smaller --global_batch_size"
+        return f"set --loss_block_rows {rows // 2} (now {rows})"
 
     def _smaller_chunks(self) -> str:
         less = "" if self._settings.encoder.gradient_checkpointing else ", or add --gradient_checkpointing"
