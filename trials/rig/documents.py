@@ -83,8 +83,8 @@ def runnable_blocks() -> list[Block]:
 def prepare(folder: Path, python: Path) -> dict[str, str]:
     """Makes a folder in which blocks run as in the repository's root, once its `demo` is there.
 
-    The folder gets links to what commands name, the scripts whose content pages give, and a `deepspeed` that starts
-    ranks at a free port.
+    The folder gets links to what commands name, the scripts whose content pages give, a cache of its own, and a
+    `deepspeed` that starts ranks at a free port.
 
     Args:
         folder: Empty, or with a `demo`.
@@ -104,7 +104,8 @@ def prepare(folder: Path, python: Path) -> dict[str, str]:
     deepspeed.write_text(f'#!/bin/sh\nexec "{python}" -m deepspeed.launcher.runner --master_port {free_port()} "$@"\n')
     deepspeed.chmod(0o755)
     variables = environment(python)
-    return {**variables, "PATH": f"{programs}{os.pathsep}{variables['PATH']}"}
+    search_path = f"{programs}{os.pathsep}{variables['PATH']}"
+    return {**variables, "PATH": search_path, "XDG_CACHE_HOME": str(folder / "cache")}
 
 
 def run_block(block: Block, folder: Path, variables: dict[str, str], timeout: float) -> Outcome:
