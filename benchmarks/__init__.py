@@ -1,1 +1,1 @@
-"""Programs that measure: each prints figures beside a baseline of the same run."""
+"""Programs that measure speed and memory; each prints its numbers beside a baseline from the same run."""

@@ -1,10 +1,10 @@
 """Runs benchmark programs and writes what they print into docs/benchmarks.md.
 
-    make bench                          all suites but the long ones
-    make bench SUITES="step memory"     some; the other sections of the document stay
+    make bench                          all suites except the long ones
+    make bench SUITES="step memory"     some suites; the other sections of the document do not change
 
-Every program prints its figures in Markdown, beside a baseline of the same run. A section holds the command, the date,
-the machine and that output, nothing else.
+Every program prints its numbers in Markdown, beside a baseline from the same run. A section contains the command, the
+date, the machine and that output, nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SECTION = re.compile(r"<!-- suite: (\w+) -->\n(.*?)(?=<!-- suite: |\Z)", re.DOT
 
 
 def machine() -> str:
-    """One line on what ran, and when."""
+    """One line with date, machine and versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
@@ -50,7 +50,7 @@ def run(suite: Suite) -> str:
     """Runs a suite's program; returns its section's text.
 
     Raises:
-        SystemExit: The program failed, or took more than its limit.
+        SystemExit: The program failed, or exceeded its time limit.
     """
     command = f"python -m {suite.command}"
     print(f"== {suite.title}: {command}", flush=True)
@@ -71,7 +71,7 @@ def run(suite: Suite) -> str:
 
 
 def without_log_lines(output: str) -> str:
-    """What a program printed, but for DeepSpeed's log, which goes to standard output too."""
+    """A program's output without DeepSpeed's log, which is written to standard output too."""
     return _LOG_LINE.sub("", output).strip()
 
 
@@ -81,12 +81,12 @@ def sections(document: str) -> dict[str, str]:
 
 
 def written() -> dict[str, str]:
-    """The sections that the document has now."""
+    """The document's current sections."""
     return sections(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.exists() else {}
 
 
 def compose(found: dict[str, str]) -> str:
-    """The document with the sections that there are, in the suites' order."""
+    """The document with the existing sections, in the suites' order."""
     parts = [
         f"<!-- suite: {name} -->\n## {suite.title}\n\n{found[name].strip()}\n"
         for name, suite in SUITES.items()
@@ -104,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     for name in names:
         if SUITES[name].needs_gpu and name in written() and not torch.cuda.is_available():
-            print(f"== {SUITES[name].title}: no GPU here, the section stays", flush=True)
+            print(f"== {SUITES[name].title}: no GPU here, so its section is kept", flush=True)
             continue
         section = run(SUITES[name])
-        found = written()  # only now: another run may have written in the meantime
+        found = written()  # read only now, because a different run may have written in the meantime
         DOCUMENT.write_text(compose({**found, name: section}), encoding="utf-8")
     print(f"{len(names)} suites in {(time.monotonic() - start) / 60:.0f} minutes; {DOCUMENT}")
 

@@ -1,4 +1,4 @@
-"""This code's training step on a workload: distinct items once, sorted, packed by tokens."""
+"""This project's training step on a workload: distinct items encoded once, sorted, packed by tokens."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vlm2vec.dora import kept_norms
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import PackedItem
 
-# DeepSpeed clips to 1 by default; the baselines do not clip.
+# DeepSpeed clips gradients to 1 by default; the baselines do not clip.
 UNCLIPPED: dict[str, Any] = {"gradient_clipping": 0.0}
 
 
 class CachedStepRun:
-    """A step as a run makes it; the chunks lie in memory."""
+    """A step as in a run, with its chunks already in memory."""
 
     def __init__(self, workload: Workload, sizes: ChunkSizes, temperature: float, learning_rate: float) -> None:
         self._engine = build_engine(copy.deepcopy(workload.encoder), 2, learning_rate, **UNCLIPPED)
@@ -45,7 +45,7 @@ class CachedStepRun:
 def laid_out(
     batch: Sequence[tuple[int, int]], all_items: Sequence[ProcessedItem], sizes: ChunkSizes, inputs: ItemEncoderInputs
 ) -> tuple[StepChunks, StepLayout]:
-    """A batch on one rank, its chunks in memory; phases with the same chunks share them."""
+    """A batch on one rank, with its chunks in memory; phases with the same chunks share them."""
     numbers: dict[int, int] = {}
     rows = [[numbers.setdefault(item, len(numbers)) for item in pair] for pair in batch]
     items = [all_items[item] for item in numbers]

@@ -1,9 +1,9 @@
-"""Calls and bytes on the wire of one step, against one gradient reduction a chunk.
+"""Collectives and bytes sent per step, compared with one gradient reduction per chunk.
 
     python -m benchmarks.communication [--chunks 8]
 
-Two ranks (gloo) train the model of benchmarks.overhead. The bytes are those of whole tensors: all that is reduced,
-gathered or scattered, counted once a call.
+Two ranks (gloo) train the model of benchmarks.overhead. The bytes are those of whole tensors: everything that is
+reduced, gathered or scattered, counted once per call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KINDS = {"allreduce_": "all-reduce", "_allgather_base_": "all-gather", "_reduce_
 
 
 class ReducedEveryChunk(CachedStep):
-    """The step as it would be without coalescing: ZeRO-2 and 3 reduce at every backward."""
+    """The step without coalescing: ZeRO-2 and 3 reduce at every backward pass."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -81,7 +81,7 @@ def rank_main(num_chunks: int) -> None:
     initialize_ranks(120)
     is_first = dist.get_rank() == 0
     if is_first:
-        print(f"{2 * PAIRS} texts of {LENGTH} tokens on {RANKS} ranks, {num_chunks} chunks a rank, no graph kept\n")
+        print(f"{2 * PAIRS} texts of {LENGTH} tokens on {RANKS} ranks, {num_chunks} chunks per rank, no graph kept\n")
         print(
             f"| ZeRO | gradients reduced | {' | '.join(KINDS.values())} | all |\n| --- | --- | --- | --- | --- | --- |"
         )

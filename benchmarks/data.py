@@ -1,11 +1,11 @@
-"""Speed of the converter beside `tar` over the same files on the same disk.
+"""Speed of the converter, compared with `tar` on the same files and disk.
 
     python -m benchmarks.data [--images 20000] [--rounds 5] [--work_dir DIR]
 
-Images of 53 KB (noise as JPEG) are written once. Then each round times, in turn, `tar` packing the
-folder and the converter packing the same images with --check_images none; both end with their bytes on disk (tar's
-by fsync of its archive, which the converter does for each of its files). The best round of each counts, because other
-programs can only slow a run down. Decoding every image is timed once, for information.
+Images of 53 KB (noise as JPEG) are written once. Then each round times `tar` on the folder, and the converter on the
+same images with --check_images none. Both end with all bytes on disk (tar by fsync of its archive; the converter does
+so for each file). The best round of each counts, because other programs can only slow a run down. Decoding every image
+is timed once, for information.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vlm2vec.errors import run_program
 SUBSET = "Photographs"
 IMAGE_PIXELS = (480, 360)
 JPEG_QUALITY = 60
-_DIFFERENT = 32  # encoding is slow: so many images are drawn, and told apart by a comment behind their end
+_DIFFERENT = 32  # encoding is slow, so only this many images are drawn; a comment at their end makes copies distinct
 
 
 def write_source(root: Path, images: int) -> int:
@@ -65,7 +65,7 @@ def _jpeg(seed: int) -> bytes:
 
 
 def seconds_of(action: Callable[[Path], object], output: Path) -> tuple[float, float]:
-    """Wall and processor time of one run into a fresh folder; earlier writes are on disk before the clock starts."""
+    """Wall and processor time of one run into a new folder; earlier writes are flushed before the clock starts."""
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     os.sync()
@@ -77,7 +77,7 @@ def seconds_of(action: Callable[[Path], object], output: Path) -> tuple[float, f
 
 
 def run_tar(source: Path, output: Path) -> None:
-    """`tar` over the images."""
+    """Runs `tar` on the images."""
     archive = output / "images.tar"
     subprocess.run(["tar", "-cf", archive, "-C", source, "images"], check=True)
     descriptor = os.open(archive, os.O_RDONLY)
@@ -86,7 +86,7 @@ def run_tar(source: Path, output: Path) -> None:
 
 
 def run_converter(source: Path, output: Path, *, check: str, workers: int) -> None:
-    """The program, its start included."""
+    """Runs the converter, including its start."""
     command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", str(source), "--subset_name", SUBSET]
     command += ["--output_dir", str(output), "--check_images", check, "--num_workers", str(workers)]
     subprocess.run([*command, "--rows_per_shard", "512"], check=True, stdout=subprocess.DEVNULL)
@@ -114,7 +114,7 @@ def _measure(work: Path, arguments: argparse.Namespace) -> None:
     for name in rounds:
         run = run_tar if name == "tar" else partial(run_converter, check=name, workers=workers)
         times[name].append(seconds_of(partial(run, source), output))
-        progress = f"{name:<7} {times[name][-1][0]:6.2f} s, of processors {times[name][-1][1]:6.2f} s"
+        progress = f"{name:<7} {times[name][-1][0]:6.2f} s, processors {times[name][-1][1]:6.2f} s"
         print(progress, file=sys.stderr, flush=True)
     best = {name: tuple(min(column) for column in zip(*runs, strict=True)) for name, runs in times.items()}
     print(

@@ -1,10 +1,10 @@
-"""DoRA as this code runs it beside PEFT's own: a step of the miniature, and what a chunk of the full-size model costs.
+"""This project's DoRA compared with PEFT's: a step of the miniature, and the cost of a chunk of the full-size model.
 
     python -m benchmarks.dora [--work FOLDER] [--rounds 10] [--pairs 128]
 
 The step: the miniature with the adapter of launch/recipes/lora_1024.yaml, on one CPU rank; both run the same batches
 from the same weights with the same dropout masks, and the program compares their losses. The chunk: forward and
-backward of ten images with 4 crops on the meta device, found with few layers and carried on to all of them.
+backward of ten images with 4 crops on the meta device, measured with few layers and extrapolated to all of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LORA = LoraSettings(r=8, alpha=64)
 FLAGS = "--model_name - --dataset_name - --output_dir - --deepspeed - --global_batch_size 8 --max_steps 1 --bf16 --lora"
 PEFT, OURS, PLAIN = "PEFT's DoRA", "this code's DoRA", "plain LoRA"
 LAYERS = (PEFT, OURS, PLAIN)
-# The miniature's own budget, and one with which what a call costs whatever it holds counts more.
+# The miniature's own budget, and a smaller one, with which the fixed cost of a call counts more.
 BUDGETS = (2048, 512)
 # Ten images with all their crops, 757 tokens each: a chunk of 8,192 tokens.
 CHUNK = ChunkShape(rows=10, width=757, image_sizes=((336, 336),))
@@ -56,14 +56,14 @@ DROPOUTS = {
 
 @contextmanager
 def peft_dora() -> Iterator[None]:
-    """Adapters added inside keep PEFT's DoRA layers."""
+    """Adapters that are added inside the context keep PEFT's DoRA layers."""
     with patch("vlm2vec.lora.install_dora"):
         yield
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one chunk, forward and backward."""
+    """The cost of one chunk, forward and backward."""
 
     flops: float
     bytes_moved: float
@@ -82,10 +82,10 @@ def adapted(encoder: VLM2Vec, dropout: float, layers: str) -> VLM2Vec:
 
 
 def step_seconds(workload: Workload, rounds: int, dropout: float) -> dict[str, list[float]]:
-    """Processor seconds of steps with each of `LAYERS`, which take turns.
+    """Processor seconds of steps with each of `LAYERS`, alternating.
 
     Raises:
-        SystemExit: PEFT's DoRA and this code's compute different losses.
+        SystemExit: PEFT's DoRA and this project's compute different losses.
     """
     sizes = ChunkSizes(TokenBudget(workload.chunk_tokens), None, keep_graphs=1)
     steps = {
@@ -108,7 +108,7 @@ def step_seconds(workload: Workload, rounds: int, dropout: float) -> dict[str, l
 
 
 def encoder_settings(flags: str = "") -> EncoderSettings:
-    """A run's encoder; nothing depends on the engine."""
+    """The encoder settings of a run; they do not depend on the engine."""
     return parse_arguments(f"{FLAGS} {flags}".split()).resolve(1, {"zero_optimization": {"stage": 2}}).encoder
 
 
@@ -156,7 +156,7 @@ def print_chunks(config: Phi3VConfig, shape: ChunkShape) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     peft = {}
     for dropout, flags in DROPOUTS.items():
-        if dropout != "adapter":  # PEFT has no such thing; compared with its dropout on the input
+        if dropout != "adapter":  # PEFT does not have it; it is compared with PEFT's dropout on the input
             peft[dropout] = chunk_costs(flags, True, config, shape)[1]
             print(f"| {dropout} | PEFT's DoRA | every | {_cells(peft[dropout], peft[dropout])} |", flush=True)
         baseline = peft["none" if dropout == "none" else "input"]

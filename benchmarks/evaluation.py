@@ -1,12 +1,12 @@
-"""Encoding and scoring the miniature: `eval.mmeb` beside the original's loop.
+"""Encoding and scoring the miniature: `eval.mmeb` compared with the original's loop.
 
     python -m benchmarks.evaluation [--rounds 3]
 
-The original's loop: each dataset's distinct queries, then its distinct candidates, in batches of 16 in the order of the
-data, in one process that also reads, decodes and tokenises, as benchmarks/original_encoder.py does it. Beside it the
-same part of `eval.mmeb`, its workers' start and the vectors' way to the disk included; that part with what is before
-it (every image read and hashed, distinct items found and packed); and the whole program, from its arguments to the
-written scores. The rounds alternate, and both ways' vectors are compared.
+The original's loop encodes each dataset's distinct queries, then its distinct candidates, in batches of 16 in the order
+of the data, in one process that also reads, decodes and tokenizes (benchmarks/original_encoder.py). It is compared with
+(1) the same part of `eval.mmeb`, including the start of its workers and the writing of vectors, (2) that part with what
+precedes it (every image read and hashed, distinct items found and packed), and (3) the whole program, from its
+arguments to the written scores. The rounds alternate, and the vectors of both are compared.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU
 ORIGINAL_BATCH = 16
 NUM_CROPS = 4
 MAX_LEN = 256
-# Of one number of a normalised vector; other batches round otherwise.
+# Largest difference of a number of a unit vector; different batches round differently.
 MOST_DIFFERENCE = 1e-5
 
 Cost = list[float]  # seconds, CPU seconds
 
 
 class Miniature:
-    """Both ways on the same model and data.
+    """Both programs on the same model and data.
 
     Args:
         root: An empty folder.
@@ -77,7 +77,7 @@ class Miniature:
         self.largest_difference = 0.0
 
     def original(self) -> Cost:
-        """The original's loop."""
+        """Times the original's loop."""
         with stopwatch() as cost, torch.no_grad():
             for side in self.sides:
                 for start in range(0, len(side), ORIGINAL_BATCH):
@@ -95,7 +95,7 @@ class Miniature:
         return process(processor, text, image, MAX_LEN)
 
     def ours(self, number: int) -> tuple[Cost, Cost]:
-        """Encoding the distinct items; finding and encoding them."""
+        """Times encoding the distinct items, and finding and encoding them."""
         items, processor = self._data.items, self._encoder.processor
         with stopwatch() as together:
             images = scan_images(items, self._images)
@@ -113,18 +113,18 @@ class Miniature:
         differences = (abs(vectors[plan.position[index]] - vector).max() for index, vector in self.vectors.items())
         self.largest_difference = max(self.largest_difference, *differences)
         if self.largest_difference > MOST_DIFFERENCE:
-            raise SystemExit(f"the two ways' vectors differ by {self.largest_difference}")
+            raise SystemExit(f"the vectors of the two programs differ by {self.largest_difference}")
         return encoding, together
 
     def program(self, number: int) -> Cost:
-        """The whole program."""
+        """Times the whole program."""
         with stopwatch() as cost:
             mmeb.main([*self._flags, "--encode_output_path", str(self._root / f"scores{number}")])
         return cost
 
 
 def speed(root: Path, rounds: int) -> None:
-    """Prints what the ways cost."""
+    """Prints the times."""
     miniature = Miniature(root)
     rows: dict[str, list[Cost]] = {
         "the original's loop": [],
@@ -154,7 +154,7 @@ def speed(root: Path, rounds: int) -> None:
 
 
 def build_miniature(root: Path) -> tuple[Path, Path]:
-    """Builds the miniature and its untrained model; the folders of its evaluation data and of the model."""
+    """Builds the miniature and its untrained model; returns the folders of its evaluation data and of the model."""
     build_mini_mmeb(root / "mini", seed=0)
     build_mini_model(root / "mini" / TRAIN_FOLDER, root / "untrained", seed=0)
     return root / "mini" / EVAL_FOLDER, root / "untrained"
@@ -162,9 +162,9 @@ def build_miniature(root: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def stopwatch() -> Iterator[Cost]:
-    """Seconds, and CPU seconds of this process and the workers that it started and ended; filled in at the end.
+    """Measures seconds, and CPU seconds of this process and of its workers that have ended; set at the end.
 
-    CPU seconds do not see what else the machine does.
+    CPU seconds do not depend on the machine's other load.
     """
     cost: Cost = []
     start, before = time.perf_counter(), os.times()

@@ -1,10 +1,10 @@
-"""An evaluation of MMEB-eval's size: 36 datasets of 1,000 queries with its candidate counts.
+"""Time and memory of an evaluation of MMEB-eval's size: 36 datasets of 1,000 queries with its candidate counts.
 
     python -m benchmarks.evaluation_size
 
-The miniature's model, images reused under different texts (see benchmarks.synthetic_eval); `eval.mmeb` in a process
-of its own, whose memory is read twice a second. Memory mapped from files (embeddings, items) can be taken back by the
-system at any time and is listed apart.
+It uses the miniature's model, and images that are reused with different texts (benchmarks.synthetic_eval). `eval.mmeb`
+runs in a separate process whose memory is read twice per second. Memory mapped from files (embeddings, items) can be
+reclaimed by the system at any time and is listed separately.
 """
 
 from __future__ import annotations

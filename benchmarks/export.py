@@ -1,10 +1,10 @@
-"""Peak memory of an export, beside the size of the largest file that it writes.
+"""Peak memory of an export, compared with the size of the largest file that it writes.
 
     python -m benchmarks.export
 
-Checkpoints are made up: files as ZeRO's ranks write them, with random weights and Adam's moments, without training.
-A process of its own exports each; its anonymous memory (what it allocates, without mapped files) is sampled every
-millisecond. `peak` is above what Python and the libraries need before anything is read, `process` includes it.
+The checkpoints are synthetic: files as ZeRO's ranks write them, with random weights and Adam's moments, without
+training. A separate process exports each one; its anonymous memory (what it allocates, without mapped files) is sampled
+every millisecond. `peak` does not include what Python and the libraries need before anything is read; `process` does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 @dataclass(frozen=True)
 class Measured:
-    """One export. All sizes in bytes; `peak` is above what the process needed before, `process` is all of it."""
+    """One export. All sizes are in bytes; `peak` excludes what the process needed before, `process` includes it."""
 
     peak: int
     process: int
@@ -61,7 +61,7 @@ class Request:
 
 
 def model_config(num_layers: int) -> Phi3VConfig:
-    """A small width, so that many tensors fill a file: 7 MB in float32 a layer, the largest tensor 3 MB."""
+    """A small width, so that many tensors fill a file: 7 MB in float32 per layer, the largest tensor 3 MB."""
     vision = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
     return Phi3VConfig(
         hidden_size=384,
@@ -77,7 +77,7 @@ def model_config(num_layers: int) -> Phi3VConfig:
 
 
 def write_checkpoint(folder: Path, stage: int, num_ranks: int, shapes: Shapes, arguments: dict[str, Any]) -> None:
-    """The files of ranks that trained tensors of these shapes; random masters, moments of zero."""
+    """Writes the files of ranks that trained tensors of these shapes, with random master weights and zero moments."""
     engine = folder / ENGINE_TAG
     engine.mkdir(parents=True)
     (folder / ENCODER_FOLDER).mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def write_checkpoint(folder: Path, stage: int, num_ranks: int, shapes: Shapes, a
         torch.save({"optimizer_state_dict": state}, engine / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         if stage == 3 or rank == 0:
             name = f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if stage == 3 else "mp_rank_00_model_states.pt"
-            # Under ZeRO-1/2 the module's own weights stand beside the masters.
+            # ZeRO-1 and 2 also store the module's own weights.
             module = (
                 {} if stage == 3 else {name: torch.zeros(size, dtype=torch.bfloat16) for name, size in sizes.items()}
             )
@@ -106,7 +106,7 @@ def write_checkpoint(folder: Path, stage: int, num_ranks: int, shapes: Shapes, a
 
 
 def write_full(folder: Path, stage: int, num_ranks: int, num_layers: int) -> None:
-    """A checkpoint of full fine-tuning; its base model is not at hand."""
+    """Writes a checkpoint of full fine-tuning, without its base model."""
     config = model_config(num_layers)
     write_checkpoint(
         folder, stage, num_ranks, Phi3VModel.tensor_shapes(config), {"lora": False, "model_name": "absent"}
@@ -115,7 +115,7 @@ def write_full(folder: Path, stage: int, num_ranks: int, num_layers: int) -> Non
 
 
 def write_lora(folder: Path, stage: int, num_ranks: int, num_layers: int) -> None:
-    """A checkpoint of an adapter, and its base model in `base` beside the ranks' files."""
+    """Writes a checkpoint of an adapter, with its base model in `base` beside the ranks' files."""
     config, base = model_config(num_layers), folder / "base"
     settings = LoraConfig(r=8, target_modules=list(Phi3VModel.lora_targets), use_dora=True)
     with torch.device("meta"):
@@ -129,7 +129,7 @@ def write_lora(folder: Path, stage: int, num_ranks: int, num_layers: int) -> Non
 
 
 def measure(*requests: Request, python: str = sys.executable) -> list[Measured]:
-    """Exports one after another in a process of its own."""
+    """Exports one after the other in a separate process."""
     message = json.dumps([dataclasses.asdict(request) for request in requests])
     done = subprocess.run(
         [python, "-m", "benchmarks.export", message],
@@ -149,19 +149,19 @@ def measure(*requests: Request, python: str = sys.executable) -> list[Measured]:
 
 
 def _export_measured(requests: list[dict[str, Any]]) -> None:
-    """The child: prints a line an export."""
-    # glibc gives tensors of more than 32 MB, which a real model has, back to the system at once when they are freed; so
-    # shall these smaller ones, or the figure would be of malloc's habits.
+    """The child process: prints one line per export."""
+    # glibc returns freed tensors of more than 32 MB, which a real model has, to the system at once. It must do the same
+    # with these smaller ones, or the result would show malloc's behaviour.
     libc = ctypes.CDLL(None)
     if libc.mallopt(_M_MMAP_THRESHOLD, MEGABYTE) != 1:
         raise RuntimeError("mallopt refuses M_MMAP_THRESHOLD")
     prepare_environment()
-    import deepspeed.utils.zero_to_fp32  # noqa: F401 - what has to be there before anything is read
+    import deepspeed.utils.zero_to_fp32  # noqa: F401 - imported before anything is read
 
-    Phi3VModel.tensor_shapes(model_config(1))  # transformers imports much of itself only now
+    Phi3VModel.tensor_shapes(model_config(1))  # transformers imports many of its modules only now
     for request in requests:
         gc.collect()
-        libc.malloc_trim(0)  # memory that an earlier export left to malloc would hide this one's
+        libc.malloc_trim(0)  # memory that malloc kept from an earlier export would hide this one's
         before = _anonymous_bytes()
         with _PeakWatch() as watch:
             started = time.perf_counter()
@@ -176,7 +176,7 @@ def _export_measured(requests: list[dict[str, Any]]) -> None:
 
 
 class _PeakWatch:
-    """Samples the process's anonymous memory in a thread of its own; `peak` in bytes."""
+    """Samples the process's anonymous memory in a separate thread; `peak` in bytes."""
 
     def __init__(self) -> None:
         self.peak = 0

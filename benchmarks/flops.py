@@ -1,10 +1,10 @@
-"""FLOPs of one item's forward pass through full-size Phi-3.5-V: this code against the original's way of running it.
+"""FLOPs of one item's forward pass through full-size Phi-3.5-V: this project compared with the original.
 
     python -m benchmarks.flops
 
-Counted by torch's FlopCounterMode on the meta device, so no weights and no accelerator are needed. Attention is counted
-in full on both sides. The original runs CLIP on zero crops and through its last layer, and multiplies every position
-with `lm_head`; the embedding depends on none of these.
+They are counted by torch's FlopCounterMode on the meta device, so neither weights nor an accelerator is needed.
+Attention is counted in full on both sides. The original runs CLIP on zero crops and through its last layer, and applies
+`lm_head` at every position; the embedding depends on none of these.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
 
-# (what, text tokens, image's width and height or None, num_crops)
+# (name, text tokens, image's width and height or None, num_crops)
 ITEMS = [
     ("text of 20 tokens", 20, None, 4),
     ("640 x 480 image, 4 crops", 20, (640, 480), 4),
@@ -46,7 +46,7 @@ def ours(model: Phi3VModel, text_tokens: int, layout: tuple[int, int, torch.Tens
 
 
 def wasted(model: Phi3VModel, length: int, crops: int, zero_crops: int) -> int:
-    """What the original runs on top: `lm_head`, CLIP on zero crops, CLIP's last layer on all crops."""
+    """FLOPs that only the original runs: `lm_head`, CLIP on zero crops, CLIP's last layer on all crops."""
     config, tower = model.config, model.model.vision_embed_tokens.img_processor.vision_model
     size = config.vision_config.image_size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -60,7 +60,7 @@ def wasted(model: Phi3VModel, length: int, crops: int, zero_crops: int) -> int:
             tower(torch.zeros(zero_crops, 3, size, size, device="meta"))
     one_patching = 2 * 3 * config.vision_config.patch_size**2 * config.vision_config.hidden_size
     patching = one_patching * (size // config.vision_config.patch_size) ** 2 if crops else 0
-    return int(counter.get_total_flops()) - patching  # the embedding above only makes the last layer's input
+    return int(counter.get_total_flops()) - patching  # the embedding above only creates the last layer's input
 
 
 def main() -> None:

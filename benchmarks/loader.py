@@ -1,11 +1,11 @@
-"""The loader beside bare decoding and cropping of the same images, and its memory over many steps.
+"""The loader compared with plain decoding and cropping of the same images, and its memory over many steps.
 
     python -m benchmarks.loader [--pairs 192] [--rounds 3] [--memory_steps 10000]
 
 Photographs of 640 x 480 are decoded and cut into 4 crops, once by a plain DataLoader over a list of undecoded images
-(the baseline) and once by the loader: order, layout, reads, tokenising, chunks. Both use one worker, and processor
-seconds of all processes count, because what else the machine does must not. Memory is what all processes of a loader
-hold for themselves, measured between steps.
+(the baseline) and once by the loader: order, layout, reads, tokenizing, chunks. Both use one worker. Processor seconds
+of all processes are measured, because they do not depend on the machine's other load. Memory is the private memory of
+all loader processes, measured between steps.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Images(Dataset[torch.Tensor]):
 
 
 def write_photographs(root: Path, pairs: int) -> None:
-    """One subset: a photograph of 640 x 480 and a question, and a word."""
+    """Writes one subset: queries are a photograph of 640 x 480 and a question, targets are words."""
     folder = root / "images" / SUBSET / "Train"
     folder.mkdir(parents=True)
     (root / SUBSET).mkdir()
@@ -79,7 +79,7 @@ def write_photographs(root: Path, pairs: int) -> None:
 
 
 def _photograph(seed: int) -> bytes:
-    """Smooth noise, which a JPEG holds in about as many bytes as a photograph."""
+    """Smooth noise, which takes about as many bytes as a photograph as JPEG."""
     pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -87,14 +87,14 @@ def _photograph(seed: int) -> bytes:
 
 
 def source(shards: ShardSet, inputs: ItemEncoderInputs, steps: int, global_batch: int) -> PlanSource:
-    """Every image runs once, in chunks of a few images."""
+    """Plans in which every image runs once, in chunks of a few images."""
     order = GlobalOrder(shards.num_samples, global_batch, seed=0)
     sizes = ChunkSizes(TokenBudget(8192), keep_graphs=10**6)
     return PlanSource(order, BatchReader(shards, inputs, sizes, rank=0), 1, 0, steps)
 
 
 def run_loader(plans: PlanSource) -> None:
-    """Takes all chunks of all steps."""
+    """Loads all chunks of all steps."""
     for batch in TrainingBatches(plans, num_workers=1):
         for phase in batch.chunks.phases:
             for _ in phase.chunks:
@@ -102,8 +102,8 @@ def run_loader(plans: PlanSource) -> None:
 
 
 def seconds_of(action: Callable[[], None]) -> tuple[float, float]:
-    """Wall and processor seconds, those of ended worker processes included."""
-    gc.collect()  # workers of an earlier round end here
+    """Wall and processor seconds, including those of worker processes that have ended."""
+    gc.collect()  # ends the workers of an earlier round
     before, start = _processor_seconds(), time.perf_counter()
     action()
     gc.collect()
@@ -116,7 +116,7 @@ def _processor_seconds() -> float:
 
 
 def compare(work: Path, pairs: int, rounds: int) -> None:
-    """Prints the loader's time beside the baseline's."""
+    """Prints the times of the loader and the baseline."""
     write_photographs(work / "source", pairs)
     convert(
         SourceData(work / "source", work / "source", [SUBSET]),
@@ -150,14 +150,14 @@ def compare(work: Path, pairs: int, rounds: int) -> None:
 
 
 def _tokenizer(work: Path):  # type: ignore[no-untyped-def]
-    """The miniature's."""
+    """The miniature's tokenizer."""
     build_mini_mmeb(work / "mini", seed=0, scale=0.02)
     build_mini_model(work / "mini" / TRAIN_FOLDER, work / "model", seed=0)
     return Phi3VProcessor.from_pretrained(work / "model").tokenizer
 
 
 def memory_over_steps(shards: ShardSet, inputs: ItemEncoderInputs, steps: int, windows: int) -> Iterator[float]:
-    """MiB that the processes of a running loader hold for themselves, after each window of steps."""
+    """Private memory of a running loader's processes in MiB, after each window of steps."""
     for batch in TrainingBatches(source(shards, inputs, steps, global_batch=8), num_workers=1):
         for phase in batch.chunks.phases:
             for _ in phase.chunks:

@@ -1,9 +1,9 @@
-"""Peak memory of a training process over the global batch, at a fixed chunk budget.
+"""Peak memory of a training process for several global batch sizes, at a fixed chunk budget.
 
     python -m benchmarks.memory [--batches 64 1024 16384]
 
-One rank trains one step on the miniature; every size is a process of its own. What has to grow is stated beside it: the
-embeddings of all items with their gradients, and the pairs' undecoded bytes.
+One rank trains one step on the miniature, in a separate process for each size. The memory that must grow is listed too:
+the embeddings of all items with their gradients, and the pairs' undecoded bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlm2vec.shards import ShardSet
 
 SEED = 42
 MIB = 2**20
-# Gathered, in the order of the items, by chunks; and the gradients of these.
+# Copies of the embeddings: gathered, in the order of the items, by chunks; and the gradients of these.
 EMBEDDING_COPIES = 6
 TRAIN_AND_TELL = """
 import resource, sys
@@ -46,7 +46,7 @@ def peak_bytes(model: Path, shards: Path, run: Path, global_batch_size: int) -> 
         *("--max_steps", "1", "--chunk_tokens", "512", "--no_grad_chunk_tokens", "512"),
         *("--dataloader_num_workers", "0", "--seed", str(SEED)),
     ]
-    # Freed crops go back to the system at once: the peak shows what is alive, not what the allocator holds back.
+    # Freed crops are returned to the system at once, so that the peak shows live memory, not the allocator's cache.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_AND_TELL, *flags],

@@ -1,10 +1,10 @@
-"""Converts and verifies a synthetic data set of MMEB-train's layout and proportions, a million rows by default.
+"""Converts and verifies a synthetic dataset with MMEB-train's layout and proportions, a million rows by default.
 
     python -m benchmarks.million_rows [OUT] [--rows 1000000] [--source_only]
 
-writes MMEB-train to OUT or a temporary folder: the 20 subsets' tables and a few hundred tiny images a subset, which
-the rows share. It is made of nothing but noise; what it measures is everything that grows with the number of rows. The
-shards go beside it.
+It writes MMEB-train to OUT or a temporary folder: the tables of 20 subsets, and a few hundred tiny images per subset,
+which the rows share. The content is noise; everything that grows with the number of rows is measured. The shards are
+written beside it.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from vlm2vec.mmeb import MMEB, TrainSubset
 
 ROWS = 1_000_000
 IMAGES_PER_SUBSET = 256
-IMAGE_SIZE = 12  # pixels a side: half a kilobyte as PNG
+IMAGE_SIZE = 12  # pixels per side: 0.5 KB as PNG
 ROW_GROUP_ROWS = 10_000
 _WORDS = ("a", "the", "red", "small", "dog", "cat", "house", "street", "two", "what", "where", "on", "left", "right")
 
 
 def write_source(root: Path, rows: int = ROWS, images: int = IMAGES_PER_SUBSET) -> dict[str, int]:
-    """Writes the data set; the same arguments give the same bytes.
+    """Writes the dataset; the same arguments give the same bytes.
 
     Args:
-        root: Must not exist yet; serves as --dataset_name and as --image_dir.
-        rows: In all subsets together, shared out as in MMEB-train; every subset gets at least one.
-        images: Of each subset; every one is used as long as there are rows enough.
+        root: A new folder, to be used as --dataset_name and --image_dir.
+        rows: Number of rows of all subsets together, in MMEB-train's proportions, at least one per subset.
+        images: Number of images per subset; each is used if there are enough rows.
 
     Returns:
-        Rows by subset.
+        The number of rows of each subset.
 
     Raises:
         InputError: `root` exists.
     """
     if root.exists():
-        raise InputError(f"{root}: exists already; remove it or choose another folder")
+        raise InputError(f"{root}: exists already; remove it or choose a different folder")
     ends = np.cumsum([subset.rows for subset in MMEB.train_subsets], dtype=np.float64)
     counts = np.diff(np.rint(ends / ends[-1] * rows).astype(np.int64), prepend=0).clip(min=1)
     for subset, count in zip(MMEB.train_subsets, counts, strict=True):
@@ -89,12 +89,12 @@ def _table(subset: TrainSubset, count: int, paths: list[str]) -> pa.Table:
 
 
 def _target_text(text: str, modality: str) -> str:
-    """An image alone has no text; beside a text it has a tag, without which the converter leaves the row out."""
+    """An image alone has no text. With a text it needs a tag, without which the converter leaves out the row."""
     return "" if modality == "I" else f"<|image_1|>\n{text}" if "I" in modality else text
 
 
 def _texts(generator: np.random.Generator, count: int) -> list[str]:
-    """One to twelve words each, with a number so that most are different."""
+    """Texts of one to twelve words, with a number so that most are distinct."""
     words = generator.integers(0, len(_WORDS), (count, 11)).tolist()
     lengths = generator.integers(0, 12, count).tolist()
     return [
@@ -104,9 +104,9 @@ def _texts(generator: np.random.Generator, count: int) -> list[str]:
 
 
 def measure(command: Sequence[str]) -> tuple[float, float, float]:
-    """Runs a program; returns its wall time and its processor time in seconds, and the most memory it held in MB.
+    """Runs a program; returns its wall time and processor time in seconds, and its peak memory in MB.
 
-    Workers count. Memory is the sum of the processes' proportional shares (PSS), sampled ten times a second.
+    Workers are included. Memory is the sum of the processes' proportional set sizes (PSS), ten times per second.
 
     Raises:
         InputError: The program failed.
@@ -125,7 +125,7 @@ def measure(command: Sequence[str]) -> tuple[float, float, float]:
 
 
 def _descendants(process: int) -> list[int]:
-    """A process and all that it and its children started, in sessions of their own (a launcher's ranks) or not."""
+    """A process and all its descendants, even those in a different session (a launcher's ranks)."""
     with suppress(psutil.Error):
         leader = psutil.Process(process)
         return [process, *(child.pid for child in leader.children(recursive=True))]

@@ -1,11 +1,11 @@
-"""Time and memory of `data_prep.mine`: a million pairs ranked, and how long measuring and encoding take.
+"""Time and memory of `data_prep.mine`: ranking a million pairs, and a smaller run that includes encoding.
 
     python -m benchmarks.mining [--subsets 20] [--encoded_rows 20000] [--cluster_method greedy]
 
-The first program mines subsets of 50,000 pairs, of which items are measured and encoded already (vectors of 64
-numbers, queries around their targets), so it plans, ranks every target of a subset for each of its queries, applies the
-rules, cuts the graph and writes. The second does everything, on benchmarks.million_rows' pairs with the tiny model. Two
-ranks with one thread each.
+The first run mines subsets of 50,000 pairs whose items are already encoded (vectors of 64 numbers, queries near their
+targets): it plans, ranks every target of a subset for each query, applies the rules, cuts the graph and writes. The
+second run does everything, on the pairs of benchmarks.million_rows with the tiny model. Both use two ranks with one
+thread each.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from vlm2vec.shards.schema import shard_name
 HIDDEN = 64
 ROWS_A_SUBSET = 50_000
 SPAN_BYTES = 2048
-# Rows whose vectors lie around one point, as those of a topic do.
+# Rows whose vectors are near a common point, like those of a topic.
 _TOPIC_ROWS = 200
 _TOKENS = 24
 
 
 def write_shards(root: Path, num_subsets: int, count: int = ROWS_A_SUBSET) -> None:
-    """Writes the indexes of text pairs, all different, and a manifest over empty (sparse) tars."""
+    """Writes the indexes of distinct text pairs, and a manifest of empty (sparse) tars."""
     subsets = {}
     for number, subset in enumerate(MMEB.train_subsets[-num_subsets:]):
         folder, name = root / subset.name, shard_name(subset.name, 0)
@@ -64,7 +64,7 @@ def write_shards(root: Path, num_subsets: int, count: int = ROWS_A_SUBSET) -> No
 
 
 def write_vectors(root: Path, model: Path, embeddings: Path) -> None:
-    """Leaves measured items and vectors as if a run had been killed before it ranked."""
+    """Writes item sizes and vectors as if a run had been killed before ranking."""
     shards, teacher = ShardSet.open(root), TeacherFolder.find(str(model)).record
     items = ShardItems.find(shards)
     folder = store_folder(embeddings, teacher, shards, torch.device("cpu"), DEFAULT_BATCH_TOKENS_CPU)

@@ -1,4 +1,4 @@
-"""Counts what operators cost on any device, the meta device included: FLOPs and bytes that they read and write."""
+"""Counts FLOPs of operators, and bytes that they read and write, on any device including the meta device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils._pytree import tree_leaves
 
 from vlm2vec.plan.operator_flops import operator_flops
 
-# Operators that touch no element although torch does not call them views.
+# Operators that read and write no element although torch does not class them as views.
 _FREE = {torch.ops.aten._unsafe_view, torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.lift_fresh}
 
 
 class OperatorCosts(TorchDispatchMode):
-    """Adds up the cost of every operator that runs while it is entered, backward passes included.
+    """Adds up the cost of every operator that runs within the context, including backward passes.
 
     Attributes:
-        flops: Of matrix products, convolutions and attention, by torch's own formulas.
-        bytes_moved: Sizes of all operators' inputs and outputs: the traffic without fused operators and caches.
+        flops: FLOPs of matrix products, convolutions and attention, by torch's own formulas.
+        bytes_moved: Sizes of all operators' inputs and outputs: the memory traffic without fused operators and caches.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class OperatorCosts(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs one operator and adds what it cost."""
+        """Runs one operator and adds its cost."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         self.flops += operator_flops(func, args, kwargs, result)
@@ -41,7 +41,7 @@ class OperatorCosts(TorchDispatchMode):
 
 
 def _size(leaf: Any) -> int:
-    """Bytes of a tensor; an expanded one is read once."""
+    """Bytes of a tensor; an expanded one counts once."""
     if not isinstance(leaf, Tensor):
         return 0
     return min(leaf.numel() * leaf.element_size(), leaf.untyped_storage().nbytes())

@@ -1,10 +1,10 @@
-"""Time and memory of the global order over a million rows: which samples make up a step, and how they lie on the ranks.
+"""Time and memory of the global order over a million rows: the samples of a step and their distribution to ranks.
 
     python -m benchmarks.order [--rows 1000000]
 
-The rows are indexes without images, in MMEB-train's proportions and with targets as often repeated as there. Every
-line is a process of its own, which opens the indexes and then asks for steps of epochs 0 to 99 in random order; the
-baseline keeps a sorted column of random words an epoch, the usual way of shuffling.
+The rows are index entries without images, in MMEB-train's proportions and with targets that repeat as often. Every line
+of the table is a separate process, which opens the indexes and then requests steps of epochs 0 to 99 in random order.
+The baseline sorts a column of random words per epoch, the usual way of shuffling.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BASELINE = "baseline: sorted random words"
 
 
 def write_indexes(root: Path, rows: int) -> None:
-    """Writes indexes and a manifest over empty (sparse) tars."""
+    """Writes indexes and a manifest of empty (sparse) tars."""
     ends = np.cumsum([subset.rows for subset in MMEB.train_subsets], dtype=np.float64)
     counts = np.diff(np.rint(ends / ends[-1] * rows).astype(np.int64), prepend=0)
     subsets = {}
@@ -65,7 +65,7 @@ def write_indexes(root: Path, rows: int) -> None:
 
 
 def _targets(subset: TrainSubset, rows: int) -> np.ndarray:
-    """The targets' hashes: labels of classes, answers by Zipf's law, or one a row."""
+    """The targets' hashes: class labels, answers by Zipf's law, or one per row."""
     generator = np.random.default_rng(rows)
     names = generator.integers(-(2**62), 2**62, max(rows, 10_000))
     labels = {"ImageNet_1K": 1000, "N24News": 24, "HatefulMemes": 2, "VOC2007": 20, "SUN397": 397}
@@ -97,10 +97,10 @@ def _write_shard(folder: Path, name: str, start: int, targets: np.ndarray) -> Sh
 
 
 def measure(name: str, root: Path) -> dict[str, float]:
-    """Milliseconds and MiB of one line, in this process."""
+    """Measures one line of the table in this process: milliseconds and MiB."""
     gc.freeze()  # as the loader's processes do
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = time.perf_counter()
     shards = ShardSet.open(root)
     opened = time.perf_counter() - start
@@ -134,7 +134,7 @@ def measure(name: str, root: Path) -> dict[str, float]:
 
 
 class _Sorted:
-    """An epoch's slots and a permutation of every subset, from sorted random words."""
+    """The baseline: an epoch's slots and a permutation of every subset, from sorted random words."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.sizes, self.epoch = sizes, -1
@@ -151,14 +151,14 @@ class _Sorted:
 
 
 def _milliseconds(action: Callable[[int], object], step: int) -> float:
-    """Processor time: what else the machine does must not count."""
+    """Processor time, which does not depend on the machine's other load."""
     start = time.process_time()
     action(step)
     return 1000 * (time.process_time() - start)
 
 
 def _memory(field: str) -> float:
-    """MiB, from the kernel."""
+    """A memory value of this process in MiB, from the kernel."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
 

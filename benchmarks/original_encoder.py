@@ -1,8 +1,8 @@
-"""How the original encodes a batch, written anew for comparison.
+"""Encodes a batch as the original does; our own implementation, for comparison.
 
-What it does, by its public code: a text is cut at its image's tag and tokenised by transformers' call; items are
-padded to a common length in the order in which they come; the vision tower runs on zero crops up to `num_crops` and
-through its last layer; hidden states of all layers are kept and `lm_head` is computed at every position.
+According to its public code, the original splits a text at its image's tag and tokenizes the parts with transformers,
+pads items to a common length in their order, runs the vision tower on zero crops up to `num_crops` and through its last
+layer, keeps the hidden states of all layers, and computes `lm_head` at every position.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlm2vec.encoder import VLM2Vec
 
 
 def process(processor: Phi3VProcessor, text: str, image: Image.Image | None, max_len: int) -> ProcessedItem:
-    """The inputs of one item, which are those of `Phi3VProcessor.process_item`; zero crops are added by the encoder."""
+    """The inputs of one item, equal to those of `Phi3VProcessor.process_item`; the encoder adds zero crops."""
     if image is None:
         ids = processor.tokenizer(text, truncation=True, max_length=max_len).input_ids
         return ProcessedItem(torch.tensor(ids))
@@ -33,7 +33,7 @@ def process(processor: Phi3VProcessor, text: str, image: Image.Image | None, max
 
 
 def padded(items: Sequence[ProcessedItem], rows_per_batch: int, num_crops: int) -> list[dict[str, Any]]:
-    """All items padded to the longest of them, cut into batches in their order."""
+    """Pads all items to the longest one, and cuts them into batches in their order."""
     ids = nn.utils.rnn.pad_sequence([item.input_ids for item in items], batch_first=True)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(item.input_ids) for item in items], batch_first=True)
     batches: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ class OriginalEncoder:
     """An encoder that does all of the original's work for a batch.
 
     Args:
-        encoder: Its weights; from now on it keeps the hidden states of its last batch.
+        encoder: Provides the weights; it keeps the hidden states of its last batch from now on.
     """
 
     def __init__(self, encoder: VLM2Vec) -> None:
@@ -70,14 +70,14 @@ class OriginalEncoder:
         self._hidden_states.clear()
         inputs = {name: value for name, value in batch.items() if name != "zero_crops"}
         representations: Tensor = self._encoder(**inputs, strict_original=True)
-        with torch.no_grad():  # nothing of the loss goes through it
+        with torch.no_grad():  # the loss does not depend on it
             self._lm_head(self._hidden_states[-1]).float()
         if "pixel_values" in batch:
             representations = representations + 0.0 * self._unseen(batch["pixel_values"], batch["zero_crops"])
         return representations
 
     def _unseen(self, pixel_values: Tensor, zero_crops: int) -> Tensor:
-        """The vision tower's work that no embedding sees: its last layer, and crops of zeros."""
+        """The vision tower's work on which no embedding depends: its last layer, and zero crops."""
         tower = self._encoder.base.model.vision_embed_tokens.img_processor.vision_model
         with torch.no_grad():
             patches = tower.embeddings(pixel_values[:1]).expand(len(pixel_values) + zero_crops, -1, -1)

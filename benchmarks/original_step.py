@@ -1,8 +1,8 @@
-"""The original's way of making a cached step, written anew for comparison.
+"""The original's cached step; our own implementation, for comparison.
 
-What it does, by its public code: each side of the pairs is padded to that side's longest item and cut into chunks of 4
-rows in the order in which the rows come; every item is encoded as often as it occurs, as benchmarks/original_encoder.py
-does it. Queries and targets are encoded one after the other in both passes.
+According to its public code, the original pads each side of the pairs to that side's longest item, and cuts it into
+chunks of 4 rows in their order. Every item is encoded as often as it occurs, as in
+benchmarks/original_encoder.py. Queries and targets are encoded one after the other in both passes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK_ROWS = 4
 
 
 class OriginalStep:
-    """One process; with more of them the original also reduces all gradients twice a step, once a side."""
+    """One process. With more, the original also reduces all gradients twice per step, once per side."""
 
     def __init__(self, workload: Workload, temperature: float, learning_rate: float) -> None:
         encoder = copy.deepcopy(workload.encoder)

@@ -1,8 +1,8 @@
-"""What caching costs: the cached step against a plain one on a batch that fits into memory in one graph.
+"""The overhead of caching: the cached step compared with a plain step, on a batch that fits into memory as one graph.
 
     python -m benchmarks.overhead [--rounds 5]
 
-Both go through the same engine. All items have the same length, so that neither wins by padding.
+Both use the same engine. All items have the same length, so that padding does not matter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ALL = 10**6
 
 
 def texts() -> Workload:
-    """Texts of one length and a model wide enough that a chunk's fixed costs do not count."""
+    """Texts of one length, and a model wide enough that a chunk's fixed costs do not matter."""
     torch.manual_seed(0)
     config = Phi3VConfig(
         vocab_size=2048,
@@ -57,7 +57,7 @@ def texts() -> Workload:
 
 
 def plain_step(workload: Workload) -> Callable[[], float]:
-    """The whole batch in one graph, no cache."""
+    """A step with the whole batch in one graph, without a cache."""
     engine = build_engine(copy.deepcopy(workload.encoder), 2, LEARNING_RATE, **UNCLIPPED)
     ids = torch.stack([item.input_ids for item in workload.items])
     rows = torch.arange(PAIRS)

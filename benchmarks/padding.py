@@ -1,8 +1,9 @@
-"""Tokens of a global batch with MMEB's lengths, padded: chunks that end where the width drops, and chunks that do not.
+"""Padding in a global batch with MMEB's lengths: for chunks that end where the length drops, and for full chunks.
 
     python -m benchmarks.padding
 
-One rank's share of a global batch of 1,024 pairs on 8 ranks, 4 crops. Nothing is run: packing is a function of lengths.
+It packs one rank's share of a global batch of 1,024 pairs on 8 ranks, with 4 crops. No model runs: packing depends on
+lengths only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NEVER = 1.0
 
 
 def padded(chunks: list[list[int]], items: list[PackedItem]) -> int:
-    """Tokens of chunks as rectangles."""
+    """Number of tokens of padded chunks."""
     return sum(len(chunk) * max(items[index].num_tokens for index in chunk) for chunk in chunks)
 
 

@@ -1,12 +1,12 @@
-"""Encoding with the Qwen-VL families: this code beside transformers' own processors and models.
+"""Encoding with the Qwen-VL families: this project compared with transformers' processors and models.
 
     python -m benchmarks.qwen_vl [--rounds 7] [--items 24]
 
 Both have the same weights, those of the tests' reference models, and get the same items: as many texts as images of a
-few sizes, each image with a text, in the models' own chat template. transformers is used as its users do: one padded
-batch through `Qwen2VLImageProcessorPil`, the tokenizer and one forward of the model without its output head, then the
-last real token's state, normalised. Times are processor seconds with one thread; the ways take turns, and their vectors
-are compared.
+few sizes, each image with a text, in the models' own chat template. transformers is used as usual: one padded batch
+through `Qwen2VLImageProcessorPil`, the tokenizer and one forward pass of the model without its output head, then the
+normalized state of the last real token. Times are processor seconds with one thread; the two alternate, and their
+vectors are compared.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ MODELS: dict[str, type[transformers.PreTrainedModel]] = {
 }
 FOLDERS = Path(__file__).resolve().parents[1] / "tests" / "data" / "golden"
 FORMAT = "chat"
-# Of photographs in MMEB's data sets, and a thumbnail.
+# Sizes of photographs in MMEB's datasets, and of a thumbnail.
 SIZES = ((640, 480), (500, 375), (480, 640), (336, 336))
 WORDS = ("red", "square", "two", "small", "dogs", "on", "the", "left", "of", "an", "old", "wooden", "table", "window")
-# Of one number of a normalised vector.
+# Largest difference of a number of a unit vector.
 MOST_DIFFERENCE = 1e-5
 
 REFERENCE, OURS = "transformers", "this code"
-# What the ways make.
+# The measured parts.
 IMAGES, FORWARD, COLLATED, WHOLE = "images", "tensors", "processed items", "texts and images"
 
 
@@ -57,7 +57,7 @@ class Items:
     """Texts and images.
 
     Args:
-        count: Of items; every second one has an image.
+        count: Number of items; every second one has an image.
     """
 
     def __init__(self, count: int) -> None:
@@ -77,12 +77,12 @@ class Items:
 
 
 class Reference:
-    """transformers' way.
+    """Encodes with transformers.
 
     Args:
         family: One of `MODELS`.
-        items: To encode.
-        limits: Areas of images in pixels, at least and at most.
+        items: The items to encode.
+        limits: Minimum and maximum area of images in pixels.
     """
 
     def __init__(self, family: str, items: Items, limits: dict[str, int]) -> None:
@@ -103,7 +103,7 @@ class Reference:
         return self._vectors(self._tensors)
 
     def whole(self) -> Tensor:
-        """Vectors of the items as they are."""
+        """Vectors of the raw items."""
         return self._vectors(self._batch())
 
     def _batch(self) -> dict[str, Tensor]:
@@ -128,11 +128,11 @@ class Reference:
 
 
 class Ours:
-    """This code's way.
+    """Encodes with this project's code.
 
     Args:
         family: One of `MODELS`.
-        items: To encode.
+        items: The items to encode.
     """
 
     def __init__(self, family: str, items: Items) -> None:
@@ -148,7 +148,7 @@ class Ours:
 
     @property
     def limits(self) -> dict[str, int]:
-        """Areas of images in pixels, at least and at most."""
+        """Minimum and maximum area of images in pixels."""
         return dict(self.encoder.processor.image_limits)
 
     def images(self) -> list[Tensor]:
@@ -158,11 +158,11 @@ class Ours:
         return [processor.image_processor.pixel_values(image) for image in self._items.photographs]
 
     def forward(self) -> Tensor:
-        """Vectors of chunks as a loader's workers make them."""
+        """Vectors of chunks as the loader's workers create them."""
         return self._vectors(self._chunks)
 
     def collated(self) -> Tensor:
-        """Vectors of processed items, which are normalised and put together first."""
+        """Vectors of processed items, which are first normalized and collated."""
         return self._vectors(self._made_chunks())
 
     def _made_chunks(self) -> Iterator[Chunk]:
@@ -177,21 +177,21 @@ class Ours:
         return vectors
 
     def whole(self) -> Tensor:
-        """Vectors of the items as they are."""
+        """Vectors of the raw items."""
         return self.encoder.encode(self._items.texts, self._items.images)
 
 
 def _photograph(size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
-    """Coarse noise, as smooth as a photograph."""
+    """Noise as smooth as a photograph."""
     coarse = generator.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 def compared(family: str, items: Items, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Processor seconds of both ways of one family, by what is made; see `main`.
+    """Processor seconds of both for one family, by measured part; see `main`.
 
     Raises:
-        SystemExit: The ways' pixels or vectors differ.
+        SystemExit: Their pixels or vectors differ.
     """
     ours = Ours(family, items)
     reference = Reference(family, items, ours.limits)
@@ -202,7 +202,7 @@ def compared(family: str, items: Items, rounds: int) -> dict[str, dict[str, list
         WHOLE: (reference.whole, ours.whole),
     }
     if not torch.equal(reference.images()["pixel_values"], torch.cat(ours.images())):
-        raise SystemExit(f"{family}: the two ways' pixels differ")
+        raise SystemExit(f"{family}: the pixels of the two differ")
     seconds: dict[str, dict[str, list[float]]] = {made: {REFERENCE: [], OURS: []} for made in ways}
     for _ in range(rounds):
         for made, pair in ways.items():
@@ -214,7 +214,7 @@ def compared(family: str, items: Items, rounds: int) -> dict[str, dict[str, list
             if made != IMAGES:
                 difference = float((results[0] - results[1]).abs().max())
                 if not difference <= MOST_DIFFERENCE:
-                    raise SystemExit(f"{family}: the two ways' vectors differ by {difference}")
+                    raise SystemExit(f"{family}: the vectors of the two differ by {difference}")
     return seconds
 
 

@@ -1,12 +1,12 @@
-"""Does it win points? The base recipe of the miniature beside each of what won points elsewhere, over several seeds.
+"""Compares the miniature's base recipe with options that improved scores in papers, over several seeds.
 
     python -m benchmarks.recipes [--demo demo] [--seeds 1 2 3] [--steps 150] [--at_once 2]
 
-After `make demo`, whose data, shards and trained model it takes. That model is the teacher that mines the shards, and
-every run trains it further: with the demo's recipe but for the number of steps and what its row names. (From the
-untrained model, few steps end at 53 or at 68 %, depending on the seed alone.) One process trains, its export is scored
-on all datasets of the miniature. Killed at any moment, the same command continues: finished runs are kept below
-DEMO/recipes, by their flags; remove that folder to run with changed code.
+It needs the data, shards and trained model of `make demo`. The trained model is the teacher that mines the shards, and
+every run continues its training with the demo's recipe, except for the number of steps and the flags of its row. (From
+the untrained model, few steps end at 53 or at 68 %, depending on the seed alone.) One process trains; its export is
+scored on all datasets of the miniature. After a kill, the same command continues: finished runs are kept below
+DEMO/recipes, by their flags. Remove that folder to run with changed code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vlm2vec.mmeb import META_TASKS
 
 RECIPE = "launch/recipes/mini.yaml"
 ENGINE = "ds_configs/zero2.json"
-# Rows of a mined cluster, as in B3; four of them make a batch of the miniature's recipe.
+# Rows per mined cluster, as in B3; four clusters make a batch of the miniature's recipe.
 CLUSTER = 32
 NEGATIVES = 4
 BASE = "base recipe"
@@ -48,17 +48,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     f"+ {NEGATIVES} mined negatives": ("--mined", _MINED, "--mined_negatives", str(NEGATIVES)),
 }
 GROUPS = ("overall", *META_TASKS)
-# How many lines of a failed program are shown.
+# Number of lines of a failed program's output that are shown.
 _TAIL = 15
 
 
 @dataclass(frozen=True)
 class Miniature:
-    """What runs share.
+    """The settings and files that all runs share.
 
     Attributes:
         demo: The demo's folder.
-        steps: Steps of every run.
+        steps: Number of steps of every run.
     """
 
     demo: Path
@@ -66,7 +66,7 @@ class Miniature:
 
     @property
     def folder(self) -> Path:
-        """Where results and, while they are made, runs lie."""
+        """The folder of the results, and of runs in progress."""
         return self.demo / "recipes"
 
     @property
@@ -76,7 +76,7 @@ class Miniature:
 
     @property
     def trained(self) -> Path:
-        """The model that mines, and that is trained further."""
+        """The model that is the teacher, and whose training continues."""
         return self.demo / "trained"
 
     def train(self, flags: Sequence[str], seed: int, output: Path) -> None:
@@ -92,7 +92,7 @@ class Miniature:
         shutil.rmtree(run)
 
     def placed(self, flags: Sequence[str]) -> list[str]:
-        """Flags with the sidecar's folder."""
+        """The flags, with the sidecar's folder filled in."""
         return [str(self.mined) if flag == _MINED else flag for flag in flags]
 
     def score(self, model: Path) -> dict[str, float]:
@@ -106,7 +106,7 @@ class Miniature:
         return _of_groups(found)
 
     def mine(self) -> None:
-        """Mines the shards, unless that is done."""
+        """Mines the shards, unless they are mined already."""
         if not (self.mined / MINED_NAME).exists():
             program(
                 *("data_prep.mine", str(self.demo / "shards"), "--model_name", str(self.trained)),
@@ -114,7 +114,7 @@ class Miniature:
             )
 
     def before(self) -> dict[str, float]:
-        """Scores of the model that is trained further."""
+        """Scores of the model before its training continues."""
         found = json.loads((self.demo / "scores" / "trained" / "scores.json").read_text(encoding="utf-8"))
         return _of_groups(found)
 
@@ -144,10 +144,10 @@ def _of_groups(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def program(module: str, *flags: str) -> None:
-    """Runs a program of this repository in a process of its own.
+    """Runs a program of this repository in a separate process.
 
     Raises:
-        InputError: It failed; with the end of what it printed.
+        InputError: The program failed; the message has the end of its output.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -158,7 +158,7 @@ def program(module: str, *flags: str) -> None:
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]:
-    """Means over the seeds, with the spread of the overall mean and the difference to the base recipe seed by seed."""
+    """Means over the seeds, the spread of the overall mean, and the difference from the base recipe for each seed."""
     columns = ["recipe", "overall P@1, %", "standard deviation", "min to max", "beside the base, seed by seed"]
     yield f"| {' | '.join([*columns, *META_TASKS])} |"
     yield f"| {' | '.join(['---'] * (len(columns) + len(META_TASKS)))} |"
@@ -191,7 +191,7 @@ def main() -> None:
         )
     mini.folder.mkdir(exist_ok=True)
     mini.mine()
-    # Seed by seed: an interrupted comparison has the same seeds of all recipes.
+    # Seed by seed, so that an interrupted comparison has the same seeds for all recipes.
     runs = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
     with ThreadPoolExecutor(arguments.at_once) as pool:
         scores = dict(zip(runs, pool.map(lambda run: mini.result(*run), runs), strict=True))

@@ -1,9 +1,9 @@
-"""A corpus of visual documents scored by `eval.retrieval`: time, memory, and the same files whatever the ranks.
+"""Time and memory of `eval.retrieval` on a large corpus of visual documents, and equal files for any number of ranks.
 
     python -m benchmarks.retrieval_size [--pages 200000] [--queries 2000]
 
-The miniature's model; pages are small grey images, each different, in parquet files as the hub has them. One rank
-scores them whole; two ranks are killed twice, and continued by four. All files but the archives' are compared.
+It uses the miniature's model. Pages are small, distinct grey images in parquet files, as on the hub. One rank scores
+them without interruption; two ranks are killed twice and continued by four. All files except archives are compared.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(root: Path, pages: int, queries: int) -> None:
 
 
 def build(folder: Path, pages: int, queries: int) -> None:
-    """Writes the collection; page k of every 256 x 256 x 256 is told apart by its first pixels."""
+    """Writes the collection; the first pixels encode the page's number, so that up to 256^3 pages are distinct."""
     generator = np.random.default_rng(0)
     (folder / "corpus").mkdir(parents=True)
     num_files = -(-pages // _PAGES_A_FILE)
@@ -107,7 +107,7 @@ def _page(number: int, generator: np.random.Generator) -> bytes:
 
 
 def _run(root: Path, name: str, num_ranks: int, kill_after: float | None = None) -> tuple[float, float]:
-    """Seconds of a run, and the most anonymous memory that its first rank had, in MB."""
+    """Seconds of a run, and the peak anonymous memory of its first rank in MB."""
     command = [
         *(sys.executable, "-m", "eval.retrieval", "--model_name", str(root / "model")),
         *("--dataset_name", str(root / "data"), "--encode_output_path", str(root / name)),
@@ -136,7 +136,7 @@ def _run(root: Path, name: str, num_ranks: int, kill_after: float | None = None)
 
 
 def _own_memory(pid: int) -> float:
-    """Anonymous memory of a process in MB, 0 when it has ended."""
+    """Anonymous memory of a process in MB; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -145,10 +145,10 @@ def _own_memory(pid: int) -> float:
 
 
 def _same_files(first: Path, second: Path) -> int:
-    """How many files are compared.
+    """Compares two folders; returns the number of files.
 
     Raises:
-        SystemExit: One differs, or is in one folder only.
+        SystemExit: A file differs, or is in one folder only.
     """
     names = [{path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} for folder in (first, second)]
     if names[0] != names[1]:

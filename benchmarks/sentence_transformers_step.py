@@ -1,4 +1,4 @@
-"""sentence-transformers' cached multiple-negatives loss driving the same encoder, with its token budget."""
+"""A training step with sentence-transformers' cached multiple-negatives loss on the same encoder and token budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm2vec.backbones.phi3_v import Phi3VImageProcessor
 
 
 class _Encoder(nn.Module):
-    """The encoder behind that library's interface: features in, `sentence_embedding` out."""
+    """The encoder with that library's interface: features in, `sentence_embedding` out."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Encoder(nn.Module):
     def forward(self, features: dict[str, Any]) -> dict[str, Tensor]:
         inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
         if "pixel_values" in features:
-            # The library slices by image, so images lie there with as many crops as an image may have.
+            # The library slices by image, so every image has the maximum number of crops there.
             sizes = features["image_sizes"]
             crops = [1 + (height // self._crop) * (width // self._crop) for height, width in sizes.tolist()]
             rows = [image[:count] for image, count in zip(features["pixel_values"], crops, strict=True)]
@@ -40,7 +40,7 @@ class _Encoder(nn.Module):
 
 
 class SentenceTransformersStep:
-    """One process. The batch is in its own order, padded by side, as that library's collator leaves it."""
+    """One process. The batch keeps its order and is padded per side, as that library's collator does."""
 
     def __init__(self, workload: Workload, temperature: float, learning_rate: float) -> None:
         model = nn.Sequential(_Encoder(workload))  # a SentenceTransformer is a sequence of modules too

@@ -1,10 +1,10 @@
-"""Import time and time to the first step, beside the libraries that every such program imports.
+"""Import time and time to the first step, compared with the libraries that every such program imports.
 
     python -m benchmarks.startup [--rounds 3] [--work FOLDER]
 
-Every measurement is a process of its own, the rounds alternate, and the best round counts: other programs can only slow
-one down. The training program trains two steps of the miniature on one rank; its moments are those at which its lines
-appear.
+Every measurement is a separate process, the rounds alternate, and the best round counts, because other programs can
+only slow one down. The training program trains two steps of the miniature on one rank; a moment is the time at which
+its line is printed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STATEMENTS = (
     "from vlm2vec import VLM2Vec",
     "import vlm2vec.train",
 )
-# The moments of a run, by what their line begins with.
+# The moments of a run, and how their lines begin.
 MOMENTS = {"everything is built": "1 rank(s)", "first step is done": "step 1/2", "second step is done": "step 2/2"}
 
 

@@ -1,11 +1,11 @@
-"""Pairs a second of one training step: this code, the original's algorithm, and sentence-transformers' cached loss.
+"""Pairs per second of a training step: this project, the original's algorithm, sentence-transformers' cached loss.
 
     python -m benchmarks.step [--work FOLDER] [--rounds 5] [--pairs 128]
 
-One process, the same batches, the same weights at the start, AdamW on all parameters; images are decoded before. All
-compute the same loss, which the program checks in the first round. The rounds alternate between them, and the figure is
-the median of the rounds' ratios. This code runs twice: with one kept graph, as a run on a CPU does unless it is told
-otherwise, and with `--keep_graphs` for the whole batch, which fits into memory at these sizes.
+All use one process, the same batches, the same initial weights, AdamW on all parameters, and images that are already
+decoded. All compute the same loss, which the program checks in the first round. The rounds alternate between them, and
+the result is the median of the rounds' ratios. This project's code runs twice: with one kept graph, the default on a
+CPU, and with `--keep_graphs` for the whole batch, which fits into memory at these sizes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Step = Callable[[Sequence[tuple[int, int]]], float]
 
 
 def cached_step(workload: Workload, keep_graphs: int) -> CachedStepRun:
-    """With the chunks of a run: the budget, four times as much without a graph."""
+    """The step with the chunks of a run: the budget, and four times the budget in pass 1."""
     sizes = ChunkSizes(TokenBudget(workload.chunk_tokens), NO_GRAD_FACTOR * workload.chunk_tokens, keep_graphs)
     return CachedStepRun(workload, sizes, TEMPERATURE, LEARNING_RATE)
 
 
 def compare(workload: Workload, rounds: int) -> None:
-    """Prints one row a way of stepping."""
+    """Prints one row per kind of step."""
     steps: dict[str, Step] = {
         OURS: cached_step(workload, keep_graphs=1),
         KEPT: cached_step(workload, keep_graphs=len(workload.items)),
@@ -51,7 +51,7 @@ def compare(workload: Workload, rounds: int) -> None:
     losses = {name: step(workload.batches[0]) for name, step in steps.items()}  # also warms up
     for name, loss in losses.items():
         if abs(loss - losses[OURS]) > 1e-4 * abs(losses[OURS]):
-            raise SystemExit(f"{name} computes another loss: {loss} against {losses[OURS]}")
+            raise SystemExit(f"{name} computes a different loss: {loss} instead of {losses[OURS]}")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         batch = workload.batches[(1 + number) % len(workload.batches)]
@@ -76,7 +76,7 @@ def main() -> None:
     print("| batch | step | pairs/s | time, this code = 1 |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         compare(miniature(options.work or Path(folder), options.pairs, options.rounds + 1), options.rounds)
-    # A pair with a full-size image costs a CPU a hundred times one of the miniature's.
+    # On a CPU, a pair with a full-size image costs a hundred times one of the miniature's.
     compare(mmeb_mix(max(10, options.pairs // 4), 2), options.rounds)
     close_ranks()
 

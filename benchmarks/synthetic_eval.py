@@ -1,8 +1,8 @@
-"""Writes a folder of MMEB-eval's true size from a few images: 36 datasets, 1,000 rows each, its candidate counts.
+"""Writes a folder of MMEB-eval's real size from a few images: 36 datasets of 1,000 rows with its candidate counts.
 
 python -m benchmarks.synthetic_eval IMAGES OUT [--rows 1000]
 
-IMAGES is any folder of images; up to 400 of them are copied and reused under different texts.
+IMAGES is any folder of images; up to 400 of them are copied and reused with different texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlm2vec.errors import InputError, run_program
 from vlm2vec.mmeb import MMEB, MMEB_EVAL_ROWS, EvalDataset
 
 NUM_IMAGES = 400
-# Distinct candidates of a dataset whose rows draw 1,000 of them.
+# Number of distinct candidates of a dataset whose rows have 1,000 each.
 POOL = 2_000
 SEED = 0
 
@@ -40,13 +40,13 @@ def build(images: Path, output: Path, num_rows: int = MMEB_EVAL_ROWS) -> None:
     """Writes `<output>/<dataset>/test-00000-of-00001.parquet` and `<output>/images/`.
 
     Raises:
-        InputError: No images, or an output that exists.
+        InputError: There are no images, or the output exists.
     """
     found = sorted(path for path in images.rglob("*") if path.suffix in (".png", ".jpg"))[:NUM_IMAGES]
     if not found:
         raise InputError(f"{images}: no .png or .jpg in it")
     if output.exists():
-        raise InputError(f"{output}: exists already; choose another folder or remove it")
+        raise InputError(f"{output}: exists already; choose a different folder or remove it")
     (output / "images").mkdir(parents=True)
     names = []
     for number, path in enumerate(found):
@@ -69,7 +69,7 @@ def _table(
     pool = POOL if dataset.num_candidates == MMEB_EVAL_ROWS and dataset.meta_task != "classification" else 0
     pool = pool or dataset.num_candidates
     truths = generator.integers(0, pool, num_rows)
-    # A run through the pool that begins with the row's truth: its candidates differ from each other.
+    # Consecutive entries of the pool, beginning with the row's truth, so that the candidates are distinct.
     places = (truths[:, None] + np.arange(dataset.num_candidates)) % pool
     query_images = _images(images, np.arange(num_rows) + number, query_has_image)
     target_images = _images(images, np.arange(pool) + 7 * number, target_has_image)

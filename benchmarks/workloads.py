@@ -1,4 +1,4 @@
-"""What the step's benchmarks train on: the miniature's batches, and batches with MMEB's mix of lengths."""
+"""Batches for the benchmarks of a step: the miniature's, and synthetic ones with MMEB's mix of lengths."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ VOCABULARY = 2048
 
 @dataclass(frozen=True)
 class Workload:
-    """Global batches and the encoder that they go through.
+    """Global batches, and the encoder for them.
 
     Attributes:
-        name: What it is called in tables.
+        name: Its name in tables.
         encoder: A small Phi-3-V, in training mode.
         items: The distinct items of all batches.
         batches: Each a list of pairs (query, target), as indices into `items`.
@@ -42,7 +42,7 @@ class Workload:
 
 
 def prepare_miniature(folder: Path) -> None:
-    """Builds the miniature, its model and its shards below `folder`, as `make demo` does; kept if they are there."""
+    """Builds the miniature, its model and its shards below `folder`, as `make demo` does, unless they exist."""
     if (folder / "shards" / "manifest.json").is_file():
         return
     train = folder / "mini" / "MMEB-train"
@@ -84,8 +84,8 @@ def miniature(folder: Path, pairs: int, num_batches: int) -> Workload:
 def mmeb_mix(pairs: int, num_batches: int) -> Workload:
     """Lengths as in MMEB-train with 4 crops: half of the items are short texts, images take 457 to 781 tokens.
 
-    Images have the full-size geometry (crops of 336 pixels, 577 patches), the widths of the model are small. One
-    row in ten shares its target with another, as HatefulMemes' or ImageNet's answers do.
+    Images have the full-size geometry (crops of 336 pixels, 577 patches); the widths of the model are small. One row in
+    ten shares its target with a different row, as answers of HatefulMemes or ImageNet do.
     """
     torch.manual_seed(0)
     config = Phi3VConfig(
@@ -113,7 +113,7 @@ def mmeb_mix(pairs: int, num_batches: int) -> Workload:
     return Workload(f"MMEB's lengths, {pairs} pairs", encoder, items, batches, chunk_tokens=8192)
 
 
-# Makes an item of text ids (tokens,), and the size of an image in pixels where there is one.
+# Makes an item from text ids (tokens,) and the size of an image in pixels, if it has one.
 MakeItem = Callable[[torch.Tensor, tuple[int, int] | None], ProcessedItem]
 
 
@@ -121,8 +121,8 @@ def phi3_v_items(layouts: Phi3VImageProcessor, pixels: Callable[[tuple[int, int,
     """Phi-3-V's items.
 
     Args:
-        layouts: Cuts the images.
-        pixels: Makes crops of a shape (crops, 3, S, S).
+        layouts: Cuts images into crops.
+        pixels: Makes crops of a given shape (crops, 3, S, S).
     """
 
     def make(text: torch.Tensor, size: tuple[int, int] | None) -> ProcessedItem:
@@ -142,8 +142,8 @@ def mmeb_pairs(pairs: int, num_batches: int, make: MakeItem) -> tuple[list[Proce
     """Items and batches with MMEB-train's mix of lengths; see `mmeb_mix`.
 
     Args:
-        pairs: Of a batch.
-        num_batches: How many.
+        pairs: Number of pairs per batch.
+        num_batches: Number of batches.
         make: Makes an item.
     """
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ def mmeb_pairs(pairs: int, num_batches: int, make: MakeItem) -> tuple[list[Proce
     batches = []
     for _ in range(num_batches):
         first = len(items)
-        # Of twenty subsets twelve ask about an image, and eight of a query's targets are images.
+        # In 12 of 20 subsets queries have an image, and in 8 of 20 targets do.
         items += [item(with_image=row % 5 < 3) for row in range(pairs)]
         items += [item(with_image=row % 5 >= 3) for row in range(pairs)]
         targets = [first + pairs + (row - 5 if row % 10 == 5 else row) for row in range(pairs)]

@@ -1,1 +1,1 @@
-"""Programs that turn MMEB-train into WebDataset shards (run from a clone)."""
+"""Programs that prepare training data: convert, verify, inspect, download, mine, and the miniature benchmark."""

@@ -1,4 +1,4 @@
-"""Reads images straight from images_zip/<Subset>.zip, without unpacking."""
+"""Reads images directly from images_zip/<Subset>.zip, without unpacking the zip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm2vec.images.decode import MAX_IMAGE_BYTES
 from vlm2vec.images.paths import MissingImageError, UnsafePathError, composed, plain_path
 
 ARCHIVE_FOLDER = "images_zip"
-# Unpacking turns images_zip/X.zip into images/X; a table's paths begin with either, a zip's members with none or both.
+# Unpacking turns images_zip/X.zip into images/X. Paths in tables begin with either; names in zips with none or both.
 UNPACKED_FOLDER = "images"
 _ENCRYPTED, _NAME_IS_UTF8 = 0x1, 0x800
 # Info-ZIP's extra field with a member's name in UTF-8, beside one in a legacy code page.
@@ -27,10 +27,10 @@ _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfil
 class ImageArchive:
     """A subset's zip, read by the paths that its tables name. Nothing is ever unpacked to disk.
 
-    A path finds the member that unzip would have unpacked there: see `_member_path`.
+    A path refers to the member that unzip would unpack to it: see `_member_path`.
 
     Raises:
-        InputError: Not a zip, or not a complete one; the message says what it is instead and what to do.
+        InputError: The file is not a complete zip; the message says what it is instead and what to do.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,10 +61,10 @@ class ImageArchive:
         name = f"{self.path}: {relative}"
         try:
             with self._zip.open(member) as file:
-                return file.read()  # never more than the size checked above, whatever the packed data hold
+                return file.read()  # at most the size checked above, whatever the compressed data contains
         except MemoryError:
             raise
-        except Exception as error:  # zipfile lets through whatever the packed data and their decoders trigger
+        except Exception as error:  # zipfile passes on whatever its decoders raise on damaged data
             raise InputError(
                 f"{name}: damaged in the zip ({' '.join(str(error).split())}); download it again"
             ) from error
@@ -93,11 +93,11 @@ class ImageArchive:
         if member.compress_type not in _READABLE:
             method = METHODS.get(member.compress_type, "unknown")
             raise InputError(
-                f"{name}: packed by the method {method} ({member.compress_type}), which Python cannot read; unpack the "
-                f"zip into {UNPACKED_FOLDER}/ with `7z x` or `unzip`, or pack it again with Deflate"
+                f"{name}: compressed with method {method} ({member.compress_type}), which Python cannot read; unpack "
+                f"the zip into {UNPACKED_FOLDER}/ with `7z x` or `unzip`, or pack it again with Deflate"
             )
         if member.file_size > MAX_IMAGE_BYTES:
-            raise InputError(f"{name}: {member.file_size} bytes unpacked are too many for an image")
+            raise InputError(f"{name}: {member.file_size} bytes uncompressed are too many for an image")
         return member
 
     def digest(self) -> str:
@@ -116,10 +116,10 @@ def _refuse_twins(name: str, first: zipfile.ZipInfo, second: zipfile.ZipInfo) ->
 
 
 def _member_path(member: zipfile.ZipInfo) -> str | None:
-    """Where unzip would unpack a member, composed (NFC): None for a folder, and for what would lead out.
+    """The path to which unzip would unpack a member, composed (NFC). None for a folder, or a path that leads out.
 
-    A name in UTF-8 counts also where the zip does not mark it as such (macOS and older Linux tools), and an intact
-    Unicode path field wins over the name. A leading `/` is dropped, as unzip does.
+    A name in UTF-8 is accepted even if the zip does not mark it as such (macOS and older Linux tools), and an intact
+    Unicode path field takes precedence over the name. A leading `/` is dropped, as unzip does.
     """
     marked = bool(member.flag_bits & _NAME_IS_UTF8)
     raw = member.orig_filename.encode("utf-8" if marked else "cp437")

@@ -1,4 +1,4 @@
-"""What a file under a zip's name is when it cannot be opened as one, and what helps."""
+"""Diagnoses files named .zip that cannot be opened: what they are instead, and the remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = {
     99: "AES encryption",
 }
 _HEAD_BYTES = 512
-# The end record has 22 bytes and a comment of at most 65,535 behind it.
+# The end record has 22 bytes, followed by a comment of at most 65,535 bytes.
 _TAIL_BYTES = 22 + 65_535
 _END_RECORD = b"PK\5\6"
 _SPLIT_MARKER = b"PK\7\x08"
@@ -93,7 +93,7 @@ def is_part_of_zip(path: Path) -> bool:
 
 
 def _ends_a_split_zip(tail: bytes) -> bool:
-    """Whether the end record is that of a second or later part; 0xFFFF stands in every zip64."""
+    """Whether the end record is that of a second or later part; every zip64 has 0xFFFF there."""
     place = tail.rfind(_END_RECORD)
     return place >= 0 and 0 < int.from_bytes(tail[place + 4 : place + 6], "little") < 0xFFFF
 

@@ -1,4 +1,4 @@
-"""A conversion as a whole: plan, shards by tasks that do not depend on one another, report, manifest."""
+"""A conversion from start to end: plan, independent tasks that write shards, report, manifest."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from vlm2vec.files import TEMPORARY_PREFIX
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
 from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
 
-# webdataset takes a path for a URL and expands braces.
+# Characters in a path that webdataset would read as a URL or as braces to expand.
 _MISREAD = frozenset("#?{}")
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may be left out of the shards; with more, no manifest is written.
+    """How much may be left out of the shards; if it is more, no manifest is written.
 
     Attributes:
-        max_missing: At most this many missing or unreadable images. Once they are there, the same conversion completes
-            the shards.
-        max_unusable: At most this share of a subset's rows, 0 to 1, because no model can be trained on them.
+        max_missing: At most this many missing or unreadable images. Once these are added, the same conversion
+            completes the shards.
+        max_unusable: At most this share (0 to 1) of a subset's rows that no model can be trained on.
     """
 
     max_missing: int = 0
-    # A few slips of a table are left out, a whole table of them is not.
+    # A few bad rows are tolerable; many mean that the table itself is wrong.
     max_unusable: float = 0.05
 
     def is_exceeded(self, report: ConversionReport) -> bool:
-        """Whether a conversion left out more."""
+        """Whether a conversion left out more than this."""
         return report.total.unusable_images > self.max_missing or bool(report.beyond(self.max_unusable))
 
 
-# Nothing missing, and few unusable rows.
+# No missing images, and few unusable rows.
 DEFAULT_TOLERANCE = Tolerance()
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What came of it; without a manifest (too much is missing) the shards cannot be used yet."""
+    """The result of a conversion. Without a manifest (too much is missing) the shards cannot be used yet."""
 
     report: ConversionReport
     manifest: Manifest | None
@@ -65,18 +65,18 @@ def convert(
 
     Args:
         source: The subsets' tables and images.
-        output_dir: Is created; an earlier run of the same conversion may have begun to fill it.
-        options: What shapes the shards' content.
-        tolerance: What may be left out.
-        num_workers: Processes; 0 converts in this one.
+        output_dir: Is created if necessary; may contain part of the same conversion, from an earlier run.
+        options: The options that decide the shards' content.
+        tolerance: How much may be left out.
+        num_workers: Number of worker processes; 0 converts in this process.
 
     Raises:
-        InputError: Anything wrong with these or with what they name, another conversion's folder, no usable row, no
-            space left; the message says file and row.
+        InputError: An argument or the data is wrong, the folder belongs to a different conversion, a subset has no
+            usable row, or the disk is full. The message names file and row.
     """
     if _MISREAD.intersection(str(output_dir.absolute())):
         raise InputError(
-            f"{output_dir}: webdataset cannot open tars below a path with any of {' '.join(sorted(_MISREAD))}"
+            f"{output_dir}: webdataset cannot open tars in a path that contains any of {' '.join(sorted(_MISREAD))}"
         )
     plan = make_plan(source, output_dir, options)
     with locked(output_dir, "another conversion is writing here"):
@@ -94,14 +94,15 @@ def convert(
             manifest = _manifest(plan, shards)
             manifest.write(output_dir)
         except OSError as error:
-            raise InputError(f"{error.filename or output_dir}: {error.strerror}; the same command continues") from error
+            place = error.filename or output_dir
+            raise InputError(f"{place}: {error.strerror}; run the same command again to continue") from error
     return Conversion(report, manifest)
 
 
 def _prepare(output_dir: Path, plan: ConversionPlan) -> None:
-    """Makes the folder this plan's: an empty one gets the plan, a begun one must have the same.
+    """Writes the plan into an empty folder; a folder that has a plan must have the same.
 
-    A manifest would vouch for shards that may be about to change, so it goes first and comes back last.
+    The manifest is removed first and written last, because the shards that it lists may change in between.
     """
     if (output_dir / PLAN_NAME).exists():
         plan.refuse_unless_same(output_dir / PLAN_NAME)
@@ -111,7 +112,7 @@ def _prepare(output_dir: Path, plan: ConversionPlan) -> None:
     else:
         leftovers = list(output_dir.glob(f"{TEMPORARY_PREFIX}*-{PLAN_NAME}"))
         if set(output_dir.iterdir()) - set(leftovers):
-            raise InputError(f"{output_dir}: not an empty folder, and no conversion's; choose another")
+            raise InputError(f"{output_dir}: not empty, and not a folder of this program; choose a different one")
         for leftover in leftovers:
             leftover.unlink()
         write_plan(plan, output_dir)

@@ -1,4 +1,4 @@
-"""What a conversion will do, fixed before it begins and written down, so that a later run continues the same one."""
+"""The plan of a conversion: fixed before it starts and stored, so that a later run continues the same conversion."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vlm2vec.shards.manifest import SourceRecord, write_json
 from vlm2vec.shards.schema import PLAN_NAME
 
 PLAN_VERSION = 2
-# Of each subset so many images are looked for before anything is written.
+# Number of images per subset that are looked up before anything is written.
 _PROBED_IMAGES = 20
 
 
 @dataclass(frozen=True)
 class Options:
-    """What shapes the shards' content: the flags of the same names.
+    """The options that decide the shards' content; each is a flag of the same name.
 
-    Of pairs of one's own: `columns` and `instruction`; not written down where they are None.
+    `columns` and `instruction` are for the user's own data, and are not stored if they are None.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -41,26 +41,26 @@ class Options:
     instruction: str | None = None
 
     def content(self) -> dict[str, Any]:
-        """What plan and manifest hold of it."""
+        """The form in which plan and manifest store the options."""
         return {name: value for name, value in asdict(self).items() if value is not None or name not in _OWN_OPTIONS}
 
 
 _OWN_OPTIONS = ("columns", "instruction")
-# 2,048 pairs with two photographs of 75 KB each are a shard of 300 MB. MMEB's options have no defaults: a plan's file
-# must name them all.
+# 2,048 pairs with two photographs of 75 KB each make a shard of 300 MB. The fields have no defaults, so that a plan's
+# file must name all of them.
 DEFAULT_OPTIONS = Options("original", None, 2048, "decode")
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """All shards to write, and the sources that they are written from."""
+    """All shards to write, and the sources from which they are written."""
 
     options: Options
     tasks: Mapping[str, Sequence[ShardTask]]
     sources: Mapping[str, tuple[SourceRecord, ...]]
 
     def content(self) -> dict[str, Any]:
-        """What the plan's file holds; paths are relative, so that it is the same wherever the data lie."""
+        """The content of the plan's file. Paths are relative, so that it does not depend on where the data is."""
         return {
             "plan_version": PLAN_VERSION,
             "options": self.options.content(),
@@ -78,7 +78,7 @@ class ConversionPlan:
         """Compares with the plan that an earlier run wrote to `path`.
 
         Raises:
-            InputError: Damaged, or another option or source; the message says which.
+            InputError: The file is damaged, or an option or source differs; the message names it.
         """
         try:
             data = path.read_bytes()
@@ -87,12 +87,13 @@ class ConversionPlan:
         damaged = f"{path}: damaged (remove the folder and convert again)"
         version = parsed(_PLAN_VERSION_OF, data, damaged).plan_version
         if version != PLAN_VERSION:
-            changes = f"another version of this program ({version}, not {PLAN_VERSION})"
+            changes = f"a different version of this program ({version}, now {PLAN_VERSION})"
         else:
             changes = _changes(parsed(_PLAN_FILE, data, damaged), self)
         if changes:
             raise InputError(
-                f"{path.parent}: was begun with {changes}; give the same again, or remove the folder, or choose another"
+                f"{path.parent}: was started with {changes}; use the same again, remove the folder, or choose a "
+                "different one"
             )
 
 
@@ -100,8 +101,8 @@ def make_plan(source: Source, output_dir: Path, options: Options) -> ConversionP
     """Cuts the subsets' tables into ranges of rows and identifies the sources by their checksums.
 
     Raises:
-        InputError: Anything wrong with the folders, the subsets or the tables; a zip that is not complete; a link
-            that leads out of the image folder; images of which the first ones are all missing or cannot be used.
+        InputError: Something is wrong with the folders, the subsets or the tables, a zip is not complete, a link leads
+            out of the image folder, or the first images are all missing or unusable.
     """
     names = source.names(options.split_name)
     for name in names:
@@ -116,7 +117,7 @@ def make_plan(source: Source, output_dir: Path, options: Options) -> ConversionP
 
 
 def _cut(subset: str, tables: Sequence[Table], source: Source, output_dir: Path, options: Options) -> list[ShardTask]:
-    """Ranges of rows; a limit keeps the first rows, as the original does."""
+    """Cuts tables into ranges of rows; a limit keeps the first rows, as the original does."""
     limit, step = options.num_sample_per_subset, options.rows_per_shard
     image_dir = source.image_dir_of(subset)
     tasks: list[ShardTask] = []
@@ -131,7 +132,7 @@ def _cut(subset: str, tables: Sequence[Table], source: Source, output_dir: Path,
 
 
 def _probe(images: SubsetImages, tables: Sequence[Table], image_dir: Path) -> None:
-    """A wrong image folder, or a zip that cannot be read, is an error at once, not a million images later."""
+    """Looks up the first images, so that a wrong folder or an unreadable zip fails at once."""
     first: UnusableImageError | None = None
     for table in tables:
         for path in islice(table.image_paths(), _PROBED_IMAGES):
@@ -163,7 +164,7 @@ def write_plan(plan: ConversionPlan, output_dir: Path) -> None:
 
 @dataclass(frozen=True)
 class _PlanVersion:
-    """Of the plan's file; asked first, as files of other versions need not fit the schema."""
+    """The version of the plan's file; read first, because files of other versions need not match the schema."""
 
     plan_version: int
 
@@ -182,7 +183,7 @@ _PLAN_VERSION_OF, _PLAN_FILE = TypeAdapter(_PlanVersion), TypeAdapter(_PlanFile)
 
 
 def _changes(earlier: _PlanFile, now: ConversionPlan) -> str:
-    """Names what differs, "" if nothing does."""
+    """The differences between two plans, as text; "" if there are none."""
     before_options = asdict(earlier.options)
     changes = [
         f"--{name} {_said(before_options[name])} (now {_said(value)})"
@@ -197,10 +198,10 @@ def _changes(earlier: _PlanFile, now: ConversionPlan) -> str:
         changed += [source.file for source in before if source.file not in {each.file for each in sources}]
         if not changed and before != sources:
             changed = [f"order of {name}'s sources"]
-        changes += [f"another {file}" for file in changed]
+        changes += [f"a different {file}" for file in changed]
     return ", ".join(changes)
 
 
 def _said(value: Any) -> Any:
-    """An option's value as on the command line."""
+    """An option's value as it is written on the command line."""
     return " ".join(f"{field}={column}" for field, column in value.items()) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""What a conversion found: rows, images, repeats, and what is missing or cannot be read."""
+"""The report of a conversion: counts of rows, images and repeats, and what is missing or unreadable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlm2vec.shards.manifest import write_json
 from vlm2vec.shards.schema import POSITIVE, QUERY, SIDES
 
 REPORT_NAME = "report.json"
-# Names of bad images that a subset's report gives; the shards' sidecars have them all.
+# Number of bad images that a subset's report names; the shards' sidecars name all of them.
 FIRST_NAMES = 10
 
 
@@ -25,19 +25,19 @@ class SubsetReport:
     """One subset, or all of them.
 
     Attributes:
-        rows: Source rows in use.
-        samples: Of them in the shards.
-        skipped: The others, by reason.
+        rows: Number of source rows that were to be converted.
+        samples: Number of these rows that are in the shards.
+        skipped: Number of rows left out, by reason.
         shards: Number of tars.
-        bytes: Of the tars.
-        images: Images in the samples.
-        image_bytes: Their bytes.
-        distinct_images: Different images among them, by their bytes.
-        distinct_pairs: Different (query, positive), by text and image bytes.
-        missing_images: Different paths at which there is no image.
-        unreadable_images: Different paths at which there is one that cannot be used (damaged, or not allowed).
-        unusable_rows: Rows that no model can be trained on (tags, shape, nothing in them).
-        first_missing, first_unreadable: The first of these images with the reason.
+        bytes: Size of the tars in bytes.
+        images: Number of images in the samples.
+        image_bytes: Size of these images in bytes.
+        distinct_images: Number of distinct images, by their bytes.
+        distinct_pairs: Number of distinct (query, positive) pairs, by text and image bytes.
+        missing_images: Number of distinct paths at which there is no image.
+        unreadable_images: Number of distinct paths of images that cannot be used (damaged, or not allowed).
+        unusable_rows: Number of rows that no model can be trained on (wrong tags, too thin an image, no content).
+        first_missing, first_unreadable: The first of these images, with the reason.
         first_unusable: The first of these rows: key, side and reason.
         unused_columns: Columns of the tables that nothing reads.
     """
@@ -61,7 +61,7 @@ class SubsetReport:
 
     @property
     def unusable_images(self) -> int:
-        """Images that rows were left out for."""
+        """Number of missing or unreadable images, because of which rows were left out."""
         return self.missing_images + self.unreadable_images
 
     @property
@@ -72,13 +72,13 @@ class SubsetReport:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """A whole conversion: every subset, and the sum, in which images that subsets share count as one."""
+    """A whole conversion: every subset, and the total, in which an image that several subsets share counts once."""
 
     subsets: Mapping[str, SubsetReport]
     total: SubsetReport
 
     def beyond(self, max_unusable: float) -> dict[str, SubsetReport]:
-        """The subsets of whose rows more than this share cannot be trained on."""
+        """The subsets in which more than this share of the rows cannot be trained on."""
         return {name: subset for name, subset in self.subsets.items() if subset.unusable_share > max_unusable}
 
     def write(self, output_dir: Path) -> None:
@@ -90,7 +90,7 @@ class ConversionReport:
 def make_report(
     output_dir: Path, shards: Mapping[str, Sequence[ShardResult]], unused_columns: Mapping[str, list[str]]
 ) -> ConversionReport:
-    """Collects the report from what the shards' writers noted and from the indexes."""
+    """Collects the report from the shards' sidecars and indexes."""
     hashes = {name: _hashes(output_dir / name, results) for name, results in shards.items()}
     subsets = {name: _subset_report(results, *hashes[name], unused_columns[name]) for name, results in shards.items()}
     images = np.concatenate([images for images, _ in hashes.values()])
@@ -146,7 +146,7 @@ def _hashes(folder: Path, results: Sequence[ShardResult]) -> tuple[npt.NDArray[n
     for record in (result.record for result in results):
         columns = read_index(folder / f"{record.name}.parquet", record, image_hashes=True)
         images += [columns[f"{side}_image_hashes"] for side in SIDES]
-        # An odd factor keeps (a, b) and (b, a) apart; sums wrap around, which numpy does silently for arrays.
+        # An odd factor distinguishes (a, b) from (b, a). Sums wrap around, which numpy does silently for arrays.
         pairs.append(columns[f"{QUERY}_hash"] * np.int64(0x5851F42D4C957F2D) + columns[f"{POSITIVE}_hash"])
     return np.concatenate(images), np.concatenate(pairs)
 

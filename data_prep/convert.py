@@ -4,9 +4,8 @@ r"""Converts pairs into shards that training reads by random access: MMEB-train,
     python -m data_prep.convert --dataset_name MMEB-train --subset_name all --split_name original \
         --num_sample_per_subset 50000 --output_dir SHARDS
 
-Images are copied as they are, and decoded once to make sure that they can be. The same input gives the same bytes,
-for any number of workers. Killed at any moment, the same command continues where it was. docs/own_data.md: columns and
-formats of your own data.
+Images are copied byte for byte, and decoded once to check them. The same input gives the same bytes for any number of
+workers. After a kill, the same command continues. docs/own_data.md describes columns and formats of your own data.
 """
 
 from __future__ import annotations
@@ -149,20 +148,20 @@ def _not_complete(output_dir: Path, report: ConversionReport, tolerance: Toleran
     if images > tolerance.max_missing:
         found.append(
             f"{counted(images, 'missing or unreadable image')}, more than --max_missing {tolerance.max_missing}: "
-            f"once they are there, the same command completes it; --max_missing {images} leaves them out"
+            f"add them and run the same command again, or leave them out with --max_missing {images}"
         )
     for name, subset in report.beyond(tolerance.max_unusable).items():
         needed = math.ceil(1000 * subset.unusable_share) / 1000
         found.append(
             f"{subset.unusable_rows} of {counted(subset.rows, 'row')} of {name} unusable, more than --max_unusable "
-            f"{tolerance.max_unusable:g}: mend the table and convert into a new folder; --max_unusable {needed:g} "
-            "leaves them out"
+            f"{tolerance.max_unusable:g}: fix the table and convert into a new folder, or leave "
+            f"them out with --max_unusable {needed:g}"
         )
     return f"{output_dir}: not complete: {'; '.join(found)}"
 
 
 def _own_source(arguments: argparse.Namespace) -> Source:
-    """Files and folders as they are; a data set of the hub is downloaded."""
+    """The user's files and folders; a dataset on the hub is downloaded first."""
     names = arguments.dataset_name
     paths = []
     for name in names:
@@ -170,9 +169,9 @@ def _own_source(arguments: argparse.Namespace) -> Source:
         if path.suffix.lower() in TABLE_SUFFIXES and not path.exists():
             raise InputError(f"{name}: no such file")
         if not path.exists() and len(names) > 1:
-            raise InputError(f"{name}: convert a data set of the hub alone, or download it first")
+            raise InputError(f"{name}: a dataset on the hub must be converted by itself; or download it first")
         paths.append(path if path.is_file() else download_whole(name))
-    links = arguments.allow_links or not Path(names[0]).exists()  # the hub's client makes links of all files
+    links = arguments.allow_links or not Path(names[0]).exists()  # the hub's client stores all files as links
     subsets = own_subsets(paths, arguments.subset_name, arguments.split_name, arguments.config_name)
     return OwnData(subsets, arguments.columns, arguments.instruction, arguments.image_dir, links)
 
@@ -181,10 +180,13 @@ def _mmeb_source(arguments: argparse.Namespace) -> Source:
     (name,) = arguments.dataset_name
     for flag in ("instruction", "config_name"):
         if (value := getattr(arguments, flag)) is not None:
-            raise InputError(f"--{flag} {value}: {name} is read as MMEB-train, which has none; give --columns as well")
+            raise InputError(
+                f"--{flag} {value}: {name} is read as MMEB-train, which has no {flag}; add --columns if it is your "
+                "own data"
+            )
     if arguments.subset_name is None:
         raise InputError(
-            f"{name}: give --subset_name (names, or {ALL_SUBSETS}) for MMEB-train, or --columns for data of your own"
+            f"{name}: add --subset_name (names, or {ALL_SUBSETS}) for MMEB-train, or --columns for your own data"
         )
     dataset_dir = download(name, arguments.subset_name, arguments.split_name or DEFAULT_SPLIT)
     return SourceData(dataset_dir, arguments.image_dir or dataset_dir, arguments.subset_name, arguments.allow_links)

@@ -1,10 +1,10 @@
-"""Downloads MMEB-train's tables and zips from the hub, and checks that every image which the tables name is there.
+"""Downloads MMEB-train's tables and zips from the hub, and checks that every image named in the tables is there.
 
     python -m data_prep.download --dataset_name TIGER-Lab/MMEB-train --subset_name all --output_dir MMEB-train
 
-Stopped at any moment, the same command continues: files that are complete are kept, the one under way begins again
-(huggingface_hub resumes inside a file only while the program runs). Of a folder that is there already it only checks
-the images.
+After an interruption, the same command continues: complete files are kept, and the interrupted file starts again
+(huggingface_hub resumes within a file only while the program runs). If the dataset is a local folder, the program only
+checks the images.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.command_line import Parser as AnyParser
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# Tables, what `datasets.save_to_disk` writes, and images.
+# Files to download: tables, the files of `datasets.save_to_disk`, and images.
 _WHOLE = [f"*.{kind}" for kind in ("parquet", "jsonl", "json", "csv", "tsv", "arrow")]
 _WHOLE += [f"*.{kind}" for kind in ("jpg", "jpeg", "JPG", "JPEG", "png", "PNG", "webp", "gif", "bmp")]
 
 
 def download(name: str, subsets: list[str], split: str, output_dir: Path | None = None) -> Path:
-    """A data set's folder; downloads it if `name` is one of the hub's.
+    """Returns a dataset's folder; downloads the dataset if `name` is a repository on the hub.
 
     Args:
         name: A folder, or "owner/name" on the hub.
         subsets: Their names, or ["all"].
         split: Prefix of the tables.
-        output_dir: Where to put it; by default the hub's cache.
+        output_dir: Where to download to; None: the hub's cache.
 
     Returns:
         The folder with the tables and images_zip.
 
     Raises:
-        InputError: Neither a folder nor a data set that can be reached.
+        InputError: Neither a folder nor a dataset that can be downloaded.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -54,10 +54,10 @@ def download(name: str, subsets: list[str], split: str, output_dir: Path | None 
 
 
 def download_whole(name: str) -> Path:
-    """The folder of a data set of any layout; one of the hub's is downloaded, all its tables and images.
+    """Returns the folder of a dataset of any layout; downloads all its tables and images if it is on the hub.
 
     Raises:
-        InputError: Neither a folder nor a data set that can be reached.
+        InputError: Neither a folder nor a dataset that can be downloaded.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -67,23 +67,23 @@ def download_whole(name: str) -> Path:
 def _snapshot(name: str, patterns: list[str], output_dir: Path | None) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; {DOWNLOAD_HINT}")
-    from huggingface_hub import snapshot_download  # takes half a second, and most conversions read a local folder
+    from huggingface_hub import snapshot_download  # takes 0.5 s, and most conversions read a local folder
 
     try:
         folder = snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_dir=output_dir)
-    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has many types of errors
         reason = " ".join(str(error).split())
-        raise InputError(f"{name}: no such folder, nor can it be downloaded ({reason}); try again") from error
+        raise InputError(f"{name}: no such folder, and it cannot be downloaded ({reason}); try again") from error
     return Path(folder)
 
 
 def missing_images(
     dataset_dir: Path, image_dir: Path, subsets: list[str], split: str, allow_links: bool = False
 ) -> dict[str, list[str]]:
-    """By subset, the images that its tables name and that are not there, with the reason.
+    """Returns, by subset, the images that are named in the tables but missing, with the reason.
 
     Raises:
-        InputError: Anything wrong with the folders, the subsets, the tables or the zips.
+        InputError: Something is wrong with the folders, the subsets, the tables or the zips.
     """
     missing: dict[str, list[str]] = {}
     names = subset_names(dataset_dir, subsets, split)

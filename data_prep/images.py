@@ -1,4 +1,4 @@
-"""A subset's images, from the unpacked tree or the zip, and what is wrong with them."""
+"""Reads and checks a subset's images, from the unpacked tree or the zip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlm2vec.images.paths import MissingImageError, OutsideLinkError, UnsafePath
 from vlm2vec.shards.schema import fast_hash
 from vlm2vec.shards.writer import StoredImage
 
-# --check_images: how much of an image must be right.
+# --check_images: how thoroughly an image is checked.
 CHECKS: dict[str, Callable[[bytes, str], ImageHeader]] = {
     "decode": check_image,
     "header": read_header,
@@ -30,7 +30,7 @@ LINKS_FLAG = "--allow_links"
 
 
 class UnusableImageError(Exception):
-    """An image that cannot go into a shard: `problem` is one of the three words above, the message says more."""
+    """An image that cannot be written to a shard. `problem` is one of the three constants above."""
 
     def __init__(self, path: str, error: InputError) -> None:
         remedy = f"; pass {LINKS_FLAG} to follow it" if isinstance(error, OutsideLinkError) else ""
@@ -47,12 +47,12 @@ class SubsetImages:
     """Opens a subset's images: a file of the unpacked tree, or else a member of the subset's zip.
 
     Args:
-        image_dir: What the tables' paths are relative to; may hold images_zip.
-        subset: Whose zip to use.
-        allow_links: Follow links that lead out of `image_dir`.
+        image_dir: The folder that the tables' paths are relative to; may contain images_zip.
+        subset: The subset whose zip is used.
+        allow_links: Whether to follow links that lead out of `image_dir`.
 
     Raises:
-        InputError: No such folder, or a zip that cannot be opened.
+        InputError: There is no such folder, or the zip cannot be opened.
     """
 
     def __init__(self, image_dir: Path, subset: str, allow_links: bool = False) -> None:
@@ -66,7 +66,7 @@ class SubsetImages:
         """The image's bytes.
 
         Raises:
-            UnusableImageError: Not there, not allowed, or unreadable.
+            UnusableImageError: The image is missing, not allowed, or unreadable.
         """
         try:
             return self._read(path)
@@ -82,7 +82,7 @@ class SubsetImages:
             return self._archive.read(path)
 
     def check(self, path: str) -> None:
-        """Raises what `read` would raise, but for damaged data."""
+        """Raises what `read` would raise, except for damaged data."""
         try:
             try:
                 self._folder.check(path)
@@ -94,18 +94,18 @@ class SubsetImages:
             raise UnusableImageError(path, error) from error
 
     def changed_since(self, time_ns: int, path: str) -> bool:
-        """Whether the file was written, replaced or renamed after that time, whatever time it claims for itself."""
+        """Whether the file was written, replaced or renamed after that time, by its ctime."""
         try:
             return self._folder.status(path).st_ctime_ns >= time_ns
-        except InputError:  # in the zip, or its row was left out
+        except InputError:  # it is in the zip, or its row was left out
             return False
 
 
 def refuse_linked_folders(image_dir: Path, subsets: Iterable[str], allow_links: bool) -> None:
-    """Looks at the folders in which subsets' images usually are, before any table is read.
+    """Checks the folders that usually hold the subsets' images, before any table is read.
 
     Raises:
-        InputError: No such folder; without `allow_links`, one that is a link out of `image_dir`.
+        InputError: There is no such folder, or it is a link out of `image_dir` and `allow_links` is False.
     """
     images = ImageFolder(image_dir, allow_links)
     with links_remedy(LINKS_FLAG):
@@ -114,21 +114,21 @@ def refuse_linked_folders(image_dir: Path, subsets: Iterable[str], allow_links: 
 
 
 def archive_path(image_dir: Path, subset: str) -> Path:
-    """Where a subset's zip lies if it was downloaded."""
+    """The path of a subset's zip, if it was downloaded."""
     return image_dir / ARCHIVE_FOLDER / f"{subset}.zip"
 
 
-# Listing a zip of 100,000 members takes a second; a process works on one subset after the other.
+# Cached, because listing a zip of 100,000 members takes a second. A process works on one subset after the other.
 @lru_cache(maxsize=2)
 def _opened_archive(path: Path, stamp: tuple[int, ...]) -> ImageArchive:
     return ImageArchive(path)
 
 
 class CheckedImages:
-    """Reads images and checks each different one once: several rows often share one (four in DocVQA).
+    """Reads images and checks each distinct image once, because rows often share images (in DocVQA, four rows do).
 
     Args:
-        source: Where they come from.
+        source: Opens the images.
         check: A key of `CHECKS`.
     """
 
@@ -137,21 +137,21 @@ class CheckedImages:
         self._checked: dict[int, ImageHeader] = {}
 
     def load(self, image: RawImage) -> StoredImage:
-        """An image ready to be stored.
+        """Returns an image that can be stored.
 
         Raises:
-            UnusableImageError: It is not there, not allowed, or does not pass the check.
+            UnusableImageError: The image is missing, not allowed, or does not pass the check.
         """
         path = image.name
         data = self._source.read(path) if image.data is None else image.data
-        if len(data) > MAX_IMAGE_BYTES:  # of a file, its folder tells before it is read
+        if len(data) > MAX_IMAGE_BYTES:  # for files, SubsetImages checks this before reading
             raise UnusableImageError(path, InputError(f"{path}: {len(data)} bytes are too many for an image"))
         digest = fast_hash(data)
         header = self._checked.get(digest)
         if header is None:
             try:
                 header = self._check(data, path)
-            except InputError as error:  # not remembered: an equal file elsewhere is reported by its own path
+            except InputError as error:  # not cached: an identical file elsewhere is reported with its own path
                 raise UnusableImageError(path, error) from error
             self._checked[digest] = header
         return StoredImage(data, header, digest, path)

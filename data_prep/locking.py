@@ -1,4 +1,4 @@
-"""An output folder that one program at a time writes to."""
+"""A lock on an output folder, so that only one program at a time writes to it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from vlm2vec.errors import InputError
 
-# Workers of a killed run end within moments; another run does not.
+# Seconds to wait for the lock: workers of a killed run end within moments, a different run does not.
 _LOCK_SECONDS = 5.0
 
 
 @contextmanager
 def locked(output_dir: Path, taken: str) -> Iterator[None]:
-    """Creates a folder and keeps other programs out of it until this one and all its workers have ended.
+    """Creates a folder and locks it against other programs until this one and all its workers have ended.
 
     Args:
         output_dir: The folder.
-        taken: What to say if another program holds it.
+        taken: The message if another program holds the lock.
 
     Raises:
-        InputError: Another one does, or the folder cannot be created.
+        InputError: Another program holds the lock, or the folder cannot be created.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
     python -m data_prep.mine SHARDS --model_name TEACHER --output_dir MINED
 
-One process, or as many ranks as `deepspeed --module data_prep.mine ...` or `torchrun -m data_prep.mine ...` start: the
-same files. Killed at any moment, the same command continues where it was. The shards stay as they are; what is written,
-and how training uses it: docs/mining.md.
+Any number of ranks, started by `deepspeed --module data_prep.mine ...` or `torchrun -m data_prep.mine ...`, writes the
+same files. After a kill, the same command continues. The shards are not changed. docs/mining.md describes the files and
+how training uses them.
 """
 
 from __future__ import annotations
@@ -153,14 +153,14 @@ def _add_speed_flags(made: AnyParser) -> None:
 
 @dataclass(frozen=True)
 class Setup:
-    """What rank 0 has found out and all ranks work from.
+    """The result of the preparation on rank 0, which all ranks use.
 
     Attributes:
-        complete: Everything was mined before.
-        store: Folder of the vectors.
-        num_items, num_image_batches, digest: Of the encoding plan.
-        blocks: Of the plan, still to be encoded.
-        teacher: Who scores.
+        complete: Whether everything was mined before.
+        store: The folder of the vectors.
+        num_items, num_image_batches, digest: Properties of the encoding plan.
+        blocks: The blocks of the plan that are still to be encoded.
+        teacher: The model that scores.
     """
 
     complete: bool
@@ -173,10 +173,10 @@ class Setup:
 
 
 class Miner:
-    """The stages of a run; each is skipped as far as an earlier run got.
+    """The stages of a run; each skips what an earlier run has finished.
 
     Args:
-        arguments: The command line.
+        arguments: The parsed command line.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -198,7 +198,7 @@ class Miner:
         self.batch_tokens: int = arguments.batch_tokens or default_batch_tokens(self.device)
 
     def run(self) -> None:
-        """All stages, on all ranks."""
+        """Runs all stages, on all ranks."""
         with host_ranks(), ExitStack() as lock:
             setup = on_first_rank(lambda: self.prepare(lock), Setup)
             shards = shards_of(self.arguments.shards, self.arguments.subset_name)
@@ -213,10 +213,10 @@ class Miner:
             on_first_rank(lambda: self.finish(setup, shards))
 
     def prepare(self, lock: ExitStack) -> Setup:
-        """Finds and measures the items; on rank 0.
+        """Finds the items and their sizes; runs on rank 0.
 
         Raises:
-            InputError: Shards, teacher or folder cannot be used.
+            InputError: The shards, the teacher or the folder cannot be used.
         """
         self.output.refuse_shards(self.arguments.shards)
         shards = shards_of(self.arguments.shards, self.arguments.subset_name)
@@ -245,7 +245,7 @@ class Miner:
     def encode(self, setup: Setup, shards: ShardSet, items: ShardItems, plan: EncodingPlan) -> None:
         """Encodes this rank's share of the missing blocks, which are distributed by their tokens."""
         if not sys.stderr.isatty() or not is_first_rank():
-            disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
+            disable_progress_bar()  # transformers' progress bar over the weights, which is unreadable in a log file
         encode, inputs, ready = TeacherFolder.find(self.arguments.model_name).load(self.device)
         source = ShardItemSource(items, shards, plan, inputs)
         own = plan.deal_blocks(setup.blocks, world_size())[own_rank()]
@@ -295,7 +295,7 @@ class Miner:
         on_every_rank(choose, names_ranks=False)
 
     def finish(self, setup: Setup, shards: ShardSet) -> None:
-        """Completes the folder and prints what it holds; on rank 0."""
+        """Completes the folder and prints a summary; runs on rank 0."""
         if not setup.complete:
             records = {name: record for name in shards.subsets if (record := self.output.finished(name)) is not None}
             plan = MiningPlan(shards.fingerprint, shards.subsets, setup.teacher, self.settings)
@@ -306,20 +306,20 @@ class Miner:
 
 
 def store_folder(embeddings: Path, teacher: Teacher, shards: ShardSet, device: torch.device, batch_tokens: int) -> Path:
-    """Where vectors and ranks are kept: a name for all that decides them."""
+    """The folder for vectors and rankings; its name is a hash of everything that decides them."""
     key = repr((__version__, device.type, batch_tokens, teacher.digest, shards.fingerprint, shards.subsets))
     return embeddings / hashlib.sha256(key.encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def _assemble(store: VectorStore, plan: EncodingPlan, teacher: Teacher) -> None:
-    """Joins the vectors, and refuses a teacher that cannot rank."""
+    """Joins the vectors of all blocks, and refuses a teacher whose vectors cannot rank."""
     store.assemble(plan)
     if problem := collapse(store.vectors()):
         raise InputError(f"{teacher.name}: {problem}; nothing can be mined with this teacher")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measure, encode, rank, choose; the same files on any number of ranks."""
+    """Parses the flags, then measures, encodes, ranks and chooses; any number of ranks writes the same files."""
     Miner(parser().parse_args(argv)).run()
 
 

@@ -1,9 +1,9 @@
-"""Builds the miniature MMEB: real images, all four meta-tasks, the true on-disk layout, in seconds and offline.
+"""Builds a miniature of MMEB in seconds and offline: real images, all four meta-tasks, the real on-disk layout.
 
     python -m data_prep.mini_mmeb OUT [--seed 0] [--scale 1.0]
 
-writes OUT/MMEB-train, OUT/MMEB-eval and OUT/visdoc. Train with `--dataset_name OUT/MMEB-train --image_dir
-OUT/MMEB-train`, evaluate with `--dataset_name OUT/MMEB-eval --image_dir OUT/MMEB-eval/images`; OUT/visdoc holds a
+It writes OUT/MMEB-train, OUT/MMEB-eval and OUT/visdoc. Train with `--dataset_name OUT/MMEB-train --image_dir
+OUT/MMEB-train`, evaluate with `--dataset_name OUT/MMEB-eval --image_dir OUT/MMEB-eval/images`; OUT/visdoc is a
 collection of drawn slides for `eval.retrieval`. The same seed gives the same bytes.
 """
 
@@ -27,12 +27,12 @@ _FOLDERS = (TRAIN_FOLDER, EVAL_FOLDER, VISDOC_FOLDER)
 
 
 def build_mini_mmeb(output_dir: Path, seed: int = 0, scale: float = 1.0) -> dict[str, int]:
-    """Builds the miniature; it appears under its final names only when it is complete.
+    """Builds the miniature. The folders get their final names only when they are complete.
 
     Args:
-        output_dir: Gets the folders MMEB-train, MMEB-eval and visdoc, which must not exist yet.
+        output_dir: The folders MMEB-train, MMEB-eval and visdoc are written here; they must not exist yet.
         seed: The same seed gives the same bytes.
-        scale: Share of the full number of rows of every subset and dataset.
+        scale: The number of rows of every subset and dataset, as a share of the full number.
 
     Returns:
         Rows by folder, e.g. {"MMEB-train/Photos": 1400, ...}.

@@ -2,8 +2,8 @@
 
     python -m data_prep.mini_model --dataset_name DATA/MMEB-train --output_dir OUT [--family phi3_v] [--seed 0]
 
-The tokenizer is trained on the miniature's texts and has the family's pipeline and added tokens. The same family, seed
-and texts give the same bytes. data_prep/mini/models/ holds the families' sizes.
+The tokenizer is trained on the miniature's texts, with the family's pipeline and added tokens. The same family, seed
+and texts give the same bytes. The families' sizes are in data_prep/mini/models/.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.model_folder.settings import ModelSettings
 
 DEFAULT_FAMILY = "phi3_v"
-# Marks a folder as this program's own.
+# A file that marks a folder as written by this program.
 MARK_FILE = "mini_model.json"
 
 
@@ -35,7 +35,7 @@ def read_texts(dataset: Path) -> Iterator[str]:
     """All texts of an MMEB-train folder, every split.
 
     Raises:
-        InputError: No parquet files, or one that cannot be read.
+        InputError: There are no parquet files, or one cannot be read.
     """
     files = sorted(dataset.glob("*/*.parquet"))
     if not files:
@@ -51,7 +51,7 @@ def read_texts(dataset: Path) -> Iterator[str]:
 
 
 def build_mini_model(dataset: Path, output_dir: Path, seed: int = 0, family: str = DEFAULT_FAMILY) -> int:
-    """Writes the tiny model's folder; it appears under its final name only when it is complete.
+    """Writes the tiny model's folder, which gets its final name only when it is complete.
 
     Args:
         dataset: The miniature's MMEB-train folder, for its texts.
@@ -63,7 +63,8 @@ def build_mini_model(dataset: Path, output_dir: Path, seed: int = 0, family: str
         The number of parameters.
 
     Raises:
-        InputError: No miniature of this family, no texts, or the output folder holds something else.
+        InputError: There is no miniature of this family, there are no texts, or the output folder contains something
+            else.
     """
     if family not in BUILDERS:
         raise InputError(f"no miniature of the family {family!r}; there are {', '.join(sorted(BUILDERS))}")

@@ -20,32 +20,32 @@ Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def run_tasks(
     function: Callable[[Task], Result], tasks: Sequence[Task], num_workers: int
 ) -> Iterator[tuple[Task, Result]]:
-    """Yields every task with its result, as they finish.
+    """Runs all tasks and yields each with its result, in the order in which they finish.
 
     Args:
-        function: Of one task; must be importable by name.
-        tasks: What to do.
-        num_workers: Processes; 0 does it in this one.
+        function: Called with one task; must be importable by name.
+        tasks: The tasks.
+        num_workers: Number of worker processes; 0 runs the tasks in this process.
 
     Raises:
-        InputError: A worker died, or whatever `function` raises; tasks that have not begun are then dropped.
+        InputError: A worker died, or `function` raised it; tasks that have not started are then dropped.
     """
     if num_workers == 0 or not tasks:
         for task in tasks:
             yield task, function(task)
         return
-    # Forked workers inherit the output folder's lock: it is free only when the last of them has ended.
+    # Forked workers inherit the output folder's lock, so it is released only when the last of them has ended.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(num_workers, len(tasks)), context, _prepare_worker) as pool:
         try:
-            # A worker may die before the last task is handed in: `submit` raises then.
+            # `submit` raises too, if a worker dies before the last task is submitted.
             futures = {pool.submit(function, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -59,12 +59,12 @@ def run_tasks(
 
 def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    gc.freeze()  # what the parent had is never garbage here
+    gc.freeze()  # the garbage collector need not scan the parent's objects
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers: they watch for its end."""
+    """Ends this worker when its parent ends: a killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

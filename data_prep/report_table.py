@@ -1,4 +1,4 @@
-"""Shows a conversion's report on screen."""
+"""Prints a conversion's report as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm2vec.messages.words import counted
 
 
 def show_report(report: ConversionReport) -> None:
-    """Prints a table, and below it what is missing or unreadable."""
+    """Prints a table, and below it the missing or unreadable images and the unusable rows."""
     console = open_console()
     print_table(console, _table(report))
     for name, subset in report.subsets.items():

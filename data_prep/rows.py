@@ -1,4 +1,4 @@
-"""A source row as the converter takes it, whatever table it comes from: query, target and hard negatives, undecoded."""
+"""The converter's form of a source row, common to all kinds of tables: undecoded query, target and hard negatives."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Protocol
 
 
 class RowError(Exception):
-    """What is wrong with a row; it is left out and counted."""
+    """A row is unusable; it is left out and counted."""
 
 
 @dataclass(frozen=True)
 class RawImage:
-    """An image that a row names or holds.
+    """An image of a row: a path or bytes.
 
     Attributes:
-        name: Its path, or what to call it.
-        data: Its bytes; None: the file at the path.
+        name: The path, or a name for messages.
+        data: The bytes; None: they are in the file at the path.
     """
 
     name: str
@@ -42,7 +42,7 @@ class RawPair:
     negatives: tuple[RawItem, ...] = ()
 
     def image_paths(self) -> Iterator[str]:
-        """Of the images that are files."""
+        """The paths of the images that are files."""
         for item in (self.query, self.positive, *self.negatives):
             yield from (image.name for image in item.images if image.data is None)
 
@@ -52,9 +52,9 @@ class SourceRow:
     """A row of a table.
 
     Attributes:
-        number: Counted over the subset's tables.
-        content: Its items, or what is wrong with it.
-        place: File and line or row, for messages; "" where the number says enough (MMEB's tables).
+        number: The row's number, counted over all tables of the subset.
+        content: Its items, or the error that makes it unusable.
+        place: File and line or row, for messages; "" where the number is enough (MMEB's tables).
     """
 
     number: int
@@ -75,7 +75,7 @@ class Table(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Rows it has."""
+        """The number of its rows."""
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -88,11 +88,11 @@ class Table(Protocol):
         """Rows start <= number < end.
 
         Raises:
-            InputError: The file is damaged there.
+            InputError: The file is damaged in these rows.
         """
 
     def image_paths(self) -> Iterator[str]:
-        """Every different image that the table names, in order of first use.
+        """Every distinct image path in the table, in order of first use.
 
         Raises:
             InputError: The file is damaged.
@@ -100,38 +100,38 @@ class Table(Protocol):
 
 
 class Source(Protocol):
-    """What is converted: subsets, each with its tables and the folder of its images."""
+    """The data to convert: subsets, each with its tables and image folder."""
 
     @property
     def allow_links(self) -> bool:
-        """Follow links that lead out of the folders of images."""
+        """Whether to follow links that lead out of the image folders."""
 
     def names(self, split: str) -> list[str]:
         """The subsets.
 
         Raises:
-            InputError: None, or none of these names.
+            InputError: There are no subsets, or none of these names.
         """
 
     def tables(self, name: str, split: str) -> Sequence[Table]:
         """A subset's tables, in order.
 
         Raises:
-            InputError: One that cannot be read.
+            InputError: A table cannot be read.
         """
 
     def image_dir_of(self, name: str) -> Path:
-        """What a subset's image paths are relative to."""
+        """The folder that a subset's image paths are relative to."""
 
     def file_name(self, table: Table) -> str:
-        """What the plan calls a table: the same wherever the data lie."""
+        """The table's name in the plan; it does not depend on where the data is."""
 
     def where(self, name: str) -> str:
-        """What messages call a subset's folder or file."""
+        """The name of a subset's folder or file in messages."""
 
 
 def distinct(paths: Iterable[str]) -> Iterator[str]:
-    """Each path once, in order of first use; "" is none."""
+    """Each path once, in order of first use; "" is skipped."""
     seen = {""}
     for path in paths:
         if path not in seen:

@@ -50,7 +50,7 @@ class ShardCheck:
 
 
 def broken_parts(check: ShardCheck) -> list[str]:
-    """What is wrong with a shard, a line each; nothing if it is whole."""
+    """The problems of a shard, one line each; empty if it is intact."""
     problems = [*_sidecar_problems(check)]
     columns: Columns | None = None
     try:
@@ -81,7 +81,7 @@ def _sidecar_problems(check: ShardCheck) -> Iterator[str]:
 
 
 def _tar_problems(check: ShardCheck, columns: Columns | None) -> Iterator[str]:
-    """Reads the tar once: checksum of the whole, and sample by sample as the index cuts it."""
+    """Reads the tar once; checks the checksum of the whole and each sample at the offset that the index gives."""
     path, record = check.path(".tar"), check.record
     size = path.stat().st_size
     if size != record.bytes:
@@ -97,7 +97,7 @@ def _tar_problems(check: ShardCheck, columns: Columns | None) -> Iterator[str]:
     if digest.hexdigest() != record.sha256:
         yield f"{path}: its content has changed (sha256 differs from the manifest)"
     if columns is not None and not rest_is_zero:
-        yield f"{path}: there is something behind the last sample"
+        yield f"{path}: there is data after the last sample"
 
 
 def _sample_problems(check: ShardCheck, columns: Columns, file: BinaryIO, digest: Any) -> Iterator[str]:
@@ -106,10 +106,11 @@ def _sample_problems(check: ShardCheck, columns: Columns, file: BinaryIO, digest
         entry = entry_at(columns, position)
         key = sample_key(check.subset, entry.row)
         if entry.offset != expected_offset:
-            yield f"{check.path('.parquet')}: sample {key} is said to begin at {entry.offset}, not {expected_offset}"
-            return  # nothing behind it can be compared
+            begins = f"sample {key} begins at {entry.offset} according to the index"
+            yield f"{check.path('.parquet')}: {begins}, not at {expected_offset}"
+            return  # nothing after it can be compared
         if not 0 < entry.size <= check.record.bytes - expected_offset:
-            yield f"{check.path('.parquet')}: sample {key} is said to have {entry.size} bytes"
+            yield f"{check.path('.parquet')}: sample {key} has {entry.size} bytes according to the index"
             return
         span = file.read(entry.size)
         expected_offset += entry.size
@@ -143,19 +144,19 @@ def _sample_problem(check: ShardCheck, key: str, entry: IndexEntry, span: bytes)
 
 
 def _members(span: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each member, by the standard library's reading of a header, which checks its checksum."""
+    """Name and content of each member. The standard library reads the headers, and checks their checksums."""
     offset = 0
     while offset < len(span):
         info = tarfile.TarInfo.frombuf(span[offset : offset + tarfile.BLOCKSIZE], "ascii", "strict")
         if not info.isreg():
-            raise ValueError(f"{info.name} is no plain file")
+            raise ValueError(f"{info.name} is not a plain file")
         start = offset + tarfile.BLOCKSIZE
         yield info.name, span[start : start + info.size]
         offset = start + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _described(members: dict[str, bytes], key: str, row: int, check: ShardCheck) -> list[ItemEntry]:
-    """What the index should say about the sample's items, computed from the sample."""
+    """The correct index entries of the sample's items, computed from the sample."""
     record = json.loads(members.pop(f"{key}.{JSON_MEMBER}"))
     if (record["subset"], record["row"]) != (check.subset, row):
         raise ValueError(f"is row {record['row']} of {record['subset']}")
@@ -176,14 +177,14 @@ def _described(members: dict[str, bytes], key: str, row: int, check: ShardCheck)
             )
         )
     if members:
-        raise ValueError(f"images of no item ({', '.join(members)})")
+        raise ValueError(f"images that belong to no item ({', '.join(members)})")
     return described
 
 
 def _image(
     members: dict[str, bytes], stem: str, stated: Mapping[str, Any], check: ShardCheck
 ) -> tuple[bytes, ImageHeader]:
-    """Takes an image out of the members: the one of this name, whatever its extension."""
+    """Removes the image with this name, whatever its extension, from the members."""
     names = [name for name in members if name.rpartition(".")[0] == stem]
     if len(names) != 1:
         raise ValueError(f"{len(names)} images {stem}")

@@ -1,4 +1,4 @@
-"""Turns ranges of source rows into shards; every range is a task of its own, independent of all others."""
+"""Converts ranges of source rows into shards; each range is an independent task."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, sample_key, shard_n
 from vlm2vec.shards.sidecar import Sidecar, UnusableImage, UnusableRow
 from vlm2vec.shards.writer import ShardWriter, StoredItem
 
-# In the place of a side, where a row cannot be read at all.
+# Stands for the side in the counts if a whole row cannot be read.
 WHOLE_ROW = "row"
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write: a fixed range of rows (first, end) of one table, whatever happens to its rows.
+    """One shard to write: a fixed range of rows of one table, however many of them are usable.
 
     Attributes:
-        subset: Its name.
-        number: Of the shard in its subset.
-        table: The source.
+        subset: The subset's name.
+        number: The shard's number within its subset.
+        table: The source table.
         rows: First row and end of the range.
-        image_dir: What the table's image paths are relative to.
-        output_dir: The data set's folder.
+        image_dir: The folder that the table's image paths are relative to.
+        output_dir: The folder of all shards.
         check_images: A key of `images.CHECKS`.
-        allow_links: Follow links that lead out of `image_dir`.
+        allow_links: Whether to follow links that lead out of `image_dir`.
     """
 
     subset: str
@@ -47,7 +47,7 @@ class ShardTask:
 
     @property
     def images(self) -> SubsetImages:
-        """Where the table's images are."""
+        """Opens the table's images."""
         return SubsetImages(self.image_dir, self.subset, self.allow_links)
 
     @property
@@ -61,9 +61,9 @@ class ShardResult:
     """A committed shard.
 
     Attributes:
-        record: What the manifest says about it.
-        unusable_images: Each image that rows were left out for.
-        unusable_rows: Each row that no model can be trained on.
+        record: Its record in the manifest.
+        unusable_images: The images because of which rows were left out.
+        unusable_rows: The rows that no model can be trained on.
     """
 
     record: ShardRecord
@@ -72,11 +72,11 @@ class ShardResult:
 
 
 class UnusableItemError(Exception):
-    """An item of a row that no processor can encode, or that says nothing; or a whole row that cannot be read.
+    """An item that no processor can encode or that has no content, or a row that cannot be read.
 
     Attributes:
-        side: Its side, by which such rows are counted.
-        name: What messages call it.
+        side: The item's side, by which such rows are counted.
+        name: Its name in messages.
     """
 
     def __init__(self, side: str, error: Exception, number: int = 0) -> None:
@@ -86,12 +86,12 @@ class UnusableItemError(Exception):
 
 
 def make_shard(task: ShardTask) -> ShardResult:
-    """The shard, as an earlier run committed it or written now."""
+    """Returns the shard that an earlier run completed, or writes it."""
     return _committed_shard(task) or write_shard(task)
 
 
 def write_shard(task: ShardTask) -> ShardResult:
-    """Writes one shard; it appears complete or not at all. A row that cannot be trained on is left out and noted.
+    """Writes one shard, which gets its name only when it is complete. Unusable rows are left out and recorded.
 
     Raises:
         InputError: The table is damaged.
@@ -117,10 +117,10 @@ def write_shard(task: ShardTask) -> ShardResult:
 
 
 def _committed_shard(task: ShardTask) -> ShardResult | None:
-    """The shard as an earlier run committed it; None if it must be written (again).
+    """The shard as an earlier run completed it; None if it must be written (again).
 
-    It must if rows were left out for an image, which may be there by now, and if an image has changed since. (A
-    changed table or zip is refused before, by the plan.)
+    It must be written again if rows were left out because of an image, which may have been added since, or if an image
+    has changed. (The plan refuses changed tables and zips before.)
     """
     sidecar_path = task.stem.with_suffix(".json")
     try:
@@ -147,7 +147,7 @@ def _image_paths(task: ShardTask) -> set[str]:
 
 
 def _items(row: SourceRow, images: CheckedImages) -> tuple[StoredItem, StoredItem, list[StoredItem]]:
-    """Query, target and hard negatives. None may be empty (the original puts a dummy text in the place of nothing)."""
+    """Query, target and hard negatives. None may be empty (the original would insert a dummy text)."""
     if isinstance(row.content, RowError):
         raise UnusableItemError(WHOLE_ROW, row.content)
     pair = row.content

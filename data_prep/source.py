@@ -22,27 +22,27 @@ from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_list, is_te
 from vlm2vec.shards.schema import SUBSET_NAME
 
 REQUIRED_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
-OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # in some subsets only
-# A list is several images of an item, or several hard negatives, each of which may have a list of images.
+OPTIONAL_COLUMNS = ("neg_text", "neg_image_path")  # only some subsets have them
+# How deeply lists may be nested: several images of an item, or several hard negatives, each with a list of images.
 LISTS_IN_LISTS = {"qry_image_path": 1, "pos_image_path": 1, "neg_text": 1, "neg_image_path": 2}
 LISTS_ALLOWED = ("", " or a list of texts", " or a list of texts or of such lists")
 ALL_SUBSETS = "all"
 DEFAULT_SPLIT = "original"
 
 _BATCH_ROWS = 4096
-DOWNLOAD_HINT = "download the data set first (data_prep.download) and give its folder"
+DOWNLOAD_HINT = "download the dataset first (data_prep.download) and pass its folder"
 
 
 @dataclass(frozen=True)
 class SourceData:
-    """What is converted.
+    """MMEB-train's data to convert.
 
     Attributes:
         dataset_dir: MMEB-train's folder.
-        image_dir: What the tables' image paths are relative to; what is not unpacked there is read from its
-            images_zip/<Subset>.zip.
-        subsets: Their names, or ["all"].
-        allow_links: Follow links that lead out of `image_dir`.
+        image_dir: The folder that the tables' image paths are relative to. Images that are not unpacked there are
+            read from its images_zip/<Subset>.zip.
+        subsets: The subsets' names, or ["all"].
+        allow_links: Whether to follow links that lead out of `image_dir`.
     """
 
     dataset_dir: Path
@@ -63,7 +63,7 @@ class SourceData:
         return self.image_dir
 
     def file_name(self, table: Table) -> str:
-        """Its path below the data set's folder."""
+        """The table's path below the dataset's folder."""
         return str(table.path.relative_to(self.dataset_dir))
 
     def where(self, name: str) -> str:
@@ -78,8 +78,8 @@ class SourceTable:
     Attributes:
         path: The file.
         first_row: Number of its first row, counted over the subset's files.
-        num_rows: Rows it has.
-        columns: Those of the known columns that it has.
+        num_rows: Number of its rows.
+        columns: Its known columns.
         unused: Its other columns.
     """
 
@@ -94,10 +94,10 @@ class SourceTable:
         return sha256_of(self.path)
 
     def rows(self, start: int, end: int) -> Iterator[SourceRow]:
-        """Rows start <= number < end, numbered over the subset's files; the rest is not decoded.
+        """Rows start <= number < end, numbered over the subset's files; other rows are not decoded.
 
         Raises:
-            InputError: The file is damaged there.
+            InputError: The file is damaged in these rows.
         """
         first = self.first_row
         try:
@@ -117,7 +117,7 @@ class SourceTable:
             raise _unreadable(self.path, error) from error
 
     def image_paths(self) -> Iterator[str]:
-        """Every different image that the table names, in order of first use.
+        """Every distinct image path in the table, in order of first use.
 
         Raises:
             InputError: The file is damaged.
@@ -149,7 +149,7 @@ def _flat(value: Any) -> Iterator[str]:
 
 
 def _pair(values: Mapping[str, Any]) -> RawPair | RowError:
-    """A row's items, or what is wrong with it."""
+    """A row's items, or the error that makes it unusable."""
     try:
         return unmarked_pair({field: values.get(column) for field, column in MMEB_NAMES.items()}, "")
     except RowError as error:
@@ -157,19 +157,19 @@ def _pair(values: Mapping[str, Any]) -> RawPair | RowError:
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
-    """Changes when the file does: what was cached of it is then read again."""
+    """A value that changes when the file changes, so that cached content is read again."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=64)
 def _row_groups(path: Path, stamp: tuple[int, ...]) -> tuple[int, ...]:
-    """Rows of each of a table's row groups."""
+    """The number of rows in each of a table's row groups."""
     with pq.ParquetFile(path) as file:
         return tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
 
 
-# A file may be one group of 100,000 rows, which many shards take their ranges from.
+# Cached, because a file may be one group of 100,000 rows that is cut into many shards.
 @lru_cache(maxsize=1)
 def _row_group(path: Path, stamp: tuple[int, ...], group: int, columns: tuple[str, ...]) -> pa.Table:
     with pq.ParquetFile(path) as file:
@@ -177,10 +177,10 @@ def _row_group(path: Path, stamp: tuple[int, ...], group: int, columns: tuple[st
 
 
 def subset_names(root: Path, asked_for: Sequence[str], split: str) -> list[str]:
-    """The subsets to convert; "all" stands for every folder that has tables of the split.
+    """The subsets to convert; "all" means every folder that has tables of the split.
 
     Raises:
-        InputError: No such folder, a name that cannot be a folder's, a subset given twice, nothing of this split.
+        InputError: There is no such folder, a name is invalid, a subset is given twice, or nothing has this split.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; {DOWNLOAD_HINT}")
@@ -198,15 +198,16 @@ def subset_names(root: Path, asked_for: Sequence[str], split: str) -> list[str]:
         if name not in folders:
             raise InputError(f"{root}: no subset {name}; there are {', '.join(folders) or 'none'}")
         if names.count(name) > 1:
-            raise InputError(f"{name}: subset given twice")
+            raise InputError(f"{name}: the subset is given twice")
     return names
 
 
 def source_tables(root: Path, subset: str, split: str) -> list[SourceTable]:
-    """A subset's tables of one split, in order; the older `train-*` files beside them are not mistaken for it.
+    """A subset's tables of one split, in order; the older `train-*` files beside them are ignored.
 
     Raises:
-        InputError: None there, parts missing or of two different sets, not parquet, a column missing or not text.
+        InputError: There are none, parts are missing or of two different sets, a file is not parquet, or a column is
+            missing or not text.
     """
     files = _split_files(root / subset, split)
     if not files:
@@ -222,7 +223,7 @@ def source_tables(root: Path, subset: str, split: str) -> list[SourceTable]:
 
 
 def _split_files(folder: Path, split: str) -> list[tuple[int, int, Path]]:
-    """(part, of how many, path) of the split's files, in order."""
+    """(part, number of parts, path) of the split's files, in order."""
     pattern = re.compile(re.escape(split) + r"-(\d{5})-of-(\d{5})\.parquet")
     found = [(pattern.fullmatch(path.name), path) for path in folder.iterdir()]
     return sorted((int(match[1]), int(match[2]), path) for match, path in found if match)
@@ -246,7 +247,7 @@ def _opened(path: Path, first_row: int) -> SourceTable:
 
 
 def _is_text(kind: pa.DataType, lists: int) -> bool:
-    """Whether a column holds texts, or at most so many lists one inside the other with texts in them."""
+    """Whether a column holds texts, or texts in at most `lists` nested lists."""
     return is_text(kind) or (lists > 0 and is_list(kind) and _is_text(kind.value_type, lists - 1))
 
 

@@ -1,4 +1,4 @@
-"""What is in converted shards: numbers from their indexes, a few pairs from their tars."""
+"""Statistics of converted shards: numbers from their indexes, and a few pairs from their tars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm2vec.shards import Sample, ShardSet
 from vlm2vec.shards.columns import Columns
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY, SIDES
 
-# Counting a subset's tokens reads its tars, so of a large one it takes rows spread evenly over it.
+# Counting tokens reads the tars, so for a large subset only this many rows, spread evenly, are counted.
 MAX_TOKENIZED_ROWS = 2000
 
 _LINEAR_BINS = 12
@@ -29,13 +29,13 @@ CountTokens = Callable[[list[str]], list[int]]
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of whole numbers in bins: of equal width if the values lie close together, else doubling.
+    """Counts of integers in bins of equal width, or of doubling width if the values span a wide range.
 
     Attributes:
-        starts: First value of each bin, and behind the last bin the value that no longer belongs to it.
-        counts: Of each bin; none if there are no values.
-        median: Of the values, 0 if there are none.
-        largest: Of the values, 0 if there are none.
+        starts: The first value of each bin, and finally the end of the last bin (exclusive).
+        counts: The count of each bin; empty if there are no values.
+        median: The median of the values; 0 if there are none.
+        largest: The largest value; 0 if there are none.
     """
 
     starts: tuple[int, ...]
@@ -65,7 +65,7 @@ class Histogram:
 
 
 def _bin_starts(smallest: int, largest: int) -> list[int]:
-    """At most 12 bins of a round width, or bins that double where the largest value is far from the smallest."""
+    """At most 12 bins of a round width, or doubling bins if the largest value is far from the smallest."""
     if largest >= 8 * smallest and largest >= _LINEAR_BINS:
         first = smallest.bit_length() - 1
         return [2**power for power in range(first, largest.bit_length() + 1)]
@@ -127,9 +127,9 @@ class SideStatistics:
     """One side of a subset's pairs.
 
     Attributes:
-        modalities: Items by what they have: "T", "I", "I+T"; "nI", "nI+T" with several images.
-        text_lengths: Of items with text, in the unit that `SubsetStatistics` names.
-        image_sizes: Longer side of the images, in pixels.
+        modalities: Number of items by content: "T" (text), "I" (image), "I+T"; "nI", "nI+T" with several images.
+        text_lengths: Lengths of the texts, in the unit that `SubsetStatistics` names.
+        image_sizes: The longer side of each image, in pixels.
     """
 
     modalities: dict[str, int]
@@ -142,13 +142,13 @@ class SubsetStatistics:
     """One subset.
 
     Attributes:
-        name: Its name.
-        rows: Samples.
-        skipped: Source rows left out, by reason.
-        bytes: Of its tars.
-        length_unit: What text lengths count: "characters", "tokens", or "tokens of 2,000 rows".
+        name: The subset's name.
+        rows: Number of samples.
+        skipped: Number of source rows left out, by reason.
+        bytes: Size of its tars in bytes.
+        length_unit: The unit of text lengths: "characters", "tokens", or "tokens of 2,000 rows".
         sides: "query", "positive" and, if any row has one, "negative".
-        examples: A few pairs, spread evenly; an error's message in the place of one that cannot be read.
+        examples: A few pairs, spread evenly; for a pair that cannot be read, the error message.
     """
 
     name: str
@@ -171,15 +171,15 @@ def subset_statistics(
     """Collects a subset's numbers and examples.
 
     Args:
-        shards: The data.
-        name: The subset.
-        skipped: What the manifest says was left out.
-        num_bytes: Of its tars.
-        examples: How many pairs to read.
-        count_tokens: The number of tokens of each text; None: lengths in characters.
+        shards: The shards.
+        name: The subset's name.
+        skipped: Number of rows left out, by reason, from the manifest.
+        num_bytes: Size of its tars in bytes.
+        examples: Number of pairs to read.
+        count_tokens: Returns the number of tokens of each text; None: lengths are in characters.
 
     Raises:
-        InputError: Tokens are to be counted, and a sample cannot be read.
+        InputError: A sample cannot be read while tokens are counted.
     """
     columns, rows = shards.columns(name), shards.num_samples[name]
     lengths = {side: columns[f"{side}_text_length"].astype(np.int64) for side in SIDES}
@@ -231,15 +231,15 @@ def spread(rows: int, wanted: int) -> list[int]:
 
 
 def token_counter(folder: Path) -> CountTokens:
-    """Counts text tokens by a checkpoint's tokenizer; an image's tokens, which its processor decides, are not counted.
+    """Counts text tokens with a checkpoint's tokenizer. Image tokens, which the processor decides, are not counted.
 
     Raises:
-        InputError: No tokenizer.json in the folder, or none that can be read.
+        InputError: The folder has no readable tokenizer.json.
     """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library has no type of its own
+    except Exception as error:  # the library has no exception type of its own
         raise InputError(f"{folder / 'tokenizer.json'}: cannot read the tokenizer ({error})") from error
     return lambda texts: [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]

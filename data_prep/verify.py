@@ -2,7 +2,7 @@
 
     python -m data_prep.verify SHARDS [--decode] [--num_workers N]
 
-Names what is broken, one line each, and ends with exit code 3; with 0 if all is whole.
+It prints one line per problem and ends with exit code 3; exit code 0 if everything is intact.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vlm2vec.messages.command_line import Parser as AnyParser
 from vlm2vec.messages.words import counted
 from vlm2vec.shards.manifest import Manifest, ShardRecord
 
-# Of each shard so many problems are told; one damaged place often shows in many.
-_TOLD_PER_SHARD = 5
+# Number of problems printed per shard; one damaged place often causes many.
+_SHOWN_PER_SHARD = 5
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and what is broken."""
+    """What was checked, and the problems found."""
 
     shards: int
     samples: int
@@ -41,18 +41,18 @@ def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verificati
 
     Args:
         root: The folder.
-        decode: Also decode every image.
-        num_workers: Processes; 0 does it in this one.
+        decode: Whether to also decode every image.
+        num_workers: Number of worker processes; 0 checks in this process.
 
     Raises:
-        InputError: There is no readable manifest to check against.
+        InputError: There is no readable manifest.
     """
     manifest = Manifest.read(root)
     problems: dict[tuple[str, int], list[str]] = {}
     checks = []
     for name, subset in manifest.subsets.items():
         problems[name, -1] = [f"manifest: {problem}" for problem in manifest.row_problems(name)]
-        problems[name, -1] += _strangers(root / name, subset.shards)
+        problems[name, -1] += _unlisted_tars(root / name, subset.shards)
         checks += [ShardCheck(root, name, number, record, decode) for number, record in enumerate(subset.shards)]
     total = sum(check.record.bytes for check in checks)
     with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
@@ -60,23 +60,22 @@ def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verificati
             problems[check.subset, check.number] = found
             bar.update(check.record.bytes)
     order = list(manifest.subsets)
-    lines = [
-        line for key in sorted(problems, key=lambda key: (order.index(key[0]), key[1])) for line in _told(problems[key])
-    ]
+    keys = sorted(problems, key=lambda key: (order.index(key[0]), key[1]))
+    lines = [line for key in keys for line in _first(problems[key])]
     return Verification(len(checks), sum(check.record.num_samples for check in checks), total, tuple(lines))
 
 
-def _strangers(folder: Path, shards: Sequence[ShardRecord]) -> list[str]:
-    """Tars that the manifest does not name: whoever reads all tars of a folder would read them too."""
+def _unlisted_tars(folder: Path, shards: Sequence[ShardRecord]) -> list[str]:
+    """Problems: tars that the manifest does not list, which a program that reads all tars would read too."""
     known = {f"{shard.name}.tar" for shard in shards}
     return [f"{path}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
 
 
-def _told(problems: Sequence[str]) -> list[str]:
-    told = list(problems[:_TOLD_PER_SHARD])
-    if len(problems) > len(told):
-        told.append(f"  and {len(problems) - len(told)} more in this shard")
-    return told
+def _first(problems: Sequence[str]) -> list[str]:
+    lines = list(problems[:_SHOWN_PER_SHARD])
+    if len(problems) > len(lines):
+        lines.append(f"  and {len(problems) - len(lines)} more in this shard")
+    return lines
 
 
 def parser() -> AnyParser:

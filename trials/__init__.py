@@ -1,1 +1,1 @@
-"""Programs that take minutes and prove a claim of this project; tests run samples of them."""
+"""Long-running programs that verify a claim of this project; the tests run samples of them."""

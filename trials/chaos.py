@@ -1,9 +1,9 @@
-"""Kills training runs at random moments and lets them go on: `python -m trials.chaos --trials 50`.
+"""Kills training runs at random moments, and resumes them: `python -m trials.chaos --trials 50`.
 
-A trial starts ranks with `--resume auto`, kills one of them with SIGKILL and the others a moment later, and starts
-again until a run ends by itself. About half of the kills wait for a checkpoint's temporary folder to appear. The end is
-compared with a run that nobody disturbed and that wrote no checkpoint but its last: weights, moments, random states,
-log, and which samples went into the updates that the last state is made of.
+A trial starts ranks with `--resume auto`, kills one of them with SIGKILL and the others a moment later, and restarts
+them until the run finishes. About half of the kills wait until a checkpoint's temporary folder exists. The final state
+is compared with an undisturbed run that wrote only its last checkpoint: weights, moments, random states, log, and the
+samples of all updates that led to the final state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMON = [
     *("--learning_rate", "1e-3", "--temperature", "0.05", "--max_len", "64", "--chunk_tokens", "512"),
     *("--subset_name", "ColorVQA", "Recolor", "--dataloader_num_workers", "1"),
 ]
-# The ZeRO stage and what else differs; loader workers run in all.
+# The ZeRO stage and the flags that differ; all runs use loader workers.
 RUNS: dict[str, tuple[int, list[str]]] = {
     "zero1": (1, []),
     "zero2": (2, []),
@@ -46,14 +46,14 @@ RUNS: dict[str, tuple[int, list[str]]] = {
 }
 # When to kill: at any time, or while a checkpoint is being written.
 MOMENTS = ANY_TIME, IN_SAVE = "any time", "in a save"
-# Share of the first kind that comes while the ranks start.
+# Share of the kills at any time that come while the ranks start.
 STARTING = 0.2
 _CLOCK = ("per_second", "milliseconds", "_share", "time_ms", "peak_memory")
 
 
 @dataclass
 class Trial:
-    """What came of one trial."""
+    """The result of one trial."""
 
     name: str
     kills: int = 0
@@ -75,8 +75,8 @@ class Chaos:
     Args:
         model: The untrained model, with dropout.
         shards: The data.
-        root: Where everything is written.
-        seed: Of the moments.
+        root: The folder for all output.
+        seed: The seed of the random moments.
     """
 
     def __init__(self, model: Path, shards: Path, root: Path, seed: int) -> None:
@@ -86,7 +86,7 @@ class Chaos:
         warm_up()
 
     def trial(self, name: str, number: int, moments: Sequence[str]) -> Trial:
-        """One run, killed at each of some moments (see `MOMENTS`) unless it ends before, and then left alone."""
+        """One run, killed at each of some moments (see `MOMENTS`) unless it ends before, then run to the end."""
         reference = self._reference(name)
         output = self._root / f"{name}-{number}"
         resuming = ["--save_steps", "2", "--resume", "auto", "--save_total_limit", "2"]
@@ -118,9 +118,9 @@ class Chaos:
         return start_forked(RANKS, train, (flags, output), output)
 
     def _kill(self, ranks: list[Any], output: Path, moment: str) -> bool:
-        """Waits for the moment and kills; False if the run ended before."""
+        """Waits for the moment and kills the ranks; False if the run ended before."""
         done = int((output / LATEST).read_text().strip().rpartition("-")[2]) if (output / LATEST).exists() else 0
-        # While this step runs, or in the save after it; or, a few times, while the ranks start.
+        # While this step runs, or in the save after it, or sometimes while the ranks start.
         # A kill after the last save leaves a run that has nothing to do: `done` may be STEPS.
         target = self._random.randint(min(done, STEPS - 1), STEPS - 1)
         if moment == ANY_TIME and self._random.random() < STARTING:
@@ -153,17 +153,17 @@ def _log(output: Path) -> list[dict[str, Any]]:
 
 
 def notes_of(output: Path) -> list[dict[str, Any]]:
-    """What the ranks noted of their steps, in the order of time."""
+    """The ranks' records of their steps, in chronological order."""
     path = output / SAMPLES
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _samples(output: Path) -> tuple[list[str], int]:
-    """Digests of the batches in the last state, and how many steps ran in vain.
+    """Digests of the batches that led to the last state, and how many steps were lost.
 
-    Every start of the ranks noted its steps before they ran. One that begins at step k continues a state that holds
-    the steps before k, and has thrown away what earlier starts noted of later ones.
+    Every start of the ranks recorded its steps before they ran. A start at step k continues a state after the steps
+    before k, so records of later steps by earlier starts are steps that were lost.
     """
     notes = notes_of(output)
     kept: list[str] = []
@@ -191,7 +191,7 @@ def build_inputs(root: Path, family: str) -> tuple[Path, Path]:
 
 
 def add_dropout(model: Path) -> None:
-    """Switches on the decoder's dropout in a model's folder, of every kind that the family has."""
+    """Enables every kind of decoder dropout that the family has, in a model's folder."""
     config = json.loads((model / "config.json").read_text())
     decoder = config.get("text_config", config)
     decoder |= {name: 0.1 for name in ("resid_pdrop", "attention_dropout") if name in decoder}
@@ -213,7 +213,7 @@ def _report(trials: list[Trial]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Runs the trials and prints a table; 1 if one of them was not exact."""
+    """Runs the trials and prints a table; returns 1 if one of them was not exact."""
     parser = argparse.ArgumentParser(prog="trials.chaos", description=__doc__)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""One rank of a run that may be killed: the training program, which also notes the samples of each step."""
+"""One rank of a run that may be killed: the training program, which also records the samples of each step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLES = "samples.jsonl"
 
 
 class NotingBatches(TrainingBatches):
-    """Notes the digest of every batch before its step runs."""
+    """Records the digest of every batch before its step runs."""
 
     notes: Path
 

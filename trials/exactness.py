@@ -1,6 +1,6 @@
-"""The exactness grid: cached steps on ranks against one plain graph over the same global batch.
+"""The exactness grid: compares cached steps on several ranks with one plain graph over the same global batch.
 
-As a program this is one rank: `python -m trials.exactness --cells CELLS.json --output ERRORS.json`.
+The program is one rank: `python -m trials.exactness --cells CELLS.json --output ERRORS.json`.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from vlm2vec.inputs.packing import FixedCounts, TokenBudget
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm
-# Where bfloat16 adds up the same numbers in another order.
+# Where bfloat16 adds the same numbers in a different order.
 BF16_TOLERANCE = 2.0**-8
-# Where it adds them up in the same order; seen: 3e-6 on one processor, below 1e-9 on another.
+# Where bfloat16 adds them in the same order; seen: 3e-6 on one processor, below 1e-9 on another one.
 BF16_SAME_ORDER_TOLERANCE = 1e-4
 TEMPERATURE = 0.05
 PAIRS = 10
@@ -65,14 +65,14 @@ DROPOUT = 0.1
 class Batch:
     """A kind of global batch: which items have images, and which rank encodes an item.
 
-    Items are numbered queries, targets, hard negatives.
+    Items are numbered in the order queries, targets, hard negatives.
 
     Attributes:
-        query_has_image: By the row.
-        owner: The rank of an item, by its number and the number of ranks.
-        target_images: Whether some targets have images: those of every fifth row, if its query has one.
+        query_has_image: Whether the query of a row has an image.
+        owner: The rank of an item, from its number and the number of ranks.
+        target_images: Whether the targets of every fifth row have images, if the row's query has one.
         negative_rows: The row of each hard negative.
-        has_kit: Whether all options of the loss take part: weights, masks, temperatures of groups, a teacher.
+        has_kit: Whether all options of the loss are used: weights, masks, temperatures of groups, a teacher.
     """
 
     query_has_image: Callable[[int], bool]
@@ -93,25 +93,25 @@ BATCHES = {
     "hard negatives": Batch(lambda row: row % 2 == 1, lambda item, ranks: (item // 3) % ranks, negative_rows=(2, 5, 9)),
     "one item on a rank": Batch(lambda row: row % 3 == 0, lambda item, ranks: 0 if item else ranks - 1),
     "a rank without items": Batch(lambda row: True, lambda item, ranks: 0),
-    # After batches with images: nothing of their gradient may be left in the vision tower's.
+    # Runs after batches with images: nothing of their gradient may remain in the vision tower's gradient.
     "no images": Batch(lambda row: False, lambda item, ranks: item % ranks),
 }
-# In cells of its own: what the loss does with it is the same whatever is trained.
+# In separate cells, because the loss treats it the same whatever is trained.
 KIT = "loss kit"
 KIT_BATCH = Batch(BATCHES["mixed"].query_has_image, BATCHES["mixed"].owner, True, (0, 2, 2, 2, 5, 5, 9), has_kit=True)
 KIT_NEGATIVES = Negatives(hardness_weight=9.0, similarity=0.4, margin=-0.6)
 KIT_DISTILLATION = Distillation(weight=0.5, temperature=0.1)
 KIT_TEMPERATURES = (0.05, 0.1, 0.2)
 EXTREMES = ("one item on a rank", "a rank without items", "no images")
-# The pass without a graph merges chunks only where there is no dropout.
+# Pass 1 merges chunks only without dropout.
 CHUNKS = {
     "one item": ChunkSizes(FixedCounts(1, 1)),
     "ragged": ChunkSizes(TokenBudget(70), no_grad_tokens=200, keep_graphs=1),
     "whole batch": ChunkSizes(TokenBudget(10**6), keep_graphs=2),
 }
-# "bf16": float32 adapters on a bfloat16 base, under autocast. "adapter dropout": drops the adapter's input alone.
-# "checkpointed": gradient checkpointing, against the plain graph without it.
-# "compiled", which is in no grid: elementwise operators compiled, against the plain graph uncompiled.
+# "bf16": float32 adapters on a bfloat16 base, under autocast. "adapter dropout": dropout on the adapter's input only.
+# "checkpointed": gradient checkpointing, compared with the plain graph without it.
+# "compiled", which is in no grid: compiled elementwise operators, compared with the uncompiled plain graph.
 PLAIN_KINDS = ("full", "lora", "dora")
 CHECKPOINTED_KINDS = ("full checkpointed", "dora checkpointed")
 KINDS = (*PLAIN_KINDS, "dora adapter dropout", "lora bf16", "dora bf16", "lora checkpointed", "dora checkpointed")
@@ -131,15 +131,16 @@ class Cell:
 
     @property
     def has_textbook_reference(self) -> bool:
-        """Whether the reference has chunks, ranks and dummies of its own: not where results depend on the chunks."""
+        """Whether the reference is one chunk on one rank: only where results do not depend on the chunks."""
         return not self.dropout and "bf16" not in self.kind
 
     @property
     def tolerance(self) -> float:
-        """With bfloat16, a chunk's result depends on its shape, and without dropout pass 1 has larger ragged chunks.
+        """The largest relative error allowed.
 
-        ZeRO-3's hooks change the order in which autograd adds up the gradients of a tensor that several layers read.
-        Otherwise only float32 differs, which now and then rounds to another bfloat16 number.
+        With bfloat16, a chunk's result depends on its shape, and without dropout pass 1 has larger ragged chunks.
+        ZeRO-3's hooks change the order in which autograd adds the gradients of a tensor that several layers read.
+        Otherwise only float32 rounding differs, which occasionally rounds to a different bfloat16 number.
         """
         if "bf16" not in self.kind:
             return TOLERANCE
@@ -148,7 +149,7 @@ class Cell:
 
 
 def full_grid() -> list[Cell]:
-    """Every combination but the extreme batches, which the test suite runs; for variants two kinds of batches."""
+    """Every combination except the extreme batches, which the test suite runs; for variants two kinds of batches."""
     batches = [name for name in BATCHES if name not in EXTREMES]
     return [
         Cell(*each)
@@ -158,9 +159,9 @@ def full_grid() -> list[Cell]:
 
 
 def family_grid(family: str) -> list[Cell]:
-    """What depends on the model: ZeRO-2 and ZeRO-3, what is trained, checkpointing, ranks with and without images.
+    """The cells that depend on the model: ZeRO-2 and 3, trained parts, checkpointing, ranks with and without images.
 
-    The cached step knows nothing of families; what it does with chunks is the same as in `full_grid`.
+    The cached step does not depend on the family, so its use of chunks is covered by `full_grid`.
     """
     settings = [(kind, 0.0, chunks) for kind in PLAIN_KINDS for chunks in CHUNKS]
     settings += [(kind, DROPOUT, "ragged") for kind in (*PLAIN_KINDS, *CHECKPOINTED_KINDS)]
@@ -171,14 +172,14 @@ def family_grid(family: str) -> list[Cell]:
 
 
 def grid_of(families: Sequence[str] = FAMILIES) -> list[Cell]:
-    """The cells of some families: Phi-3-V's are the full grid."""
+    """The cells of some families; Phi-3-V gets the full grid."""
     return [cell for each in families for cell in (full_grid() if each == PHI3_V else family_grid(each))]
 
 
 def build_encoder(kind: str, dropout: float, family: str = PHI3_V) -> VLM2Vec:
-    """A tiny encoder; adapters get a B that is not zero, which would hide half of the gradient.
+    """Builds a tiny encoder. Adapters get a nonzero B, because a zero B would hide half of the gradient.
 
-    The adapter's scale is moderate: with the default of 16 the plain graph itself is 4e-6 away from float64.
+    The adapter's scale is moderate: with the default of 16 the plain graph itself differs from float64 by 4e-6.
     """
     full = kind.startswith("full")
     encoder = VLM2Vec(tiny_model(0, dropout if full else 0.0, family), processor=None, max_len=None)  # type: ignore[arg-type]
@@ -202,9 +203,9 @@ class RankBatch:
     """A global batch as one rank sees it.
 
     Attributes:
-        chunks: Of this rank's items.
-        layout: Of all ranks'.
-        items: All ranks', in the order in which they are gathered.
+        chunks: The chunks of this rank's items.
+        layout: The layout of the batch on all ranks.
+        items: The items of all ranks, in the order in which they are gathered.
     """
 
     chunks: StepChunks
@@ -213,7 +214,7 @@ class RankBatch:
 
 
 def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Items = TINY) -> RankBatch:
-    """Lays a batch out; the last row shares the first row's target, and three rows have a hard negative."""
+    """Distributes a batch to ranks. The last row shares the first row's target, and three rows have a hard negative."""
     items = [made.make(row, batch.query_has_image(row)) for row in range(PAIRS)]
     with_image = [batch.target_images and row % 5 == 4 and batch.query_has_image(row) for row in range(PAIRS)]
     items += [made.make(100 + row, has_image) for row, has_image in enumerate(with_image)]
@@ -247,7 +248,7 @@ def rank_batch(batch: Batch, sizes: ChunkSizes, rank: int, ranks: int, made: Ite
 
 
 def kit_knowledge(number: dict[int, int], negative_row: list[int]) -> dict[str, Tensor]:
-    """What a teacher says of the rows, which leaves some out, and the groups of their temperatures."""
+    """A teacher's scores and masks of the rows, with some missing, and the rows' temperature groups."""
     teacher_positive, teacher_negative = torch.linspace(0.9, 0.3, PAIRS), torch.linspace(0.8, 0.4, len(negative_row))
     teacher_positive[5] = teacher_negative[1] = float("nan")
     return {
@@ -259,7 +260,7 @@ def kit_knowledge(number: dict[int, int], negative_row: list[int]) -> dict[str, 
 
 
 def kit_loss(device: torch.device) -> tuple[ContrastiveLoss, LearnedTemperature]:
-    """The loss with all options in blocks, and its temperatures."""
+    """The loss with all options, computed in blocks, and its temperatures."""
     learned = LearnedTemperature(device=device, groups=[str(number) for number in range(len(KIT_TEMPERATURES))])
     with torch.no_grad():
         learned.log_temperature.copy_(torch.tensor(KIT_TEMPERATURES).log())
@@ -268,7 +269,7 @@ def kit_loss(device: torch.device) -> tuple[ContrastiveLoss, LearnedTemperature]
 
 
 def kit_gradient(encoder: VLM2Vec, batch: RankBatch, made: Items) -> tuple[dict[str, Tensor], Tensor]:
-    """The textbook's, see `textbook_gradient`, with all options; and that of the temperatures' logarithms."""
+    """The textbook gradient (see `textbook_gradient`) with all options, and that of the temperatures' logarithms."""
     encoder.zero_grad()
     everything = encoder(**made.inputs.chunk(batch.items).arguments(encoder.device, dummy_image=False))
     theta = torch.tensor(KIT_TEMPERATURES, dtype=torch.float64, device=encoder.device).log().requires_grad_()
@@ -279,7 +280,7 @@ def kit_gradient(encoder: VLM2Vec, batch: RankBatch, made: Items) -> tuple[dict[
 
 
 def padding_chunk(made: Items = TINY) -> Chunk:
-    """One token."""
+    """A chunk of one token."""
     return made.inputs.chunk([ProcessedItem(torch.tensor([1]))])
 
 
@@ -310,7 +311,7 @@ def textbook_gradient(
 ) -> dict[str, Tensor]:
     """The gradient of the textbook step: the global batch is one chunk on one rank, without cache, ranks and dummies.
 
-    Of a model without dropout: other chunks would have other masks.
+    Only for models without dropout, because different chunks have different dropout masks.
     """
     chunk = made.inputs.chunk(batch.items)
     everything = encoder(**chunk.arguments(encoder.device, dummy_image=False))
@@ -320,7 +321,7 @@ def textbook_gradient(
 def _gradients(
     encoder: VLM2Vec, everything: Tensor, layout: StepLayout, rows: list[int], temperature: float = TEMPERATURE
 ) -> dict[str, Tensor]:
-    """By parameter, of some rows' part of the mean loss; zero where a parameter had no part in it."""
+    """The gradient of some rows' part of the mean loss, by parameter; zero for parameters that were not used."""
     encoder.zero_grad()
     pairs = layout.pairs.to(everything.device)
     scores = everything[pairs.query] @ everything[pairs.positive].T
@@ -338,7 +339,7 @@ def _gradients_of(encoder: VLM2Vec) -> dict[str, Tensor]:
 
 
 class RecordingStep(CachedStep):
-    """Remembers every engine call's result, to compare the passes bit for bit."""
+    """Records every engine call's result, to compare the passes bit for bit."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -346,7 +347,7 @@ class RecordingStep(CachedStep):
         self.second_pass = 0
 
     def forward_backward(self, *arguments: Any) -> None:
-        """Pass 2; notes where its results begin."""
+        """Runs pass 2, and records where its results begin."""
         self.second_pass = len(self.results)
         super().forward_backward(*arguments)
 
@@ -357,7 +358,7 @@ class RecordingStep(CachedStep):
         return result
 
     def passes_differ(self, batch: RankBatch) -> bool:
-        """Whether pass 2 gave other representations than pass 1; both run the same chunks with dropout."""
+        """Whether pass 2 gave different representations from pass 1; with dropout both run the same chunks."""
         count = batch.chunks.repeat.num_chunks
         first, second = self.results[:count], self.results[self.second_pass : self.second_pass + count]
         return not all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
@@ -365,7 +366,7 @@ class RecordingStep(CachedStep):
 
 @contextmanager
 def cuda_autocast(is_enabled: bool) -> Iterator[None]:
-    """Sets CUDA's autocast flag, which DeepSpeed asks for on every device: an engine switches autocast off then."""
+    """Sets CUDA's autocast flag, which DeepSpeed reads on every device; an engine then switches autocast off."""
     torch.set_autocast_enabled("cuda", is_enabled)
     try:
         yield
@@ -374,7 +375,7 @@ def cuda_autocast(is_enabled: bool) -> Iterator[None]:
 
 
 def count_calls(module: nn.Module) -> Counter[nn.Module]:
-    """How often a module begins to run from now on, recomputation in the backward pass included."""
+    """Counts how often each submodule runs from now on, including recomputation in the backward pass."""
     calls: Counter[nn.Module] = Counter()
     module.register_forward_pre_hook(lambda called, _: calls.update([called]))
     return calls
@@ -383,7 +384,7 @@ def count_calls(module: nn.Module) -> Counter[nn.Module]:
 class Recomputation:
     """Whether gradient checkpointing runs layers again: in the decoder, and in the vision tower if it is trained.
 
-    The first part of the first layer is counted; hooks of a layer itself stay outside of what is run again.
+    The first part of the first layer is counted, because hooks of the layer itself are not run again.
     """
 
     def __init__(self, base: Backbone) -> None:
@@ -396,18 +397,18 @@ class Recomputation:
         self._towers = [(count_calls(tower), count_calls(in_tower))] if is_trained else []
 
     def clear(self) -> None:
-        """Begins to count."""
+        """Starts counting."""
         for counted in (self._decoder, *(each for pair in self._towers for each in pair)):
             counted.clear()
 
     def is_missing(self, num_calls: int) -> bool:
-        """Whether a part ran forward only, in so many calls of the model."""
+        """Whether a part was not run again, given the number of calls of the model."""
         tower_ran_once = any(once.total() == inner.total() > 0 for once, inner in self._towers)
         return tower_ran_once or self._decoder.total() == num_calls
 
 
 def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
-    """Of the gradient that the engine is about to step with."""
+    """The relative error of the gradient with which the engine is about to step."""
     from deepspeed.utils import safe_get_full_grad
 
     error = norm = torch.zeros(())
@@ -421,7 +422,7 @@ def relative_error(engine: Any, expected: dict[str, Tensor]) -> float:
 def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
     """The relative error of every cell on a device.
 
-    Infinite where dropout was not replayed bit for bit, or where gradient checkpointing ran no layer again.
+    It is infinite if dropout was not replayed bit for bit, or if gradient checkpointing ran no layer again.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     seed = 100 + rank
@@ -473,7 +474,7 @@ def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
 
 
 def main() -> None:
-    """One rank."""
+    """Runs the cells as one rank."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cells", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

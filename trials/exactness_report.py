@@ -1,4 +1,4 @@
-"""`make exactness`: the whole grid on 1, 2 and 4 ranks, written to docs/exactness.md.
+"""`make exactness`: runs the whole grid on 1, 2 and 4 ranks and writes docs/exactness.md.
 
 python -m trials.exactness_report [--ranks 1 2 4] [--families phi3_v qwen2_vl ...] [--output docs/exactness.md]
 """
@@ -34,22 +34,24 @@ HEADER = """# Exactness
 
 Written by `{command}`; do not edit. `make exactness` runs 1, 2 and 4 ranks and all model families.
 
-Every cell is one cached step on real ranks (gloo, CPU, float32) whose gradient is compared with that of one graph over
-the whole global batch, without cache and engine. Without dropout this is the textbook step: the global batch as one
-chunk on one rank, one backward. With dropout, or with adapters on a bfloat16 base ("bf16"), it has the same chunks, as
-other ones have other masks and rounding: every rank's chunks in one graph, one backward, one sum over ranks; and the
-cell also fails unless pass 2 repeats pass 1's representations bit for bit. "checkpointed" cells also fail unless
-decoder and trained tower run again in the backward pass.
+Every cell is one cached step on real ranks (gloo, CPU, float32). Its gradient is compared with that of a reference: one
+autograd graph over the whole global batch, without cache and engine.
 
-The figure is the relative error, the norm of the gradient's error over the norm of the gradient, at most
-{tolerance:.0e}. "bf16" under ZeRO-3, or with larger chunks in pass 1: at most {bf16_tolerance:.0e}, as bfloat16 adds up
-in another order there; otherwise with such adapters at most {same_order_tolerance:.0e}.
+- Without dropout, the reference is the textbook step: the global batch is one chunk on one rank, one backward pass.
+- With dropout, or with adapters on a bfloat16 base ("bf16"), the reference has the same chunks as the step, because
+  different chunks have different masks and rounding: all chunks of all ranks in one graph, one backward pass, one sum
+  over the ranks. The cell also fails unless pass 2 repeats the representations of pass 1 bit for bit.
+- "checkpointed" cells also fail unless decoder and trained tower are recomputed in the backward pass.
 
-The models are tiny, with random weights (`trials/rig/tiny.py`, `trials/rig/tiny_qwen.py`): Phi-3-V with every
-combination; Qwen2-VL, Qwen2.5-VL (windows and a whole layer) and Qwen3-VL (deepstack) with images of several grids,
-ZeRO-2 and ZeRO-3, mixed batches and batches of which all ranks but one have only text. "loss kit" has all options of
-the loss (docs/losses.md), and the error of the temperatures' gradient too. What batches and chunks mean is in
-`trials/exactness.py`.
+The numbers are relative errors: the norm of the gradient's error divided by the norm of the gradient. The bound is
+{tolerance:.0e}. For "bf16" it is {bf16_tolerance:.0e} under ZeRO-3 and with larger chunks in pass 1, where bfloat16
+numbers are added in a different order, and {same_order_tolerance:.0e} otherwise.
+
+The models are tiny, with random weights (`trials/rig/tiny.py`, `trials/rig/tiny_qwen.py`). Phi-3-V runs every
+combination. Qwen2-VL, Qwen2.5-VL (window layers and one full-attention layer) and Qwen3-VL (deepstack) run with images
+of several grids under ZeRO-2 and ZeRO-3, with mixed batches and with batches in which all ranks but one have only text.
+"loss kit" uses all options of the loss (docs/losses.md); its error includes the gradient of the temperatures.
+`trials/exactness.py` defines batches and chunks.
 
 {machine}
 
@@ -57,7 +59,7 @@ the loss (docs/losses.md), and the error of the temperatures' gradient too. What
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One row a setting, one column a size of chunks; the largest error over the kinds of batches."""
+    """One row per setting, one column per chunk size, with the largest error of each cell."""
     largest: dict[tuple[Any, ...], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for cell in results:
         row = (cell["family"], cell["ranks"], cell["stage"], cell["kind"], cell["dropout"], cell["batch"])
@@ -73,7 +75,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Runs the grid; ends with 1 if a cell is out of bounds."""
+    """Runs the grid; returns 1 if a cell is out of bounds."""
     parser = argparse.ArgumentParser(prog="make exactness", description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)

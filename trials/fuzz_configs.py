@@ -1,4 +1,4 @@
-"""Damages the JSON files of a saved model: each is refused in one line, or the vectors are the undamaged ones.
+"""Fuzz test: damages the JSON files of a saved model; each must be refused in one line or give the right vectors.
 
 python -m trials.fuzz_configs --model_name demo/untrained --trials 400 --seed 0
 """
@@ -42,7 +42,7 @@ CONTENTS: dict[str, bytes] = {
     "deep": b"[" * 50_000,
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
 }
-# Fields whose other values are another model, tokenizer or processor, which nothing else in the folder contradicts.
+# Fields whose other values describe a different model, tokenizer or processor without contradicting anything else.
 OTHER_MODEL = {
     "config.json": (
         *("num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling"),
@@ -55,11 +55,11 @@ OTHER_MODEL = {
     "tokenizer_config.json": ("",),
     "tokenizer.json": ("",),
 }
-SECONDS = 60  # a trial takes a fraction of one; loading that hangs is a crash
+SECONDS = 60  # a trial takes less than one second; loading that hangs counts as a crash
 
 
 def undamaged(model: Path, work: Path) -> tuple[Path, Path]:
-    """A model's folder and an adapter's on it, as they are saved."""
+    """Saves a model and an adapter on it; returns their folders."""
     encoder = VLM2Vec.from_pretrained(model, dtype=torch.float32, device="cpu")
     encoder.save_pretrained(work / "model")
     encoder = VLM2Vec.from_pretrained(work / "model", device="cpu")
@@ -72,14 +72,14 @@ def undamaged(model: Path, work: Path) -> tuple[Path, Path]:
 
 
 def vectors(folder: Path) -> torch.Tensor:
-    """Of a text that is longer than a few tokens, and of an image."""
+    """The vectors of a text longer than a few tokens, and of an image."""
     image = Image.linear_gradient("L").resize((70, 50)).convert("RGB")
     texts = ["a three to the left of a seven", None]
     return VLM2Vec.from_pretrained(folder, device="cpu").encode(texts, [None, image], show_progress=False)
 
 
 def places(content: Any, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Paths of all fields of a JSON file; of long lists and dictionaries the first ones."""
+    """Paths of the fields of a JSON file; only the first ones of long lists and dictionaries."""
     if prefix:
         yield prefix
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -88,7 +88,7 @@ def places(content: Any, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[s
 
 
 def damage(file: Path, draw: random.Random) -> tuple[str, str]:
-    """Writes something else into the file.
+    """Damages the file.
 
     Returns:
         The damaged field ("" for the whole file), and what was done.
@@ -159,7 +159,7 @@ def trial(folders: tuple[Path, Path], expected: dict[str, torch.Tensor], draw: r
 
 
 def run(model: Path, trials: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """Counts of the good outcomes, and a line for each trial that went wrong."""
+    """Counts of the good outcomes, and one line for each failed trial."""
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     disable_progress_bar()
@@ -168,7 +168,7 @@ def run(model: Path, trials: int, seed: int) -> tuple[Counter[str], list[str]]:
         warnings.simplefilter("ignore")
         folders = undamaged(model, Path(work))
         expected = {folder.name: vectors(folder) for folder in folders}
-        assert (expected["model"] - expected["adapter"]).abs().max() > 1e-2  # the adapter does something
+        assert (expected["model"] - expected["adapter"]).abs().max() > 1e-2  # the adapter has an effect
         for number in range(trials):
             outcome, what = trial(folders, expected, random.Random(f"{seed} {number}"))
             if outcome in ("refused", "same", "another model"):

@@ -1,4 +1,4 @@
-"""Damages the files that an evaluation leaves: each is refused in one line, or read to the undamaged values.
+"""Fuzz test: damages the files of an evaluation; each must be refused in one line or give the right values.
 
 python -m trials.fuzz_results [--mutations N] [--seed S]
 """
@@ -37,7 +37,7 @@ JUNK: tuple[Any, ...] = (
 
 
 def make_run(folder: Path) -> None:
-    """A scored folder of two small datasets, and a best.json beside it."""
+    """Writes a scored folder of two small datasets, with a best.json."""
     generator = np.random.default_rng(0)
     parts = {}
     for name in DATASETS:
@@ -57,7 +57,7 @@ def make_run(folder: Path) -> None:
 
 
 def read_all(folder: Path) -> Any:
-    """Everything that is read of such a folder, as values that can be compared."""
+    """Reads everything in such a folder, as values that can be compared."""
     summary = read_scores(folder)
     run = Run("run", summary)
     misses = Gallery(folder, summary, None)
@@ -69,7 +69,7 @@ def read_all(folder: Path) -> Any:
 
 
 def damage_json(path: Path, dice: random.Random) -> None:
-    """Puts something else in the place of one value, or takes it away, or renames it."""
+    """Replaces, removes or renames one value."""
     content = json.loads(path.read_text())
     place, key = content, dice.choice(list(content))
     while isinstance(place[key], (dict, list)) and place[key] and dice.random() < 0.9:
@@ -99,7 +99,7 @@ def damage_bytes(path: Path, dice: random.Random) -> None:
 
 
 def damage_table(path: Path, dice: random.Random) -> None:
-    """Another column, type or order of rows in a parquet file that is whole in itself."""
+    """Changes a column, a type or the order of rows, and writes an intact parquet file."""
     table = pq.read_table(path)
     name = dice.choice(table.column_names)
     column, place = table[name], table.column_names.index(name)
@@ -128,10 +128,10 @@ OPERATORS: dict[str, tuple[str, Callable[[Path, random.Random], None]]] = {
 
 
 def run(work: Path, mutations: int, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Damages a folder so many times.
+    """Damages a folder `mutations` times.
 
     Returns:
-        How often each operator ended how; and what went wrong.
+        The count of each (operator, outcome), and the failures.
     """
     make_run(work)
     folder = work / "run"
@@ -157,7 +157,7 @@ def run(work: Path, mutations: int, seed: int) -> tuple[Counter[tuple[str, str]]
 
 
 def main() -> int:
-    """Parses the command line, damages, prints how often what came out."""
+    """Parses the command line, damages, prints the counts of outcomes."""
     parser = argparse.ArgumentParser(prog="python -m trials.fuzz_results", description=__doc__)
     parser.add_argument("--mutations", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,11 @@
-"""Damages tars, indexes, manifests, sidecars, plans, tables and zips at random, and reads them.
+"""Fuzz test: damages tars, indexes, manifests, sidecars, plans, tables and zips at random, and reads them.
 
     python -m trials.fuzz_shards [--mutations 2000] [--seed 0]
 
-Each damaged folder is read in a process of its own, under a limit of time and memory. Good outcomes are a clear error
-(`InputError`) and a correct read; a crash, a hang, a traceback and different data are failures. Some files are forged:
-the checksums agree with what is wrong. What is correct: of shards the undamaged samples and index, of a table what
-pyarrow itself makes of the damaged file.
+Each damaged folder is read in a separate process with limits of time and memory. Good outcomes are a clear error
+(`InputError`) and correct data; a crash, a hang, a traceback and different data are failures. Some files are forged:
+their checksums match the wrong content. Correct data means the undamaged samples and index for shards, and what
+pyarrow reads from the damaged file for tables.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ SUBSETS = ("A", "B", "S")
 REFUSED, CORRECT = "refused", "read correctly"
 GOOD = {REFUSED, CORRECT, "reported as unreadable"}
 _LIMIT_SECONDS = 600.0
-_LIMIT_BYTES = 3 << 30  # on top of what the process holds already
+_LIMIT_BYTES = 3 << 30  # in addition to the memory that the process already uses
 
 
 class DifferentDataError(Exception):
-    """Something was read that nobody wrote."""
+    """The data read differs from the data written."""
 
 
 @dataclass(frozen=True)
 class World:
-    """An undamaged data set, unpacked and zipped, its shards, and the samples in them."""
+    """An undamaged dataset, unpacked and zipped, its shards, and the samples in them."""
 
     dataset: Path
     zipped: Path
@@ -62,7 +62,7 @@ class World:
 
 
 def make_world(root: Path) -> World:
-    """Ten rows in three shards, of each subset; those of S have several images an item and several hard negatives."""
+    """Ten rows in three shards per subset; those of S have several images per item and several hard negatives."""
     dataset = make_dataset(root / "MMEB-train")
     write_several(dataset, several_rows(), "S/original-00000-of-00001.parquet")
     rows = [row(number) for number in range(10)]
@@ -86,7 +86,7 @@ def samples_of(shards: Path) -> list[Sample]:
 
 
 def read_shards(world: World, folder: Path) -> str:
-    """Every sample is the undamaged one, or an error; the converter's own check sees every damage."""
+    """Every sample is the undamaged one or an error, and `data_prep.verify` detects every damage."""
     changed = tree(folder) != tree(world.shards)
     expected = {(sample.subset, number): sample for sample, number in zip(world.samples, _numbers(world), strict=True)}
     try:
@@ -124,7 +124,7 @@ def _numbers(world: World) -> list[int]:
 
 
 def continue_conversion(world: World, folder: Path) -> str:
-    """The converter repairs what it can, to the same bytes, or refuses."""
+    """The converter repairs the shards to the same bytes, or refuses."""
     try:
         convert(SourceData(world.dataset, world.dataset, SUBSETS), folder, replace(DEFAULT_OPTIONS, rows_per_shard=4))
     except InputError:
@@ -135,7 +135,7 @@ def continue_conversion(world: World, folder: Path) -> str:
 
 
 def convert_table(world: World, folder: Path) -> str:
-    """A damaged table is refused, or the shards hold what pyarrow reads in it."""
+    """A damaged table is refused, or the shards contain what pyarrow reads from it."""
     try:
         conversion = convert(
             SourceData(folder, folder, ["A"]), folder.with_name("out"), replace(DEFAULT_OPTIONS, rows_per_shard=4)
@@ -176,9 +176,9 @@ def convert_zip(world: World, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of file to damage: the folder it lies in, its name, a sibling to swap with, who reads it.
+    """A kind of file to damage: its folder, its name, a sibling to swap with, and the function that reads it.
 
-    Where there is a `forge`, it does the damage, so that all checksums agree.
+    If there is a `forge`, it does the damage, so that all checksums match.
     """
 
     folder: Callable[[World], Path]
@@ -211,7 +211,7 @@ TARGETS: dict[str, Target] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one mutation; `detail` says more about a failure."""
+    """The result of one mutation; `detail` describes a failure."""
 
     target: str
     operator: str
@@ -220,12 +220,12 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether the user learns what is wrong, or nothing is."""
+        """Whether the user is told what is wrong, or nothing is wrong."""
         return self.outcome in GOOD
 
 
 def mutate(world: World, work: Path, number: int, seed: int) -> Outcome:
-    """Makes mutation `number`, reads the result in a process of its own."""
+    """Makes mutation `number`, and reads the result in a separate process."""
     generator = random.Random(f"{seed}-{number}")
     name = list(TARGETS)[number % len(TARGETS)]
     target = TARGETS[name]
@@ -244,7 +244,7 @@ def mutate(world: World, work: Path, number: int, seed: int) -> Outcome:
 
 
 def in_own_process(action: Callable[[], str]) -> tuple[str, str]:
-    """Runs an action; (what it returned or how it failed, details)."""
+    """Runs an action in a separate process; returns (its result or how it failed, details)."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_act, args=(action, sender))
@@ -272,7 +272,7 @@ def _act(action: Callable[[], str], sender: Connection) -> None:
 
 
 def run(mutations: int, seed: int, work: Path) -> list[Outcome]:
-    """Makes a world below `work` and so many mutations of it."""
+    """Makes a world below `work` and the given number of mutations of it."""
     world = make_world(work / "world")
     return [mutate(world, work, number, seed) for number in range(mutations)]
 

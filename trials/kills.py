@@ -1,9 +1,9 @@
-"""Kills the converter at random moments, starts it again, and compares the shards with those of an undisturbed run.
+"""Kills the converter at random moments, restarts it, and compares the shards with those of an undisturbed run.
 
     python -m trials.kills [--trials 20] [--seed 0]
 
-Every other trial kills the program alone, so that its workers must notice; the others kill all its processes. Every
-third trial kills three times before it lets the program finish.
+Every second trial kills only the main process, so that its workers must notice; the others kill all processes. Every
+third trial kills three times before the program may finish.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Trial:
 
 
 def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
-    """The converter with two workers, in a process group of its own."""
+    """Starts the converter with two workers, in a new process group."""
     command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", source, "--subset_name", "all"]
     command += ["--output_dir", output, "--rows_per_shard", str(ROWS_PER_SHARD), "--num_workers", "2"]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, start_new_session=True)
@@ -59,11 +59,11 @@ def run_trial(
 ) -> tuple[int, ...]:
     """Kills once or three times, then lets the program finish.
 
-    A kill waits until a random number of the shards that are left is committed, and then up to twice the time that a
-    shard takes: moments by the clock would mostly fall to the start and the end, which take longer than all shards.
+    A kill waits until a random number of the remaining shards is committed, and then up to twice the time that a shard
+    takes. Random times would mostly hit the start and the end, which take longer than all shards.
 
     Returns:
-        The number of committed shards at each kill that did not come too late.
+        The number of committed shards at each kill, without kills that came too late.
     """
     committed: list[int] = []
     for _ in range(1 if number % 3 else 3):
@@ -78,7 +78,7 @@ def run_trial(
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
-            if process.wait(_LIMIT_SECONDS) == -signal.SIGKILL:  # else it had ended before
+            if process.wait(_LIMIT_SECONDS) == -signal.SIGKILL:  # otherwise it had ended before
                 committed.append(_committed(output))
         finally:
             if number % 2:
@@ -96,7 +96,7 @@ def _committed(output: Path) -> int:
 
 
 def wait_for_plan(process: subprocess.Popen[bytes], output: Path) -> float:
-    """Waits until the program has begun to write; returns the time."""
+    """Waits until the program has written its plan; returns the time."""
     deadline = time.monotonic() + _LIMIT_SECONDS
     while not (output / "plan.json").exists():
         assert process.poll() is None, "the converter has ended before its plan"
@@ -106,7 +106,7 @@ def wait_for_plan(process: subprocess.Popen[bytes], output: Path) -> float:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kills what is left of a process group that was started here."""
+    """Kills the remaining processes of a process group that was started here."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(_LIMIT_SECONDS)
@@ -137,7 +137,7 @@ def main() -> None:
         source = Path(folder) / "mini" / TRAIN_FOLDER
         results = run_trials(source, Path(folder), arguments.trials, arguments.seed)
         shards = len(list((Path(folder) / "undisturbed").rglob("*.tar")))
-    print(f"| trial | killed | when so many shards of {shards} were committed | shards at the end |")
+    print(f"| trial | killed | committed shards (of {shards}) at each kill | shards at the end |")
     print("| --- | --- | --- | --- |")
     for number, trial in enumerate(results):
         what = "all processes" if trial.whole_group else "the program only"

@@ -1,4 +1,4 @@
-"""The plan's memory beside what engines of every shipped configuration hold, on two ranks, as a table in Markdown.
+"""Compares the plan's memory with that of engines of every shipped configuration, on two ranks; prints a table.
 
 python -m trials.plan_error --model_name demo/untrained
 """
@@ -25,7 +25,7 @@ PATIENCE = 1200  # seconds, against hangs
 
 
 def measure(model: Path, folder: Path) -> list[Measured]:
-    """Starts the ranks; what rank 0 found."""
+    """Starts the ranks; returns what rank 0 measured."""
     output = folder / "measured.json"
     worker = ["-m", "trials.plan_error_rank", "--model_name", str(model), "--output", str(output)]
     run_ranks(RANKS, worker, folder, timeout=PATIENCE)
@@ -35,7 +35,7 @@ def measure(model: Path, folder: Path) -> list[Measured]:
 def planned(measured: Sequence[Measured], model: Path, folder: Path) -> Iterator[tuple[int, int]]:
     """The plan's bytes at rest and at the peak, for each measurement.
 
-    In a process without ZeRO-3, as the plan program is: that puts a linear layer of its own into torch.
+    It runs in a process without ZeRO-3, as the plan program does, because ZeRO-3 replaces torch's linear layer.
     """
     models: dict[str, MetaModel] = {}
     for each in measured:
@@ -53,7 +53,7 @@ def planned(measured: Sequence[Measured], model: Path, folder: Path) -> Iterator
 
 
 def table(measured: Sequence[Measured], plans: Sequence[tuple[int, int]]) -> Iterator[str]:
-    """In KiB."""
+    """The table in Markdown; sizes are in KiB."""
     yield "| engine | trained | at rest: plan | measured | error | peak in a chunk: plan | measured | error |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for each, (at_rest, peak) in zip(measured, plans, strict=True):

@@ -1,7 +1,7 @@
-"""One rank that builds an engine of every shipped configuration and writes down what it holds.
+"""One rank that builds an engine of every shipped configuration and records its memory.
 
-Everything is counted in tensors' bytes, which do not depend on the device. Offloaded tensors lie in the same memory
-here and are counted together with the rest.
+The bytes of tensors are counted, which do not depend on the device. On a CPU, offloaded tensors are in the same memory
+and are counted with the others.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CASES = [
     ("zero3_offload", "full bf16"),
 ]
 CHUNK_TOKENS = 300
-# Small, so that a bucket does not hide everything else of a tiny model; and every weight is fetched when it is used.
+# Small buckets, because large ones would hide the rest of a tiny model; every weight is fetched when it is used.
 BUCKET = 60_000
 SMALL = {
     1: {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
@@ -55,10 +55,10 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes of one engine: at rest between steps, and the most while chunks run.
+    """Bytes of one engine: at rest between steps, and the peak while chunks run.
 
     Attributes:
-        shape: Rows and width of the chunk that ran, whose rows hold the largest image each.
+        shape: Rows and width of the chunk that ran; each row contains the largest image.
         gathered: What ZeRO-3 gathered in one call forward and backward, in bytes of all weights that run.
     """
 
@@ -78,7 +78,7 @@ def settings_of(kind: str, model: Path, engine_file: Path) -> RunSettings:
 
 
 def settings(engine: str, folder: Path, owner: str) -> Path:
-    """A shipped configuration with small buckets, as a file of its owner's."""
+    """Writes a shipped configuration with small buckets to a file for its owner."""
     config = json.loads((REPOSITORY / "ds_configs" / f"{engine}.json").read_text())
     config["zero_optimization"] |= SMALL[3 if config["zero_optimization"]["stage"] == 3 else 1]
     path = folder / f"{engine}.{owner}.json"
@@ -87,7 +87,7 @@ def settings(engine: str, folder: Path, owner: str) -> Path:
 
 
 def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
-    """Two steps of two chunks each; the second step, in which the moments exist, is measured."""
+    """Runs two steps of two chunks each, and measures the second, in which the optimizer's moments exist."""
     made = settings_of(kind, model, settings(engine_name, folder, f"rank{dist.get_rank()}"))
     encoder = build_encoder(made.encoder)
     dtype = made.encoder.precision.compute
@@ -121,7 +121,7 @@ def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
 
 
 def main() -> None:
-    """Measures every case; rank 0 writes what it found."""
+    """Measures every case; rank 0 writes the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model_name", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)

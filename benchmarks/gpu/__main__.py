@@ -1,13 +1,14 @@
 """Full-size Phi-3.5-V with random weights on one GPU: ceilings, exactness, training steps, memory.
 
-    python -m benchmarks.gpu                          everything; without a GPU rows say "not measured"
-    python -m benchmarks.gpu --pairs 24 --seconds 400 where minutes count (benchmarks/gpu_first.sh does this)
+    python -m benchmarks.gpu                          everything; without a GPU, rows say "not measured"
+    python -m benchmarks.gpu --pairs 24 --seconds 400 if time is short (benchmarks/gpu_first.sh does this)
     python -m benchmarks.gpu --sections lora full     some of the tables
     python -m benchmarks.gpu --sections compiled.dora_compiled,dora_large
                                                       some rows of a table
-    python -m benchmarks.gpu --tiny                   a few thousand weights on the CPU: shows that all rows run
+    python -m benchmarks.gpu --tiny                   a few thousand weights on the CPU: tests that all rows run
 
-Every row is printed and appended to a file as it comes; one that fails says why, and the next one runs.
+Every row is printed and appended to a file as soon as it is measured. A row that fails shows the reason, and the next
+one runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.gpu.rows import Recorder
 from vlm2vec.device import asked_for_cpu
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
-# The names of each table's rows, where they can be chosen.
+# The names of each table's rows, if they can be chosen.
 TABLES: dict[str, Sequence[str]] = {
     "ceilings": (),
     "exactness": tuple(exactness.SETTINGS),
@@ -40,7 +41,7 @@ TINY_PAIRS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the tables in Markdown; 1 if a row failed."""
+    """Prints the tables in Markdown; returns 1 if a row failed."""
     options = _parse(argv)
     device = torch.device("cpu")
     name = None
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     recorder = Recorder(options.output, options.seconds, name)
     pairs = TINY_PAIRS if options.tiny else options.pairs
-    scale = "tiny model, figures mean nothing" if options.tiny else f"{pairs} pairs, {options.steps} timed step(s)"
+    scale = "tiny model, numbers mean nothing" if options.tiny else f"{pairs} pairs, {options.steps} timed step(s)"
     print(f"{options.family}, {name or 'no GPU'}, torch {torch.__version__}; {scale}", flush=True)
     setting = Setting(device, Model(options.family, options.tiny), pairs, options.steps, options.peak_tflops)
     for section, rows in options.sections or _default_sections(options.family):
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _default_sections(family: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Ceilings and the grids of exactness run for Phi-3-V alone; other families have tables of their own."""
+    """Ceilings and the exactness grids run for Phi-3-V only; other families have their own tables."""
     left_out = ("family", "tower") if family == PHI3_V else ("ceilings", "exactness", "ranks")
     return [(name, ()) for name in TABLES if name not in left_out]
 
@@ -100,7 +101,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _table(name: str) -> tuple[str, tuple[str, ...]]:
-    """A table and the rows that are wanted of it; none: all."""
+    """A table and its chosen rows; none means all."""
     table, _, rows = name.partition(".")
     chosen = tuple(rows.split(",")) if rows else ()
     if table not in TABLES:

@@ -1,4 +1,4 @@
-"""One model on the device, and the steps that are measured on it."""
+"""One model on the device, and the steps that are measured with it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _TEXT_TOKENS = 40
 
 
 class Work(Enum):
-    """What a row runs."""
+    """The kind of step that a row runs."""
 
     STEP = "whole steps"
     COMPUTE = "forward and backward alone, gradients dropped as they come: for what does not fit with its optimizer"
@@ -60,15 +60,15 @@ class Variant:
     """One row.
 
     Attributes:
-        what: What it is called.
-        model: Flags of vlm2vec.train that decide about the model.
+        what: Its name.
+        model: Flags of vlm2vec.train that decide the model.
         chunk_tokens: Token budget of a chunk.
-        keep_graphs: Graphs kept at most.
-        is_peft: PEFT's DoRA layers.
-        is_compiled: Compiled elementwise operators.
+        keep_graphs: Maximum number of kept graphs.
+        is_peft: Whether to use PEFT's DoRA layers.
+        is_compiled: Whether to compile elementwise operators.
         cudnn_attention: Whether torch may choose cuDNN's attention.
-        work: What runs.
-        engine: The DeepSpeed configuration, a file of ds_configs without its ending.
+        work: The kind of step.
+        engine: The DeepSpeed configuration, a file in ds_configs without its suffix.
     """
 
     what: str
@@ -83,13 +83,13 @@ class Variant:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What it has in common with the variants that can use the same model."""
+        """A key that is equal for variants that can use the same model."""
         return self.model, self.is_peft, self.is_compiled, self.work, self.engine
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share; `peak_tflops` None: as the device's name says, if it is known."""
+    """The settings that all rows share. `peak_tflops` None: the value known for the device, if any."""
 
     device: torch.device
     model: Model
@@ -99,7 +99,7 @@ class Setting:
 
 
 class Bench:
-    """One model on the device and what runs its steps."""
+    """One model on the device, and the engine that runs its steps."""
 
     def __init__(self, variant: Variant, setting: Setting) -> None:
         self.kind = variant.kind
@@ -123,13 +123,13 @@ class Bench:
     def close(self) -> None:
         """Frees the model."""
         if self._engine is not None:
-            with suppress(Exception):  # a step that failed may have left it in any state
+            with suppress(Exception):  # a failed step may have left it in any state
                 self._engine.destroy()
         self._engine = self._encoder = None  # type: ignore[assignment]
         release_memory()
 
     def measure(self, variant: Variant, around: Callable[[Callable[[], None]], object] | None = None) -> Figures:
-        """One row's figures; `around` runs one more step, before the timed ones."""
+        """Measures one row; `around` runs one more step, before the timed ones."""
         setting = self._setting
         settings = settings_of(variant, setting)
         chunking = settings.chunking
@@ -144,10 +144,10 @@ class Bench:
             if variant.work is Work.STEP
             else _Compute(self._encoder, batch, setting.device, with_backward=variant.work is Work.COMPUTE)
         )
-        # A tiny model's compiled operators run as they are: compiling takes a CPU minutes.
+        # A tiny model's operators are not compiled, because compiling takes minutes on a CPU.
         stance = torch.compiler.set_stance("force_eager" if setting.model.tiny else "default")
         with _cudnn_attention(variant.cudnn_attention), stance:
-            # Kernels are chosen, the optimizer's state made, FLOPs counted, which compiled operators would hide.
+            # Chooses kernels, creates the optimizer's state, and counts FLOPs, which compiled operators would hide.
             with torch.compiler.set_stance("force_eager"), OperatorCosts() as costs:
                 step.run()
             if variant.is_compiled:
@@ -157,7 +157,7 @@ class Bench:
                 step.run()
             if around is not None:
                 around(step.run)
-            if setting.device.type == "cuda":  # the memory stays, as it does from step to step
+            if setting.device.type == "cuda":  # memory stays allocated, as from step to step in a run
                 torch.cuda.reset_peak_memory_stats()
             step.clock.read()
             num_graphs = counters["stats"]["unique_graphs"]
@@ -193,7 +193,7 @@ class Bench:
 
 
 class _Step:
-    """A whole step, as a run's loop makes it."""
+    """A whole step, as in a run's loop."""
 
     def __init__(self, engine: Any, batch: Batch, setting: Setting) -> None:
         self.clock = StepClock(setting.device)
@@ -203,7 +203,7 @@ class _Step:
         self._step = CachedStep(engine, ContrastiveLoss(0.02), padding, watch=self.clock)
 
     def run(self) -> None:
-        """One step."""
+        """Runs one step."""
         with kept_norms(self._engine):
             self.loss = self._step.cache_step(self._batch.chunks, self._batch.layout).loss
         with self.clock.part(RunPart.OPTIMIZER):
@@ -211,7 +211,7 @@ class _Step:
 
 
 class _Compute:
-    """Both passes over the chunks without engine, loss and optimizer, or the first one alone."""
+    """Both passes over the chunks without engine, loss and optimizer, or the first pass only."""
 
     loss = None
 
@@ -220,7 +220,7 @@ class _Compute:
         self._encoder, self._batch, self._device, self._with_backward = encoder, batch, device, with_backward
 
     def run(self) -> None:
-        """One step's chunks."""
+        """Runs one step's chunks."""
         chunks = self._batch.chunks
         with kept_norms(self._encoder):
             with self.clock.part(Part.PASS_1), torch.no_grad():
@@ -234,13 +234,13 @@ class _Compute:
 
 
 def settings_of(variant: Variant, setting: Setting) -> RunSettings:
-    """The variant as a run's settings."""
+    """The settings of a run for a variant."""
     flags = f"{variant.model} --chunk_tokens {variant.chunk_tokens} --keep_graphs {variant.keep_graphs}"
     return run_settings(flags, setting.pairs, setting.model.tiny, variant.engine)
 
 
 def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> float:
-    """What the plan says one rank takes on one GPU, with this many graphs kept."""
+    """The planned memory of one rank on one GPU, with this many kept graphs."""
     zero = ZeroSettings.read(settings.engine.file["zero_optimization"])
     settings = replace(settings, chunking=replace(settings.chunking, keep_graphs=keep_graphs))
     one_gpu = Hardware(1, 1, 80 * GIB, 1.0, 1.0, 1.0, 1.0)
@@ -249,7 +249,7 @@ def planned_bytes(model: MetaModel, settings: RunSettings, keep_graphs: int) -> 
 
 
 def _planned_for(batch: Batch, model: MetaModel, settings: RunSettings, tokens_per_vision_unit: float) -> float:
-    """What the plan says of chunks as full as these are: a few pairs do not fill a large budget."""
+    """The planned memory of chunks as full as these, because a few pairs do not fill a large budget."""
 
     def filled(chunk: Chunk) -> int:
         vision_units = len(chunk.inputs.get("pixel_values", ()))
@@ -283,19 +283,19 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 @cache
 def _meta(model_flags: str, setting: Setting) -> MetaModel:
-    """Variants that differ in their chunks share it, and what it has measured."""
+    """The model on the meta device; variants that differ only in their chunks share it and its measurements."""
     model = setting.model
     settings = run_settings(f"{model_flags} --chunk_tokens {TINY_SHARE}", setting.pairs, model.tiny)
     return MetaModel(model.config, settings.encoder, model.processor)
 
 
 def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Setting) -> float | None:
-    """MFU; None where the peak is not known."""
+    """MFU; None if the peak is not known."""
     peak = setting.peak_tflops or known_peak_tflops(setting.device)
     if peak is None:
         return None
     squared, squared_units = (sum(each**2 for each in numbers) for numbers in (batch.lengths, batch.vision_units))
-    # Without dropout, whose kinds and rates make no difference here.
+    # Without dropout, because its kind and rate make no difference here.
     useful = _useful_flops(model_flags.partition(" --lora_dropout")[0], setting).of(
         sum(batch.lengths), squared, sum(batch.vision_units), squared_units
     )
@@ -304,5 +304,5 @@ def _utilization(model_flags: str, batch: Batch, seconds: float, setting: Settin
 
 @cache
 def _useful_flops(model_flags: str, setting: Setting) -> ModelFlops:
-    """The model's own. Takes some seconds."""
+    """The model's own FLOPs. Takes a few seconds."""
     return counted_flops(_meta(model_flags, setting), _TERA)

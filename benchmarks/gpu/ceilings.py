@@ -1,4 +1,4 @@
-"""What the device can do at most: matrix products of the model's sizes, attention, copies."""
+"""Upper limits of the device: matrix products of the model's sizes, attention, copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COPIED_BYTES = 2**31
 
 
 def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
-    """One row a ceiling."""
+    """One row per upper limit."""
     share = 64 if tiny else 1
     recorder.begin(SECTION)
     side = _SQUARE // share
@@ -65,7 +65,7 @@ def run(recorder: Recorder, device: torch.device, tiny: bool) -> None:
 
 
 def seconds_of(call: Callable[[], object], device: torch.device, calls: int = 10) -> float:
-    """Of one call, after two others."""
+    """Seconds of one call, after two warm-up calls."""
     for _ in range(2):
         call()
     _wait(device)

@@ -1,6 +1,6 @@
 """The cached step on the device against one plain graph: the grid of trials/exactness.py, thinned out.
 
-As a program this is one of several ranks on one device:
+The program is one of several ranks on one device:
 `python -m benchmarks.gpu.exactness --backend gloo --output ERRORS.json`.
 """
 
@@ -29,7 +29,7 @@ from vlm2vec.device import choose_kernels
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# (ZeRO stage, what is trained, dropout), by the row's name
+# (ZeRO stage, trained parameters, dropout), by the row's name
 SETTINGS = {
     "zero2_full": (2, "full", 0.0),
     "zero2_dora": (2, "dora", DROPOUT),
@@ -65,7 +65,7 @@ def grid(setting: tuple[int, str, float]) -> list[Cell]:
 
 
 def summarize(cells: Sequence[Cell], errors: Sequence[float], device: torch.device) -> Figures:
-    """The cell that is nearest to its bound, or furthest beyond it."""
+    """The cell that is closest to its bound, or furthest beyond it."""
     bounds = [_bound(cell, device) for cell in cells]
     finite = [error for error in errors if math.isfinite(error)]
     error, bound = max(zip(errors, bounds, strict=True), key=lambda each: each[0] / each[1])
@@ -79,7 +79,7 @@ def summarize(cells: Sequence[Cell], errors: Sequence[float], device: torch.devi
 
 
 def _bound(cell: Cell, device: torch.device) -> float:
-    """On a GPU attention's backward pass adds up in any order, so that bfloat16 never repeats to the last bit."""
+    """The bound of a cell. On a GPU attention's backward pass adds in any order, so bfloat16 never repeats exactly."""
     return BF16_TOLERANCE if "bf16" in cell.kind and device.type != "cpu" else cell.tolerance
 
 
@@ -88,7 +88,7 @@ def _summary(cells: Sequence[Cell], device: torch.device) -> Figures:
 
 
 def run(recorder: Recorder, device: torch.device, tiny: bool, rows: Sequence[str] = ()) -> None:
-    """One row a setting, in this process: those of `SETTINGS` with these names, or all."""
+    """One row per setting, in this process: those of `SETTINGS` with these names, or all."""
     recorder.begin(SECTION)
     allow_tf32 = torch.backends.cudnn.allow_tf32
     choose_kernels(deterministic=False, is_float32=True)
@@ -103,7 +103,7 @@ def run(recorder: Recorder, device: torch.device, tiny: bool, rows: Sequence[str
 
 
 def run_two_ranks(recorder: Recorder, device: torch.device, tiny: bool, seconds: float) -> None:
-    """In processes of their own with a time limit. NCCL refuses two ranks on one GPU ("Duplicate GPU detected")."""
+    """Runs two ranks in separate processes with a time limit. NCCL refuses two ranks on one GPU."""
     recorder.begin(RANKS_SECTION)
     recorder.row("2 ranks, gloo", lambda: _two_ranks("gloo", device, tiny, seconds))
 
@@ -144,7 +144,7 @@ def _two_ranks(backend: str, device: torch.device, tiny: bool, seconds: float) -
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Until all have ended, one has failed, or the time is over."""
+    """Waits until all have ended, one has failed, or the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         codes = [rank.poll() for rank in ranks]
@@ -154,7 +154,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
 
 
 def _last_error(log: str, seconds: float) -> str:
-    """The line of a log that names what went wrong."""
+    """The line of a log that names the error."""
     lines = [line.strip().replace("|", "/") for line in log.splitlines() if "rror" in line]
     return f"no result: {lines[-1][:_LONGEST_REASON]}" if lines else f"no result within {seconds:.0f} s"
 
@@ -164,7 +164,7 @@ def _rank_cells(tiny: bool) -> list[Cell]:
 
 
 def main() -> None:
-    """One rank; all of them use the first device."""
+    """Runs one rank; all ranks use the first device."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", required=True)
     parser.add_argument("--output", type=Path, required=True)

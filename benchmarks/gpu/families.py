@@ -1,4 +1,4 @@
-"""What only some model families need measured: exactness of their own images, attention of their vision tower."""
+"""Measurements that only some model families need: exactness with images, attention of the vision tower, host waits."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
 from vlm2vec.inputs.packing import TokenBudget
 
-# (ZeRO stage, what is trained)
+# (ZeRO stage, trained parameters)
 SETTINGS = ((2, "full"), (2, "dora"), (3, "full"))
 # Width and height in pixels: images of several grids in one chunk.
 _SIZES = ((112, 84), (56, 56), (84, 140))
 _TOWER_TOKENS = 16_384
-# What the tower does not read of a chunk.
+# Arguments of a chunk that the tower does not read.
 _OF_THE_DECODER = ("input_ids", "attention_mask", "position_ids", "image_rows")
 
 TOWER_SECTION = Section(
@@ -51,7 +51,7 @@ WAITS_SECTION = Section("Waits of the host for the device", ("waits",), lambda f
 
 
 def run_exactness(recorder: Recorder, device: torch.device, family: str) -> None:
-    """The cached step of a tiny model of the family against one plain graph, in float32, images and texts mixed."""
+    """Compares the cached step of a tiny model with one plain graph, in float32, with images and texts."""
     recorder.begin(SECTION)
     choose_kernels(deterministic=False, is_float32=True)
     for stage, kind in SETTINGS:
@@ -66,7 +66,7 @@ def run_waits(recorder: Recorder, device: torch.device, family: str) -> None:
 
 def _waits(model: Model, device: torch.device) -> Figures:
     if device.type != "cuda":
-        raise LeftOutError("only a GPU is waited for")
+        raise LeftOutError("only on a GPU")
     torch.manual_seed(0)
     encoder = VLM2Vec(model.backbone(model.config), model.processor, None).train().to(device)
     make = model.items()
@@ -115,14 +115,14 @@ def _error(model: Model, stage: int, kind: str, device: torch.device) -> Figures
 
 
 def run_tower(recorder: Recorder, setting: Setting) -> None:
-    """All images of a chunk in one call of a kernel for spans of any lengths, beside groups of equal images."""
+    """Times one varlen attention call for all images of a chunk, and separate calls for groups of equal images."""
     recorder.begin(TOWER_SECTION)
     results: dict[str, torch.Tensor] = {}
 
     def measure(name: str, is_grouped: bool) -> Figures:
         from vlm2vec.backbones.qwen_vl import attention
 
-        setting.model.config  # noqa: B018  (says so if there is no such family)
+        setting.model.config  # noqa: B018  (raises if there is no such family)
         if not is_grouped and (setting.device.type != "cuda" or attention._varlen_kernel() is None):
             raise LeftOutError("no such kernel here")
         with mock.patch.object(attention, "_varlen_kernel", return_value=None) if is_grouped else nullcontext():
@@ -160,5 +160,5 @@ def _tower(setting: Setting, results: dict[str, torch.Tensor], name: str) -> Fig
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor | None) -> float | None:
-    """Relative to the expected features' norm."""
+    """The difference relative to the norm of the expected features."""
     return None if expected is None else float((found - expected).norm() / expected.norm())

@@ -1,4 +1,4 @@
-"""Items of any model family for measuring: the family's own arguments, with random pixels and tokens."""
+"""Random items of any model family: the family's own arguments, with random pixels and tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm2vec.backbones.interface import ItemProcessor, ProcessedItem
 
-# Items take their pixels from places of one store that differ by this many rows at most.
+# Items take their pixels from one store, at offsets of at most this many rows.
 _PLACES = 64
 
 
@@ -17,8 +17,8 @@ class RandomItems:
     """Makes items without tokenizer and image files.
 
     Args:
-        processor: The family's; `ItemProcessor.without_tokenizer` is enough.
-        num_text_ids: Ids from here on are no text's.
+        processor: The family's processor; `ItemProcessor.without_tokenizer` is enough.
+        num_text_ids: Text uses only ids below this.
     """
 
     def __init__(self, processor: ItemProcessor, num_text_ids: int) -> None:
@@ -29,10 +29,10 @@ class RandomItems:
         self._num_items = 0
 
     def __call__(self, text: Tensor, size: tuple[int, int] | None) -> ProcessedItem:
-        """One item: a token, an image's tokens if there is one, a text.
+        """Makes one item: a token, the image's tokens if there is one, and a text.
 
         Args:
-            text: int64 (tokens,).
+            text: Token ids, int64 (tokens,).
             size: Width and height of the image in pixels; None: no image.
         """
         sizes = () if size is None else (size,)

@@ -1,4 +1,4 @@
-"""Where the time of one step on a GPU goes, kernel by kernel, as torch.profiler sees it.
+"""Profiles one step on a GPU kernel by kernel with torch.profiler.
 
 python -m benchmarks.gpu.kernels lora.dora compiled.dora_compiled full.compute
 python -m benchmarks.gpu.kernels compiled.dora_kept --host     and which functions of the host launch them
@@ -21,7 +21,7 @@ from benchmarks.gpu.model import MODELS, PHI3_V, Model
 from benchmarks.gpu.training import COLUMNS, SECTIONS, cells_of
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
-# The first one whose word is in a kernel's name.
+# Categories of kernels; the first whose word is in a kernel's name counts.
 _KINDS = {
     "flash": "attention",
     "fmha": "attention",
@@ -41,7 +41,7 @@ _MOST = 40
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table a variant."""
+    """Prints one table per variant."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.kernels", description=__doc__, allow_abbrev=False)
     parser.add_argument("variants", nargs="+", help="TABLE.ROW of benchmarks.gpu.training, such as lora.dora")
     parser.add_argument("--family", choices=MODELS, default=PHI3_V, help="model family (default: %(default)s)")

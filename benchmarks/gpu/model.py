@@ -35,20 +35,20 @@ MODELS = {
     "qwen2_5_vl": "Qwen/Qwen2.5-VL-3B-Instruct",
     "qwen3_vl": "Qwen/Qwen3-VL-2B-Instruct",
 }
-# Configurations of the tests' models, a folder a family.
+# Configurations of the tests' models, one folder per family.
 _TINY_CONFIGS = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden"
-# A tiny model's chunks hold this share of the tokens.
+# A tiny model's chunks have this share of the tokens.
 TINY_SHARE = 32
 _NEEDED = "--model_name - --dataset_name - --output_dir - --max_steps 1000"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is measured.
+    """The measured model.
 
     Attributes:
         family: The model family's name.
-        tiny: A few thousand weights instead of the published size.
+        tiny: Whether it has a few thousand weights instead of the published size.
     """
 
     family: str
@@ -56,7 +56,7 @@ class Model:
 
     @cached_property
     def backbone(self) -> type[Backbone]:
-        """The family's class.
+        """The family's backbone class.
 
         Raises:
             LeftOutError: There is no such family.
@@ -67,7 +67,7 @@ class Model:
 
     @cached_property
     def config(self) -> Any:
-        """Of the published size, or the same in small."""
+        """The configuration of the published size, or of the tiny model."""
         if self.family == PHI3_V:
             attention: dict[str, Any] = {"attn_implementation": "sdpa"}
             return tiny_config(vocab_size=VOCABULARY, **attention) if self.tiny else Phi3VConfig(**attention)
@@ -78,7 +78,7 @@ class Model:
 
     @cached_property
     def processor(self) -> ItemProcessor:
-        """The family's, for estimates and items."""
+        """The family's processor, for estimates and items."""
         limits = {"num_crops": NUM_CROPS} if self.family == PHI3_V else {}
         return family_named(self.family, "benchmarks.gpu").processor.without_tokenizer(self.config, None, **limits)
 
@@ -89,7 +89,7 @@ class Model:
         return ItemEncoderInputs(self.processor, None, dtype)
 
     def items(self) -> MakeItem:
-        """Makes items; the content of images costs nothing."""
+        """Makes items; the pixels of images take no time to create."""
         if self.family != PHI3_V:
             vocab_size = self.config.get_text_config().vocab_size
             return RandomItems(self.processor, min(vocab_size, getattr(self.config, "image_token_id", vocab_size)))
@@ -100,7 +100,7 @@ class Model:
 
 
 def run_settings(flags: str, pairs: int, tiny: bool, engine: str = "zero2") -> RunSettings:
-    """A run's settings from flags of vlm2vec.train; a tiny model's chunks are smaller."""
+    """The settings of a run from flags of vlm2vec.train, with smaller chunks for a tiny model."""
     needed = f"{_NEEDED} --deepspeed ds_configs/{engine}.json --global_batch_size {pairs}"
     arguments = parse_arguments(f"{needed} {flags}".split())
     settings = arguments.resolve(1, read_engine_file(Path(arguments.training.deepspeed)))
@@ -112,7 +112,7 @@ def run_settings(flags: str, pairs: int, tiny: bool, engine: str = "zero2") -> R
 
 
 def build_encoder(model: Model, settings: EncoderSettings, device: torch.device) -> VLM2Vec:
-    """In training mode, as a run prepares it; the weights are drawn on the device."""
+    """Builds the encoder in training mode as a run does, with random weights drawn on the device."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -131,11 +131,11 @@ class Batch:
     """A global batch on one rank.
 
     Attributes:
-        chunks: In the host's memory, page-locked on a machine with a GPU.
-        layout: Where their items belong.
-        num_pairs: Rows.
-        lengths: Tokens of each distinct item.
-        vision_units: Of each image.
+        chunks: The chunks in host memory, page-locked on a machine with a GPU.
+        layout: The layout of their items.
+        num_pairs: Number of rows.
+        lengths: Number of tokens of each distinct item.
+        vision_units: Number of vision units of each image.
     """
 
     chunks: StepChunks
@@ -146,7 +146,7 @@ class Batch:
 
 
 def make_batch(model: Model, pairs: int, sizes: ChunkSizes, device: torch.device) -> Batch:
-    """Items with MMEB's mix of lengths."""
+    """Makes a batch of items with MMEB's mix of lengths."""
     items, (batch,) = mmeb_pairs(pairs, 1, model.items())
     chunks, layout = laid_out(batch, items, sizes, model.inputs())
     if device.type != "cpu":
@@ -162,5 +162,5 @@ def make_batch(model: Model, pairs: int, sizes: ChunkSizes, device: torch.device
 
 
 def _pinned(phase: Phase) -> Phase:
-    """With chunks in page-locked memory, as a run's loader leaves them."""
+    """Moves chunks to page-locked memory, as a run's loader does."""
     return Phase([chunk.pin_memory() for chunk in phase.chunks], phase.num_chunks, phase.num_image_chunks)

@@ -1,4 +1,4 @@
-"""Rows of tables: each is measured, printed and kept by itself, so that a failure or the end of time loses no other."""
+"""Rows of tables, each measured, printed and stored by itself, so that a failure or time-out loses no other row."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import torch
 NOT_MEASURED, NOT_RUN = "not measured", "not run"
 _LONGEST_REASON = 160
 
-# What a row has measured, by name; `None` where there is nothing to say.
+# The measurements of a row, by name; `None` if not measured.
 Figures = dict[str, Any]
 
 
 class LeftOutError(Exception):
-    """A row that cannot be measured on this device, with the reason; no failure."""
+    """A row cannot be measured on this device; the message has the reason. Not a failure."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Section:
     Attributes:
         title: Printed above it.
         columns: Titles of the columns after the first.
-        cells: Makes their texts from a row's figures.
+        cells: Makes their texts from a row's measurements.
     """
 
     title: str
@@ -44,9 +44,9 @@ class Recorder:
     """Runs rows, prints them in Markdown and appends each to a JSONL file.
 
     Args:
-        file: The file; rows of earlier runs stay in it. Rows that were not measured for want of a GPU are not written.
-        seconds: After this many seconds, rows are no longer started.
-        device: The device's name; None if there is none to measure on.
+        file: The file; rows of earlier runs are kept. Rows not measured because there is no GPU are not written.
+        seconds: After this many seconds, no more rows are started.
+        device: The device's name; None if there is no device to measure on.
     """
 
     def __init__(self, file: Path, seconds: float, device: str | None) -> None:
@@ -58,16 +58,16 @@ class Recorder:
         self.num_failed = 0
 
     def begin(self, section: Section) -> None:
-        """Prints a table's head; the rows that follow belong to it."""
+        """Prints the head of a table, to which the following rows belong."""
         self._section = section
         head = " | ".join(["run", *section.columns])
         print(f"\n### {section.title}\n\n| {head} |\n|{' --- |' * (1 + len(section.columns))}", flush=True)
 
     def row(self, what: str, measure: Callable[[], Figures]) -> bool:
-        """Measures one row, unless there is no device or the time is over; whatever it raises is printed in it.
+        """Measures one row, unless there is no device or the time is over. An exception is printed in the row.
 
         Returns:
-            Whether it did not fail.
+            Whether the row did not fail.
         """
         assert self._section is not None
         status, figures = "ok", {}
@@ -114,7 +114,7 @@ def _reason(error: BaseException) -> str:
 
 
 def release_memory() -> None:
-    """On a GPU, gives back what no tensor needs, and forgets earlier peaks."""
+    """On a GPU, releases cached memory and resets the peak."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()

@@ -19,10 +19,10 @@ _LARGE = 32_768
 _LARGEST = 131_072
 _DORA = "DoRA, dropout 0.1"
 _KEPT = "32,768 tokens, all graphs kept"
-# Of `encode` and of scoring on a GPU.
+# Tokens per batch of `encode` and of scoring on a GPU.
 _ENCODE_TOKENS = DEFAULT_BATCH_TOKENS
 
-# Rows of a table stand in the order of their worth, those of one model together.
+# The rows of a table are in the order of importance, with those of one model together.
 SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
     "lora": (
         "LoRA r = 8, bfloat16 base, activations recomputed",
@@ -94,7 +94,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Variant]]] = {
 
 
 def cells_of(figures: Figures) -> list[str]:
-    """One row of a table."""
+    """The cells of one row."""
     rest = 1 - figures[Part.PASS_1.value] - figures[Part.PASS_2.value]
     memory = f"{figures['peak_gib']:.1f}" if figures["peak_gib"] else "-"
     planned = f" ({figures['plan_gib']:.1f})" if figures["plan_gib"] else ""
@@ -118,9 +118,9 @@ COLUMNS = (
 
 
 def run(recorder: Recorder, setting: Setting, section: str, rows: Sequence[str] = ()) -> None:
-    """One row a variant, of those with these names or of all.
+    """One row per variant, of those with these names or of all.
 
-    The model is built once for all neighbours that can use it, and anew after a failure.
+    The model is built once for consecutive variants that can share it, and again after a failure.
     """
     title, variants = SECTIONS[section]
     recorder.begin(Section(title, COLUMNS, cells_of))

@@ -1,1 +1,1 @@
-"""The miniature MMEB: its images, its tasks, and how they are laid out on disk."""
+"""The miniature MMEB: its images, its tasks, and their layout on disk."""

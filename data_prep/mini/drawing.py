@@ -1,6 +1,6 @@
-"""Real images that ship inside the wheels of scikit-learn and scikit-image, split into train and held-out parts.
+"""Draws images from those in the wheels of scikit-learn and scikit-image, split into training and held-out parts.
 
-Handwritten digits (scikit-learn, 1,797 scans of 8 x 8 pixels) are drawn in an ink on a dark ground and put together to
+Handwritten digits (scikit-learn, 1,797 scans of 8 x 8 pixels) are drawn in an ink on a dark ground and combined into
 pairs and mosaics; photographs are cut into crops from a grid of blocks of which every fifth is held out.
 """
 
@@ -55,14 +55,14 @@ PHOTOS = {
     "retina": (_SKIMAGE, "retina.jpg"),
     "rocket": (_SKIMAGE, "rocket.jpg"),
 }
-_DARK_BORDER_SHARE = {"retina": 0.18}  # the black surround of the eye shows nothing
+_DARK_BORDER_SHARE = {"retina": 0.18}  # the black border around the eye has no content
 
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """A file name and how to draw what belongs in it.
+    """A file name, and how to draw the image.
 
-    The name tells how the pixels are made, so equal names are equal images: each is drawn and written once.
+    The name encodes how the pixels are made, so images with equal names are equal: each is drawn and written once.
     """
 
     name: str
@@ -70,7 +70,7 @@ class DrawnImage:
 
 
 def _changed(pixels: Pixels, look: str, key: str) -> Pixels:
-    """Gives a tile its look; what is random about it depends on `key` alone, so that an image is always the same."""
+    """Gives a tile its look. All randomness depends on `key` alone, so an image is always the same."""
     if look == "inverted":
         return 255 - pixels
     if not look:
@@ -87,7 +87,9 @@ class Digits:
 
     def __init__(self, split: str) -> None:
         scans, labels = _scans_and_labels()
-        _, first_of_kind = np.unique(scans, axis=0, return_index=True)  # a scan that occurs twice must not be in both
+        _, first_of_kind = np.unique(
+            scans, axis=0, return_index=True
+        )  # a scan that occurs twice must not be in both splits
         self._scans = scans.reshape(-1, 8, 8) / 16.0
         self._coverage: dict[int, npt.NDArray[np.float32]] = {}  # share of ink in each pixel of a tile
         kept = [i for i in sorted(first_of_kind) if (i % TEST_SHARE == 0) == (split == "test")]

@@ -1,4 +1,4 @@
-"""The miniature's prompts, in MMEB's style: raw text with an image tag, an instruction and, often, a question."""
+"""The miniature's prompts, in MMEB's style: an image tag, an instruction and often a question."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 IMAGE_TAG = "<|image_1|>"
 
-# Ten ways to ask, as in MMEB's `diverse_instruction` split; some carry the tag in mid-sentence.
+# Ten ways to ask, as in MMEB's `diverse_instruction` split; some have the tag in mid-sentence.
 # {purpose} is "classification", {question} is "" or ": Which digit is on the left?".
 _PARAPHRASES_WITH_IMAGE = (
     "{tag}\nEncode this image for {purpose}{question}\n",
@@ -42,7 +42,7 @@ class Prompt:
     Attributes:
         instruction: The paper-style wording of the `original` split.
         purpose: The noun phrase that the paraphrases are built around.
-        image_tag: Whether the tag leads the prompt. WebQA's queries carry one without having an image.
+        image_tag: Whether the prompt begins with an image tag. WebQA's queries have one without having an image.
     """
 
     instruction: str

@@ -1,4 +1,4 @@
-"""Drawn slides as a collection in the form of MMEB-V2's visual documents: a corpus of images, queries, judgements."""
+"""Draws slides as a collection in the layout of MMEB-V2's visual documents: images, queries, relevance judgements."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def write_slides(folder: Path, seed: int, scale: float) -> int:
     The slide that shows the pair is relevant with grade 2, the one that shows it swapped with grade 1.
 
     Args:
-        folder: Of the collection; gets `corpus/`, `queries/` and `qrels/`.
+        folder: The collection's folder; `corpus/`, `queries/` and `qrels/` are written into it.
         seed: The same seed gives the same bytes.
-        scale: Share of the full number of queries.
+        scale: The number of queries, as a share of the full number.
 
     Returns:
         The number of queries.

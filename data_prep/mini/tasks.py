@@ -1,7 +1,7 @@
 """The miniature's tasks: each draws a query, its target and ranked distractors from one split's images.
 
-Training rows and evaluation rows come from the same drawing function: the first distractor is the row's hard negative,
-all of them are the evaluation's wrong candidates.
+Training rows and evaluation rows come from the same drawing function: the first distractor is the hard negative of a
+training row, and all distractors are the wrong candidates of an evaluation row.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Draft:
 
 @dataclass
 class Source:
-    """What a drawing function draws from.
+    """The images and random generator from which tasks are drawn.
 
     Attributes:
         split: "train" or "test"; their digits and photograph blocks are disjoint.
         gallery_size: How many handwritings of a digit occur among candidates; few in evaluation, so that candidates
-            repeat among the rows and each needs encoding only once.
+            repeat in many rows and each is encoded only once.
     """
 
     split: str
@@ -208,7 +208,7 @@ def draw_grounding(source: Source, count: int) -> Draft:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of question: its prompt, how a row is drawn, and whether its training rows carry a hard negative."""
+    """A task: its prompt, how a row is drawn, and whether its training rows have a hard negative."""
 
     prompt: Prompt
     draw: Callable[[Source, int], Draft]
@@ -217,7 +217,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Variant:
-    """How an evaluation dataset departs from the training subset of its task: look, layout or wording."""
+    """How an evaluation dataset differs from the training subset of its task: look, layout or wording."""
 
     task: str
     look: str = ""

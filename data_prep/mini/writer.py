@@ -1,4 +1,4 @@
-"""Lays the miniature out on disk exactly as MMEB-train and MMEB-eval are after unpacking."""
+"""Writes the miniature to disk in the layout of MMEB-train and MMEB-eval after unpacking."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from data_prep.mini.tasks import TASKS, VARIANTS, Draft, Entry, Source, Variant
 from vlm2vec.mmeb import EvalDataset, TrainSubset
 
 EVAL_ROWS = 200
-MIN_ROWS = 12  # of a dataset, however small the scale; two more than there are paraphrases
+MIN_ROWS = 12  # minimum per dataset, at any scale; two more than there are paraphrases
 GALLERY_SIZE = {"train": 24, "test": 3}  # handwritings of a digit among targets and candidates
 JPEG_QUALITY = 90
 SPLITS = ("original", "diverse_instruction")
 
-# As in a few of the real datasets: one prompt for all candidates, written as a string beside a list of images.
+# As in a few of the real datasets: one prompt for all candidates, stored as a string beside a list of images.
 STRING_TARGET_TEXT = ("SameDigit-Tilted",)
 
 
@@ -38,7 +38,7 @@ class ImageWriter:
         folder.mkdir(parents=True)
 
     def path_of(self, image: DrawnImage | None) -> str:
-        """The path to put into a table, "" for no image; the file exists afterwards."""
+        """Writes the image if necessary; returns its path for a table, "" for no image."""
         if image is None:
             return ""
         if image.name not in self._written:
@@ -58,7 +58,7 @@ def _encoded(image: DrawnImage) -> bytes:
 
 
 def write_train_subset(root: Path, subset: TrainSubset, scale: float, seed: int) -> int:
-    """Writes one training subset: both splits' tables, the legacy table that the real folders still hold, images.
+    """Writes one training subset: the tables of both splits, the legacy table that real folders still contain, images.
 
     Returns:
         The number of rows.
@@ -148,7 +148,7 @@ def write_readme(root: Path, title: str, names: Iterable[str], splits: Iterable[
     body = (
         f"# {title}\n\n"
         "A miniature of MMEB made of scikit-learn's handwritten digits and photographs and of scikit-image's\n"
-        "images, written by `python -m data_prep.mini_mmeb`. The layout is that of the real data sets.\n"
+        "images, written by `python -m data_prep.mini_mmeb`. The layout is that of the real datasets.\n"
     )
     (root / "README.md").write_text(f"---\n{head}---\n\n{body}", encoding="utf-8")
 
@@ -159,5 +159,5 @@ def _write_table(table: pa.Table, path: Path) -> None:
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
-    """A generator of its own for each folder: what one holds does not depend on the others."""
+    """A separate random generator for each folder, so that its content does not depend on the others."""
     return np.random.default_rng([seed, zlib.crc32("/".join(names).encode())])

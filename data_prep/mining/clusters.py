@@ -1,7 +1,7 @@
-"""Clusters of rows that are hard for one another: the graph of hard negatives cut into parts of equal size.
+"""Clusters of rows that are hard negatives of one another: cuts the graph of hard negatives into parts of equal size.
 
-B3 (https://arxiv.org/abs/2505.11293): a row is joined to the rows whose targets are hard for its query; a cut of the
-graph that severs few joints leaves them inside clusters, of which batches are made.
+B3 (https://arxiv.org/abs/2505.11293): a row is connected to the rows whose targets are hard negatives of its query.
+Batches are made of the parts of a cut that severs few edges, so most hard negatives are in the same batch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Graph:
-    """An undirected graph of rows, as METIS takes it; the neighbours of each row are ascending.
+    """An undirected graph of rows, in METIS' format; the neighbours of each row are in ascending order.
 
     Attributes:
         offsets: Row i's neighbours are `neighbours[offsets[i] : offsets[i + 1]]`, int64 (rows + 1,).
-        neighbours: int32 (2 x edges,).
-        weights: 2 where either row is hard for the other, 1 where only one of them is, int32 (2 x edges,).
+        neighbours: The neighbours of all rows, int32 (2 x edges,).
+        weights: 2 if each of two rows is hard for the other, 1 if only one is, int32 (2 x edges,).
     """
 
     offsets: npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ class Graph:
 
     @staticmethod
     def from_pairs(rows: npt.NDArray[np.integer], others: npt.NDArray[np.integer], num_rows: int) -> Graph:
-        """From pairs of a row and a row whose target is hard for it, (pairs,); none twice, no row with itself."""
+        """Builds the graph from distinct pairs (row, other row whose target is hard for it), shape (pairs,) each."""
         forward = rows.astype(np.int64) * num_rows + others
         backward = others.astype(np.int64) * num_rows + rows
         both = np.sort(np.concatenate([forward, backward]))
@@ -55,21 +55,22 @@ class Graph:
         return Graph(offsets, (codes % num_rows).astype(np.int32), weights.astype(np.int32))
 
     def kept_inside(self, cluster: Indices) -> float:
-        """Share of the weight of all edges that lies within clusters."""
+        """The share of the total edge weight that is inside clusters."""
         owners = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         inside = (cluster[owners] == cluster[self.neighbours]) & (cluster[owners] != NO_CLUSTER)
         return float(self.weights[inside].sum() / max(1, self.weights.sum()))
 
 
 def row_of_target(targets: SubsetTargets, rows: npt.NDArray[np.integer], hard: Indices) -> Indices:
-    """A row for each hard target of a row: where many rows share a target, they are taken in turn.
+    """Chooses a row for each hard target of a row. If many rows share a target, they take turns.
 
-    The r-th row of the label "cat" meets the r-th row of the label "dog", so that clusters hold many different targets.
+    The r-th row of the label "cat" is paired with the r-th row of the label "dog", so that clusters contain many
+    different targets.
 
     Args:
-        targets: Of the subset.
+        targets: The subset's rows and targets.
         rows: Rows, (pairs,).
-        hard: A distinct target that is hard for each, (pairs,).
+        hard: For each of them a distinct target that is hard for it, (pairs,).
     """
     by_target = np.argsort(targets.own, kind="stable")
     counts = np.bincount(targets.own, minlength=len(targets.target))
@@ -84,8 +85,8 @@ def cut(graph: Graph, size: int, method: str) -> Indices:
     """Cuts a graph into clusters of exactly `size` rows.
 
     Args:
-        graph: Of all rows.
-        size: Rows of a cluster.
+        graph: The graph of all rows.
+        size: Number of rows per cluster.
         method: "metis": METIS' multilevel cut into equal parts, which are then made exactly equal (`equalise`).
             "greedy": see `grow`.
 
@@ -109,8 +110,8 @@ def cut(graph: Graph, size: int, method: str) -> Indices:
 
 
 def grow(graph: Graph, size: int) -> Indices:
-    """Clusters one after another: each begins with the first row that has none, and takes the row with the heaviest
-    edges to its members, the first of equals, until it is full. Where no edge leads to a free row, the first free row.
+    """Builds one cluster after the other. Each starts with the first free row and adds the free row with the heaviest
+    edges to its members until it is full. Of equals, the first row is taken; without any edge, the first free row.
     """
     num_rows = len(graph)
     cluster = np.full(num_rows, NO_CLUSTER, dtype=np.int32)
@@ -137,16 +138,17 @@ def grow(graph: Graph, size: int) -> Indices:
 
 
 def equalise(graph: Graph, parts: Indices, size: int) -> Indices:
-    """Makes parts exactly equal: the rows with the weakest ties leave parts that are too large, and join those of the
-    parts that are too small to which they have the heaviest edges.
+    """Makes parts exactly equal: the most weakly connected rows leave parts that are too large, and join parts that are
+    too small.
 
-    Parts are filled from the largest to the smallest; where no edge leads to a free row, the first free rows are taken.
-    Of equals, the first counts. There are `rows // size` clusters, the rows that are left over get `NO_CLUSTER`.
+    Small parts are filled from the largest to the smallest, each with the free rows that have the heaviest edges to
+    it; without any edge, with the first free rows. Of equals, the first is taken. There are `rows // size` clusters;
+    rows that are left over get `NO_CLUSTER`.
 
     Args:
-        graph: Of all rows.
-        parts: Number of each row's part, below `rows // size`, int32 (rows,).
-        size: Rows of a cluster.
+        graph: The graph of all rows.
+        parts: The number of each row's part, below `rows // size`, int32 (rows,).
+        size: Number of rows per cluster.
     """
     num_rows = len(graph)
     owners = np.repeat(np.arange(num_rows), np.diff(graph.offsets))

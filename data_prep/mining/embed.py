@@ -1,4 +1,4 @@
-"""The distinct items of the shards, and the plan and the source by which they are encoded."""
+"""Finds the distinct items of the shards, plans their batches, and reads them for encoding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vlm2vec.shards.schema import POSITIVE, QUERY, Sample, fast_hash, item_hash
 Indices = npt.NDArray[np.int32]
 
 _SIDES = (QUERY, POSITIVE)
-# Of every distinct item: what the model reads, and what planning needs.
+# Stored for every distinct item: a hash of what the model reads, and the sizes that planning needs.
 _MEASURES = {"key": np.int64, "num_tokens": np.int32, "vision_units": np.int32, "vision_tokens": np.int32}
 
 
@@ -33,10 +33,10 @@ class ShardItems:
     """The distinct queries and targets of all subsets, found by their hashes in the index, without reading a sample.
 
     Attributes:
-        subsets: Names.
-        subset, position, side: Where each distinct item is first found: numbers of a subset and of a side (0 query,
-            1 target), and a position, (items,).
-        numbers: By subset the items of its queries and of its targets, int32 (2, samples).
+        subsets: The subsets' names.
+        subset, position, side: Where each distinct item occurs first: number of the subset, position in it, and side
+            (0: query, 1: target), (items,).
+        numbers: For each subset, the items of its queries and of its targets, int32 (2, samples).
     """
 
     subsets: tuple[str, ...]
@@ -50,7 +50,7 @@ class ShardItems:
 
     @staticmethod
     def find(shards: ShardSet) -> ShardItems:
-        """Finds them; the same shards give the same numbers."""
+        """Finds the distinct items; the same shards give the same numbers."""
         hashes = np.concatenate([shards.columns(name)[f"{side}_hash"] for name in shards.subsets for side in _SIDES])
         sizes = [shards.num_samples[name] for name in shards.subsets]
         _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
@@ -72,14 +72,14 @@ class ShardItems:
         )
 
     def of_subset(self, number: int) -> npt.NDArray[np.int64]:
-        """The items that are first found in a subset, by position."""
+        """The items that occur first in a subset, by position."""
         own = np.flatnonzero(self.subset == number)
         return own[np.argsort(self.position[own], kind="stable")]
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What was read of the items; see `_MEASURES`, (items,) each."""
+    """The hashes and sizes of the items; see `_MEASURES`, (items,) each."""
 
     key: npt.NDArray[np.int64]
     num_tokens: Indices
@@ -87,11 +87,11 @@ class Measures:
     vision_tokens: Indices
 
     def plan(self, batch_tokens: int, teacher: str) -> EncodingPlan:
-        """Packs the items; those that the model reads alike are one.
+        """Packs the items into batches; items that look the same to the model are encoded once.
 
         Args:
-            batch_tokens: Most padded tokens of a batch.
-            teacher: Digest of the model, part of the plan's own.
+            batch_tokens: Maximum number of tokens per batch, including padding.
+            teacher: Digest of the model; it becomes part of the plan's digest.
         """
         _, first, inverse = np.unique(self.key, return_index=True, return_inverse=True)
         appearance = np.argsort(first)
@@ -123,14 +123,14 @@ def measure(
     folder: Path,
     progress: Callable[[int], object],
 ) -> Measures:
-    """Reads every distinct item once; what was measured of a subset is kept, so that a restart continues.
+    """Reads every distinct item once for its size. Results are stored per subset, so that a restart continues.
 
     Args:
-        items: All of them.
-        shards: They come from.
-        inputs: Makes what measures them, where anything is left to measure.
-        folder: Of this teacher and these shards alone.
-        progress: Called with a number of items that are done.
+        items: All distinct items.
+        shards: The shards that contain them.
+        inputs: Creates the object that computes sizes; called only if something is left to do.
+        folder: A folder for this teacher and these shards only.
+        progress: Called with the number of items that were completed.
 
     Raises:
         InputError: A sample is damaged, or an item cannot be encoded; the message names it.
@@ -155,7 +155,7 @@ def measure(
 
 
 def measures_file(folder: Path, subset: str) -> Path:
-    """Where what was measured of a subset is kept: the arrays of `_MEASURES`."""
+    """The file with a subset's arrays of `_MEASURES`."""
     return folder / f"items-{subset}.npz"
 
 
@@ -186,13 +186,13 @@ def _measure_subset(
 
 
 class ShardItemSource(ItemSource):
-    """The batches of the shards' items.
+    """Reads the batches of the shards' items.
 
     Args:
-        items: Which they are.
-        shards: They come from.
+        items: All distinct items.
+        shards: The shards that contain them.
         plan: The batches.
-        inputs: Makes the encoder's inputs.
+        inputs: Creates the encoder's inputs.
     """
 
     def __init__(self, items: ShardItems, shards: ShardSet, plan: EncodingPlan, inputs: ChunkMaker) -> None:
@@ -215,5 +215,5 @@ def encode_item(sample: Sample, side: int) -> EncodeItem:
 
 
 def _content(text: str, item: EncodeItem) -> int:
-    """Signed 64 bits: the model reads the same text and images <=> the same hash."""
+    """A signed 64-bit hash, equal if and only if the model reads the same text and images."""
     return item_hash(text, [fast_hash(image.source) for image in item.images if isinstance(image.source, bytes)])

@@ -1,4 +1,4 @@
-"""Which of a row's nearest targets are hard negatives, which are false ones."""
+"""Decides which of a row's nearest targets are hard negatives, and which are false negatives."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the rules make of a block's candidates, bool (rows, candidates) each.
+    """The result of the rules for a block's candidates, bool (rows, candidates) each.
 
     Attributes:
-        false: Not negatives: the target of another row with the same query, or closer than the margin allows.
-        eligible: May be negatives: neither false nor among the ranks that are skipped.
-        negative: The first `num_negatives` of those.
+        false: False negatives: targets of a different row with the same query, or closer than the margin allows.
+        eligible: Possible negatives: neither false nor among the ranks that are skipped.
+        negative: The first `num_negatives` of the eligible ones.
     """
 
     false: Mask
@@ -31,10 +31,10 @@ class Chosen:
 
 
 class KnownPositives:
-    """The targets that some row has for a query.
+    """All targets of each query, over all rows with that query.
 
     Args:
-        targets: All rows of a subset.
+        targets: The subset's rows and targets.
     """
 
     def __init__(self, targets: SubsetTargets) -> None:
@@ -52,13 +52,13 @@ class KnownPositives:
 def choose(ranked: Ranked, known: Mask, settings: SubsetSettings) -> Chosen:
     """Applies the rules to a block.
 
-    Ranks are counted over the other targets, from the nearest. A candidate is false if its score exceeds the positive's
-    score minus the margin (NV-Retriever's absolute margin, https://arxiv.org/abs/2407.15831).
+    Ranks are counted from the nearest target, without the row's own. A candidate is false if its score exceeds the
+    positive's score minus the margin (NV-Retriever's absolute margin, https://arxiv.org/abs/2407.15831).
 
     Args:
         ranked: The block.
         known: See `KnownPositives`.
-        settings: Of the subset.
+        settings: The subset's settings.
     """
     present = ranked.targets != NO_TARGET
     false = known & present
@@ -73,7 +73,7 @@ def choose(ranked: Ranked, known: Mask, settings: SubsetSettings) -> Chosen:
 
 
 def lists_of(masks: Sequence[Mask], values: Sequence[npt.NDArray[np.int32]]) -> Lists:
-    """The values under the masks of consecutive blocks, row by row in their order."""
+    """Selects values by the masks of consecutive blocks, as one list per row."""
     counts = np.concatenate([mask.sum(axis=1) for mask in masks])
     chosen = np.concatenate([value[mask] for mask, value in zip(masks, values, strict=True)])
     return Lists(chosen.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))

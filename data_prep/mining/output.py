@@ -1,4 +1,4 @@
-"""The output folder: what it was begun with, which subsets are finished, what completes it."""
+"""The output folder: its plan, its finished subsets, and the file that completes it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _RECORD = TypeAdapter(MinedRecord)
 
 @dataclass(frozen=True)
 class MiningPlan:
-    """What decides the folder's content; a restart must have the same.
+    """Everything that decides the folder's content; a restart must have the same plan.
 
     Attributes:
         shards: Fingerprint of the shards.
-        subsets: That are mined.
-        teacher: Who scores.
-        settings: As they were given.
+        subsets: The subsets to mine.
+        teacher: The model that scores.
+        settings: The settings as they were given.
     """
 
     shards: str
@@ -40,7 +40,7 @@ class MiningPlan:
     settings: MiningSettings
 
     def content(self) -> dict[str, Any]:
-        """As the file holds it; the teacher's name decides nothing."""
+        """The form in which it is stored, without the teacher's name, which decides nothing."""
         return {
             "shards": self.shards,
             "subsets": list(self.subsets),
@@ -50,32 +50,34 @@ class MiningPlan:
 
 
 class OutputFolder:
-    """One run's folder.
+    """The output folder of a run.
 
     Args:
-        root: Where it is.
+        root: Its path.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def refuse_shards(self, shards: str) -> None:
-        """Refuses a folder that is, or lies in, the folder of the shards.
+        """Refuses an output folder that is the shards' folder or inside it.
 
         Raises:
-            InputError: It does.
+            InputError: It is.
         """
         if is_url(shards):
             return
         own, other = self.root.resolve(), Path(shards).resolve()
         if own == other or other in own.parents:
-            raise InputError(f"--output_dir {self.root}: lies in the shards' folder, which stays as it is; use another")
+            raise InputError(
+                f"--output_dir {self.root}: is inside the shards' folder, which must not change; use a different one"
+            )
 
     def begin(self, plan: MiningPlan) -> None:
-        """Writes the plan into a new folder, or compares it with that of a folder that was begun.
+        """Writes the plan into a new folder, or compares it with the plan in the folder.
 
         Raises:
-            InputError: Begun with another plan, or not empty.
+            InputError: The folder has a different plan, or is not empty.
         """
         path = self.root / MINING_PLAN_NAME
         if path.is_file():
@@ -83,14 +85,14 @@ class OutputFolder:
             for name, value in plan.content().items():
                 if before.get(name) != json.loads(json.dumps(value)):
                     raise InputError(
-                        f"{self.root}: begun with other {name} ({_short(before.get(name))}, now {_short(value)}); use "
-                        "the same, or another --output_dir (--embeddings_dir keeps the vectors for both)"
+                        f"{self.root}: was started with a different {name} ({_short(before.get(name))}, now "
+                        f"{_short(value)}); use the same, or a different --output_dir (--embeddings_dir shares vectors)"
                     )
             return
         others = [entry.name for entry in self.root.iterdir() if entry.name != EMBEDDINGS_FOLDER]
         if others:
             raise InputError(
-                f"{self.root}: not empty ({sorted(others)[0]}), and not begun by this program; use another"
+                f"{self.root}: not empty ({sorted(others)[0]}), and not a folder of this program; use a different one"
             )
         write_json(path, plan.content())
 
@@ -99,7 +101,7 @@ class OutputFolder:
         return (self.root / MINED_NAME).is_file()
 
     def finished(self, subset: str) -> MinedRecord | None:
-        """The record of a subset that is mined; None if it is not, or its file is not what the record says."""
+        """The record of a finished subset; None if it is not finished, or its file does not match the record."""
         path = self._part(subset)
         if not path.is_file():
             return None
@@ -108,7 +110,7 @@ class OutputFolder:
         return record if file.is_file() and sha256_of(file) == record.sha256 else None
 
     def finish_subset(self, subset: str, record: MinedRecord) -> None:
-        """Keeps the record of a subset, whose file is written."""
+        """Stores the record of a subset whose file is complete."""
         self._part(subset).parent.mkdir(exist_ok=True)
         write_json(self._part(subset), asdict(record))
 
@@ -119,7 +121,7 @@ class OutputFolder:
         return mined
 
     def remove_parts(self, subsets: Sequence[str]) -> None:
-        """Removes what only a restart needed."""
+        """Removes the files that only a restart needs."""
         for name in subsets:
             self._part(name).unlink(missing_ok=True)
         if self._part("").parent.is_dir():
@@ -130,7 +132,7 @@ class OutputFolder:
 
 
 def shards_of(path: str, subsets: Sequence[str]) -> ShardSet:
-    """Opens the subsets of a data set that are to be mined; "all" means all.
+    """Opens the shards of the subsets to mine; "all" means all subsets.
 
     Raises:
         InputError: See `ShardSet.open`.

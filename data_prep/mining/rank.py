@@ -16,7 +16,7 @@ from vlm2vec.files import committed
 Vectors = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 
-# Queries that are kept together; whole blocks of `nearest`, so that its results do not depend on who asks.
+# Queries per block: a multiple of the block size of `nearest`, so that results do not depend on who computes them.
 ROWS_A_BLOCK = 64 * QUERY_BLOCK
 NO_TARGET = -1
 _VECTORS_AT_A_TIME = 4096
@@ -24,13 +24,13 @@ _VECTORS_AT_A_TIME = 4096
 
 @dataclass(frozen=True)
 class SubsetTargets:
-    """A subset's rows in terms of encoded items.
+    """A subset's rows, as numbers of encoded items.
 
     Attributes:
-        query: Store row of each row's query, int32 (rows,).
-        own: Number of each row's target among the distinct ones, int32 (rows,).
-        target: Store row of each distinct target, in the order of first appearance, int32 (targets,).
-        first: First row of each distinct target, int32 (targets,).
+        query: Row of each query in the vector store, int32 (rows,).
+        own: Number of each row's target among the distinct targets, int32 (rows,).
+        target: Row of each distinct target in the vector store, in the order of first occurrence, int32 (targets,).
+        first: First row that has each distinct target, int32 (targets,).
     """
 
     query: Indices
@@ -40,7 +40,7 @@ class SubsetTargets:
 
     @staticmethod
     def of(query: Indices, target: Indices) -> SubsetTargets:
-        """From the store rows of each row's query and target."""
+        """Creates it from the vector store's rows of each query and target."""
         _, first, inverse = np.unique(target, return_index=True, return_inverse=True)
         appearance = np.argsort(first)
         number_of = np.empty(len(first), dtype=np.int32)
@@ -52,18 +52,18 @@ class SubsetTargets:
         return len(self.query)
 
     def blocks(self) -> list[range]:
-        """Rows that are ranked and kept together."""
+        """The ranges of rows that are ranked and stored together."""
         return [range(start, min(start + ROWS_A_BLOCK, len(self))) for start in range(0, len(self), ROWS_A_BLOCK)]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The nearest targets of a block of rows, without their own.
+    """The nearest targets of a block of rows, without each row's own target.
 
     Attributes:
-        targets: Numbers of distinct targets, nearest first, `NO_TARGET` behind the last, int32 (rows, candidates).
-        scores: Their cosines with the query, NaN behind the last, float32 (rows, candidates).
-        positive: Cosine of query and own target, float32 (rows,).
+        targets: Numbers of distinct targets, nearest first, then `NO_TARGET`, int32 (rows, candidates).
+        scores: Their cosines with the query, then NaN, float32 (rows, candidates).
+        positive: Cosine of the query with the row's own target, float32 (rows,).
     """
 
     targets: Indices
@@ -72,10 +72,10 @@ class Ranked:
 
 
 class RankStore:
-    """Ranked blocks on disk, so that a kill loses little; any rank may write any block.
+    """Stores ranked blocks on disk, so that little is lost by a kill; any rank may write any block.
 
     Args:
-        folder: Of one teacher, these shards and this number of candidates.
+        folder: A folder for one teacher, one set of shards and one number of candidates.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class RankStore:
         self._store = VectorStore(folder)
 
     def targets_file(self, subset: str) -> Path:
-        """Where the unit vectors of a subset's distinct targets wait for their turn."""
+        """The file with the unit vectors of a subset's distinct targets."""
         return self.folder / f"targets-{subset}.npy"
 
     def has(self, subset: str, block: int) -> bool:
@@ -91,7 +91,7 @@ class RankStore:
         return self._path(subset, block).is_file()
 
     def write(self, subset: str, block: int, ranked: Ranked) -> None:
-        """Keeps a block."""
+        """Stores a block."""
         with self._store.writing(), committed(self._path(subset, block)) as path, path.open("wb") as file:
             np.savez(file, targets=ranked.targets.ravel(), scores=ranked.scores.ravel(), positive=ranked.positive)
 
@@ -99,10 +99,10 @@ class RankStore:
         """Reads a block.
 
         Args:
-            subset: Its subset.
-            block: Its number.
-            num_rows: Rows that it must have.
-            num_targets: Distinct targets of the subset.
+            subset: The block's subset.
+            block: The block's number.
+            num_rows: The number of rows that it must have.
+            num_targets: The number of distinct targets of the subset.
 
         Raises:
             InputError: The file is damaged.
@@ -112,12 +112,12 @@ class RankStore:
             found = arrays(path, {"targets": np.int32, "scores": np.float32, "positive": np.float32})
             targets, scores, positive = found["targets"], found["scores"], found["positive"]
             expect(len(positive) == num_rows and len(targets) == len(scores), "not one entry for each row")
-            expect(len(targets) % num_rows == 0, "not as many candidates for each row")
+            expect(len(targets) % num_rows == 0, "rows with different numbers of candidates")
             expect(not len(targets) or (targets.min() >= NO_TARGET and targets.max() < num_targets), "no such target")
         return Ranked(targets.reshape(num_rows, -1), scores.reshape(num_rows, -1), positive)
 
     def write_targets(self, subset: str, vectors: Vectors, rows: Indices) -> None:
-        """Gathers the unit vectors of some store rows into `targets_file`."""
+        """Writes the unit vectors of some rows of the vector store to `targets_file`."""
         with self._store.writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             with committed(self.targets_file(subset)) as path:
@@ -129,7 +129,7 @@ class RankStore:
                 del gathered
 
     def read_targets(self, subset: str) -> Vectors:
-        """What `write_targets` wrote, memory-mapped."""
+        """Reads what `write_targets` wrote, memory-mapped."""
         path = self.targets_file(subset)
         with self._store.reading(path):
             vectors: Vectors = np.load(path, mmap_mode="r")
@@ -145,8 +145,8 @@ class RankStore:
 
 
 def unit_vectors(vectors: Vectors, rows: Indices) -> Vectors:
-    """Some rows of a (memory-mapped) matrix, scaled to length 1; rounded once, from float64."""
-    order = np.argsort(rows, kind="stable")  # a memory map is read forwards
+    """Some rows of a (memory-mapped) matrix, scaled to length 1 in float64 and rounded once."""
+    order = np.argsort(rows, kind="stable")  # read the memory map in ascending order
     gathered = np.empty((len(rows), vectors.shape[1]), dtype=np.float64)
     gathered[order] = vectors[rows[order]]
     norms = np.sqrt(np.einsum("ij,ij->i", gathered, gathered))
@@ -161,14 +161,14 @@ def rank_block(
     num_candidates: int,
     progress: Callable[[int], object] | None = None,
 ) -> Ranked:
-    """The nearest targets of some rows, exactly: see `nearest`, which also says how equal scores are ordered.
+    """Finds the nearest targets of some rows exactly; see `nearest`, also for the order of equal scores.
 
     Args:
         queries: Unit vectors, float32 (rows, hidden).
-        targets: Unit vectors of all distinct targets, float32 (targets, hidden), may be a memory map.
+        targets: Unit vectors of all distinct targets, float32 (targets, hidden); may be a memory map.
         own: Each row's own target, int32 (rows,).
-        num_candidates: Other targets to find; fewer are found where there are fewer.
-        progress: Called with numbers of rows that are done.
+        num_candidates: How many other targets to find, if there are as many.
+        progress: Called with the number of rows that were completed.
     """
     depth = min(num_candidates, len(targets) - 1) + 1
     places, scores = nearest(queries, targets, depth, progress)

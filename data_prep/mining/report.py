@@ -1,4 +1,4 @@
-"""What was mined, for people."""
+"""Prints a summary of a finished run of mining."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlm2vec.mined.format import Mined
 
 
 def print_report(mined: Mined, embeddings: Path) -> None:
-    """Prints a line for each subset, warnings, and where everything is."""
+    """Prints one line per subset, warnings, and where the files are."""
     for name, record in mined.subsets.items():
         summary, settings = record.summary, record.settings
         parts = [

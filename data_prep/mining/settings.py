@@ -1,4 +1,4 @@
-"""What decides the content of a sidecar, by subset."""
+"""The settings of mining, and what they amount to for each subset."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vlm2vec.mmeb import META_TASKS, meta_task_of
 ClusterMethod = Literal["metis", "greedy"]
 METIS, GREEDY = CLUSTER_METHODS = ("metis", "greedy")
 
-# B3 (https://arxiv.org/abs/2505.11293): of each query's 100 nearest targets so many are likely false negatives.
+# B3 (https://arxiv.org/abs/2505.11293): how many of each query's 100 nearest targets are likely false negatives.
 NUM_CANDIDATES = 100
 SKIP_RANKS = {"classification": 0, "vqa": 70, "retrieval": 30, "grounding": 30}
-# A subset that belongs to no known benchmark is treated like retrieval.
+# Subsets that belong to no known benchmark are treated like retrieval.
 _SKIP_UNKNOWN = 30
 CLUSTER_SIZE = 32
 NUM_NEGATIVES = 8
@@ -24,11 +24,11 @@ NUM_NEGATIVES = 8
 
 @dataclass(frozen=True)
 class SkipRanks:
-    """How many of the nearest targets are passed over.
+    """How many of the nearest targets are skipped.
 
     Attributes:
-        everywhere: Where no name fits; None: B3's numbers.
-        by_name: By subset or meta-task.
+        everywhere: The number for subsets without an entry in `by_name`; None: B3's numbers.
+        by_name: Numbers by subset or meta-task.
     """
 
     everywhere: int | None
@@ -36,10 +36,10 @@ class SkipRanks:
 
     @staticmethod
     def parse(words: Sequence[str]) -> SkipRanks:
-        """From words such as "30", "vqa=70" and "WebQA=10".
+        """Parses words such as "30", "vqa=70" and "WebQA=10".
 
         Raises:
-            InputError: Not such a word, or a name twice.
+            InputError: A word has a different form, or a name occurs twice.
         """
         everywhere: int | None = None
         by_name: dict[str, int] = {}
@@ -56,10 +56,10 @@ class SkipRanks:
         return SkipRanks(everywhere, by_name)
 
     def refuse_unused(self, subsets: Sequence[str]) -> None:
-        """Refuses names of no subset and of no meta-task that any subset has.
+        """Refuses names that match neither a subset nor the meta-task of a subset.
 
         Raises:
-            InputError: The first such name.
+            InputError: There is such a name.
         """
         used = {*subsets, *(task for name in subsets if (task := meta_task_of(name)))}
         for name in self.by_name:
@@ -70,12 +70,12 @@ class SkipRanks:
     def of(self, subset: str, num_targets: int, num_candidates: int) -> int:
         """The number for a subset.
 
-        B3's numbers are meant for `NUM_CANDIDATES` candidates: of a subset with fewer, the same share is passed over.
+        B3's numbers are meant for `NUM_CANDIDATES` candidates; in a subset with fewer, the same share is skipped.
 
         Args:
-            subset: Its name.
-            num_targets: Distinct targets of the subset.
-            num_candidates: Nearest targets that are looked at.
+            subset: The subset's name.
+            num_targets: Number of distinct targets of the subset.
+            num_candidates: Number of candidates per query.
         """
         task = meta_task_of(subset)
         for name in (subset, task):
@@ -89,14 +89,14 @@ class SkipRanks:
 
 @dataclass(frozen=True)
 class MiningSettings:
-    """See the flags of `data_prep.mine`.
+    """The settings that the flags of `data_prep.mine` give.
 
     Attributes:
-        skip_ranks: How many of the nearest targets are no negatives.
-        margin: Targets with a score above the positive's minus this are false negatives; None: no such rule.
-        num_negatives: Hard negatives a row at most.
-        num_candidates: Nearest targets of a query that are looked at.
-        cluster_size: Rows of a cluster; 0: no clusters.
+        skip_ranks: How many of the nearest targets are skipped.
+        margin: Targets that score above the positive's score minus this are false negatives; None: no margin.
+        num_negatives: Maximum number of hard negatives per row.
+        num_candidates: Number of candidates per query, the nearest targets.
+        cluster_size: Number of rows per cluster; 0: no clusters.
         cluster_method: One of `CLUSTER_METHODS`.
     """
 
@@ -108,15 +108,15 @@ class MiningSettings:
     cluster_method: str
 
     def refuse_impossible(self) -> None:
-        """Refuses settings that contradict each other, or need what is not installed.
+        """Refuses settings that contradict each other, or that need a package that is not installed.
 
         Raises:
-            InputError: The message names flag and remedy.
+            InputError: The message names the flag and a remedy.
         """
         if self.margin is not None and not -2 <= self.margin <= 2:
             raise InputError(f"--margin {self.margin}: a difference of cosines is between -2 and 2")
         if self.cluster_size == 1:
-            raise InputError("--cluster_size 1: a cluster needs 2 rows or more; 0 leaves clusters out")
+            raise InputError("--cluster_size 1: a cluster needs at least 2 rows; 0 makes no clusters")
         for name, skipped in ((None, self.skip_ranks.everywhere), *self.skip_ranks.by_name.items()):
             if skipped is not None and skipped >= self.num_candidates:
                 raise InputError(
@@ -136,7 +136,7 @@ class MiningSettings:
             )
 
     def of_subset(self, subset: str, num_targets: int) -> SubsetSettings:
-        """What is in force for one subset."""
+        """The settings in force for one subset."""
         skipped = self.skip_ranks.of(subset, num_targets, self.num_candidates)
         size, method = self.cluster_size, self.cluster_method if self.cluster_size else None
         return SubsetSettings(skipped, self.margin, self.num_negatives, self.num_candidates, size, method)
@@ -144,7 +144,7 @@ class MiningSettings:
 
 @dataclass(frozen=True)
 class SubsetSettings:
-    """`MiningSettings` for one subset: what its record in `mined.json` says."""
+    """`MiningSettings` for one subset, as stored in its record in `mined.json`."""
 
     skip_ranks: int
     margin: float | None

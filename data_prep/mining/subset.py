@@ -1,4 +1,4 @@
-"""From a subset's ranked targets to its file: hard negatives, false negatives, clusters, and a summary."""
+"""Writes a subset's file from its ranked targets: hard negatives, false negatives, clusters, and a summary."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from data_prep.mining.rank import NO_TARGET, Ranked, RankStore, SubsetTargets, u
 from data_prep.mining.settings import SubsetSettings
 from vlm2vec.mined.format import NO_CLUSTER, MinedRecord, MinedSubset, write_subset
 
-# Clusters whose inner similarity is measured, evenly spaced.
+# Number of clusters, evenly spaced, whose similarity inside is measured.
 _SAMPLED_CLUSTERS = 256
-# Decimal places of the summary's numbers: enough to read, too few for rounding errors to show.
+# Decimal places of the summary's numbers: few enough that rounding errors do not show.
 _DECIMALS = 4
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of rows with what the rules made of it."""
+    """A block of rows, with its candidates and the result of the rules."""
 
     rows: range
     ranked: Ranked
@@ -39,15 +39,15 @@ def mine_subset(
     settings: SubsetSettings,
     output_dir: Path,
 ) -> MinedRecord:
-    """Writes the file of a subset; the same ranks and settings give the same bytes.
+    """Writes the file of a subset; the same rankings and settings give the same bytes.
 
     Args:
-        name: Of the subset.
-        targets: Its rows.
-        store: Has its ranked blocks.
-        vectors: Of all encoded items, float32 (items, hidden), memory-mapped.
-        settings: In force for it.
-        output_dir: Where the file goes.
+        name: The subset's name.
+        targets: Its rows and targets.
+        store: The store of its ranked blocks.
+        vectors: The vectors of all encoded items, float32 (items, hidden), memory-mapped.
+        settings: The subset's settings.
+        output_dir: The folder for the file.
 
     Raises:
         InputError: A ranked block is damaged.
@@ -58,7 +58,7 @@ def mine_subset(
         ranked = store.read(name, number, len(rows), len(targets.target))
         is_known = known.mask(targets.query[rows.start : rows.stop], ranked.targets)
         blocks.append(_Block(rows, ranked, choose(ranked, is_known, settings)))
-    # A target is named by the first row that has it.
+    # In the file a target is identified by the first row that has it.
     first = [targets.first[block.ranked.targets] for block in blocks]
     negatives = lists_of([block.chosen.negative for block in blocks], first)
     scores = np.concatenate([block.ranked.scores[block.chosen.negative] for block in blocks])
@@ -79,7 +79,7 @@ def mine_subset(
 
 
 def _graph(blocks: Sequence[_Block], targets: SubsetTargets) -> Graph:
-    """Each row joined to a row for each target that may be a negative of it."""
+    """The graph in which each row is connected to one row for each of its possible negatives."""
     rows, hard = [], []
     for block in blocks:
         own, place = np.nonzero(block.chosen.eligible)
@@ -90,11 +90,11 @@ def _graph(blocks: Sequence[_Block], targets: SubsetTargets) -> Graph:
 
 
 def _summary(mined: MinedSubset, blocks: Sequence[_Block], targets: SubsetTargets) -> dict[str, Any]:
-    """What a person wants to know before training on it."""
+    """The numbers that a user needs to judge the result before training on it."""
     candidates = sum(int((block.ranked.targets != NO_TARGET).sum()) for block in blocks)
     eligible = sum(int(block.chosen.eligible.sum()) for block in blocks)
     skipped = candidates - eligible - len(mined.false_negatives.values)
-    # A false negative among the skipped ranks was counted once.
+    # A false negative among the skipped ranks counts only once.
     return {
         "num_targets": len(targets.target),
         "num_candidates": candidates,
@@ -109,7 +109,7 @@ def _summary(mined: MinedSubset, blocks: Sequence[_Block], targets: SubsetTarget
 def _hardness(
     cluster: npt.NDArray[np.int32], size: int, targets: SubsetTargets, vectors: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Mean cosine of a query and the other targets of its cluster, beside that of as many rows drawn at random."""
+    """Mean cosine of a query with the other targets of its cluster, and the same for clusters of random rows."""
     by_cluster = np.argsort(cluster, kind="stable")[int((cluster == NO_CLUSTER).sum()) :].reshape(-1, size)
     shuffled = np.random.default_rng(0).permutation(len(cluster))[: by_cluster.size].reshape(-1, size)
     step = max(1, len(by_cluster) // _SAMPLED_CLUSTERS)

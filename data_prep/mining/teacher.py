@@ -1,4 +1,4 @@
-"""The teacher: an exported VLM2Vec folder, or a model of the sentence-transformers library."""
+"""The teacher model: an exported VLM2Vec folder, or a sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from vlm2vec.model_folder.loading import choose_settings, find_folders, load_pro
 from vlm2vec.model_folder.settings import SETTINGS_FILE
 
 _MODULES_FILE = "modules.json"
-# What an image counts in a batch's budget for a model of which nothing is known.
+# Tokens that an image counts in a batch's budget, for models whose number is not known.
 _IMAGE_TOKENS = 256
 
 
 class TeacherInputs(Protocol):
-    """Measures items for the plan and makes encoder calls of them."""
+    """Computes the sizes of items for the plan, and creates the arguments of encoder calls."""
 
     def rendered(self, item: EncodeItem) -> str:
-        """The text that the model reads: items of the same text and images have the same vector."""
+        """The text that the model reads; items with the same text and images have the same vector."""
 
     def measure_item(self, item: EncodeItem) -> PackedItem:
-        """What planning needs of an item."""
+        """The sizes of an item that planning needs."""
 
     def chunk_of(self, items: Sequence[EncodeItem]) -> Chunk:
-        """One encoder call for some items."""
+        """The arguments of one encoder call for some items."""
 
 
 @dataclass(frozen=True)
 class TeacherFolder:
-    """A teacher that is found but not loaded.
+    """A teacher that has been found but not loaded.
 
     Attributes:
-        name: As the user gave it.
-        folders: The model's folder, and the adapter's if it is one.
-        is_vlm2vec: Loaded by this library; else by sentence-transformers.
+        name: The name that the user gave.
+        folders: The model's folder; for an adapter, the base's and the adapter's.
+        is_vlm2vec: Whether this library loads it; otherwise sentence-transformers does.
     """
 
     name: str
@@ -62,7 +62,7 @@ class TeacherFolder:
         """Finds a folder or downloads a Hugging Face repository.
 
         Raises:
-            InputError: There is none.
+            InputError: There is no such folder or repository.
         """
         folder = resolve_folder(name)
         if (folder / _MODULES_FILE).is_file() and not (folder / SETTINGS_FILE).is_file():
@@ -72,14 +72,14 @@ class TeacherFolder:
 
     @property
     def record(self) -> Teacher:
-        """Name, and a hash of the files that decide its vectors."""
+        """Its name, and a hash of the files that decide its vectors."""
         folders = list(self.folders)
-        if not self.is_vlm2vec:  # one folder a module
+        if not self.is_vlm2vec:  # one folder per module
             folders += sorted(path for path in folders[0].rglob("*") if path.is_dir())
         return Teacher(self.name, fingerprint(folders))
 
     def planning_inputs(self) -> TeacherInputs:
-        """What measures items, without the weights where the library can do without."""
+        """Inputs that compute sizes of items; without loading the weights if possible."""
         if not self.is_vlm2vec:
             return TextAndImageInputs()
         base, adapter = self.folders[0], self.folders[1] if len(self.folders) > 1 else None
@@ -87,7 +87,7 @@ class TeacherFolder:
         return Rendered(load_processor(base, adapter), settings.max_len)
 
     def load(self, device: torch.device) -> tuple[Encode, TeacherInputs, AbstractContextManager[Any]]:
-        """The encoder, its inputs, and what must be open while it encodes.
+        """The encoder, its inputs, and a context that must be open while it encodes.
 
         Raises:
             InputError: The model cannot be loaded.
@@ -99,7 +99,7 @@ class TeacherFolder:
 
 
 class Rendered(ItemEncoderInputs):
-    """A VLM2Vec model's inputs."""
+    """Inputs of a VLM2Vec model."""
 
     def rendered(self, item: EncodeItem) -> str:
         """The prompt."""
@@ -112,14 +112,14 @@ class TextAndImageInputs:
     """Inputs of a sentence-transformers model: texts without image tags, and decoded images."""
 
     def rendered(self, item: EncodeItem) -> str:
-        """The text without tags, which mean nothing to such a model."""
+        """The text without image tags, which have no meaning for such a model."""
         text = item.text
         for number in range(1, len(item.images) + 1):
             text = text.replace(f"<|image_{number}|>", " ")
         return " ".join(text.split()) if item.images else text
 
     def measure_item(self, item: EncodeItem) -> PackedItem:
-        """Estimated from the text's length: the library pads by itself."""
+        """An estimate from the text's length, because the library tokenizes and pads by itself."""
         tokens = 1 + len(self.rendered(item)) // CHARACTERS_PER_TOKEN
         return PackedItem(tokens + _IMAGE_TOKENS * len(item.images), len(item.images))
 
@@ -140,14 +140,14 @@ class TextAndImageInputs:
 
 
 class SentenceTransformerEncoder:
-    """A sentence-transformers model as encoding calls it; one call is one batch.
+    """A sentence-transformers model with the interface of an encoder; one call encodes one batch.
 
     Args:
         teacher: Its folder.
-        device: Where it runs.
+        device: The device on which it runs.
 
     Raises:
-        InputError: It cannot be loaded.
+        InputError: The model cannot be loaded.
     """
 
     def __init__(self, teacher: TeacherFolder, device: torch.device) -> None:
@@ -163,13 +163,13 @@ class SentenceTransformerEncoder:
             self._model = SentenceTransformer(str(teacher.folders[0]), device=str(device), local_files_only=True)
 
     def __call__(self, values: list[Any]) -> torch.Tensor:
-        """Vectors of one batch, float32 (items, hidden)."""
+        """Encodes one batch; returns float32 (items, hidden)."""
         for value in values:
             kind = _modality(value)
             if not self._model.supports(kind):
                 wanted = " and ".join(kind) if isinstance(kind, tuple) else kind
                 takes = ", ".join(map(str, self._model.modalities))
-                raise InputError(f"{self.name}: the model takes {takes}, not {wanted}; use another teacher")
+                raise InputError(f"{self.name}: the model takes {takes}, not {wanted}; use a different teacher")
         vectors: torch.Tensor = self._model.encode(
             values, batch_size=len(values), convert_to_tensor=True, show_progress_bar=False
         )

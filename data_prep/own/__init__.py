@@ -1,1 +1,1 @@
-"""Pairs of one's own: JSONL, CSV, parquet and Hugging Face data sets, read row by row for the converter."""
+"""Reads the user's own pairs row by row for the converter: JSONL, CSV, parquet and Hugging Face datasets."""

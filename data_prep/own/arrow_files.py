@@ -1,4 +1,4 @@
-"""Parquet files, and the Arrow files of `datasets.save_to_disk`, a few rows at a time."""
+"""Reads parquet files, and the Arrow files of `datasets.save_to_disk`, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm2vec.errors import InputError
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
 from vlm2vec.formats.tables import UNREADABLE_TABLE, is_list, is_text, num_rows
 
-# In memory at a time: they may hold several images of megabytes each.
+# Rows in memory at a time: each may contain several images of several megabytes.
 _BATCH_ROWS = 64
 _READ_BYTES = 1 << 20
 
@@ -30,11 +30,11 @@ class ArrowFile:
 
     Attributes:
         path: The file.
-        stamp: Its `file_stamp` when it was opened first.
+        stamp: Its `file_stamp` when it was first opened.
         columns: All its column names.
-        num_rows: Rows.
+        num_rows: Number of rows.
         chosen: The column of each field.
-        labels: Names of the classes, of columns that hold a class's number (`datasets.ClassLabel`).
+        labels: The class names of columns that contain class numbers (`datasets.ClassLabel`).
     """
 
     path: Path
@@ -45,10 +45,10 @@ class ArrowFile:
     labels: Mapping[str, tuple[str, ...]]
 
     def rows(self, start: int, end: int) -> Iterator[ArrowRow]:
-        """Rows start <= number < end: the chosen columns' values by their column's name.
+        """Rows start <= number < end; each is a dictionary of the chosen columns' values.
 
         Raises:
-            InputError: The file is damaged there, or has changed since it was opened.
+            InputError: The file is damaged in these rows, or has changed since it was opened.
         """
         if file_stamp(self.path) != self.stamp:
             raise InputError(f"{self.path}: changed while it was read; run the same command again")
@@ -77,7 +77,7 @@ def open_arrow(path: Path, asked: Mapping[str, str] | None) -> ArrowFile:
     """Opens a file and chooses its columns.
 
     Raises:
-        InputError: It cannot be read, has no rows, lacks a column, or one that holds neither text nor images.
+        InputError: It cannot be read, has no rows, lacks a column, or a column contains neither text nor images.
     """
     with _readable(path):
         stamp = file_stamp(path)
@@ -97,12 +97,12 @@ def open_arrow(path: Path, asked: Mapping[str, str] | None) -> ArrowFile:
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether it is parquet by its name; Arrow else."""
+    """Whether its name is that of a parquet file; otherwise it is an Arrow file."""
     return path.suffix.lower() == ".parquet"
 
 
 def _holds(field: str, kind: pa.DataType) -> bool:
-    """Whether a column's type fits the field: lists stand for several images or several negatives."""
+    """Whether a column's type fits the field. Lists are several images or several negatives."""
     if field in IMAGE_FIELDS and pa.types.is_struct(kind):
         names = {kind.field(number).name for number in range(kind.num_fields)}
         return names <= {"bytes", "path"}
@@ -112,10 +112,10 @@ def _holds(field: str, kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """The names behind a column of numbers, where `datasets` left them in the schema."""
+    """The class names of a column of numbers, if `datasets` stored them in the schema."""
     if b"huggingface" not in (schema.metadata or {}):
         return ()
-    from datasets import ClassLabel, Features  # takes a second, and few tables have such a column
+    from datasets import ClassLabel, Features  # takes 1 s, and few tables have such a column
 
     feature = Features.from_arrow_schema(schema)[column]
     return tuple(feature.names) if isinstance(feature, ClassLabel) else ()
@@ -131,7 +131,7 @@ def _shape(path: Path) -> tuple[pa.Schema, int]:
 
 
 def _batches(path: Path, total: int, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches from the one that holds row `start` on, each with the number of its first row."""
+    """Batches from the one with row `start` on, each with the number of its first row."""
     reader = _parquet_batches if is_parquet(path) else _ipc_batches
     first = 0
     for first, batch in reader(path, columns, start):
@@ -143,7 +143,7 @@ def _batches(path: Path, total: int, columns: list[str], start: int) -> Iterator
 
 
 def _parquet_batches(path: Path, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Row groups before `start` are not read, and of a large one only what is needed at a time is in memory."""
+    """Batches of a parquet file. Row groups before `start` are not read, and large ones are read in parts."""
     with pq.ParquetFile(path, buffer_size=_READ_BYTES) as file:
         first = 0
         for group in range(file.num_row_groups):
@@ -169,7 +169,7 @@ def _ipc_batches(path: Path, columns: list[str], start: int) -> Iterator[tuple[i
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns what pyarrow raises of a damaged file into one line."""
+    """Turns pyarrow's exceptions about a damaged file into an InputError."""
     try:
         yield
     except UNREADABLE_TABLE as error:

@@ -1,4 +1,4 @@
-"""Which column of a table of one's own holds what."""
+"""Assigns the columns of the user's tables to the fields of a pair."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm2vec.errors import InputError
 
-# What a pair is made of, and MMEB's names for it: a table may have either, or any others that --columns names.
+# The fields of a pair, and MMEB's names for them. A table may use either, or any other names that --columns assigns.
 MMEB_NAMES = {
     "query": "qry",
     "query_image": "qry_image_path",
@@ -35,10 +35,11 @@ class ColumnsAction(argparse.Action):
 
 
 def parse_columns(words: Sequence[str]) -> dict[str, str]:
-    """Fields and their columns, in the fields' order.
+    """Parses fields and their columns; returns them in the fields' order.
 
     Raises:
-        InputError: Not `field=column`, no such field, a field or a column given twice, no query or no target.
+        InputError: A word is not `field=column`, a field does not exist, a field or column is given twice, or query or
+            target is missing.
     """
     columns: dict[str, str] = {}
     for word in words:
@@ -58,18 +59,18 @@ def parse_columns(words: Sequence[str]) -> dict[str, str]:
 
 
 def choose_columns(path: str, available: Sequence[str], asked: Mapping[str, str] | None) -> dict[str, str]:
-    """The columns to read: those asked for, or by their names.
+    """Chooses the columns to read: those that the user gave, or by their names.
 
     Args:
-        path: What messages call the table.
+        path: The table's name in messages.
         available: Its columns.
-        asked: What `--columns` said; None: nothing.
+        asked: The value of `--columns`; None: not given.
 
     Returns:
         The column of each field that the table has, in the fields' order.
 
     Raises:
-        InputError: A column that is not there or not unique, two for one field, or none for query or target.
+        InputError: A column is missing or not unique, two match one field, or none matches query or target.
     """
     chosen: dict[str, str] = {}
     for field in FIELDS:
@@ -78,14 +79,16 @@ def choose_columns(path: str, available: Sequence[str], asked: Mapping[str, str]
         if asked is not None and names and not found:
             raise InputError(f"{path}: no column {names[0]}; it has {shown(available)}")
         if len(found) > 1:
-            raise InputError(f"{path}: columns {found[0]} and {found[1]} are both the {field}; say which: --columns")
+            raise InputError(
+                f"{path}: columns {found[0]} and {found[1]} are both the {field}; choose one with --columns"
+            )
         if found:
             chosen[field] = found[0]
             if (count := list(available).count(found[0])) > 1:
                 raise InputError(f"{path}: column {found[0]} is there {count} times; keep one of them")
     if missing := _missing_side(chosen):
         raise InputError(
-            f"{path}: no column for the {missing}; it has {shown(available)}; say which is what: {COLUMNS_EXAMPLE}"
+            f"{path}: no column for the {missing}; it has {shown(available)}; name the columns: {COLUMNS_EXAMPLE}"
         )
     return chosen
 
@@ -97,6 +100,6 @@ def shown(columns: Sequence[str]) -> str:
 
 
 def _missing_side(columns: Mapping[str, str]) -> str | None:
-    """The side without a column of which no pair can do."""
+    """The side (query or target) that has no column; None if both have one."""
     sides = ("query", "positive")
     return next((side for side in sides if side not in columns and f"{side}_image" not in columns), None)

@@ -1,4 +1,4 @@
-"""Hugging Face data set folders: which files hold a split. Their rows are read like those of any other file."""
+"""Finds the files of a split in a Hugging Face dataset folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlm2vec.errors import InputError
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _ARROW = ".arrow"
 DEFAULT_SPLIT = "train"
-# What `save_to_disk` writes.
+# The files that `save_to_disk` writes.
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -24,16 +24,17 @@ def is_saved_to_disk(folder: Path) -> bool:
 
 
 def split_files(folder: Path, split: str | None, config: str | None) -> list[Path]:
-    """The tables of a data set's split, in order.
+    """The tables of a dataset's split, in order.
 
     Args:
-        folder: Written by `save_to_disk`, or what `datasets.load_dataset` takes: parquet, JSONL or CSV files, an image
-            folder with metadata, a repository of the hub.
-        split: Its name; None: the only one, or "train".
-        config: Of a data set with several configurations.
+        folder: A folder written by `save_to_disk`, or one that `datasets.load_dataset` accepts: parquet, JSONL or CSV
+            files, an image folder with metadata, a clone of a repository on the hub.
+        split: The split's name; None: the only one, or "train".
+        config: The configuration, if the dataset has several.
 
     Raises:
-        InputError: Nothing that `datasets` recognises, no such split or configuration, or no tables in it.
+        InputError: `datasets` does not recognize the folder, there is no such split or configuration, or it has no
+            tables.
     """
     if is_saved_to_disk(folder):
         if config is not None:
@@ -49,12 +50,12 @@ def _saved_files(folder: Path, split: str | None) -> list[Path]:
 
     try:
         saved = load_from_disk(str(folder))
-    except Exception as error:  # its readers have an error for each kind of damage
+    except Exception as error:  # its readers raise many types of exceptions
         raise _unreadable(folder, error) from error
     if isinstance(saved, DatasetDict):
         saved = saved[_chosen(folder, list(saved), split)]
     elif split is not None:
-        raise InputError(f"{folder}: one data set without splits; leave out --split_name")
+        raise InputError(f"{folder}: a dataset without splits; leave out --split_name")
     return [Path(file["filename"]) for file in saved.cache_files]
 
 
@@ -62,7 +63,7 @@ def _found_files(folder: Path, split: str | None, config: str | None) -> list[Pa
     from datasets import load_dataset_builder  # takes a second
 
     try:
-        with tempfile.TemporaryDirectory() as cache:  # nothing is loaded, only a lock is put there
+        with tempfile.TemporaryDirectory() as cache:  # nothing is loaded; only a lock file is written there
             found: Any = load_dataset_builder(str(folder), config, cache_dir=cache).config.data_files
     except Exception as error:
         raise _unreadable(folder, error) from error
@@ -89,13 +90,13 @@ def _chosen(folder: Path, splits: list[str], split: str | None) -> str:
 
 
 def _inside(folder: Path, path: Path) -> Path:
-    """The path below the folder as it was given; the hub's client makes links of its files, so links may lead out."""
+    """The path below the folder as given. Links may lead out, because the hub's client stores files as links."""
     plain = Path(os.path.normpath(path.absolute()))
     for root in (Path(os.path.normpath(folder.absolute())), folder.resolve()):
         if plain.is_relative_to(root):
             return folder / plain.relative_to(root)
-    raise InputError(f"{folder}: names {path}, which is outside of the folder")
+    raise InputError(f"{folder}: refers to {path}, which is outside the folder")
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:
-    return InputError(f"{folder}: not a data set that `datasets` can load ({' '.join(str(error).split())})")
+    return InputError(f"{folder}: not a dataset that `datasets` can load ({' '.join(str(error).split())})")

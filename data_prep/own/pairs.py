@@ -1,4 +1,4 @@
-"""What a row of one's own becomes: query, target and hard negatives, with image markers where the texts lack them."""
+"""Turns a row of the user's data into query, target and hard negatives, and adds image markers to their texts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LEADING_TAGS = re.compile(rf"(?:{IMAGE_TAG.pattern}\s*)*")
 
 
 def pair_of(values: Mapping[str, Any], place: str, instruction: str | None = None) -> RawPair:
-    """A row's items.
+    """Returns a row's items.
 
     Args:
-        values: By field (see `columns.FIELDS`), as JSON, CSV or Arrow hold them.
+        values: The values by field (see `columns.FIELDS`), as read from JSON, CSV or Arrow.
         place: File and row, for the names of images that are given as bytes.
-        instruction: Stands before every query's text.
+        instruction: Put before the text of every query.
 
     Raises:
-        RowError: A value of the wrong kind, bytes that are no text, negatives of different number.
+        RowError: A value has the wrong type, bytes are not text, or the numbers of negative texts and images differ.
     """
     pair = unmarked_pair(values, place)
     negatives = tuple(_marked(negative) for negative in pair.negatives)
@@ -33,21 +33,21 @@ def pair_of(values: Mapping[str, Any], place: str, instruction: str | None = Non
 
 
 def unmarked_pair(values: Mapping[str, Any], place: str) -> RawPair:
-    """A row's items with their texts as they are; see `pair_of`."""
+    """Returns a row's items with their texts unchanged; see `pair_of`."""
     query = RawItem(_text(values, "query"), _images(values, "query_image", place))
     positive = RawItem(_text(values, "positive"), _images(values, "positive_image", place))
     return RawPair(query, positive, tuple(_negatives(values, place)))
 
 
 def instruction(text: str) -> str:
-    """An instruction, for `type=`."""
+    """Parses an instruction; for argparse's `type=`."""
     if says_nothing(text) or IMAGE_TAG.search(text):
-        raise argparse.ArgumentTypeError(f"{shorten(text)!r}: an instruction is words, without image markers")
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r}: an instruction must contain words, and no image markers")
     return text.strip()
 
 
 def _negatives(values: Mapping[str, Any], place: str) -> list[RawItem]:
-    """One, or as many as the lists have."""
+    """The hard negatives: one, or one per list entry."""
     text, image = values.get("negative"), values.get("negative_image")
     texts = _each(text, lambda value: _as_text(value, "negative"))
     images = _each(image, lambda value: _as_images(value, "negative_image", place))
@@ -56,7 +56,7 @@ def _negatives(values: Mapping[str, Any], place: str) -> list[RawItem]:
     if not images:
         images = [()] * len(texts)
     elif not isinstance(text, list):
-        texts = texts * len(images)  # one text for all images
+        texts = texts * len(images)  # one text is used for all images
     if len(texts) != len(images):
         raise RowError(f"negative has {counted(len(texts), 'text')} and {counted(len(images), 'image')}")
     items = [RawItem(*item) for item in zip(texts, images, strict=True)]
@@ -104,7 +104,7 @@ def _as_images(value: Any, field: str, place: str) -> tuple[RawImage, ...]:
 
 
 def _as_image(value: Any, field: str, name: str) -> RawImage | None:
-    """A path, bytes, or `{bytes, path}`, where the bytes come first; JSON has them in base 64."""
+    """Reads a path, bytes, or `{bytes, path}`, where bytes take precedence; in JSON they are base64."""
     if value is None or value in ("", b""):
         return None
     if isinstance(value, dict):
@@ -127,7 +127,7 @@ def _as_bytes(data: Any, field: str) -> bytes:
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise RowError(f"bytes of {field} are not base 64") from error
+        raise RowError(f"bytes of {field} are not base64") from error
 
 
 def _kind(value: Any) -> str:
@@ -136,9 +136,9 @@ def _kind(value: Any) -> str:
 
 
 def _marked(item: RawItem, instruction: str | None = None) -> RawItem:
-    """Puts a marker for every image at the front of a text without any, and the instruction behind markers there.
+    """Puts image markers at the front of a text without markers, and the instruction after the markers at the front.
 
-    An image without text and instruction gets none: it has a prompt of its own (`item_rules.IMAGE_ONLY_TEXT`).
+    A single image without text and instruction gets no marker: its prompt is `item_rules.IMAGE_ONLY_TEXT`.
     """
     text, count = item.text, len(item.images)
     if count and says_nothing(text) and not IMAGE_TAG.search(text):

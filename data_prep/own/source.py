@@ -1,4 +1,4 @@
-"""Files and folders of one's own as subsets for the converter."""
+"""The user's own files and folders, as subsets for the converter."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class OwnSubset:
     """A file, or a split of a folder.
 
     Attributes:
-        given: What the user named.
-        root: What the files' names in the plan are relative to.
+        given: The path that the user gave.
+        root: The folder that the files' names in the plan are relative to.
         files: Its tables.
     """
 
@@ -36,14 +36,14 @@ class OwnSubset:
 
 @dataclass(frozen=True)
 class OwnData:
-    """What is converted; see `Source`.
+    """The user's data to convert; see `Source`.
 
     Attributes:
-        subsets: By name.
-        columns: What `--columns` says; None: columns are known by their names.
-        instruction: Stands before every query's text.
-        image_dir: What image paths are relative to; None: each table's folder.
-        allow_links: Follow links that lead out of it.
+        subsets: The subsets by name.
+        columns: The value of `--columns`; None: columns are recognized by their names.
+        instruction: Put before the text of every query.
+        image_dir: The folder that image paths are relative to; None: each table's folder.
+        allow_links: Whether to follow links that lead out of it.
     """
 
     subsets: Mapping[str, OwnSubset]
@@ -53,14 +53,14 @@ class OwnData:
     allow_links: bool = False
 
     def names(self, split: str) -> list[str]:
-        """The subsets; the files of the split were chosen before."""
+        """The subsets' names; the files of the split were chosen before."""
         return list(self.subsets)
 
     def tables(self, name: str, split: str) -> Sequence[Table]:
         """A subset's tables, in order.
 
         Raises:
-            InputError: One that cannot be read, or lacks a column.
+            InputError: A table cannot be read, or lacks a column.
         """
         subset = self.subsets[name]
         tables: list[Table] = []
@@ -71,28 +71,28 @@ class OwnData:
         return tables
 
     def image_dir_of(self, name: str) -> Path:
-        """The folder given, or that of the subset's tables."""
+        """The image folder that the user gave, or the folder of the subset's tables."""
         folders = {str(path.parent) for path in self.subsets[name].files}
         return self.image_dir or Path(os.path.commonpath(folders))
 
     def file_name(self, table: Table) -> str:
-        """Its path below what the user named."""
+        """The table's path below the path that the user gave."""
         subset = next(each for each in self.subsets.values() if table.path in each.files)
         return str(table.path.relative_to(subset.root))
 
     def where(self, name: str) -> str:
-        """What the user named."""
+        """The path that the user gave."""
         return str(self.subsets[name].given)
 
 
 def is_own(paths: Sequence[str], names: Sequence[str] | None, split: str | None, has_columns: bool) -> bool:
-    """Whether `--dataset_name` is data of one's own, or MMEB-train's folder (or one of the hub's).
+    """Whether `--dataset_name` is the user's own data, not MMEB-train (a folder, or a repository on the hub).
 
     Args:
-        paths: What `--dataset_name` says.
-        names: What `--subset_name` says.
-        split: What `--split_name` says.
-        has_columns: Whether `--columns` is given, as only data of one's own have it.
+        paths: The value of `--dataset_name`.
+        names: The value of `--subset_name`.
+        split: The value of `--split_name`.
+        has_columns: Whether `--columns` is given, which only the user's own data has.
     """
     path = Path(paths[0])
     if len(paths) > 1 or has_columns or path.is_file() or not path.is_dir():
@@ -105,23 +105,23 @@ def is_own(paths: Sequence[str], names: Sequence[str] | None, split: str | None,
         subsets = subset_names(path, [ALL_SUBSETS], split or DEFAULT_SPLIT)
     except InputError:
         return any(file.suffix.lower() in TABLE_SUFFIXES for file in path.rglob("*"))
-    return subsets == ["data"]  # of a repository on the hub
+    return subsets == ["data"]  # for a repository on the hub
 
 
 def own_subsets(
     paths: Sequence[Path], names: Sequence[str] | None, split: str | None, config: str | None
 ) -> dict[str, OwnSubset]:
-    """The subsets of files and folders, one each.
+    """Makes one subset of each file or folder.
 
     Args:
         paths: Files, and folders that `datasets` can load.
-        names: Of the subsets; None: by the files' and folders' names.
-        split: Of folders.
-        config: Of folders.
+        names: The subsets' names; None: the files' and folders' names.
+        split: The split of folders.
+        config: The configuration of folders.
 
     Raises:
-        InputError: Not as many names as paths, names that cannot be a subset's or are there twice, a split for a file,
-            a folder without tables.
+        InputError: The numbers of names and paths differ, a name is invalid or occurs twice, a split is given for a
+            file, or a folder has no tables.
     """
     if names is not None and len(names) != len(paths):
         raise InputError(
@@ -145,7 +145,7 @@ def own_subsets(
 
 
 def subset_name(path: Path) -> str:
-    """A subset's name of a file's or folder's: what a tar member's name cannot hold becomes "_"."""
+    """The subset's name from a file's or folder's: characters that a tar member's name cannot contain become "_"."""
     stem = path.resolve().stem if path.is_file() else path.resolve().name
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:_MAX_NAME]
 
@@ -156,5 +156,5 @@ def _subset(path: Path, split: str | None, config: str | None) -> OwnSubset:
         return OwnSubset(path, path, tuple(files))
     for flag, value in (("--split_name", split), ("--config_name", config)):
         if value is not None:
-            raise InputError(f"{flag} {value}: {path} is a file, which has none; leave it out")
+            raise InputError(f"{flag} {value}: {path} is a file, for which {flag} has no effect; leave it out")
     return OwnSubset(path, path.parent, (path,))

@@ -1,4 +1,4 @@
-"""A table of one's own, whatever its format, as the converter reads any table."""
+"""The user's tables of any format, with the converter's interface of a table."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class OwnTable:
     """One file of pairs.
 
     Attributes:
-        file: Reads it.
-        name: What messages and the plan call it: its path below the data set's folder.
+        file: Reads its rows.
+        name: Its name in messages and in the plan: its path below the dataset's folder.
         first_row: Number of its first row, counted over the subset's files.
-        columns: Of its fields.
-        instruction: Stands before every query's text.
+        columns: The column of each field.
+        instruction: Put before the text of every query.
     """
 
     file: TextFile | ArrowFile
@@ -42,7 +42,7 @@ class OwnTable:
 
     @property
     def num_rows(self) -> int:
-        """Rows it has."""
+        """The number of its rows."""
         return self.file.num_rows
 
     @property
@@ -59,16 +59,16 @@ class OwnTable:
         """Rows start <= number < end, numbered over the subset's files.
 
         Raises:
-            InputError: The file is damaged there, or has changed since it was opened.
+            InputError: The file is damaged in these rows, or has changed since it was opened.
         """
         for number, place, content in self._contents(start - self.first_row, end - self.first_row):
             yield SourceRow(self.first_row + number, self._pair(place, content), place)
 
     def image_paths(self) -> Iterator[str]:
-        """Every different image file that the table names, in order of first use.
+        """Every distinct image file that the table names, in order of first use.
 
         Raises:
-            InputError: As `rows`.
+            InputError: See `rows`.
         """
         if any(field in IMAGE_FIELDS for field in self.columns):
             rows = self.rows(self.first_row, self.first_row + self.num_rows)
@@ -96,17 +96,17 @@ class OwnTable:
 def open_table(
     path: Path, name: str, first_row: int, asked: Mapping[str, str] | None, instruction: str | None
 ) -> OwnTable:
-    """Opens a table of any format; JSONL and CSV are read once from end to end.
+    """Opens a table of any format; JSONL and CSV files are read once from start to end.
 
     Args:
-        path: The file; its suffix says the format.
+        path: The file; its suffix determines the format.
         name: See `OwnTable`.
         first_row: See `OwnTable`.
-        asked: Fields and columns, as `--columns` says them; None: by their names.
+        asked: The columns by field, from `--columns`; None: columns are recognized by their names.
         instruction: See `OwnTable`.
 
     Raises:
-        InputError: A format that is not known, a file that cannot be read, no rows, columns that do not fit.
+        InputError: The format is unknown, the file cannot be read or has no rows, or the columns do not match.
     """
     suffix = path.suffix.lower()
     try:

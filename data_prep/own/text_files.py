@@ -1,4 +1,4 @@
-"""JSONL and CSV, a row at a time from any row on: neither is ever held in memory."""
+"""Reads JSONL and CSV files row by row, starting at any row, without loading them into memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vlm2vec.errors import InputError
 from vlm2vec.item_rules import shorten
 from vlm2vec.messages.words import counted
 
-# Every so many rows the place of one is remembered: where a range of rows begins is then found at once.
+# The offset of every MARK_ROWS-th row is kept, so that the start of a range of rows is found quickly.
 MARK_ROWS = 1024
-# Of one line of JSON, and one field of CSV: much more than an image (MAX_IMAGE_BYTES) in base 64 takes.
+# Limit for one line of JSON, and one field of CSV: much more than an image (MAX_IMAGE_BYTES) takes in base64.
 MAX_LINE_BYTES = 1 << 28
 MAX_FIELD_CHARACTERS = 1 << 24
 _BOM = b"\xef\xbb\xbf"
@@ -26,30 +26,30 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row begins: its number, the byte, the line (from 1)."""
+    """Where a row begins: row number, byte offset, line number (from 1)."""
 
     row: int
     offset: int
     line: int
 
 
-# A row as the file holds it: its number, its line, its columns or what is wrong.
+# A row of the file: its number, its line, and its columns or the error that makes it unusable.
 TextRow = tuple[int, int, "dict[str, Any] | RowError"]
-# Yields the rows from a place on, in a file that is open there.
+# Yields the rows from a place on; the file is positioned there.
 Walk = Callable[[BinaryIO, Place], Iterator["tuple[Place, dict[str, Any] | RowError]"]]
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A JSONL or CSV file that was read once, to know its rows and columns.
+    """A JSONL or CSV file that was scanned once for its rows and columns.
 
     Attributes:
         path: The file.
         stamp: Its `file_stamp` at that time.
-        header: Column names of a CSV; () for JSONL.
+        header: The column names of a CSV file; () for JSONL.
         columns: All column names, in order of first use.
-        num_rows: Rows; empty lines are none.
-        marks: Places of rows 0, MARK_ROWS, 2 * MARK_ROWS and so on.
+        num_rows: Number of rows; empty lines do not count.
+        marks: The places of rows 0, MARK_ROWS, 2 * MARK_ROWS, ...
     """
 
     path: Path
@@ -80,14 +80,14 @@ class TextFile:
 
 
 def scan(path: Path) -> TextFile:
-    """Reads a file once.
+    """Scans a file once from start to end.
 
     Args:
-        path: Ends with .jsonl, .json (one object a line), .csv or .tsv.
+        path: The file; its name ends with .jsonl, .json (one object per line), .csv or .tsv.
 
     Raises:
-        InputError: It cannot be read as a whole: UTF-16, an array instead of lines, a quote that is never closed, no
-            header, no rows.
+        InputError: The file cannot be read: it is UTF-16, is an array instead of lines, has a quote that is never
+            closed, no header, or no rows.
     """
     stamp = file_stamp(path)
     columns: dict[str, None] = {}
@@ -111,7 +111,7 @@ def scan(path: Path) -> TextFile:
 
 
 def is_csv(path: Path) -> bool:
-    """Whether it is a CSV or TSV by its name."""
+    """Whether its name is that of a CSV or TSV file."""
     return path.suffix.lower() in (".csv", ".tsv")
 
 
@@ -122,13 +122,13 @@ def _walk_of(path: Path, header: tuple[str, ...]) -> Walk:
 
 
 def _begin(file: BinaryIO, path: Path) -> Place:
-    """The first place, behind a byte order mark."""
+    """The place of the first row, after a byte order mark if there is one."""
     head = file.read(64)
     if head.startswith(_UTF_16):
         raise InputError(f"{path}: UTF-16; save it as UTF-8")
     start = len(_BOM) if head.startswith(_BOM) else 0
     if not is_csv(path) and head[start:].lstrip().startswith(b"["):
-        raise InputError(f"{path}: a JSON array; write one object a line (jq -c '.[]' {path.name} > pairs.jsonl)")
+        raise InputError(f"{path}: a JSON array; write one object per line (jq -c '.[]' {path.name} > pairs.jsonl)")
     file.seek(start)
     return Place(0, start, 1)
 
@@ -138,7 +138,7 @@ def _lines(file: BinaryIO, path: Path, place: Place) -> Iterator[tuple[int, int,
     offset, number = place.offset, place.line
     while line := file.readline(MAX_LINE_BYTES):
         if len(line) == MAX_LINE_BYTES:
-            raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; one row a line")
+            raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; write one row per line")
         yield offset, number, line
         offset += len(line)
         number += 1
@@ -158,7 +158,7 @@ def _json_object(line: bytes) -> dict[str, Any] | RowError:
         content = json.loads(line.decode().rstrip())
     except UnicodeDecodeError:
         return RowError("not UTF-8")
-    except json.JSONDecodeError as error:  # which counts lines in this one
+    except json.JSONDecodeError as error:  # its line number counts within this line
         return RowError(f"not JSON ({error.msg}, column {error.colno})")
     except (ValueError, RecursionError) as error:
         return RowError(f"not JSON ({error})")
@@ -168,7 +168,7 @@ def _json_object(line: bytes) -> dict[str, Any] | RowError:
 
 
 def _header(file: BinaryIO, path: Path, start: Place) -> tuple[tuple[str, ...], Place]:
-    """Column names, and the place behind them."""
+    """The column names, and the place after them."""
     lines = _CsvLines(file, path, start)
     try:
         header = next((fields for fields in _csv_reader(lines, path) if fields), None)
@@ -189,7 +189,7 @@ def _header(file: BinaryIO, path: Path, start: Place) -> tuple[tuple[str, ...], 
 def _csv_rows(
     file: BinaryIO, path: Path, header: tuple[str, ...], place: Place
 ) -> Iterator[tuple[Place, dict[str, Any] | RowError]]:
-    """A row's fields may hold line breaks, so the reader asks for as many lines as a row has."""
+    """Fields may contain line breaks, so the CSV reader takes as many lines as a row has."""
     lines = _CsvLines(file, path, place)
     reader = _csv_reader(lines, path)
     row = place.row
@@ -225,9 +225,9 @@ def _delimiter(path: Path) -> str:
 
 
 class _CsvLines:
-    """The lines that a CSV reader asks for; knows where the next one begins.
+    """The lines of a CSV file for the CSV reader; records where the next line begins.
 
-    Bytes that are not UTF-8 become halves of surrogate pairs, which every text is checked for.
+    Bytes that are not UTF-8 become halves of surrogate pairs, which are detected in every text.
     """
 
     def __init__(self, file: BinaryIO, path: Path, place: Place) -> None:

@@ -57,7 +57,7 @@ def test_another_zip_is_refused(dataset: Path, tmp_path: Path) -> None:
     converted(dataset, tmp_path / "o")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("A/Train/3.png", image_bytes(3))
-    with pytest.raises(InputError, match=r"was begun with another images_zip/A\.zip"):
+    with pytest.raises(InputError, match=r"was started with a different images_zip/A\.zip"):
         convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 
@@ -91,7 +91,7 @@ def claim_method(content: bytearray, number: int) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[bytearray], object], str]] = {
     "data": (lambda content: flip(content, content.rindex(b"PK\3\4") + 60), "damaged in the zip"),
-    "size": (lie_about_size, "3000000000 bytes unpacked are too many"),
+    "size": (lie_about_size, "3000000000 bytes uncompressed are too many"),
     "encrypted": (encrypt, "encrypted; unpack the zip with its password"),
     **{
         method: (partial(claim_method, number=number), rf"method {method} \({number}\).*`7z x`")

@@ -202,9 +202,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--subset_name", "A", "A"], "A: subset given twice"),
+        (["--subset_name", "A", "A"], "A: the subset is given twice"),
         (["--subset_name", "../A"], "../A: not a subset's name"),
-        (["--output_dir", "we#ird"], "we#ird: webdataset cannot open tars below a path with any of # ? { }"),
+        (["--output_dir", "we#ird"], "we#ird: webdataset cannot open tars in a path that contains any of # ? { }"),
         (["--output_dir", "o{0..9}"], "webdataset cannot open"),
         (["--rows_per_shard", "0"], "argument --rows_per_shard: must be at least 1; python -m data_prep.convert --he"),
         (["--num_workers", "two"], "two is not a whole number"),
@@ -212,10 +212,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["--no_such_flag"], "unknown option --no_such_flag"),
         (["--subset_name", "all", "--split_name", "nothing"], "no subset has nothing-00000-of-*.parquet"),
         (["--split_name", "orig"], "no orig-00000-of-*.parquet; is the split's name right?"),
-        (["--dataset_name", "nowhere"], "nowhere: no such folder; download the data set first"),
+        (["--dataset_name", "nowhere"], "nowhere: no such folder; download the dataset first"),
         (["--image_dir", "nowhere"], "nowhere: no such image folder"),
         (["--output_dir", "/dev/null"], "/dev/null: cannot create the folder"),
-        (["--output_dir", "/"], "/: not an empty folder, and no conversion's; choose another"),
+        (["--output_dir", "/"], "/: not empty, and not a folder of this program; choose a different one"),
     ],
 )
 def test_bad_options_are_one_line(

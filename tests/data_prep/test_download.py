@@ -93,14 +93,14 @@ def test_missing_members_of_a_zip_are_named(
 
 def test_what_is_neither_a_folder_nor_on_the_hub_is_one_line(tmp_path: Path) -> None:
     for name in ("nowhere", "a/b/c", "owner/na me"):
-        with pytest.raises(InputError, match="no such folder; download the data set first"):
+        with pytest.raises(InputError, match="no such folder; download the dataset first"):
             program.download(name, ["all"], "original")
     with running_hub(tmp_path) as hub:
         arguments = ("--dataset_name", "owner/other", "--subset_name", "A", "--output_dir", tmp_path / "o")
         program_process = start_against(hub.url, "data_prep.convert", *arguments)
         _, error = program_process.communicate(timeout=HANG_SECONDS)
     assert program_process.returncode == 2
-    assert error.startswith("error: owner/other: no such folder, nor can it be downloaded")
+    assert error.startswith("error: owner/other: no such folder, and it cannot be downloaded")
     assert error.count("\n") == 1
 
 

@@ -89,7 +89,10 @@ def test_a_changed_image_is_taken_up_and_not_mixed(dataset: Path, tmp_path: Path
         (["--rows_per_shard", "5"], "--rows_per_shard 4 (now 5)"),
         (["--rows_per_shard", "4", "--num_sample_per_subset", "9"], "--num_sample_per_subset None (now 9)"),
         (["--rows_per_shard", "4", "--check_images", "header"], "--check_images decode (now header)"),
-        (["--rows_per_shard", "4", "--split_name", "other"], "--split_name original (now other), another A/other-0"),
+        (
+            ["--rows_per_shard", "4", "--split_name", "other"],
+            "--split_name original (now other), a different A/other-0",
+        ),
         (["--rows_per_shard", "4", "--subset_name", "A", "B"], "--subset_name A (now A B)"),
     ],
 )
@@ -107,7 +110,7 @@ def test_other_options_are_refused_and_nothing_is_touched(
     before = tree(tmp_path / "o")
     assert run_main(monkeypatch, dataset, tmp_path / "o", *options) == 2
     error = capsys.readouterr().err
-    assert f"was begun with {change}" in error
+    assert f"was started with {change}" in error
     assert error.count("\n") == 1
     assert tree(tmp_path / "o") == before
 
@@ -119,7 +122,7 @@ def test_another_source_is_refused(
     before = tree(tmp_path / "o")
     write_rows(dataset, [row(number, pos_text="changed") for number in range(10)])
     assert run_main(monkeypatch, dataset, tmp_path / "o") == 2
-    assert f"was begun with another {TABLE}" in capsys.readouterr().err
+    assert f"was started with a different {TABLE}" in capsys.readouterr().err
     assert tree(tmp_path / "o") == before
 
 
@@ -134,7 +137,7 @@ def test_a_damaged_plan_and_a_foreign_folder_are_refused(
     foreign.mkdir()
     (foreign / ".tmp-thesis.odt").write_text("mine")
     assert run_main(monkeypatch, dataset, foreign) == 2
-    assert "not an empty folder" in capsys.readouterr().err
+    assert "not empty, and not a folder of this program" in capsys.readouterr().err
     assert tree(foreign) == {".tmp-thesis.odt": b"mine"}
 
 
@@ -162,7 +165,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(
     with monkeypatch.context() as patch:
         patch.setattr("vlm2vec.shards.writer.publish", full)
         assert run_main(patch, dataset, tmp_path / "o") == 2
-    assert "A-00000.tar: No space left on device; the same command continues" in capsys.readouterr().err
+    assert "A-00000.tar: No space left on device; run the same command again to continue" in capsys.readouterr().err
     assert run_main(monkeypatch, dataset, tmp_path / "o") == 0
     converted(make_dataset(tmp_path / "again"), tmp_path / "p")
     assert tree(tmp_path / "o") == tree(tmp_path / "p")

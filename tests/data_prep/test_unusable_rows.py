@@ -57,7 +57,7 @@ def test_a_row_that_no_model_can_be_trained_on_is_named_and_left_out(
     assert run_main(monkeypatch, dataset, tmp_path / "o", "--rows_per_shard", "4") == 3
     shown = capsys.readouterr().out
     assert "not complete: 1 of 10 rows of A unusable, more than --max_unusable 0.05" in shown
-    assert "--max_unusable 0.1 leaves them out" in shown
+    assert "or leave them out with --max_unusable 0.1" in shown
     assert f"A/00000005 ({side}): " in shown
     with pytest.raises(InputError, match="no manifest"):
         ShardSet.open(tmp_path / "o")

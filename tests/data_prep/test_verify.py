@@ -113,7 +113,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "wrong offset": (
         lambda root: [edit_index(root, "offset", add_one), reseal(root)],
-        "A-00001.parquet: sample A/00000006 is said to begin at",
+        "A-00001.parquet: sample A/00000006 begins at",
     ),
     "wrong row": (
         lambda root: [edit_index(root, "row", lambda rows: rows[::-1]), reseal(root)],

@@ -1,1 +1,1 @@
-"""What trials and tests share: starting ranks, tiny models, hand-made data, damage to files."""
+"""Helpers for trials and tests: starting ranks, tiny models, hand-made data, damaging files."""

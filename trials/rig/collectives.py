@@ -1,4 +1,4 @@
-"""Writes down every collective that runs: which operator, how many bytes, in which part of a step."""
+"""Records every collective that runs: operator, bytes, and part of the step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# The part of a step in which ranks compare what they are about to run; it comes first.
+# The first part of a step, in which ranks compare what they are about to run.
 AGREE = "agree"
 
 
 class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down every collective: all of them are operators of torch's dispatcher, whoever calls them.
+    """Records every collective; all of them are operators of torch's dispatcher, whoever calls them.
 
-    The bytes are those of the largest tensor: all that is reduced, gathered or scattered, whole.
+    The bytes are those of the largest tensor, that is of everything that is reduced, gathered or scattered.
     """
 
     def __init__(self) -> None:

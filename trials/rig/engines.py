@@ -11,8 +11,8 @@ from torch import nn
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.ranks import set_collective_timeout
 
-# ZeRO-3 fetches every parameter when it is used and frees it at once: its traffic then follows from the calls alone.
-# By default small parameters stay, and how many are fetched ahead depends on the steps before.
+# ZeRO-3 then fetches every parameter when it is used and frees it at once, so traffic depends on the calls alone. By
+# default small parameters are kept, and how many are prefetched depends on earlier steps.
 FETCH_WHEN_USED = {
     "stage3_param_persistence_threshold": 0,
     "stage3_prefetch_bucket_size": 0,
@@ -22,20 +22,20 @@ FETCH_WHEN_USED = {
 
 
 def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ConstantLR:
-    """A schedule that leaves the learning rate as it is."""
+    """A schedule with a constant learning rate."""
     return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
 
 
 def build_engine(
     model: nn.Module, stage: int, learning_rate: float = 0.0, zero: Mapping[str, Any] | None = None, **more: Any
 ) -> Any:
-    """An engine with torch's AdamW and no weight decay, whose collectives end after `COLLECTIVE_SECONDS`.
+    """Builds an engine with torch's AdamW and no weight decay. Collectives time out after `COLLECTIVE_SECONDS`.
 
     Args:
-        model: Its parameters with `requires_grad` are trained.
-        stage: Of ZeRO.
-        learning_rate: 0 leaves the weights alone.
-        zero: Further entries of the section "zero_optimization"; those for ZeRO-3 do nothing in other stages.
+        model: The model; its parameters with `requires_grad` are trained.
+        stage: The ZeRO stage.
+        learning_rate: The learning rate; 0 leaves the weights unchanged.
+        zero: Further entries of the section "zero_optimization"; those for ZeRO-3 have no effect in other stages.
         more: Further entries of DeepSpeed's configuration, or sections that replace the ones made here.
     """
     import deepspeed

@@ -1,4 +1,4 @@
-"""Files that are wrong although every checksum agrees, as a faulty or hostile writer would leave them."""
+"""Writes wrong files whose checksums all match, as a faulty or hostile writer would."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _places(content: Any) -> list[tuple[Any, Any]]:
 
 def seal_manifest(content: dict[str, Any]) -> None:
     """Recomputes the sums and the fingerprint."""
-    with suppress(Exception):  # where the sums cannot be computed, nobody can make them fit
+    with suppress(Exception):  # if the sums cannot be computed, they cannot be made to match
         for subset in content["subsets"].values():
             subset["num_samples"] = sum(shard["num_samples"] for shard in subset["shards"])
             totals: dict[str, int] = {}
@@ -59,7 +59,7 @@ def seal_manifest(content: dict[str, Any]) -> None:
 
 
 def forge_manifest(folder: Path, file: str, generator: random.Random) -> None:
-    """One value of the manifest is another, and the fingerprint agrees."""
+    """Changes one value of the manifest, and the fingerprint accordingly."""
     path = folder / file
     content = json.loads(path.read_text())
     del content["fingerprint"]
@@ -69,13 +69,13 @@ def forge_manifest(folder: Path, file: str, generator: random.Random) -> None:
 
 
 def forge_document(folder: Path, file: str, generator: random.Random) -> None:
-    """One value of a JSON file is another."""
+    """Changes one value of a JSON file."""
     path = folder / file
     path.write_text(json.dumps(forge_json(json.loads(path.read_text()), generator)))
 
 
 def forge_index(folder: Path, file: str, generator: random.Random) -> None:
-    """The index says something else; manifest and sidecar vouch for it."""
+    """Changes the index, and manifest and sidecar accordingly."""
     path = folder / file
     table = generator.choice(_TABLE_FORGERIES)(pq.read_table(path), generator)
     pq.write_table(table, path)
@@ -85,7 +85,7 @@ def forge_index(folder: Path, file: str, generator: random.Random) -> None:
     (record,) = [each for each in manifest["subsets"][path.parent.name]["shards"] if each["name"] == path.stem]
     for each in (record, sidecar):
         each |= {"index_sha256": digest, "num_samples": table.num_rows}
-    if generator.random() < 0.5:  # a writer that says what it lost, or one that does not
+    if generator.random() < 0.5:  # a writer that reports what it lost, or one that does not
         lost = record["rows"][1] - record["rows"][0] - table.num_rows
         for each in (record, sidecar):
             each["rows"] = [record["rows"][0], record["rows"][1] - lost]
@@ -124,7 +124,7 @@ def _edited(table: pa.Table, generator: random.Random, value: Callable[[Any, int
 
 
 def _forged_list(values: list[Any], kind: pa.DataType, generator: random.Random) -> list[Any]:
-    """A list, or one of the lists in it, with an entry lost, added, changed or moved."""
+    """Removes, adds, changes or moves an entry of a list, or of a list in it."""
     is_nested, place = pa.types.is_list(kind), generator.randrange(len(values) + 1)
     if is_nested and place < len(values):
         return [*values[:place], _forged_list(values[place], kind.value_type, generator), *values[place + 1 :]]
@@ -137,7 +137,7 @@ def _forged_list(values: list[Any], kind: pa.DataType, generator: random.Random)
 
 
 def _other_rows(table: pa.Table, generator: random.Random) -> pa.Table:
-    """Rows lost, repeated or in another order."""
+    """Removes, repeats or reorders rows."""
     rows = list(range(table.num_rows))
     kind = generator.choice(("lost", "repeated", "order"))
     if kind == "lost":

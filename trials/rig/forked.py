@@ -1,4 +1,4 @@
-"""Real ranks, forked from a process that has imported everything: most of a start's time is imports."""
+"""Starts real ranks by forking a process that has imported everything, because imports take most of a start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vlm2vec.training.checkpoints.state_files import environment
 
 @cache
 def fork_server() -> ForkServerContext:
-    """One for the process; its first child waits for the imports."""
+    """The process' fork server; its first child waits for the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trials.rig.forked_imports"])
     first = context.Process(target=int)
@@ -37,14 +37,14 @@ def fork_server() -> ForkServerContext:
 
 
 def warm_up() -> None:
-    """Waits for the imports, so that starts after it can be timed."""
+    """Waits for the imports, so that later starts can be timed."""
     fork_server()
 
 
 def start_forked(
     num_ranks: int, main: Callable[..., None], arguments: Sequence[Any], log_dir: Path
 ) -> list[ForkServerProcess]:
-    """Starts ranks that call `main(*arguments)`, each in a process group of its own; output goes to `rank*.log`."""
+    """Starts ranks that call `main(*arguments)`, each in its own process group; output goes to `rank*.log`."""
     port = free_port()
     ranks = [
         fork_server().Process(target=_rank, args=(rank, num_ranks, port, log_dir, main, tuple(arguments)))
@@ -58,20 +58,20 @@ def start_forked(
 def run_forked(
     num_ranks: int, main: Callable[..., None], arguments: Sequence[Any], log_dir: Path, timeout: float = HANG_SECONDS
 ) -> list[str]:
-    """Ranks that must succeed; returns their output."""
+    """Runs ranks that must succeed; returns their output."""
     ranks = start_forked(num_ranks, main, arguments, log_dir)
     wait(ranks, log_dir, timeout)
     return [(log_dir / f"rank{rank}.log").read_text(errors="replace") for rank in range(num_ranks)]
 
 
 def run_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float = HANG_SECONDS) -> list[str]:
-    """As `launcher.run_ranks`, for `-m MODULE FLAGS`, without the seconds that each rank needs for its imports."""
+    """Like `launcher.run_ranks` for `-m MODULE FLAGS`, but without the time that each rank needs for its imports."""
     assert arguments[0] == "-m"
     return run_forked(num_ranks, _run_module, [list(arguments[1:])], log_dir, timeout)
 
 
 def run_program(words: Sequence[str], log_dir: Path, timeout: float = HANG_SECONDS) -> tuple[int | None, str]:
-    """The only rank of `-m MODULE FLAGS` and how it ends: its exit code, None for a kill, and its output."""
+    """Runs `-m MODULE FLAGS` as the only rank; returns its exit code (None if it was killed) and its output."""
     (code,) = ended(start_forked(1, _run_module, [list(words)], log_dir), timeout)
     return code, (log_dir / "rank0.log").read_text(errors="replace")
 
@@ -82,7 +82,7 @@ def _run_module(words: list[str]) -> None:
 
 
 def ended(ranks: Sequence[ForkServerProcess], timeout: float = HANG_SECONDS) -> list[int | None]:
-    """Exit codes, once all ranks have ended; None for those killed because one failed, or because the time is over."""
+    """Waits for all ranks; returns exit codes, None for ranks killed because one failed or the time was over."""
     deadline = time.monotonic() + timeout
     while any(rank.exitcode is None for rank in ranks) and time.monotonic() < deadline:
         if any(rank.exitcode for rank in ranks):
@@ -95,7 +95,7 @@ def ended(ranks: Sequence[ForkServerProcess], timeout: float = HANG_SECONDS) -> 
 
 
 def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = HANG_SECONDS) -> None:
-    """Until all ranks have succeeded; when one failed, or the time is over, the others are killed."""
+    """Waits until all ranks have succeeded; if one fails, or the time is over, the others are killed."""
     codes = ended(ranks, timeout)
     if any(code != 0 for code in codes):
         logs = [path.read_text(errors="replace")[-3000:] for path in sorted(log_dir.glob("rank*.log"))]
@@ -103,7 +103,7 @@ def wait(ranks: Sequence[ForkServerProcess], log_dir: Path, timeout: float = HAN
 
 
 def kill(ranks: Sequence[ForkServerProcess], moments: random.Random | None = None) -> None:
-    """SIGKILL for all ranks and their children; with `moments`, in some order and a moment apart."""
+    """Kills all ranks and their children by SIGKILL; with `moments`, in random order and a moment apart."""
     order = list(ranks)
     if moments is not None:
         moments.shuffle(order)
@@ -112,7 +112,7 @@ def kill(ranks: Sequence[ForkServerProcess], moments: random.Random | None = Non
         try:
             os.killpg(rank.pid, signal.SIGKILL)  # with its loader's workers
         except ProcessLookupError:
-            rank.kill()  # it has not come to making a group, or has ended
+            rank.kill()  # it has not made its group yet, or has ended
         if moments is not None:
             time.sleep(moments.uniform(0, 0.05))
     for rank in ranks:
@@ -120,7 +120,7 @@ def kill(ranks: Sequence[ForkServerProcess], moments: random.Random | None = Non
 
 
 def are_gone(groups: Sequence[int | None], seconds: float = HANG_SECONDS) -> bool:
-    """Whether all processes of these groups end soon, loader workers too; zombies wait for nobody but init."""
+    """Whether all processes of these groups end soon, loader workers too; zombies only wait for init."""
     deadline = time.monotonic() + seconds
     while _alive(groups):
         if time.monotonic() > deadline:
@@ -142,7 +142,7 @@ def _rank(
     rank: int, num_ranks: int, port: int, log_dir: Path, main: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a rank that was not forked itself
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers, as in a rank that was not forked
     log = os.open(log_dir / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

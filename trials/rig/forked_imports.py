@@ -1,11 +1,11 @@
-"""What a training run imports on its way; a forked rank finds it there."""
+"""Imports everything that a training run imports, so that forked ranks have it already."""
 
 from __future__ import annotations
 
 import gc
 
 import deepspeed
-import deepspeed.runtime.zero.muon.muon_optimizer  # compiles something when it is imported, for seconds
+import deepspeed.runtime.zero.muon.muon_optimizer  # its import compiles for seconds
 import peft
 import torch
 import transformers
@@ -15,6 +15,6 @@ from vlm2vec import train
 
 IMPORTED = (deepspeed, peft, torch, transformers, tensorboard, train)
 
-# Ranks live for seconds: their collector need not look at what was imported again and again, nor copy its pages.
+# Ranks live for seconds, so the garbage collector need not scan the imported objects and copy their pages.
 gc.collect()
 gc.freeze()

@@ -1,9 +1,9 @@
-"""A `python` for launch scripts and launchers, whose programs are forked from a process that has imported everything.
+"""A `python` for launch scripts and launchers that forks programs from a process that has imported everything.
 
-What a launcher starts is a real process of its own, with its words and variables in /proc: it waits for the forked
-one, which has its files, folder, variables and network, passes signals on to it and ends as it does. When it is
-killed, so is the forked one. Anything but `[-u] -m MODULE` and `[-u] FILE.py` is done by the real Python, and so is a
-rank that the variable REAL_RANK names.
+A launcher starts a real process, with its arguments and variables in /proc. It waits for the forked process, which has
+the same files, folder, variables and network; it passes signals on and ends with the same exit code. If it is killed,
+the forked process is killed too. Anything but `[-u] -m MODULE` and `[-u] FILE.py` is run by the real Python, and so is
+the rank that the variable REAL_RANK names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 from trials.rig.forked import fork_server
 
-# Written beside the socket; starts in some hundredths of a second.
+# Written beside the socket; starts in a few hundredths of a second.
 _PROGRAM = """#!{python} -IS
 import json, os, signal, socket, sys
 
@@ -56,7 +56,7 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-_SECONDS_BETWEEN_LOOKS = 5  # for a parent that is gone
+_SECONDS_BETWEEN_LOOKS = 5  # checks whether the parent is gone
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def forked_python() -> Iterator[Path]:
 
 
 def _serve(listening: socket.socket) -> None:
-    """Forks a process for each connection; its end is told there, and the connection's end is its own."""
+    """Forks a process for each connection, kills it if the connection ends, and sends its exit code there."""
     parent = os.getppid()
     waiting = selectors.DefaultSelector()
     waiting.register(listening, selectors.EVENT_READ, None)
@@ -130,7 +130,7 @@ def _start(connection: socket.socket, others: list[Any]) -> int:
 def _run(
     files: list[int], words: list[str], variables: dict[str, str], folder: str, unbuffered: bool, program: str
 ) -> int:
-    """The module or file as `__main__`; what the interpreter does around it, and its exit code."""
+    """Runs the module or file as `__main__`, with the interpreter's steps around it; returns its exit code."""
     os.setsid()
     network = files.pop()
     if os.fstat(network).st_ino != os.stat("/proc/self/ns/net").st_ino:
@@ -142,8 +142,8 @@ def _run(
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a process that was not forked
-    # The old ones expect the kind of file that was there when they were made.
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers, as in a process that was not forked
+    # The existing ones expect the kind of file that was there when they were created.
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), write_through=unbuffered)
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), errors="backslashreplace", line_buffering=True)

@@ -1,4 +1,4 @@
-"""Retrieval data sets in BEIR's form, made by hand."""
+"""Writes small retrieval datasets in BEIR's layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def png(number: int, size: tuple[int, int] = (24, 32)) -> bytes:
 
 
 def write_parquet_collection(folder: Path, queries: Rows, corpus: Rows, qrels: Rows, split: str = "test") -> Path:
-    """As the hub has them: a folder a part, with the split's parquet files."""
+    """Writes a collection as on the hub: one folder per part, with the split's parquet files."""
     for part, rows in (("queries", queries), ("corpus", corpus), ("qrels", qrels)):
         path = folder / part / f"{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def write_parquet_collection(folder: Path, queries: Rows, corpus: Rows, qrels: R
 
 
 def write_beir_collection(folder: Path, queries: Rows, corpus: Rows, qrels: Rows, split: str = "test") -> Path:
-    """As BEIR has them: JSON lines, and tab-separated judgements named after the split."""
+    """Writes a collection in BEIR's layout: JSON lines, and tab-separated judgements named after the split."""
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     for part, rows in (("queries", queries), ("corpus", corpus)):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

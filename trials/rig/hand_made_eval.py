@@ -1,4 +1,4 @@
-"""A folder in MMEB-eval's layout made by hand."""
+"""Writes small datasets in MMEB-eval's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hand-made MMEB-train of one subset, A, and what trials and tests do with it."""
+"""Writes and converts a small MMEB-train with one subset, A."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def converted(
     tolerance: Tolerance = DEFAULT_TOLERANCE,
     **options: Any,
 ) -> Manifest:
-    """The manifest of a conversion; `options` are fields of `Options`."""
+    """Converts, and returns the manifest; `options` are fields of `Options`."""
     source = SourceData(dataset, dataset, list(subsets), allow_links)
     manifest = convert(source, output, replace(DEFAULT_OPTIONS, **options), tolerance, num_workers).manifest
     assert manifest is not None

@@ -15,14 +15,14 @@ class Items:
     """Synthetic items of a model family.
 
     Attributes:
-        inputs: Makes chunks of them.
-        make: One item, by a seed and whether it has an image.
+        inputs: Makes chunks of the items.
+        make: Makes one item, from a seed and whether it has an image.
     """
 
     inputs: ItemEncoderInputs
     make: Callable[[int, bool], ProcessedItem]
 
     def measured(self, item: ProcessedItem, is_query: bool) -> PackedItem:
-        """What packing needs of one of them."""
+        """The sizes of an item that packing needs."""
         num_tokens = len(item.input_ids)
         return PackedItem(num_tokens, item.vision_units, is_query, self.inputs.budget_tokens(item) - num_tokens)

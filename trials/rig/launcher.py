@@ -15,23 +15,23 @@ from pathlib import Path
 from trials.rig.patience import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# When a rank has failed, the others get this long to end by themselves.
+# Seconds that the other ranks get to end by themselves after one has failed.
 SECONDS_FOR_OTHERS = 100
 _PLACE_IN_A_JOB = {"MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"}
 
 
 @dataclass(frozen=True)
 class RankResult:
-    """How one rank ended; output is stdout and stderr together."""
+    """The result of one rank; output is stdout and stderr together."""
 
     exit_code: int
     output: str
 
 
 def environment(python: str | Path = sys.executable) -> dict[str, str]:
-    """For ranks on the CPU: no thread of a rank waits for another rank's, and `python` is this one.
+    """The environment for ranks on the CPU: one thread per rank, and `python` is this interpreter.
 
-    Tests that make an engine in this process leave its place in a job of one rank in the environment; it stays here.
+    Tests that build an engine in this process leave the variables of a job of one rank, which are removed.
     """
     return {
         **{name: value for name, value in os.environ.items() if name not in _PLACE_IN_A_JOB},
@@ -56,8 +56,8 @@ def start_ranks(
 ) -> list[RankResult]:
     """Runs `python ARGUMENTS` as ranks of one job.
 
-    When a rank fails, the others get `SECONDS_FOR_OTHERS` to end by themselves. Whatever is left when the time is
-    over is killed, every rank by its own process group, and shows the exit code of a kill.
+    When a rank fails, the others get `SECONDS_FOR_OTHERS` to end by themselves. Ranks that are left when the time
+    is over are killed, each with its process group, and have the exit code of a kill.
     """
     port = str(free_port())
     processes: list[tuple[subprocess.Popen[bytes], Path]] = []
@@ -89,7 +89,7 @@ def start_ranks(
 
 
 def run_ranks(num_ranks: int, arguments: Sequence[str], log_dir: Path, timeout: float = HANG_SECONDS) -> list[str]:
-    """`start_ranks` for jobs that must succeed; returns the ranks' output."""
+    """Like `start_ranks`, for jobs that must succeed; returns the ranks' output."""
     results = start_ranks(num_ranks, arguments, log_dir, timeout)
     for rank, result in enumerate(results):
         assert result.exit_code == 0, (

@@ -1,4 +1,4 @@
-"""The loss as the textbook writes it: one score at a time, in float64."""
+"""The loss as in a textbook: one score at a time, in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def naive_loss(
 ) -> Tensor:
     """The loss of the whole batch; `representations` (items, dimension) in any dtype, `temperature` one or by group."""
     exact = representations.double()
-    # At full width rows are unit rows already; to scale them again would only remove the gradient along them.
+    # At full width rows are already unit vectors; normalizing again would only remove the gradient along them.
     shortened = {dim: F.normalize(exact[:, :dim], dim=-1) for dim in dims if dim < exact.shape[1]}
     widths = [shortened.get(dim, exact) for dim in dims or (exact.shape[1],)]
     total = exact.new_zeros(())

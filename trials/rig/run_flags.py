@@ -14,8 +14,8 @@ def run_flags(model: Path, shards: Path | str, output: Path, engine: str, *other
         model: Folder of the model to train.
         shards: Folder of the data; any word for a program that reads none.
         output: Folder that the run writes to.
-        engine: File in `ds_configs/`, without its ending, such as "zero2".
-        others: All other flags; where one is repeated, the last one holds.
+        engine: Name of a file in `ds_configs/` without its suffix, such as "zero2".
+        others: All other flags; if a flag is repeated, the last one counts.
     """
     return [
         *("--model_name", str(model), "--dataset_name", str(shards), "--output_dir", str(output)),

@@ -1,4 +1,4 @@
-"""A training table with several images an item and 0 to 3 hard negatives a row."""
+"""A training table with several images per item and 0 to 3 hard negatives per row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TWO = "<|image_1|> and <|image_2|>"
 
 
 def several_rows(num_rows: int = NUM_ROWS) -> list[dict[str, Any]]:
-    """Row n has n % 3 + 1 query images, one or two of the target, n % 4 hard negatives of different kinds."""
+    """Row n has n % 3 + 1 query images, one or two target images, and n % 4 hard negatives of different kinds."""
     rows: list[dict[str, Any]] = []
     for number in range(num_rows):
         count = number % 3 + 1

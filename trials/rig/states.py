@@ -1,4 +1,4 @@
-"""Comparing what two checkpoints hold, bit for bit."""
+"""Compares the content of two checkpoints bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from vlm2vec.ranks import prepare_environment
 from vlm2vec.training.checkpoints.state_files import safe_state_files
 
-# Not part of what a run computes: what it was told, and where it was loaded from.
+# Not part of what a run computes: its arguments, and where it was loaded from.
 _SETTINGS = ("ds_config",)
 
 
@@ -25,7 +25,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Names of what is not equal, bit for bit."""
+    """Names of the tensors and numbers that are not equal bit for bit."""
     states = state_of(first), state_of(second)
     return [name for name in {**states[0], **states[1]} if not _equal(*(state.get(name) for state in states))]
 

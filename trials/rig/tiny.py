@@ -21,22 +21,22 @@ VOCABULARY = 96
 
 
 class CollationOnly:
-    """What chunks of processed items need of a processor."""
+    """The part of a processor that chunks of processed items need."""
 
     tokens_per_vision_unit = 0.0
 
     def collate(self, items: Iterable[ProcessedItem], vision_units: int, dtype: torch.dtype) -> CollatedItems:
-        """As `Phi3VProcessor`, whose rows are padded with 0."""
+        """Collates like `Phi3VProcessor`, whose rows are padded with 0."""
         return collate(items, 0, vision_units, dtype)
 
 
 def processed_inputs(dtype: torch.dtype = torch.float32) -> ItemEncoderInputs:
-    """Makes chunks of items that are already processed; images have this type."""
+    """Makes chunks of items that are already processed; images have this dtype."""
     return ItemEncoderInputs(CollationOnly(), None, dtype)  # type: ignore[arg-type]
 
 
 def tiny_config(dropout: float = 0.0, **changes: Any) -> Phi3VConfig:
-    """Of Phi-3-V: two layers of width 32, a tower of three; `changes` are other fields of the configuration."""
+    """Phi-3-V with two layers of width 32 and a tower of three layers; `changes` are other configuration fields."""
     fields = {
         **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
         **{"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.05},
@@ -51,7 +51,7 @@ def tiny_config(dropout: float = 0.0, **changes: Any) -> Phi3VConfig:
 
 
 def tiny_model(seed: int = 0, dropout: float = 0.0, family: str = PHI3_V) -> Backbone:
-    """Random weights that follow from the seed."""
+    """A model with random weights from the seed."""
     if family != PHI3_V:
         return tiny_qwen.tiny_model(family, seed, dropout)
     torch.manual_seed(seed)

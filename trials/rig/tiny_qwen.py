@@ -14,10 +14,10 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 
 VOCABULARY = 96
 PATCH = 4  # pixels
-# The prompt format decides positions: image tokens count on like text, or have their places in a grid.
+# The prompt format decides positions: image tokens are counted like text, or by their places in a grid.
 FORMATS = {"qwen2_vl": "vlm2vec", "qwen2_5_vl": "chat", "qwen3_vl": "qwen3_vl_embedding"}
-# Width and height in pixels; a token is 8 x 8. Qwen2.5-VL's windows hold 2 x 2 tokens: some images have several,
-# and most are ragged at the border.
+# Width and height in pixels; a token is 8 x 8 pixels. Qwen2.5-VL's windows are 2 x 2 tokens: some images have
+# several, and most have incomplete ones at the border.
 SIZES = ((8, 8), (24, 16), (16, 24), (40, 24), (32, 32), (8, 24))
 _LANGUAGE = {
     **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
@@ -27,8 +27,8 @@ _LANGUAGE = {
 }
 _VISION = {"num_heads": 2, "patch_size": PATCH, "initializer_range": 0.05}
 _WIDTHS = {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
-# By family, the tower's own fields. Of Qwen2.5-VL's blocks the middle one attends to whole images, the others within
-# windows; Qwen3-VL has two deepstack mergers.
+# The tower's fields by family. Qwen2.5-VL's middle block attends to whole images, the others within windows;
+# Qwen3-VL has two deepstack mergers.
 _TOWERS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"depth": 2, "embed_dim": 16, "mlp_ratio": 2, "hidden_size": 32},
     "qwen2_5_vl": {"depth": 3, **_WIDTHS, "window_size": 4 * PATCH, "fullatt_block_indexes": [1]},
@@ -37,7 +37,7 @@ _TOWERS: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, dropout: float = 0.0) -> Any:
-    """Two layers of width 32, with a tower of two or three blocks; dropout is attention's, the only one there is."""
+    """Two layers of width 32 and a tower of two or three blocks. Attention dropout is the families' only dropout."""
     language: dict[str, Any] = {**_LANGUAGE, "attention_dropout": dropout}
     content: dict[str, Any] = {"vision_config": {**_VISION, **_TOWERS[family]}, "tie_word_embeddings": True}
     if family == "qwen3_vl":
@@ -49,7 +49,7 @@ def tiny_config(family: str, dropout: float = 0.0) -> Any:
 
 
 def tiny_model(family: str, seed: int = 0, dropout: float = 0.0) -> Backbone:
-    """Random weights that follow from the seed."""
+    """A model with random weights from the seed."""
     torch.manual_seed(seed)
     model: Backbone = _family(family).backbone(tiny_config(family, dropout))
     return model

@@ -1,7 +1,7 @@
 """Untrained miniatures of the model families: the full-size code with small numbers, trainable on a CPU.
 
-One file a family. A builder takes the miniature benchmark's texts, for a tokenizer of its own, and the seed of the
-weights; the same texts and seed give the same bytes.
+There is one file per family. A builder takes the miniature benchmark's texts, on which it trains a tokenizer, and the
+seed of the weights. The same texts and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _qwen_vl(model_type: str) -> Builder:
     return build
 
 
-# By `model_type`. Each imports its family's layers, which takes seconds, when it is asked for.
+# Builders by `model_type`. Each imports its family's layers, which takes seconds, only when it is called.
 BUILDERS: dict[str, Builder] = {
     "phi3_v": _phi3_v,
     **{name: _qwen_vl(name) for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},

@@ -16,16 +16,16 @@ from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VMode
 
 # Whole words of the miniature become tokens; Phi-3.5 has 32,000.
 BPE_VOCABULARY = 800
-# As in the paper. A crop is as large as one of the miniature's tiles, so that in pairs and mosaics each digit fills a
-# crop of its own and is recognised like a single one.
+# As in the paper. A crop has the size of one of the miniature's tiles, so that in pairs and mosaics each digit fills
+# one crop and looks like a single digit.
 NUM_CROPS = 4
 VISION: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 3,  # the last one is never run, as in the full-size model
+    "num_hidden_layers": 3,  # the last one never runs, as in the full-size model
     "num_attention_heads": 4,
     "image_size": 32,
-    "patch_size": 16,  # 2 x 2 patches: one token a view
+    "patch_size": 16,  # 2 x 2 patches: one token per view
     "projection_dim": 64,
 }
 LANGUAGE: dict[str, Any] = {
@@ -56,8 +56,8 @@ def build(texts: Iterator[str], seed: int) -> tuple[Phi3VModel, Phi3VProcessor]:
     """The untrained model and its processor.
 
     Args:
-        texts: The tokenizer learns from them.
-        seed: Decides the weights.
+        texts: The texts on which the tokenizer is trained.
+        seed: The seed of the weights.
     """
     tokenizer = train_tokenizer(texts)
     model = Phi3VModel(tiny_config(tokenizer))
@@ -70,7 +70,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     """A byte-fallback BPE with Phi-3.5's pipeline: "▁" for blanks and in front, bos, no pre-tokenizer, added tokens."""
     learner = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    # While learning only: tokens may begin with a blank but not run across one, and a line break is a token.
+    # During training only: a token may begin with a blank but not contain one elsewhere, and a line break is a token.
     learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁*[^▁\n]+|\n|▁+"), behavior="isolated")
     trainer = trainers.BpeTrainer(
         vocab_size=BPE_VOCABULARY, special_tokens=["<unk>", "<s>", "</s>", *_BYTES], show_progress=False

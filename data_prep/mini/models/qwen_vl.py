@@ -25,7 +25,7 @@ from vlm2vec.item_rules import IMAGE_TAG
 # Whole words of the miniature become tokens; Qwen's vocabulary has 151,643.
 BPE_VOCABULARY = 800
 # A digit of the miniature, 32 x 32 pixels, is one token of 2 x 2 patches, so that in pairs and mosaics each digit is
-# recognised like a single one.
+# looks like a single digit.
 PATCH_SIZE = 16
 MIN_PIXELS, MAX_PIXELS = 32 * 32, 64 * 64  # one token, and the four of a mosaic
 HIDDEN_SIZE = 64
@@ -43,7 +43,7 @@ VISION: dict[str, Any] = {"depth": 2, "num_heads": 4, "patch_size": PATCH_SIZE, 
 _UNIT = ("embed_tokens.weight", "pos_embed.weight")
 _NORMS = ("norm", "ln_q")
 _WRITERS = ("o_proj", "down_proj", "attn.proj", "fc2")
-# The added tokens of Qwen2-VL in their order; Qwen2.5-VL and Qwen3-VL have more behind them.
+# The added tokens of Qwen2-VL in their order; Qwen2.5-VL and Qwen3-VL have more after them.
 _SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
     *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
@@ -70,8 +70,8 @@ def build(model_type: str, texts: Iterator[str], seed: int) -> tuple[Backbone, I
 
     Args:
         model_type: Which of the three.
-        texts: The tokenizer learns from them.
-        seed: Decides the weights.
+        texts: The texts on which the tokenizer is trained.
+        seed: The seed of the weights.
     """
     family = family_named(model_type, "the miniature")
     prompt_format = family.prompt_formats[_PROMPT_FORMATS[model_type]]
@@ -92,8 +92,8 @@ def train_tokenizer(texts: Iterator[str], later_tokens: tuple[str, ...]) -> PreT
     """A byte-level BPE with Qwen's pipeline: NFC, its pattern of words, no bos or eos, added tokens.
 
     Args:
-        texts: It learns from them.
-        later_tokens: Added tokens behind Qwen2-VL's.
+        texts: The texts on which it is trained.
+        later_tokens: Added tokens after Qwen2-VL's.
     """
     words = pre_tokenizers.Sequence(
         [

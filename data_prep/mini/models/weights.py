@@ -1,4 +1,4 @@
-"""First weights for a small model that is trained from scratch."""
+"""Initial weights for a small model that is trained from scratch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class WeightNames:
-    """How a family calls the parameters that are not drawn like an ordinary linear layer.
+    """A family's names of the parameters that are not initialized like an ordinary linear layer.
 
     Attributes:
         norms: Parts of the names of norms' weights, which are 1.
@@ -28,7 +28,7 @@ class WeightNames:
 
 
 def draw_weights(model: nn.Module, seed: int, names: WeightNames) -> None:
-    """Draws all weights, for training from scratch.
+    """Initializes all weights randomly, for training from scratch.
 
     Linear layers keep their input's scale (standard deviation fan_in^-1/2), those that write into a residual stream are
     scaled down by its depth; embeddings are of size 1. Transformers' own 0.02 would leave a narrow model's attention
@@ -36,8 +36,8 @@ def draw_weights(model: nn.Module, seed: int, names: WeightNames) -> None:
 
     Args:
         model: Its parameters are overwritten.
-        seed: Decides the numbers.
-        names: Tells the parameters apart.
+        seed: The seed of the random numbers.
+        names: Distinguishes the kinds of parameters.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):

@@ -122,7 +122,7 @@ def test_vectors_serve_other_settings_and_a_complete_folder_is_left_alone(
     before = files_of(one_rank)
     mine.main([*options, "--output_dir", str(one_rank)])
     assert files_of(one_rank) == before
-    with pytest.raises(InputError, match=r"begun with other cluster_size \(4, now 5\)"):
+    with pytest.raises(InputError, match=r"was started with a different cluster_size \(4, now 5\)"):
         mine.main([*options, "--cluster_size", "5", "--output_dir", str(one_rank)])
     capsys.readouterr()
     other = [*options, "--cluster_method", "greedy", "--embeddings_dir", str(one_rank / "embeddings")]
@@ -147,8 +147,8 @@ def test_items_are_found_once_over_all_subsets(mini_shards_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--output_dir", "SHARDS/mined"], "lies in the shards' folder"),
-        (["--output_dir", "FULL"], r"not empty \(file\), and not begun by this program"),
+        (["--output_dir", "SHARDS/mined"], "is inside the shards' folder"),
+        (["--output_dir", "FULL"], r"not empty \(file\), and not a folder of this program"),
         (["--skip_ranks", "WebDigits=3"], "no such subset is mined"),
         (["--model_name", "FULL"], "FULL"),
         (["--cluster_size", "0", "--cluster_method", "metis"], "no effect with --cluster_size 0"),

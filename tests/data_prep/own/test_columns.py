@@ -42,7 +42,7 @@ def test_what_cannot_be_meant_is_refused(words: list[str], message: str) -> None
 @pytest.mark.parametrize(
     ("available", "asked", "message"),
     [
-        (["caption", "photo"], None, "t: no column for the query; it has caption, photo; say which is what: --columns"),
+        (["caption", "photo"], None, "t: no column for the query; it has caption, photo; name the columns: --columns"),
         (["query", "id"], None, "t: no column for the positive; it has query, id"),
         (["query", "qry", "positive"], None, "t: columns query and qry are both the query"),
         (["query", "positive", "query"], None, "t: column query is there 2 times"),

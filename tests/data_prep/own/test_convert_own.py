@@ -142,12 +142,12 @@ def test_a_changed_image_is_read_again_and_a_changed_file_or_option_refused(
     assert run(path, tmp_path / "o")[0] == 0
     assert samples(tmp_path / "o", "pairs")[0].positive.image == image_bytes(99)
     code, shown = run(path, tmp_path / "o", "--instruction", "Find:")
-    assert (code, "was begun with --instruction None (now Find:); give" in shown) == (2, True)
+    assert (code, "was started with --instruction None (now Find:); use" in shown) == (2, True)
     code, shown = run(path, tmp_path / "o", "--columns", "query=query", "positive_image=positive_image")
-    assert "--columns None (now query=query positive_image=positive_image); give" in shown
+    assert "--columns None (now query=query positive_image=positive_image); use" in shown
     write_jsonl(path, [row(number) for number in range(ROWS + 1)])
     code, shown = run(path, tmp_path / "o")
-    assert (code, "was begun with another pairs.jsonl" in shown) == (2, True)
+    assert (code, "was started with a different pairs.jsonl" in shown) == (2, True)
 
 
 def test_bad_rows_are_left_out_counted_and_named_by_their_line(folder: Path, tmp_path: Path, run: Any) -> None:
@@ -252,10 +252,14 @@ def test_columns_instruction_and_image_folder(folder: Path, tmp_path: Path, run:
         ("pairs.jsonl", ["--columns", "query=a", "positive=b"], "pairs.jsonl: no column a; it has query, "),
         ("pairs.jsonl", ["--image_dir", "/nowhere"], "/nowhere: no such image folder"),
         ("lost.jsonl", [], "lost.jsonl: none of its first images below "),
-        ("mmeb", [], "mmeb: give --subset_name (names, or all) for MMEB-train, or --columns for data of your own"),
+        ("mmeb", [], "mmeb: add --subset_name (names, or all) for MMEB-train, or --columns for your own data"),
         ("mmeb", ["--subset_name", "A", "--instruction", "x"], "--instruction x: "),
-        ("owner/name", ["pairs.jsonl", "--subset", "A", "B"], "owner/name: convert a data set of the hub alone"),
-        ("owner/name", [], "owner/name: give --subset_name (names, or all) for MMEB-train, or --columns"),
+        (
+            "owner/name",
+            ["pairs.jsonl", "--subset", "A", "B"],
+            "owner/name: a dataset on the hub must be converted by itself",
+        ),
+        ("owner/name", [], "owner/name: add --subset_name (names, or all) for MMEB-train, or --columns"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(

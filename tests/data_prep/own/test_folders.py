@@ -41,7 +41,7 @@ def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
     check(tmp_path / "two", tmp_path / "out_test", "test", first=10)
     with pytest.raises(InputError, match=r"two: no split dev; it has train, test"):
         split_files(tmp_path / "two", "dev", None)
-    with pytest.raises(InputError, match=r"one: one data set without splits; leave out --split_name"):
+    with pytest.raises(InputError, match=r"one: a dataset without splits; leave out --split_name"):
         split_files(tmp_path / "one", "train", None)
     with pytest.raises(InputError, match=r"one: saved by save_to_disk, it has no configurations"):
         split_files(tmp_path / "one", None, "default")
@@ -53,7 +53,7 @@ def test_a_saved_data_set_cannot_name_files_outside_of_its_folder(tmp_path: Path
     state = json.loads((tmp_path / "one/state.json").read_text())
     state["_data_files"] = [{"filename": "../x.arrow"}]
     (tmp_path / "one/state.json").write_text(json.dumps(state))
-    with pytest.raises(InputError, match=r"x\.arrow, which is outside of the folder"):
+    with pytest.raises(InputError, match=r"x\.arrow, which is outside the folder"):
         split_files(tmp_path / "one", None, None)
 
 
@@ -76,7 +76,7 @@ def test_configurations_of_a_read_me(tmp_path: Path) -> None:
     configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in "ab")
     (tmp_path / "x/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     check(tmp_path / "x", tmp_path / "out", None, "b", first=10)
-    with pytest.raises(InputError, match=r"x: not a data set that `datasets` can load \(Config name is missing"):
+    with pytest.raises(InputError, match=r"x: not a dataset that `datasets` can load \(Config name is missing"):
         split_files(tmp_path / "x", None, None)
 
 
@@ -101,5 +101,5 @@ def test_folders_without_data_and_with_a_script_are_refused(name: str, tmp_path:
     (tmp_path / name).mkdir()
     if name == "script":
         (tmp_path / name / "script.py").write_text("raise SystemExit('must not run')\n")
-    with pytest.raises(InputError, match=rf"{name}: not a data set that `datasets` can load"):
+    with pytest.raises(InputError, match=rf"{name}: not a dataset that `datasets` can load"):
         split_files(tmp_path / name, None, None)

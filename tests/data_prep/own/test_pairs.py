@@ -42,7 +42,7 @@ def test_an_instruction_stands_before_queries_and_behind_leading_markers() -> No
     pair = pair_of({**PLAIN, "negative": "n"}, PLACE, "Find:")
     assert (pair.positive.text, pair.negatives[0].text) == ("p", "n")
     for bad in (" ", "<|image_1|> Find"):
-        with pytest.raises(Exception, match="an instruction is words"):
+        with pytest.raises(Exception, match="an instruction must contain words"):
             instruction(bad)
 
 
@@ -96,8 +96,8 @@ def test_lists_are_several_negatives(negative: Any, negative_image: Any, items: 
         ({"query_image": 5}, "query_image is a number (5), not an image's path or bytes"),
         ({"query_image": ["a.png", None]}, "image 2 of query_image is missing"),
         ({"query_image": {"url": "x"}}, "query_image has url; an image is a path or {bytes, path}"),
-        ({"query_image": {"bytes": "?"}}, "bytes of query_image are not base 64"),
-        ({"query_image": {"bytes": 5}}, "bytes of query_image are not base 64"),
+        ({"query_image": {"bytes": "?"}}, "bytes of query_image are not base64"),
+        ({"query_image": {"bytes": 5}}, "bytes of query_image are not base64"),
         ({"query_image": "\ud800"}, "query_image is not valid Unicode"),
         ({"negative": ["a"], "negative_image": ["a", "b"]}, "negative has 1 text and 2 images"),
         ({"negative": ["a", "b"], "negative_image": "a"}, "negative has 2 texts and 1 image"),

@@ -113,7 +113,7 @@ def test_a_bad_line_of_csv_is_a_bad_row(line: bytes, message: str, tmp_path: Pat
     [
         ("x.jsonl", b"", "x.jsonl: no rows"),
         ("x.jsonl", b"\n\n", "x.jsonl: no rows"),
-        ("x.json", b'\n [{"a": 1}]', "x.json: a JSON array; write one object a line (jq -c '.[]' x.json"),
+        ("x.json", b'\n [{"a": 1}]', "x.json: a JSON array; write one object per line (jq -c '.[]' x.json"),
         ("x.jsonl", '{"a": 1}'.encode("utf-16"), "x.jsonl: UTF-16; save it as UTF-8"),
         ("x.csv", b"", "x.csv: empty; the first line must name the columns"),
         ("x.csv", b"a,b\n", "x.csv: no rows"),
