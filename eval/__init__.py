@@ -1,1 +1,1 @@
-"""Programs that score a model on MMEB-eval (run from a clone)."""
+"""Programs that score models and compare their scores: mmeb, retrieval, report, leaderboard."""

@@ -1,4 +1,4 @@
-"""Finds the collections of a folder, and what MMEB-V2 says of those that are its sets."""
+"""Finds the collections in a folder, and the facts about those that are part of MMEB-V2."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class FoundCollection:
     """A folder with a collection.
 
     Attributes:
-        name: What it is called: MMEB-V2's name for its sets, else the folder's.
-        folder: Where it lies.
-        known: What MMEB-V2 says of it; None: it is one's own.
+        name: MMEB-V2's name if it is one of its datasets, otherwise the folder's.
+        folder: The folder.
+        known: The facts about the MMEB-V2 dataset; None: it is not one of them.
     """
 
     name: str
@@ -33,14 +33,14 @@ class FoundCollection:
 
 
 def find_collections(dataset_name: str, selections: Sequence[str]) -> list[FoundCollection]:
-    """The selected collections, MMEB-V2's first and in its order.
+    """Finds the selected collections; MMEB-V2's come first, in its order.
 
     Args:
-        dataset_name: A folder with a collection or with several, or a Hugging Face data set.
+        dataset_name: A folder with one collection or several, or a dataset on the Hugging Face hub.
         selections: "all", "visdoc", a group of MMEB-V2, or names.
 
     Raises:
-        InputError: No such folder, no collection in it, or a selection that names none of them.
+        InputError: There is no such folder, it contains no collection, or a selection matches none.
     """
     folder = _resolve(dataset_name)
     # A snapshot's folder is named after its commit.
@@ -77,7 +77,7 @@ def _refuse_twins(found: Sequence[FoundCollection]) -> None:
     first: dict[str, Path] = {}
     for each in found:
         if each.name in first:
-            raise InputError(f"{first[each.name]} and {each.folder} are both {each.name}; move one of them away")
+            raise InputError(f"{first[each.name]} and {each.folder} are both {each.name}; move one of them elsewhere")
         first[each.name] = each.folder
 
 
@@ -95,6 +95,6 @@ def _resolve(name: str) -> Path:
         raise InputError(f"--dataset_name {name}: no such folder")
     try:
         return Path(snapshot_download(name, repo_type="dataset"))
-    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has a type for each
+    except Exception as error:  # offline, unknown, gated, malformed: the hub's client has many types of errors
         reason = " ".join(str(error).split())
-        raise InputError(f"--dataset_name {name}: no such folder, nor a data set on the hub ({reason})") from error
+        raise InputError(f"--dataset_name {name}: neither a folder nor a dataset on the hub ({reason})") from error

@@ -1,4 +1,4 @@
-"""`report.csv`: every number of a report, one a line, for a spreadsheet."""
+"""Writes `report.csv`: every number of a report, one per line, for a spreadsheet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Line = tuple[object, ...]
 
 
 def to_csv(runs: Sequence[Run], retrievals: Sequence[RetrievalRun]) -> str:
-    """The file's text; values are shares from 0 to 1, `low` and `high` bound their 95 % intervals ("" = not known)."""
+    """The file's text. Values are shares from 0 to 1; `low` and `high` are their 95 % intervals ("" = not known)."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(HEADINGS)

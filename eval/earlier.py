@@ -1,4 +1,4 @@
-"""A folder that holds scores already: the same model's are added to, anything else is refused."""
+"""Adding to a folder that already has scores: allowed for the same model, settings and data, otherwise refused."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from vlm2vec.model_folder.settings import shown
 
 EMBEDDINGS_FOLDER = "embeddings"
 SCORE_SUFFIX = "_score.json"
-_REMEDY = "choose another --encode_output_path, or delete that folder"
-# What decides a model's vectors, as `scores.json` calls it.
+_REMEDY = "choose a different --encode_output_path, or delete that folder"
+# The fields of `scores.json` that decide a model's vectors.
 MODEL_SETTINGS = ("fingerprint", *LIMITS, "max_len", "normalize", "prompt_format")
 
 
 def earlier_scores(folder: Path, names: Collection[str]) -> dict[str, Any] | None:
-    """The scores that a folder holds; None if it holds none.
+    """Reads the scores in a folder; None if it has none.
 
     Args:
-        folder: Of the output.
-        names: The datasets that are about to be scored.
+        folder: The output folder.
+        names: The datasets to be scored now.
 
     Raises:
-        InputError: Damaged scores, or files of other datasets that no `scores.json` accounts for.
+        InputError: The scores are damaged, or there are files of other datasets that `scores.json` does not list.
     """
     if (folder / SCORES_FILE).exists():
         return read_summary(folder)
     left = {path.name.removesuffix(SCORE_SUFFIX) for path in folder.glob(f"*{SCORE_SUFFIX}")}
     if (folder / EMBEDDINGS_FOLDER).is_dir():
-        left -= set(names)  # of a run that ended before its last file
+        left -= set(names)  # files of a run that ended before its last file
     if left:
         raise InputError(
-            f"{folder}: holds {min(left)}{SCORE_SUFFIX} of another evaluation, but no {SCORES_FILE}; {_REMEDY}"
+            f"{folder}: holds {min(left)}{SCORE_SUFFIX} of a different evaluation, but no {SCORES_FILE}; {_REMEDY}"
         )
     return None
 
@@ -51,17 +51,17 @@ def refuse_other(
     sources: Mapping[str, Mapping[str, str]],
     benchmark: Benchmark | None,
 ) -> None:
-    """Refuses to add to scores of another model, other settings or other data.
+    """Refuses to add to scores of a different model, with other settings or of other data.
 
     Args:
-        folder: Of the output.
-        earlier: What its `scores.json` says.
+        folder: The output folder.
+        earlier: The content of its `scores.json`.
         about: The new run's part of `scores.json`: model and way of counting.
-        sources: By dataset of the new run, where its rows come from and what they are.
-        benchmark: Of the new run.
+        sources: For each dataset of the new run, where its rows come from, and their digest.
+        benchmark: The new run's benchmark.
 
     Raises:
-        InputError: What differs, with both values.
+        InputError: Something differs; the message has both values.
     """
     before, now = earlier["model"], about["model"]
     differing = [
@@ -71,7 +71,7 @@ def refuse_other(
     ]
     if before.get("fingerprint") != now["fingerprint"]:
         named = before["checkpoint_path"] or before["model_name"]
-        raise InputError(f"{folder}: holds scores of another model ({named}; {', '.join(differing)}); {_REMEDY}")
+        raise InputError(f"{folder}: holds scores of a different model ({named}; {', '.join(differing)}); {_REMEDY}")
     if earlier.get("strict_original", False) != about["strict_original"]:
         differing.append(f"strict_original {earlier.get('strict_original', False)}, now {about['strict_original']}")
     if differing:
@@ -84,13 +84,13 @@ def refuse_other(
     if changed:
         named = ", ".join(changed[:3])
         raise InputError(
-            f"{folder}: holds scores of {named} on other rows or images, or by an older version; {_REMEDY}"
+            f"{folder}: holds scores of {named} on different rows or images, or by an older version; {_REMEDY}"
         )
     common_benchmark(folder, earlier, benchmark, sources)
 
 
 def _setting(model: Mapping[str, Any], name: str) -> Any:
-    """A setting of a model in `scores.json`; from before there were prompt formats all were the raw one."""
+    """A setting of a model in `scores.json`. Files older than prompt formats mean the raw one."""
     if name != "prompt_format":
         return model.get(name)
     return checked(PromptFormat, dict(model.get(name) or {}), SCORES_FILE)
@@ -106,7 +106,7 @@ def common_benchmark(
     """The benchmark of earlier and new datasets together.
 
     Raises:
-        InputError: A dataset would move to another group.
+        InputError: A dataset would change its group.
     """
     before = BENCHMARKS.get(earlier["benchmark"])
     if before == benchmark:

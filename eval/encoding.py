@@ -1,4 +1,4 @@
-"""Encodes what a store still lacks, on all ranks: the same for every program that scores."""
+"""Encodes the missing blocks of a store on all ranks, for every program that scores."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def encode_missing(
     """Encodes this rank's share of the missing blocks, which are distributed by their tokens.
 
     Args:
-        folders: Of the model.
-        arguments: Its settings, complete.
-        store: Has the plan, and takes the vectors.
-        blocks: Those that are missing, the same on all ranks.
-        images: Of the items.
-        device: Where the encoder runs.
-        num_workers: Processes that decode images ahead.
+        folders: The model's folders.
+        arguments: The model's settings, complete.
+        store: Contains the plan, and receives the vectors.
+        blocks: The missing blocks, the same on all ranks.
+        images: Opens the items' images.
+        device: The device on which the encoder runs.
+        num_workers: Number of processes that decode images in advance.
 
     Raises:
-        InputError: The model cannot be loaded, or an image cannot be decoded any more.
+        InputError: The model cannot be loaded, or an image can no longer be decoded.
     """
     encoder = load_encoder(folders, arguments, device)
     plan = store.plan()

@@ -1,4 +1,4 @@
-"""Figures of the report as SVG text: a radar over groups, scores over training steps."""
+"""The report's plots as SVG text: a radar plot over groups, and scores over training steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
-# Told apart by people who do not see all colours (Okabe and Ito); runs first, then the paper's models in greys.
+# Colours that colour-blind people can distinguish (Okabe and Ito) for the runs, greys for the paper's models.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 PAPER_COLOURS = ("#6b7280", "#9ca3af", "#b8bec7", "#cfd4da", "#e1e4e8")
 CHANCE_COLOUR = "#111827"
@@ -24,22 +24,22 @@ _STYLE = {
     "xtick.color": _INK,
     "ytick.color": _INK,
     "text.color": _INK,
-    "svg.hashsalt": "vlm2vec",  # the same figures give the same bytes
+    "svg.hashsalt": "vlm2vec",  # the same plot gives the same bytes
     "text.parse_math": False,  # a dollar sign in a label is a dollar sign
 }
 
 
 def run_colour(number: int) -> str:
-    """The colour of a run by its place."""
+    """The colour of a run, by its position on the command line."""
     return RUN_COLOURS[number % len(RUN_COLOURS)]
 
 
 def radar(axes_labels: Sequence[str], series: Sequence[tuple[Sequence[float], str]]) -> str:
-    """A radar of scores in percent.
+    """A radar plot of scores in percent.
 
     Args:
-        axes_labels: One a spoke; at least three.
-        series: The values, one a spoke, and the colour.
+        axes_labels: The labels of the spokes, at least three.
+        series: For each line its values, one per spoke, and its colour.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 5.0))
@@ -71,9 +71,9 @@ def curves(steps: Sequence[int], series: Mapping[str, tuple[Sequence[float | Non
     """Scores in percent over training steps.
 
     Args:
-        steps: Rising.
-        series: By name the values, one a step, None where not scored, and the colour.
-        chance: The overall score of a blind guess, percent; None: not known.
+        steps: The training steps, ascending.
+        series: For each name the values, one per step (None: not scored), and the colour.
+        chance: The overall score of a random guess in percent; None: not known.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.4))
@@ -95,7 +95,7 @@ def curves(steps: Sequence[int], series: Mapping[str, tuple[Sequence[float | Non
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element to stand inside a page."""
+    """The plot as an `<svg>` element to embed in a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()

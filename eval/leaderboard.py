@@ -1,7 +1,7 @@
 """`python -m eval.leaderboard`: merges runs of eval.mmeb and eval.retrieval into MMEB-V2's leaderboard file.
 
-Form of the file: experiments/report_score_v2.py of the original (TIGER-AI-Lab/VLM2Vec, branch main): `metadata`, and
-`metrics` by modality (image, visdoc, video) and set. A set without scores is "FILE_N/A".
+The file's format is that of experiments/report_score_v2.py of the original (TIGER-AI-Lab/VLM2Vec, branch main):
+`metadata`, and `metrics` by modality (image, visdoc, video) and dataset. A dataset without scores is "FILE_N/A".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vlm2vec.mmeb_v2 import VIDEO_METRIC, VIDEO_SETS, VISDOC_METRIC, VISDOC_SETS
 
 IMAGE, VISDOC, VIDEO = "image", "visdoc", "video"
 IMAGE_METRIC = "hit@1"
-# The sets of each modality and the metric of which the leaderboard takes the mean.
+# The datasets of each modality, and the metric whose mean the leaderboard shows.
 SETS: Mapping[str, tuple[str, ...]] = {
     IMAGE: tuple(each.name for each in MMEB.eval_datasets),
     VISDOC: tuple(each.name for each in VISDOC_SETS),
@@ -39,7 +39,7 @@ MAIN_METRIC = {IMAGE: IMAGE_METRIC, VISDOC: VISDOC_METRIC, VIDEO: VIDEO_METRIC}
 MISSING = "FILE_N/A"
 SELF_REPORTED = "Self-Reported"
 _MODALITY = {name: modality for modality, names in SETS.items() for name in names}
-# What `scores.json` has under other names; with one truth a row both gains of nDCG are the same.
+# Metrics that `scores.json` names differently. With one truth per row, both gains of nDCG are the same.
 _NAMES_OF_OURS = {
     "hit@1": "acc",
     "hit@5": "hit5",
@@ -49,7 +49,7 @@ _NAMES_OF_OURS = {
     "num_pred": "num_pred",
     "num_data": "num_pred",
 }
-# A score file and `retrieval.json` hold means of the same numbers, summed alike.
+# Tolerance: a score file and `retrieval.json` hold means of the same numbers, summed in the same way.
 _TOLERANCE = 1e-9
 
 Metrics = Mapping[str, float]
@@ -57,13 +57,13 @@ Metrics = Mapping[str, float]
 
 @dataclass
 class Merged:
-    """What runs say of MMEB-V2's sets.
+    """The scores of MMEB-V2's datasets, collected from runs.
 
     Attributes:
-        metrics: By set.
-        folders: The run of each set, for messages.
-        fingerprints: Of the runs' models, with the first run of each.
-        others: Data sets that are none of MMEB-V2's.
+        metrics: The metrics of each dataset.
+        folders: The run of each dataset, for messages.
+        fingerprints: The fingerprints of the runs' models, with the first run of each.
+        others: Datasets that are not part of MMEB-V2.
     """
 
     metrics: dict[str, Metrics] = field(default_factory=dict)
@@ -72,10 +72,10 @@ class Merged:
     others: list[str] = field(default_factory=list)
 
     def add_model(self, folder: Path, fingerprint: str | None) -> None:
-        """Notes whose scores a run holds; None: it does not say.
+        """Records the model of a run; None: the run does not name it.
 
         Raises:
-            InputError: A different model than the runs before.
+            InputError: It is a different model than that of the earlier runs.
         """
         if fingerprint is None:
             return
@@ -85,29 +85,30 @@ class Merged:
             raise InputError(f"{folder}: scores of a different model than {first}; give the runs of one model")
 
     def add(self, folder: Path, name: str, metrics: Metrics) -> None:
-        """Adds a set's metrics.
+        """Adds a dataset's metrics.
 
         Raises:
-            InputError: A run before has the set, too, or the leaderboard's metric is missing.
+            InputError: An earlier run has the dataset too, or the leaderboard's metric is missing.
         """
         if name in self.folders:
-            raise InputError(f"{folder}: {name} is also in {self.folders[name]}; give one run for each set")
+            raise InputError(f"{folder}: {name} is also in {self.folders[name]}; give one run per dataset")
         metric = MAIN_METRIC[_MODALITY[name]]
         value = metrics.get(metric)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"{folder}: {name}: {metric} is {value!r}, not a share; score the set again")
+            raise InputError(f"{folder}: {name}: {metric} is {value!r}, not a share; score the dataset again")
         self.metrics[name], self.folders[name] = metrics, folder
 
 
 def merge(runs: Sequence[Path]) -> Merged:
-    """The metrics of all sets that the runs hold.
+    """Collects the metrics of all datasets in the runs.
 
     Args:
-        runs: Folders of eval.mmeb or eval.retrieval, or folders that hold such as image/, visdoc/ and video/.
+        runs: Output folders of eval.mmeb or eval.retrieval, or folders that contain such folders as image/, visdoc/
+            and video/.
 
     Raises:
-        InputError: A run without scores or with damaged ones, two runs of the same set, runs of different models, or
-            no set of MMEB-V2 at all.
+        InputError: A run has no scores or damaged ones, two runs have the same dataset, the models differ, or there is
+            no dataset of MMEB-V2.
     """
     merged = Merged()
     for run in runs:
@@ -118,12 +119,12 @@ def merge(runs: Sequence[Path]) -> Merged:
         if not any(found):
             raise InputError(f"{run}: no scores; write them with python -m eval.mmeb or python -m eval.retrieval")
     if not merged.metrics:
-        raise InputError(f"none of MMEB-V2's sets is in these runs, only {', '.join(merged.others)}")
+        raise InputError(f"none of MMEB-V2's datasets is in these runs, only {', '.join(merged.others)}")
     return merged
 
 
 def _add_run(folder: Path, merged: Merged) -> bool:
-    """Adds what one folder holds; whether it holds scores."""
+    """Adds the scores in one folder; returns whether it has any."""
     retrieval = read_retrieval(folder)
     if retrieval is not None:
         merged.add_model(folder, retrieval["model"]["fingerprint"])
@@ -154,24 +155,24 @@ def _add_run(folder: Path, merged: Merged) -> bool:
 
 
 def _score_file(folder: Path, name: str, metrics: Mapping[str, Any]) -> Metrics:
-    """A set's `NAME_score.json`, whose metrics must be those of `retrieval.json`."""
+    """Reads a dataset's `NAME_score.json`, whose metrics must equal those of `retrieval.json`."""
     path = folder / f"{name}_score.json"
     score = read_json(path)
     for metric in (VISDOC_METRIC, VIDEO_METRIC):
         value, expected = score.get(metric), metrics[metric]["mean"] if metric in metrics else None
         if not isinstance(value, int | float) or expected is None or not abs(value - expected) <= _TOLERANCE:
-            raise InputError(f"{path}: {metric} is not the one of retrieval.json; score the run again")
+            raise InputError(f"{path}: {metric} differs from retrieval.json; score the run again")
     return score
 
 
 def means(metrics: Mapping[str, Metrics]) -> dict[str, tuple[float | None, int, int]]:
-    """The plain mean of the main metric over the sets that have scores, by modality and over all ("all").
+    """The mean of the main metric over the datasets that have scores, by modality and over all ("all").
 
     Args:
-        metrics: By set.
+        metrics: The metrics of each dataset.
 
     Returns:
-        Mean (None without a set), sets with scores, sets of the leaderboard.
+        For each group: the mean (None without scores), number of datasets with scores, number of datasets in all.
     """
     groups = {**SETS, "all": tuple(_MODALITY)}
     found = {}
@@ -198,10 +199,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for group, (mean, count, size) in means(merged.metrics).items():
         name = "of each modality" if group == "all" else MAIN_METRIC[group]
         value = "no scores" if mean is None else f"{100 * mean:.1f} %"
-        print(f"{group} ({name}): {value}, {count} of {size} sets")
+        print(f"{group} ({name}): {value}, {count} of {size} datasets")
     if merged.others:
         names = ", ".join(merged.others)
-        print(f"left out: {counted(len(merged.others), 'data set')} that MMEB-V2 does not have: {names}")
+        print(f"left out: {counted(len(merged.others), 'dataset')} that MMEB-V2 does not have: {names}")
     print(f"written: {arguments.output}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The worst misses of a run, with their images small enough to be part of a page."""
+"""Selects the worst misses of a run, with thumbnails of their images for the report's page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Miss:
-    """A lost row: where the truth ranks among how many, and the three items that tell why."""
+    """A miss: the truth's rank, the number of candidates, and the query, the truth and the chosen candidate."""
 
     row: int
     rank: int
@@ -50,10 +50,10 @@ class Gallery:
     """Finds misses of one run and makes their thumbnails.
 
     Args:
-        folder: Of the run.
-        summary: Its `scores.json`.
-        image_dir: Of the images; None: where they were when they were scored. Images that are not there are left out.
-        allow_links: Follow links that lead out of the images' folder.
+        folder: The run's folder.
+        summary: The content of its `scores.json`.
+        image_dir: The folder of the images; None: the one from which they were scored. Missing images are left out.
+        allow_links: Whether to follow links that lead out of the image folder.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Gallery:
         """The rows of a dataset whose truth ranks lowest, then by how far the chosen candidate is ahead.
 
         Raises:
-            InputError: The run has no predictions, or not those that it scored.
+            InputError: The run has no predictions, or they do not match its scores.
         """
         score = self._summary["datasets"][dataset]
         table = read_predictions(self._folder, dataset, score)
@@ -104,19 +104,19 @@ class Gallery:
                 folder = ImageFolder(images, self._allow_links, num_frames=1)  # a clip's first frame
                 data = folder.read(folder.files(image)[0])
                 self._thumbnails[images, image] = _data_uri(open_image(data, image))
-            except InputError:  # moved or changed since the run; the text still tells
+            except InputError:  # moved or changed since the run; the text is shown anyway
                 self.num_missing += 1
                 return ""
         return self._thumbnails[images, image]
 
 
 def _different(table: pa.Table, rows: Sequence[int], count: int) -> list[int]:
-    """The first `count` rows of which no query and no truth was there before; then others, if there are too few.
+    """Chooses `count` rows, preferring rows whose query and truth do not occur in a row chosen before.
 
     Args:
         table: The predictions.
-        rows: Of the misses, the worst first.
-        count: Most rows.
+        rows: The rows of the misses, the worst first.
+        count: Maximum number of rows.
     """
     sides = [
         list(
@@ -128,7 +128,7 @@ def _different(table: pa.Table, rows: Sequence[int], count: int) -> list[int]:
     chosen: list[int] = []
     left: list[int] = []
     for row, *items in zip(rows, *sides, strict=True):
-        # An image is seen first; only what has none is told apart by its text.
+        # Items with images are compared by their images, others by their texts.
         seen = {(image, "" if image else text) for image, text in items if image or text}
         if len(chosen) < count and not seen & shown:
             chosen.append(row)
@@ -146,6 +146,6 @@ def _data_uri(image: Image.Image) -> str:
 
 
 def galleries(gallery: Gallery, datasets: Sequence[str], count: int) -> dict[str, list[Miss]]:
-    """The worst misses of every dataset that has some."""
+    """The worst misses of every dataset that has misses."""
     found = {name: gallery.worst(name, count) for name in datasets}
     return {name: misses for name, misses in found.items() if misses}

@@ -1,6 +1,6 @@
 """`python -m eval.mmeb`: scores a model on the datasets of MMEB-eval, or of any folder in its layout.
 
-One process, or as many ranks as `deepspeed --module eval.mmeb` or `torchrun -m eval.mmeb` start: the same files.
+Any number of ranks, started by `deepspeed --module eval.mmeb` or `torchrun -m eval.mmeb`, writes the same files.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ _HASHED_ITEMS = 10_000
 
 @dataclass(frozen=True)
 class Setup:
-    """What rank 0 has found out and all ranks work from.
+    """The result of the preparation on rank 0, which all ranks use.
 
     Attributes:
-        store: The folder that it has filled.
+        store: The folder with plan and vectors.
         folders, options, model: The model's files, settings (values of `EncoderArguments`) and identity.
-        sources: By dataset, what its rows are and where they come from.
-        benchmark: To which they belong.
-        num_items: Distinct items over all of them.
-        blocks: Those still to be encoded.
-        num_to_encode: Items in them.
-        warnings: On the data.
-        adds: Whether the output folder holds scores already, of the same model.
+        sources: For each dataset, where its rows come from, and their digest.
+        benchmark: The benchmark to which the datasets belong.
+        num_items: Number of distinct items over all datasets.
+        blocks: The blocks that are still to be encoded.
+        num_to_encode: Number of items in these blocks.
+        warnings: Warnings about the data.
+        adds: Whether the output folder already has scores, of the same model.
     """
 
     store: Path
@@ -88,12 +88,12 @@ class Setup:
 
     @property
     def arguments(self) -> EncoderArguments:
-        """The settings; the parser changes the class, so that its values travel by themselves."""
+        """The settings. Only their values are sent between ranks, because the parser derives a class of its own."""
         return EncoderArguments(**self.options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
+    """Parses the flags, reads the data, encodes, ranks and writes. Data is checked before the model is loaded."""
     started = Started.now("eval.mmeb", argv)
     encoder_arguments, scoring = parse_arguments(argv)
     device = device_of_rank()
@@ -122,7 +122,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
     split, benchmark = scoring.dataset_split, scoring.benchmark
     with named_flags(_FLAGS):
         data, absent = read_data(name, scoring.subset_name, split, benchmark)
-    warnings = [f"scored with other settings than trained: {name} {text}" for name, text in differing.items()]
+    warnings = [f"scored with settings that differ from training: {name} {text}" for name, text in differing.items()]
     if absent:
         some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         warnings.append(f"{name} lacks {len(absent)} of the selected datasets: {some}")
@@ -173,7 +173,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
 
 
 def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodingPlan, device: torch.device) -> str:
-    """Hash of all that decides vectors and ranks: weights, processor settings, items and rows; not of any name."""
+    """A hash of everything that decides vectors and ranks: weights, processor settings, items and rows, but not names."""
     digest = hashlib.sha256(plan.digest.encode())
     settings = [model.get(name) for name in MODEL_SETTINGS]
     digest.update(repr([__version__, device.type, *settings]).encode())
@@ -181,7 +181,7 @@ def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodingPlan, devi
         for part in (plan.position[rows.queries], plan.position[rows.candidates], rows.offsets):
             digest.update(part.tobytes())
         digest.update(rows.name.encode())
-    # Paths are not part of an item, but of the predictions.
+    # Paths are not part of an item, but they are part of the predictions.
     for batch in data.items.columns.select(["text", "image"]).to_batches(max_chunksize=_HASHED_ITEMS):
         digest.update(repr(batch.to_pydict()).encode())
     return digest.hexdigest()[:_KEY_DIGITS]
@@ -191,7 +191,7 @@ def encode(setup: Setup, store: EvalStore, scoring: ScoringArguments, device: to
     """Encodes this rank's share of the missing blocks, which are distributed by their tokens.
 
     Raises:
-        InputError: The model cannot be loaded, or an image cannot be decoded any more.
+        InputError: The model cannot be loaded, or an image can no longer be decoded.
     """
     images = ImageFolder(scoring.image_dir, scoring.allow_links, scoring.num_frames)
     workers = scoring.dataloader_num_workers
@@ -203,8 +203,8 @@ def rank_datasets(missing: Sequence[int], store: EvalStore, strict_original: boo
 
     Args:
         missing: Numbers of the datasets without predictions, the same on all ranks.
-        store: Has the vectors, and takes the predictions.
-        strict_original: As the flag of that name.
+        store: Contains the vectors, and receives the predictions.
+        strict_original: The value of the flag of that name.
     """
     own = missing[own_rank() :: world_size()]
     vectors, position, items = store.vectors(), store.plan().position, store.items()
@@ -236,7 +236,7 @@ def finish(setup: Setup, store: EvalStore, arguments: ScoringArguments) -> None:
     }
     summary = write_run(Path(arguments.encode_output_path), parts, about, setup.sources, setup.benchmark)
     for other in store.folder.parent.glob("[0-9a-f]" * _KEY_DIGITS):
-        if other != store.folder and not setup.adds:  # a run's that never had scores
+        if other != store.folder and not setup.adds:  # the store of a run that never wrote scores
             shutil.rmtree(other)
     _print_scores(summary, arguments.encode_output_path)
 

@@ -1,4 +1,4 @@
-"""The model of a run: which folders it is made of, the encoder they give, and its identity."""
+"""Finds and loads the model of a run, and describes it in `scores.json`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vlm2vec.ranks import is_first_rank
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """A full model's folder, and the adapter's on top of it, if any."""
+    """A whole model's folder, and the folder of an adapter on it, if there is one."""
 
     base: Path
     adapter: Path | None
@@ -42,7 +42,7 @@ def resolve_model(arguments: EncoderArguments) -> ModelFolders:
     """Finds the folders that the options name, downloading Hugging Face repositories.
 
     Raises:
-        InputError: Neither a folder nor a repository, or `--lora` without an adapter.
+        InputError: A name is neither a folder nor a repository, or `--lora` is given without an adapter.
     """
     base = resolve_folder(arguments.model_name)
     if arguments.checkpoint_path is not None:
@@ -54,15 +54,15 @@ def resolve_model(arguments: EncoderArguments) -> ModelFolders:
 
 
 def use_settings(arguments: EncoderArguments, folders: ModelFolders) -> tuple[EncoderArguments, dict[str, str]]:
-    """The settings that a model is scored with: those given, else those that it was trained with.
+    """The settings with which a model is scored: those given, otherwise those that it was trained with.
 
     A folder without vlm2vec_config.json, such as a base model, does not say how it was trained.
 
     Returns:
-        The arguments, complete; by setting, what differs from training ("1 instead of 4").
+        The complete arguments, and for each setting that differs from training the difference ("1 instead of 4").
 
     Raises:
-        InputError: A difference that `--allow_changed` does not name.
+        InputError: A setting differs that `--allow_changed` does not name.
     """
     family = family_of_folder(folders.base)
     trained = stored_settings(folders.base, folders.adapter, family)
@@ -84,19 +84,19 @@ def use_settings(arguments: EncoderArguments, folders: ModelFolders) -> tuple[En
             )
     idle = [name for name in arguments.allow_changed if name not in differing]
     if idle:
-        raise InputError(f"--allow_changed {idle[0]}: no effect, the model was not trained with another {idle[0]}")
+        raise InputError(f"--allow_changed {idle[0]}: no effect, the model was not trained with a different {idle[0]}")
     if other := _other_base(folders):
         if not arguments.allow_other_base:
             raise InputError(f"{other}; score it on that base, or add --allow_other_base")
         differing["base model"] = other
     elif arguments.allow_other_base:
-        raise InputError("--allow_other_base: no effect, the model is no adapter, or not known to have another base")
+        raise InputError("--allow_other_base: no effect, the model is not an adapter, or its base does not differ")
     used = {name: given.get(name, getattr(trained, name)) for name in SETTINGS if name != "prompt_format"}
     return replace(arguments, **{**used, "max_len": wanted.max_len}), differing
 
 
 def processor_of_run(arguments: EncoderArguments, folders: ModelFolders) -> ItemProcessor:
-    """The processor that a model is scored with.
+    """The processor with which a model is scored.
 
     Raises:
         InputError: See `load_processor`.
@@ -107,18 +107,18 @@ def processor_of_run(arguments: EncoderArguments, folders: ModelFolders) -> Item
 
 
 def recognised_format(arguments: EncoderArguments, folders: ModelFolders, processor: ItemProcessor) -> str | None:
-    """A line on the prompt format, where neither a flag nor a file names it and the family has several."""
+    """A line that names the prompt format, if neither a flag nor a file does and the family has several."""
     named = arguments.prompt_format or ModelSettings.read(folders.adapter, folders.base).prompt_format
     if named is not None or len(family_of_folder(folders.base).prompt_formats) == 1:
         return None
     source = folders.adapter or folders.base
     return (
-        f"prompt format {processor.prompt_format.name}: recognised by the files or name of {source}, which stores none"
+        f"prompt format {processor.prompt_format.name}: recognized by the files or name of {source}, which stores none"
     )
 
 
 def _other_base(folders: ModelFolders) -> str | None:
-    """What is wrong if an adapter's base is not the one that it was trained on."""
+    """A message if an adapter's base is not the one on which it was trained; otherwise None."""
     if folders.adapter is None:
         return None
     try:
@@ -131,10 +131,10 @@ def _other_base(folders: ModelFolders) -> str | None:
 def load_encoder(folders: ModelFolders, arguments: EncoderArguments, device: torch.device) -> VLM2Vec:
     """Loads the encoder, in the precision of its files."""
     if not sys.stderr.isatty() or not is_first_rank():
-        disable_progress_bar()  # transformers' bar over the weights, unreadable in a log file
+        disable_progress_bar()  # transformers' progress bar over the weights, which is unreadable in a log file
     limits: dict[str, Any] = dict(arguments.image_limits)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ChangedSettingWarning)  # said by `use_settings`
+        warnings.simplefilter("ignore", ChangedSettingWarning)  # `use_settings` reports it
         return VLM2Vec.from_pretrained(
             folders.base,
             adapter=folders.adapter,
@@ -150,7 +150,7 @@ def load_encoder(folders: ModelFolders, arguments: EncoderArguments, device: tor
 def describe_model(arguments: EncoderArguments, folders: ModelFolders, processor: ItemProcessor) -> dict[str, Any]:
     """The model's identity for `scores.json`: what decides its vectors, and a hash of its files."""
     parts = [folders.base] if folders.adapter is None else [folders.base, folders.adapter]
-    # What came of what was allowed is among the warnings.
+    # Differences that were allowed are listed among the warnings.
     left_out = {"allow_changed", "allow_other_base", *LIMITS}
     values = {name: value for name, value in asdict(arguments).items() if name not in left_out}
     values |= {**processor.image_limits, "prompt_format": processor.prompt_format.model_dump()}
@@ -161,6 +161,6 @@ def _adapter(folder: Path, option: str) -> Path:
     if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
             f"--lora: {folder} has no {ADAPTER_CONFIG}; give an adapter as --{option}, "
-            "or leave --lora out for a full model"
+            "or leave out --lora for a whole model"
         )
     return folder

@@ -1,4 +1,4 @@
-"""The scores in a folder that the original's eval.py wrote: `<dataset>_score.json`, accuracy and nothing else."""
+"""Reads the scores that the original's eval.py wrote: `<dataset>_score.json`, which contain accuracy only."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class _Score(StrictModel):
 
 
 def is_original(folder: Path) -> bool:
-    """Whether a folder holds scores of the original's program, and none of this one's."""
+    """Whether a folder contains scores of the original's program, and none of eval.mmeb."""
     ours = (folder / SCORES_FILE).exists() or (folder / EMBEDDINGS_FOLDER).is_dir()
     return not ours and any(folder.glob(f"*{SCORE_SUFFIX}"))
 
 
 def read_original(folder: Path) -> dict[str, Any]:
-    """The scores in a folder of the original, as `scores.json` holds them.
+    """Reads the scores of the original's program in the form of `scores.json`.
 
-    What the original does not know is None: chance where no benchmark lists the dataset, hits, MRR, NDCG, ties.
+    Values that the original does not write are None: hits, MRR, NDCG, ties, and chance for unknown datasets.
 
     Raises:
-        InputError: Damaged scores.
+        InputError: The scores are damaged.
     """
     names = {path.name.removesuffix(SCORE_SUFFIX): path for path in sorted(folder.glob(f"*{SCORE_SUFFIX}"))}
     benchmark = recognise(names)

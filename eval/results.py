@@ -1,4 +1,4 @@
-"""The files of a scored run: written whole or not at all, read back for the report."""
+"""Writes the files of a scored run, each completely or not at all, and reads them for the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vlm2vec.files import committed
 from vlm2vec.mmeb import Benchmark
 
 PREDICTIONS_FILE = "predictions.parquet"
-# What `scores.json` says of a dataset beside its scores: where its rows come from, and their digest.
+# Fields of a dataset in `scores.json` that are not scores: where its rows come from, and their digest.
 SOURCE_KEYS = ("data", "dataset_split", "image_dir")
 _SCORE_FIELDS = tuple(field.name for field in fields(DatasetScore))
 
@@ -34,7 +34,7 @@ def prepare_output(folder: Path) -> None:
     """Creates the folder of a run, before any work that would be lost without it.
 
     Raises:
-        InputError: It cannot be created or written to.
+        InputError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,23 +51,23 @@ def write_run(
     sources: Mapping[str, Mapping[str, str]],
     benchmark: Benchmark | None,
 ) -> dict[str, Any]:
-    """Writes all files of a run, and keeps the datasets that the folder holds already.
+    """Writes all files of a run, and keeps the datasets that the folder already has.
 
-    `predictions.parquet` comes first and `scores.json` last. A kill in between leaves the earlier scores; their rows
-    are in the new predictions too.
+    `predictions.parquet` is written first and `scores.json` last. A kill in between leaves the earlier scores, whose
+    rows the new predictions contain too.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         parts: For each dataset the file of its ranked rows, as `predictions_table` makes them.
         about: The run's part of `scores.json`.
-        sources: For each dataset where its rows come from and what they are.
-        benchmark: To which the datasets belong.
+        sources: For each dataset, where its rows come from, and their digest.
+        benchmark: The benchmark to which the datasets belong.
 
     Returns:
         The content of `scores.json`.
 
     Raises:
-        InputError: A file cannot be written, or the folder holds something that this run cannot be added to.
+        InputError: A file cannot be written, or the folder contains scores to which this run cannot be added.
     """
     prepare_output(folder)
     earlier = earlier_scores(folder, parts)
@@ -100,19 +100,19 @@ def write_run(
 
 
 def _joined(earlier: Mapping[str, Any], about: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """What `scores.json` says of earlier and new datasets together, beside their scores."""
+    """The part of `scores.json` about earlier and new datasets together, without their scores."""
     before = set(earlier["datasets"])
-    # Distinct items of both together are not known unless one run covers the other.
+    # The number of distinct items of both together is known only if one run covers the other.
     num_items = about["num_items"] if before <= set(names) else earlier["num_items"] if before >= set(names) else None
     old = [line for line in earlier["warnings"] if line.partition(": ")[0] not in names]
     return {"num_items": num_items, "warnings": list(dict.fromkeys([*old, *about["warnings"]]))}
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """The scores in a folder that `eval.mmeb`, or the original's program, wrote, as `scores.json` holds them.
+    """Reads the scores that `eval.mmeb` or the original's program wrote, in the form of `scores.json`.
 
     Raises:
-        InputError: No such folder, no scores in it, or damaged ones.
+        InputError: There is no such folder, or its scores are missing or damaged.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -120,15 +120,15 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 def read_predictions(folder: Path, name: str, score: Mapping[str, Any]) -> pa.Table:
-    """A dataset's part of a run's `predictions.parquet`.
+    """Reads a dataset's part of a run's `predictions.parquet`.
 
     Args:
-        folder: Of the run.
-        name: Of the dataset.
-        score: What the run's `scores.json` says of it.
+        folder: The run's folder.
+        name: The dataset's name.
+        score: The dataset's part of the run's `scores.json`.
 
     Raises:
-        InputError: No such file, a damaged one, or one that does not belong to the scores.
+        InputError: The file is missing, damaged, or does not match the scores.
     """
     path = folder / PREDICTIONS_FILE
     try:
@@ -137,14 +137,14 @@ def read_predictions(folder: Path, name: str, score: Mapping[str, Any]) -> pa.Ta
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: cannot read it ({' '.join(str(error).split())})") from error
-    # Scores without a digest of their rows are an older version's or made by hand: only the table's shape is checked.
+    # Scores without a digest of their rows are from an older version or written by hand: only the shape is checked.
     if not _is_ranking(table) or (score.get("data") and not _is_score_of(table, score)):
-        raise InputError(f"{path}: is not what {SCORES_FILE} says of {name}; score the run again")
+        raise InputError(f"{path}: does not match {SCORES_FILE} for {name}; score the run again")
     return table
 
 
 def _is_ranking(table: pa.Table) -> bool:
-    """Whether every row has a rank among its candidates and all that a report shows of it."""
+    """Whether every row has a rank among its candidates, and everything that a report shows."""
     if any(table[name].null_count for name in table.column_names):
         return False
     ranks, candidates = (table[name].to_numpy() for name in ("rank", "num_candidates"))
@@ -159,7 +159,7 @@ def _is_score_of(table: pa.Table, score: Mapping[str, Any]) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that its name never stands for a part of it."""
+    """Writes a file that gets its name only when it is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -170,10 +170,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write_dataset_files(folder: Path, name: str, score: DatasetScore, table: pa.Table) -> None:
-    """Writes `<name>_score.json` and `<name>_pred.txt` in the original's shape.
+    """Writes `<name>_score.json` and `<name>_pred.txt` in the original's format.
 
-    A line of the predictions is the chosen (text, image path) of one row, as Python prints the pair: a line break in
-    a text stays escaped.
+    Each line of the predictions is the chosen (text, image path) of one row, as Python prints the pair, so line breaks
+    in a text are escaped.
     """
     chosen = (table[column].to_pylist() for column in ("top_text", "top_image"))
     lines = [f"{(texts[0], images[0])}\n" for texts, images in zip(*chosen, strict=True)]

@@ -1,6 +1,6 @@
-"""`python -m eval.retrieval`: scores a model on collections with judgements (BEIR's form), MMEB-V2's documents too.
+"""`python -m eval.retrieval`: scores a model on retrieval collections, such as BEIR's and MMEB-V2's visual documents.
 
-One process, or as many ranks as `deepspeed --module eval.retrieval` or `torchrun -m eval.retrieval` start: the same
+Any number of ranks, started by `deepspeed --module eval.retrieval` or `torchrun -m eval.retrieval`, writes the same
 files.
 """
 
@@ -61,15 +61,15 @@ _FLAGS = {Thing.IMAGES: "--image_dir"}
 
 @dataclass(frozen=True)
 class Setup:
-    """What rank 0 has found out and all ranks work from.
+    """The result of the preparation on rank 0, which all ranks use.
 
     Attributes:
-        store: The folder that it has filled.
+        store: The folder with plan and vectors.
         folders, options, model: The model's files, settings (values of `EncoderArguments`) and identity.
-        names, groups: Of the collections, and the groups of MMEB-V2 that they belong to ("" for one's own).
-        blocks: Those still to be encoded.
-        num_to_encode: Items in them.
-        warnings: On the data and the settings.
+        names, groups: The collections' names, and the groups of MMEB-V2 to which they belong ("": none).
+        blocks: The blocks that are still to be encoded.
+        num_to_encode: Number of items in these blocks.
+        warnings: Warnings about the data and the settings.
     """
 
     store: Path
@@ -84,16 +84,16 @@ class Setup:
 
     @property
     def arguments(self) -> EncoderArguments:
-        """The settings; the parser changes the class, so that its values travel by themselves."""
+        """The settings. Only their values are sent between ranks, because the parser derives a class of its own."""
         return EncoderArguments(**self.options)
 
     def collections(self) -> list[Collection]:
-        """The collections, from the store."""
+        """Reads the collections from the store."""
         return [read_stored_collection(_collection_file(self.store, number)) for number in range(len(self.names))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, read, encode, rank, write; whatever is wrong with the data shows before the model is loaded."""
+    """Parses the flags, reads the data, encodes, ranks and writes. Data is checked before the model is loaded."""
     started = Started.now("eval.retrieval", argv)
     encoder_arguments, arguments = parse_arguments(argv)
     device = device_of_rank()
@@ -144,7 +144,7 @@ def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, 
         write_collection(_collection_file(store.folder, number), collection)
     blocks = tuple(store.missing_blocks(plan))
     num_to_encode = sum(len(plan.rows(batch)) for number in blocks for batch in plan.blocks()[number])
-    warnings = [f"scored with other settings than trained: {name} {text}" for name, text in differing.items()]
+    warnings = [f"scored with settings that differ from training: {name} {text}" for name, text in differing.items()]
     warnings += [f"{collection.name}: {note}" for collection in collections for note in collection.notes]
     _announce(collections, plan, num_to_encode, warnings)
     return Setup(
@@ -163,13 +163,13 @@ def prepare(encoder_arguments: EncoderArguments, arguments: RetrievalArguments, 
 def read_collections(
     found: Sequence[FoundCollection], arguments: RetrievalArguments, prompt_format: PromptFormat, cache: Path
 ) -> tuple[list[Collection], ItemTable]:
-    """The collections, and the table of all their items.
+    """Reads the collections, and makes the table of all their items.
 
     Args:
-        found: Where they are.
-        arguments: Split, instructions, language; what is absent there is MMEB-V2's for its sets.
-        prompt_format: Of the model.
-        cache: Folder for the images.
+        found: The collections' folders.
+        arguments: Split, instructions and language; where absent, those of MMEB-V2 apply to its datasets.
+        prompt_format: The model's prompt format.
+        cache: The folder for images.
 
     Raises:
         InputError: See `read_collection`.
@@ -216,7 +216,7 @@ def finish(setup: Setup, store: EvalStore, ranked: RankedBlocks, arguments: Retr
 
 
 def _cached_images(output: Path, num_frames: int | None) -> ImageFolder:
-    """The cache's images; its links were made by this program, to files that it had checked."""
+    """Opens the cache's images. This program made the links in it, to files that it had checked."""
     (output / IMAGES_FOLDER).mkdir(exist_ok=True)
     return ImageFolder(output / IMAGES_FOLDER, allow_links=True, num_frames=num_frames)
 
@@ -232,7 +232,7 @@ def _store_key(
     plan: EncodingPlan,
     device: torch.device,
 ) -> str:
-    """Hash of all that decides vectors and ranked lists: weights, settings, items and collections; not of any name."""
+    """A hash of everything that decides vectors and ranked lists: weights, settings, items and collections."""
     digest = hashlib.sha256(plan.digest.encode())
     digest.update(repr([__version__, device.type, *(model.get(name) for name in MODEL_SETTINGS)]).encode())
     for collection in collections:

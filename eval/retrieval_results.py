@@ -1,4 +1,4 @@
-"""The files of a retrieval run: metrics with intervals, ranked lists as TREC has them, the original's score files."""
+"""Writes the files of a retrieval run: metrics with intervals, ranked lists in TREC's format, score files."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def write_results(
 
     Args:
         output: The run's folder.
-        collections: What was scored.
-        groups: The group of MMEB-V2 of each, "" for one's own.
+        collections: The scored collections.
+        groups: For each, its group of MMEB-V2 ("": none).
         ranked: Their ranked lists.
         about: The run's part of `retrieval.json`.
 
@@ -74,8 +74,8 @@ def query_metrics(lists: RankedLists, depth: int) -> dict[str, Scores]:
     """Every query's metrics, by name.
 
     Args:
-        lists: Of a collection.
-        depth: Documents of a list, at least the largest cutoff.
+        lists: The ranked lists of a collection.
+        depth: Number of documents per list, at least the largest cutoff.
     """
     values: dict[str, Scores] = {}
     for cutoff in CUTOFFS:
@@ -129,7 +129,7 @@ def _with_interval(values: Scores) -> dict[str, Any]:
 
 
 def _means(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain means of the main metric over MMEB-V2's groups, and over all its sets of visual documents."""
+    """Means of the main metric over MMEB-V2's groups, and over all its visual document datasets."""
     means: dict[str, Any] = {}
     of_group = {each.name: (each.group, "visdoc") for each in VISDOC_SETS}
     for group in dict.fromkeys(group for name in scores for group in of_group.get(name, ())):
@@ -144,7 +144,7 @@ def _means(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_trec(path: Path, collection: Collection, places: Places, scores: Vectors) -> None:
-    """A line for each document of a list: query, Q0, document, rank, score, tag; equal scores keep their order."""
+    """Writes one line per document of a list: query, Q0, document, rank, score, tag. Equal scores keep their order."""
     try:
         with committed(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             for query_id, own_places, own_scores in zip(collection.query_ids, places, scores, strict=True):
@@ -157,5 +157,5 @@ def _write_trec(path: Path, collection: Collection, places: Places, scores: Vect
 
 
 def _token(name: str) -> str:
-    """An id as one word: trec_eval splits lines at white space."""
+    """An id as one word, because trec_eval splits lines at white space."""
     return "_".join(name.split()) or "_"

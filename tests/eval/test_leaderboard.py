@@ -74,16 +74,16 @@ def test_runs_of_all_modalities_become_one_file(tmp_path: Path, capsys: pytest.C
     missing = [value for sets in metrics.values() for value in sets.values() if value == "FILE_N/A"]
     assert len(missing) == 78 - 5
     shown = capsys.readouterr().out
-    assert "image (hit@1): 62.5 %, 2 of 36 sets" in shown
-    assert "visdoc (ndcg_linear@5): 25.0 %, 1 of 24 sets" in shown
-    assert "video (hit@1): 37.5 %, 2 of 18 sets" in shown
-    assert "all (of each modality): 45.0 %, 5 of 78 sets" in shown
-    assert "left out: 2 data sets that MMEB-V2 does not have: My own, slides" in shown
+    assert "image (hit@1): 62.5 %, 2 of 36 datasets" in shown
+    assert "visdoc (ndcg_linear@5): 25.0 %, 1 of 24 datasets" in shown
+    assert "video (hit@1): 37.5 %, 2 of 18 datasets" in shown
+    assert "all (of each modality): 45.0 %, 5 of 78 datasets" in shown
+    assert "left out: 2 datasets that MMEB-V2 does not have: My own, slides" in shown
 
 
 def test_a_modality_without_sets_has_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     leaderboard.main(flags(tmp_path / "out.json", write_scores(tmp_path / "a", {"GQA": 0.5})))
-    assert "video (hit@1): no scores, 0 of 18 sets" in capsys.readouterr().out
+    assert "video (hit@1): no scores, 0 of 18 datasets" in capsys.readouterr().out
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         "scores of a different model than": (first, write_scores(tmp_path / "other", {"CIRR": 0.5}, "f" * 16)),
         "score it with eval.retrieval": (write_scores(tmp_path / "pages", {"ViDoRe_docvqa": 0.5}),),
         "score it with eval.mmeb": (write_retrieval(tmp_path / "searched", {"GQA": (0.5, 0.5)}),),
-        "ndcg_linear@5 is not the one of retrieval.json": (changed,),
-        "none of MMEB-V2's sets is in these runs, only My own": (own,),
+        "ndcg_linear@5 differs from retrieval.json": (changed,),
+        "none of MMEB-V2's datasets is in these runs, only My own": (own,),
         "empty: no scores": (first, tmp_path / "empty"),
         "gone: no such folder": (tmp_path / "gone",),
     }

@@ -124,11 +124,11 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_scores(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("weights", r"holds scores of another model \(.*/model; fingerprint \w+, now \w+\)"),
+        ("weights", r"holds scores of a different model \(.*/model; fingerprint \w+, now \w+\)"),
         ("crops", r"holds scores with other settings \(num_crops 4, now 1\)"),
-        ("image", "holds scores of GQA on other rows or images"),
-        ("text", "holds scores of own on other rows or images"),
-        ("path", "holds scores of GQA on other rows or images"),
+        ("image", "holds scores of GQA on different rows or images"),
+        ("text", "holds scores of own on different rows or images"),
+        ("path", "holds scores of GQA on different rows or images"),
     ],
 )
 def test_something_else_is_refused_and_its_embeddings_are_never_reused(
@@ -158,7 +158,7 @@ def test_something_else_is_refused_and_its_embeddings_are_never_reused(
     before = files(tmp_path / "out")
     with pytest.raises(InputError, match=message) as refused:
         mmeb.main(options)
-    assert "choose another --encode_output_path, or delete that folder" in str(refused.value)
+    assert "choose a different --encode_output_path, or delete that folder" in str(refused.value)
     assert files(tmp_path / "out") == before
     assert not asked
     (tmp_path / "out/scores.json").unlink()  # as if the first run had ended before its end

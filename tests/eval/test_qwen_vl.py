@@ -45,7 +45,7 @@ def test_a_published_folder(
     data = mini_mmeb_dir / EVAL_FOLDER
     model = copied(family, tmp_path / "Qwen3-VL-2B-Instruct")
     small = score(data, model, tmp_path / "small", "--per_device_eval_batch_size", "3")
-    assert f"prompt format chat: recognised by the files or name of {model}, which" in capsys.readouterr().out
+    assert f"prompt format chat: recognized by the files or name of {model}, which" in capsys.readouterr().out
     packed = score(data, model, tmp_path / "packed")
     assert small["datasets"] == packed["datasets"]
     assert packed["model"]["prompt_format"]["name"] == "chat"
@@ -59,7 +59,7 @@ def test_what_a_model_is_told(mini_mmeb_dir: Path, tmp_path: Path, capsys: pytes
         score(data, folder, tmp_path / "unknown", "--num_crops", "4")
     flags = ("--lora", "--checkpoint_path", str(ROOT / "qwen2_vl" / "lora"), "--max_pixels", "4000")
     adapted = score(data, folder, tmp_path / "adapted", *flags)
-    assert "prompt format vlm2vec: recognised by" in capsys.readouterr().out
+    assert "prompt format vlm2vec: recognized by" in capsys.readouterr().out
     assert (adapted["model"]["prompt_format"]["name"], adapted["model"]["max_pixels"]) == ("vlm2vec", 4000)
     named = score(data, folder, tmp_path / "named", "--prompt_format", "vlm2vec", "--max_pixels", "4000")
     assert "prompt format" not in capsys.readouterr().out

@@ -160,13 +160,15 @@ def test_a_model_is_scored_as_it_was_trained_unless_told_otherwise(
     for flag, value, other in (("max_len", "64", 16), ("num_crops", "1", 4)):
         with pytest.raises(InputError, match=f"--{flag} {value} instead of {other}.* add --allow_changed {flag}"):
             mmeb.main([*trained, f"--{flag}", value])
-    with pytest.raises(InputError, match="--allow_changed max_len: no effect, the model was not trained with another"):
+    with pytest.raises(
+        InputError, match="--allow_changed max_len: no effect, the model was not trained with a different"
+    ):
         mmeb.main([*trained, "--max_len", "16", "--allow_changed", "max_len"])
     with pytest.raises(InputError, match="--allow_changed max_len: no effect without --max_len"):
         mmeb.main([*trained, "--allow_changed", "max_len"])
     output = ["--encode_output_path", str(data / "otherwise")]
     mmeb.main([*trained, *output, "--num_crops", "1", "--allow_changed", "num_crops"])
-    line = "scored with other settings than trained: num_crops 1 instead of 4"
+    line = "scored with settings that differ from training: num_crops 1 instead of 4"
     assert line in scores(data, "otherwise")["warnings"]
     report.main([str(data / "otherwise")])
     assert f"otherwise: {line}." in (data / "otherwise/report.md").read_text()
@@ -253,7 +255,7 @@ def test_a_model_is_scored_with_the_prompts_that_it_was_trained_with(
     mmeb.main([*trained, *changed, "--encode_output_path", str(data / "raw_prompts")])
     assert {name for name, _ in seen} == {"phi3_v"}
     assert scores(data, "raw_prompts")["warnings"] == [
-        "scored with other settings than trained: prompt_format phi3_v instead of own"
+        "scored with settings that differ from training: prompt_format phi3_v instead of own"
     ]
     report.main([str(data / "own_prompts")])
     assert "4 crops, prompt format own)" in (data / "own_prompts" / "report.md").read_text()
