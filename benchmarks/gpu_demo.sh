@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The training program itself on one GPU, in about a minute, after `make demo`: the miniature in bfloat16 under ZeRO-2
-# (killed and resumed), under ZeRO-3 and with a DoRA adapter; each is exported, compared with its checkpoint and encodes.
-# "exact", which has to be named: --deterministic, killed and resumed, beside a run that nothing disturbs; their last
-# checkpoints are compared bit for bit. It makes EXACT_STEPS steps with a checkpoint every four, and exports nothing.
+# Runs the training program on one GPU, in about a minute, after `make demo`: the miniature in bfloat16 under ZeRO-2
+# (killed and resumed), under ZeRO-3 and with a DoRA adapter. Each run is exported, compared with its checkpoint, and used
+# to encode. "exact" runs only if it is named: a run with --deterministic that is killed and resumed, and an undisturbed
+# one, whose last checkpoints are compared bit for bit. It makes EXACT_STEPS steps with a checkpoint every four steps.
 #
 #     benchmarks/gpu_demo.sh [zero2] [zero3] [dora] [exact]   writes demo.md and demo.txt below ${OUT:-gpu_out}
 #
-# DEMO_DIR=demo   where untrained/ and shards/ are
-# LIMIT=150       seconds that each of the three has; they run at the same time
-# STEPS=30        of each; checkpoints every ten
-# EXACT_STEPS=12  of "exact"
+# DEMO_DIR=demo   the folder with untrained/ and shards/
+# LIMIT=150       time limit of each run in seconds; the runs are concurrent
+# STEPS=30        steps of each run, with a checkpoint every ten
+# EXACT_STEPS=12  steps of "exact"
 # DS_ACCELERATOR=cpu   the same on a CPU rank
 # PYTHON, WHEELS, SITE: see gpu_env.sh
 set -uo pipefail
@@ -35,7 +35,7 @@ source benchmarks/gpu_env.sh
 
 say() { printf '| %s | %s | %s |\n' "$run" "$1" "$2" >>"$work/$run.md"; }
 
-# train ENGINE FLAG...: in the background, a process group of its own, into ${output:-$work/$run}; sets $trainer
+# train ENGINE FLAG...: in the background, in its own process group, into ${output:-$work/$run}; sets $trainer
 train() {
   local engine=$1
   shift
@@ -47,7 +47,7 @@ train() {
   echo "$trainer" >>"$work/pids"
 }
 
-# Kills a run without a word as soon as it has a checkpoint, and starts it again.
+# Kills a run by SIGKILL as soon as it has a checkpoint, and restarts it.
 kill_and_resume() {
   while [ ! -e "$work/$run/latest" ] && kill -0 "$trainer" 2>/dev/null; do sleep 0.1; done
   sleep 0.5
@@ -64,7 +64,7 @@ kill_and_resume() {
   wait "$trainer"
 }
 
-# One of the three, start to end.
+# One run from start to end.
 whole() {
   local start=$SECONDS
   case $run in

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What gpu_first.sh and gpu_demo.sh share, to be sourced in the repository: chooses $python and sets its environment.
+# Common part of gpu_first.sh and gpu_demo.sh, to be sourced in the repository: chooses $python, sets its environment.
 #
 # PYTHON=...  the interpreter; if not given, the first of .venv/bin/python, python3 and python whose torch has CUDA
-# WHEELS=DIR  wheels of packages that the machine lacks; they are unpacked in $SITE, nothing is installed
-# SITE=...    where to; ${TMPDIR:-/tmp}/vlm2vec_site if not given. What an earlier call unpacked there is used again
+# WHEELS=DIR  wheels of packages that the machine lacks; they are unpacked into $SITE, and nothing is installed
+# SITE=...    default: ${TMPDIR:-/tmp}/vlm2vec_site. What an earlier call unpacked there is reused
 
 find_python() {
   local candidate

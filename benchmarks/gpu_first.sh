@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# The first eight minutes on a GPU: every table of benchmarks/gpu, in one go, from a checkout and without a network.
+# The first eight minutes on a GPU: measures every table of benchmarks/gpu, from a checkout and without network access.
 #
 #     benchmarks/gpu_first.sh                              all parts; writes tables.md, rows.jsonl, log.txt and
 #                                                          machine.txt below ${OUT:-gpu_out}
 #     benchmarks/gpu_first.sh ceilings+exactness:60 compiled.dora_large,dora_kept+full:150
-#                                                          these tables, or rows of tables, in this order: each part is
-#                                                          a process and ends after its seconds; + joins tables
+#                                                          these tables, or rows of tables, in this order; each part is
+#                                                          a process with a time limit in seconds; + joins tables
 #     benchmarks/gpu_first.sh --tiny [PART...]             the same with a model of a few thousand weights on the CPU
 #
-# LIMIT=480   seconds in all
-# PAIRS=24    pairs a step
-# FAMILY      the model family; phi3_v if not set
+# LIMIT=480   total time limit in seconds
+# PAIRS=24    pairs per step
+# FAMILY      the model family; default: phi3_v
 # PYTHON, WHEELS, SITE: see gpu_env.sh
 #
-# A part that fails, runs out of memory or out of its time loses nothing but itself: each is a process of its own, and
-# every row is written as it comes. The end of what a failed part said stands in tables.md; log.txt has all of it.
+# A part that fails, runs out of memory or exceeds its time does not affect the others: each is a separate process, and
+# every row is written at once. tables.md has the end of a failed part's output, and log.txt all of it.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-gpu_out}
@@ -25,7 +25,7 @@ tiny=()
 rank_seconds=40
 if [ "${1:-}" = --tiny ]; then
   tiny=(--tiny)
-  rank_seconds=$limit # a CPU may be busy with other things
+  rank_seconds=$limit # a CPU may have other load
   export OMP_NUM_THREADS=1
   shift
 fi
@@ -45,7 +45,7 @@ out=$(cd "$out" && pwd)
 # shellcheck source=benchmarks/gpu_env.sh
 source benchmarks/gpu_env.sh
 
-# What ran, for whoever reads the tables.
+# Records what ran, for readers of the tables.
 {
   date -u
   nvidia-smi 2>&1 | head -20
@@ -60,7 +60,7 @@ for name in ("torch", "deepspeed", "transformers", "peft", "triton", "numpy", "n
 END
 } >>"$out/machine.txt"
 
-# part SECTION+SECTION SECONDS: rows start only while there is time for one more; then the process is ended.
+# part SECTION+SECTION SECONDS: no row starts when time is short, and the process is killed at the limit.
 part() {
   local name=$1 seconds=$2 before code
   if [ $((limit - SECONDS)) -lt "$seconds" ]; then seconds=$((limit - SECONDS)); fi
@@ -70,7 +70,7 @@ part() {
   fi
   echo "== $name, at most $seconds s, after $SECONDS s" | tee -a "$out/log.txt"
   before=$(wc -l <"$out/log.txt")
-  # shellcheck disable=SC2086  # one argument a table
+  # shellcheck disable=SC2086  # one argument per table
   timeout --kill-after=10 "$seconds" "$python" -m benchmarks.gpu --sections ${name//+/ } --output "$out/rows.jsonl" \
     --family "$family" --pairs "$pairs" --steps 1 --seconds $((seconds * 3 / 4)) --rank_seconds "$rank_seconds" ${tiny[@]+"${tiny[@]}"} \
     2>>"$out/log.txt" | tee -a "$out/tables.md"

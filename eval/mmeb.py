@@ -173,7 +173,7 @@ def prepare(encoder_arguments: EncoderArguments, scoring: ScoringArguments, devi
 
 
 def store_key(model: Mapping[str, Any], data: EvalData, plan: EncodingPlan, device: torch.device) -> str:
-    """A hash of everything that decides vectors and ranks: weights, processor settings, items and rows, but not names."""
+    """A hash of everything that decides vectors and ranks: weights, processor settings, items, rows; no names."""
     digest = hashlib.sha256(plan.digest.encode())
     settings = [model.get(name) for name in MODEL_SETTINGS]
     digest.update(repr([__version__, device.type, *settings]).encode())

@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# Checks that launchers share; sourced. What is wrong is one line on stderr and exit code 2, as in the programs.
+# Checks that all launchers use; to be sourced. An error is one line on stderr and exit code 2, as in the programs.
 
 fail() {
   printf 'error: %s\n' "$1" >&2
   exit 2
 }
-# require NAME WHAT: the variable is set.
+# require NAME WHAT: the variable must be set.
 require() {
   [[ -n ${!1:-} ]] || fail "$1 is not set: $2"
 }
-# require_number NAME [SMALLEST]: the variable is a whole number.
+# require_number NAME [SMALLEST]: the variable must be a whole number.
 require_number() {
   [[ ${!1} =~ ^[0-9]{1,9}$ ]] && ((10#${!1} >= ${2:-0})) || fail "$1=${!1}: must be a whole number, at least ${2:-0}"
 }
-# require_file PATH WHAT
+# require_file PATH WHAT: the file must exist.
 require_file() {
   local path=$1
   [[ $path == /* ]] || path=$PWD/$path
@@ -22,7 +22,7 @@ require_file() {
 is_url() {
   [[ $1 == *://* ]]
 }
-# expand_home NAME...: a shell leaves ~ alone between quotes and in files of variables.
+# expand_home NAME...: expands ~, which a shell does not expand between quotes and in files of variables.
 expand_home() {
   local name home=~
   for name; do

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What every launcher shares; sourced, with the repository as working directory. Sets TRAIN, the training program's words.
-# Paths that are not absolute are relative to the repository.
+# Common part of all launchers; to be sourced with the repository as working directory. Sets TRAIN, the arguments of the
+# training program. Relative paths are relative to the repository.
 # shellcheck source=launch/checks.sh
 source launch/checks.sh
 
@@ -17,9 +17,9 @@ is_url "$SHARDS" || require_file "$SHARDS/manifest.json" "SHARDS names a folder 
 if [[ -n ${MASTER_PORT:-} ]]; then require_number MASTER_PORT 1; fi
 command -v python > /dev/null || fail "no python: put .venv/bin on the PATH (make install)"
 
-# Ranks decode in loader processes of their own; more threads than cores make every rank wait for the others.
+# Ranks decode in separate loader processes; more threads than cores would make every rank wait for the others.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
-# Lengths vary and kept graphs fill the memory: segments that grow fragment less.
+# Lengths vary and kept graphs fill the memory; expandable segments fragment it less.
 [[ -n ${PYTORCH_CUDA_ALLOC_CONF:-} ]] || export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 # --resume auto: the same command starts a run and resumes it.
 # shellcheck disable=SC2034  # used where this is sourced

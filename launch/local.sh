@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on this machine: all its GPUs, or CPU ranks where there is none. Flags of vlm2vec.train may follow.
+# Trains on this machine: on all its GPUs, or on CPU ranks if it has none. Flags of vlm2vec.train may follow.
 #
 #   MODEL=microsoft/Phi-3.5-vision-instruct SHARDS=shards OUTPUT=runs/lora_1024 launch/local.sh --save_steps 100
 #
 # MODEL, SHARDS, OUTPUT   see common.sh; a second start with the same OUTPUT resumes the first
-# RECIPE, ENGINE          launch/recipes/lora_1024.yaml, ds_configs/zero2.json
-# GPUS                    ranks; as many as there are GPUs, or 2
-# MASTER_PORT             where ranks meet; a free port if not set
+# RECIPE, ENGINE          default: launch/recipes/lora_1024.yaml, ds_configs/zero2.json
+# GPUS                    number of ranks; default: the number of GPUs, or 2
+# MASTER_PORT             the port on which ranks connect; default: a free port
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=launch/common.sh

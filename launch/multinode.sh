@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on several nodes through DeepSpeed's launcher. Code, .venv, MODEL, SHARDS and OUTPUT must have the same paths
+# Trains on several nodes with DeepSpeed's launcher. Code, .venv, MODEL, SHARDS and OUTPUT must have the same paths
 # on every node (a shared file system). Flags of vlm2vec.train may follow.
 #
 # With ssh, from one node (needs pdsh there, and ssh to every node without a password):
@@ -7,13 +7,13 @@
 # Without ssh, on every node, with its number:
 #   HOSTFILE=hostfile NODE_RANK=0 MODEL=... SHARDS=... OUTPUT=... launch/multinode.sh
 #
-# HOSTFILE                the nodes, see hostfile.example; ranks meet at the first one
+# HOSTFILE                the nodes, see hostfile.example; ranks connect to the first one
 # MODEL, SHARDS, OUTPUT   see common.sh; a second start with the same OUTPUT resumes the first
-# RECIPE, ENGINE          launch/recipes/lora_1024.yaml, ds_configs/zero2.json
-# NODE_RANK               this node's number from 0; where it is not set, ssh starts the other nodes
-# MASTER_ADDR             the first node's address; that of its name in HOSTFILE if not set
-# MASTER_PORT             29500
-# NETWORK_INTERFACE       the interface that reaches the other nodes, such as eth0; NCCL and gloo guess if not set
+# RECIPE, ENGINE          default: launch/recipes/lora_1024.yaml, ds_configs/zero2.json
+# NODE_RANK               this node's number, from 0; if not set, ssh starts the other nodes
+# MASTER_ADDR             the first node's address; default: that of its name in HOSTFILE
+# MASTER_PORT             a port on the first node; default: 29500
+# NETWORK_INTERFACE       the interface to the other nodes, such as eth0; if not set, NCCL and gloo choose one
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=launch/common.sh
@@ -28,7 +28,7 @@ if [[ -n ${NODE_RANK:-} ]]; then
   require_number NODE_RANK
   check+=(--node_rank "$NODE_RANK")
 fi
-# Names that are no addresses, a port in use, a node that does not answer: refused here, not after 30 minutes.
+# Fails at once, not after 30 minutes, if a name has no address, the port is in use, or a node does not answer.
 MASTER_ADDR=$("${check[@]}")
 launcher=(python -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --master_addr "$MASTER_ADDR"
   --master_port "$MASTER_PORT")
@@ -40,14 +40,15 @@ if [[ -n ${NODE_RANK:-} ]]; then
   exec "${launcher[@]}" --no_ssh --node_rank "$NODE_RANK" --module "${TRAIN[@]}" "$@"
 fi
 command -v pdsh > /dev/null || fail "no pdsh: install it, or start every node with its NODE_RANK"
-# DeepSpeed's pdsh launcher passes words to the nodes' shells as they are; blanks it quotes, but not in paths of its own.
+# DeepSpeed's pdsh launcher passes arguments to the nodes' shells without quoting, except that it quotes blanks, but
+# not in its own paths.
 [[ $PWD != *[[:space:]]* ]] || fail "$PWD: DeepSpeed's pdsh launcher takes no blank in it; start every node with its NODE_RANK"
 for word in "${TRAIN[@]}" "$@"; do
   [[ $word =~ ^[][[:alnum:]_@%+=:,./\ -]*$ ]] ||
     fail "$word: DeepSpeed's pdsh launcher cannot pass it on; start every node with its NODE_RANK"
 done
-# What the ranks of the other nodes are to find in their environment; DeepSpeed's launcher reads it from a file.
-mkdir -p -- "$OUTPUT" || fail "OUTPUT=$OUTPUT: cannot be made"
+# Environment variables for the ranks of the other nodes; DeepSpeed's launcher reads them from a file.
+mkdir -p -- "$OUTPUT" || fail "OUTPUT=$OUTPUT: cannot be created"
 DS_ENV_FILE=$(cd "$OUTPUT" && pwd)/.deepspeed_env
 export DS_ENV_FILE
 for name in OMP_NUM_THREADS TOKENIZERS_PARALLELISM PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF HF_HOME HF_HUB_OFFLINE \

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One node's ranks without a launcher, as in kubernetes.yaml: signals reach the ranks (they save and end with 75), and a
-# rank that fails ends the others of its node; the other nodes' ranks end with an error of their own. Flags of
-# vlm2vec.train may follow.
+# Starts the ranks of one node without a launcher, as in kubernetes.yaml. Signals are passed to the ranks, which save and
+# end with exit code 75. A rank that fails ends the other ranks of its node; the ranks of other nodes then end with an
+# error too. Flags of vlm2vec.train may follow.
 #
-# NODES, NODE_RANK, GPUS        how many nodes, this one's number from 0, ranks of a node
-# MASTER_ADDR, MASTER_PORT      the first node, and a port there (29500)
-# GRACE                         seconds that ranks have to report their errors when one has failed (10)
+# NODES, NODE_RANK, GPUS        number of nodes, this node's number from 0, number of ranks per node
+# MASTER_ADDR, MASTER_PORT      the first node, and a port there (default: 29500)
+# GRACE                         seconds for other ranks to report their errors after one has failed (default: 10)
 # MODEL, SHARDS, OUTPUT, RECIPE, ENGINE   see common.sh
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
@@ -14,7 +14,7 @@ source launch/common.sh
 
 require NODES "set it to the number of nodes"
 require NODE_RANK "set it to this node's number, from 0"
-require GPUS "set it to the ranks of a node"
+require GPUS "set it to the number of ranks per node"
 require MASTER_ADDR "set it to the name of the first node"
 require_number NODES 1
 require_number GPUS 1
@@ -30,11 +30,11 @@ for ((local_rank = 0; local_rank < GPUS; local_rank++)); do
   ranks+=($!)
 done
 for signal in TERM INT USR1; do
-  # shellcheck disable=SC2064  # the signal's name is meant as it is now
+  # shellcheck disable=SC2064  # expand the signal's name now
   trap "kill -s $signal \${ranks[*]} 2> /dev/null || true" "$signal"
 done
 
-# `kill -0` and not `wait -n`, which says nothing of a rank that ended just before.
+# `kill -0` instead of `wait -n`, which does not report a rank that has just ended.
 result=0 deadline=0 running=("${ranks[@]}")
 while ((${#running[@]})); do
   still=()
@@ -45,9 +45,9 @@ while ((${#running[@]})); do
     fi
     status=0
     wait "$rank" || status=$?
-    # The first failure is the node's, but bad input (2) is the cause of others' errors.
+    # The first failure decides the exit code, except that bad input (2) wins, because it causes other errors.
     if ((status != 0 && (result == 0 || status == 2))); then result=$status; fi
-    # The others may have an error to report.
+    # Gives the others time to report their errors.
     if ((status != 0 && status != 75 && deadline == 0)); then deadline=$((SECONDS + GRACE)); fi
   done
   running=("${still[@]}")

@@ -1,4 +1,4 @@
-"""Which device a program runs on: never a CPU without a word, and said in one line."""
+"""Choosing the device: the CPU is never used silently, and the choice is reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and docs/ name files, flags, programs, headings and messages that are there."""
+"""README and docs/ refer only to files, flags, programs, headings and messages that exist."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def items(text: str) -> list[str]:
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
-def test_the_architecture_draws_the_rooms_that_the_imports_are_held_to() -> None:
+def test_the_architecture_draws_the_layers_that_imports_must_keep() -> None:
     blocks = FENCED.findall(ARCHITECTURE.read_text(encoding="utf-8"))
     (drawn,) = (text for language, text in blocks if not language and text.startswith("tests"))
     assert [tuple(line.split("  ")[0].split(", ")) for line in drawn.splitlines()] == list(LAYERS)

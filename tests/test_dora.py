@@ -1,4 +1,4 @@
-"""Our DoRA layers against PEFT's: the same results, parameters and files, with less work."""
+"""Our DoRA layers compared with PEFT's: the same results, parameters and files, with less work."""
 
 from __future__ import annotations
 

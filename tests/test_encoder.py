@@ -1,4 +1,4 @@
-"""`VLM2Vec.encode`: every form of item, the same vector in any company, streaming."""
+"""`VLM2Vec.encode`: every form of item, the same vector in any batch, streaming."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def mixed_items() -> tuple[list[str], list[Image.Image | None]]:
     return texts, images
 
 
-def test_the_same_vector_in_any_company(
+def test_the_same_vector_in_any_batch(
     golden_model_dir: Path, mixed_items: tuple[list[str], list[Image.Image | None]]
 ) -> None:
     encoder = VLM2Vec.from_pretrained(golden_model_dir, num_crops=1, max_len=None, dtype=torch.float32)

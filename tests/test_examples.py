@@ -1,4 +1,4 @@
-"""The minimum demonstration does what a user is promised."""
+"""The minimal example does what the documentation promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule of the house: nothing outside backbones/ knows a model family, a crop or a patch."""
+"""House rule: nothing outside backbones/ knows a model family, a crop or a patch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the source: which package may import which, no import circles, small folders, short parameter lists."""
+"""The structure of the source: which package may import which, no import cycles, small folders, few parameters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SOURCES = ("vlm2vec", "eval", "data_prep", "benchmarks", "examples", "trials")
 MAX_FILES = 14
 MAX_PARAMETERS = 8
 
-# Every room of the house, from the roof to the ground. A module may import rooms of the rows below its own, and modules
-# of its own room: nothing above, and no other room of its row. A room is a package or module of vlm2vec, or a folder of
-# programs. "vlm2vec" is the library's face, `vlm2vec/__init__.py`.
+# All units of the source, from the top layer to the bottom one. A module may import units of the layers below its own,
+# and modules of its own unit: nothing above, and no other unit of its layer. A unit is a package or module of vlm2vec,
+# or a folder of programs. "vlm2vec" is the public API, `vlm2vec/__init__.py`.
 LAYERS = (
     ("tests",),
     ("benchmarks",),
@@ -45,7 +45,7 @@ LAYERS = (
     ("files",),
     ("errors",),
 )
-# Usable without the rest of the library: a room and all that it may import.
+# Usable without the rest of the library: a unit, and all that it may import.
 ALONE = {"contrastive": ("errors",)}
 # Public faces with options that are given by name.
 MANY_PARAMETERS = {"vlm2vec.encoder.VLM2Vec.from_pretrained"}
@@ -66,9 +66,9 @@ class Module:
     tree: ast.Module
 
     @property
-    def room(self) -> str:
+    def unit(self) -> str:
         """Its place in `LAYERS`."""
-        return room_of(self.name)
+        return unit_of(self.name)
 
 
 @cache
@@ -105,16 +105,16 @@ def imported_names(tree: ast.Module, known: dict[str, Module]) -> Iterator[str]:
                 yield member if member in known else str(node.module)
 
 
-def room_of(module: str) -> str:
+def unit_of(module: str) -> str:
     first, *rest = module.split(".")
     return rest[0] if first == "vlm2vec" and rest else first
 
 
 def mistaken(importing: str, imported: str) -> bool:
     """Whether an import does not run downwards."""
-    floors = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
-    upper, lower = room_of(importing), room_of(imported)
-    return upper != lower and (floors[upper] >= floors[lower] or lower not in ALONE.get(upper, (lower,)))
+    levels = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+    upper, lower = unit_of(importing), unit_of(imported)
+    return upper != lower and (levels[upper] >= levels[lower] or lower not in ALONE.get(upper, (lower,)))
 
 
 def functions(tree: ast.AST, inside: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -136,7 +136,7 @@ def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
-def circles(graph: dict[str, list[str]]) -> list[list[str]]:
+def cycles(graph: dict[str, list[str]]) -> list[list[str]]:
     """Modules that import one another, directly or through others (Tarjan's strongly connected components)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -164,10 +164,10 @@ def circles(graph: dict[str, list[str]]) -> list[list[str]]:
     return found
 
 
-def test_every_room_has_one_place_in_the_table() -> None:
-    rooms = [room for row in LAYERS for room in row]
-    assert len(rooms) == len(set(rooms))
-    assert {module.room for module in modules().values()} - set(rooms) == set()
+def test_every_unit_has_one_place_in_the_table() -> None:
+    units = [unit for row in LAYERS for unit in row]
+    assert len(units) == len(set(units))
+    assert {module.unit for module in modules().values()} - set(units) == set()
 
 
 def test_imports_run_downwards() -> None:
@@ -176,7 +176,7 @@ def test_imports_run_downwards() -> None:
 
 
 def test_no_modules_import_one_another() -> None:
-    assert circles(imports()) == []
+    assert cycles(imports()) == []
 
 
 def test_no_folder_of_the_library_is_too_full() -> None:
@@ -202,7 +202,7 @@ def test_no_function_takes_too_many_parameters() -> None:
     ("importing", "imported"),
     [
         ("vlm2vec.errors", "vlm2vec.files"),  # upwards
-        ("vlm2vec.plan.meta", "vlm2vec.export.card"),  # to another room of the row
+        ("vlm2vec.plan.meta", "vlm2vec.export.card"),  # to a different unit of the same layer
         ("vlm2vec.contrastive.loss", "vlm2vec.shards"),
         ("vlm2vec.contrastive.loss", "vlm2vec.files"),  # downwards, but contrastive stands alone
         ("vlm2vec.train", "benchmarks.step"),
@@ -219,8 +219,8 @@ def test_what_an_import_is() -> None:
     assert list(imported_names(ast.parse(text), modules())) == ["vlm2vec.errors", "vlm2vec.files", "eval.page"]
 
 
-def test_circles_are_found_through_others() -> None:
-    assert circles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [["a", "b", "c"]]
+def test_cycles_are_found_through_others() -> None:
+    assert cycles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [["a", "b", "c"]]
 
 
 def test_all_kinds_of_parameters_are_counted() -> None:

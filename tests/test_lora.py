@@ -1,4 +1,4 @@
-"""Adapters: new ones, the original's, saved ones, and those that do not fit."""
+"""LoRA adapters: new ones, published ones, saved ones, and those that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MMEB-V2's sets: as many as the leaderboard has, and found by either name."""
+"""MMEB-V2's datasets: as many as the leaderboard has, found by either name."""
 
 from __future__ import annotations
 

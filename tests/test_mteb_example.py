@@ -1,4 +1,4 @@
-"""MTEB scores an exported folder on a collection of its own, offline, with the vectors of `VLM2Vec.encode`."""
+"""MTEB scores an exported folder on its own collection, offline, with the vectors of `VLM2Vec.encode`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel is whole: it holds every module and data file, and its programs run without the repository."""
+"""The wheel contains every module and data file, and its programs run without the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean of several folders: its numbers, what the folder holds and who loads it, and what is refused."""
+"""Averaging several model folders: the weights, the files in the result, loading it, and refused inputs."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def test_other_refusals_of_adapters(adapters: list[Path], models: list[Path], tm
         average(pair, tmp_path / "out")
 
 
-def test_another_base_if_that_is_wanted(models: list[Path], tmp_path: Path) -> None:
+def test_a_different_base_if_allowed(models: list[Path], tmp_path: Path) -> None:
     bases = [copied(models[i], tmp_path / str(i), SETTINGS_FILE, base_fingerprint=f"{i}" * 32) for i in (0, 1)]
     average(strings(bases), tmp_path / "out", allow_other_base=True)
     assert json.loads((tmp_path / "out" / SETTINGS_FILE).read_text())["base_fingerprint"] is None

@@ -1,4 +1,4 @@
-"""What families share: names of modules that are not the published ones, parts that may be frozen."""
+"""The interface of all families: module names that differ from the published ones, parts that can be frozen."""
 
 from __future__ import annotations
 

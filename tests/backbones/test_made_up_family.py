@@ -1,4 +1,4 @@
-"""What holds for the made-up family on one process; tests/distributed/test_made_up_family.py trains it."""
+"""The made-up family in one process; tests/distributed/test_made_up_family.py trains it on ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as three published models make them, and what a format is refused for."""
+"""Prompts of three published models, and prompt formats that are refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def chat(instruction: str, content: str) -> str:
         (_BRACES, 2, _BRACES),
     ],
 )
-def test_the_raw_format_is_the_text_as_it_stands(text: str, num_images: int, expected: str) -> None:
+def test_the_raw_format_is_the_text_itself(text: str, num_images: int, expected: str) -> None:
     assert RAW.render(text, num_images) == expected
 
 

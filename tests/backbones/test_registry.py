@@ -1,4 +1,4 @@
-"""Which family a folder belongs to, and what is said where there is none."""
+"""Finding the family of a folder, and the error if there is none."""
 
 from __future__ import annotations
 

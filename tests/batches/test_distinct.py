@@ -1,4 +1,4 @@
-"""Rows with the same target in different batches."""
+"""Keeping rows with the same target in different batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a sidecar to the loss: what a batch's planner hands on, against plain loops over the sidecar's own lists."""
+"""Mined lists from sidecar to loss: what the planner passes on, compared with plain loops over the lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distinct items, dealt to ranks by cost."""
+"""Distinct items of a batch, distributed to ranks by cost."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_false_negatives_are_found_by_content_wherever_they_are_in_the_batch() -
     assert layout.digest != lay_out(BATCH, FakeIndex(), cost, 3, True, MinedRows(MINED, 1)).digest
 
 
-def test_the_digest_tells_batches_apart() -> None:
+def test_the_digest_distinguishes_batches() -> None:
     same = lay_out(BATCH, FakeIndex(), cost, 2).digest
     assert same == lay_out(BATCH, FakeIndex(), cost, 2).digest
     assert 0 <= same < 2**63

@@ -1,4 +1,4 @@
-"""The same items for any number of ranks and workers, and after any resume."""
+"""The loader yields the same items for any number of ranks and workers, and after any resume."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_largest_remainders_sum_up() -> None:
     assert largest_remainder(150, [1, 2, 1]) == (38, 75, 37)
 
 
-def test_at_most_so_many_samples_of_a_subset() -> None:
+def test_at_most_n_samples_of_a_subset() -> None:
     first, drawn, redrawn = order("first"), order("drawn"), order("drawn", seed=4)
     assert first.sizes == drawn.sizes == (30, 30, 7)
     sets = [set(samples(each, range(4 * each.steps_per_epoch))) for each in (first, drawn, redrawn)]
@@ -257,7 +257,7 @@ def test_the_order_is_the_same_for_ever(name: str) -> None:
     assert digest == GOLDEN[name]
 
 
-def test_the_digest_tells_orders_apart() -> None:
+def test_the_digest_distinguishes_orders() -> None:
     digests = {order(name).digest for name in MIXTURES}
     digests |= {order("units", seed=4).digest, order("units", batch=16).digest}
     digests |= {GlobalOrder({**SIZES, "C": 8}, 8, 3).digest}

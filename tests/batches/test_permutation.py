@@ -1,4 +1,4 @@
-"""Keyed permutations, evaluated pointwise."""
+"""Keyed permutations, evaluated for single indices."""
 
 from __future__ import annotations
 

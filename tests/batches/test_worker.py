@@ -1,4 +1,4 @@
-"""Loader workers end with their rank, however it ends, and leave its port free."""
+"""Loader workers end with their rank, however it ends, and release its port."""
 
 from __future__ import annotations
 

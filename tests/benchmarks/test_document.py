@@ -30,12 +30,12 @@ def test_a_run_replaces_its_section_and_keeps_the_others(tmp_path: Path, monkeyp
     assert found["second"] == "written meanwhile\n"
 
 
-def test_log_lines_are_no_figures() -> None:
+def test_log_lines_are_removed() -> None:
     log = "[2026-11-23 14:12:15,356] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU."
     assert program.without_log_lines(f"{log}\n| a | b |\n") == "| a | b |"
 
 
-def test_a_gpus_figures_stay_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpus_numbers_are_kept_on_a_machine_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = tmp_path / "benchmarks.md"
     monkeypatch.setattr(program, "SUITES", {"gpu": Suite("GPU", "calendar 2026 1", "Text.", needs_gpu=True)})
     monkeypatch.setattr(program, "DOCUMENT", document)

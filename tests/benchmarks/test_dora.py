@@ -1,4 +1,4 @@
-"""The comparison with PEFT's DoRA: what is counted, and that both sides are what they are called."""
+"""The benchmark of DoRA against PEFT: what it counts, and that both sides run what they claim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs that measure on a GPU, in their small form, and what they say where there is none."""
+"""The GPU benchmarks with tiny models, and their output on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_closed_model_is_freed() -> None:
     assert encoder() is None
 
 
-def test_mfu_counts_the_models_own_work_and_the_plan_stands_beside_the_peak() -> None:
+def test_mfu_counts_the_models_own_flops_and_the_plan_is_shown_beside_the_peak() -> None:
     setting = bench.Setting(CPU, TINY, 4, 1, 1.0)
     variant = VARIANTS["dora"]
     model = bench._meta(variant.model, setting)

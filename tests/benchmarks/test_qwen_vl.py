@@ -1,4 +1,4 @@
-"""The comparison with transformers: both ways encode the same, and what differs ends the program."""
+"""The benchmark against transformers: both encode the same items, and a difference ends the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of recipes: which programs run with which flags, what is kept, what the table says."""
+"""The benchmark of recipes: programs and flags, results that are kept, and the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlm2vec.mmeb import META_TASKS
 from vlm2vec.training.flags.run import parse_arguments
 
 
-def test_a_finished_run_is_kept_and_an_unfinished_one_runs_anew(
+def test_a_finished_run_is_kept_and_an_unfinished_one_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[tuple[str, ...]] = []

@@ -1,4 +1,4 @@
-"""One rank that trains as the example in CachedStep's docstring does, and once more with one graph."""
+"""One rank that trains as in the example of CachedStep's docstring, and again with one graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cached step as its docstring shows it, and what its parts refuse."""
+"""The cached step as in its docstring, and inputs that its parts refuse."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_slots_are_filled_with_own_chunks_and_then_padding() -> None:
 
 
 @pytest.mark.parametrize(("announced", "brought"), [(2, 1), (1, 2), (0, 1), (1, 0)])
-def test_a_phase_that_brings_another_number_is_refused(announced: int, brought: int) -> None:
+def test_a_phase_with_an_unannounced_number_of_chunks_is_refused(announced: int, brought: int) -> None:
     """Chunks may be produced while the step runs, so nobody knows before."""
     phase = Phase((chunk() for _ in range(brought)), announced, 0)
     with pytest.raises(RuntimeError, match=f"expected {announced} chunks in this phase, got"):

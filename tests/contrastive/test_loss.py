@@ -1,4 +1,4 @@
-"""The loss against textbook formulas, forward and backward."""
+"""The loss compared with textbook formulas, forward and backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights, masks, temperatures by group, several hard negatives and distillation against the textbook."""
+"""Hardness weights, masks, temperatures by group, hard negatives and distillation against the textbook loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three ranks that hold different numbers of items: what is gathered, compared and reduced between them."""
+"""Three ranks with different numbers of items: gathering, comparing and reducing between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learned temperature: its gradient, its range, its state, the same on all ranks."""
+"""The learned temperature: gradient, range, state, and equality on all ranks."""
 
 from __future__ import annotations
 

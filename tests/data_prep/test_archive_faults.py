@@ -58,7 +58,7 @@ NO_ZIP = {
 
 
 @pytest.mark.parametrize("case", NO_ZIP)
-def test_what_is_no_zip_is_told_with_its_remedy(case: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_zip_is_reported_with_a_remedy(case: str, tmp_path: Path) -> None:
     content, message = NO_ZIP[case]
     path = tmp_path / "A.zip"
     path.write_bytes(content)
@@ -76,7 +76,7 @@ def test_parts_that_were_never_joined_are_named(parts: tuple[str, ...], dataset:
         convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o")
 
 
-def test_git_lfs_pointers_are_told_apart_from_damage(dataset: Path, tmp_path: Path) -> None:
+def test_git_lfs_pointers_are_distinguished_from_damage(dataset: Path, tmp_path: Path) -> None:
     (dataset / "images/A/Train/1.png").write_bytes(LFS_POINTER)
     report = convert(SourceData(dataset, dataset, ["A"]), tmp_path / "o").report.subsets["A"]
     assert report.unreadable_images == 1

@@ -20,7 +20,9 @@ from vlm2vec.errors import InputError
 from vlm2vec.shards import Item, ShardSet
 
 
-def test_same_input_same_bytes_wherever_it_lies(mini_mmeb_dir: Path, mini_shards_dir: Path, tmp_path: Path) -> None:
+def test_the_same_input_gives_the_same_bytes_in_any_folder(
+    mini_mmeb_dir: Path, mini_shards_dir: Path, tmp_path: Path
+) -> None:
     train = mini_mmeb_dir / "MMEB-train"
     moved = tmp_path / "elsewhere"
     moved.symlink_to(train)

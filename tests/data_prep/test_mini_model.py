@@ -1,4 +1,4 @@
-"""The tiny model: deterministic, loads as any checkpoint, neither trained nor collapsed, never in the way of others."""
+"""The tiny model: deterministic, loads like any checkpoint, untrained but not collapsed, overwrites nothing else."""
 
 from __future__ import annotations
 

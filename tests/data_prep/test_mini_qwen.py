@@ -1,4 +1,4 @@
-"""The miniatures of the Qwen-VL families: their tokenizers' pipeline, and what a digit takes of them."""
+"""The miniatures of the Qwen-VL families: their tokenizers, and the number of tokens per digit."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_the_limit_is_on_images_and_an_excess_takes_the_manifest_away(dataset: P
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
-def test_a_wrong_image_folder_is_told_before_anything_is_written(dataset: Path, tmp_path: Path) -> None:
+def test_a_wrong_image_folder_is_reported_before_anything_is_written(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         InputError, match=f"{TABLE}: none of its first images below .* can be used: .*0.png: no such image"

@@ -1,4 +1,4 @@
-"""Samples that turn out unreadable in a run: replaced alike on any number of ranks, reported, limited."""
+"""Samples that cannot be read during a run: replaced equally on any number of ranks, reported, limited."""
 
 from __future__ import annotations
 

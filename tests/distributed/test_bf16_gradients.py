@@ -1,4 +1,4 @@
-"""bf16 parameters: chunking adds next to nothing to the error that bf16 itself makes."""
+"""Gradients of bf16 parameters: chunking adds almost nothing to bf16's own error."""
 
 from __future__ import annotations
 

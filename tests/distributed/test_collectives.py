@@ -1,4 +1,4 @@
-"""What one cached step costs on the wire, by part of the step, kind and bytes."""
+"""The collectives of one cached step: part of the step, kind and bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run goes on on other ranks or another ZeRO stage, in the same command: the losses are those of the same batches."""
+"""Resuming with the same command on a different number of ranks or ZeRO stage gives the same losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines on 2 ranks: a checkpoint, exported, encodes what the live weights encoded; what bf16 must not touch."""
+"""Engines on 2 ranks: an exported checkpoint encodes like the live weights, and what bf16 must not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every ZeRO key that the engine file may hold trains with the gradient of one graph."""
+"""Every ZeRO key allowed in the engine file trains with the gradient of one graph."""
 
 from __future__ import annotations
 

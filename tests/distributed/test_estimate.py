@@ -1,4 +1,4 @@
-"""The plan's memory against what engines hold: every shipped configuration, on two ranks."""
+"""The plan's memory compared with that of engines: every shipped configuration, on two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One global batch, one answer: the cached step on real ranks against one plain graph."""
+"""One global batch, one answer: the cached step on real ranks compared with one plain graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that cannot succeed: a job that fails on one rank ends on all, and says where and why."""
+"""Steps that fail on one rank end the job on all ranks, and say where and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores during training on real ranks: those of the exported weights, and a training that does not notice."""
+"""Scores during training on real ranks equal those of the exported weights and do not change the training."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def log_of(run: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_training_does_not_notice(runs: Path, name: str) -> None:
+def test_scoring_does_not_change_the_training(runs: Path, name: str) -> None:
     plain, _ = log_of(runs / f"{name}_plain")
     scored, _ = log_of(runs / f"{name}_scored")
     assert len(plain) == STEPS

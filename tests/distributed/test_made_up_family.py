@@ -1,4 +1,4 @@
-"""The seam between families: one that is nowhere but in tests/rig/made_up_family.py is trained and exported."""
+"""A family that exists only in tests/rig/made_up_family.py can be trained and exported."""
 
 from __future__ import annotations
 

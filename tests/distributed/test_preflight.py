@@ -1,4 +1,4 @@
-"""What cannot work fails before the first step, on all ranks, with names; what can work does not notice."""
+"""Runs that cannot work fail before the first step on all ranks; checks do not change runs that can."""
 
 from __future__ import annotations
 

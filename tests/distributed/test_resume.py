@@ -1,4 +1,4 @@
-"""Four steps, and two steps, a checkpoint, two steps: the same bits on the same ranks, 1e-6 on others."""
+"""Four steps equal two steps, a checkpoint and two steps: bit for bit on the same ranks, 1e-6 on others."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(runs: Path) -> None:
     assert log_of(runs / "signalled") == log_of(runs / "straight" / DISTURBED)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on(runs: Path) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_continues(runs: Path) -> None:
     output = (runs / "output.txt").read_text()
     warnings = [line for line in output.splitlines() if line.startswith("warning:")]
     [warning] = [line for line in warnings if "max_len is 64" not in line]  # of models that were saved with another

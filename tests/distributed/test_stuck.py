@@ -1,4 +1,4 @@
-"""A job never hangs: what holds it up is named, and what only takes long is left alone."""
+"""A job never hangs: a stuck rank is named, and a slow one is left alone."""
 
 from __future__ import annotations
 

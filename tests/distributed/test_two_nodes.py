@@ -1,4 +1,4 @@
-"""Two real nodes: launch/multinode.sh across them, a rank of one is killed, the job ends, the run is taken up again."""
+"""Two real nodes: launch/multinode.sh runs on both, a rank is killed, the job ends, and the run resumes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def processes_of(output_dir: Path, rank: int | None = None) -> list[int]:
     return found
 
 
-def test_a_killed_rank_ends_the_job_and_the_run_goes_on(
+def test_a_killed_rank_ends_the_job_and_the_run_resumes(
     nodes: Nodes, forked_python: Path, mini_model_dir: Path, mini_shards_dir: Path, tmp_path: Path
 ) -> None:
     """The first start goes through ssh where there is a server, the second one is made on each node."""

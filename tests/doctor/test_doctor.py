@@ -1,4 +1,4 @@
-"""Each check says ok where all is well and names the remedy where it is not."""
+"""Each check of the doctor reports ok, or the problem with a remedy."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_damaged_shards_fail(mini_shards_dir: Path, tmp_path: Path) -> None:
     assert statuses(list(data_findings(copy))) == {FAIL}
 
 
-def test_a_slow_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "shard.tar"
     file.write_bytes(bytes(10**6))
     for cold, warm, status in ((500.0, 5000.0, OK), (50.0, 5000.0, WARN), (5.0, 5000.0, WARN), (5.0, 6.0, FAIL)):

@@ -1,4 +1,4 @@
-"""Names in a hostfile: what DeepSpeed and ssh take is taken, what they would misread is refused in one line."""
+"""Names in a hostfile: accepted as by DeepSpeed and ssh; names that these would misread are refused in one line."""
 
 from __future__ import annotations
 

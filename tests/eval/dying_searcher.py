@@ -1,4 +1,4 @@
-"""One rank that scores collections, and then is killed in the middle of ranking a second run."""
+"""One rank that scores collections, and is killed while ranking in a second run."""
 
 from __future__ import annotations
 

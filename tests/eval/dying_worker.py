@@ -1,4 +1,4 @@
-"""One rank that scores a model, then one with a damaged image, and is killed in the middle of a third run."""
+"""One rank that scores a model, then one with a damaged image, and is killed in a third run."""
 
 from __future__ import annotations
 

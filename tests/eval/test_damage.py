@@ -1,4 +1,4 @@
-"""Damaged files of an evaluation: a sample of what `python -m trials.fuzz_results` tries."""
+"""Damaged files of an evaluation: a sample of `python -m trials.fuzz_results`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The leaderboard's file: runs merged, means over what is there, what does not belong together refused."""
+"""The leaderboard's file: merging runs, means over the available scores, and refused combinations."""
 
 from __future__ import annotations
 

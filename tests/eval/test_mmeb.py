@@ -1,4 +1,4 @@
-"""The scoring program with vectors that the test chooses."""
+"""The scoring program, with vectors that the test chooses."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_more_datasets_of_the_same_model_are_added(tmp_path: Path, options: list
     assert pq.read_table(tmp_path / "out/predictions.parquet").equals(together)
 
 
-def test_another_way_of_counting_is_not_added(tmp_path: Path, options: list[str], choose: Choose) -> None:
+def test_scores_counted_differently_are_not_added(tmp_path: Path, options: list[str], choose: Choose) -> None:
     choose(VECTORS)
     mmeb.main(options)
     with pytest.raises(InputError, match="strict_original False, now True"):

@@ -1,4 +1,4 @@
-"""report.html: what it shows, and that data stays text."""
+"""report.html: its content, and that texts from data are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen models scored by eval.mmeb: folders as they are published, and with an adapter."""
+"""Qwen models scored by eval.mmeb: published folders, and with an adapter."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_published_folder(
     assert packed["model"]["prompt_format"]["name"] == "chat"
 
 
-def test_what_a_model_is_told(mini_mmeb_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_model_gets(mini_mmeb_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, folder = mini_mmeb_dir / EVAL_FOLDER, model_folder("qwen2_vl")
     with pytest.raises(InputError, match=r"nothing tells which prompts .*\(--prompt_format\), one of vlm2vec, "):
         score(data, folder, tmp_path / "unknown")

@@ -1,4 +1,4 @@
-"""The scoring program on any number of ranks, and after a kill: the same files, bit for bit."""
+"""The scoring program writes the same files bit for bit on any number of ranks and after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The retrieval program: whole runs with vectors that the test chooses, with a model, on ranks and after a kill."""
+"""The retrieval program: with chosen vectors, with a model, on several ranks and after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs with a real, tiny encoder: what the other tests do with chosen vectors."""
+"""The evaluation programs with a real, tiny encoder instead of chosen vectors."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_a_vector_that_is_not_finite_is_refused(broken: float) -> None:
         check_finite(vectors, ["row 6", "row 7"])
 
 
-def test_a_collapsed_model_is_told_from_a_narrow_one() -> None:
+def test_a_collapsed_model_is_distinguished_from_a_narrow_one() -> None:
     generator = np.random.default_rng(0)
     narrow = (generator.normal(scale=0.3, size=(5000, 8)) + 1).astype(np.float32)
     assert collapse(narrow) is None
@@ -98,6 +98,6 @@ def test_a_collapsed_model_is_told_from_a_narrow_one() -> None:
     assert "it has collapsed" in str(collapse(same))
 
 
-def test_a_disk_that_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_disk_error_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone: cannot write there \(No such file or directory\)"):
         EvalStore(tmp_path / "gone").write_block(0, np.zeros((1, 2), dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Images on disk, distinct items, batches."""
+"""The encoding plan: images on disk, distinct items, batches."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def warnings_of(tmp_path: Path, name: str, rows: list[dict[str, Any]], benchmark
     return dataset_warnings(read_rows, np.arange(len(items), dtype=np.int32), benchmark)
 
 
-def test_what_bends_a_datasets_figures_is_told(tmp_path: Path) -> None:
+def test_what_distorts_a_datasets_scores_is_reported(tmp_path: Path) -> None:
     fine = [row("q", ["x", "y"]), row("r", ["y", "x"])]
     assert warnings_of(tmp_path, "mine", fine) == []
     assert warnings_of(tmp_path, "GQA", fine, MMEB) == [

@@ -1,4 +1,4 @@
-"""Errors of an evaluation name the flag of the program that was told."""
+"""Errors of an evaluation name the flag of the program that is running."""
 
 from __future__ import annotations
 

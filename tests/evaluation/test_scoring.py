@@ -100,7 +100,7 @@ def test_a_single_candidate_is_certain_and_its_chance_says_so() -> None:
     assert (total.acc, total.chance) == (1.0, 1.0)
 
 
-def test_figures_are_those_of_scikit_learn() -> None:
+def test_metrics_equal_those_of_scikit_learn() -> None:
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(60, 8)).astype(np.float32)
     rows = [(query, generator.permutation(np.arange(20, 60))[:30].tolist()) for query in range(20)]

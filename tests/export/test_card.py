@@ -1,4 +1,4 @@
-"""What a model card says for people and for the Hub, and that its examples run."""
+"""The model card: its content for people and for the Hub, and that its examples run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported folder holds, with and without its base model, and what is refused."""
+"""The content of an exported folder, with and without its base model, and refused exports."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_tokens_survive(engine_runs_dir: Path, mini_model_dir: Path, tmp_path: P
     assert after.tokenize("<|image_1|> x", [3]) == before.tokenize("<|image_1|> x", [3])
 
 
-def test_the_card_tells_the_run_and_not_the_machine(engine_runs_dir: Path, tmp_path: Path) -> None:
+def test_the_card_describes_the_run_without_local_paths(engine_runs_dir: Path, tmp_path: Path) -> None:
     model = {"model_name": "/secret/place/model", "checkpoint_path": None, "num_crops": 4, "fingerprint": "0123abcd"}
     accs = {"PairVQA": 0.5, "MosaicGround": 0.0}
     datasets = {name: DatasetScore(acc, int(10 * acc), 10, 0.1, 0, 0, acc, acc, acc, acc) for name, acc in accs.items()}

@@ -1,4 +1,4 @@
-"""Uploads to a stand-in for the Hub: what arrives there, what a failed upload leaves, what is refused."""
+"""Uploads to a stand-in for the Hub: the uploaded files, failed uploads, and refused ones."""
 
 from __future__ import annotations
 

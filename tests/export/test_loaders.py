@@ -1,4 +1,4 @@
-"""Other libraries load what is exported, offline, and get the same vectors."""
+"""Other libraries load exported folders offline and get the same vectors."""
 
 from __future__ import annotations
 

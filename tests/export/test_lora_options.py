@@ -1,4 +1,4 @@
-"""Every pair of LoRA and freezing options, from a checkpoint's files through the export to loading."""
+"""Every combination of LoRA and freezing options, from checkpoint files through export to loading."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_an_adapter_that_lacks_tensors_does_not_appear(golden_model_dir: Path, t
     assert not (tmp_path / "adapter").exists()
 
 
-def test_another_base_is_no_base_to_merge_with(golden_model_dir: Path, tmp_path: Path) -> None:
+def test_merging_with_a_different_base_is_refused(golden_model_dir: Path, tmp_path: Path) -> None:
     arguments = arguments_of(golden_model_dir)
     write_checkpoint(trained_encoder(arguments), arguments, tmp_path / "checkpoint")
     other = Path(shutil.copytree(golden_model_dir, tmp_path / "other"))

@@ -1,4 +1,4 @@
-"""An export holds a few files' worth of tensors, however large the checkpoint is."""
+"""Peak memory of an export is a few output files, however large the checkpoint is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files of a family whose modules are called otherwise than its published tensors: loads, saves, exports."""
+"""A family whose modules have different names than its published tensors: loading, saving, exporting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports of the Qwen families: whole, adapter, merged; as transformers, PEFT and sentence-transformers load them."""
+"""Exports of the Qwen families (whole, adapter, merged), loaded by transformers, PEFT, sentence-transformers."""
 
 from __future__ import annotations
 

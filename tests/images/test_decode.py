@@ -124,7 +124,7 @@ def test_known_to_pillow_but_not_to_us() -> None:
 
 @pytest.mark.parametrize("size", [(9_500, 9_500), (30_000, 30_000)])
 @pytest.mark.parametrize("action", ["ignore", "error"])
-def test_pixel_limit_stays_on_whatever_pillow_is_told(
+def test_the_pixel_limit_applies_whatever_pillow_is_set_to(
     size: tuple[int, int], action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert size[0] * size[1] > MAX_IMAGE_PIXELS

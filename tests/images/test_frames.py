@@ -1,4 +1,4 @@
-"""Folders of frames as clips: which frames, in which order, and never from outside the folder."""
+"""Folders of frames as clips: choice and order of frames, confined to the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items of a family in use, and of a made-up one with patches, several tensors an image and a dummy of tensors."""
+"""Encoder inputs of a real family and of a made-up one with several tensors per image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items under an instruction: the text, and where the instruction went."""
+"""Items with an instruction: the text, and the place of the instruction."""
 
 from __future__ import annotations
 

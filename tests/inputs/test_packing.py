@@ -1,4 +1,4 @@
-"""Chunks under a token budget, and of fixed counts."""
+"""Packing items into chunks by a token budget or fixed counts."""
 
 from __future__ import annotations
 

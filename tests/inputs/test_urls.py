@@ -1,4 +1,4 @@
-"""Images behind URLs: fetched when asked, from public addresses, within limits, and never from anywhere else."""
+"""Images behind URLs: fetched only if asked, only from public addresses, within limits."""
 
 from __future__ import annotations
 

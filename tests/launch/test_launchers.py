@@ -1,4 +1,4 @@
-"""The launch scripts: whole, checked, and starting what they say; programs of the cluster are small scripts here."""
+"""The launch scripts: checks, and the commands that they start, with scripts in place of the cluster's programs."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_what_is_not_set_is_asked_for(missing: str, site: Site) -> None:
     ],
     ids=str,
 )
-def test_wrong_values_are_told(wrong: dict[str, str], site: Site) -> None:
+def test_wrong_values_are_reported(wrong: dict[str, str], site: Site) -> None:
     done = site.run(LAUNCH / "local.sh", **wrong)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -191,7 +191,7 @@ def test_several_nodes_with_and_without_ssh(site: Site) -> None:
 
 
 @pytest.mark.parametrize("node", ["127.0.0.1", "root@127.0.0.1", "node-0", "root@node-0"])
-def test_ranks_are_told_an_address_and_not_what_ssh_calls_the_node(node: str, site: Site) -> None:
+def test_ranks_get_an_address_instead_of_an_ssh_alias(node: str, site: Site) -> None:
     """A user, an alias of ssh's configuration, Windows' line ends and trailing blanks are no part of an address."""
     file = hosts(site, f"# nodes\r\n\r\n  {node} \t slots=2  # the first\r\n")
     done = site.run(LAUNCH / "multinode.sh", HOSTFILE=file, NODE_RANK="0", MASTER_PORT=str(free_port()))
@@ -296,7 +296,7 @@ def test_signals_reach_the_ranks(number: signal.Signals, site: Site) -> None:
     assert sorted(site.lines()[2:]) == [f"signal {name} 2", f"signal {name} 3"]
 
 
-def test_kubernetes_starts_as_many_pods_as_it_tells_the_ranks() -> None:
+def test_kubernetes_starts_as_many_pods_as_the_ranks_expect() -> None:
     documents: list[dict[str, Any]] = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))
     assert [each["kind"] for each in documents] == ["ConfigMap", "Service", "Job"]
     values, job = documents[0]["data"], documents[2]["spec"]

@@ -1,4 +1,4 @@
-"""The restart loop of docs/monitoring.md: starts again what a restart can help, and nothing else."""
+"""The restart loop of docs/monitoring.md restarts a run only where a restart can help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sidecar of mining: what is written is read, and nothing else is."""
+"""The sidecar of mining: written files are read back, and damaged ones refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was mined for the rows of a batch, against plain loops over made-up lists."""
+"""Mined negatives of the rows of a batch compared with plain loops over made-up lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlm2vec_config.json` and the checks of JSON files in general."""
+"""`vlm2vec_config.json`, and the checks of JSON files in general."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_first_folder_with_the_file_decides(tmp_path: Path) -> None:
     assert ModelSettings.read(tmp_path / "empty", tmp_path / "base").max_len == 32
 
 
-def test_explicit_arguments_win_and_differences_are_told(tmp_path: Path) -> None:
+def test_explicit_arguments_win_and_differences_are_reported(tmp_path: Path) -> None:
     (tmp_path / SETTINGS_FILE).write_text('{"max_len": 16}')
     used, lines = ModelSettings.read(tmp_path).with_arguments(max_len=64, normalize=False)
     assert (used.max_len, used.normalize) == (64, False)
@@ -64,7 +64,7 @@ def test_explicit_arguments_win_and_differences_are_told(tmp_path: Path) -> None
         ModelSettings.read(tmp_path).with_arguments(max_len=0)
 
 
-def test_what_makes_no_difference_is_not_told(tmp_path: Path) -> None:
+def test_what_makes_no_difference_is_not_reported(tmp_path: Path) -> None:
     (tmp_path / SETTINGS_FILE).write_text('{"pooling": "eos", "num_crops": null}')
     assert ModelSettings.read(tmp_path).with_arguments(pooling="last", num_crops=4)[1] == []
 

@@ -1,4 +1,4 @@
-"""Estimates of families: of one that is nowhere but in the tests, and of published models without their files."""
+"""Estimates for a family that exists only in the tests, and for published models without their files."""
 
 from __future__ import annotations
 

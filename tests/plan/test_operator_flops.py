@@ -1,4 +1,4 @@
-"""FLOPs of an operator."""
+"""FLOPs of single operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: exact where it can be, near where it is an estimate; compared with tensors and counters."""
+"""The plan compared with tensors and counters: exact where possible, close where it is an estimate."""
 
 from __future__ import annotations
 

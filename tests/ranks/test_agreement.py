@@ -18,7 +18,7 @@ def refused() -> None:
     raise InputError("no shards")
 
 
-def test_problems_are_told_with_their_ranks() -> None:
+def test_problems_are_reported_with_their_ranks() -> None:
     assert told([None, None]) is None
     assert told(["no shards", "no shards"]) == "no shards"
     assert told([None, "no shards", "other flags", "no shards"]) == "rank(s) 1, 3: no shards; rank(s) 2: other flags"

@@ -1,4 +1,4 @@
-"""Joining and leaving a process group, without one that other processes are in."""
+"""Joining and leaving a process group, and not disturbing an existing one."""
 
 from __future__ import annotations
 

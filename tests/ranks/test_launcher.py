@@ -1,4 +1,4 @@
-"""What a launcher gives a rank: environment, port, device."""
+"""What a rank gets from its launcher: environment, port, device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlm2vec.ranks import LAUNCHER_VARIABLES, device_index, is_first_rank, is_la
 WHOLE = dict(zip(LAUNCHER_VARIABLES, ("0", "0", "2", "127.0.0.1", "29500"), strict=True))
 
 
-def test_a_process_of_its_own_and_a_rank_are_told_apart() -> None:
+def test_a_separate_process_is_distinguished_from_a_rank() -> None:
     assert is_launched(WHOLE)
     assert is_first_rank(WHOLE)
     assert not is_first_rank({**WHOLE, "RANK": "1"})

@@ -1,4 +1,4 @@
-"""What ranks tell one another: JSON of the expected type, never a pickle."""
+"""Messages between ranks are JSON of the expected type, never a pickle."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_not_such_a_value_is_one_line(text: bytes, kind: Any, problem: s
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_told_is_refused_where_it_is_made() -> None:
+def test_a_message_that_cannot_be_sent_is_refused_by_its_sender() -> None:
     with pytest.raises(TypeError):
         encoded(Path("a"))
 
@@ -98,5 +98,5 @@ def rank() -> None:
     dist.destroy_process_group()
 
 
-def test_three_ranks_tell_one_another(tmp_path: Path) -> None:
+def test_three_ranks_exchange_values(tmp_path: Path) -> None:
     run_forked(3, rank, [], tmp_path)

@@ -1,4 +1,4 @@
-"""How tests compare numbers that different kernels, or different orders of summation, have computed."""
+"""Comparing numbers that different kernels or orders of summation computed."""
 
 from __future__ import annotations
 

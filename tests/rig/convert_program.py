@@ -1,4 +1,4 @@
-"""The converter's program in the test's own process."""
+"""Runs the converter's program in the test's own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hub of one data set on this machine: what huggingface_hub's client asks for, and no more."""
+"""A local stand-in for a hub with one dataset: the requests of huggingface_hub's client, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model family that nobody has published: what `docs/adding_a_backbone.md` asks for and no more, in one file.
+"""A made-up model family in one file: exactly what `docs/adding_a_backbone.md` requires.
 
 It differs from Phi-3.5-V wherever the interface lets families differ: an image is a token of the text, is cut into
 stripes of 8 pixels, whose number varies, costs the tower more than the decoder, and enters the decoder twice; the dummy

@@ -1,4 +1,4 @@
-"""A sidecar of mining without a teacher: lists and clusters drawn at random, scores made up."""
+"""A sidecar of mining without a teacher: random lists and clusters, made-up scores."""
 
 from __future__ import annotations
 

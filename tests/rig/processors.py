@@ -1,4 +1,4 @@
-"""Other processors, imitated: `ATEN_CPU_CAPABILITY=default` or `avx2` chooses older kernels of all libraries."""
+"""Imitates different CPUs: `ATEN_CPU_CAPABILITY=default` or `avx2` selects older kernels of all libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of a Qwen model, made by transformers' own functions and not by the project's processor."""
+"""Arguments of a Qwen model, made by transformers' own functions instead of the project's processor."""
 
 from __future__ import annotations
 

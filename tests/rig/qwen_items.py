@@ -1,4 +1,4 @@
-"""The reference's items as the project takes them."""
+"""The reference's items in the project's form."""
 
 from __future__ import annotations
 

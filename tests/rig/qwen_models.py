@@ -1,4 +1,4 @@
-"""The Qwen families as tests go through them."""
+"""The Qwen families, for tests that loop over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers' own Qwen models, image processors and tokenizers, as a user of a published folder calls them."""
+"""transformers' own Qwen models, image processors and tokenizers, used as on a published folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processors of the Qwen families, and folders to read them from."""
+"""The processors of the Qwen families, and folders to load them from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forked `python` ends as its module does, and takes the module with it."""
+"""The forked `python` ends with its module's exit code, and kills the module when it is killed."""
 
 from __future__ import annotations
 

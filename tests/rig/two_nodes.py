@@ -1,4 +1,4 @@
-"""Two nodes on one machine: network namespaces joined by a cable, each with an ssh server of its own."""
+"""Two nodes on one machine: connected network namespaces, each with its own ssh server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards straight from the library's writer: rows that the converter refuses, as other or older programs write them."""
+"""Shards written directly by the library's writer: rows that the converter refuses, as other programs write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints as two ranks under ZeRO-2 leave them, made of an encoder without starting ranks."""
+"""Checkpoints as two ranks under ZeRO-2 write them, made from an encoder without starting ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards behind http, by range requests."""
+"""Shards behind http, read by range requests."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_is_wrong_names_the_url(mini_shards_dir: Path, store: Store, tmp_pa
         far.read("Photos", 1)
 
 
-def test_damage_and_another_version_are_noticed(mini_shards_dir: Path, tmp_path: Path) -> None:
+def test_damage_and_a_different_version_are_detected(mini_shards_dir: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(mini_shards_dir, tmp_path / "copy"))
     tar = copy / "Photos" / "Photos-00000.tar"
     content = bytearray(tar.read_bytes())

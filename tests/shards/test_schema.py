@@ -9,7 +9,7 @@ def test_content_hash_is_pinned() -> None:
     assert content_hash("seven", b"pixels") == -623_240_802_958_030_367
 
 
-def test_content_hash_tells_items_apart() -> None:
+def test_content_hash_distinguishes_items() -> None:
     items: list[tuple[str, list[bytes]]] = [("", []), ("", [b""]), ("a", []), ("a", [b""]), ("ab", [b"c"])]
     items += [("a", [b"bc"]), ("", [b"abc"]), ("abc", [])]
     items += [("a", [b"b", b"c"]), ("a", [b"c", b"b"]), ("a", [b"", b""]), ("", [b"a", b"bc"])]

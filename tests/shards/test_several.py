@@ -1,4 +1,4 @@
-"""Several hard negatives a pair and several images an item: written, indexed, read, verified, laid out."""
+"""Several hard negatives per pair and images per item: writing, indexing, reading, verifying, laying out."""
 
 from __future__ import annotations
 

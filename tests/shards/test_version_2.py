@@ -1,4 +1,4 @@
-"""Shards that were written before there were several hard negatives and images: read, and written, as then.
+"""Shards of schema version 2 are still read, and still written where nothing newer is needed.
 
 `shards_v2/shards` and `steps.json` come from the code of that time, by conversion of `shards_v2/source` in shards of
 four rows, and by `lay_out` of batches of four (seed 7) with hard negatives.

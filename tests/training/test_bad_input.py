@@ -1,4 +1,4 @@
-"""What a user gets wrong: one line that names the file, exit code 2, nothing half-written."""
+"""Bad input: one line that names the file, exit code 2, nothing half-written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From flags to the order of the data."""
+"""From the flags to the order of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoder that a run's flags make."""
+"""The encoder that a run's flags give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is asked to stop: the signals, and the second Ctrl-C."""
+"""Stopping a run by signals, and by a second Ctrl-C."""
 
 from __future__ import annotations
 

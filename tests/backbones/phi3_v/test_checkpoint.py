@@ -1,4 +1,4 @@
-"""Loading and saving: every layout that a checkpoint comes in, and every way in which it can be wrong."""
+"""Loading and saving Phi-3-V: every layout of published checkpoints, and every kind of damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HD transform against the reference: bit for bit, but for the global view, which torch's kernels scale."""
+"""The HD transform equals the reference bit for bit, except the global view, which torch's kernels scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model against the reference: hidden states, embeddings, gradients, a few AdamW steps."""
+"""The model compared with the reference: hidden states, embeddings, gradients, a few AdamW steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tags, token ids and batches, against the reference and the real tokenizer."""
+"""Image tags, token ids and batches compared with the reference and the real tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters: VLM2Vec's own on Qwen2-VL and Qwen2.5-VL, and new ones on all three families."""
+"""LoRA adapters: VLM2Vec's published ones on Qwen2-VL and Qwen2.5-VL, and new ones on all three families."""
 
 from __future__ import annotations
 

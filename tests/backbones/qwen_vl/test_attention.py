@@ -1,4 +1,4 @@
-"""Attention within spans: by groups of equal length, and in one call where a kernel takes spans of any lengths."""
+"""Attention within spans: in groups of equal length, and as one varlen call where a kernel supports it."""
 
 from __future__ import annotations
 

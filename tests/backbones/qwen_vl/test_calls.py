@@ -1,4 +1,4 @@
-"""What a call promises besides the reference's numbers: neighbours, dummies, precision, recomputation, depths."""
+"""Properties of a model call: independence of other rows, dummy images, precision, recomputation, depths."""
 
 from __future__ import annotations
 

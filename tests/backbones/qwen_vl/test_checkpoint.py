@@ -1,4 +1,4 @@
-"""Names, shapes and configurations of the published checkpoints; loading and saving under them."""
+"""Names, shapes and configurations of the published checkpoints, and loading and saving with them."""
 
 from __future__ import annotations
 

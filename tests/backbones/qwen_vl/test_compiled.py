@@ -1,4 +1,4 @@
-"""Compiled norms and activations give the same states and gradients."""
+"""Compiled norms and activations give the same hidden states and gradients."""
 
 from __future__ import annotations
 

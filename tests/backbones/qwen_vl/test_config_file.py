@@ -1,4 +1,4 @@
-"""config.json with impossible values: refused in one line before anything is allocated."""
+"""Impossible values in config.json are refused in one line before anything is allocated."""
 
 from __future__ import annotations
 

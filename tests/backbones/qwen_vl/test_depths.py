@@ -1,4 +1,4 @@
-"""Models with other numbers of layers, and models without numbers: what estimates build."""
+"""Models with fewer layers, and models without weights, as estimates build them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way: `VLM2Vec.encode` gives the reference's vectors."""
+"""End to end: `VLM2Vec.encode` gives the reference's vectors."""
 
 from __future__ import annotations
 

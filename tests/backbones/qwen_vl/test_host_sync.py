@@ -1,4 +1,4 @@
-"""No call waits for the device: on a GPU, reading one number there costs more than a layer."""
+"""No model call synchronizes with the device, which on a GPU costs more than a layer."""
 
 from __future__ import annotations
 

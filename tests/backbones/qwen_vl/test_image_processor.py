@@ -1,4 +1,4 @@
-"""Pixels, against the reference and transformers' own processor on Pillow."""
+"""Pixels compared with the reference and with transformers' own processor on Pillow."""
 
 from __future__ import annotations
 

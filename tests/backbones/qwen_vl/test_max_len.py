@@ -1,4 +1,4 @@
-"""How long a text may be for a published folder, which has no vlm2vec_config.json that says it."""
+"""The length limit of texts for published folders, which have no vlm2vec_config.json."""
 
 from __future__ import annotations
 

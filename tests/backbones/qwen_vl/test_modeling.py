@@ -1,4 +1,4 @@
-"""The models against the reference: features of images, hidden states, embeddings."""
+"""The models compared with the reference: image features, hidden states, embeddings."""
 
 from __future__ import annotations
 

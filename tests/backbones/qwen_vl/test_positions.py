@@ -1,4 +1,4 @@
-"""Positions of tokens and patches, against the reference and transformers' own functions."""
+"""Positions of tokens and patches compared with the reference and transformers' own functions."""
 
 from __future__ import annotations
 

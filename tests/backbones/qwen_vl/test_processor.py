@@ -1,4 +1,4 @@
-"""Tokens, prompts and arguments of the forward of the three processors, against the reference."""
+"""Tokens, prompts and model arguments of the three processors compared with the reference."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_a_row_alone_and_among_others() -> None:
             assert torch.equal(made.tensors["position_ids"][:, row, : alone.shape[2]], alone[:, 0])
 
 
-def test_items_are_let_go_of_one_after_another() -> None:
+def test_items_are_released_one_after_the_other() -> None:
     """What is kept of an item are its patches as bytes."""
     processor = load("qwen3_vl")
     alive: list[weakref.ref[ProcessedItem]] = []

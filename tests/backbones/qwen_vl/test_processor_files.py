@@ -1,4 +1,4 @@
-"""Files of the three processors, and which prompt format a folder has."""
+"""Files of the three processors, and the prompt format that a folder has."""
 
 from __future__ import annotations
 

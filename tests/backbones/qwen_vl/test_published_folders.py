@@ -1,4 +1,4 @@
-"""Folders in the forms in which Qwen-VL embedding models are published, without vlm2vec_config.json."""
+"""Folders as Qwen-VL embedding models are published, without vlm2vec_config.json."""
 
 from __future__ import annotations
 

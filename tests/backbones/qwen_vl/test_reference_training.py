@@ -1,4 +1,4 @@
-"""Training against the reference: gradients of every parameter, a few AdamW steps; items go through the processor."""
+"""Training compared with the reference: gradients of every parameter, and a few AdamW steps."""
 
 from __future__ import annotations
 

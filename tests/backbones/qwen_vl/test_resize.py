@@ -1,4 +1,4 @@
-"""Sizes of resized images, against the reference's tables and transformers' function."""
+"""Sizes of resized images compared with the reference's tables and transformers' function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program: on one rank, on two, after kills, with other teachers, on other data."""
+"""The mining program: on one rank and two, after kills, with different teachers, on different data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks, rules and clusters, against naive code and hand-made cases."""
+"""Rankings, rules and clusters compared with naive code and hand-made cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/own_data.md does what it says."""
+"""The commands of docs/own_data.md run and do what the page says."""
 
 from __future__ import annotations
 

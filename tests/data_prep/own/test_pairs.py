@@ -33,7 +33,7 @@ def test_an_image_alone_has_no_text_and_gets_the_default_prompt() -> None:
     assert query("", "a.png", "b.png") == "<|image_1|> <|image_2|>"
 
 
-def test_an_instruction_stands_before_queries_and_behind_leading_markers() -> None:
+def test_an_instruction_comes_before_queries_and_after_leading_markers() -> None:
     assert query("red shoes", instruct="Find:") == "Find: red shoes"
     assert query("red shoes", "a.png", instruct="Find:") == "<|image_1|> Find: red shoes"
     assert query("", "a.png", instruct="Find it.") == "<|image_1|> Find it."

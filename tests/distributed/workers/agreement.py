@@ -1,4 +1,4 @@
-"""One of two ranks that agree on their data and on what of it is bad; no engine takes part."""
+"""One of two ranks that agree on their data and on its bad samples, without an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank: the bf16 gradient of a cached step in many chunks, and of a plain step, against float32.
+"""One rank: bf16 gradients of a cached step in many chunks and of a plain step, compared with float32.
 
 Before the steps the memory of a graph is measured, as a run does; it must leave no trace in them.
 """

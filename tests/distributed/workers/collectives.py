@@ -1,4 +1,4 @@
-"""One rank of cached steps whose collectives are written down, with the part of the step that ran them."""
+"""One rank of cached steps whose collectives are recorded, with the part of the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank that builds one engine after another, as a start of the ranks costs more than all of them.
+"""One rank that builds several engines one after the other, because starting ranks costs more.
 
 Of each run it leaves a checkpoint after two steps and what the live weights encode; of the reference model, what
 DeepSpeed's bf16 engine makes of it.

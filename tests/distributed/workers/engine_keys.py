@@ -1,4 +1,4 @@
-"""One rank of three that takes a cached step under many ZeRO settings; prints the gradient's relative errors."""
+"""One rank of three that runs a cached step under many ZeRO settings and prints the relative gradient errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of three steps that cannot succeed; the last one ends the job."""
+"""One rank of three steps that fail; the last one ends the job."""
 
 from __future__ import annotations
 

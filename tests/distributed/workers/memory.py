@@ -1,4 +1,4 @@
-"""One rank that trains as the flags say and prints its peak resident memory in MiB."""
+"""One rank that trains with given flags and prints its peak resident memory in MiB."""
 
 from __future__ import annotations
 

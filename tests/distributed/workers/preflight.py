@@ -1,4 +1,4 @@
-"""One rank of what happens before a first step: agreements that fail, and rehearsals that leave nothing."""
+"""One rank of the checks before the first step: agreements that fail, and rehearsals that change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of several training runs, one after another; some of them are disturbed."""
+"""One rank of several training runs, one after the other, some of them interrupted."""
 
 from __future__ import annotations
 

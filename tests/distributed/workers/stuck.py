@@ -1,4 +1,4 @@
-"""One rank of a run in which some things take long and then one rank does not go on."""
+"""One rank of a run in which some operations are slow and then one rank gets stuck."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of several training runs, one after another: the training program without its start."""
+"""One rank of several training runs, one after the other, without the program's start."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_the_same_text_with_another_image_is_another_item(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "one text", None])
-def test_a_text_that_is_no_list_stands_for_all_images(tmp_path: Path, text: str) -> None:
+def test_a_single_text_is_used_for_all_images(tmp_path: Path, text: str) -> None:
     path = tmp_path / "test-00000-of-00001.parquet"
     table = {"qry_text": ["q"], "qry_img_path": [""], "tgt_text": pa.array([text], pa.string())}
     pq.write_table(pa.table({**table, "tgt_img_path": [["a.jpg", "b.jpg"]]}), path)
@@ -177,7 +177,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_git_lfs_pointer_is_told_apart_from_a_damaged_table(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_distinguished_from_a_damaged_table(tmp_path: Path) -> None:
     path = tmp_path / "test-00000-of-00001.parquet"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n")
     with pytest.raises(InputError, match=r"parquet: a Git LFS pointer.*`git lfs pull`"):

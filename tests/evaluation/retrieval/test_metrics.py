@@ -1,4 +1,4 @@
-"""Retrieval metrics against trec_eval's own code, against the definitions, and on cases made by hand."""
+"""Retrieval metrics compared with trec_eval's code, with their definitions, and on hand-made cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact search against a full sort, over several blocks, with ties, and for parts of the queries."""
+"""The exact search compared with a full sort: several blocks, ties, and parts of the queries."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_auto_takes_the_newest_by_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tear", ["short file", "no file", "no record", "half a record", "no list"])
-def test_auto_skips_a_torn_one_with_a_warning(tmp_path: Path, tear: str) -> None:
+def test_auto_skips_an_incomplete_one_with_a_warning(tmp_path: Path, tear: str) -> None:
     write_checkpoint(tmp_path, 2)
     torn = write_checkpoint(tmp_path, 3)
     if tear == "short file":
@@ -84,7 +84,7 @@ def test_auto_skips_a_torn_one_with_a_warning(tmp_path: Path, tear: str) -> None
         point(tmp_path / "new", "--resume", str(torn))
 
 
-def test_another_sidecar_is_another_run(tmp_path: Path) -> None:
+def test_a_different_sidecar_is_a_different_run(tmp_path: Path) -> None:
     """Its folder is a place, so that its content is compared; a run without one has no content."""
     mined = ("--mined", "here", "--mined_negatives", "2")
     write_checkpoint(tmp_path, 2, *mined, data={**DATA, "mined": "c"})
@@ -175,7 +175,7 @@ def test_kept_graphs_are_not_measured_again(tmp_path: Path) -> None:
     assert point(tmp_path, "--resume", "auto", cluster=(1, 2))[0].kept_graphs(settings(tmp_path).flags) is None
 
 
-def test_a_batch_a_device_on_other_ranks_is_another_batch(tmp_path: Path) -> None:
+def test_a_per_device_batch_on_other_ranks_is_a_different_global_batch(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 2)
     record = read_whole(tmp_path / "checkpoint-2")
     per_rank = "--per_device_train_batch_size"
@@ -216,7 +216,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         arguments(tmp_path, "--allow_changed", "seed")
 
 
-def test_the_log_and_tensorboard_go_on_without_repeated_steps(tmp_path: Path) -> None:
+def test_the_log_and_tensorboard_continue_without_repeated_steps(tmp_path: Path) -> None:
     figures = dict.fromkeys(
         [
             *("loss", "hit@1", "gradient_norm", "learning_rate", "milliseconds_per_step", "pairs_per_second"),

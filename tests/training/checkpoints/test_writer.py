@@ -1,4 +1,4 @@
-"""Checkpoints without ranks: what is kept, what a failure leaves, and that nothing in them is run."""
+"""Checkpoints without ranks: their content, failures, and that reading them runs no code."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_a_torn_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+def test_an_incomplete_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoint-4").mkdir(parents=True)
     (run / "checkpoint-4" / "torn").write_text("x")

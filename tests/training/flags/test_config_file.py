@@ -1,4 +1,4 @@
-"""The configuration in force as YAML: what it shows, and that `--config` makes the same run of it."""
+"""The configuration in force as YAML: its content, and that `--config` repeats the run."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_the_file_of_a_run_makes_the_same_run(flags: list[str], tmp_path: Path) 
     assert elsewhere.cluster.global_batch_size == first.cluster.global_batch_size
 
 
-def test_a_later_start_writes_the_file_anew(tmp_path: Path) -> None:
+def test_a_later_start_rewrites_the_file(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         write_config(tmp_path, started("--max_steps", "9", "--seed", seed), [])
     assert list(tmp_path.iterdir()) == [tmp_path / CONFIG_FILE]

@@ -1,4 +1,4 @@
-"""The `--deepspeed` file: shipped ones pass, a slip of the pen is told with its place and the key that was meant."""
+"""The `--deepspeed` file: shipped ones pass; an unknown key is reported with its place and the nearest key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A flag's policy stands with the flag: what a resume and the ranks compare, and what is refused, follow from it."""
+"""A flag's policy decides what a resume and the ranks compare, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes and engine settings that ship: every one parses and becomes a configuration that DeepSpeed accepts."""
+"""Shipped recipes and engine files: every one parses and gives a configuration that DeepSpeed accepts."""
 
 from __future__ import annotations
 

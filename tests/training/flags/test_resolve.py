@@ -1,4 +1,4 @@
-"""What is in force: decided once, from the flags, the ranks and the engine file."""
+"""The settings in force, decided once from the flags, the ranks and the engine file."""
 
 from __future__ import annotations
 

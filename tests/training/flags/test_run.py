@@ -1,4 +1,4 @@
-"""Flags, recipes and refusals."""
+"""Flags, recipes and refused combinations."""
 
 from __future__ import annotations
 

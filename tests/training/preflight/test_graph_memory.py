@@ -1,4 +1,4 @@
-"""The chunk that the memory of a graph is measured with."""
+"""The chunk with which the memory of a graph is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before the first step: what is told of differing ranks, full disks and chunks that do not fit."""
+"""Checks before the first step: messages about mismatched ranks, full disks and chunks that do not fit."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ class Device:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_the_value_told_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recommended_value_is_measured_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two parts of the chunk run before it; the value is below what is free less a tenth of the device."""
     device = Device()
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""An imitated device for clocks."""
+"""A stand-in for a device, for clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One watch marks places for the other ranks, measures parts and names them in traces: all at once, or not at all."""
+"""One watch marks places for other ranks, measures parts and names them in traces, all together."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_place_of_an_error_stays(diary: Diary) -> None:
     assert diary.places == ["pass 2, kept chunk 3", "checkpoint"]
 
 
-def test_parts_add_up_and_nobody_waits_before_the_end(diary: Diary) -> None:
+def test_parts_add_up_and_nothing_synchronizes_before_the_end(diary: Diary) -> None:
     device = Device()
     watch = RunWatch(diary, device.clock())
     for _ in range(2):

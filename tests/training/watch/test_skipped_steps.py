@@ -1,4 +1,4 @@
-"""Updates that were skipped: reported one by one, ended after several in a row."""
+"""Skipped updates: reported one by one, and an error after several in a row."""
 
 from __future__ import annotations
 

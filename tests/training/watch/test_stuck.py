@@ -1,4 +1,4 @@
-"""Who is to blame, from what ranks say of themselves."""
+"""Which rank is stuck, judged from the ranks' heartbeats."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_silent_one_of_several_at_one_place_is_named() -> None:
     assert verdict.suspects == (2,)
 
 
-def test_without_any_word_it_is_the_rank_that_passes_them_on() -> None:
+def test_if_nobody_is_heard_the_rank_with_the_store_is_blamed() -> None:
     verdict = told(words(9, 9, 9), STEP, silent=(0, 1), own=2)
     assert verdict is not None
     assert verdict.suspects == (0,)
@@ -66,7 +66,7 @@ def test_without_any_word_it_is_the_rank_that_passes_them_on() -> None:
     assert verdict.suspects == (1, 2)
 
 
-def test_all_at_one_place_is_nobody_in_particular() -> None:
+def test_if_all_are_at_one_place_no_single_rank_is_blamed() -> None:
     verdict = told(words(9, 9, 9), STEP)
     assert verdict is not None
     assert verdict.text.startswith("no rank has moved for 60 s: rank 0 on a; rank 1 on b; rank 2 on c in step 7")
@@ -91,7 +91,7 @@ def test_a_rank_that_ended_with_an_error_ends_the_others_soon(seconds: float, is
         assert verdict.text == "rank 2 on c has ended in step 7, place 8: ChunkError: rank 2, pass 1"
 
 
-def test_a_rank_whose_run_is_over_holds_nobody_up() -> None:
+def test_a_rank_whose_run_is_over_blocks_no_other() -> None:
     """The first rank may have something left to write."""
     over = [*words(9, limit=PAUSE), *(replace(word, end="") for word in words(8, 8))]
     assert told(over, 2 * STEP, silent=(1, 2)) is None

@@ -1,4 +1,4 @@
-"""What a run shows of itself is what it did: time, similarities, pairs, FLOPs."""
+"""The metrics of a run are correct: time, similarities, pairs, FLOPs."""
 
 from __future__ import annotations
 
