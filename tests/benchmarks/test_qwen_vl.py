@@ -21,11 +21,11 @@ def test_both_ways_encode_the_same_items(family: str) -> None:
 def test_other_vectors_end_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = qwen_vl.Ours.whole
     monkeypatch.setattr(qwen_vl.Ours, "whole", lambda self: whole(self) + 2e-5)
-    with pytest.raises(SystemExit, match="qwen2_vl: the two ways' vectors differ by"):
+    with pytest.raises(SystemExit, match="qwen2_vl: the vectors of the two differ by"):
         qwen_vl.compared("qwen2_vl", qwen_vl.Items(2), rounds=1)
 
 
 def test_other_pixels_end_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qwen_vl.Ours, "images", lambda self: [torch.zeros(4, 1176)])
-    with pytest.raises(SystemExit, match="qwen2_vl: the two ways' pixels differ"):
+    with pytest.raises(SystemExit, match="qwen2_vl: the pixels of the two differ"):
         qwen_vl.compared("qwen2_vl", qwen_vl.Items(2), rounds=1)

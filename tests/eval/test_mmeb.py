@@ -220,7 +220,7 @@ def test_scores_of_another_program_are_not_overwritten(tmp_path: Path, options: 
     choose(VECTORS)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/GQA_score.json").write_text('{"acc": 0.5, "num_correct": 1, "num_pred": 2}')
-    with pytest.raises(InputError, match=r"holds GQA_score.json of another evaluation"):
+    with pytest.raises(InputError, match=r"holds GQA_score.json of a different evaluation"):
         mmeb.main(options)
 
 
