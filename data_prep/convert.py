@@ -1,4 +1,4 @@
-r"""Converts pairs into shards that training reads by random access: MMEB-train, or data of your own.
+r"""Converts MMEB-train, or your own pairs, into shards that training reads by random access.
 
     python -m data_prep.convert --dataset_name pairs.jsonl --output_dir SHARDS
     python -m data_prep.convert --dataset_name MMEB-train --subset_name all --split_name original \

@@ -115,7 +115,7 @@ def parser() -> AnyParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and builds."""
     arguments = parser().parse_args(argv)
-    transformers.utils.logging.disable_progress_bar()  # there is one small file to write
+    transformers.utils.logging.disable_progress_bar()  # the progress bar of one small file
     choose_accelerator()  # transformers imports DeepSpeed to save a model
     count = build_mini_model(arguments.dataset_name, arguments.output_dir, arguments.seed, arguments.family)
     print(f"{arguments.output_dir}: {count:,} parameters")

@@ -225,7 +225,7 @@ def _example(shards: ShardSet, name: str, position: int) -> Sample | str:
 
 
 def spread(rows: int, wanted: int) -> list[int]:
-    """At most so many positions, evenly over all of them, the first one included."""
+    """At most `wanted` positions, spread evenly and including the first."""
     number_of = min(rows, wanted)
     return [number * rows // number_of for number in range(number_of)]
 
