@@ -204,7 +204,7 @@ def test_mined_negatives_of_another_data_set_or_damaged_ones_are_refused(
     shutil.copytree(sidecar, damaged)
     (damaged / "A.parquet").write_bytes((damaged / "A.parquet").read_bytes()[:-1])
     for arguments, message in (
-        ((tmp_path / "p", "--mined", sidecar), "mined.json: mined from other shards (fingerprint "),
+        ((tmp_path / "p", "--mined", sidecar), "mined.json: mined from different shards (fingerprint "),
         (
             (shards, "--mined", tmp_path / "empty"),
             "no mined.json; expected the output folder of python -m data_prep.mine",
