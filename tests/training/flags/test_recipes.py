@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from trials.rig.launcher import REPOSITORY
-from vlm2vec.plan.run_plan import read_plan
+from vlm2vec.plan.run_plan import parse_cluster, read_plan
 from vlm2vec.training.engine import engine_config
 from vlm2vec.training.flags.engine_file import read_engine_file
 from vlm2vec.training.flags.run import parse_arguments
@@ -18,8 +20,10 @@ QWEN = {
     "qwen2_5_vl_3b_lora_1024": ("Qwen/Qwen2.5-VL-3B-Instruct", 1280),
     "qwen2_vl_2b_frozen_vision_1024": ("Qwen/Qwen2-VL-2B-Instruct", 1280),
     "qwen2_vl_2b_lora_1024": ("Qwen/Qwen2-VL-2B-Instruct", 2304),
+    "qwen2_vl_2b_lora_256_24gb": ("Qwen/Qwen2-VL-2B-Instruct", 512),
     "qwen3_vl_2b_lora_1024": ("Qwen/Qwen3-VL-2B-Instruct", 1280),
 }
+ONE_GPU = ("lora_1024_80gb", "lora_256_24gb", "qwen2_vl_2b_lora_256_24gb")
 ENGINES = sorted((REPOSITORY / "ds_configs").glob("*.json"))
 
 
@@ -43,7 +47,10 @@ def test_every_recipe_with_every_engine(recipe: Path, engine: Path, monkeypatch:
 
 
 def test_something_ships() -> None:
-    assert [path.stem for path in RECIPES] == [*("full_2048", "lora_1024", "mini"), *QWEN]
+    assert [path.stem for path in RECIPES] == [
+        *("full_2048", "lora_1024", "lora_1024_80gb", "lora_256_24gb", "mini"),
+        *QWEN,
+    ]
     assert [path.stem for path in ENGINES] == ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 
 
@@ -74,3 +81,25 @@ def test_a_recipe_fits_its_model(name: str) -> None:
     # The original's names of layers fit the tower of Qwen2.5-VL too.
     assert any("visual.blocks" in each for each in trained) is name.startswith("qwen2_5_vl")
     assert plan.settings.encoder.freeze_vision_tower is ("frozen_vision" in name)
+
+
+@pytest.mark.parametrize("name", ONE_GPU)
+def test_a_recipe_for_one_gpu_is_planned_for_its_card(name: str) -> None:
+    command, expected = header(name)
+    cluster, _, flags = parse_cluster(command)
+    assert (cluster.num_ranks, f"_{cluster.gpu_memory / 2**30:.0f}gb") == (1, name[name.rindex("_") :])
+    assert expected * 2**30 <= cluster.usable_memory
+    assert flags[flags.index("--config") + 1] == f"launch/recipes/{name}.yaml"
+
+
+def test_the_memory_in_a_header_is_the_plans() -> None:
+    command, expected = header("lora_256_24gb")  # the others take seconds more
+    plan = read_plan(command)
+    assert plan.memory(plan.zero).peak / 2**30 == pytest.approx(expected, abs=0.05)
+
+
+def header(name: str) -> tuple[list[str], float]:
+    """The flags of the plan that a recipe's header names, and the GiB that it expects."""
+    text = (REPOSITORY / f"launch/recipes/{name}.yaml").read_text()
+    (command,), (expected,) = re.findall(r"vlm2vec\.plan (.+)", text), re.findall(r"Expected: ([\d.]+) GiB", text)
+    return shlex.split(command), float(expected)
