@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.suites import SUITES, Suite
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 DOCUMENT = Path("docs/benchmarks.md")
 HEADER = """# Benchmarks
@@ -95,11 +97,32 @@ def compose(found: dict[str, str]) -> str:
     return "\n".join([HEADER, *parts])
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks step memory",),
+    )
+    made.add_argument(
+        "suites",
+        nargs="*",
+        type=_suite,
+        metavar="SUITE",
+        help=f"Suites to run, of {', '.join(SUITES)}. If not given: all but the long ones.",
+    )
+    return made
+
+
+def _suite(name: str) -> str:
+    if name not in SUITES:
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {', '.join(SUITES)})")
+    return name
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the suites and writes the document after each of them."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="default: all but the long ones")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     names = options.suites or [name for name, suite in SUITES.items() if not suite.is_long]
     start = time.monotonic()
     for name in names:
@@ -113,4 +136,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

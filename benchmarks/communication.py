@@ -8,7 +8,6 @@ reduced, gathered or scattered, counted once per call.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from trials.rig.tiny import processed_inputs
 from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss, Pairs, StepChunks, StepLayout
 from vlm2vec.contrastive.reduction import at_last_backward
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 RANKS = 2
@@ -93,11 +94,20 @@ def rank_main(num_chunks: int) -> None:
     close_ranks()
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.communication",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.communication --chunks 8",),
+    )
+    made.add_argument("--chunks", type=int, default=8, help="Number of chunks of a step.")
+    return made
+
+
 def main() -> None:
     """Starts the ranks."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.communication", description=__doc__)
-    parser.add_argument("--chunks", type=int, default=8)
-    options = parser.parse_args()
+    options = parser().parse_args()
     if "RANK" in os.environ:
         rank_main(options.chunks)
         return
@@ -107,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

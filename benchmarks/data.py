@@ -27,9 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_prep.command_line import Parser, positive
+from data_prep.command_line import NUM_WORKERS_HELP, positive
 from data_prep.processes import available_cores
 from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 SUBSET = "Photographs"
 IMAGE_PIXELS = (480, 360)
@@ -92,16 +93,28 @@ def run_converter(source: Path, output: Path, *, check: str, workers: int) -> No
     subprocess.run([*command, "--rows_per_shard", "512"], check=True, stdout=subprocess.DEVNULL)
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.data",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.data --images 20000 --rounds 5",),
+    )
+    made.add_argument("--images", type=positive, default=20_000, help="Number of images, of 53 KB each.")
+    made.add_argument("--rounds", type=positive, default=5, help="Number of rounds; what is compared takes turns.")
+    made.add_argument(
+        "--work_dir",
+        type=Path,
+        metavar="DIR",
+        help="Folder on the disk to measure. If not given: the system's temporary folder.",
+    )
+    made.add_argument("--num_workers", type=positive, default=available_cores(), help=NUM_WORKERS_HELP)
+    return made
+
+
 def main() -> None:
     """Parses the command line, measures, prints each round and the ratio."""
-    parser = Parser(prog="python -m benchmarks.data", description="Converter against tar.")
-    parser.add_argument("--images", type=positive, default=20_000, help="of 53 KB each (default %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
-    parser.add_argument("--work_dir", type=Path, help="on the disk to measure (default: the system's temporary folder)")
-    parser.add_argument(
-        "--num_workers", type=positive, default=available_cores(), help="of the converter (default: cores, %(default)s)"
-    )
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as folder:
         _measure(Path(folder), arguments)
 

@@ -9,8 +9,8 @@ backward of ten images with 4 crops on the meta device, measured with few layers
 
 from __future__ import annotations
 
-import argparse
 import copy
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +29,9 @@ from vlm2vec.batches import ChunkSizes
 from vlm2vec.choices import LoraSettings
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.errors import run_program
 from vlm2vec.inputs.packing import TokenBudget
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.ranks import close_ranks, initialize_ranks
@@ -169,15 +171,27 @@ def _cells(cost: Cost, baseline: Cost) -> str:
     return f"{cost.flops / 1e12:.1f} | {cost.bytes_moved / 1e9:,.0f} | {ratios}"
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.dora",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.dora --rounds 10 --pairs 128",),
+    )
+    made.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="Folder for the miniature; kept, and used again if it is there. If not given: a temporary one.",
+    )
+    made.add_argument("--rounds", type=int, default=10, help="Number of timed steps of each.")
+    made.add_argument("--pairs", type=int, default=128, help="Pairs per batch.")
+    return made
+
+
 def main() -> None:
     """Prints the tables in Markdown."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.dora", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, help="Folder for the miniature; kept, and used again if it is there.")
-    parser.add_argument("--rounds", type=int, default=10, help="Timed steps of each (default %(default)s).")
-    parser.add_argument("--pairs", type=int, default=128, help="Pairs of a batch (default %(default)s).")
-    options = parser.parse_args()
+    options = parser().parse_args()
     initialize_ranks(600)
     with tempfile.TemporaryDirectory() as folder:
         print_steps(miniature(options.work or Path(folder), options.pairs, options.rounds + 1), options.rounds)
@@ -187,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -11,7 +11,6 @@ arguments to the written scores. The rounds alternate, and the vectors of both a
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -32,6 +31,7 @@ from eval.mmeb_flags import ScoringArguments
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.interface import ProcessedItem
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
+from vlm2vec.errors import run_program
 from vlm2vec.evaluation.data.datasets import read_data
 from vlm2vec.evaluation.data.images import scan_images
 from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
@@ -41,6 +41,7 @@ from vlm2vec.images.decode import open_image
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU
+from vlm2vec.messages.command_line import Parser, first_line
 
 ORIGINAL_BATCH = 16
 NUM_CROPS = 4
@@ -173,15 +174,24 @@ def stopwatch() -> Iterator[Cost]:
     cost += [time.perf_counter() - start, sum(after[:4]) - sum(before[:4])]
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.evaluation",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.evaluation --rounds 3",),
+    )
+    made.add_argument("--rounds", type=int, default=3, help="Number of rounds; what is compared takes turns.")
+    return made
+
+
 def main() -> None:
     """Prints the table in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = parser().parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as folder:
         speed(Path(folder), options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from benchmarks.evaluation import build_miniature
 from benchmarks.synthetic_eval import build
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 _SECONDS_BETWEEN_LINES = 20.0
 
@@ -61,6 +63,21 @@ def _memory(pid: int) -> tuple[float, float]:
     return kilobytes.get("RssAnon", 0) / 1000, kilobytes.get("RssFile", 0) / 1000
 
 
-if __name__ == "__main__":
+def parser() -> Parser:
+    """The command line."""
+    return Parser(
+        prog="python -m benchmarks.evaluation_size",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.evaluation_size",),
+    )
+
+
+def main() -> None:
+    """Measures in a temporary folder."""
+    parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

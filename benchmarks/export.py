@@ -29,7 +29,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
+from vlm2vec.errors import run_program
 from vlm2vec.export import export
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import prepare_environment
 from vlm2vec.training.checkpoints.writer import ENCODER_FOLDER, ENGINE_TAG, RECORD, RunRecord
 
@@ -201,8 +203,16 @@ def _anonymous_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
 
 
+def parser() -> Parser:
+    """The command line."""
+    return Parser(
+        prog="python -m benchmarks.export", description=first_line(__doc__), examples=("python -m benchmarks.export",)
+    )
+
+
 def main() -> None:
     """Prints the table in Markdown."""
+    parser().parse_args()
     columns = ["run", "ranks", "checkpoint", "written", "largest file", "peak", "peak / file", "process", "seconds"]
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for stage, num_ranks, is_lora in ((1, 2, False), (2, 4, False), (3, 4, False), (2, 2, True)):
@@ -222,7 +232,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] and sys.argv[1].startswith("{"):
         _export_measured(json.loads(sys.argv[1]))
     else:
-        main()
+        sys.exit(run_program(main))

@@ -9,11 +9,15 @@ Attention is counted in full on both sides. The original runs CLIP on zero crops
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VImageProcessor, Phi3VModel
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 # (name, text tokens, image's width and height or None, num_crops)
 ITEMS = [
@@ -63,8 +67,16 @@ def wasted(model: Phi3VModel, length: int, crops: int, zero_crops: int) -> int:
     return int(counter.get_total_flops()) - patching  # the embedding above only creates the last layer's input
 
 
+def parser() -> Parser:
+    """The command line."""
+    return Parser(
+        prog="python -m benchmarks.flops", description=first_line(__doc__), examples=("python -m benchmarks.flops",)
+    )
+
+
 def main() -> None:
     """Prints the table in Markdown."""
+    parser().parse_args()
     with torch.device("meta"):
         model = Phi3VModel(full_size_config()).eval()
     print("| item | tokens | this code, TFLOP | original, TFLOP | saved |\n| --- | --- | --- | --- | --- |")
@@ -83,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

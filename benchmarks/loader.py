@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data_prep.command_line import Parser, positive
+from data_prep.command_line import positive
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
@@ -42,6 +42,7 @@ from vlm2vec.errors import run_program
 from vlm2vec.images.decode import open_image
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.shards import ShardSet
 
 SUBSET = "Photographs"
@@ -167,13 +168,27 @@ def memory_over_steps(shards: ShardSet, inputs: ItemEncoderInputs, steps: int, w
             yield sum(process.memory_full_info().uss for process in processes) / 2**20
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.loader",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.loader --pairs 192 --rounds 3",),
+    )
+    made.add_argument("--pairs", type=positive, default=192, help="Number of photographs.")
+    made.add_argument("--rounds", type=positive, default=3, help="Number of rounds; what is compared takes turns.")
+    made.add_argument(
+        "--memory_steps",
+        type=positive,
+        default=10_000,
+        help="Number of steps of 8 pairs over which memory is measured.",
+    )
+    return made
+
+
 def main() -> None:
     """Prints both tables in Markdown."""
-    parser = Parser(prog="python -m benchmarks.loader", description="The loader beside bare decoding, and its memory.")
-    parser.add_argument("--pairs", type=positive, default=192, help="photographs (default %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=3, help="default: %(default)s")
-    parser.add_argument("--memory_steps", type=positive, default=10_000, help="of 8 pairs (default %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         compare(work, arguments.pairs, arguments.rounds)

@@ -8,7 +8,6 @@ the embeddings of all items with their gradients, and the pairs' undecoded bytes
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from data_prep.mini_model import build_mini_model
 from data_prep.source import SourceData
 from vlm2vec.batches import GlobalOrder
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.shards import ShardSet
 
 SEED = 42
@@ -71,11 +72,20 @@ def bytes_that_grow(shards: ShardSet, global_batch_size: int) -> int:
     return undecoded + EMBEDDING_COPIES * 4 * width * len(items)
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.memory",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.memory --batches 64 1024 16384",),
+    )
+    made.add_argument("--batches", type=int, nargs="+", default=[64, 1024, 16384], help="Global batch sizes in pairs.")
+    return made
+
+
 def main() -> None:
     """Prints the table in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1024, 16384], help="global batches in pairs")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         # The miniature has 14,900 pairs.
@@ -95,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

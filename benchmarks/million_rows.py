@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_prep.command_line import Parser, positive
+from data_prep.command_line import positive
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.mmeb import MMEB, TrainSubset
 
 ROWS = 1_000_000
@@ -140,20 +141,30 @@ def _proportional_megabytes(pid: int) -> float:
     return 0.0
 
 
-def main() -> None:
-    """Parses the command line, writes the source, measures."""
-    parser = Parser(prog="python -m benchmarks.million_rows", description="Convert and verify a large data set.")
-    parser.add_argument(
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.million_rows",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.million_rows SYNTHETIC --rows 1000000",),
+    )
+    made.add_argument(
         "output_dir",
         type=Path,
         nargs="?",
-        help="keeps the folders MMEB-train and shards (default: nothing is kept)",
+        metavar="OUT",
+        help="Folder for the folders MMEB-train and shards. If not given: nothing is kept.",
     )
-    parser.add_argument("--rows", type=positive, default=ROWS, help="in all subsets together (default %(default)s)")
-    parser.add_argument("--source_only", action="store_true", help="write MMEB-train, measure nothing")
-    arguments = parser.parse_args()
+    made.add_argument("--rows", type=positive, default=ROWS, help="Number of rows in all subsets together.")
+    made.add_argument("--source_only", action="store_true", help="Write MMEB-train and measure nothing.")
+    return made
+
+
+def main() -> None:
+    """Parses the command line, writes the source, measures."""
+    arguments = parser().parse_args()
     if arguments.source_only and arguments.output_dir is None:
-        parser.error("--source_only needs an output_dir, or nothing would be kept")
+        raise InputError("--source_only: needs OUT, or nothing would be kept")
     with tempfile.TemporaryDirectory() as folder:
         run(arguments.output_dir or Path(folder), arguments.rows, arguments.source_only)
 

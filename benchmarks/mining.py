@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.evaluation import build_miniature
 from benchmarks.million_rows import measure, write_source
-from data_prep.command_line import Parser, positive
+from data_prep.command_line import positive
 from data_prep.mine import store_folder
 from data_prep.mining.embed import Measures, ShardItems, measures_file
 from data_prep.mining.settings import CLUSTER_METHODS, GREEDY
@@ -29,6 +29,7 @@ from data_prep.mining.teacher import TeacherFolder
 from vlm2vec.errors import run_program
 from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.mmeb import MMEB
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.entry import IndexEntry, ItemEntry
@@ -121,13 +122,24 @@ def run(root: Path, num_subsets: int, encoded_rows: int, method: str) -> None:
     print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}.")
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.mining",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.mining --subsets 20 --encoded_rows 20000",),
+    )
+    made.add_argument("--subsets", type=positive, default=20, help="Number of subsets of 50,000 pairs that are ranked.")
+    made.add_argument("--encoded_rows", type=positive, default=20_000, help="Number of rows that are also encoded.")
+    made.add_argument(
+        "--cluster_method", choices=CLUSTER_METHODS, default=GREEDY, help="How the graph of hard pairs is cut."
+    )
+    return made
+
+
 def main() -> None:
     """Parses the command line and runs in a temporary folder."""
-    parser = Parser(prog="python -m benchmarks.mining", description="Mine a million pairs.")
-    parser.add_argument("--subsets", type=positive, default=20, help="of 50,000 pairs, ranked (default: %(default)s)")
-    parser.add_argument("--encoded_rows", type=positive, default=20_000, help="encoded, too (default: %(default)s)")
-    parser.add_argument("--cluster_method", choices=CLUSTER_METHODS, default=GREEDY, help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder), arguments.subsets, arguments.encoded_rows, arguments.cluster_method)
 

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.command_line import Parser, positive
+from data_prep.command_line import positive
 from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VProcessor
 from vlm2vec.batches import GlobalOrder, Mixture, lay_out
 from vlm2vec.errors import run_program
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.mmeb import MMEB, TrainSubset
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.entry import IndexEntry, ItemEntry
@@ -163,13 +164,22 @@ def _memory(field: str) -> float:
     return int(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.order",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.order --rows 1000000",),
+    )
+    made.add_argument("--rows", type=positive, default=1_000_000, help="Number of rows.")
+    made.add_argument("--line", help=argparse.SUPPRESS)
+    made.add_argument("--indexes", type=Path, help=argparse.SUPPRESS)
+    return made
+
+
 def main() -> None:
     """Prints the table in Markdown."""
-    parser = Parser(prog="python -m benchmarks.order", description="The global order over a million rows.")
-    parser.add_argument("--rows", type=positive, default=1_000_000, help="default: %(default)s")
-    parser.add_argument("--line", help=argparse.SUPPRESS)
-    parser.add_argument("--indexes", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if arguments.line:
         print(json.dumps(measure(arguments.line, arguments.indexes)))
         return

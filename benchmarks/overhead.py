@@ -7,9 +7,9 @@ Both use the same engine. All items have the same length, so that padding does n
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -23,7 +23,9 @@ from vlm2vec.backbones.phi3_v import Phi3VConfig, Phi3VModel
 from vlm2vec.batches import ChunkSizes
 from vlm2vec.contrastive import ContrastiveLoss, Pairs
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.errors import run_program
 from vlm2vec.inputs.packing import TokenBudget
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 PAIRS, LENGTH, CHUNKS = 64, 64, 8
@@ -73,11 +75,20 @@ def plain_step(workload: Workload) -> Callable[[], float]:
     return step
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.overhead",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.overhead --rounds 5",),
+    )
+    made.add_argument("--rounds", type=int, default=5, help="Number of rounds; what is compared takes turns.")
+    return made
+
+
 def main() -> None:
     """Prints the table in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser().parse_args()
     initialize_ranks(600)
     workload = texts()
     budget = TokenBudget(2 * PAIRS * LENGTH // CHUNKS)
@@ -110,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -8,11 +8,15 @@ lengths only.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from benchmarks.workloads import NUM_CROPS, mmeb_pairs, phi3_v_items
 from vlm2vec.backbones.phi3_v import Phi3VImageProcessor
+from vlm2vec.errors import run_program
 from vlm2vec.inputs.packing import PackedItem, TokenBudget, merge
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 
 PAIRS = 128
@@ -25,8 +29,16 @@ def padded(chunks: list[list[int]], items: list[PackedItem]) -> int:
     return sum(len(chunk) * max(items[index].num_tokens for index in chunk) for chunk in chunks)
 
 
+def parser() -> Parser:
+    """The command line."""
+    return Parser(
+        prog="python -m benchmarks.padding", description=first_line(__doc__), examples=("python -m benchmarks.padding",)
+    )
+
+
 def main() -> None:
     """Prints the table in Markdown."""
+    parser().parse_args()
     make = phi3_v_items(Phi3VImageProcessor(NUM_CROPS), lambda shape: torch.empty(shape[0], 0, 0, 0))
     processed, _ = mmeb_pairs(PAIRS, 1, make)
     items = [PackedItem(len(each.input_ids), each.vision_units, True) for each in processed]
@@ -46,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

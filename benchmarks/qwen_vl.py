@@ -11,9 +11,9 @@ vectors are compared.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,10 +30,12 @@ from vlm2vec import VLM2Vec
 from vlm2vec.backbones.qwen_vl.items.formats import FORMATS, IMAGE_TOKEN
 from vlm2vec.backbones.qwen_vl.items.processor import QwenVLProcessor
 from vlm2vec.contrastive import Chunk
+from vlm2vec.errors import run_program
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import DEFAULT_BATCH_TOKENS_CPU, TokenBudget
 from vlm2vec.inputs.user_lists import make_items
 from vlm2vec.item_rules import IMAGE_TAG
+from vlm2vec.messages.command_line import Parser, first_line
 
 MODELS: dict[str, type[transformers.PreTrainedModel]] = {
     "qwen2_vl": transformers.Qwen2VLModel,
@@ -218,12 +220,21 @@ def compared(family: str, items: Items, rounds: int) -> dict[str, dict[str, list
     return seconds
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.qwen_vl",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.qwen_vl --rounds 7 --items 24",),
+    )
+    made.add_argument("--rounds", type=int, default=7, help="Number of rounds; what is compared takes turns.")
+    made.add_argument("--items", type=int, default=24, help="Number of items.")
+    return made
+
+
 def main() -> None:
     """Prints the table in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.qwen_vl", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--items", type=int, default=24)
-    options = parser.parse_args()
+    options = parser().parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -252,4 +263,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

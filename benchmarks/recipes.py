@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.command_line import Parser, positive
+from data_prep.command_line import positive
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.files import committed
+from vlm2vec.messages.command_line import Parser
 from vlm2vec.mined.format import MINED_NAME
 from vlm2vec.mmeb import META_TASKS
 
@@ -174,14 +175,23 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]
         )
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.recipes",
+        description="Trains the miniature with several recipes and seeds, and compares the scores.",
+        examples=("python -m benchmarks.recipes --demo demo --seeds 1 2 3 --steps 150",),
+    )
+    made.add_argument("--demo", type=Path, default=Path("demo"), metavar="DIR", help="Folder of the demo.")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="Seeds, at least two.")
+    made.add_argument("--steps", type=positive, default=150, help="Steps per run.")
+    made.add_argument("--at_once", type=positive, default=2, help="Number of runs at a time.")
+    return made
+
+
 def main() -> None:
     """Prints the table in Markdown."""
-    parser = Parser(prog="python -m benchmarks.recipes", description="What wins points on the miniature.")
-    parser.add_argument("--demo", type=Path, default=Path("demo"), help="the demo's folder; default: %(default)s")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="at least two; default: 1 2 3")
-    parser.add_argument("--steps", type=positive, default=150, help="default: %(default)s")
-    parser.add_argument("--at_once", type=positive, default=2, help="runs at a time; default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if len(set(arguments.seeds)) < 2:
         raise InputError("--seeds: give at least two different seeds, a spread needs them")
     mini = Miniature(arguments.demo, arguments.steps)

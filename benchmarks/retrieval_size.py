@@ -8,7 +8,6 @@ them without interruption; two ranks are killed twice and continued by four. All
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import random
@@ -30,6 +29,8 @@ from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from data_prep.mini_model import build_mini_model
 from eval.retrieval_results import RETRIEVAL_FILE
 from trials.rig.launcher import environment, free_port
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 _PAGES_A_FILE = 10_000
 _PAGE_SIZE = (16, 22)
@@ -37,12 +38,21 @@ _KILLS = 2
 _SET = "docvqa_test_subsampled_beir"
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.retrieval_size",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.retrieval_size --pages 200000 --queries 2000",),
+    )
+    made.add_argument("--pages", type=int, default=200_000, help="Number of documents in the corpus.")
+    made.add_argument("--queries", type=int, default=2_000, help="Number of queries, each with two relevant pages.")
+    return made
+
+
 def main() -> None:
     """Builds the collection, scores it in three ways, prints a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval_size", description=__doc__)
-    parser.add_argument("--pages", type=int, default=200_000, help="documents of the corpus")
-    parser.add_argument("--queries", type=int, default=2_000, help="queries, each with two relevant pages")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder), options.pages, options.queries)
 
@@ -162,4 +172,4 @@ def _same_files(first: Path, second: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -9,7 +9,6 @@ its line is printed.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -19,6 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks.workloads import prepare_miniature
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 BASELINE = "import torch, transformers, deepspeed"
 STATEMENTS = (
@@ -72,12 +73,26 @@ def moments_of_a_run(work: Path) -> dict[str, float]:
     return found
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.startup",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.startup --rounds 3",),
+    )
+    made.add_argument("--rounds", type=int, default=3, help="Number of rounds; what is compared takes turns.")
+    made.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="Folder for the miniature; kept, and used again if it is there. If not given: a temporary one.",
+    )
+    return made
+
+
 def main() -> None:
     """Prints both tables in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="Folder for the miniature; kept, and used again if it is there.")
-    options = parser.parse_args()
+    options = parser().parse_args()
     times: dict[str, list[tuple[float, float]]] = {statement: [] for statement in STATEMENTS}
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -99,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

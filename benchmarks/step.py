@@ -10,8 +10,8 @@ CPU, and with `--keep_graphs` for the whole batch, which fits into memory at the
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,9 @@ from benchmarks.original_step import OriginalStep
 from benchmarks.sentence_transformers_step import SentenceTransformersStep
 from benchmarks.workloads import Workload, miniature, mmeb_mix
 from vlm2vec.batches import ChunkSizes
+from vlm2vec.errors import run_program
 from vlm2vec.inputs.packing import TokenBudget
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.flags.training import NO_GRAD_FACTOR
 
@@ -65,13 +67,27 @@ def compare(workload: Workload, rounds: int) -> None:
         print(f"| {workload.name} | {name} | {pairs:.1f} | {ratio:.2f} |", flush=True)
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.step",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.step --rounds 5 --pairs 128",),
+    )
+    made.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="Folder for the miniature; kept, and used again if it is there. If not given: a temporary one.",
+    )
+    made.add_argument("--rounds", type=int, default=5, help="Number of rounds; what is compared takes turns.")
+    made.add_argument("--pairs", type=int, default=128, help="Pairs per batch.")
+    return made
+
+
 def main() -> None:
     """Prints the table in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--work", type=Path, help="Folder for the miniature; kept, and used again if it is there.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=128)
-    options = parser.parse_args()
+    options = parser().parse_args()
     initialize_ranks(600)
     print("| batch | step | pairs/s | time, this code = 1 |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
@@ -82,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -7,7 +7,6 @@ IMAGES is any folder of images; up to 400 of them are copied and reused with dif
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.mmeb import MMEB, MMEB_EVAL_ROWS, EvalDataset
 
 NUM_IMAGES = 400
@@ -26,13 +26,22 @@ POOL = 2_000
 SEED = 0
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.synthetic_eval",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.synthetic_eval demo/mini/MMEB-eval/images SYNTHETIC --rows 1000",),
+    )
+    made.add_argument("images", type=Path, help="Folder of PNG or JPEG images, searched with its sub-folders.")
+    made.add_argument("output", type=Path, help="Folder to make.")
+    made.add_argument("--rows", type=int, default=MMEB_EVAL_ROWS, help="Rows per dataset.")
+    return made
+
+
 def main() -> None:
     """Builds the folder from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic_eval", description=__doc__)
-    parser.add_argument("images", type=Path, help="folder of PNG or JPEG images, searched with its sub-folders")
-    parser.add_argument("output", type=Path, help="folder to make")
-    parser.add_argument("--rows", type=int, default=MMEB_EVAL_ROWS, help="rows a dataset")
-    options = parser.parse_args()
+    options = parser().parse_args()
     build(options.images, options.output, options.rows)
 
 

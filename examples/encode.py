@@ -8,7 +8,6 @@ DIR is a checkpoint folder, an adapter folder, or a Hugging Face repository such
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import fields
 
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw
 from vlm2vec import VLM2Vec
 from vlm2vec.backbones.image_limits import ImageLimitFlags
 from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser
 
 IMAGE_QUERY = "<|image_1|> Represent the given image with the following question: What is in the image"
 TEXT_QUERY = "Find me an everyday image that matches the given caption: {caption}."
@@ -31,18 +31,31 @@ def drawn_image() -> Image.Image:
     return image
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python examples/encode.py",
+        description="Prints the similarities of an image and captions.",
+        examples=("python examples/encode.py --model_name demo/trained --captions seven eight",),
+    )
+    made.add_argument(
+        "--model_name", required=True, metavar="DIR|NAME", help="Model folder, adapter folder or Hugging Face name."
+    )
+    made.add_argument("--image", metavar="FILE", help="Image file. If not given: a drawn digit.")
+    made.add_argument(
+        "--prompt_format", metavar="NAME", help="Prompt format of the model's family. If not given: as in training."
+    )
+    made.add_argument(
+        "--captions", nargs="+", default=["A cat and a dog", "A cat and a tiger"], help="Captions to compare it with."
+    )
+    for limit in fields(ImageLimitFlags):
+        made.add_argument(f"--{limit.name}", type=int, help=limit.metadata["help"])
+    return made
+
+
 def main() -> None:
     """Parses the command line, encodes, prints."""
-    parser = argparse.ArgumentParser(prog="examples/encode.py", description="Similarities of an image and captions.")
-    parser.add_argument("--model_name", required=True, help="checkpoint folder, adapter folder or repository")
-    parser.add_argument("--image", help="an image file")
-    parser.add_argument(
-        "--prompt_format", help="how prompts are made: a format of the model's family; default: as trained"
-    )
-    parser.add_argument("--captions", nargs="+", default=["A cat and a dog", "A cat and a tiger"])
-    for limit in fields(ImageLimitFlags):
-        parser.add_argument(f"--{limit.name}", type=int, help=limit.metadata["help"])
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     limits = ImageLimitFlags(**{limit.name: getattr(arguments, limit.name) for limit in fields(ImageLimitFlags)})
     limits.refuse_impossible_limits()
 

@@ -160,18 +160,29 @@ def _letters(data: Dataset) -> str:
     return "".join(letter for column, letter in (("image", "i"), ("text", "t")) if column in data.column_names)
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python examples/mteb_eval.py",
+        description="Scores an exported model with MTEB.",
+        examples=("python examples/mteb_eval.py --model_name demo/exported --collection demo/mini/visdoc/slides",),
+    )
+    made.add_argument("--model_name", required=True, metavar="DIR", help="Folder that vlm2vec.export wrote.")
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--collection", metavar="DIR", help="Folder with queries, corpus and qrels.")
+    what.add_argument("--tasks", nargs="+", metavar="NAME", help="Tasks of MTEB, which are downloaded.")
+    made.add_argument("--split", metavar="NAME", help="Split of the collection. If not given: test.")
+    made.add_argument("--query_instruction", default="", help="Instruction of every query; it may contain {text}.")
+    made.add_argument(
+        "--document_instruction", default="", help="Instruction of every document; it may contain {text}."
+    )
+    made.add_argument("--output", metavar="FILE", help="JSON file for all metrics.")
+    return made
+
+
 def main() -> None:
     """Parses the command line, scores, prints, writes."""
-    parser = Parser(prog="examples/mteb_eval.py", description="Scores an exported model with MTEB.")
-    parser.add_argument("--model_name", required=True, help="a folder that vlm2vec.export wrote")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--collection", help="a folder with queries, corpus and qrels")
-    what.add_argument("--tasks", nargs="+", help="names of MTEB's own tasks, which are downloaded")
-    parser.add_argument("--split", help="of the collection; default: test")
-    parser.add_argument("--query_instruction", default="", help="may hold {text}; default: none")
-    parser.add_argument("--document_instruction", default="", help="may hold {text}; default: none")
-    parser.add_argument("--output", help="a JSON file for all metrics")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if arguments.tasks and arguments.split:
         raise InputError("--split is for --collection; MTEB's own tasks have theirs")
     if not (Path(arguments.model_name) / "modules.json").is_file():

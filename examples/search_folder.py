@@ -346,56 +346,71 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+_MODEL_HELP = "Model folder, adapter folder or Hugging Face name."
+
+
 def search_flags() -> Parser:
     """Flags of `search`."""
-    parser = Parser(prog="examples/search_folder.py search", description="Searches a folder of images.")
-    parser.add_argument("folder", help="Folder of images, with its sub-folders.")
-    add_query(parser, instruction=None)
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="Checkpoint folder, adapter folder or Hugging Face repository (default: %(default)s).",
+    made = Parser(
+        prog="python examples/search_folder.py search",
+        description="Searches a folder of images; new images are encoded first.",
+        examples=('python examples/search_folder.py search PHOTOS "a red bicycle" --page found.html',),
     )
-    parser.add_argument("--index", help=f"Folder of the index (default: one below {cache_folder()}).")
-    parser.add_argument(
-        "--image_instruction", help="Instruction of the images (default: the checkpoint's own, else MMEB's)."
+    made.add_argument("folder", help="Folder of images, with its sub-folders.")
+    add_query(made, instruction=None)
+    made.add_argument("--model", default=DEFAULT_MODEL, metavar="DIR|NAME", help=_MODEL_HELP)
+    made.add_argument(
+        "--index",
+        metavar="DIR",
+        help="Folder of the index. If not given: one in ~/.cache, or XDG_CACHE_HOME.",
     )
-    return parser
+    made.add_argument(
+        "--image_instruction", help="Instruction of the images. If not given: the checkpoint's own, else MMEB's."
+    )
+    return made
 
 
 def index_flags() -> Parser:
     """Flags of `index`."""
-    parser = Parser(prog="examples/search_folder.py index", description="Encodes the new images of a folder.")
-    parser.add_argument("folder", help="Folder of images, with its sub-folders.")
-    parser.add_argument("--model", required=True, help="Checkpoint folder, adapter folder or Hugging Face repository.")
-    parser.add_argument("--out", required=True, help="Folder of the index.")
-    parser.add_argument(
-        "--instruction", default="", help="Instruction of the images (default: none, or the prompt format's own)."
+    made = Parser(
+        prog="python examples/search_folder.py index",
+        description="Encodes the new images of a folder.",
+        examples=("python examples/search_folder.py index PHOTOS --model demo/trained --out INDEX",),
     )
-    return parser
+    made.add_argument("folder", help="Folder of images, with its sub-folders.")
+    made.add_argument("--model", required=True, metavar="DIR|NAME", help=_MODEL_HELP)
+    made.add_argument("--out", required=True, metavar="DIR", help="Folder of the index.")
+    made.add_argument(
+        "--instruction", default="", help="Instruction of the images. If not given: the prompt format's own, if any."
+    )
+    return made
 
 
 def find_flags() -> Parser:
     """Flags of `find`."""
-    parser = Parser(prog="examples/search_folder.py find", description="Searches an index as it is.")
-    parser.add_argument("index", help="Folder of the index.")
-    add_query(parser, instruction="")
-    parser.add_argument("--model", help="Where the index's model is now, if it has moved.")
-    return parser
+    made = Parser(
+        prog="python examples/search_folder.py find",
+        description="Searches an index as it is.",
+        examples=('python examples/search_folder.py find INDEX "a red bicycle" --top 5',),
+    )
+    made.add_argument("index", help="Folder of the index.")
+    add_query(made, instruction="")
+    made.add_argument("--model", metavar="DIR|NAME", help="Where the index's model is now, if it has moved.")
+    return made
 
 
-def add_query(parser: argparse.ArgumentParser, instruction: str | None) -> None:
+def add_query(parser: Parser, instruction: str | None) -> None:
     """Adds what `search` and `find` have in common."""
     parser.add_argument("text", nargs="?", help="What to look for.")
-    parser.add_argument("--image", help="Image file to look for, alone or with a text.")
-    own = "the checkpoint's own, else MMEB's" if instruction is None else "none"
+    parser.add_argument("--image", metavar="FILE", help="Image file to look for, alone or with a text.")
+    own = "the checkpoint's own, else MMEB's" if instruction is None else "no instruction"
     parser.add_argument(
         "--instruction",
         default=instruction,
-        help=f"Instruction of the query, which may hold its text as {{text}} (default: {own}).",
+        help=f"Instruction of the query, which may contain {{text}} in the place of its text. If not given: {own}.",
     )
-    parser.add_argument("--top", type=int, default=12, help="Number of images to show (default: %(default)s).")
-    parser.add_argument("--page", help="HTML file to write the results to, with thumbnails.")
+    parser.add_argument("--top", type=int, default=12, help="Number of images to show.")
+    parser.add_argument("--page", metavar="FILE", help="HTML file to write the results to, with thumbnails.")
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ sees depends on the number of ranks and workers, and an epoch is not exact.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from PIL import Image
 
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.images.decode import open_image
+from vlm2vec.messages.command_line import Parser
 
 SHUFFLE_BUFFER = 1000  # pairs, undecoded
 
@@ -56,14 +56,23 @@ def stream(shards: Path, subset: str) -> tuple[webdataset.WebDataset, int]:
     return pairs.shuffle(SHUFFLE_BUFFER).map(pair_of), len(tars)
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python examples/stream.py",
+        description="Prints pairs of shards, read through webdataset.",
+        examples=("python examples/stream.py --dataset_name demo/shards --pairs 5",),
+    )
+    made.add_argument("--dataset_name", type=Path, required=True, metavar="DIR", help="Folder of shards.")
+    made.add_argument("--subset_name", default="all", metavar="NAME", help="One subset, or all.")
+    made.add_argument("--pairs", type=int, default=5, help="Number of pairs to print.")
+    made.add_argument("--num_workers", type=int, default=2, help="Processes that decode.")
+    return made
+
+
 def main() -> None:
     """Parses the command line and prints some pairs."""
-    parser = argparse.ArgumentParser(prog="examples/stream.py", description="Pairs of shards, through webdataset.")
-    parser.add_argument("--dataset_name", type=Path, required=True, help="folder of shards")
-    parser.add_argument("--subset_name", default="all", help="one subset (default: all)")
-    parser.add_argument("--pairs", type=int, default=5, help="how many to print (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     pairs, num_tars = stream(arguments.dataset_name, arguments.subset_name)
     # Workers share the tars; webdataset refuses one that gets none.
     num_workers = min(arguments.num_workers, num_tars)

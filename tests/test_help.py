@@ -22,7 +22,7 @@ from vlm2vec.training.flags.parser import parser as training_parser
 from vlm2vec.training.flags.run import parse_arguments
 
 REPOSITORY = Path(__file__).parents[1]
-FOLDERS = ("data_prep", "eval", "vlm2vec")
+FOLDERS = ("data_prep", "eval", "vlm2vec", "examples", "trials", "benchmarks")
 # Programs whose parser is in a different module.
 ELSEWHERE = {
     "eval.mmeb": "eval.mmeb_flags",
@@ -32,8 +32,10 @@ ELSEWHERE = {
 }
 # Programs whose flags are checked further than by their types.
 PARSE: dict[str, Callable[[Sequence[str]], object]] = {"vlm2vec.train": parse_arguments, "vlm2vec.plan": parse_plan}
-# Started by other programs only.
-NO_PROGRAMS = {"trials.rig.forked", "trials.rig.forked_python"}
+# Programs with commands that have a parser each, the function COMMAND_flags.
+COMMANDS = {"examples.search_folder": ("search", "index", "find")}
+# Started by other programs only; and one that imports MTEB, which takes seconds: tests/test_mteb_example.py has it.
+LEFT_OUT = {"trials.rig.forked", "trials.rig.forked_python", "examples.mteb_eval"}
 
 
 def programs() -> list[str]:
@@ -44,18 +46,21 @@ def programs() -> list[str]:
             if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8"):
                 module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
                 found.append(module.removesuffix(".__main__"))
-    return sorted({*found} - NO_PROGRAMS)
+    return sorted({*found} - LEFT_OUT)
 
 
-def parser_of(program: str) -> Parser:
+def parsers_of(program: str) -> list[Parser]:
     module = ELSEWHERE.get(program, program)
     if module == program and (REPOSITORY / program.replace(".", "/") / "__main__.py").is_file():
         module = f"{program}.__main__"
-    made = getattr(importlib.import_module(module), "parser", None)
-    assert made is not None, f"{module}: needs a function parser() that returns the program's Parser"
-    parser = made()
-    assert isinstance(parser, Parser), f"{module}.parser(): must return a vlm2vec.messages.command_line.Parser"
-    return parser
+    parsers = []
+    for name in [f"{command}_flags" for command in COMMANDS.get(program, ())] or ["parser"]:
+        make = getattr(importlib.import_module(module), name, None)
+        assert make is not None, f"{module}: needs a function {name}() that returns the program's Parser"
+        parser = make()
+        assert isinstance(parser, Parser), f"{module}.{name}(): must return a vlm2vec.messages.command_line.Parser"
+        parsers.append(parser)
+    return parsers
 
 
 def faults(parser: Parser) -> Iterator[str]:
@@ -94,17 +99,17 @@ def words_of(example: str, program: str) -> list[str]:
     starts = (program, f"{program.replace('.', '/')}.py")
     place = next((number for number, word in enumerate(words) if word in starts), None)
     assert place is not None, f"{program}: the example does not start this program: {example}"
-    return words[place + 1 :]
+    return words[place + 1 + (program in COMMANDS) :]
 
 
 @pytest.mark.parametrize("program", programs())
 def test_help_is_complete_and_its_examples_parse(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(REPOSITORY)
-    parser = parser_of(program)
-    assert list(faults(parser)) == []
-    for example in parser.examples:
-        PARSE.get(program, parser.parse_args)(words_of(example, program))
+    for parser in parsers_of(program):
+        assert list(faults(parser)) == []
+        for example in parser.examples:
+            PARSE.get(program, parser.parse_args)(words_of(example, program))
 
 
 def test_help_of_training_lists_all_flags_in_sections_under_one_spelling(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from data_prep.mini.slides import SLIDES
 from data_prep.mini_mmeb import VISDOC_FOLDER
 from tests.rig.comparing import assert_close_relative
 from tests.test_examples import run_example
+from tests.test_help import faults
 from trials.rig.hand_made_collection import Rows, png, write_beir_collection
 from vlm2vec import VLM2Vec
 from vlm2vec.errors import InputError
@@ -54,6 +55,7 @@ def test_the_miniatures_slides(
     flags = ["--model_name", str(model), "--collection", str(collection), "--output", str(tmp_path / "scores.json")]
     monkeypatch.setattr("sys.argv", ["x", *flags, "--query_instruction", QUERY, "--document_instruction", DOCUMENT])
     example.main()
+    assert list(faults(example.parser())) == []
 
     encoder = VLM2Vec.from_pretrained(model)
     rows = {part: pq.read_table(collection / part).to_pylist() for part in ("queries", "corpus", "qrels")}

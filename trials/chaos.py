@@ -8,7 +8,6 @@ samples of all updates that led to the final state.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -27,6 +26,8 @@ from trials.rig.forked import kill, start_forked, wait, warm_up
 from trials.rig.run_flags import run_flags
 from trials.rig.states import differences
 from trials.rig.tiny import PHI3_V
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.training.checkpoints.record import LATEST
 
 RANKS, STEPS, BATCH = 2, 7, 8
@@ -212,13 +213,20 @@ def _report(trials: list[Trial]) -> Iterator[str]:
             yield f"| {name} | {len(group)} | {kills} | {saves} | {exact} | {lost} | {repeated} | {again} |"
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.chaos", description=first_line(__doc__), examples=("python -m trials.chaos --trials 50",)
+    )
+    made.add_argument("--trials", type=int, default=50, help="Number of training runs that are killed.")
+    made.add_argument("--seed", type=int, default=0, help="Seed of the random choices.")
+    made.add_argument("--family", default=PHI3_V, metavar="NAME", help="Model family of the miniature.")
+    return made
+
+
 def main() -> int:
     """Runs the trials and prints a table; returns 1 if one of them was not exact."""
-    parser = argparse.ArgumentParser(prog="trials.chaos", description=__doc__)
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--family", default=PHI3_V, help="the miniature's model")
-    options = parser.parse_args()
+    options = parser().parse_args()
     trials = []
     chances = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
@@ -233,4 +241,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

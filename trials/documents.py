@@ -6,7 +6,6 @@ files. `python -m trials.documents training export` runs those of two pages. Nee
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -14,23 +13,39 @@ from pathlib import Path
 
 from trials.rig.documents import prepare, run_block, runnable_blocks
 from trials.rig.patience import HANG_SECONDS
+from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser
 
 _LINES_OF_A_FAILURE = 40
+
+
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.documents",
+        description="Runs the commands of README and docs/ that are marked as runnable, on a demo.",
+        examples=("python -m trials.documents", "python -m trials.documents training export"),
+    )
+    made.add_argument("pages", nargs="*", metavar="PAGE", help="Pages to run, by name. If not given: all of them.")
+    made.add_argument("--demo", type=Path, default=Path("demo"), metavar="DIR", help="Folder that make demo wrote.")
+    made.add_argument(
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help="Folder to run in, empty or new. If not given: a temporary one.",
+    )
+    return made
 
 
 def main() -> None:
     """Parses the command line, runs the blocks, prints a line for each, and the output of those that fail."""
     blocks = runnable_blocks()
     names = {Path(block.page).stem for block in blocks}
-    parser = argparse.ArgumentParser(prog="python -m trials.documents", description=__doc__)
-    parser.add_argument("pages", nargs="*", metavar="PAGE", help="pages to run, by name; default: all of them")
-    parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder that make demo wrote; default: demo")
-    parser.add_argument("--output_dir", type=Path, help="folder to run in, empty or new; default: a temporary one")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if unknown := set(arguments.pages) - names:
-        parser.error(f"no runnable commands in {', '.join(sorted(unknown))}; pages: {', '.join(sorted(names))}")
+        raise InputError(f"no runnable commands in {', '.join(sorted(unknown))}; pages: {', '.join(sorted(names))}")
     if not (arguments.demo / "trained").is_dir():
-        parser.error(f"--demo {arguments.demo}: no demo there; make one with: make demo")
+        raise InputError(f"--demo {arguments.demo}: no demo there; make one with: make demo")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output_dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

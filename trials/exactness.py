@@ -5,10 +5,10 @@ The program is one rank: `python -m trials.exactness --cells CELLS.json --output
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +48,9 @@ from vlm2vec.contrastive.gather import gather_rows
 from vlm2vec.contrastive.slots import agree_on_slots
 from vlm2vec.dora import kept_norms
 from vlm2vec.encoder import VLM2Vec
+from vlm2vec.errors import run_program
 from vlm2vec.inputs.packing import FixedCounts, TokenBudget
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 TOLERANCE = 1e-6  # relative: norm of the gradient's error over the gradient's norm
@@ -473,12 +475,21 @@ def run_cells(cells: Sequence[Cell], device: torch.device) -> Iterator[float]:
         engine.destroy()
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.exactness",
+        description=first_line(__doc__),
+        examples=("python -m trials.exactness --cells cells.json --output errors.json",),
+    )
+    made.add_argument("--cells", type=Path, required=True, metavar="FILE", help="JSON file with the cells of the grid.")
+    made.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write.")
+    return made
+
+
 def main() -> None:
     """Runs the cells as one rank."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cells", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser().parse_args()
     device = initialize_ranks(COLLECTIVE_SECONDS)
     cells = [Cell(**each) for each in json.loads(options.cells.read_text())]
     errors = []
@@ -492,4 +503,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -5,7 +5,6 @@ python -m trials.exactness_report [--ranks 1 2 4] [--families phi3_v qwen2_vl ..
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -27,6 +26,8 @@ from trials.exactness import (
 )
 from trials.rig.launcher import run_ranks
 from trials.rig.tiny import FAMILIES
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser
 
 SECONDS_A_CELL = 20
 BF16_BOUNDS = {"bf16_tolerance": BF16_TOLERANCE, "same_order_tolerance": BF16_SAME_ORDER_TOLERANCE}
@@ -74,13 +75,31 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.exactness_report",
+        description="Measures the whole exactness grid on 1, 2 and 4 ranks and writes docs/exactness.md.",
+        examples=("python -m trials.exactness_report --ranks 1 2 --families phi3_v",),
+    )
+    made.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="Numbers of ranks.")
+    made.add_argument(
+        "--families",
+        nargs="+",
+        choices=FAMILIES,
+        default=FAMILIES,
+        metavar="NAME",
+        help=f"Model families, of {', '.join(FAMILIES)}.",
+    )
+    made.add_argument(
+        "--output", type=Path, default=Path("docs/exactness.md"), metavar="FILE", help="Markdown file to write."
+    )
+    return made
+
+
 def main() -> int:
     """Runs the grid; returns 1 if a cell is out of bounds."""
-    parser = argparse.ArgumentParser(prog="make exactness", description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
-    parser.add_argument("--output", type=Path, default=Path("docs/exactness.md"))
-    options = parser.parse_args()
+    options = parser().parse_args()
     cells = grid_of(options.families)
     results: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
@@ -114,4 +133,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

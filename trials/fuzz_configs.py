@@ -5,7 +5,6 @@ python -m trials.fuzz_configs --model_name demo/untrained --trials 400 --seed 0
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import signal
@@ -25,7 +24,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from vlm2vec import VLM2Vec
 from vlm2vec.choices import LoraSettings
-from vlm2vec.errors import InputError
+from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 VALUES: tuple[Any, ...] = (
     *(None, 0, -1, 1, 2, 3, 7, 1.5, 10**12, 1e12, -1e12, 1e-30, True, False, "", "x", "0", [], [1, 2], ["x"], {}),
@@ -178,13 +178,22 @@ def run(model: Path, trials: int, seed: int) -> tuple[Counter[str], list[str]]:
     return counts, wrong
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.fuzz_configs",
+        description=first_line(__doc__),
+        examples=("python -m trials.fuzz_configs --model_name demo/untrained --trials 400",),
+    )
+    made.add_argument("--model_name", type=Path, required=True, metavar="DIR", help="Folder of a small model.")
+    made.add_argument("--trials", type=int, default=400, help="Number of damaged files.")
+    made.add_argument("--seed", type=int, default=0, help="Seed of the random choices.")
+    return made
+
+
 def main() -> int:
     """Parses the command line, damages configurations, prints the outcomes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model_name", type=Path, required=True, help="a small model's folder")
-    parser.add_argument("--trials", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser().parse_args()
     start = time.monotonic()
     counts, wrong = run(options.model_name, options.trials, options.seed)
     print("\n".join(wrong))
@@ -193,4 +202,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -5,9 +5,9 @@ python -m trials.fuzz_results [--mutations N] [--seed S]
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -22,10 +22,11 @@ from eval.misses import Gallery
 from eval.results import SOURCE_KEYS, read_scores, write_run
 from eval.table import Run, metrics_table, notes, score_table
 from trials.rig.hand_made_eval import read, row, write_dataset
-from vlm2vec.errors import InputError
+from vlm2vec.errors import InputError, run_program
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.export.scores import read_scores as read_card_scores
 from vlm2vec.formats.json_files import with_checksum, write_json
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.mmeb import MMEB
 from vlm2vec.training.evaluation import read_best
 
@@ -156,12 +157,21 @@ def run(work: Path, mutations: int, seed: int) -> tuple[Counter[tuple[str, str]]
     return outcomes, failures
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.fuzz_results",
+        description=first_line(__doc__),
+        examples=("python -m trials.fuzz_results --mutations 100",),
+    )
+    made.add_argument("--mutations", type=int, default=600, help="Number of damaged files.")
+    made.add_argument("--seed", type=int, default=0, help="Seed of the random choices.")
+    return made
+
+
 def main() -> int:
     """Parses the command line, damages, prints the counts of outcomes."""
-    parser = argparse.ArgumentParser(prog="python -m trials.fuzz_results", description=__doc__)
-    parser.add_argument("--mutations", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as work:
         outcomes, failures = run(Path(work), options.mutations, options.seed)
     for (operator, outcome), count in sorted(outcomes.items()):
@@ -171,4 +181,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_program(main))

@@ -10,7 +10,6 @@ pyarrow reads from the damaged file for tables.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import random
 import resource
@@ -36,7 +35,8 @@ from trials.rig.damage import OPERATORS
 from trials.rig.forgery import forge_document, forge_index, forge_manifest
 from trials.rig.hand_made_train import TABLE, make_dataset, row, tree, write_rows
 from trials.rig.several import several_rows, write_several
-from vlm2vec.errors import InputError
+from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.shards import Sample, ShardSet
 from vlm2vec.shards.columns import entry_at
 
@@ -277,12 +277,21 @@ def run(mutations: int, seed: int, work: Path) -> list[Outcome]:
     return [mutate(world, work, number, seed) for number in range(mutations)]
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.fuzz_shards",
+        description=first_line(__doc__),
+        examples=("python -m trials.fuzz_shards --mutations 200",),
+    )
+    made.add_argument("--mutations", type=int, default=2000, help="Number of damaged folders.")
+    made.add_argument("--seed", type=int, default=0, help="Seed of the random choices.")
+    return made
+
+
 def main() -> None:
     """Parses the command line, runs, prints a table of outcomes and every failure."""
-    parser = argparse.ArgumentParser(prog="python -m trials.fuzz_shards")
-    parser.add_argument("--mutations", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run(arguments.mutations, arguments.seed, Path(folder))
     for target in TARGETS:
@@ -296,4 +305,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -8,7 +8,6 @@ third trial kills three times before the program may finish.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -22,6 +21,8 @@ from pathlib import Path
 
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from trials.rig.hand_made_train import tree
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 
 ROWS_PER_SHARD = 2
 _LIMIT_SECONDS = 1200.0
@@ -126,12 +127,19 @@ def run_trials(source: Path, work: Path, trials: int, seed: int) -> list[Trial]:
     return results
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.kills", description=first_line(__doc__), examples=("python -m trials.kills --trials 20",)
+    )
+    made.add_argument("--trials", type=int, default=20, help="Number of conversions that are killed.")
+    made.add_argument("--seed", type=int, default=0, help="Seed of the random choices.")
+    return made
+
+
 def main() -> None:
     """Parses the command line, runs the trials, prints each."""
-    parser = argparse.ArgumentParser(prog="python -m trials.kills", description=__doc__)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         build_mini_mmeb(Path(folder) / "mini", scale=0.05)
         source = Path(folder) / "mini" / TRAIN_FOLDER
@@ -150,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -5,8 +5,8 @@ python -m trials.plan_error --model_name demo/untrained
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +16,8 @@ from trials.rig.forked import run_ranks
 from vlm2vec.backbones.phi3_v import Phi3VProcessor
 from vlm2vec.backbones.phi3_v.checkpoint import load_config
 from vlm2vec.device import choose_accelerator
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.plan.meta import MetaModel
 from vlm2vec.plan.passes import ChunkShape
 from vlm2vec.plan.states import ZeroSettings, state_memory
@@ -63,11 +65,20 @@ def table(measured: Sequence[Measured], plans: Sequence[tuple[int, int]]) -> Ite
         yield "| " + " | ".join(cells) + " |"
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.plan_error",
+        description=first_line(__doc__),
+        examples=("python -m trials.plan_error --model_name demo/untrained",),
+    )
+    made.add_argument("--model_name", type=Path, required=True, metavar="DIR", help="Folder of a small model.")
+    return made
+
+
 def main() -> None:
     """Parses the command line, prints the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model_name", type=Path, required=True)
-    model = parser.parse_args().model_name
+    model = parser().parse_args().model_name
     choose_accelerator()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(model, Path(folder))
@@ -75,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -6,9 +6,9 @@ and are counted with the others.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +20,10 @@ from trials.rig.engines import FETCH_WHEN_USED, constant
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive.reduction import gradient_reduction
+from vlm2vec.errors import run_program
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import TokenBudget
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.plan.meter import TensorMeter
 from vlm2vec.ranks import close_ranks, initialize_ranks
 from vlm2vec.training.encoder import build_encoder
@@ -120,12 +122,21 @@ def measure(engine_name: str, kind: str, model: Path, folder: Path) -> Measured:
     return Measured(engine_name, kind, (rows, width), at_rest, peak, gathered / total)
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.plan_error_rank",
+        description=first_line(__doc__),
+        examples=("python -m trials.plan_error_rank --model_name demo/untrained --output held.json",),
+    )
+    made.add_argument("--model_name", type=Path, required=True, metavar="DIR", help="Folder of a small model.")
+    made.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write.")
+    return made
+
+
 def main() -> None:
     """Measures every case; rank 0 writes the results."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model_name", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser().parse_args()
     initialize_ranks(COLLECTIVE_SECONDS)
     model, folder = options.model_name, options.output.parent
     measured = [measure(engine, kind, model, folder) for engine, kind in CASES]
@@ -135,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

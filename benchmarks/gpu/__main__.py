@@ -14,6 +14,7 @@ one runs.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from benchmarks.gpu.bench import Setting
 from benchmarks.gpu.model import MODELS, PHI3_V, Model
 from benchmarks.gpu.rows import Recorder
 from vlm2vec.device import asked_for_cpu
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 # The names of each table's rows, if they can be chosen.
@@ -42,7 +45,7 @@ TINY_PAIRS = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables in Markdown; returns 1 if a row failed."""
-    options = _parse(argv)
+    options = parser().parse_args(argv)
     device = torch.device("cpu")
     name = None
     if options.tiny or (torch.cuda.is_available() and not asked_for_cpu()):
@@ -77,27 +80,39 @@ def _default_sections(family: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(name, ()) for name in TABLES if name not in left_out]
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.gpu",
+        description=first_line(__doc__) + " Every row is printed and appended to a file as it comes.",
+        examples=(
+            "python -m benchmarks.gpu --pairs 24 --seconds 400",
+            "python -m benchmarks.gpu --sections compiled.dora_compiled,dora_large full",
+        ),
     )
-    add = parser.add_argument
+    add = made.add_argument
     add(
         "--sections",
         nargs="+",
         type=_table,
         metavar="TABLE[.ROW,...]",
-        help=f"Tables, in this order (default: all that the family has): {', '.join(TABLES)}.",
+        help=f"Tables, in this order: {', '.join(TABLES)}. If not given: all that the family has.",
     )
-    add("--family", choices=MODELS, default=PHI3_V, help="Model family (default %(default)s).")
-    add("--pairs", type=int, default=PAIRS, help="Pairs a step (default %(default)s).")
-    add("--steps", type=int, default=1, help="Timed steps of a row, after one that warms up (default %(default)s).")
-    add("--seconds", type=float, default=3000, help="No row starts later than this (default %(default)s).")
-    add("--rank_seconds", type=float, default=60, help="Limit of each run of two ranks (default %(default)s).")
-    add("--peak_tflops", type=float, help="The GPU's in bfloat16, where its name is not known.")
-    add("--output", type=Path, default=Path("gpu_out/rows.jsonl"), help="Rows are appended here (default %(default)s).")
-    add("--tiny", action="store_true", help="A tiny model, on the CPU if there is no GPU.")
-    return parser.parse_args(argv)
+    add("--family", choices=MODELS, default=PHI3_V, help="Model family.")
+    add("--pairs", type=int, default=PAIRS, help="Pairs per step.")
+    add("--steps", type=int, default=1, help="Timed steps of a row, after one that warms up.")
+    add("--seconds", type=float, default=3000, help="Start no row later than this many seconds after the start.")
+    add("--rank_seconds", type=float, default=60, help="Time limit of each run of two ranks, in seconds.")
+    add("--peak_tflops", type=float, help="Peak TFLOP/s of the GPU in bfloat16, if its name is not known.")
+    add(
+        "--output",
+        type=Path,
+        default=Path("gpu_out/rows.jsonl"),
+        metavar="FILE",
+        help="File to which rows are appended.",
+    )
+    add("--tiny", action="store_true", help="Use a tiny model, on the CPU if there is no GPU.")
+    return made
 
 
 def _table(name: str) -> tuple[str, tuple[str, ...]]:
@@ -114,4 +129,4 @@ def _table(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_program(main))

@@ -6,7 +6,6 @@ The program is one of several ranks on one device:
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -26,6 +25,8 @@ import torch.distributed as dist
 from benchmarks.gpu.rows import Figures, LeftOutError, Recorder, Section
 from trials.exactness import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell, run_cells
 from vlm2vec.device import choose_kernels
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -163,13 +164,24 @@ def _rank_cells(tiny: bool) -> list[Cell]:
     return [cell for setting in RANK_SETTINGS for cell in (grid(setting)[-1:] if tiny else grid(setting))]
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.gpu.exactness",
+        description=first_line(__doc__),
+        examples=("python -m benchmarks.gpu.exactness --backend gloo --output errors.json",),
+    )
+    made.add_argument(
+        "--backend", required=True, metavar="NAME", help="Backend of torch.distributed, such as gloo or nccl."
+    )
+    made.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write.")
+    made.add_argument("--tiny", action="store_true", help="Use a tiny model, on the CPU if there is no GPU.")
+    return made
+
+
 def main() -> None:
     """Runs one rank; all ranks use the first device."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
+    options = parser().parse_args()
     device = initialize_ranks(_COLLECTIVE_SECONDS, options.backend)
     choose_kernels(deterministic=False, is_float32=True)
     errors = list(run_cells(_rank_cells(options.tiny), device))
@@ -180,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

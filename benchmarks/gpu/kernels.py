@@ -6,7 +6,6 @@ python -m benchmarks.gpu.kernels compiled.dora_kept --host     and which functio
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import io
 import pstats
@@ -19,6 +18,8 @@ import torch
 from benchmarks.gpu.bench import Bench, Setting, Variant
 from benchmarks.gpu.model import MODELS, PHI3_V, Model
 from benchmarks.gpu.training import COLUMNS, SECTIONS, cells_of
+from vlm2vec.errors import run_program
+from vlm2vec.messages.command_line import Parser, first_line
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 # Categories of kernels; the first whose word is in a kernel's name counts.
@@ -40,15 +41,27 @@ _KINDS = {
 _MOST = 40
 
 
-def main(argv: list[str]) -> None:
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m benchmarks.gpu.kernels",
+        description=first_line(__doc__),
+        examples=(
+            "python -m benchmarks.gpu.kernels lora.dora compiled.dora_compiled",
+            "python -m benchmarks.gpu.kernels compiled.dora_kept --host",
+        ),
+    )
+    made.add_argument("variants", nargs="+", help="TABLE.ROW of benchmarks.gpu.training, such as lora.dora.")
+    made.add_argument("--family", choices=MODELS, default=PHI3_V, help="Model family.")
+    made.add_argument("--pairs", type=int, default=24, help="Pairs per step.")
+    made.add_argument("--tiny", action="store_true", help="Use a tiny model, on the CPU if there is no GPU.")
+    made.add_argument("--host", action="store_true", help="Also list the Python functions, in one more step.")
+    return made
+
+
+def main() -> None:
     """Prints one table per variant."""
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu.kernels", description=__doc__, allow_abbrev=False)
-    parser.add_argument("variants", nargs="+", help="TABLE.ROW of benchmarks.gpu.training, such as lora.dora")
-    parser.add_argument("--family", choices=MODELS, default=PHI3_V, help="model family (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=24, help="pairs a step (default: %(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU if there is no GPU")
-    parser.add_argument("--host", action="store_true", help="Python's functions too, of one more step")
-    options = parser.parse_args(argv)
+    options = parser().parse_args()
     setting = Setting(initialize_ranks(600), Model(options.family, options.tiny), options.pairs, 1, None)
     for name in options.variants:
         table, _, row = name.partition(".")
@@ -102,4 +115,4 @@ def _times(step: Callable[[], None]) -> list[tuple[float, int, str]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_program(main))

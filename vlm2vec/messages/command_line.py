@@ -164,6 +164,11 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {nearest[0]}?" if nearest else f"; {self.prog} --help lists the options"
 
 
+def first_line(docstring: str | None) -> str:
+    """The first line of a module's docstring, for `description=`."""
+    return (docstring or "").partition("\n")[0]
+
+
 def spelling(action: argparse.Action) -> str:
     """The one spelling of a flag that help shows: the first long one; "" for a positional argument."""
     long = [name for name in action.option_strings if name.startswith("--")]
