@@ -69,7 +69,7 @@ class TerminalSink(Sink):
 
     def __init__(self, max_steps: int, first_step: int) -> None:
         self._max_steps = max_steps
-        self._step_width = 2 * len(str(max_steps)) + 1
+        self._step_width = max(len("step"), 2 * len(str(max_steps)) + 1)
         self._rows = 0
         self._bar = tqdm(
             total=max_steps, initial=first_step, unit="step", desc="train", disable=not sys.stderr.isatty()
