@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.conversion_plan import DEFAULT_OPTIONS, ConversionPlan, Options, make_plan, write_plan
 from data_prep.conversion_report import ConversionReport, make_report
 from data_prep.locking import locked
@@ -16,6 +14,7 @@ from data_prep.rows import Source
 from data_prep.shard_tasks import ShardResult, make_shard
 from vlm2vec.errors import InputError
 from vlm2vec.files import TEMPORARY_PREFIX
+from vlm2vec.messages.progress import progress_bar
 from vlm2vec.shards.manifest import Manifest, SubsetRecord
 from vlm2vec.shards.schema import MANIFEST_NAME, PLAN_NAME
 
@@ -123,11 +122,10 @@ def _make_shards(plan: ConversionPlan, num_workers: int) -> dict[str, list[Shard
     tasks = [task for subset in plan.tasks.values() for task in subset]
     results: dict[tuple[str, int], ShardResult] = {}
     total = sum(task.rows[1] - task.rows[0] for task in tasks)
-    with tqdm(total=total, unit=" rows", unit_scale=True, disable=None) as bar:  # None: only on a terminal
+    with progress_bar(total, "convert", "row") as progress:
         for task, result in run_tasks(make_shard, tasks, num_workers):
             results[task.subset, task.number] = result
-            bar.set_description(task.subset, refresh=False)
-            bar.update(task.rows[1] - task.rows[0])
+            progress.update(task.rows[1] - task.rows[0])
     return {name: [results[name, task.number] for task in subset] for name, subset in plan.tasks.items()}
 
 

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.archive import ARCHIVE_FOLDER
 from data_prep.command_line import ALLOW_LINKS_HELP, EXIT_INCOMPLETE, Parser
 from data_prep.conversion_report import FIRST_NAMES
@@ -23,6 +21,7 @@ from data_prep.images import SubsetImages, UnusableImageError, refuse_linked_fol
 from data_prep.source import ALL_SUBSETS, DOWNLOAD_HINT, source_tables, subset_names
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.command_line import Parser as AnyParser
+from vlm2vec.messages.progress import progress_bar
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Files to download: tables, the files of `datasets.save_to_disk`, and images.
@@ -88,15 +87,17 @@ def missing_images(
     missing: dict[str, list[str]] = {}
     names = subset_names(dataset_dir, subsets, split)
     refuse_linked_folders(image_dir, names, allow_links)
-    for name in tqdm(names, unit=" subsets", disable=None):
-        tables = source_tables(dataset_dir, name, split)
-        source = SubsetImages(image_dir, name, allow_links)
-        missing[name] = []
-        for path in dict.fromkeys(path for table in tables for path in table.image_paths()):
-            try:
-                source.check(path)
-            except UnusableImageError as error:
-                missing[name].append(str(error))
+    with progress_bar(len(names), "check", "subset") as progress:
+        for name in names:
+            tables = source_tables(dataset_dir, name, split)
+            source = SubsetImages(image_dir, name, allow_links)
+            missing[name] = []
+            for path in dict.fromkeys(path for table in tables for path in table.image_paths()):
+                try:
+                    source.check(path)
+                except UnusableImageError as error:
+                    missing[name].append(str(error))
+            progress.update()
     return missing
 
 

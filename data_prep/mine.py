@@ -17,6 +17,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm2vec.messages.progress import announce_imports
+
+if __name__ == "__main__":
+    announce_imports()
+
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -42,10 +47,10 @@ from vlm2vec.device import device_of_rank
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.encoding import collapse, encode_blocks
 from vlm2vec.evaluation.encoding_plan import EncodingPlan
-from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.inputs.packing import default_batch_tokens
 from vlm2vec.messages.command_line import Parser as AnyParser
+from vlm2vec.messages.progress import progress_bar, still_running
 from vlm2vec.messages.words import counted
 from vlm2vec.mined.format import Mined, Teacher
 from vlm2vec.ranks import (
@@ -246,7 +251,8 @@ class Miner:
         """Encodes this rank's share of the missing blocks, which are distributed by their tokens."""
         if not sys.stderr.isatty() or not is_first_rank():
             disable_progress_bar()  # transformers' progress bar over the weights, which is unreadable in a log file
-        encode, inputs, ready = TeacherFolder.find(self.arguments.model_name).load(self.device)
+        with still_running(f"loading {self.arguments.model_name}"):
+            encode, inputs, ready = TeacherFolder.find(self.arguments.model_name).load(self.device)
         source = ShardItemSource(items, shards, plan, inputs)
         own = plan.deal_blocks(setup.blocks, world_size())[own_rank()]
         workers = self.arguments.dataloader_num_workers

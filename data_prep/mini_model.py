@@ -15,6 +15,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vlm2vec.messages.progress import announce_imports
+
+if __name__ == "__main__":
+    announce_imports()
+
 import pyarrow.parquet as pq
 import transformers
 

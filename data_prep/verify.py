@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.command_line import EXIT_INCOMPLETE, NUM_WORKERS_HELP, Parser, not_negative
 from data_prep.processes import available_cores, run_tasks
 from data_prep.shard_check import ShardCheck, broken_parts
 from vlm2vec.errors import run_program
 from vlm2vec.messages.command_line import Parser as AnyParser
+from vlm2vec.messages.progress import progress_bar
 from vlm2vec.messages.words import counted
 from vlm2vec.shards.manifest import Manifest, ShardRecord
 
@@ -55,10 +54,10 @@ def verify(root: Path, decode: bool = False, num_workers: int = 0) -> Verificati
         problems[name, -1] += _unlisted_tars(root / name, subset.shards)
         checks += [ShardCheck(root, name, number, record, decode) for number, record in enumerate(subset.shards)]
     total = sum(check.record.bytes for check in checks)
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(total, "verify", "B") as progress:
         for check, found in run_tasks(broken_parts, checks, num_workers):
             problems[check.subset, check.number] = found
-            bar.update(check.record.bytes)
+            progress.update(check.record.bytes)
     order = list(manifest.subsets)
     keys = sorted(problems, key=lambda key: (order.index(key[0]), key[1]))
     lines = [line for key in keys for line in _first(problems[key])]

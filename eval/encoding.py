@@ -13,6 +13,7 @@ from vlm2vec.evaluation.encoding import BatchSource, encode_blocks
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
+from vlm2vec.messages.progress import still_running
 from vlm2vec.ranks import own_rank, world_size
 
 
@@ -39,7 +40,8 @@ def encode_missing(
     Raises:
         InputError: The model cannot be loaded, or an image can no longer be decoded.
     """
-    encoder = load_encoder(folders, arguments, device)
+    with still_running(f"loading {folders.base}"):
+        encoder = load_encoder(folders, arguments, device)
     plan = store.plan()
     inputs = ItemEncoderInputs(encoder.processor, arguments.max_len, encoder.base.dtype)
     source = BatchSource(store.items(), plan, images, inputs)

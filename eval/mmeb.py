@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm2vec.messages.progress import announce_imports
+
+if __name__ == "__main__":
+    announce_imports()
+
 import torch
 
 from eval.earlier import EMBEDDINGS_FOLDER, MODEL_SETTINGS, earlier_scores, refuse_other
@@ -38,12 +43,12 @@ from vlm2vec.evaluation.data.warnings import dataset_warnings
 from vlm2vec.evaluation.encoding import collapse
 from vlm2vec.evaluation.encoding_plan import EncodingPlan, plan_encoding
 from vlm2vec.evaluation.naming import Thing, named_flags
-from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
 from vlm2vec.evaluation.store import EvalStore
 from vlm2vec.images.folder import ImageFolder, links_remedy
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.packing import default_batch_tokens
+from vlm2vec.messages.progress import progress_bar
 from vlm2vec.messages.words import counted
 from vlm2vec.mmeb import Benchmark
 from vlm2vec.ranks import host_ranks, on_every_rank, on_first_rank, own_rank, run_ranks_program, world_size

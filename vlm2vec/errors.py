@@ -28,13 +28,14 @@ def run_program(main: Callable[[], int | None]) -> int:
     r"""Runs a program's `main`; reports an `InputError`, an unusable path or Ctrl-C as one line on stderr.
 
     Characters that the output's encoding lacks are printed as escapes such as `\xe9` and do not end the program.
+    Each line is written at once, also to a file or a pipe.
 
     Returns:
         The exit code for `sys.exit`: 0, whatever `main` returned, 2 for bad input, or 130 for Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # it is not in a notebook and under some test runners
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         return main() or 0
     except (InputError, KeyboardInterrupt) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 
 from vlm2vec.training.modes import parse_modes
 
@@ -88,8 +89,10 @@ def run(arguments: RunArguments, device: torch.device, parts: Parts = PARTS) -> 
         The exit code: 0, or `EXIT_STOPPED` if a signal stopped the run before its end.
     """
     training = arguments.training
-    with parts.heartbeat(training.step_timeout, training.collective_timeout) as heartbeat:
-        watch = RunWatch(heartbeat, StepClock(device))
+    with (
+        parts.heartbeat(training.step_timeout, training.collective_timeout) as heartbeat,
+        closing(RunWatch(heartbeat, StepClock(device))) as watch,
+    ):
         start = agree_on_start(arguments, device, watch)
         if start.is_over:  # so that a loop of restarts ends
             if dist.get_rank() == 0:

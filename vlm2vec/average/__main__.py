@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from vlm2vec.messages.progress import announce_imports
+
+if __name__ == "__main__":
+    announce_imports()
+
 from vlm2vec.average.folder import average
 from vlm2vec.errors import run_program
 from vlm2vec.export.folder import DEFAULT_SHARD_SIZE

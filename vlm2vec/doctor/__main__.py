@@ -13,6 +13,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from vlm2vec.messages.progress import announce_imports
+
+if __name__ == "__main__":
+    announce_imports()
+
 import torch
 from rich.console import Console
 from rich.text import Text

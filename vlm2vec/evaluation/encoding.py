@@ -17,12 +17,12 @@ from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.items import ItemTable
 from vlm2vec.evaluation.encoding_plan import EncodingPlan
-from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.vector_store import VectorStore
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.inputs.items import EncodeItem, ItemImage
 from vlm2vec.item_rules import with_frames
+from vlm2vec.messages.progress import progress_bar
 
 # Vectors are equal in float32 if no component differs by more than this fraction of the largest component.
 _EQUAL_TOLERANCE = 1e-6

@@ -7,6 +7,11 @@ import sys
 import warnings
 from pathlib import Path
 
+from vlm2vec.messages.progress import announce_imports
+
+if __name__ == "__main__":
+    announce_imports()
+
 import torch
 from transformers.utils.logging import disable_progress_bar
 

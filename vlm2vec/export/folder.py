@@ -25,6 +25,7 @@ from vlm2vec.export.scores import read_scores
 from vlm2vec.export.zero_state import BACKBONE, zero_weights
 from vlm2vec.files import appearing_folder, refuse_filled
 from vlm2vec.formats.json_files import checked, read_json, write_json
+from vlm2vec.messages.progress import still_running
 from vlm2vec.model_folder.adapter_files import (
     ADAPTER_CONFIG,
     BASE_CONFIG,
@@ -106,7 +107,10 @@ def export(
         _complete_settings(folder, record, exported.family)
         write_companions(folder)
         write_card(folder, output.resolve().name, record, exported, base, card_scores)
-        return exported, check_export(checkpoint, record, folder, exported, base) if check else None
+        if not check:
+            return exported, None
+        with still_running("comparing the folder with the checkpoint"):
+            return exported, check_export(checkpoint, record, folder, exported, base)
 
 
 def _refuse(checkpoint: Path, output: Path, record: RunRecord, dtype: torch.dtype | None, merge_lora: bool) -> None:

@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from vlm2vec.errors import InputError
+from vlm2vec.messages.progress import Progress, progress_bar
 from vlm2vec.model_folder.weights import LazyTensor
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -58,24 +58,39 @@ def write_tensors(
     plan = split_torch_state_dict_into_shards(
         planned, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
-    for name, names in tqdm(plan.filename_to_tensors.items(), desc="writing", unit="file", disable=None):
-        write_file({each: tensors[each] for each in names}, folder / name, dtype)
+    total = int(plan.metadata["total_size"])
+    with progress_bar(total, "write", "B") as progress:
+        for name, names in plan.filename_to_tensors.items():
+            write_file({each: tensors[each] for each in names}, folder / name, dtype, progress)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return int(plan.metadata["total_size"])
+    return total
 
 
-def write_file(tensors: Mapping[str, LazyTensor], file: Path, dtype: torch.dtype | Mapping[str, torch.dtype]) -> None:
+def write_file(
+    tensors: Mapping[str, LazyTensor],
+    file: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    progress: Progress | None = None,
+) -> None:
     """Writes tensors as one safetensors file.
+
+    Args:
+        tensors: In the order in which they are to be written.
+        file: The file.
+        dtype: Of what is written; one for all, or by name.
+        progress: Gets the bytes of each tensor that is read.
 
     Raises:
         InputError: It cannot be written.
     """
     # Always copies: what is read may be a part of a larger buffer, and safetensors refuses to guess what is shared.
-    content = {
-        name: tensor.read().to(_dtype_of(name, dtype), copy=True).contiguous() for name, tensor in tensors.items()
-    }
+    content: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        content[name] = tensor.read().to(_dtype_of(name, dtype), copy=True).contiguous()
+        if progress is not None:
+            progress.update(content[name].nbytes)
     try:
         save_file(content, file, metadata=_METADATA)
     except (OSError, SafetensorError) as error:

@@ -124,9 +124,12 @@ class Run:
         bad_samples = BadSamples(settings.data.max_bad_samples, start.point.bad_samples)
         batches = build_batches(start, model, sizes, bad_samples, parts)
         checkpoints = build_checkpoints(start, settings, model, bad_samples, parts)
+        if settings.evaluation is not None:
+            watch.starting(f"reading {settings.evaluation.dataset_name}, which the run is scored on")
         evaluation = build_evaluation(
             settings.evaluation, output_dir, model.inputs, model.step.model_call, num_workers, device
         )
+        watch.starting("opening the log and trackers")
         monitor = build_monitor(start, settings, str(model.device))
         return cls(
             start=start,

@@ -19,9 +19,9 @@ from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.items import Indices, ItemTable, ItemTableBuilder
 from vlm2vec.evaluation.data.selection import benchmark_of, select
 from vlm2vec.evaluation.naming import Thing, ThingError
-from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.files import LFS_REMEDY, is_lfs_pointer_file
 from vlm2vec.formats.tables import UNREADABLE_TABLE, check_names, is_text, num_rows, texts, unused_columns
+from vlm2vec.messages.progress import progress_bar
 from vlm2vec.mmeb import Benchmark
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")

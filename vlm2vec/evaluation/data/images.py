@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.items import ItemTable
 from vlm2vec.evaluation.naming import Thing, ThingError
-from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.images.decode import read_header
 from vlm2vec.images.folder import ImageFolder
 from vlm2vec.images.paths import OutsideLinkError
+from vlm2vec.messages.progress import progress_bar
 
 # Threads help, because reading, hashing and parsing headers wait for the disk or release the interpreter's lock.
 _THREADS = 8

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm2vec.errors import InputError
-from vlm2vec.evaluation.progress import progress_bar
 from vlm2vec.evaluation.retrieval import nearest
 from vlm2vec.evaluation.retrieval.collection import Collection
 from vlm2vec.evaluation.retrieval.nearest import Places, Vectors
 from vlm2vec.files import committed
+from vlm2vec.messages.progress import progress_bar
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,9 @@ class ResumePoint:
         Raises:
             InputError: The checkpoint's files cannot be read.
         """
-        watch.starting(f"loading {self.checkpoint}")
         rank, num_ranks, record = dist.get_rank(), dist.get_world_size(), self.record
+        before = f"resharding and loading it from {record.num_ranks} ranks and ZeRO-{record.zero_stage}: "
+        watch.starting(f"{before if self.is_elastic else 'loading '}{self.checkpoint}")
         seed_rank(settings.seed, self.step, num_ranks, rank)
         restore_engine(self, settings.checkpoints, model.engine)
         set_hyperparameters(model.engine, settings.optimizer)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch.distributed as dist
 
 from vlm2vec.batches import TrainingBatch
 from vlm2vec.contrastive.watch import AnyPart, Part, Place, Watch
+from vlm2vec.messages.progress import still_running
 from vlm2vec.training.watch.clock import StepClock
 from vlm2vec.training.watch.heartbeat import Heartbeat
 from vlm2vec.training.watch.parts import UNTIMED, RunPart
@@ -33,6 +34,7 @@ class RunWatch(Watch):
         self._heartbeat = heartbeat
         self.clock = clock
         self.place = Place(RunPart.START, "starting", is_pause=True)
+        self._stage = ExitStack()  # what tells of a stage of the start that takes long
 
     @contextmanager
     def part(self, part: AnyPart, place: Place | None = None) -> Iterator[None]:
@@ -53,19 +55,28 @@ class RunWatch(Watch):
     @contextmanager
     def pause(self, part: RunPart) -> Iterator[None]:
         """A part that may take long, such as a checkpoint."""
-        with self.part(part, Place(part, part.value, is_pause=True)):
+        # Evaluations have bars of their own.
+        telling = still_running("writing a checkpoint") if part is RunPart.CHECKPOINT else nullcontext()
+        with self.part(part, Place(part, part.value, is_pause=True)), telling:
             yield
         self.at(Place(RunPart.OTHER, f"{part.value} done"))
 
     def starting(self, what: str) -> None:
         """Says on the first rank what the start is doing: each of its stages may take long."""
         self.at(Place(RunPart.START, f"starting: {what}", is_pause=True))
+        self.close()
         if dist.get_rank() == 0:
             print(f"starting: {what}", flush=True)
+        self._stage.enter_context(still_running(what))
+
+    def close(self) -> None:
+        """The start is over, or the run."""
+        self._stage.close()
 
     def steps(self, batches: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
         """The batches, each a step; getting one is a wait for data."""
         source = iter(batches)
+        self.close()
         while True:
             with self.part(Part.DATA_WAIT, _WAITING):
                 batch = next(source, None)
