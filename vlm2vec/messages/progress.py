@@ -105,7 +105,7 @@ class ProgressLines:
 
 @contextmanager
 def still_running(what: str) -> Iterator[None]:
-    """Writes a line on stderr every `SECONDS_BETWEEN_LINES` while the block runs; for work that cannot be counted.
+    """Prints a line every `SECONDS_BETWEEN_LINES` while the block runs; for work that cannot be counted.
 
     Args:
         what: The work, such as "loading the model".
@@ -118,7 +118,7 @@ def still_running(what: str) -> Iterator[None]:
     def tell() -> None:
         begin = time.monotonic()
         while not ended.wait(SECONDS_BETWEEN_LINES):
-            tqdm.write(f"still {what} ({time.monotonic() - begin:.0f} s)", file=sys.stderr)
+            tqdm.write(f"still {what} ({time.monotonic() - begin:.0f} s)", file=sys.stdout)
 
     thread = threading.Thread(target=tell, name="still running", daemon=True)
     thread.start()
