@@ -231,7 +231,7 @@ def test_a_relative_base_is_found_from_everywhere(
     VLM2Vec.from_pretrained("adapter")
     config["base_model_name_or_path"] = str(tmp_path / "gone")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"gone is not there; pass the base as path"):
+    with pytest.raises(InputError, match=r"gone does not exist; pass the base as path"):
         VLM2Vec.from_pretrained("adapter")
 
 
@@ -287,9 +287,9 @@ def test_an_adapter_knows_its_base(golden_model_dir: Path, tmp_path: Path) -> No
     load(other, adapter=tmp_path / "adapter")
     weights["model.layers.1.mlp.down_proj.weight"] *= 1.1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="was trained on another base model"):
+    with pytest.raises(InputError, match="was trained on a different base model"):
         load(other, adapter=tmp_path / "adapter")
-    with pytest.warns(ChangedSettingWarning, match="another base model"):
+    with pytest.warns(ChangedSettingWarning, match="a different base model"):
         load(other, adapter=tmp_path / "adapter", allow_other_base=True)
     settings = json.loads((tmp_path / "adapter" / "vlm2vec_config.json").read_text())
     assert settings["base_fingerprint"] == weights_fingerprint(golden_model_dir)

@@ -178,9 +178,9 @@ def test_a_family_knows_its_formats(phi: Family) -> None:
     with pytest.raises(InputError, match='"mine" is not a known format; this model\'s family has phi3_v'):
         phi.prompt_format("mine")
     for field, value in {"image": "<i>", "positions": "grid", "transparency": "white", "resize": "qwen"}.items():
-        with pytest.raises(InputError, match=f'prompt format .raw.: {field} is "{value}"; a phi3_v has '):
+        with pytest.raises(InputError, match=f'prompt format .raw.: {field} is "{value}"; a phi3_v supports only '):
             phi.prompt_format(RAW.model_copy(update={field: value}))
-    with pytest.raises(InputError, match="this model's family has a, phi3_v"):
+    with pytest.raises(InputError, match="this model's family supports a, phi3_v"):
         replace(phi, prompt_formats={"a": own, **phi.prompt_formats}).prompt_format("b")
 
 

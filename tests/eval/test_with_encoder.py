@@ -204,9 +204,9 @@ def test_an_adapter_on_another_base_needs_a_flag(golden_model_dir: Path, tmp_pat
         return use_settings(arguments, resolve_model(arguments))[1]
 
     assert scored(golden_model_dir) == {}
-    with pytest.raises(InputError, match=r"another base model.*--allow_other_base"):
+    with pytest.raises(InputError, match=r"a different base model.*--allow_other_base"):
         scored(tmp_path / "other")
-    assert "another base model" in scored(tmp_path / "other", allow_other_base=True)["base model"]
+    assert "a different base model" in scored(tmp_path / "other", allow_other_base=True)["base model"]
     with pytest.raises(InputError, match="--allow_other_base: no effect"):
         scored(golden_model_dir, allow_other_base=True)
 

@@ -137,7 +137,7 @@ def test_adapters_that_need_their_base(
 
 
 def test_a_base_of_another_size(moved: Callable[[str], Path], golden_model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="was trained on another base model"):
+    with pytest.raises(InputError, match="was trained on a different base model"):
         export(moved("zero2-lora"), tmp_path / "out", merge_lora=True, base_model=str(golden_model_dir))
     assert not (tmp_path / "out").exists()
 

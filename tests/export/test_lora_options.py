@@ -136,5 +136,5 @@ def test_merging_with_a_different_base_is_refused(golden_model_dir: Path, tmp_pa
     weights = load_file(other / "model.safetensors")
     save_file({name: 1.1 * tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     for merge in (False, True):
-        with pytest.raises(InputError, match=r"was trained on another base model .*--base_model"):
+        with pytest.raises(InputError, match=r"was trained on a different base model .*--base_model"):
             export(tmp_path / "checkpoint", tmp_path / "out", merge_lora=merge, base_model=str(other))

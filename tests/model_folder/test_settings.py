@@ -58,7 +58,7 @@ def test_explicit_arguments_win_and_differences_are_reported(tmp_path: Path) -> 
     (tmp_path / SETTINGS_FILE).write_text('{"max_len": 16}')
     used, lines = ModelSettings.read(tmp_path).with_arguments(max_len=64, normalize=False)
     assert (used.max_len, used.normalize) == (64, False)
-    assert lines == ["max_len is 64, but the model was saved with max_len 16; its vectors will differ"]
+    assert lines == ["max_len is 64, but the model was saved with max_len 16; its embeddings will differ"]
     assert ModelSettings.read(tmp_path).with_arguments(max_len=16)[1] == []
     with pytest.raises(InputError, match="arguments: max_len is 0; "):
         ModelSettings.read(tmp_path).with_arguments(max_len=0)
@@ -233,7 +233,7 @@ def test_what_a_family_does_not_have_is_refused(golden_model_dir: Path, tmp_path
     with pytest.raises(TypeError, match="no option crops"):
         VLM2Vec.from_pretrained(tmp_path, crops=9)
     with pytest.raises(
-        InputError, match='prompt_format: "chat" is not a known format; this model\'s family has phi3_v'
+        InputError, match='prompt_format: "chat" is not a known format; this model\'s family supports phi3_v'
     ):
         VLM2Vec.from_pretrained(tmp_path, prompt_format="chat")
     for written in ({"max_pixels": 9}, {"prompt_format": {"positions": "grid"}}):

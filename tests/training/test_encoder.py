@@ -61,8 +61,8 @@ def test_a_run_has_the_prompts_and_limits_of_its_model_or_of_its_flags(golden_mo
     assert build_encoder(settings.encoder).settings.prompt_format == PromptFormat(name="phi3_v")
     assert settings.flags["prompt_format"] == "phi3_v"
     assert changes == [
-        "num_crops is 1, but the model was saved with num_crops 2; its vectors will differ",
-        "prompt_format is phi3_v, but the model was saved with prompt_format own; its vectors will differ",
+        "num_crops is 1, but the model was saved with num_crops 2; its embeddings will differ",
+        "prompt_format is phi3_v, but the model was saved with prompt_format own; its embeddings will differ",
     ]
     with pytest.raises(
         InputError, match=r"^--max_pixels: a phi3_v has no such limit on its images; use --num_crops, or"

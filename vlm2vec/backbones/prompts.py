@@ -1,7 +1,7 @@
-"""`PromptFormat`: how an item's text, its images and an instruction become the text that a model reads.
+"""`PromptFormat`: how an item's text, images and instruction become the prompt that a model reads.
 
-A format belongs to a checkpoint: a model gives the vectors that it was trained for only with the prompts that it was
-trained on. Texts in shards and data sets are neutral, with tags `<|image_1|>`, ... where images belong.
+A format belongs to a checkpoint, because a model gives good vectors only for prompts like those it was trained on.
+Texts in shards and data sets are neutral, with tags `<|image_1|>`, ... for images.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vlm2vec.formats.json_files import StrictModel, shorten
 from vlm2vec.item_rules import IMAGE_ONLY_TEXT, IMAGE_TAG, image_tags, refuse_empty
 
 CONTENT, INSTRUCTION = "{content}", "{instruction}"
-# Where an item's own text belongs in an instruction that is a whole text.
+# Place of the item's text in an instruction that is a whole text.
 TEXT = "{text}"
-# Tokens to which texts are truncated where nothing says otherwise: the original's.
+# Default number of tokens to which texts are truncated, as in the original.
 DEFAULT_MAX_LEN = 256
 
 _Text = Annotated[str, Field(max_length=1 << 14)]
@@ -29,10 +29,10 @@ _Text = Annotated[str, Field(max_length=1 << 14)]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered item, cut where the template ends and the item's own content begins.
+    """A rendered item, split into the parts of the template and the item's content.
 
     Attributes:
-        before, after: What the template adds.
+        before, after: Parts that the template adds.
         content: The item's text, with a tag `<|image_k|>` for image k.
     """
 
@@ -44,12 +44,12 @@ class Prompt:
         return f"{self.before}{self.content}{self.after}"
 
     def truncated(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], max_len: int | None) -> list[int]:
-        """Token ids of the whole prompt, without the last tokens of its content if there are more than `max_len`.
+        """Token ids of the whole prompt, truncated to `max_len` by dropping the last tokens of its content.
 
         Args:
-            ids: Of `str(self)`.
-            offsets: Where in it each token begins and ends, in characters.
-            max_len: Most ids; what the template adds stays even if it alone is longer. None: all.
+            ids: Token ids of `str(self)`.
+            offsets: Start and end of each token in it, in characters.
+            max_len: Most ids; parts of the template are kept even if they alone are longer. None: no limit.
         """
         if max_len is None or len(ids) <= max_len:
             return list(ids)
@@ -60,24 +60,24 @@ class Prompt:
 
 
 class PromptFormat(StrictModel):
-    """How a model's prompts are made. The defaults are the raw format: the text as it stands.
+    """How a model's prompts are made. The defaults are the raw format: the text unchanged.
 
-    It is a part of a model folder's `vlm2vec_config.json`.
+    It is stored in a model folder's `vlm2vec_config.json`.
 
     Attributes:
-        name: Of a family's built-in format, or any other for one's own. It decides nothing.
-        image: What stands for an image in the rendered text, with the family's image token once inside it; "": the
-            family has no such text.
-        images: "in_place": where the text's tags are, which are demanded. "first": before the text, in their order;
-            tags, each with one blank or newline directly behind it, are taken out of the text, which needs none.
+        name: Name of a built-in format, or any name for a custom one. It has no effect.
+        image: Text that replaces an image's tag in the prompt and contains the family's image token once; "" if the
+            family needs no such text.
+        images: "in_place": images are at their tags in the text, which must have them. "first": images precede the
+            text; it needs no tags, and tags in it, each with one blank or newline after it, are removed.
         template: The whole prompt, with `{content}` once (images and text) and `{instruction}` at most once.
-        instruction: What stands at `{instruction}` where an item has none of its own; None: the template has no place.
+        instruction: Default for `{instruction}`; None if the template has no place for one.
         instruction_full_stop: Strip an instruction, and end it with "." unless it ends with punctuation (Unicode P*).
         image_alone: Text of an item that is one image without text.
         nothing: Content of an item with neither text nor image; None: such an item is an error.
-        positions: Of image tokens: "sequence", one after another like text, or "grid", by row and column (M-RoPE).
-        transparency: Of an image: alpha is "dropped", or it is blended over "white".
-        resize: Which of a family's rules for image sizes; "": its only one.
+        positions: Positions of image tokens: "sequence", like text, or "grid", by row and column (M-RoPE).
+        transparency: Alpha of images is "dropped", or blended over "white".
+        resize: Name of one of the family's rules for image sizes; "": its only rule.
         pooled: The token whose state is the vector.
     """
 
@@ -134,35 +134,36 @@ class PromptFormat(StrictModel):
 
     @property
     def num_added_characters(self) -> int:
-        """Characters of the template with its default instruction, for estimates."""
+        """Number of characters of the template with its default instruction, for estimates."""
         return (
             len(self.template) - len(CONTENT) + len(self.instruction or "") - len(INSTRUCTION) * self.takes_instruction
         )
 
     def is_same(self, other: PromptFormat, whatever_instruction: bool = False) -> bool:
-        """Whether two formats make the same prompts, whatever they are called.
+        """Whether two formats make the same prompts, whatever their names.
 
         Args:
-            other: To compare with.
-            whatever_instruction: Their default instructions may differ.
+            other: The format to compare with.
+            whatever_instruction: Ignore differences between default instructions.
         """
         ignored = ("name", "instruction") if whatever_instruction else ("name",)
         return self.model_copy(update={each: getattr(other, each) for each in ignored}) == other
 
     def render(self, text: str, num_images: int, instruction: str | None = None) -> str:
-        """An item's prompt: `prompt` in one piece."""
+        """An item's prompt as one text, see `prompt`."""
         return str(self.prompt(text, num_images, instruction))
 
     def prompt(self, text: str, num_images: int, instruction: str | None = None) -> Prompt:
-        """An item's prompt, still with a tag `<|image_k|>` for image k.
+        """An item's prompt, which still has a tag `<|image_k|>` for image k.
 
         Args:
-            text: The item's own, "" if it has none. Beside no image, "in_place" takes its tags as ordinary text.
-            num_images: Its images.
-            instruction: Its own; None or "": the format's.
+            text: Text of the item, "" if it has none. Without images, "in_place" treats tags as ordinary text.
+            num_images: Number of its images.
+            instruction: Instruction of the item; None or "": the format's.
 
         Raises:
-            InputError: An instruction without a place for one, or with an image tag; tags that do not fit the images.
+            InputError: The format has no place for an instruction, the instruction has an image tag, or tags and images
+                do not match.
         """
         content = self._content(text, num_images)
         before, after = self.template.split(CONTENT)
@@ -170,23 +171,23 @@ class PromptFormat(StrictModel):
         return Prompt(before.replace(INSTRUCTION, instruction), content, after.replace(INSTRUCTION, instruction))
 
     def instructed(self, text: str, num_images: int, instruction: str) -> tuple[str, str | None]:
-        r"""An item's text under an instruction, for texts that do not hold theirs, such as a corpus's.
+        r"""Adds an instruction to an item whose text does not contain it, such as one of a corpus.
 
-        A format with a place for an instruction puts it there. In others it is part of the text, behind the images and
-        before the item's own words, as MMEB-V2's own code writes it: `<|image_1|> instruction text`. An instruction
-        with `{text}` or an image tag in it is a whole text instead, for models that were trained on such texts:
+        A format that has a place for an instruction puts it there. In other formats it becomes part of the text, after
+        the images and before the item's own words, as MMEB-V2's code writes it: `<|image_1|> instruction text`. An
+        instruction that contains `{text}` or an image tag is the whole text, for models trained on such texts:
         `"<|image_1|>\nRepresent the given image: {text}\n"`.
 
         Args:
-            text: The item's own without tags of images, "" if it has none.
-            num_images: Its images.
-            instruction: "" for none.
+            text: Text of the item without image tags, "" if it has none.
+            num_images: Number of its images.
+            instruction: The instruction; "" for none.
 
         Returns:
-            The text with tags of images, and what `prompt` takes as the item's instruction.
+            The text with image tags, and the instruction to pass to `prompt`.
         """
         if not instruction and num_images == 1 and not text:
-            return "", None  # an image alone has its own prompt
+            return "", None  # an image alone has a special prompt
         tags = [f"<|image_{number}|>" for number in range(1, num_images + 1)]
         if TEXT in instruction or IMAGE_TAG.search(instruction):
             has_tags = bool(IMAGE_TAG.search(instruction))
@@ -200,7 +201,7 @@ class PromptFormat(StrictModel):
         """Refuses an item with neither text nor image, unless the format has a text for it (`nothing`).
 
         Raises:
-            InputError: It says nothing.
+            InputError: The item is empty.
         """
         if self.nothing is None:
             refuse_empty(text, num_images)
@@ -234,15 +235,15 @@ class PromptFormat(StrictModel):
 
 
 def named_format(formats: Mapping[str, PromptFormat], name: str | None, folder: Path | None = None) -> PromptFormat:
-    """A built-in format by its name.
+    """Looks up a built-in format by its name.
 
     Args:
-        formats: Of the family.
-        name: None: nothing tells which one a folder's model was trained with.
+        formats: Formats of the family.
+        name: Name of the format; None if the format of a folder's model is unknown.
         folder: That folder.
 
     Raises:
-        InputError: There is none of this name, or no name.
+        InputError: There is no format of this name, or the name is None.
     """
     if name is None:
         raise InputError(
@@ -251,11 +252,11 @@ def named_format(formats: Mapping[str, PromptFormat], name: str | None, folder: 
             f"of {', '.join(formats)}"
         )
     if name not in formats:
-        raise InputError(f"{shorten(name)} is not a known format; this model's family has {', '.join(formats)}")
+        raise InputError(f"{shorten(name)} is not a known format; this model's family supports {', '.join(formats)}")
     return formats[name]
 
 
 def _without_tags(text: str) -> str:
-    """The text without image tags and without one blank or newline directly behind each."""
+    """Removes image tags, each with one blank or newline directly after it."""
     first, *others = IMAGE_TAG.split(text)[::2]
     return first + "".join(each[1:] if each[:1] in (" ", "\n") else each for each in others)

@@ -1,4 +1,4 @@
-"""The model families, by the `model_type` of a folder's config.json."""
+"""Registry of model families by the `model_type` in config.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm2vec.formats.json_files import read_json, shorten
 # The model that the shipped recipes train.
 DEFAULT_MODEL = "microsoft/Phi-3.5-vision-instruct"
 _HOW_TO_ADD = "docs/adding_a_backbone.md"
-# Where an installed package says in its metadata that it brings families: their names, and where each `Family` is.
+# Group of entry points by which installed packages register families: the family's name, and its `Family` object.
 ENTRY_POINTS = "vlm2vec.families"
 
 
@@ -43,7 +43,7 @@ def _qwen3_vl() -> Family:
     return QWEN3_VL
 
 
-# Loaded when they are asked for: a family's layers take seconds to import.
+# Imported when needed, because importing a family's layers takes seconds.
 _FAMILIES: dict[str, Callable[[], Family]] = {
     "phi3_v": _phi3_v,
     "qwen2_vl": _qwen2_vl,
@@ -53,16 +53,16 @@ _FAMILIES: dict[str, Callable[[], Family]] = {
 
 
 def register(model_type: str, load: Callable[[], Family]) -> None:
-    """Makes a family known to this process that is not in this package.
+    """Registers a family from outside this package, in this process.
 
-    Families of installed packages are found without it, by their entry points (`ENTRY_POINTS`).
+    Families of installed packages need no call; they are found by their entry points (`ENTRY_POINTS`).
 
     Args:
-        model_type: In the config.json of its models.
+        model_type: The `model_type` in the config.json of its models.
         load: Returns the family.
 
     Raises:
-        ValueError: There is one of that name.
+        ValueError: There is already a family of that name.
     """
     if model_type in _FAMILIES:
         raise ValueError(f"there is a family {model_type!r} already")
@@ -70,7 +70,7 @@ def register(model_type: str, load: Callable[[], Family]) -> None:
 
 
 def model_types() -> tuple[str, ...]:
-    """The names of all families, sorted."""
+    """Names of all families, sorted."""
     return tuple(sorted({*_FAMILIES, *entry_points(group=ENTRY_POINTS).names}))
 
 
@@ -78,8 +78,8 @@ def family_named(model_type: Any, source: str | Path) -> Family:
     """The family of a model type.
 
     Args:
-        model_type: As config.json has it.
-        source: Where it stands, for the message.
+        model_type: Value in config.json.
+        source: The file that contains it, for messages.
 
     Raises:
         InputError: No family has this name, or an installed package's cannot be loaded.
@@ -90,20 +90,20 @@ def family_named(model_type: Any, source: str | Path) -> Family:
         for entry in entry_points(group=ENTRY_POINTS, name=model_type):
             return _installed_family(entry, source)
     raise InputError(
-        f"{source}: model_type is {shorten(model_type)}; known are {', '.join(model_types())} ({_HOW_TO_ADD} says "
+        f"{source}: model_type is {shorten(model_type)}; supported are {', '.join(model_types())} ({_HOW_TO_ADD} says "
         "how to add one)"
     )
 
 
 def _installed_family(entry: EntryPoint, source: str | Path) -> Family:
-    """What an entry point names.
+    """Loads the family that an entry point names.
 
     Raises:
         InputError: It cannot be imported, or is no family.
     """
     try:
         family = entry.load()
-    except Exception as error:  # whatever a package's import raises
+    except Exception as error:  # the import of a package can raise any type
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{source}: family {entry.name!r} cannot be loaded from {entry.value} ({reason})") from error
     if not isinstance(family, Family):
@@ -112,16 +112,16 @@ def _installed_family(entry: EntryPoint, source: str | Path) -> Family:
 
 
 def published_config(name: str) -> Path:
-    """A folder with the configuration of a published model, which its family ships; there are no weights in it.
+    """Folder with the configuration of a published model, without weights, which its family ships.
 
     Args:
-        name: On the Hugging Face hub.
+        name: Name of the model on the Hugging Face hub.
 
     Raises:
         InputError: No family ships it.
     """
     known: list[str] = []
-    # One after another, this package's first: importing a family takes seconds.
+    # This package's families first, and only as needed: importing a family takes seconds.
     for model_type in dict.fromkeys((*_FAMILIES, *model_types())):
         shipped = family_named(model_type, name).published_configs
         if name in shipped:
@@ -134,7 +134,7 @@ def published_config(name: str) -> Path:
 
 
 def family_of_folder(folder: Path) -> Family:
-    """The family of a whole model's folder.
+    """The family of a model's folder.
 
     Raises:
         InputError: config.json is missing or damaged, or no family has its model_type.
@@ -143,9 +143,9 @@ def family_of_folder(folder: Path) -> Family:
 
 
 def family_of_config(config: Any) -> Family:
-    """The family that a configuration object belongs to.
+    """The family of a configuration object.
 
     Raises:
-        InputError: None does.
+        InputError: It belongs to no known family.
     """
     return family_named(config.model_type, type(config).__name__)

@@ -1,4 +1,4 @@
-"""A tokenizer and its files: a saved model gets its base's word for word, so that transformers 4 opens them too."""
+"""Loads and saves tokenizers; a saved model gets its base's files unchanged, so that transformers 4 reads them too."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vlm2vec.files import refuse_lfs_pointer
 from vlm2vec.formats.json_files import read_json, write_json
 
 CONFIG = "tokenizer_config.json"
-# What transformers reads of a fast tokenizer.
+# Files that transformers reads for a fast tokenizer.
 _READ = ("tokenizer.json", CONFIG, "special_tokens_map.json", "added_tokens.json")
-# What else belongs to a published tokenizer or to the processor that transformers makes around it.
+# These and other files of a published tokenizer, or of transformers' processor around it.
 _NAMES = (
     *_READ,
     "tokenizer.model",
@@ -27,18 +27,18 @@ _NAMES = (
     "video_preprocessor_config.json",
 )
 _REASON_CHARACTERS = 300
-# What transformers 5 writes and 4 does not know, and the same class by a name that both know.
+# Class name that transformers 5 writes and 4 does not know, and a name of the same class that both know.
 _NEW_CLASS, _KNOWN_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 _NEW_KEYS = frozenset({"backend", "is_local", "local_files_only"})
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The files that a tokenizer was read from; kept, as the folder may be gone when a checkpoint is written.
+    """The files of a tokenizer, kept in memory because the folder may be gone when a checkpoint is written.
 
     Attributes:
-        contents: By name; empty if the tokenizer was made from something else.
-        num_tokens: Of the tokenizer when it was read.
+        contents: Contents by file name; empty if the tokenizer was not read from files.
+        num_tokens: Number of tokens when it was read.
     """
 
     contents: Mapping[str, bytes]
@@ -46,14 +46,14 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, folder: Path, num_tokens: int) -> TokenizerFiles:
-        """What of them a folder holds."""
+        """Reads the files that a folder has."""
         files = {name: (folder / name).read_bytes() for name in _NAMES if (folder / name).is_file()}
         return cls(files, num_tokens)
 
     def write(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Writes the files as they were read; a tokenizer that has got more tokens since then as transformers does.
+        """Writes the files unchanged, or as transformers does if the tokenizer has more tokens than when it was read.
 
-        The class in tokenizer_config.json is replaced where transformers 4 does not know it.
+        A class in tokenizer_config.json that transformers 4 does not know is replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self.contents and len(tokenizer) == self.num_tokens:
@@ -70,10 +70,10 @@ class TokenizerFiles:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """tokenizer.json as it stands.
+    """Loads tokenizer.json unchanged.
 
-    AutoTokenizer and LlamaTokenizer rebuild the pipeline in transformers 5 and lose the separate "▁" that follows an
-    added token, so that every image prompt would be tokenized differently.
+    In transformers 5, AutoTokenizer and LlamaTokenizer rebuild the pipeline and lose the separate "▁" after an added
+    token, so that every image prompt would be tokenized differently.
     """
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json; use a complete checkpoint folder")
@@ -90,14 +90,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def encoded(encoder: Any, text: str) -> Any:
-    """A text's tokens by the Rust object of a tokenizer, whose wrapper costs ten times as much for a short text.
+    """Tokenizes a text with the Rust object of a tokenizer; the wrapper takes ten times as long for a short text.
 
     Args:
-        encoder: `backend_tokenizer` of a tokenizer.
-        text: What is tokenized.
+        encoder: The tokenizer's `backend_tokenizer`.
+        text: The text.
 
     Raises:
-        InputError: The text holds half of a surrogate pair, which is no character.
+        InputError: The text holds a lone surrogate, which is no character.
     """
     try:
         return encoder.encode(text)
@@ -106,6 +106,6 @@ def encoded(encoder: Any, text: str) -> Any:
         if place is None:
             raise
         raise InputError(
-            f"the text has half of a surrogate pair ({text[place]!r}) at character {place}, as a text that was cut "
-            "in the middle of an emoji; repair or remove it"
+            f"the text has half of a surrogate pair ({text[place]!r}) at character {place}, as if it was cut in the "
+            "middle of an emoji; repair or remove it"
         ) from error

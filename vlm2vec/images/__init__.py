@@ -1,1 +1,1 @@
-"""Images from bytes to pixels, and from untrusted paths to bytes."""
+"""Reads images from untrusted paths and decodes untrusted bytes."""

@@ -1,4 +1,4 @@
-"""The one place that turns image bytes into pixels: same rules for the converter, the loader and the encoder."""
+"""Decodes image bytes, by the same rules for the converter, the loader and the encoder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlm2vec.images.metadata import without_metadata
 # Pillow's own limit (a quarter of a gigabyte as RGB). Pillow merely warns above it and refuses at twice the number;
 # here it is a hard limit, kept even if a program lifts Pillow's.
 MAX_IMAGE_PIXELS = 89_478_485
-# The longest side that a JPEG can have. A strip of millions of pixels, as PNG and BMP can state, is no image.
+# The longest side that a JPEG can have. PNG and BMP can state a side of millions of pixels; such a strip is no image.
 MAX_IMAGE_SIDE = 65_535
 # Twice the size of this many uncompressed pixels: a larger file is no image, and is not read into memory.
 MAX_IMAGE_BYTES = 1 << 29
 
 _EXTENSIONS = {
     "JPEG": "jpg",
-    "MPO": "jpg",  # a JPEG with further images behind it, as some phones write; the first one is read
+    "MPO": "jpg",  # a JPEG followed by further images, as some phones write it; the first image is used
     "PNG": "png",
     "WEBP": "webp",
     "GIF": "gif",
@@ -34,7 +34,7 @@ _REMEDY = "replace or remove the file"
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image's first bytes say: its file extension ("jpg", "png", "webp", "gif", "bmp") and size in pixels."""
+    """Format, as a file extension ("jpg", "png", "webp", "gif", "bmp"), and size in pixels of an image."""
 
     extension: str
     width: int
@@ -42,14 +42,15 @@ class ImageHeader:
 
 
 def read_header(data: bytes, name: str) -> ImageHeader:
-    """Reads format and size from an image's bytes without decoding its pixels; the file name is never trusted.
+    """Reads format and size from an image's bytes without decoding its pixels; the file name is not trusted.
 
     Args:
-        data: the whole file (only the head is read).
-        name: what error messages call the image, usually its path.
+        data: Content of the whole file (only the header is parsed).
+        name: Name of the image in error messages, usually its path.
 
     Raises:
-        InputError: not an image, a format outside JPEG, PNG, WebP, GIF and BMP, or too large (see `check_size`).
+        InputError: It is no image, its format is not JPEG, PNG, WebP, GIF or BMP, or it is too large (see
+            `check_size`).
     """
     with _open(data, name) as image:
         return ImageHeader(_EXTENSIONS[str(image.format)], image.width, image.height)
@@ -58,17 +59,17 @@ def read_header(data: bytes, name: str) -> ImageHeader:
 def open_image(source: bytes | str | Path, name: str | None = None, keep_alpha: bool = False) -> Image.Image:
     """Decodes an image completely and returns it as 8-bit RGB, by the rules of the original's `convert("RGB")`.
 
-    Alpha is dropped without blending, the first frame of an animation counts, EXIF orientation is not applied.
+    Alpha is dropped without blending, an animation is its first frame, EXIF orientation is not applied.
 
     Args:
-        source: the file's bytes, or its path.
-        name: what error messages call the image; the path, or "<bytes>", if not given.
-        keep_alpha: Return an RGBA image as it is; other modes become RGB all the same.
+        source: The file's bytes, or its path.
+        name: Name of the image in error messages; the path, or "<bytes>", if not given.
+        keep_alpha: Return an RGBA image as it is; other modes are still converted to RGB.
 
     Raises:
-        InputError: unreadable file, not an image, unknown format, truncated or damaged data, more than
-            `MAX_IMAGE_PIXELS`, a side over `MAX_IMAGE_SIDE`, or 16-bit grey (which `convert("RGB")` would clip to a
-            white square).
+        InputError: The file is unreadable, no image, of an unknown format, truncated or damaged, has more than
+            `MAX_IMAGE_PIXELS` pixels or a side over `MAX_IMAGE_SIDE`, or is 16-bit grey (which `convert("RGB")` would
+            clip to white).
     """
     if isinstance(source, bytes):
         data, name = source, name or "<bytes>"
@@ -80,10 +81,10 @@ def open_image(source: bytes | str | Path, name: str | None = None, keep_alpha: 
 
 
 def check_image(data: bytes, name: str) -> ImageHeader:
-    """Decodes an image completely to see that `open_image` can; only that finds a truncated JPEG.
+    """Checks that `open_image` can decode an image, by decoding it completely, which alone detects a truncated JPEG.
 
     Raises:
-        InputError: as `open_image`.
+        InputError: See `open_image`.
     """
     with _open(data, name) as image:
         header = ImageHeader(_EXTENSIONS[str(image.format)], image.width, image.height)
@@ -100,7 +101,7 @@ def _decoded(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.I
         return image if as_it_is else image.convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
+    except Exception as error:  # Pillow's decoders raise any type for damaged data
         raise InputError(f"{name}: damaged or truncated image ({_one_line(error)}); {_REMEDY}") from error
 
 
@@ -112,7 +113,7 @@ def _read_file(path: str | Path, name: str) -> bytes:
 
 
 def _open(data: bytes, name: str) -> Image.Image:
-    """Opens lazily: head parsed, pixels not yet decoded."""
+    """Opens an image lazily: parses the header, does not decode pixels."""
     if not data:
         raise InputError(f"{name}: empty file instead of an image; {_REMEDY}")
     if is_lfs_pointer(data):
@@ -137,12 +138,14 @@ def check_size(width: int, height: int, name: str) -> None:
     """Refuses an image by its stated size, before memory is allocated for it.
 
     Raises:
-        InputError: More than `MAX_IMAGE_PIXELS`, or a side over `MAX_IMAGE_SIDE`.
+        InputError: It has more than `MAX_IMAGE_PIXELS` pixels or a side over `MAX_IMAGE_SIDE`.
     """
     if width * height > MAX_IMAGE_PIXELS:
         raise InputError(f"{name}: {width} x {height} is more than {MAX_IMAGE_PIXELS} pixels; scale the image down")
     if max(width, height) > MAX_IMAGE_SIDE:
-        raise InputError(f"{name}: {width} x {height} has a side of more than {MAX_IMAGE_SIDE} pixels; scale or cut it")
+        raise InputError(
+            f"{name}: {width} x {height} has a side of more than {MAX_IMAGE_SIDE} pixels; scale or crop it"
+        )
 
 
 def _one_line(error: Exception) -> str:

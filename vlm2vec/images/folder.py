@@ -1,4 +1,4 @@
-"""Reads images by the relative paths that data files name, and never from outside their folder."""
+"""Reads images by the relative paths in data files, never from outside their folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vlm2vec.errors import InputError
 from vlm2vec.images.decode import MAX_IMAGE_BYTES
 from vlm2vec.images.paths import MissingImageError, OutsideLinkError, composed, plain_path
 
-# What a clip's frames are saved as.
+# File formats of a clip's frames.
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """For sorting: numbers in a name by their values, 2 before 10."""
+    """Sort key of a name, with numbers in it compared by value: 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
 class ImageFolder:
-    r"""A folder of images. Paths from data are hostile until shown otherwise: they stay inside or are refused.
+    r"""A folder of images. Paths from data are not trusted: those that lead out of the folder are refused.
 
-    A path finds its file whatever the spelling: `./`, `//` and `\` are read as unzip reads them, and `é` may be one
+    All spellings of a path find its file: `./`, `//` and `\` are read as unzip reads them, and `é` may be one
     character or two (NFC, NFD).
 
     Args:
@@ -35,7 +35,7 @@ class ImageFolder:
         num_frames: Number of images to take from a path that names a folder, see `files`; None: it is an error.
 
     Raises:
-        InputError: No such folder.
+        InputError: There is no such folder.
     """
 
     def __init__(self, root: str | Path, allow_links: bool = False, num_frames: int | None = None) -> None:
@@ -49,26 +49,26 @@ class ImageFolder:
         self._listings: dict[str, dict[str, list[str]]] = {}
 
     def read(self, relative: str) -> bytes:
-        """The file's bytes, undecoded.
+        """Reads a file's bytes, without decoding.
 
         Raises:
-            UnsafePathError: An absolute path, `..` or a NUL in it, or a link that leads out of the folder.
-            MissingImageError: No such file.
-            InputError: Not a regular file (a folder, a pipe), too large for an image, no permission, or two different
-                files that only differ in the path's Unicode form.
+            UnsafePathError: The path is absolute, contains `..` or NUL, or is a link that leads out of the folder.
+            MissingImageError: There is no such file.
+            InputError: It is not a regular file (but a folder or pipe), too large for an image, not permitted, or there
+                are two different files whose paths differ only in their Unicode form.
         """
         with self._opened(relative) as file:
             return file.read()
 
     def files(self, relative: str) -> tuple[str, ...]:
-        """The image itself, or the frames of a clip: images of the folder that a path names, in natural order.
+        """The path itself, or the frames of a clip if the path names a folder: its images in natural order.
 
-        Frames are evenly spaced, the first and the last among them, as MMEB-V2's code takes them (`numpy.linspace` to
-        whole numbers); all, if there are not more than `num_frames`.
+        At most `num_frames` frames are taken, evenly spaced from the first to the last, as in MMEB-V2's code
+        (`numpy.linspace`, rounded down).
 
         Raises:
-            UnsafePathError: As `read`.
-            InputError: A folder without an image, or not wanted (`num_frames`).
+            UnsafePathError: See `read`.
+            InputError: The folder has no images.
         """
         if self.num_frames is None or not os.path.isdir(os.path.join(self.root, plain := plain_path(relative))):
             return (relative,)
@@ -84,20 +84,20 @@ class ImageFolder:
         return tuple(f"{plain}/{name}" for name in names)
 
     def check(self, relative: str) -> None:
-        """Raises what `read` would raise, without reading the file."""
+        """Raises the errors of `read` without reading the file."""
         self.status(relative)
 
     def status(self, relative: str) -> os.stat_result:
         """Size and times of the file that `read` would read.
 
         Raises:
-            InputError: As `read`.
+            InputError: See `read`.
         """
         with self._opened(relative) as file:
             return file.status
 
     def refuse_outside_links(self, relative: str) -> None:
-        """Checks a folder and the folders in it, before any image is read; a folder that is not there is fine.
+        """Checks a folder and its sub-folders for links out of the image folder; a missing folder is accepted.
 
         Raises:
             OutsideLinkError: It, or a folder in it, is a link that leads out of the image folder.
@@ -132,7 +132,7 @@ class ImageFolder:
         return file
 
     def _spellings(self, path: str) -> list[str]:
-        """The existing paths that are the same but for their Unicode form."""
+        """Existing paths that differ from this one only in their Unicode form."""
         found = [""]
         for part in path.split("/"):
             found = [
@@ -143,7 +143,7 @@ class ImageFolder:
         return sorted(found)
 
     def _listing(self, folder: str) -> dict[str, list[str]]:
-        """A folder's names that are not ASCII, by their composed form."""
+        """Names in a folder that are not ASCII, by their composed form."""
         if folder not in self._listings:
             names: dict[str, list[str]] = {}
             try:
@@ -151,12 +151,12 @@ class ImageFolder:
                     if not name.isascii():
                         names.setdefault(composed(name), []).append(name)
             except OSError:
-                pass  # no such folder, or none that may be listed: no other spelling
+                pass  # the folder does not exist or cannot be listed: there is no other spelling
             self._listings[folder] = names
         return self._listings[folder]
 
     def _opened_as_spelled(self, path: str) -> _File:
-        """Opens the file without following a link at its end, so that what was checked is what is read."""
+        """Opens the file without following a link at its end, so that the checked file is the one that is read."""
         try:
             folder, _, name = path.rpartition("/")
             real = f"{self._real_folder(folder, path)}/{name}"
@@ -183,7 +183,7 @@ class ImageFolder:
         return file
 
     def _real_folder(self, folder: str, path: str) -> str:
-        """The real path of the folder that `path` lies in; it costs more than reading a file and is remembered.
+        """Real path of the folder of `path`, cached, because finding it takes longer than reading a file.
 
         Raises:
             OutsideLinkError: A folder on the way is a link that leads out; the message names `path`.
@@ -202,10 +202,10 @@ class ImageFolder:
 
 @contextmanager
 def links_remedy(flag: str) -> Iterator[None]:
-    """Names a program's flag where a link leads out of an image folder.
+    """Context that adds a program's flag to the error for a link that leads out of an image folder.
 
     Raises:
-        InputError: In the place of an `OutsideLinkError`.
+        InputError: In place of an `OutsideLinkError`.
     """
     try:
         yield
@@ -214,7 +214,7 @@ def links_remedy(flag: str) -> Iterator[None]:
 
 
 class _File:
-    """An open file: its status, its content, in as few system calls as there are."""
+    """An open file with its status and content, read with the fewest possible system calls."""
 
     def __init__(self, path: str) -> None:
         # Without O_NONBLOCK, opening a pipe would wait for ever.
@@ -228,15 +228,15 @@ class _File:
         self.close()
 
     def read(self) -> bytes:
-        """The whole content."""
+        """Reads the whole content."""
         content = os.pread(self._descriptor, self.status.st_size, 0)
         while len(content) < self.status.st_size:
             more = os.pread(self._descriptor, self.status.st_size - len(content), len(content))
             if not more:
-                break  # it has become shorter; decoding tells
+                break  # the file has become shorter, which decoding will detect
             content += more
         return content
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the file."""
         os.close(self._descriptor)

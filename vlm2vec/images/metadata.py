@@ -1,7 +1,7 @@
-"""Leaves out of an image file what does not decide its pixels, so that odd metadata cannot make the image unreadable.
+"""Removes metadata from image files, so that damaged metadata cannot make an image unreadable.
 
-Pillow parses texts, colour profiles, EXIF and the like when it opens a file, and refuses the whole image where one of
-them is damaged or unpacks to megabytes. The bytes that hold the pixels stay as they are.
+Pillow parses texts, colour profiles, EXIF and the like when it opens a file, and refuses the whole image if one of
+them is damaged or unpacks to megabytes. The bytes of the pixels are not changed.
 """
 
 from __future__ import annotations
@@ -11,33 +11,32 @@ import zlib
 from vlm2vec.errors import InputError
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Of the chunks that any reader must know, those that exist; a wrong checksum there means damaged pixels.
+# Chunks that decide the pixels; a wrong checksum in one of them means damaged pixels.
 _PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT"})
 _PNG_END = b"IEND"
 _CHUNK_FRAME = 12  # length, type and checksum of a chunk
-# The largest image that is read, in pieces of 2 KiB: more chunks only cost time.
+# Enough for the largest image that is read, in chunks of 2 KiB; more chunks would only take time.
 _MAX_PNG_CHUNKS = 1 << 18
 
 _JPEG_START = b"\xff\xd8"
 _START_OF_SCAN = 0xDA
 _COMMENT = 0xFE
 _APP0, _APP14, _APP15 = 0xE0, 0xEE, 0xEF
-# These two segments say how the colours are stored. Libjpeg takes them only from this length on; shorter ones it
-# passes over.
+# These two segments define how colours are stored. Libjpeg ignores them if they are shorter than this.
 _COLOUR_SEGMENTS = {_APP0: (b"JFIF\0", 14), _APP14: (b"Adobe", 12)}
 
 _GIF_STARTS = (b"GIF87a", b"GIF89a")
 _GIF_HEADER = 13
 _GIF_EXTENSION = b"!"
-# A graphic control block of the right size says which colour an image that is smaller than its canvas leaves around it.
+# A graphic control block of the right size defines the colour around an image that is smaller than its canvas.
 _GIF_GRAPHIC_CONTROL = b"!\xf9\x04"
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A PNG, JPEG or GIF without its metadata; other files as they are.
+    """Removes metadata from a PNG, JPEG or GIF; returns other files unchanged.
 
     Raises:
-        InputError: A PNG whose pixels are damaged by their checksums (which Pillow does not compare).
+        InputError: A checksum shows that a PNG's pixels are damaged (Pillow does not compare them).
     """
     if data.startswith(_PNG_SIGNATURE):
         return _png_pixels(data)
@@ -49,7 +48,7 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _png_pixels(data: bytes) -> bytes:
-    """Drops ancillary chunks, and whatever follows the end (PNG specification, 5.3)."""
+    """Drops ancillary chunks, and everything after the end (PNG specification, 5.3)."""
     kept: list[bytes] = [_PNG_SIGNATURE]
     place, num_chunks, dropped = len(_PNG_SIGNATURE), 0, False
     while place < len(data):
@@ -71,12 +70,12 @@ def _png_pixels(data: bytes) -> bytes:
 
 
 def _is_critical(kind: bytes) -> bool:
-    """Whether a reader must know the chunk: its type begins with a capital letter."""
+    """Whether the chunk is critical: its type starts with a capital letter."""
     return kind[:1].isupper()
 
 
 def _jpeg_pixels(data: bytes) -> bytes:
-    """Drops application segments and comments up to the first scan (ITU T.81, B.1.1.4), except those about colours."""
+    """Drops application segments and comments before the first scan (ITU T.81, B.1.1.4), except those about colours."""
     kept, place = [_JPEG_START], len(_JPEG_START)
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]

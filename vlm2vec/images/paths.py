@@ -1,4 +1,4 @@
-"""One spelling for the paths under which data files, zips and file systems know the same image."""
+"""Normalises paths of images, which data files, zips and file systems write differently."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class MissingImageError(InputError):
 
 
 class UnsafePathError(InputError):
-    """An image's path that leads, or could lead, out of its folder."""
+    """The path of an image leads, or could lead, out of its folder."""
 
 
 class OutsideLinkError(UnsafePathError):
-    """A link that leads out of the image folder, where that is not allowed."""
+    """A link leads out of the image folder, which is not allowed."""
 
 
 def plain_path(path: str) -> str:
-    r"""The path with `/` between its parts and without empty parts and `.`, as unzip creates it from a member's name.
+    r"""Normalises a path as unzip does: `/` between its parts, without empty parts and `.`.
 
     Args:
-        path: A relative path; `\` (Windows) separates like `/`.
+        path: A relative path; `\` (Windows) is a separator like `/`.
 
     Raises:
-        UnsafePathError: An absolute path, `..` or a NUL in it.
+        UnsafePathError: The path is absolute, or contains `..` or NUL.
     """
     if "\0" in path:
         raise UnsafePathError(f"{path!r}: NUL in an image's path")
@@ -43,5 +43,5 @@ def plain_path(path: str) -> str:
 
 
 def composed(path: str) -> str:
-    """The path in Unicode's composed form (NFC): macOS writes `é` as two characters, tables mostly as one."""
+    """The path in Unicode's composed form (NFC): macOS writes `é` as two characters, most tables as one."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)

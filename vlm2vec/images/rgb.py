@@ -1,4 +1,4 @@
-"""Decoded images of any mode as 8-bit RGB, as processors take them."""
+"""Converts decoded images of any mode to 8-bit RGB, for processors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _WHITE = (255, 255, 255)
 
 
 def as_rgb(image: Image.Image, over_white: bool = False) -> Image.Image:
-    """The image as 8-bit RGB by Pillow's `convert("RGB")`, which drops alpha without blending.
+    """Converts an image to 8-bit RGB with Pillow's `convert("RGB")`, which drops alpha without blending.
 
     Args:
-        image: Of an 8-bit mode; one of mode RGB is returned itself.
-        over_white: Blend an RGBA image over white instead. Other modes with alpha are converted, as in the code
-            of the models that are trained so.
+        image: An image of an 8-bit mode; an RGB image is returned as it is.
+        over_white: Blend an RGBA image over white instead. Other modes with alpha are converted, as in the code of
+            models that are trained this way.
 
     Raises:
-        InputError: Not a PIL image, too large (`check_size`), a mode of more than 8 bits, which `convert` would clip to
-            white, or an image that cannot be decoded (any more): closed, truncated or damaged.
+        InputError: It is no PIL image, too large (`check_size`), of a mode with more than 8 bits, which `convert` would
+            clip to white, or cannot be decoded because it is closed, truncated or damaged.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"an image must be a PIL image, not {type(image).__name__}; use Image.fromarray on arrays")
@@ -34,11 +34,11 @@ def as_rgb(image: Image.Image, over_white: bool = False) -> Image.Image:
             return canvas
         if image.mode == "RGB":
             image.load()
-            return image  # `convert` would copy it
+            return image  # without the copy that `convert` would make
         return image.convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever the damage happens to trigger
+    except Exception as error:  # Pillow's decoders raise any type for damaged data
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
             f"a PIL image of mode {image.mode} cannot be decoded, it may be closed, truncated or damaged ({reason})"

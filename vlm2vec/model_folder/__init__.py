@@ -1,1 +1,1 @@
-"""The files of a saved model: weights, adapter, settings; checked before they are used."""
+"""Reads, checks and writes the files of a saved model: weights, adapter, settings."""

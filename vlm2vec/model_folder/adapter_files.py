@@ -1,4 +1,4 @@
-"""The files of an adapter: its configuration, as old versions of PEFT read it too, and what its weights must be."""
+"""Files of an adapter: writes a configuration that old versions of PEFT read too, and checks what it loads."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from vlm2vec.model_folder.weights import weights_fingerprint
 ADAPTER_CONFIG = "adapter_config.json"
 WRITTEN_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_WEIGHTS = (WRITTEN_WEIGHTS, "adapter_model.bin")
-# Folder with the base's config.json in a checkpoint: an export compares the adapter with it, base at hand or not.
+# Folder with the base's config.json in a checkpoint, against which an export checks the adapter even without the base.
 BASE_CONFIG = "base"
-# What PEFT 0.11.1 knows, which the original pins; it refuses a file with any other key.
+# Keys that PEFT 0.11.1 knows, which the original pins; it refuses a file with any other key.
 # https://github.com/huggingface/peft/blob/v0.11.1/src/peft/tuners/lora/config.py
 PEFT_0_11_KEYS = frozenset(
     {
@@ -36,25 +36,25 @@ PEFT_0_11_KEYS = frozenset(
 )
 
 
-# What PEFT puts before the names of the model around which it is.
+# Prefix that PEFT adds to the names of the model that it wraps.
 IN_PEFT = "base_model.model."
 
 _Tensor = TypeVar("_Tensor")
 
 
 class OtherBaseError(InputError):
-    """An adapter was trained on another base model than the one that is there."""
+    """An adapter was trained on a different base model than the given one."""
 
 
 def write_adapter_config(adapted: PeftModel, folder: Path) -> None:
     """Writes adapter_config.json, which names the base model: a folder by its absolute path, or a repository.
 
-    A key that PEFT 0.11.1 does not know is left out where it has its default. The same configuration gives the same
+    Keys that PEFT 0.11.1 does not know are left out if they have their default. The same configuration gives the same
     bytes, whatever the order of a set.
 
     Args:
         adapted: The model with the adapter.
-        folder: Where to.
+        folder: Folder to write to.
     """
     config = adapted.peft_config["default"]
     defaults = type(config)().to_dict()
@@ -64,28 +64,28 @@ def write_adapter_config(adapted: PeftModel, folder: Path) -> None:
         if name in PEFT_0_11_KEYS or (value != defaults.get(name) and name != "peft_version")
     }
     base = adapted.get_base_model()
-    if isinstance(content["target_modules"], list):  # whole names of layers, where a part of them is frozen
+    if isinstance(content["target_modules"], list):  # may hold full names, if some layers of a target are frozen
         content["target_modules"] = sorted(base.published_name(name) for name in content["target_modules"])
     content |= {"inference_mode": True, "base_model_name_or_path": base.name_or_path}
     write_json(folder / ADAPTER_CONFIG, dict(sorted(content.items())))
 
 
 def write_adapter_weights(adapted: PeftModel, folder: Path) -> None:
-    """Writes the adapter's weights; PEFT's own save would put a model card in the place of the folder's README.md."""
+    """Writes the adapter's weights; PEFT's save would overwrite the folder's README.md with a model card."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _published_state(adapted).items()}
     save_file(tensors, folder / WRITTEN_WEIGHTS, metadata={"format": "pt"})
 
 
 def read_adapter_config(folder: Path, backbone: Backbone | type[Backbone]) -> LoraConfig:
-    """adapter_config.json as PEFT reads it, with the names of layers that the model has.
+    """Reads adapter_config.json with PEFT, and converts layer names to the model's.
 
     Raises:
-        InputError: Missing, damaged, or of another kind of adapter.
+        InputError: The file is missing, damaged, or of a different kind of adapter.
     """
     file = folder / ADAPTER_CONFIG
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # PEFT passes on what its dataclasses and json raise
+    except Exception as error:  # PEFT raises the errors of its dataclasses and of json
         raise InputError(f"{file}: not a usable adapter ({' '.join(str(error).split())})") from error
     if not isinstance(config, LoraConfig):
         raise InputError(f"{file}: not a usable adapter (its peft_type is {config.peft_type}; only LORA is supported)")
@@ -96,10 +96,10 @@ def read_adapter_config(folder: Path, backbone: Backbone | type[Backbone]) -> Lo
 
 
 def read_base_name(config: dict[str, Any], folder: Path) -> str:
-    """Where the adapter's base weights are: as written, or beside the adapter.
+    """Path or name of the adapter's base model: as written, or relative to the adapter's folder.
 
     Raises:
-        InputError: adapter_config.json does not say, or names a path where nothing is.
+        InputError: adapter_config.json names no base model, or a path that does not exist.
     """
     base = config.get("base_model_name_or_path")
     if not base:
@@ -109,7 +109,8 @@ def read_base_name(config: dict[str, Any], folder: Path) -> str:
         return str(beside)
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise InputError(
-            f"{folder / ADAPTER_CONFIG}: its base model {base} is not there; pass the base as path and this as adapter"
+            f"{folder / ADAPTER_CONFIG}: its base model {base} does not exist; pass the base as path and this as "
+            "adapter"
         )
     return str(base)
 
@@ -118,7 +119,7 @@ def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds an adapter and not a whole model.
 
     Raises:
-        InputError: It holds both, so that nobody can tell which one is meant.
+        InputError: It holds both, so that it is ambiguous.
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     if is_adapter and has_weights(folder):
@@ -130,20 +131,20 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def check_base(base: Path, adapter: Path) -> str:
-    """The base's fingerprint, if the adapter was trained on these weights or does not say on which.
+    """Checks that the adapter was trained on this base, if the adapter records its base; returns the fingerprint.
 
     Args:
-        base: The base model's folder.
-        adapter: The adapter's, with its `vlm2vec_config.json`.
+        base: Folder of the base model.
+        adapter: Folder of the adapter, with its `vlm2vec_config.json`.
 
     Raises:
-        OtherBaseError: It was trained on others.
+        OtherBaseError: The adapter was trained on different weights.
         InputError: The base's weights cannot be read.
     """
     found, trained = weights_fingerprint(base), ModelSettings.read(adapter).base_fingerprint
     if trained is not None and trained != found:
         raise OtherBaseError(
-            f"{adapter}: was trained on another base model than {base} (weights {trained[:8]}, not {found[:8]})"
+            f"{adapter}: was trained on a different base model than {base} (weights {trained[:8]}, not {found[:8]})"
         )
     return found
 
@@ -154,36 +155,37 @@ def adapter_shapes(adapted: PeftModel) -> dict[str, Shape]:
 
 
 def published_adapter_name(name: str, backbone: Backbone | type[Backbone]) -> str:
-    """What an adapter's file calls a tensor that PEFT saves for this model."""
+    """Name in an adapter's file of a tensor that PEFT saves for this model."""
     return IN_PEFT + backbone.published_name(name.removeprefix(IN_PEFT))
 
 
 def published_adapter(tensors: Mapping[str, _Tensor], backbone: Backbone) -> dict[str, _Tensor]:
-    """An adapter's tensors by their published names, where its file spells them otherwise."""
+    """An adapter's tensors by their published names, also if its file uses other prefixes."""
     spelling = backbone.tensor_names.published_spelling
     return {IN_PEFT + spelling(name.removeprefix(IN_PEFT)): tensor for name, tensor in tensors.items()}
 
 
 def module_adapter_name(name: str, backbone: Backbone | type[Backbone]) -> str:
-    """What PEFT calls a tensor of an adapter's file: the inverse of `published_adapter_name`."""
+    """Name in PEFT of a tensor of an adapter's file; the inverse of `published_adapter_name`."""
     return IN_PEFT + backbone.module_name(name.removeprefix(IN_PEFT))
 
 
 def _published_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
-    # Embeddings are never adapted; PEFT would ask the Hugging Face hub for the base's vocabulary to find out.
+    # Embeddings are never adapted. To find that out, PEFT would request the base's vocabulary from the Hugging Face
+    # hub.
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {published_adapter_name(name, adapted.get_base_model()): tensor for name, tensor in state.items()}
 
 
 def empty_adapter(config: PreTrainedConfig, folder: Path) -> PeftModel:
-    """A base model with the folder's adapter on it, without numbers: which layers are adapted, and how.
+    """A base model with the folder's adapter on the meta device, to see which layers are adapted and how.
 
     Raises:
-        InputError: See `read_adapter_config`; or the adapter has no place in this base.
+        InputError: See `read_adapter_config`; or the adapter does not fit this base.
     """
     backbone = family_of_config(config).backbone
     settings = read_adapter_config(folder, backbone)
-    settings.base_model_name_or_path = None  # this one has no name, and PEFT would warn of the difference
+    settings.base_model_name_or_path = None  # this base has no name, and PEFT would warn of the difference
     try:
         with torch.device("meta"):
             return get_peft_model(backbone(config), settings)
@@ -192,7 +194,7 @@ def empty_adapter(config: PreTrainedConfig, folder: Path) -> PeftModel:
 
 
 def check_adapter(file: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """Compares an adapter's tensors with those that loading it expects.
+    """Compares an adapter's tensors with the expected ones.
 
     Raises:
         InputError: Names or shapes differ.
@@ -204,7 +206,7 @@ def check_adapter(file: Path, found: Mapping[str, Shape], expected: Mapping[str,
             "missing": len(expected.keys() - found.keys()),
             "unknown to the model": len(found.keys() - expected.keys()),
         }
-        counts["of another shape"] = len(odd) - sum(counts.values())
+        counts["of a different shape"] = len(odd) - sum(counts.values())
         kinds = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
         raise InputError(
             f"{file}: the adapter does not fit the model: {len(odd)} of {len(known)} tensors differ ({kinds}), first "

@@ -1,4 +1,4 @@
-"""What adapter_config.json must be before PEFT allocates an adapter from it."""
+"""Checks adapter_config.json before PEFT allocates an adapter from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MATRIX = ".lora_A."
 
 
 class _AdapterFields(StrictModel):
-    """The fields that decide what an adapter is; PEFT reads the others."""
+    """Fields that decide the adapter's computation; PEFT reads the others."""
 
     peft_type: Literal["LORA"]
     base_model_name_or_path: str | None = None
@@ -40,14 +40,15 @@ class _AdapterFields(StrictModel):
 
 
 def check_adapter_config(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Checks the file by itself and against the ranks of the weights.
+    """Checks the file for consistency and against the ranks of the weights.
 
     Args:
-        file: adapter_config.json.
-        shapes: Of the adapter's tensors, by name.
+        file: The adapter_config.json.
+        shapes: Shapes of the adapter's tensors by name.
 
     Raises:
-        InputError: Missing, damaged, another kind of adapter, or an impossible value; the message names file and field.
+        InputError: The file is missing, damaged or of a different kind of adapter, or a value is impossible; the
+            message names file and field.
     """
     fields = checked(_AdapterFields, read_json(file), file)
     ranks = {shape[0] for name, shape in shapes.items() if _MATRIX in name and shape}

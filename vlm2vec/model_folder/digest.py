@@ -1,4 +1,4 @@
-"""A hash of all files of a model that decide its vectors."""
+"""Hash of all files of a model that decide its vectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-# What decides a model's vectors: weights, configuration, processor, tokenizer. A model card does not.
+# Files of weights, configuration, processor and tokenizer. A model card does not decide vectors.
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json")
 _READ_BYTES = 1 << 20
 
@@ -14,8 +14,8 @@ _READ_BYTES = 1 << 20
 def fingerprint(folders: Sequence[Path]) -> str:
     """Hash of every file that decides a model's vectors, as 16 hexadecimal digits.
 
-    Recorded with the scores, so that a table tells checkpoints of the same name apart, and part of the name under which
-    embeddings are kept, so that those of another checkpoint are never taken for this one's.
+    It is recorded with scores, so that tables distinguish checkpoints of the same name, and is part of the name of
+    stored embeddings, so that those of a different checkpoint are never used for this one.
     """
     digest = hashlib.sha256()
     for folder in folders:

@@ -1,4 +1,4 @@
-"""What loading an encoder checks: its base's weights, its processor, and whether the two fit."""
+"""Loads what an encoder consists of (base, adapter, settings, processor) and checks that the parts fit together."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from vlm2vec.model_folder.weights import weights_fingerprint
 
 
 def find_folders(path: str | Path, adapter: str | Path | None) -> tuple[str | Path, Path, Path | None]:
-    """Where a model's files are; a path to an adapter's folder means that adapter on its base.
+    """Finds a model's files; a path to an adapter's folder stands for that adapter on its base.
 
     Args:
         path: A folder or a Hugging Face repository.
-        adapter: The same, of an adapter on top of `path`; None: without one, unless `path` is one.
+        adapter: Folder or repository of an adapter on top of `path`; None: no adapter, unless `path` is one.
 
     Returns:
-        What names the base, the base's folder, and the adapter's folder.
+        The base's name (path or repository), the base's folder, and the adapter's folder.
 
     Raises:
-        InputError: There is no such folder, or an adapter does not name its base.
+        InputError: A folder does not exist, or an adapter does not name its base.
     """
     folder = resolve_folder(path)
     if adapter is None and is_adapter_folder(folder):
@@ -46,26 +46,26 @@ def find_folders(path: str | Path, adapter: str | Path | None) -> tuple[str | Pa
 
 
 def find_base(adapter: Path) -> tuple[str, Path]:
-    """What an adapter's folder says is its base: what names it, and its folder.
+    """Finds the base that an adapter's configuration names: returns its name and its folder.
 
     Raises:
-        InputError: It does not say, or there is no such folder and repository.
+        InputError: The configuration names no base, or neither folder nor repository of that name exists.
     """
     name = read_base_name(read_json(adapter / ADAPTER_CONFIG), adapter)
     try:
         return name, resolve_folder(name)
     except InputError as error:
         raise InputError(
-            f"{adapter / ADAPTER_CONFIG}: its base model cannot be had ({error}); pass the base as path and this as "
+            f"{adapter / ADAPTER_CONFIG}: its base model was not found ({error}); pass the base as path and this as "
             "adapter"
         ) from error
 
 
 def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> str:
-    """The fingerprint of the weights in `base`, for an adapter held against those that it was trained on.
+    """The fingerprint of the weights in `base`; checks that an adapter was trained on these weights.
 
     Raises:
-        InputError: An adapter's base had other weights, and that is not allowed.
+        InputError: The adapter was trained on different weights, and `allow_other` is false.
     """
     if adapter is None:
         return weights_fingerprint(base)
@@ -79,40 +79,41 @@ def fingerprint_of_base(base: Path, adapter: Path | None, allow_other: bool) -> 
 
 
 def check_fit(processor: ItemProcessor, backbone: Backbone, source: Path) -> None:
-    """Compares a processor with the model that it makes inputs for.
+    """Checks that a processor fits the model that it makes inputs for.
 
     Args:
-        processor: makes the inputs.
-        backbone: the model.
-        source: the processor's folder, for messages.
+        processor: Makes the inputs.
+        backbone: The model.
+        source: The processor's folder, for messages.
 
     Raises:
-        InputError: images of another size, or a token that the model has no embedding for.
+        InputError: The processor makes images of a different size, or a token that the model has no embedding for.
     """
     backbone.check_processor(processor, source)
     largest, known = processor.largest_token_id, backbone.vocab_size
     if largest >= known:
-        raise InputError(f"{source}: the tokenizer's files have token {largest}, the model has embeddings for {known}")
+        raise InputError(
+            f"{source}: the tokenizer's files have token {largest}, but the model has embeddings for {known} tokens"
+        )
 
 
 def choose_settings(
     base: Path, adapter: Path | None, given: Mapping[str, Any], family: Family, prefix: str = ""
 ) -> tuple[ModelSettings, list[str]]:
-    """The settings of a model, with explicit ones in the place of those that it was saved with.
+    """The settings of a model: those that it was saved with, overridden by explicit ones.
 
     Args:
-        base, adapter: Folders.
-        given: Settings by name; a prompt format may be the name of a built-in one.
-        family: The base's.
-        prefix: What messages put before a setting's name: "--" in a program.
+        base, adapter: Folders of the model.
+        given: Explicit settings by name; a prompt format may be the name of a built-in one.
+        family: Family of the base.
+        prefix: Precedes a setting's name in messages: "--" in a command.
 
     Returns:
-        The settings to use, and a line for every one that differs from what the model was saved with. `max_len` is the
-        prompt format's where neither says it.
+        The settings to use, and a line for each that differs from what the model was saved with. If neither gives
+        `max_len`, it is the prompt format's.
 
     Raises:
-        InputError: A damaged file, an impossible value, a limit that the family does not have, or a format that it does
-            not have or cannot make.
+        InputError: A file is damaged, a value is impossible, or the family does not support a limit or the format.
     """
     refuse_limits([name for name in given if name in LIMITS], family.image_limits, family.model_type, prefix)
     stored = stored_settings(base, adapter, family)
@@ -129,10 +130,10 @@ def choose_settings(
 
 
 def stored_settings(base: Path, adapter: Path | None, family: Family) -> ModelSettings:
-    """What a model was saved with; where a file does not name a prompt format, what its family makes of the folder.
+    """The settings that a model was saved with; a missing prompt format is recognised by the family where possible.
 
     Raises:
-        InputError: A damaged file, or a limit or format that its family does not have.
+        InputError: A file is damaged, or the family does not support a limit or the format.
     """
     source = next((each for each in (adapter, base) if each is not None and (each / SETTINGS_FILE).is_file()), None)
     if source is None:
@@ -153,13 +154,14 @@ def load_processor(
     prompt_format: PromptFormat | None = None,
     image_limits: Mapping[str, int] | None = None,
 ) -> ItemProcessor:
-    """The processor of a model: the adapter's where it brings one, else its base's.
+    """The processor of a model: the adapter's if its folder has one, else its base's.
 
     Args:
-        base, adapter: Folders.
-        prompt_format: None: as the model was trained with, if a file or the family (`Family.folder_format`) can tell.
-        image_limits: By name; for those that are not given, what the model was trained with, else what its processor
-            says.
+        base, adapter: Folders of the model.
+        prompt_format: None: the one that the model was trained with, if a file or the family
+            (`Family.folder_format`) tells it.
+        image_limits: Limits by name; others are those that the model was trained with, else those of its
+            processor's file.
 
     Raises:
         InputError: See the processor's `from_pretrained`; or two files of a folder contradict each other.

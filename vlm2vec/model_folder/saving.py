@@ -1,4 +1,4 @@
-"""Writes a model's folder: files appear when all are complete, and replace those of a former save."""
+"""Saves a model's folder: files appear once all are complete, and replace those of an earlier save."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from vlm2vec.model_folder.adapter_files import (
 
 
 def save_model(backbone: Backbone | PeftModel, folder: Path, write_configuration: Callable[[Path], None]) -> None:
-    """Writes the whole model, or its adapter alone where it has one.
+    """Saves the whole model, or only its adapter if it has one.
 
     Args:
-        backbone: Has the weights.
-        folder: Where to; made if absent. Weights of a former save are removed, more or fewer shards of them too.
+        backbone: The model whose weights are written.
+        folder: Target folder; created if absent. All weights of an earlier save are removed, whatever their number of
+            shards.
         write_configuration: Writes all other files into a folder.
 
     Raises:
-        InputError: The folder holds the other kind: a whole model where an adapter is saved, or an adapter where a
-            whole model is.
+        InputError: An adapter is saved where the folder holds a whole model, or a whole model where it holds an
+            adapter.
     """
     is_adapter = isinstance(backbone, PeftModel)
     _refuse_other_kind(is_adapter, folder)
@@ -51,7 +52,7 @@ def save_model(backbone: Backbone | PeftModel, folder: Path, write_configuration
 
 
 def write_model_config(backbone: Backbone | PeftModel, folder: Path, with_base: bool) -> None:
-    """Writes config.json, or an adapter's configuration; `with_base` its base's too, into a folder of its own."""
+    """Writes config.json, or an adapter's configuration; with `with_base` also its base's, into a separate folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(backbone, PeftModel):
         write_adapter_config(backbone, folder)
@@ -64,13 +65,13 @@ def write_model_config(backbone: Backbone | PeftModel, folder: Path, with_base: 
 def _refuse_other_kind(is_adapter: bool, folder: Path) -> None:
     if is_adapter:
         if has_weights(folder):
-            raise InputError(f"{folder}: holds a whole model; save the adapter into a folder of its own")
+            raise InputError(f"{folder}: holds a whole model; save the adapter into a different folder")
     elif (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(f"{folder}: holds an adapter; save the whole model into a folder of its own")
+        raise InputError(f"{folder}: holds an adapter; save the whole model into a different folder")
 
 
 def _remove_former_weights(is_adapter: bool, folder: Path) -> None:
-    """Old weights beside new ones could be the ones that are read."""
+    """Removes old weights: beside new ones, they could be the ones that are loaded."""
     if is_adapter:
         for name in ADAPTER_WEIGHTS:
             (folder / name).unlink(missing_ok=True)

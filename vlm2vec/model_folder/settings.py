@@ -1,7 +1,7 @@
-"""The settings that belong to a saved model and that no other of its files holds: `vlm2vec_config.json`.
+"""Settings of a saved model that none of its other files holds, in `vlm2vec_config.json`.
 
-Every save writes the file and every loader reads it, so that a model gives the vectors that it was trained for without
-anybody repeating the flags of its training.
+Every save writes the file and every loader reads it, so that a model gives the embeddings that it was trained for
+without the flags of its training.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from vlm2vec.formats.json_files import checked, read_json, shorten, write_json
 SETTINGS_FILE = "vlm2vec_config.json"
 
 STORED: Literal["stored"] = "stored"
-"""For an argument whose None means something: what the folder says."""
+"""Default of an argument for which None has a meaning: use what the folder says."""
 
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class ChangedSettingWarning(UserWarning):
-    """A model is used with another setting than it was saved with, as an argument asks for."""
+    """An argument gives a model a different setting than it was saved with."""
 
 
 class ModelSettings(ImageLimits):
-    """How an encoder is used. A field that the file does not have gets its default, the original's value.
+    """How an encoder is used. A field that the file lacks has its default, VLM2Vec's value.
 
-    The limits of its images are fields too, those that it was trained with.
+    The image limits that it was trained with are fields too.
 
     Attributes:
-        max_len: Texts without an image are truncated to this many tokens; None: not at all. Where no file says it, the
+        max_len: Texts without an image are truncated to this many tokens; None: not truncated. If no file gives it, the
             prompt format does (`Family.default_max_len`).
-        pooling: "last" or "eos", two names for one thing: the last token's hidden state.
+        pooling: "last" or "eos", two names of the same pooling: the last token's hidden state.
         normalize: Scale vectors to length 1.
-        prompt_format: How its prompts were made; None: the file does not say.
-        base_fingerprint: Of the weights that training started from, an adapter's base (`weights_fingerprint`);
-            None: not known.
+        prompt_format: Format of its prompts; None: the file does not say.
+        base_fingerprint: Fingerprint (`weights_fingerprint`) of the weights that training started from, which are those
+            of an adapter's base; None: unknown.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,7 +53,7 @@ class ModelSettings(ImageLimits):
 
     @classmethod
     def read(cls, *folders: Path | None) -> ModelSettings:
-        """The settings of a model.
+        """Reads the settings of a model.
 
         Args:
             folders: The adapter's folder, if any, and the base model's; the first that holds the file decides.
@@ -62,7 +62,7 @@ class ModelSettings(ImageLimits):
             The defaults if no folder holds the file. `stored` tells what a file says.
 
         Raises:
-            InputError: A damaged file, or an unknown, missing or impossible setting; the message names it.
+            InputError: The file is damaged, or a setting is unknown, missing or impossible; the message names it.
         """
         for folder in folders:
             if folder is not None and (folder / SETTINGS_FILE).is_file():
@@ -71,34 +71,34 @@ class ModelSettings(ImageLimits):
 
     @property
     def stored(self) -> dict[str, Any]:
-        """What a file said, without defaults."""
+        """The settings that the file gave, without defaults."""
         return self.model_dump(exclude_unset=True)
 
     @property
     def image_limits(self) -> dict[str, int]:
-        """The limits that are known."""
+        """The image limits that have a value, by name."""
         return given_limits({name: getattr(self, name) for name in LIMITS})
 
     def with_limits(self, limits: Mapping[str, int]) -> ModelSettings:
-        """These settings with other limits."""
+        """A copy with different image limits."""
         return checked(ModelSettings, {**self.stored, **limits}, "limits")
 
     def write(self, folder: Path) -> None:
-        """Writes the file: every field but what is not known of limits and format."""
+        """Writes the file: all fields except unknown limits and an unknown format."""
         unknown = {name for name in (*LIMITS, "prompt_format") if getattr(self, name) is None}
         write_json(folder / SETTINGS_FILE, self.model_dump(exclude=unknown))
 
     def with_arguments(self, **given: Any) -> tuple[ModelSettings, list[str]]:
-        """These settings with explicit arguments in their place.
+        """A copy in which explicit arguments override settings.
 
         Args:
-            given: Settings by name.
+            given: Explicit settings by name.
 
         Returns:
-            The settings to use, and a line for every argument that differs from what the file says.
+            The settings to use, and a line for each argument that differs from what the file says.
 
         Raises:
-            InputError: An impossible value.
+            InputError: A value is impossible.
         """
         used = checked(ModelSettings, self.stored | given, "arguments")
         lines = []
@@ -106,21 +106,23 @@ class ModelSettings(ImageLimits):
             now, before = getattr(used, name), getattr(self, name)
             if not is_same(name, before, now):
                 now, before = shown(now, before), shown(before, now)
-                lines.append(f"{name} is {now}, but the model was saved with {name} {before}; its vectors will differ")
+                lines.append(
+                    f"{name} is {now}, but the model was saved with {name} {before}; its embeddings will differ"
+                )
         return used, lines
 
 
 def is_same(name: str, stored: Any, used: Any) -> bool:
-    """Whether two values of a setting give the same vectors, as far as the file tells."""
+    """Whether two values of a setting give the same embeddings, as far as the file tells."""
     if name == "pooling":
-        return True  # there is one pooling, by two names
+        return True  # two names of the same pooling
     if isinstance(stored, PromptFormat) and isinstance(used, PromptFormat):
         return stored.is_same(used)
     return stored == used or (name in LIMITS and stored is None)
 
 
 def shown(value: Any, other: Any) -> Any:
-    """A setting's value for a message that names a different one too; a format by its name, which may be the same."""
+    """A setting's value for a message that compares it with `other`; of a format, its name or the field that differs."""
     if not isinstance(value, PromptFormat):
         return value
     if not isinstance(other, PromptFormat) or value.name != other.name:

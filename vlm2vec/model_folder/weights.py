@@ -1,4 +1,4 @@
-"""Tensors that are read when they are asked for: the weights of a Hugging Face folder, and their fingerprint."""
+"""Reads the weights of a Hugging Face folder lazily, tensor by tensor, and computes their fingerprint."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from safetensors import safe_open
 from vlm2vec.backbones.checkpoint import Shape, tensor_shapes, weight_files
 from vlm2vec.backbones.registry import family_of_folder
 
-# Values that a fingerprint takes from the beginning, the middle and the end of a tensor.
+# Number of values that a fingerprint takes from each of the beginning, the middle and the end of a tensor.
 _SAMPLED = 64
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor's shape, and how to get its values.
+    """A tensor whose values are read only when needed.
 
     Attributes:
-        shape: Its shape.
-        read: Gives the tensor, on the CPU. It may be a view of a mapped file: copy it before it is changed or kept.
+        shape: Shape of the tensor.
+        read: Returns the tensor, on the CPU. It may be a view of a mapped file: copy it before changing or keeping it.
     """
 
     shape: Shape
@@ -35,11 +35,11 @@ class LazyTensor:
 def folder_weights(folder: Path) -> dict[str, LazyTensor]:
     """The tensors of a checkpoint folder (safetensors, or pickles opened with `weights_only=True`) by name.
 
-    A second name of a tensor is dropped, or put right where it is the only one; other spellings are put right.
+    Tensors get their published names. An alias is dropped where the tensor's own name is there too, else renamed.
 
     Raises:
-        InputError: No weights, a shard is missing, a file cannot be read (see `tensor_shapes`), or a model of no known
-            family.
+        InputError: The folder has no weights, a shard is missing, a file cannot be read (see `tensor_shapes`), or the
+            model's family is unknown.
     """
     weights: dict[str, LazyTensor] = {}
     for file in weight_files(folder):
@@ -53,7 +53,7 @@ def folder_weights(folder: Path) -> dict[str, LazyTensor]:
 
 
 def file_weights(file: Path) -> dict[str, LazyTensor]:
-    """The tensors of one weight file, by the names that it gives them.
+    """The tensors of one weight file, by the names in the file.
 
     Raises:
         InputError: See `tensor_shapes`.
@@ -67,15 +67,15 @@ def file_weights(file: Path) -> dict[str, LazyTensor]:
 
 
 def at_hand(tensor: torch.Tensor) -> LazyTensor:
-    """A tensor that is there already, in memory or as a mapped file's."""
+    """Wraps a tensor that is in memory already, or mapped from a file."""
     return LazyTensor(tuple(tensor.shape), lambda: tensor)
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Tells weights apart without reading all of them: 32 hexadecimal digits over names, shapes and sampled values.
+    """Fingerprint that tells weights apart without reading all: a hash of names, shapes and sampled values, 32 digits.
 
-    The same for the same weights, however they are cut into files, in float32 or rounded to bfloat16, with `lm_head` or
-    without. Training changes every tensor that it trains, so that a few values of each are enough.
+    It is independent of the division into files, of float32 or bfloat16, and of whether `lm_head` is there. Training
+    changes all values of the tensors that it trains, so that a few of each are enough.
 
     Raises:
         InputError: See `folder_weights`.

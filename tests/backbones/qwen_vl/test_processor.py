@@ -327,7 +327,7 @@ def test_blank_items(family: str) -> None:
         blank.collate([blank.blank_item(5)], 0, torch.float32).dummy.keys()
         == real.collate([real.blank_item(5)], 0, torch.float32).dummy.keys()
     )
-    with pytest.raises(ValueError, match="3 tokens do not hold"):
+    with pytest.raises(ValueError, match="3 tokens cannot hold"):
         blank.blank_item(3, sizes)
 
 

@@ -99,7 +99,7 @@ def test_a_base_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError) as caught:
         VLM2Vec.from_pretrained(folder)
     message = str(caught.value)
-    assert message.startswith(f"{folder / 'adapter_config.json'}: its base model cannot be had ({HUB_NAME}: ")
+    assert message.startswith(f"{folder / 'adapter_config.json'}: its base model was not found ({HUB_NAME}: ")
     assert message.endswith("pass the base as path and this as adapter")
     assert "\n" not in message
 

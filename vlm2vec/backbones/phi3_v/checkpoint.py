@@ -1,4 +1,4 @@
-"""What a Phi-3-V checkpoint folder holds: the names of its tensors, its configuration held against its weights."""
+"""Tensor names of Phi-3-V checkpoints, and the reader of config.json, which is checked against the weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
 from vlm2vec.errors import InputError
 
 _EMBEDDINGS = "model.embed_tokens.weight"
-# The image embedding shares the token embedding; a checkpoint written without de-duplication names it once more, or
-# only here.
+# The image embedding shares the token embedding; a checkpoint written without de-duplication has it under this second
+# name, too or only.
 _ALIAS = "model.vision_embed_tokens.wte.weight"
 NAMES = TensorNames(_EMBEDDINGS, "lm_head.weight", {_ALIAS: _EMBEDDINGS})
 
 
 def load_config(folder: Path, found: Mapping[str, Shape]) -> Phi3VConfig:
-    """config.json as a `Phi3VConfig`, its width and depths checked against the weights (`found`).
+    """Reads config.json as a `Phi3VConfig`; checks its width and depths against the weights (`found`).
 
     Raises:
-        InputError: see `read_config`.
+        InputError: See `read_config`.
     """
     embeddings = found.get(_EMBEDDINGS) or found.get(_ALIAS)
     content = read_config(folder, found, embeddings[-1] if embeddings else None)

@@ -1,4 +1,4 @@
-"""Phi-3's and CLIP's layers with compiled elementwise operators: subclasses with other methods."""
+"""Subclasses of Phi-3's and CLIP's layers with compiled elementwise operators."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class _CompiledAttention(PlainAttention):
 
 
 def install_compiled(model: nn.Module) -> None:
-    """Gives the layers classes with compiled elementwise operators; each has the attribute `backend`.
+    """Changes the classes of layers to ones with compiled elementwise operators; each has the attribute `backend`.
 
     Args:
-        model: With transformers' Phi-3 and CLIP layers.
+        model: A model with transformers' Phi-3 and CLIP layers.
     """
     for module in model.modules():
         if isinstance(module, CLIPEncoderLayer):
@@ -65,7 +65,7 @@ def install_compiled(model: nn.Module) -> None:
 
 
 def _compiled_kind(module: Any) -> type[nn.Module]:
-    """The subclass with compiled operators; the module's own class if it has none, or others than these."""
+    """The subclass with compiled operators, or the module's class if there is none that computes the same."""
     kind: type[nn.Module] = type(module)
     if kind is Phi3RMSNorm:
         return _CompiledRmsNorm
@@ -73,7 +73,7 @@ def _compiled_kind(module: Any) -> type[nn.Module]:
         return CompiledQuickGelu
     if kind is Phi3MLP and isinstance(module.activation_fn, nn.SiLU | SiLUActivation):
         return _CompiledMlp
-    # Eager attention is a function of transformers' own module, for tests and comparisons.
+    # Eager attention uses functions of transformers' module; it is for tests and comparisons.
     if kind is PlainAttention and module.config._attn_implementation != "eager" and _rotates_whole_heads(module):
         return _CompiledAttention
     return kind

@@ -1,4 +1,4 @@
-"""What config.json must be before anything is allocated from it: types, bounds, numbers that fit together."""
+"""Checks Phi-3-V's config.json before anything is allocated from it: types, bounds, consistency."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _VISION_LAYERS = "model.vision_embed_tokens.img_processor.vision_model.encoder.l
 
 
 class _VisionFields(StrictModel):
-    """`vision_config`, which no published file has; what it lacks is ViT-L/14-336's."""
+    """`vision_config`, which no published file has; defaults are those of ViT-L/14-336."""
 
     hidden_size: Width = CLIP_VIT_LARGE_PATCH14_336["hidden_size"]
     intermediate_size: Width = CLIP_VIT_LARGE_PATCH14_336["intermediate_size"]
@@ -59,13 +59,13 @@ class _VisionFields(StrictModel):
 
 
 class _VisionOfConfig(StrictModel):
-    """The part of a config.json that a processor needs."""
+    """The part of config.json that a processor needs."""
 
     vision_config: _VisionFields | None = None
 
 
 class _RopeFields(StrictModel):
-    """`rope_scaling`; "type" and "rope_type" are two names for one thing."""
+    """`rope_scaling`; "type" and "rope_type" are synonyms."""
 
     type: Literal["su", "longrope", "default"] | None = None
     rope_type: Literal["su", "longrope", "default"] | None = None
@@ -76,7 +76,7 @@ class _RopeFields(StrictModel):
 
 
 class _ConfigFields(StrictModel):
-    """What is read of a config.json; other fields are kept, and have no effect on an embedding."""
+    """Checked fields of config.json; other fields are kept and do not affect embeddings."""
 
     model_type: Literal["phi3_v"]
     vocab_size: Width = 32064
@@ -124,16 +124,16 @@ class _ConfigFields(StrictModel):
 
 
 def read_config(folder: Path, tensors: Collection[str] = (), width: int | None = None) -> dict[str, Any]:
-    """The content of a folder's config.json, checked by itself and against the weights' width and depths.
+    """Reads a folder's config.json; checks it for consistency and against the weights' width and depths.
 
     Args:
         folder: The checkpoint.
-        tensors: The names of its weights; if there are none, depths are not compared.
-        width: Of its token embedding; None: not compared.
+        tensors: Names of its tensors; if there are none, depths are not compared.
+        width: Width of its token embedding; None: not compared.
 
     Raises:
-        InputError: Missing, damaged, another model's, or a value that is impossible or not the weights'; the message
-            names file and field.
+        InputError: The file is missing, damaged or of a different model, or a value is impossible or does not match the
+            weights; the message names file and field.
     """
     file = folder / CONFIG_FILE
     content = read_json(file)
@@ -152,10 +152,10 @@ def read_config(folder: Path, tensors: Collection[str] = (), width: int | None =
 
 
 def read_crop_and_patch_size(folder: Path) -> tuple[int, int]:
-    """In pixels, from a folder's config.json.
+    """Reads the crop size and the patch size in pixels from a folder's config.json.
 
     Raises:
-        InputError: Missing, damaged, or an impossible vision tower.
+        InputError: The file is missing or damaged, or describes an impossible vision tower.
     """
     file = folder / CONFIG_FILE
     vision = checked(_VisionOfConfig, read_json(file), file).vision_config or _VisionFields()
@@ -163,7 +163,7 @@ def read_crop_and_patch_size(folder: Path) -> tuple[int, int]:
 
 
 def _check_width(file: Path, written: Any, width: int | None) -> None:
-    """Compared first: other checks would stumble over a wrong width with a message about something else."""
+    """Compares the width, before other checks, which would report a wrong width as a different problem."""
     if isinstance(written, int) and width not in (None, written):
         raise InputError(
             f"{file}: hidden_size is {written} but the weights are {width} wide (VLM2Vec's code of October 2024 wrote "

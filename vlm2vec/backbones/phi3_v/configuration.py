@@ -1,4 +1,4 @@
-"""Phi-3-V's `config.json`: Phi-3's language model, the image embedding, and the CLIP tower that the file omits."""
+"""Configuration of Phi-3-V: Phi-3's language model, the image embedding, and the CLIP tower that files omit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import CLIPVisionConfig, Phi3Config, PreTrainedConfig
 
-# The published code hard-codes this tower (openai/clip-vit-large-patch14-336), so no published config.json carries it.
+# The published code hard-codes this tower (openai/clip-vit-large-patch14-336), so no published config.json has it.
 CLIP_VIT_LARGE_PATCH14_336: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -23,12 +23,12 @@ CLIP_VIT_LARGE_PATCH14_336: dict[str, Any] = {
     "initializer_range": 0.02,
 }
 
-# "su" is the name in Microsoft's files, "longrope" the later name of the same formula.
+# "su" is the name in Microsoft's files, "longrope" a later name of the same formula.
 _LONG_ROPE_TYPES = ("su", "longrope")
 
 
 def _standard_rope(rope: dict[str, Any] | None, rope_theta: Any, switch_length: int) -> dict[str, Any]:
-    """Microsoft's `rope_scaling` (type "su") as transformers' `rope_parameters` (rope_type "longrope")."""
+    """Converts Microsoft's `rope_scaling` (type "su") to transformers' `rope_parameters` (rope_type "longrope")."""
     rope = dict(rope or {})
     kind = rope.pop("type", None)
     kind = rope.pop("rope_type", kind) or "default"
@@ -44,18 +44,18 @@ class Phi3VConfig(Phi3Config):
     """Configuration of Phi-3-V.
 
     Reads Microsoft's and VLM2Vec's published files as they are, and writes the same layout (`rope_scaling` of type
-    "su", `rope_theta` beside it), so that the original code can read what is saved here.
+    "su", and `rope_theta`), so that the original code can read what is saved here.
 
     Attributes:
-        vision_config: shape of the CLIP tower; absent means ViT-L/14-336. With `image_size` S and `patch_size` P a view
+        vision_config: Shape of the CLIP tower; ViT-L/14-336 if absent. With `image_size` S and `patch_size` P, a view
             is one S x S crop and gives (S / P / 2)^2 tokens: 144 at full size.
-        img_processor, embd_layer: the image embedding's settings as Microsoft's file has them; kept for the round trip.
+        img_processor, embd_layer: Settings of the image embedding in Microsoft's file; kept to be written again.
     """
 
     model_type = "phi3_v"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"vision_config": CLIPVisionConfig}
 
-    # After construction always a CLIPVisionConfig.
+    # After construction this is always a CLIPVisionConfig.
     vision_config: Any = None
     img_processor: dict[str, Any] | None = None
     embd_layer: dict[str, Any] | None = None
@@ -63,8 +63,8 @@ class Phi3VConfig(Phi3Config):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Microsoft's file asks for flash-attention 2, which would make loading fail where that package is missing, and
-        # names remote code; both are the caller's business.
+        # Microsoft's file asks for flash-attention 2, so that loading would fail without that package, and names remote
+        # code. Both are choices of the caller.
         for key in ("_attn_implementation", "auto_map"):
             kwargs.pop(key, None)
         if not isinstance(self.vision_config, PreTrainedConfig):
@@ -80,7 +80,7 @@ class Phi3VConfig(Phi3Config):
         return view_grid(self.vision_config.image_size, self.vision_config.patch_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration in Microsoft's layout; a vision tower of the default shape is left out as there."""
+        """The configuration in Microsoft's layout, which omits a vision tower of the default shape."""
         output: dict[str, Any] = super().to_dict()
         rope = dict(output.pop("rope_parameters"))
         output["rope_theta"] = rope["rope_theta"]
@@ -95,10 +95,10 @@ class Phi3VConfig(Phi3Config):
 
 
 def view_grid(image_size: int, patch_size: int) -> int:
-    """Tokens along one side of a view: patches a side, halved because 2 x 2 neighbours are joined into one token.
+    """Tokens along one side of a view: half the patches per side, because 2 x 2 neighbours are joined into one token.
 
     Raises:
-        ValueError: the crop is not an even number of patches wide.
+        ValueError: The crop is not an even number of patches wide.
     """
     if image_size % (2 * patch_size) != 0:
         raise ValueError(f"image_size {image_size} is not an even multiple of patch_size {patch_size}")

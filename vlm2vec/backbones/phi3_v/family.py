@@ -1,4 +1,4 @@
-"""Phi-3-vision and Phi-3.5-vision as a family of the registry."""
+"""The family of Phi-3-vision and Phi-3.5-vision, for the registry."""
 
 from __future__ import annotations
 

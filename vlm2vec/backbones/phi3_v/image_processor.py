@@ -1,6 +1,6 @@
-"""Phi-3-V's "HD transform": one image becomes a global view and a grid of local crops.
+"""Phi-3-V's "HD transform": turns an image into a global view and a grid of local crops.
 
-Pillow, numpy and torch only. Bit for bit what Microsoft's `image_processing_phi3_v.py` gives.
+Uses only Pillow, numpy and torch. The result is bit-identical to Microsoft's `image_processing_phi3_v.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _WHITE = 255
 
 @dataclass(frozen=True)
 class HDLayout:
-    """How an image of one size is cut: resized and padded sizes in pixels, crops, tokens.
+    """Preprocessing of an image of one size: resized and padded sizes in pixels, crops, tokens.
 
     Attributes:
-        resized: (width, height) after the resize, before padding, in the image's own orientation.
+        resized: (width, height) after the resize and before padding, in the image's orientation.
         padded: (width, height) after padding with white, multiples of the crop size.
-        rows, columns: the grid of local crops.
-        num_tokens: image tokens in the sequence, separators included.
+        rows, columns: Grid of local crops.
+        num_tokens: Image tokens in the sequence, separators included.
     """
 
     resized: tuple[int, int]
@@ -48,17 +48,18 @@ class HDLayout:
 
 def num_tokens_of(rows: int, columns: int, grid: int) -> int:
     """Image tokens for a grid of local crops: (rows columns + 1) views of grid^2 tokens, a separator at the end of
-    every token row, one separator between the local and the global view."""
+    every token row, and one separator between the local views and the global view."""
     return (rows * columns + 1) * grid * grid + 1 + (rows + 1) * grid
 
 
-# Asked for several times an image; data sets have few different sizes.
+# Cached, because it is called several times per image, and data sets have few different sizes.
 @lru_cache(maxsize=1 << 16)
 def _layout(width: int, height: int, num_crops: int, crop_size: int, grid: int) -> HDLayout:
     long_side, short_side = max(width, height), min(width, height)
     if short_side < 1:
         raise InputError(f"an image of {width} x {height} pixels has no content")
     ratio = long_side / short_side
+    # The largest scale (crops along the long side) whose grid has at most num_crops crops.
     scale = 1
     while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
         scale += 1
@@ -78,13 +79,13 @@ def _layout(width: int, height: int, num_crops: int, crop_size: int, grid: int) 
 
 
 class Phi3VImageProcessor:
-    """Cuts images into normalised crops.
+    """Turns images into normalised crops.
 
     Args:
-        num_crops: at most this many local crops an image (the global view comes on top).
-        crop_size: side of a crop in pixels (336 at full size).
-        patch_size: side of one of the vision tower's patches in pixels.
-        image_mean, image_std: per channel, on values in 0..1.
+        num_crops: Most local crops per image, without the global view.
+        crop_size: Side of a crop in pixels (336 at full size).
+        patch_size: Side of a patch of the vision tower in pixels.
+        image_mean, image_std: Mean and standard deviation per channel, for values in 0..1.
     """
 
     def __init__(
@@ -108,18 +109,18 @@ class Phi3VImageProcessor:
         self._std = torch.tensor(image_std, dtype=torch.float32).view(3, 1, 1)
 
     def layout(self, width: int, height: int) -> HDLayout:
-        """How an image of this size is cut, without looking at it.
+        """Computes the preprocessing of an image from its size alone.
 
         Raises:
-            InputError: the image is so thin that nothing of its shorter side would be left.
+            InputError: The image is so thin that nothing of its shorter side would be left.
         """
         return _layout(width, height, self.num_crops, self.crop_size, self.grid)
 
     def resize_and_pad(self, image: Image.Image) -> Image.Image:
-        """The image on its padded canvas: bilinear resize (Pillow's, antialiased), white above and below.
+        """Resizes an image (Pillow's antialiased bilinear filter) and pads it with white above and below.
 
-        An image that is higher than wide is transposed (axes swapped) for the work and transposed back, as in the
-        original; the padding is then left and right.
+        As in the original, an image that is higher than wide is transposed (axes swapped), processed and transposed
+        back; the padding is then on the left and right.
         """
         layout = self.layout(*image.size)
         upright = image.width < image.height
@@ -134,31 +135,31 @@ class Phi3VImageProcessor:
         return canvas.transpose(Image.Transpose.TRANSPOSE) if upright else canvas
 
     def crops(self, image: Image.Image) -> torch.Tensor:
-        """Real crops of one image, the global view first, then the local ones row by row.
+        """Crops of one image, without zero crops: the global view, then the local crops row by row.
 
         Args:
-            image: an image in 8-bit modes; other modes than RGB are converted (alpha dropped without blending).
+            image: An image in an 8-bit mode; modes other than RGB are converted (alpha is dropped without blending).
 
         Returns:
-            float32 (1 + rows * columns, 3, crop_size, crop_size).
+            The crops, float32 (1 + rows * columns, 3, crop_size, crop_size).
 
         Raises:
-            InputError: not a PIL image, more than 8 bits a channel, or too thin.
+            InputError: It is not a PIL image, has more than 8 bits per channel, or is too thin.
         """
         pixels = torch.from_numpy(np.array(self.resize_and_pad(as_rgb(image)))).permute(2, 0, 1).contiguous()
         normalised = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
         size = self.crop_size
         rows, columns = normalised.shape[1] // size, normalised.shape[2] // size
-        # Views are written to where they stay; joining them afterwards would copy them once more.
+        # Views are written directly into the result; joining them afterwards would copy them once more.
         crops = torch.empty(1 + rows * columns, 3, size, size)
         crops[:1] = torch.nn.functional.interpolate(
             normalised[None], size=(size, size), mode="bicubic", align_corners=False
         )
-        local = normalised.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4)
+        local = normalised.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4)  # (rows, columns, 3, size, size)
         crops[1:].view(rows, columns, 3, size, size).copy_(local)
         return crops
 
     def image_size(self, width: int, height: int) -> tuple[int, int]:
-        """(height, width) of the padded image, the model's `image_sizes` entry."""
+        """(height, width) of the padded image: its entry in the model's `image_sizes`."""
         padded = self.layout(width, height).padded
         return padded[1], padded[0]

@@ -1,4 +1,4 @@
-"""From text and images to the model's inputs: tags, token ids, crops, and batches of them."""
+"""Phi-3-V's processor: from texts and images to token ids, crops and the model's arguments."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from vlm2vec.item_rules import IMAGE_TAG, image_tags
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# The family's only built-in format: the text as it stands, images where its tags are.
+# The family's only built-in format: the text unchanged, with images at its tags.
 RAW = PromptFormat(name="phi3_v")
 LIMITS = ("num_crops",)
 _FIXED = ("image", "positions", "transparency", "resize")
 
-# Of Phi-3.5-V.
+# Default of Phi-3.5-V.
 _NUM_CROPS = 4
 
 _THREE = Field(min_length=3, max_length=3)
@@ -40,12 +40,12 @@ _Size = Annotated[int, Field(ge=1, le=8192)]
 
 
 class PreprocessorSettings(StrictModel):
-    """What is read of a preprocessor_config.json; null is as good as absent.
+    """Checked fields of preprocessor_config.json; null means absent.
 
     Attributes:
-        num_crops: At most this many local crops an image.
-        crop_size, patch_size: In pixels; read where there is no config.json (an adapter).
-        image_mean, image_std: Per channel, on values in 0..1.
+        num_crops: Most local crops per image.
+        crop_size, patch_size: Sizes in pixels; used if there is no config.json (in an adapter).
+        image_mean, image_std: Mean and standard deviation per channel, for values in 0..1.
     """
 
     num_crops: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -56,21 +56,21 @@ class PreprocessorSettings(StrictModel):
 
     @classmethod
     def read(cls, folder: Path) -> PreprocessorSettings:
-        """The file's settings; none if there is no file.
+        """Reads the file's settings; all are None if there is no file.
 
         Raises:
-            InputError: Damaged, or an impossible value.
+            InputError: The file is damaged, or a value is impossible.
         """
         file = folder / PREPROCESSOR_FILE
         return checked(cls, read_json(file), file) if file.is_file() else cls()
 
     @property
     def limits(self) -> dict[str, int]:
-        """What it says of `LIMITS`."""
+        """The image limits in the file."""
         return given_limits({"num_crops": self.num_crops})
 
 
-# Texts whose token ids are remembered: 16,384 of 400 characters take about 20 MB.
+# Most texts, and longest text in characters, whose token ids are cached: 16,384 of 400 characters take about 20 MB.
 _REMEMBERED_TEXTS, _REMEMBERED_CHARACTERS = 1 << 14, 400
 
 # Arguments of `Phi3VModel.forward`.
@@ -80,16 +80,16 @@ _PIXELS, _SIZES, _DUMMY = "pixel_values", "image_sizes", "dummy_image"
 class Phi3VProcessor(ItemProcessor):
     """Tokenizer and image processor of Phi-3-V.
 
-    A text names its images with tags `<|image_1|>`, `<|image_2|>`, ...; a tag is no token: the text is split at the
-    tags, every piece is tokenized on its own with its own bos, and image k's tokens stand between the pieces as -k.
+    A text names its images with tags `<|image_1|>`, `<|image_2|>`, ... A tag is not a token: the text is split at the
+    tags, every piece is tokenized separately with a bos token, and image k's tokens, with id -k, go between the pieces.
 
     Args:
-        tokenizer: the checkpoint's tokenizer.json pipeline.
-        image_processor: cuts the images.
+        tokenizer: The checkpoint's tokenizer, from tokenizer.json.
+        image_processor: Turns images into crops.
         prompt_format: How prompts are made.
 
     Raises:
-        InputError: A format that the family cannot make.
+        InputError: The family does not support the format.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Phi3VProcessor(ItemProcessor):
         self.image_processor = image_processor
         self.prompt_format = prompt_format
         self._tokenizer_files = TokenizerFiles({}, len(tokenizer))
-        # The Rust object directly: transformers' wrapper costs ten times as much for a short text.
+        # The Rust object is used directly: transformers' wrapper takes ten times as long for a short text.
         self._encoder = tokenizer.backend_tokenizer
         self._encoder.no_truncation()
         self._encoder.no_padding()
@@ -111,33 +111,33 @@ class Phi3VProcessor(ItemProcessor):
 
     @property
     def num_crops(self) -> int:
-        """At most this many local crops an image."""
+        """Most local crops per image."""
         return self.image_processor.num_crops
 
     @property
     def image_limits(self) -> Mapping[str, int]:
-        """The limits in force."""
+        """The limits in use."""
         return {"num_crops": self.num_crops}
 
     @classmethod
     def check_format(cls, prompt_format: PromptFormat) -> None:
-        """An image's tokens have negative ids and no text; positions, sizes and alpha are the original's."""
+        """Checks that image tokens, positions, resizing and alpha are as in the original; only these are supported."""
         for name in _FIXED:
             value, only = getattr(prompt_format, name), getattr(RAW, name)
             if value != only:
                 raise InputError(
-                    f"prompt format {prompt_format.name!r}: {name} is {shorten(value)}; a phi3_v has {shorten(only)} "
-                    "alone"
+                    f"prompt format {prompt_format.name!r}: {name} is {shorten(value)}; a phi3_v supports only "
+                    f"{shorten(only)}"
                 )
 
     @property
     def largest_image_size(self) -> tuple[int, int]:
-        """Width and height in pixels of an image that gets all crops: as many crops wide as an image may have."""
+        """Width and height in pixels of an image that gets all crops, in one row."""
         return self.image_processor.crop_size * self.num_crops, self.image_processor.crop_size
 
     @property
     def planned_image_size(self) -> tuple[int, int]:
-        """Width and height in pixels of a square image; it gets all crops where their number is a square."""
+        """Width and height in pixels of a square image, which gets all crops if their number is a square."""
         return self.image_processor.crop_size, self.image_processor.crop_size
 
     @classmethod
@@ -152,21 +152,21 @@ class Phi3VProcessor(ItemProcessor):
         """Reads tokenizer.json, preprocessor_config.json and, for the crop size, config.json's `vision_config`.
 
         Args:
-            folder: a checkpoint folder.
-            prompt_format: None: the family's only one.
-            num_crops: overrides the folder's preprocessor_config.json.
-            others: Refused: this family's images have no other limits.
+            folder: A checkpoint folder.
+            prompt_format: The prompt format; None: the family's only one.
+            num_crops: Overrides the folder's preprocessor_config.json.
+            others: Other limits, which this family does not have; refused.
 
         Raises:
-            InputError: a file is missing or damaged, nobody says how many crops to use, or a format that the family
-                cannot make.
+            InputError: A file is missing or damaged, the number of crops is unknown, or the family does not support the
+                format.
         """
         refuse_limits(given_limits(others), LIMITS, "phi3_v")
         folder = Path(folder)
         settings = PreprocessorSettings.read(folder)
         num_crops = num_crops or settings.num_crops
         if num_crops is None:
-            raise InputError(f"{folder}: {PREPROCESSOR_FILE} gives no num_crops; pass num_crops (the paper uses 4)")
+            raise InputError(f"{folder}: {PREPROCESSOR_FILE} has no num_crops; pass num_crops (the paper uses 4)")
         crop_size, patch_size = _crop_and_patch_size(folder, settings)
         mean, std = tuple(settings.image_mean or CLIP_MEAN), tuple(settings.image_std or CLIP_STD)
         try:
@@ -194,7 +194,7 @@ class Phi3VProcessor(ItemProcessor):
         return cls(blank, images, prompt_format or RAW)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files, as they were read if they were, and preprocessor_config.json."""
+        """Writes the tokenizer's files, unchanged if they were read from a folder, and preprocessor_config.json."""
         images = self.image_processor
         settings = {
             "num_crops": images.num_crops,
@@ -211,11 +211,11 @@ class Phi3VProcessor(ItemProcessor):
         write_json(Path(folder) / PREPROCESSOR_FILE, settings)
 
     def num_image_tokens(self, width: int, height: int) -> int:
-        """Tokens of an image of this size (pixels), without decoding it."""
+        """Number of tokens of an image with this size in pixels, computed without decoding it."""
         return self.image_processor.layout(width, height).num_tokens
 
     def num_vision_units(self, width: int, height: int) -> int:
-        """Crops that the vision tower sees for an image of this size: the global view and the real local ones."""
+        """Number of crops of an image with this size in pixels: the global view and the real local crops."""
         return self.image_processor.layout(width, height).num_crops
 
     def tokenize(
@@ -225,14 +225,14 @@ class Phi3VProcessor(ItemProcessor):
         max_len: int | None = None,
         instruction: str | None = None,
     ) -> list[int]:
-        """Token ids of an item whose images take `image_tokens` tokens each.
+        """Token ids of an item whose images have `image_tokens` tokens each.
 
-        Without images the prompt is tokenized as it stands (a stray tag is ordinary text there, as in the original)
-        and truncated on the right to `max_len` tokens, bos included. With images nothing is truncated.
+        Without images, the prompt is tokenized unchanged (a stray tag is ordinary text, as in the original) and
+        truncated on the right to `max_len` tokens, bos included. With images, nothing is truncated.
 
         Raises:
-            InputError: the tags are not exactly one each of `<|image_1|>` to `<|image_n|>`, the text holds half of a
-                surrogate pair, which is no character, or the format has no place for an instruction.
+            InputError: The tags are not exactly one each of `<|image_1|>` to `<|image_n|>`, the text holds a lone
+                surrogate, which is no character, or the format has no place for an instruction.
         """
         prompt = self.prompt_format.prompt(text, len(image_tokens), instruction)
         if not image_tokens:
@@ -243,7 +243,7 @@ class Phi3VProcessor(ItemProcessor):
         ids = list(pieces[0])
         for tag, piece in zip(tags, pieces[1:], strict=True):
             ids += [-tag] * image_tokens[tag - 1]
-            # The original interleaves pieces and images and keeps an empty last piece, which is then a lone bos.
+            # The original interleaves pieces and images and keeps an empty last piece, which becomes a lone bos.
             ids += piece
         return ids
 
@@ -254,8 +254,8 @@ class Phi3VProcessor(ItemProcessor):
         return prompt.truncated(whole.ids, whole.offsets, max_len)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text, remembered if it is short: items share instructions, and what is measured is tokenized
-        again when it is encoded, in workers that inherit what is remembered."""
+        """Token ids of a text, cached if it is short: items share instructions, and measured items are tokenized again
+        when they are encoded, in workers that inherit the cache."""
         ids = self._ids_of_text.get(text)
         if ids is None:
             ids = tuple(encoded(self._encoder, text).ids)
@@ -270,10 +270,10 @@ class Phi3VProcessor(ItemProcessor):
         max_len: int | None = None,
         instruction: str | None = None,
     ) -> ProcessedItem:
-        """One item in the cheap form: real crops only, no padding.
+        """Makes one item, with real crops only and without padding.
 
         Raises:
-            InputError: See `tokenize`; or an image cannot be cut.
+            InputError: See `tokenize`; or an image is too thin.
         """
         if not images:
             return ProcessedItem(torch.tensor(self.tokenize(text, (), max_len, instruction)))
@@ -282,20 +282,20 @@ class Phi3VProcessor(ItemProcessor):
         crops = [self.image_processor.crops(image) for image in images]
         return item_with_images(
             torch.tensor(ids),
-            crops[0] if len(crops) == 1 else torch.cat(crops),  # one image is not copied
+            crops[0] if len(crops) == 1 else torch.cat(crops),  # avoids the copy for a single image
             torch.tensor([self.image_processor.image_size(*size) for size in sizes]),
         )
 
     def blank_item(self, num_tokens: int, image_sizes: Sequence[tuple[int, int]] = ()) -> ProcessedItem:
         """See `ItemProcessor.blank_item`.
 
-        An image's crops are in one row, which takes the fewest separators: 1.6 % of an image's tokens at most.
+        An image's crops are put in one row, which needs the fewest separators; they are at most 1.6 % of its tokens.
         """
         images, ids = self.image_processor, torch.ones(num_tokens, dtype=torch.int64)
         columns = [images.layout(*size).num_crops - 1 for size in image_sizes]
         image_tokens = sum(num_tokens_of(1, count, images.grid) for count in columns)
         if image_tokens > num_tokens:
-            raise ValueError(f"{num_tokens} tokens do not hold images of {image_tokens}")
+            raise ValueError(f"a row of {num_tokens} tokens cannot hold images of {image_tokens} tokens")
         ids[:image_tokens] = -1
         if not columns:
             return ProcessedItem(ids)
@@ -310,7 +310,7 @@ class Phi3VProcessor(ItemProcessor):
     def __call__(
         self, text: str, images: Sequence[Image.Image] | Image.Image | None = None, max_len: int | None = None
     ) -> dict[str, Any]:
-        """One item in the original processor's form.
+        """Makes one item in the form of the original processor.
 
         Returns:
             input_ids int64 (1, L); pixel_values float32 (n, num_crops + 1, 3, S, S), the global view first, then the
@@ -318,7 +318,7 @@ class Phi3VProcessor(ItemProcessor):
             Without images pixel_values and image_sizes are None.
 
         Raises:
-            InputError: see `process_item`.
+            InputError: See `process_item`.
         """
         images = [images] if isinstance(images, Image.Image) else list(images or ())
         item = self.process_item(text, images, max_len)
@@ -339,21 +339,21 @@ class Phi3VProcessor(ItemProcessor):
 
 
 def item_with_images(input_ids: torch.Tensor, crops: torch.Tensor, image_sizes: torch.Tensor) -> ProcessedItem:
-    """An item of this family.
+    """Makes an item of this family.
 
     Args:
-        input_ids: int64 (L,); image k of the item is -k, repeated once per image token.
-        crops: float (real crops, 3, S, S), all images' crops one after another.
-        image_sizes: int64 (images, 2), padded (height, width) in pixels.
+        input_ids: Token ids, int64 (L,); image k of the item is -k, once per image token.
+        crops: All images' real crops concatenated, float (real crops, 3, S, S).
+        image_sizes: Padded (height, width) of each image in pixels, int64 (images, 2).
     """
     return ProcessedItem(input_ids, {_PIXELS: crops}, {_SIZES: image_sizes}, len(crops))
 
 
 def collate(items: Iterable[ProcessedItem], pad_token_id: int, vision_units: int, dtype: torch.dtype) -> CollatedItems:
-    """Arguments of `Phi3VModel.forward` for some items; see `ItemProcessor.collate`.
+    """Builds the arguments of `Phi3VModel.forward` for some items; see `ItemProcessor.collate`.
 
-    The crops are joined as they come. The sizes stay on the host, where the layout of the views is computed: on the
-    device every call would wait for it. The dummy is an argument that makes the model run its tower on one zero crop.
+    Crops are joined in the order of items. Sizes stay on the host, where the layout of the views is computed: on the
+    device, every call would wait for them. The dummy is a flag that makes the model run its tower on one zero crop.
     """
     pixels = JoinedRows(vision_units, dtype)
     ids: list[torch.Tensor] = []
@@ -363,7 +363,7 @@ def collate(items: Iterable[ProcessedItem], pad_token_id: int, vision_units: int
         if item.has_image:
             pixels.add(item.tensors[_PIXELS])
             sizes.append(item.host_values[_SIZES])
-        del item  # its crops, before the next one's are made
+        del item  # frees its crops before the next item's are made
     tensors = padded_ids(ids, pad_token_id)
     if pixels.joined is None:
         return CollatedItems(tensors, {}, {_DUMMY: True}, len(ids), has_image=False)
@@ -371,7 +371,7 @@ def collate(items: Iterable[ProcessedItem], pad_token_id: int, vision_units: int
 
 
 def collate_items(items: Sequence[ProcessedItem], pad_token_id: int) -> dict[str, torch.Tensor | None]:
-    """All arguments of `Phi3VModel.forward` for some items, in one dictionary.
+    """Builds all arguments of `Phi3VModel.forward` for some items in one dictionary.
 
     Returns:
         input_ids int64 (n, L), padded on the right; attention_mask int64 (n, L), 1 on real tokens; pixel_values float32
@@ -382,7 +382,7 @@ def collate_items(items: Sequence[ProcessedItem], pad_token_id: int) -> dict[str
 
 
 def _crop_and_patch_size(folder: Path, settings: PreprocessorSettings) -> tuple[int, int]:
-    """From config.json's vision tower; a folder without config.json (an adapter) says it beside num_crops."""
+    """Reads both from config.json, or from preprocessor_config.json if there is no config.json (in an adapter)."""
     if (folder / CONFIG_FILE).is_file():
         return read_crop_and_patch_size(folder)
     default = CLIP_VIT_LARGE_PATCH14_336

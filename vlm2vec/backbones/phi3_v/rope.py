@@ -1,4 +1,4 @@
-"""Rotary position embedding with LongRoPE factors."""
+"""Rotary position embedding with LongRoPE factors, in float32."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class LongRope(nn.Module):
     """Rotary embedding with LongRoPE factors (https://arxiv.org/abs/2402.13753), always computed in float32.
 
     There are no buffers: a cast of the module (`.to(torch.bfloat16)`, DeepSpeed's bf16 engine) would round inverse
-    frequencies to 8 bits, which moves the embedding's cosine to float32 from 0.998 to 0.93. Plain tensors, kept per
-    device, cannot be cast.
+    frequencies to 8 bits, which lowers the embedding's cosine to float32 from 0.998 to 0.93. Plain tensors, cached per
+    device, are not cast.
     """
 
     def __init__(self, config: Phi3VConfig) -> None:
@@ -35,10 +35,10 @@ class LongRope(nn.Module):
         self._on_device: dict[torch.device, torch.Tensor] = {}
 
     def frequencies(self, device: torch.device) -> torch.Tensor:
-        """Inverse frequencies (2, head_dim / 2): with short factors, with long factors.
+        """Inverse frequencies with short and with long factors, (2, head_dim / 2).
 
-        Made at the first call and not in `__init__`, where a meta device or DeepSpeed's `zero.Init`, which casts what
-        tensor constructors return, may be in force. Always computed on the CPU, so that every device has the same bits.
+        Computed at the first call and not in `__init__`, which may run under a meta device or DeepSpeed's `zero.Init`,
+        which casts new tensors. Always computed on the CPU, so that every device has the same bits.
         """
         if device not in self._on_device:
             steps = torch.arange(0, 2 * self.half_head_dim, 2, dtype=torch.int64, device="cpu").float()
@@ -51,9 +51,9 @@ class LongRope(nn.Module):
         """Cosines and sines for positions 0 to L - 1.
 
         Args:
-            hidden: (n, L, hidden), for its length, device and dtype.
-            lengths: real tokens of each row (n,): every row then chooses short or long factors by its own length.
-                None: the padded length L decides for all rows, as in the original.
+            hidden: Embeddings (n, L, hidden), used for their length, device and dtype.
+            lengths: Number of real tokens of each row (n,), by which each row uses short or long factors. None: the
+                padded length L decides for all rows, as in the original.
 
         Returns:
             cos and sin, each (1 or n, L, head_dim) in the dtype of `hidden`.

@@ -1,4 +1,4 @@
-"""Phi-3-V's image embedding: the CLIP tower, the layout of its views as a token sequence, the projection."""
+"""Phi-3-V's image embedding: the CLIP tower, the order of its features in the token sequence, the projection."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vlm2vec.backbones.phi3_v.configuration import Phi3VConfig
 
 
 class VisionTower(nn.Module):
-    """CLIP up to the input of its last layer; a module of its own for the checkpoint's name `img_processor.`."""
+    """CLIP up to the input of its last layer; a separate module because of the checkpoint's name `img_processor.`."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
         self.vision_model = CLIPVisionModel(config)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Patch features without the class token: (crops, 3, S, S) to (crops, patches, width)."""
+        """Maps crops (crops, 3, S, S) to patch features without the class token (crops, patches, width)."""
         tower = self.vision_model
         hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixel_values))
         for layer in tower.encoder.layers[:-1]:
@@ -28,12 +28,12 @@ class VisionTower(nn.Module):
         return hidden[:, 1:]
 
     def unused_modules(self) -> tuple[nn.Module, ...]:
-        """The parts of the checkpoint that no embedding depends on: the last layer and the norm behind it."""
+        """Modules that no embedding depends on: the last layer and the norm after it."""
         return self.vision_model.encoder.layers[-1], self.vision_model.post_layernorm
 
 
 class ImageEmbedding(nn.Module):
-    """Crops to image tokens: CLIP features, 2 x 2 neighbours joined, separators, a two-layer projection."""
+    """Turns crops into image tokens: CLIP features with 2 x 2 neighbours joined, separators, a two-layer projection."""
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__()
@@ -49,15 +49,16 @@ class ImageEmbedding(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
-        """Image tokens of all images, one after another.
+        """Image tokens of all images, concatenated.
 
         Args:
-            pixel_values: (real crops, 3, S, S), per image the global view, then the local crops row by row.
-            image_sizes: int (images, 2), padded (height, width), on the CPU. None: the crops are no images (the
-                dummy of a rank without images) and come out in any order, separators included.
+            pixel_values: Real crops (real crops, 3, S, S): for each image the global view, then the local crops row by
+                row.
+            image_sizes: Padded (height, width) of each image, int (images, 2), on the CPU. None: the crops are a dummy,
+                for which the order of the result does not matter.
 
         Returns:
-            (image tokens, hidden).
+            Tokens (image tokens, hidden).
         """
         features = self._views(pixel_values)
         rows = len(features) * self.grid
@@ -69,7 +70,8 @@ class ImageEmbedding(nn.Module):
             rows, index = _sequence_order(sizes, self.grid)
             order = index.to(features.device, non_blocking=True)
         width = features.shape[-1]
-        # Every entry is used exactly once, so that the gather's backward has no colliding (unordered) additions.
+        # Every entry of the table is used exactly once, so that the backward of index_select adds nothing twice in an
+        # undefined order, and gives the same bits in every run.
         table = torch.cat(
             [
                 features.reshape(-1, width),
@@ -81,12 +83,12 @@ class ImageEmbedding(nn.Module):
         return result
 
     def real_crops(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
-        """Pixels (images, crops, 3, S, S) without the zero crops that pad an image: (real crops, 3, S, S)."""
+        """Removes the zero crops that pad images: (images, crops, 3, S, S) to (real crops, 3, S, S)."""
         counts = [1 + rows * columns for rows, columns in (image_sizes // self.crop_size).tolist()]
         return torch.cat([crops[:count] for crops, count in zip(pixel_values, counts, strict=True)])
 
     def _views(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """CLIP's features, 2 x 2 neighbours joined into one: (crops, grid * grid, 4 width)."""
+        """CLIP's features with 2 x 2 neighbours joined into one, (crops, grid * grid, 4 width)."""
         hidden = self.img_processor(pixel_values)
         crops, _, width = hidden.shape
         patches: torch.Tensor = hidden.reshape(crops, self.grid, 2, self.grid, 2, width)
@@ -96,15 +98,15 @@ class ImageEmbedding(nn.Module):
 def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, torch.Tensor]:
     """Index of each image token of the sequence in the table [features, line separators, view separators].
 
-    Per image: the token rows of the assembled local crops, each ended by a separator; one view separator; the token
-    rows of the global view, each ended by a separator.
+    The sequence of an image: the token rows of the assembled local crops, each ended by a line separator; one view
+    separator; the token rows of the global view, each ended by a line separator.
 
     Args:
-        sizes: per image (rows, columns) of local crops.
-        grid: tokens along one side of a view.
+        sizes: Rows and columns of local crops of each image.
+        grid: Tokens along one side of a view.
 
     Returns:
-        The number of line separators, and int64 indices (image tokens,), a permutation of the table.
+        Number of line separators, and indices, int64 (image tokens,), which are a permutation of the table.
     """
     num_features = sum(1 + rows * columns for rows, columns in sizes) * grid * grid
     num_lines = sum((1 + rows) * grid for rows, _ in sizes)
@@ -121,8 +123,8 @@ def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, tor
 
 @lru_cache(maxsize=1024)
 def _order_in_image(rows: int, columns: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One image's image tokens: int64 (tokens,) places among its own features, line separators or view separators,
-    and which of the three, int64 (tokens,). The same for all images of a shape, of which there are few."""
+    """One image's tokens: their places among its features, line separators or view separators, int64 (tokens,), and
+    which of the three each is, int64 (tokens,). Cached by shape, because data sets have few shapes."""
     views = torch.arange((1 + rows * columns) * grid * grid, device="cpu").view(-1, grid, grid)
     local = views[1:].view(rows, columns, grid, grid).permute(0, 2, 1, 3).reshape(rows * grid, columns * grid)
     lines = torch.arange((1 + rows) * grid, device="cpu")[:, None]

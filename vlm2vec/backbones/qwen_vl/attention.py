@@ -1,4 +1,4 @@
-"""Attention of the vision towers: all spans of equal length at once, or all spans of all lengths where a kernel can."""
+"""Attention of the vision towers: spans of equal length in one batch, or all spans in one call of a varlen kernel."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import VisionAttention, eage
 
 from vlm2vec.backbones.qwen_vl.rope import turned
 
-# Queries, keys and values (P, heads, d), boundaries int32 (spans + 1,), the longest span; returns (P, heads, d).
+# Takes queries, keys and values (P, heads, d), boundaries int32 (spans + 1,) and the longest span; returns
+# (P, heads, d).
 _VarlenKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Consecutive rows that attend to one another and to nothing else: images or windows.
+    """Consecutive rows that attend only to each other: images or windows.
 
     Attributes:
-        lengths: Rows of each.
-        boundaries: int32 (spans + 1,) on the device, where a kernel takes spans of any lengths; else None.
+        lengths: Number of rows of each span.
+        boundaries: Starts of the spans and the last end, int32 (spans + 1,) on the device, for a kernel that takes
+            spans of any lengths; None without such a kernel.
     """
 
     lengths: tuple[int, ...]
@@ -34,12 +36,12 @@ class Spans:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device, implementation: str | None) -> Spans:
-        """The spans of some lengths.
+        """Makes spans of given lengths.
 
         Args:
-            lengths: On the host.
-            device: Of the rows.
-            implementation: Of attention, as the model's configuration names it.
+            lengths: Lengths, on the host.
+            device: Device of the rows.
+            implementation: Attention implementation in the model's configuration.
         """
         boundaries = None
         if device.type == "cuda" and implementation != "eager" and _varlen_kernel() is not None:
@@ -48,12 +50,12 @@ class Spans:
         return cls(tuple(lengths), boundaries)
 
     def groups(self) -> list[tuple[int, int]]:
-        """Length and number of neighbours that are equally long."""
+        """Runs of neighbouring spans with equal length: length and number of spans."""
         return [(length, len(list(equal))) for length, equal in itertools.groupby(self.lengths)]
 
 
 class SpanAttention(VisionAttention):
-    """Replaces the classes of the three towers' attention modules, whose parts have the same names."""
+    """Class for the attention modules of the three towers, whose parts have the same names."""
 
     def forward(
         self, hidden_states: Tensor, cu_seqlens: Spans, position_embeddings: tuple[Tensor, Tensor], **_: Any
@@ -61,19 +63,19 @@ class SpanAttention(VisionAttention):
         """Attention within spans.
 
         Args:
-            hidden_states: (P, width).
-            cu_seqlens: The spans, under the name by which a block hands them on.
-            position_embeddings: What `TowerRope` gives, float32 (P, d) each.
+            hidden_states: Rows (P, width).
+            cu_seqlens: The spans, under the name by which a block passes them on.
+            position_embeddings: Result of `TowerRope`, float32 (P, d) each.
 
         Returns:
-            (P, width).
+            Rows (P, width).
         """
         mixed = self._attend(*self.heads(hidden_states, position_embeddings), cu_seqlens)
         result: Tensor = self.proj(mixed.reshape(len(hidden_states), -1))
         return result
 
     def heads(self, rows: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, turned by their positions, and values of rows (P, width): (P, heads, d) each."""
+        """Queries and keys, rotated by their positions, and values of rows (P, width): (P, heads, d) each."""
         heads = self.qkv(rows).view(len(rows), 3, self.num_heads, self.head_dim)
         query, key = turned(heads[:, :2], *position_embeddings).unbind(1)
         return query, key, heads[:, 2]
@@ -97,7 +99,7 @@ class SpanAttention(VisionAttention):
 
 @cache
 def _varlen_kernel() -> _VarlenKernel | None:
-    """Attention over spans of any lengths in one call, for 16-bit tensors on a GPU; None: not installed."""
+    """Kernel for attention over spans of any lengths in one call (GPU, 16-bit tensors); None if not installed."""
     for module, name in (("torch.nn.attention.varlen", "varlen_attn"), ("flash_attn", "flash_attn_varlen_func")):
         try:
             kernel = getattr(importlib.import_module(module), name)

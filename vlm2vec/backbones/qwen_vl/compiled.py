@@ -1,4 +1,4 @@
-"""Qwen-VL's layers with compiled elementwise operators: subclasses with other methods."""
+"""Subclasses of Qwen-VL's layers with compiled elementwise operators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlm2vec.elementwise import Gated, RotatedHeads, RotatedPair
 
 
 class _Mlp(nn.Module):
-    """Of decoder and tower."""
+    """MLP of decoder and tower."""
 
     backend = ""
     gate_proj: nn.Linear
@@ -30,7 +30,7 @@ class _Mlp(nn.Module):
     down_proj: nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to the same."""
+        """Maps (..., width) to (..., width)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         product: Tensor = Gated.apply(gate.flatten(0, -2), up.flatten(0, -2), self.backend)  # type: ignore[no-untyped-call]
         down: Tensor = self.down_proj(product.view_as(gate))
@@ -55,7 +55,7 @@ class _DecoderAttention(nn.Module):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As transformers' classes."""
+        """Computes the same as transformers' classes."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key = self.normed(self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads))
         value = self.v_proj(hidden_states).view(heads)
@@ -70,7 +70,7 @@ class _DecoderAttention(nn.Module):
         return result, weights
 
     def normed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys as they are rotated, (n, L, heads, d)."""
+        """Queries and keys before rotation, (n, L, heads, d)."""
         return query, key
 
 
@@ -79,7 +79,7 @@ class _NormedDecoderAttention(_DecoderAttention):
     k_norm: nn.Module
 
     def normed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """With norms over each head."""
+        """Normalises each head."""
         return self.q_norm(query), self.k_norm(key)
 
 
@@ -153,18 +153,18 @@ _KINDS: dict[type[Any], type[Any]] = {
 
 
 def install_compiled(model: nn.Module) -> None:
-    """Gives the layers classes with compiled elementwise operators; each has the attribute `backend`."""
+    """Changes the classes of layers to ones with compiled elementwise operators; each has the attribute `backend`."""
     for module in model.modules():
         if _is_as_compiled(module):
             module.__class__ = _KINDS.get(type(module), type(module))
 
 
 def _is_as_compiled(module: Any) -> bool:
-    """Whether the compiled layer computes what this one does."""
+    """Whether the compiled layer computes the same as this one."""
     if issubclass(_KINDS.get(type(module), nn.Module), _Mlp):
         return isinstance(module.act_fn, nn.SiLU | SiLUActivation)
     if issubclass(_KINDS.get(type(module), nn.Module), _DecoderAttention):
-        # Eager attention is a function of transformers' own module, for tests and comparisons.
+        # Eager attention uses functions of transformers' module; it is for tests and comparisons.
         windowed = getattr(module, "sliding_window", None) is not None
         return module.config._attn_implementation != "eager" and not windowed
     return True

@@ -1,7 +1,7 @@
-"""What config.json must be before anything is allocated from it: types, bounds, numbers that fit together.
+"""Checks Qwen-VL's config.json before anything is allocated from it: types, bounds, consistency.
 
-Types and bounds are those of the file's fields; how the numbers fit is asked of the configuration made from them, where
-what the file leaves out has transformers' defaults.
+Types and bounds are checked on the file's fields; consistency is checked on the configuration made from them, in which
+absent fields have transformers' defaults.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Rotation = Literal["mrope", "default"]
 
 
 class _RopeFields(StrictModel):
-    """`rope_scaling` or `rope_parameters`; "type" and "rope_type" are two names for one thing."""
+    """`rope_scaling` or `rope_parameters`; "type" and "rope_type" are synonyms."""
 
     type: _Rotation | None = None
     rope_type: _Rotation | None = None
@@ -48,7 +48,7 @@ class _RopeFields(StrictModel):
 
 
 class _TextFields(StrictModel):
-    """The language model's. A default of 1 or "" means that transformers' default applies."""
+    """Fields of the language model. A default of 1 or "" means that transformers' default applies."""
 
     vocab_size: Width = 1
     hidden_size: Width = 1
@@ -76,10 +76,10 @@ class _TextFields(StrictModel):
 
 
 class _VisionFields(StrictModel):
-    """What the towers have in common. A default of 1 or "" means that transformers' default applies."""
+    """Fields that the towers share. A default of 1 or "" means that transformers' default applies."""
 
     depth: Layers = 1
-    num_hidden_layers: Layers = 1  # transformers reads these two as other names of depth and num_heads
+    num_hidden_layers: Layers = 1  # transformers reads these two as synonyms of depth and num_heads
     num_attention_heads: Heads = 1
     hidden_size: Width = 1
     hidden_act: str = ""
@@ -111,7 +111,7 @@ class _Qwen3VLVisionFields(_VisionFields):
 
 
 class _ModelFields(StrictModel):
-    """What stands at the top level in every layout; other fields are kept, and have no effect on an embedding."""
+    """Top-level fields of every layout; other fields are kept and do not affect embeddings."""
 
     image_token_id: _Number = 0
     video_token_id: _Number = 0
@@ -139,7 +139,7 @@ class _Qwen3VLVision(StrictModel):
     vision_config: _Qwen3VLVisionFields
 
 
-# Fields that the tower of one family has alone, and always.
+# Fields that the tower of one family always has, and no other tower.
 _TOWER_FIELDS: Mapping[str, tuple[str, ...]] = {
     Qwen2VLConfig.model_type: ("embed_dim",),
     Qwen2_5_VLConfig.model_type: ("window_size", "fullatt_block_indexes"),
@@ -155,25 +155,25 @@ _VISION: Mapping[str, type[StrictModel]] = {
 def read_config(
     kind: type[Any], folder: Path, found: Mapping[str, Shape], names: TensorNames, layers: tuple[str, str]
 ) -> Any:
-    """A folder's config.json, checked by itself and against the weights' width and depths.
+    """Reads a folder's config.json; checks it for consistency and against the weights' width and depths.
 
     Args:
-        kind: The family's configuration.
+        kind: Configuration class of the family.
         folder: The checkpoint.
         found: Its tensors; if there are none, they are not compared.
-        names: What they are called.
-        layers: What the names of the tensors of decoder and tower layers begin with.
+        names: Tensor names of the family.
+        layers: Prefixes of the tensor names of decoder and tower layers.
 
     Raises:
-        InputError: Missing, damaged, another model's, or a value that is impossible or not the weights'; the message
-            names file and field.
+        InputError: The file is missing, damaged or of a different model, or a value is impossible or does not match the
+            weights; the message names file and field.
     """
     file = folder / CONFIG_FILE
     content = read_json(file)
     if content.get("model_type") != kind.model_type:
         raise InputError(f"{file}: model_type is {shorten(content.get('model_type'))}, not {kind.model_type!r}")
     _check_kind(file, kind.model_type, content.get("vision_config"))
-    # transformers asks for text_config alone in the one family, and for either form in the others.
+    # transformers requires text_config in Qwen3-VL, and accepts both layouts in the others.
     nested = kind is Qwen3VLConfig or content.get("text_config") is not None
     checked(_ModelFields, content, file)
     checked(_NestedText if nested else _TextFields, content, file)
@@ -210,10 +210,10 @@ def read_config(
 
 
 def _check_kind(file: Path, model_type: str, vision: Any) -> None:
-    """Tells a file with another family's tower, whose own fields would all have defaults.
+    """Refuses a file with a different family's tower: all missing fields would silently have defaults.
 
     Raises:
-        InputError: It has one.
+        InputError: The tower is of a different family.
     """
     if not isinstance(vision, dict) or any(name in vision for name in _TOWER_FIELDS[model_type]):
         return
@@ -221,12 +221,12 @@ def _check_kind(file: Path, model_type: str, vision: Any) -> None:
         if all(name in vision for name in names):
             raise InputError(
                 f"{file}: model_type is {model_type!r}, but vision_config is a {other}'s (it has {', '.join(names)}, "
-                f"and not {', '.join(_TOWER_FIELDS[model_type])}); put model_type right, or take the model's own file"
+                f"and not {', '.join(_TOWER_FIELDS[model_type])}); correct model_type, or use the model's original file"
             )
 
 
 def _defaults_in(message: str, content: Mapping[str, Any]) -> str:
-    """What to add to a message that names fields which the file does not have."""
+    """Addition to a message that names fields which the file does not have."""
     named = re.findall(r"\b(text_config|vision_config)\.(\w+)", message)
     absent = [f"{part}.{name}" for part, name in named if name not in (content.get(part) or {})]
     return f" (the file has no {absent[0]}: the value is transformers' default)" if absent else ""

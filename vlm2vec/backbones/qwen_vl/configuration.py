@@ -1,7 +1,7 @@
-"""config.json of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: transformers' configurations, written in the published layout.
+"""Configurations of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: transformers' classes, which write the published layout.
 
-transformers 5 writes another one (`text_config`, `rope_parameters`), which the loaders that published checkpoints were
-made for do not read. All of them, transformers 5 too, read the published one.
+transformers 5 writes a different layout (`text_config`, `rope_parameters`), which older loaders do not read. All
+loaders, transformers 5 too, read the published layout.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from transformers import Qwen2_5_VLConfig as PlainQwen2_5_VLConfig
 from transformers import Qwen2VLConfig as PlainQwen2VLConfig
 from transformers import Qwen3VLConfig as PlainQwen3VLConfig
 
-# What transformers adds and no published file has; all of it follows from the rest.
+# Fields that transformers adds and no published file has; all of them follow from others.
 _ADDED_TO_TEXT = ("layer_types", "rope_parameters", "model_type", "transformers_version", "_name_or_path")
 _PLAIN_VISION_ROPE = {"rope_theta": 10000.0, "rope_type": "axial"}
 
 
 class _PublishedConfig:
-    """What the three have in common."""
+    """Base of the three configurations."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Programs that load the model choose these; a file may carry what another program chose.
+        # Programs that load the model choose these; a file may contain the choice of a different program.
         for key in ("_attn_implementation", "attn_implementation", "auto_map"):
             kwargs.pop(key, None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
 
 class _FlatConfig(_PublishedConfig):
-    """The layout of Qwen2-VL and Qwen2.5-VL: the fields of the language model stand at the top level."""
+    """Layout of Qwen2-VL and Qwen2.5-VL, with the fields of the language model at the top level."""
 
     text_config: Any
 
@@ -40,7 +40,7 @@ class _FlatConfig(_PublishedConfig):
             self.text_config.sliding_window = written
 
     def to_dict(self) -> dict[str, Any]:
-        """The published layout."""
+        """The configuration in the published layout."""
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         text, vision = output.pop("text_config"), output["vision_config"]
         rope = text["rope_parameters"]
@@ -56,7 +56,7 @@ class _FlatConfig(_PublishedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written: the published layout without what transformers adds to every model's."""
+        """Content of the file: the published layout without what transformers adds to every model's."""
         output: dict[str, Any] = super().to_diff_dict()  # type: ignore[misc]
         if "dtype" in output:
             output["torch_dtype"] = output.pop("dtype")
@@ -72,7 +72,7 @@ class Qwen2_5_VLConfig(_FlatConfig, PlainQwen2_5_VLConfig):  # noqa: N801  (the 
 
 
 class Qwen3VLConfig(_PublishedConfig, PlainQwen3VLConfig):
-    """Configuration of Qwen3-VL. Its published layout is nested too, but has `rope_scaling` and `rope_theta`."""
+    """Configuration of Qwen3-VL. Its published layout is nested, but has `rope_scaling` and `rope_theta`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The published layout."""
@@ -88,7 +88,7 @@ class Qwen3VLConfig(_PublishedConfig, PlainQwen3VLConfig):
 
 
 def _published_rope(rope: dict[str, Any], key: str, kind: str) -> dict[str, Any]:
-    """transformers' `rope_parameters` as `rope_theta` and `rope_scaling`."""
+    """Converts transformers' `rope_parameters` to `rope_theta` and `rope_scaling`."""
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "type", "rope_type")}
     return {"rope_theta": rope["rope_theta"], "rope_scaling": {key: kind, **scaling}}
 

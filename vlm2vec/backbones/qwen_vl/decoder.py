@@ -1,4 +1,4 @@
-"""The decoder: transformers' layers between token embedding and final norm."""
+"""Qwen-VL's decoder: transformers' layers between the token embedding and the final norm."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vlm2vec.backbones.qwen_vl.rope import DecoderRope
 
 
 class Decoder(nn.Module):
-    """From embeddings with images in them to hidden states. Its parts have the names that published files give them.
+    """Decoder from embeddings, images included, to hidden states. Its parts have their names in published files.
 
     Args:
         config: The model's `text_config`.
-        layer: Makes a layer from configuration and number.
-        norm: Makes a norm from width and epsilon.
+        layer: Makes a layer from the configuration and its number.
+        norm: Makes a norm from its width and epsilon.
         interleaved_rope: See `DecoderRope`.
     """
 
@@ -43,13 +43,13 @@ class Decoder(nn.Module):
         """Runs the layers.
 
         Rows are padded on the right, so that causal attention alone keeps padding out of every real token. Without a
-        padding mask the fast kernels apply, and nothing has to be looked up on the device.
+        padding mask, the fast kernels apply, and the host need not read anything from the device.
 
         Args:
-            embeddings: (n, L, hidden).
-            position_ids: int64 (3, n, L).
-            image_rows: int64 (tokens,), where the images' tokens are in the n * L rows.
-            deepstack: Each (tokens, hidden), added at these rows after the first layer, the second, ...
+            embeddings: Embeddings (n, L, hidden).
+            position_ids: Positions on the axes time, height and width, int64 (3, n, L).
+            image_rows: Index of each image token among the n * L rows, int64 (tokens,).
+            deepstack: Features (tokens, hidden) each, added at these rows after the first layer, the second, ...
 
         Returns:
             States after the final norm, (n, L, hidden).
@@ -67,13 +67,13 @@ class Decoder(nn.Module):
 
 
 def mrope_sections(config: Any, interleaved: bool) -> list[int]:
-    """Frequencies of the axes time, height and width; what they are if a file does not say is transformers' choice."""
+    """Number of frequencies of the axes time, height and width; transformers' default if the file has none."""
     default = [24, 20, 20] if interleaved else [16, 24, 24]
     return list(config.rope_parameters.get("mrope_section", default))
 
 
 def _causal_mask(embeddings: Tensor) -> Tensor:
-    """What eager attention adds to scores; other implementations are causal by themselves."""
+    """Mask for eager attention; other implementations need no mask to be causal."""
     width = embeddings.shape[1]
     mask = torch.full((width, width), torch.finfo(embeddings.dtype).min, device=embeddings.device)
     return mask.to(embeddings.dtype).triu_(1)[None, None]

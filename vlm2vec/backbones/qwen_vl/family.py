@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL as families of the registry."""
+"""The families of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, for the registry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHIPPED = Path(__file__).parent / "published"
 
 
 def _family(model: type[QwenVLModel], processor: type[QwenVLProcessor], published: dict[str, str]) -> Family:
-    """A family; `published` has names on the hub and the shipped folder of each."""
+    """Makes a family; `published` maps names on the hub to shipped folders."""
     return Family(
         model_type=processor.model_type,
         backbone=model,
@@ -29,7 +29,7 @@ def _family(model: type[QwenVLModel], processor: type[QwenVLProcessor], publishe
     )
 
 
-# Embedding models have the configuration of the Instruct model that they were trained from, adapters their base's.
+# Embedding models have the configuration of the Instruct model that they were trained from; adapters have their base's.
 QWEN2_VL = _family(
     Qwen2VLModel,
     Qwen2VLProcessor,

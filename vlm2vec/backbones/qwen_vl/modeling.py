@@ -1,7 +1,8 @@
-"""The models: transformers' layers composed under the published tensor names.
+"""The Qwen-VL models: transformers' layers under the published tensor names.
 
-Names equal to the published files mean no key mapping on load or save, and adapters of the original fit. There is no
-output head; positions, windows and the places of image tokens come with the call, so that nothing waits for the device.
+Because the names equal those of the published files, loading and saving need no key mapping, and adapters of the
+original fit. There is no output head. Positions, windows and places of image tokens are arguments of the call, so that
+the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from vlm2vec.backbones.qwen_vl.items.preprocessor_file import PREPROCESSOR_FILE
 from vlm2vec.backbones.qwen_vl.tower import DeepstackTower, VisionTower, WindowedTower
 from vlm2vec.errors import InputError
 
-# Beginnings of tensor names in transformers since 4.52 for Qwen2-VL and Qwen2.5-VL, and of those that it writes for the
-# model without its head (AutoModel); with the published ones.
+# Prefixes of tensor names that transformers writes since 4.52 for Qwen2-VL and Qwen2.5-VL, and for models without the
+# head (AutoModel), with the published prefixes.
 _SPELLINGS = {
     "model.language_model.": "model.",
     "model.visual.": "visual.",
@@ -44,14 +45,14 @@ _SPELLINGS = {
 
 
 class QwenVLModel(Backbone):
-    """What the three families have in common: a decoder, and a tower whose features take the places of image tokens."""
+    """Base of the three families' models: a decoder, and a tower whose features replace image tokens."""
 
     lora_targets: ClassVar[tuple[str, ...]] = (
         *("q_proj", "k_proj", "v_proj", "o_proj"),
         *("gate_proj", "up_proj", "down_proj"),
     )
     attends_across_units = True
-    # What the names of the tensors of decoder and tower layers begin with.
+    # Prefixes of the tensor names of decoder and tower layers.
     layer_names: ClassVar[tuple[str, str]] = ("model.layers.", "visual.blocks.")
 
     @property
@@ -77,22 +78,22 @@ class QwenVLModel(Backbone):
 
     @classmethod
     def depths(cls, config: Any) -> tuple[int, int]:
-        """Layers of the decoder; how often the tower's layers repeat."""
+        """Number of decoder layers, and number of repetitions of the tower's blocks."""
         return int(config.text_config.num_hidden_layers), config.vision_config.depth // cls.repeated_blocks(config)
 
     @classmethod
     def with_depths(cls, config: Any, decoder: int, vision: int) -> Any:
-        """The same configuration with other numbers of layers."""
+        """The same configuration with different numbers of layers."""
         blocks = vision * cls.repeated_blocks(config)
         config = copy.deepcopy(config)
         config.text_config.num_hidden_layers, config.vision_config.depth = decoder, blocks
-        if getattr(config.text_config, "layer_types", None) is not None:  # all alike
+        if getattr(config.text_config, "layer_types", None) is not None:  # all layers have this type
             config.text_config.layer_types = ["full_attention"] * decoder
         return config
 
     @classmethod
     def repeated_blocks(cls, config: Any) -> int:
-        """Blocks of the tower after which the same kinds of blocks follow again."""
+        """Number of tower blocks after which the sequence of block kinds repeats."""
         return 1
 
     def forward(
@@ -105,20 +106,19 @@ class QwenVLModel(Backbone):
         dummy_image: bool = False,
         **images: Any,
     ) -> Tensor:
-        """Hidden states after the final norm.
+        """Returns hidden states after the final norm.
 
         Args:
-            input_ids: int64 (n, L), padded on the right.
-            attention_mask: Not needed: causal attention keeps padding on the right out of real tokens.
-            position_ids: int64 (3, n, L), positions on the axes time, height and width.
-            image_rows: int64 (tokens,), where each token of the images belongs in the n * L rows, in the order of their
-                patches.
-            dummy_image: The images belong to no row: they run with weight zero, so that every rank runs the same
-                modules and every vision parameter gets a gradient, exactly zero.
-            images: What the tower's `forward` takes; nothing without images.
+            input_ids: Token ids, int64 (n, L), padded on the right.
+            attention_mask: Ignored: causal attention keeps padding on the right out of real tokens.
+            position_ids: Positions on the axes time, height and width, int64 (3, n, L).
+            image_rows: Index of each image token among the n * L rows, in the order of the patches, int64 (tokens,).
+            dummy_image: The images belong to no row and run with weight zero, so that every rank runs the same modules
+                and every vision parameter gets a gradient of exactly zero.
+            images: Arguments of the tower's `forward`; none without images.
 
         Returns:
-            (n, L, hidden) in the model's dtype; positions of padding hold no meaningful values.
+            States (n, L, hidden) in the model's dtype; values at padding have no meaning.
         """
         embeddings: Tensor = self.decoder.embed_tokens(input_ids)
         deepstack: Sequence[Tensor] = ()
@@ -134,7 +134,7 @@ class QwenVLModel(Backbone):
         return hidden
 
     def freezable(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """The tower without its mergers; the mergers."""
+        """Parameters of the tower without its mergers, and of the mergers."""
         projector = [parameter for merger in self.tower.mergers() for parameter in merger.parameters()]
         of_projector = {id(parameter) for parameter in projector}
         return {
@@ -143,7 +143,7 @@ class QwenVLModel(Backbone):
         }
 
     def unused_modules(self) -> Sequence[nn.Module]:
-        """Everything runs."""
+        """None: all modules run."""
         return ()
 
     def vision_modules(self) -> Sequence[nn.Module]:
@@ -151,7 +151,7 @@ class QwenVLModel(Backbone):
         return (self.tower,)
 
     def check_processor(self, processor: Any, source: Path) -> None:
-        """Whether its patches, and what it knows of windows or of learned positions, are those of this tower."""
+        """Checks that its patches, windows and learned positions match this tower; see `Backbone.check_processor`."""
         vision, field = self.config.vision_config, processor.vision_field
         pairs = {"patch_size": processor.patch_size} | ({field: processor.table} if field else {})
         for name, made in pairs.items():
@@ -161,11 +161,11 @@ class QwenVLModel(Backbone):
                 )
 
     def install_compiled(self) -> None:
-        """All norms; the tower's activation where it is a quick GELU."""
+        """Compiles norms, MLPs and attention, and the tower's activation if it is a quick GELU."""
         install_compiled(self)
 
     def _share_attention(self) -> None:
-        """Decoder and tower attend as the whole model does; transformers decides it for the outermost part alone."""
+        """Sets the attention implementation of decoder and tower; transformers sets only that of the outermost part."""
         self.config._attn_implementation = self.config._attn_implementation
 
 
@@ -200,7 +200,7 @@ class Qwen2_5_VLModel(QwenVLModel, Qwen2_5_VLPreTrainedModel):  # noqa: N801  (t
 
     @classmethod
     def with_depths(cls, config: Any, decoder: int, vision: int) -> Any:
-        """The same configuration with other numbers of layers, as many of them with windows in proportion."""
+        """The same configuration with different numbers of layers, with the same share of windowed layers."""
         full, repeated = config.vision_config.fullatt_block_indexes, cls.repeated_blocks(config)
         config = super().with_depths(config, decoder, vision)
         depth = config.vision_config.depth
@@ -211,14 +211,14 @@ class Qwen2_5_VLModel(QwenVLModel, Qwen2_5_VLPreTrainedModel):  # noqa: N801  (t
 
     @classmethod
     def repeated_blocks(cls, config: Any) -> int:
-        """Windowed blocks and one without windows: 8 at full size; 1 if they do not alternate regularly."""
+        """Number of windowed blocks plus one without windows: 8 at full size; 1 if they do not alternate regularly."""
         full, depth = list(config.vision_config.fullatt_block_indexes), config.vision_config.depth
         repeated = depth // max(1, len(full))
         return repeated if full == list(range(repeated - 1, depth, repeated)) else 1
 
 
 class _Qwen3VLParts(nn.Module):
-    """A module of its own for the checkpoint's names `model.visual.` and `model.language_model.`."""
+    """A separate module, because of the checkpoint's names `model.visual.` and `model.language_model.`."""
 
     def __init__(self, config: Qwen3VLConfig) -> None:
         super().__init__()
@@ -237,11 +237,11 @@ class Qwen3VLModel(QwenVLModel, Qwen3VLPreTrainedModel):
     config_class = Qwen3VLConfig
     tensor_names = TensorNames(
         "model.language_model.embed_tokens.weight",
-        spellings={"language_model.": "model.language_model.", "visual.": "model.visual."},  # AutoModel's
+        spellings={"language_model.": "model.language_model.", "visual.": "model.visual."},  # names from AutoModel
     )
     causal_class = "Qwen3VLForConditionalGeneration"
     layer_names = ("model.language_model.layers.", "model.visual.blocks.")
-    fewest_depths = (3, 3)  # as many as deepstack features, each of which leaves and enters at a layer of its own
+    fewest_depths = (3, 3)  # one tower layer and one decoder layer per deepstack feature
 
     def __init__(self, config: Qwen3VLConfig) -> None:
         super().__init__(config)
@@ -251,7 +251,7 @@ class Qwen3VLModel(QwenVLModel, Qwen3VLPreTrainedModel):
 
     @classmethod
     def with_depths(cls, config: Any, decoder: int, vision: int) -> Any:
-        """The same configuration with other numbers of layers; the deepstack features stay as many."""
+        """The same configuration with different numbers of layers, but the same number of deepstack features."""
         indexes = config.vision_config.deepstack_visual_indexes
         config = super().with_depths(config, decoder, vision)
         first = vision - len(indexes)

@@ -1,9 +1,9 @@
-"""Rotary position embeddings of decoder and vision tower, always computed in float32.
+"""Rotary position embeddings of Qwen-VL's decoder and vision tower, always computed in float32.
 
 transformers keeps inverse frequencies in buffers, which a cast of the model (`.to(torch.bfloat16)`, DeepSpeed's
-engines) rounds to 8 bits. Here they are plain tensors, kept per device, which cannot be cast. They are made on the CPU
-at the first call, so that every device has the same bits, and not where the module is made: a meta device or
-DeepSpeed's `zero.Init` may be in force there.
+engines) rounds to 8 bits. Here they are plain tensors, cached per device, which are not cast. They are computed on the
+CPU, so that every device has the same bits, and at the first call, because the module may be built under a meta device
+or DeepSpeed's `zero.Init`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Rope(nn.Module):
         self._frequencies: dict[torch.device, torch.Tensor] = {}
 
     def frequencies(self, device: torch.device) -> torch.Tensor:
-        """Float32 (width / 2,)."""
+        """The inverse frequencies, float32 (width / 2,)."""
         if device not in self._frequencies:
             steps = torch.arange(0, self.width, 2, dtype=torch.float32, device="cpu") / self.width
             self._frequencies[device] = (1.0 / self.theta**steps).to(device)
@@ -31,13 +31,13 @@ class _Rope(nn.Module):
 
 
 class DecoderRope(_Rope):
-    """The decoder's, with positions on three axes (M-RoPE, https://arxiv.org/abs/2409.12191).
+    """Rotary embedding of the decoder, with positions on three axes (M-RoPE, https://arxiv.org/abs/2409.12191).
 
     Args:
         theta: Base of the frequencies.
         head_dim: Width of a head.
-        sections: Frequencies of the axes time, height and width; their sum is head_dim / 2.
-        interleaved: Whether the axes take turns from the highest frequency on (Qwen3-VL), instead of a block each.
+        sections: Number of frequencies of the axes time, height and width; their sum is head_dim / 2.
+        interleaved: Whether the axes alternate from the highest frequency on (Qwen3-VL), instead of one block per axis.
     """
 
     def __init__(self, theta: float, head_dim: int, sections: Sequence[int], interleaved: bool) -> None:
@@ -49,8 +49,8 @@ class DecoderRope(_Rope):
         """Cosines and sines.
 
         Args:
-            hidden: For its device and dtype.
-            position_ids: int64 (3, n, L).
+            hidden: Embeddings, used for their device and dtype.
+            position_ids: Positions on the axes, int64 (3, n, L).
 
         Returns:
             Both (n, L, head_dim) in the dtype of `hidden`.
@@ -65,30 +65,30 @@ class DecoderRope(_Rope):
 
 
 class TowerRope(_Rope):
-    """The vision tower's: half of a head's frequencies turn with a patch's row, half with its column."""
+    """Rotary embedding of the vision tower: half of a head's frequencies encode a patch's row, half its column."""
 
     def __init__(self, theta: float, head_dim: int) -> None:
         super().__init__(theta, head_dim // 2)
 
     def forward(self, patch_positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `turned` takes, float32 (P, head_dim) each, for patches at int64 (P, 2): row and column."""
+        """Cosines and sines for `turned`, float32 (P, head_dim) each, of patches at rows and columns int64 (P, 2)."""
         angles = (patch_positions[..., None].float() * self.frequencies(patch_positions.device)).flatten(1)
         cosines, sines = angles.cos(), angles.sin()
         return torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)
 
 
 def turned(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Queries and keys turned by their positions in float32: x * cos + (second half, first half of x) * sin.
+    """Rotates queries and keys by their positions, in float32: x * cos + (second half, first half of x) * sin.
 
-    All heads at once and the sign in the table: a third of the operators of transformers' function.
+    All heads are rotated at once and the sign is in the table, which takes a third of transformers' operators.
 
     Args:
-        heads: (P, n, heads, d).
-        cosines: (P, d).
-        sines: (P, d), negative in the first half.
+        heads: Queries and keys, (P, n, heads, d).
+        cosines: Cosines, (P, d).
+        sines: Sines, (P, d), negated in the first half.
 
     Returns:
-        As `heads`.
+        The rotated heads, in the shape and dtype of `heads`.
     """
     exact = heads.float()
     first, second = exact.chunk(2, dim=-1)

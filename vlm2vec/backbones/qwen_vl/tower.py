@@ -1,4 +1,4 @@
-"""The vision towers: transformers' layers, run on the patches of all images of a chunk at once."""
+"""Vision towers of the Qwen-VL families: transformers' layers, run on all patches of a chunk's images at once."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ PATCHES_PER_TOKEN = 4
 
 
 class PatchProjection(nn.Conv3d):
-    """A convolution over one patch, whose kernel is as large as the patch, as the matrix product that it is.
+    """Patch embedding as a matrix product: a convolution whose kernel is as large as the patch is one.
 
-    Weight and bias stay the convolution's, and stay in this module, which is where ZeRO-3 gathers them.
+    Weight and bias keep the convolution's shape, and stay in this module, where ZeRO-3 gathers them.
     """
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(P, channels, frames, S, S) to (P, width)."""
+        """Maps patches (P, channels, frames, S, S) to (P, width)."""
         return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
 
 
 class VisionTower(nn.Module):
-    """Qwen2-VL's: every patch attends to all patches of its image.
+    """Tower of Qwen2-VL: every patch attends to all patches of its image.
 
-    Its parts have the names that published files give them.
+    Its parts have their names in published files.
 
     Args:
         config: The model's `vision_config`.
@@ -64,19 +64,19 @@ class VisionTower(nn.Module):
         return embed, [Qwen2VLVisionBlock(config) for _ in range(config.depth)], merger
 
     def mergers(self) -> list[nn.Module]:
-        """What turns patches into the decoder's image tokens."""
+        """Modules that turn patches into the decoder's image tokens."""
         return [self.merger]
 
     def forward(self, pixel_values: Tensor, patch_positions: Tensor, image_lengths: Sequence[int]) -> list[Tensor]:
         """Features of the images' tokens.
 
         Args:
-            pixel_values: (P, channels * frames * S * S), patches of all images in merge order.
-            patch_positions: int64 (P, 2), row and column of each patch.
-            image_lengths: Patches of each image. Neighbours of equal length are attended as one batch.
+            pixel_values: Patches of all images in merge order, (P, channels * frames * S * S).
+            patch_positions: Row and column of each patch, int64 (P, 2).
+            image_lengths: Number of patches of each image. Attention runs on neighbours of equal length as one batch.
 
         Returns:
-            One tensor (P / 4, hidden of the decoder) in the order of the patches.
+            A list with one tensor (P / 4, hidden of the decoder), in the order of the patches.
         """
         hidden = self.patch_embed(pixel_values)
         position_embeddings = self.rotary_pos_emb(patch_positions)
@@ -86,12 +86,12 @@ class VisionTower(nn.Module):
         return [self.merger(hidden)]
 
     def spans(self, lengths: Sequence[int], hidden: Tensor) -> Spans:
-        """Where attention ends."""
+        """Spans of rows within which attention runs."""
         return Spans.of(lengths, hidden.device, self.config._attn_implementation)
 
 
 class WindowedTower(VisionTower):
-    """Qwen2.5-VL's: most layers attend within windows of 8 x 8 patches, some to the whole image."""
+    """Tower of Qwen2.5-VL: most layers attend within windows of 8 x 8 patches, some to the whole image."""
 
     @staticmethod
     def layers_of(config: Any) -> tuple[nn.Module, list[Any], nn.Module]:
@@ -113,8 +113,9 @@ class WindowedTower(VisionTower):
         """Features of the images' tokens; see `VisionTower.forward`.
 
         Args:
-            window_index: int64 (P / 4,), the tokens ordered by windows, in any order of the windows.
-            window_lengths: Patches of each window in that order. Neighbours of equal length are attended as one batch.
+            window_index: Indices of the tokens, window by window, int64 (P / 4,).
+            window_lengths: Number of patches of each window, in that order. Attention runs on neighbours of equal
+                length as one batch.
         """
         hidden = self.patch_embed(pixel_values)
         back = torch.argsort(window_index)
@@ -137,7 +138,7 @@ class WindowedTower(VisionTower):
 
 
 class DeepstackTower(VisionTower):
-    """Qwen3-VL's: learned positions, and features from inner layers for the decoder's first layers."""
+    """Tower of Qwen3-VL: learned positions, and features of inner layers for the decoder's first layers."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -152,7 +153,7 @@ class DeepstackTower(VisionTower):
         return Qwen3VLVisionPatchEmbed(config), blocks, Qwen3VLVisionPatchMerger(config)
 
     def mergers(self) -> list[nn.Module]:
-        """What turns patches into the decoder's image tokens."""
+        """Modules that turn patches into the decoder's image tokens."""
         return [self.merger, *self.deepstack_merger_list]
 
     def forward(  # type: ignore[override]
@@ -166,11 +167,11 @@ class DeepstackTower(VisionTower):
         """Features of the images' tokens; see `VisionTower.forward`.
 
         Args:
-            interpolation_indices: int64 (4, P), entries of the learned table around each patch.
-            interpolation_weights: Float32 (4, P), their weights.
+            interpolation_indices: Entries of the learned table around each patch, int64 (4, P).
+            interpolation_weights: Their weights, float32 (4, P).
 
         Returns:
-            Features that enter the decoder, then those that are added after its first layers, one tensor a layer.
+            Features that enter the decoder, then features to add after its first layers, one tensor per layer.
         """
         hidden = self.patch_embed(pixel_values)
         learned = (self.pos_embed(interpolation_indices) * interpolation_weights[..., None]).sum(0)
@@ -187,5 +188,5 @@ class DeepstackTower(VisionTower):
 
 
 def _reordered(rows: Tensor, tokens: Tensor) -> Tensor:
-    """Rows (P, width) by another order of their tokens, each of which is four neighbours."""
+    """Reorders rows (P, width) by token; each token is four neighbouring rows."""
     return rows.view(-1, PATCHES_PER_TOKEN, rows.shape[-1]).index_select(0, tokens).flatten(0, 1)

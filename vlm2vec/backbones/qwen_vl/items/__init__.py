@@ -1,1 +1,1 @@
-"""From an item, a text and images, to the arguments of the models' forward."""
+"""Processors of the Qwen-VL families: from texts and images to the arguments of the models' forward."""

@@ -1,4 +1,4 @@
-"""Putting processed items together to the arguments of a Qwen-VL model's forward."""
+"""Collates processed items into the arguments of a Qwen-VL model's forward."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from vlm2vec.backbones.interface import CollatedItems, ProcessedItem
 from vlm2vec.backbones.qwen_vl.items.image_processor import QwenVLImageProcessor
 from vlm2vec.backbones.qwen_vl.items.positions import Grid, num_tokens, patch_positions, token_positions
 
-# Of a `ProcessedItem`: patches before normalisation, in the order of the images in the text, and their grids.
+# Names in a `ProcessedItem` of its patches before normalisation, in the order of the images in the text, and of their
+# grids.
 PATCHES, GRIDS = "image_patches", "image_grids"
 
-# The smallest image: one token.
+# The smallest image, which has one token.
 _DUMMY_GRID: Grid = (2, 2)
 
-# From the grids of a chunk's images to what a family's vision tower reads besides: tensors, and host values, by name.
+# From the grids of a chunk's images to further inputs of a family's vision tower: tensors and host values by name.
 TowerArguments = Callable[[Sequence[Grid]], tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]]
 
 
@@ -28,10 +29,10 @@ class _Image:
     """An image of a chunk.
 
     Attributes:
-        row: Of its item.
-        places: Of its tokens in the row, int64 (tokens,).
-        grid: Of its patches.
-        patches: uint8 (patches, channels * patch_size^2).
+        row: Row of its item.
+        places: Places of its tokens in the row, int64 (tokens,).
+        grid: Grid of its patches.
+        patches: The patches, uint8 (patches, channels * patch_size^2).
     """
 
     row: int
@@ -42,14 +43,14 @@ class _Image:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a model's arguments.
+    """Builds a model's arguments.
 
     Attributes:
         image_processor: Normalises patches.
-        image_token_id: The token whose place an image's features take.
-        pad_token_id: Fills short rows.
-        positions: Of image tokens, see `token_positions`.
-        tower_arguments: The family's.
+        image_token_id: Token that an image's features replace.
+        pad_token_id: Token that pads short rows.
+        positions: Kind of positions of image tokens, see `token_positions`.
+        tower_arguments: Computes the family's further inputs of its vision tower.
     """
 
     image_processor: QwenVLImageProcessor
@@ -59,16 +60,16 @@ class Collator:
     tower_arguments: TowerArguments
 
     def __call__(self, items: Iterable[ProcessedItem], vision_units: int, dtype: torch.dtype) -> CollatedItems:
-        """One call of the model; see `ItemProcessor.collate`.
+        """Builds the arguments of one call of the model; see `ItemProcessor.collate`.
 
-        Images are ordered by their number of patches, so that those of equal size are neighbours and can be attended
-        as one batch. Until the order is known, patches are kept as bytes, an eighth of `pixel_values` in float32.
+        Images are sorted by their number of patches, so that images of equal size are neighbours and attention runs on
+        them as one batch. Until the order is known, patches are kept as bytes, an eighth of `pixel_values` in float32.
 
         Returns:
             Tensors `input_ids`, `attention_mask` int64 (n, L); `position_ids` int64 (3, n, L). With images also
             `pixel_values` (patches, width), `patch_positions` int64 (patches, 2), `image_rows` int64 (tokens,), the
-            places of the images' tokens in the n * L rows, and the family's own; as host value `image_lengths`, the
-            patches of each image, and the family's own.
+            places of the images' tokens among the n * L rows, and the family's tensors; as host values
+            `image_lengths`, the patches of each image, and the family's host values.
         """
         rows: list[torch.Tensor] = []
         positions: list[torch.Tensor] = []
@@ -80,7 +81,7 @@ class Collator:
             positions.append(token_positions(len(item.input_ids), places, grids, self.positions))
             rows.append(item.input_ids)
             images += of_item
-            del item, of_item  # before the next one is made
+            del item, of_item  # frees its patches before the next item's are made
         tensors = padded_ids(rows, self.pad_token_id)
         tensors["position_ids"] = _padded_positions(positions)
         if not images:
@@ -103,7 +104,7 @@ class Collator:
         return [_Image(row, *each) for each in zip(places, grids, patches, strict=True)]
 
     def _pixel_values(self, images: list[_Image], vision_units: int, dtype: torch.dtype) -> torch.Tensor:
-        """Takes the images out of the list as it writes them."""
+        """Normalises the patches of all images; removes images from the list as it goes, to free their memory."""
         pixels = JoinedRows(vision_units, dtype)
         images.reverse()
         while images:
@@ -128,7 +129,7 @@ class Collator:
 
 
 def _padded_positions(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Positions of rows of different lengths, (3, length) each, as one (3, n, L); padding counts from 0."""
+    """Pads positions of rows of different lengths, (3, length) each, to (3, n, L)."""
     length = max(row.shape[1] for row in rows)
     padded = torch.arange(length).repeat(3, len(rows), 1)
     for index, row in enumerate(rows):

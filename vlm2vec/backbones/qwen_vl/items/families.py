@@ -1,4 +1,4 @@
-"""The processors of the three families: what each one's files say, and what its vision tower reads."""
+"""Processors of the three families: defaults of their published files, and inputs of their vision towers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 class Qwen2VLProcessor(QwenVLProcessor):
-    """Qwen2-VL's."""
+    """Processor of Qwen2-VL."""
 
     model_type = "qwen2_vl"
     published: ClassVar[PublishedFile] = PublishedFile(
@@ -37,7 +37,7 @@ class Qwen2VLProcessor(QwenVLProcessor):
 
 
 class Qwen2_5_VLProcessor(QwenVLProcessor):  # noqa: N801  (the model's name)
-    """Qwen2.5-VL's: its tower attends within windows."""
+    """Processor of Qwen2.5-VL, whose tower attends within windows."""
 
     model_type = "qwen2_5_vl"
     vision_field = "window_size"
@@ -51,7 +51,7 @@ class Qwen2_5_VLProcessor(QwenVLProcessor):  # noqa: N801  (the model's name)
 
 
 class Qwen3VLProcessor(QwenVLProcessor):
-    """Qwen3-VL's: its tower has a table of learned positions."""
+    """Processor of Qwen3-VL, whose tower has a table of learned positions."""
 
     model_type = "qwen3_vl"
     vision_field = "num_position_embeddings"

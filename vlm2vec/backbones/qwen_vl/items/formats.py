@@ -1,4 +1,4 @@
-"""The prompt formats of published Qwen-VL embedding models, and which of them a published folder was trained with."""
+"""Prompt formats of published Qwen-VL embedding models, and how to recognise the format of a published folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from vlm2vec.backbones.prompts import PromptFormat
 from vlm2vec.formats.json_files import read_json
 
-# An image's tokens in text: one of them, multiplied after tokenization.
+# Image token in texts; there is one per image, which is repeated after tokenization.
 IMAGE_TOKEN = "<|image_pad|>"
 
 _CHAT_IMAGE = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
 _CHAT = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-_ASSISTANT = "You are a helpful assistant."  # what Qwen2-VL's own template says
+_ASSISTANT = "You are a helpful assistant."  # from Qwen2-VL's template
 
 _VLM2VEC = PromptFormat(name="vlm2vec", image=IMAGE_TOKEN, resize="vlm2vec")
 _CHAT_FORMAT = PromptFormat(
@@ -31,11 +31,11 @@ _CHAT_FORMAT = PromptFormat(
 FORMATS: Mapping[str, PromptFormat] = {
     each.name: each
     for each in (
-        # VLM2Vec's branch main: V2, B3. Texts as they are, positions as if images were text.
+        # VLM2Vec's branch main (V2, B3): texts unchanged, positions as if images were text.
         _VLM2VEC,
         # VLM2Vec's branch v1: VLM2Vec-Qwen2VL-2B and -7B, published with --image_resolution high.
         _VLM2VEC.model_copy(update={"name": "vlm2vec_v1", "resize": "vlm2vec_v1_high"}),
-        # For new training from an Instruct model: its own chat template.
+        # For new training from an Instruct model, with its chat template.
         _CHAT_FORMAT,
         # https://github.com/QwenLM/Qwen3-VL-Embedding
         _CHAT_FORMAT.model_copy(
@@ -62,8 +62,8 @@ FORMATS: Mapping[str, PromptFormat] = {
     )
 }
 
-# Tokens of an image at least and at most, by the code that each format is of. The processor files of published folders
-# are the Instruct models' and say otherwise.
+# Fewest and most tokens of an image in the code of each format. The processor files of published folders differ,
+# because they are those of the Instruct models.
 _TOKEN_LIMITS = {
     "vlm2vec": (4, 1280),
     "vlm2vec_v1": (4, 16384),
@@ -72,8 +72,8 @@ _TOKEN_LIMITS = {
     "gme": (256, 1280),
 }
 
-# Tokens to which they truncate texts. VLM2Vec's branch main gives its tokenizer no limit; v1 was published with
-# --max_len 4096. New training has that of Qwen3-VL-Embedding, whose template it shares.
+# Tokens to which texts are truncated. VLM2Vec's branch main sets no limit; v1 was published with --max_len 4096. New
+# training uses the limit of Qwen3-VL-Embedding, whose template it shares.
 MAX_LENS: Mapping[str, int | None] = {
     "vlm2vec": None,
     "vlm2vec_v1": 4096,
@@ -82,10 +82,10 @@ MAX_LENS: Mapping[str, int | None] = {
     "gme": 1800,
 }
 
-# The paths of VLM2Vec's code, as its adapters record them.
+# Prefixes of VLM2Vec's modules, which its adapters record.
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_MAKERS = (("src.model.vlm_backbone.", "vlm2vec"), ("src.vlm_backbone.", "vlm2vec_v1"))
-# What their folders are called, in the cache of the hub too (models--Qwen--Qwen2-VL-2B-Instruct).
+# Names of published folders, which the hub's cache contains too (models--Qwen--Qwen2-VL-2B-Instruct).
 _FOLDER_NAMES = (
     (r"Qwen(2|2\.5|3)-VL-\d+B(-A\d+B)?-Instruct", "chat"),
     (r"Qwen3-VL-Embedding-\d+B", "qwen3_vl_embedding"),
@@ -93,15 +93,15 @@ _FOLDER_NAMES = (
     (r"VLM2Vec-V2(\.\d+)?|B3_Qwen2_\d+B", "vlm2vec"),
     (r"VLM2Vec-Qwen2VL-\d+B", "vlm2vec_v1"),
 )
-# Code that only one model is published with.
+# Code files that are published with only one model.
 _FILES = (("scripts/qwen3_vl_embedding.py", "qwen3_vl_embedding"), ("modeling_gme_qwen2vl.py", "gme"))
 
 
 def format_limits(prompt_format: PromptFormat, factor: int) -> dict[str, int]:
-    """The limits of the code that a format is of; nothing for formats that are not built in.
+    """Image limits in the code of a built-in format; empty for other formats.
 
     Args:
-        prompt_format: By whatever name.
+        prompt_format: The format; its name does not matter.
         factor: Side of a token in pixels.
     """
     for name, (least, most) in _TOKEN_LIMITS.items():
@@ -113,11 +113,11 @@ def format_limits(prompt_format: PromptFormat, factor: int) -> dict[str, int]:
 def recognised_format(folder: Path) -> str | None:
     """The name of the format that a folder without vlm2vec_config.json was trained with; None if it is unknown.
 
-    An adapter says which code made it. Whole models have the Instruct models' own files: they are recognised by code
-    that is published beside them, or by the name of the folder or of its repository.
+    Adapters record the code that made them. Whole models have the Instruct models' files; they are recognised by code
+    that is published with them, or by the name of the folder or its repository.
 
     Raises:
-        InputError: Damaged files.
+        InputError: A file is damaged.
     """
     found = []
     if (folder / _ADAPTER_CONFIG).is_file():

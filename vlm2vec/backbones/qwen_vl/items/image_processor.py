@@ -1,6 +1,6 @@
-"""Qwen-VL's images: resized, cut into patches, normalised.
+"""Qwen-VL's image preprocessing: resizes images, splits them into patches and normalises them.
 
-Pillow, numpy and torch only. Bit for bit what VLM2Vec's and transformers' processors on Pillow give.
+Uses only Pillow, numpy and torch. The result is bit-identical to VLM2Vec's and transformers' Pillow-based processors.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from vlm2vec.errors import InputError
 from vlm2vec.images.decode import MAX_IMAGE_PIXELS
 from vlm2vec.images.rgb import as_rgb
 
-# Patches are joined two by two into a token, and an image is its own two frames.
+# 2 x 2 patches are joined into a token, and an image is repeated as two frames.
 MERGE_SIZE = 2
 NUM_FRAMES = 2
 NUM_CHANNELS = 3
-# Rows that are normalised at once: few enough to stay in a core's cache.
+# Rows normalised at a time, few enough to stay in a core's cache.
 _ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How an image of one size is resized and cut.
+    """Preprocessing of an image of one size.
 
     Attributes:
-        steps: (width, height) in pixels that it is resized to, one after another.
-        rows, columns: Of patches; both even.
+        steps: Sizes (width, height) in pixels that it is resized to, in order.
+        rows, columns: Rows and columns of patches, both even.
     """
 
     steps: tuple[Size, ...]
@@ -40,24 +40,24 @@ class ImageLayout:
 
     @property
     def num_patches(self) -> int:
-        """What the vision tower sees."""
+        """Number of patches, which the vision tower runs on."""
         return self.rows * self.columns
 
     @property
     def num_tokens(self) -> int:
-        """What the decoder sees."""
+        """Number of tokens, which the decoder runs on."""
         return self.num_patches // MERGE_SIZE**2
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What a model's images are made with.
+    """Settings of a model's image preprocessing.
 
     Attributes:
         patch_size: Side of a patch in pixels: 14 (Qwen2-VL, Qwen2.5-VL) or 16 (Qwen3-VL).
-        min_pixels, max_pixels: Area of a resized image.
-        image_mean, image_std: Per channel, on values in 0..1.
-        resize: One of `vlm2vec.backbones.qwen_vl.items.resize.RULES`.
+        min_pixels, max_pixels: Limits on the area of a resized image in pixels.
+        image_mean, image_std: Mean and standard deviation per channel, for values in 0..1.
+        resize: Resize rule, one of `vlm2vec.backbones.qwen_vl.items.resize.RULES`.
         over_white: Blend RGBA images over white instead of dropping alpha.
     """
 
@@ -71,11 +71,11 @@ class ImageSettings:
 
     @property
     def bounds(self) -> Bounds:
-        """Of the resize rules."""
+        """Bounds for the resize rule."""
         return Bounds(MERGE_SIZE * self.patch_size, self.min_pixels, self.max_pixels)
 
 
-# Asked for several times an image; data sets have few different sizes.
+# Cached, because it is called several times per image, and data sets have few different sizes.
 @lru_cache(maxsize=1 << 16)
 def _layout(size: Size, settings: ImageSettings) -> ImageLayout:
     steps = resize_steps(settings.resize, size, settings.bounds)
@@ -84,13 +84,13 @@ def _layout(size: Size, settings: ImageSettings) -> ImageLayout:
 
 
 class QwenVLImageProcessor:
-    """Cuts images into patches.
+    """Splits images into patches.
 
     Args:
         settings: See `ImageSettings`.
 
     Raises:
-        InputError: An unknown resize rule, or limits that no image can keep.
+        InputError: The resize rule is unknown, or no image can meet the limits.
     """
 
     def __init__(self, settings: ImageSettings) -> None:
@@ -109,16 +109,16 @@ class QwenVLImageProcessor:
 
     @property
     def patch_width(self) -> int:
-        """Numbers of a patch as the model reads it, both frames."""
+        """Number of values of a patch as the model reads it, with both frames."""
         return NUM_CHANNELS * NUM_FRAMES * self.settings.patch_size**2
 
     @property
     def largest_image_size(self) -> Size:
-        """Width and height in pixels of an image that takes as much as any may."""
+        """Width and height in pixels of an image with the highest possible cost."""
         return largest_size(self.settings.resize, self.settings.bounds)
 
     def layout(self, width: int, height: int) -> ImageLayout:
-        """How an image of this size is cut, without looking at it.
+        """Computes the preprocessing of an image from its size alone.
 
         Raises:
             InputError: It is too thin, or too small for the resize rule.
@@ -126,7 +126,7 @@ class QwenVLImageProcessor:
         return _layout((width, height), self.settings)
 
     def resized(self, image: Image.Image) -> Image.Image:
-        """The image as RGB in the size that it is cut in, by Pillow's bicubic filter.
+        """Converts an image to RGB and resizes it with Pillow's bicubic filter.
 
         Raises:
             InputError: See `as_rgb` and `layout`.
@@ -138,10 +138,11 @@ class QwenVLImageProcessor:
         return image
 
     def patches(self, image: Image.Image) -> torch.Tensor:
-        """An image's patches before normalisation, an eighth of the memory of `pixel_values`.
+        """An image's patches before normalisation, which take an eighth of the memory of `pixel_values`.
 
         Returns:
-            uint8 (patches, channels * patch_size^2) in merge order: the four patches of a token are neighbours.
+            Patches in merge order (the four patches of a token are neighbours), uint8 (patches, channels *
+            patch_size^2).
 
         Raises:
             InputError: See `resized`.
@@ -153,11 +154,11 @@ class QwenVLImageProcessor:
         return torch.from_numpy(patches.reshape(-1, NUM_CHANNELS * side**2))
 
     def write_pixel_values(self, patches: torch.Tensor, rows: torch.Tensor) -> None:
-        """Normalises patches to where they stay: (x / 255 - mean) / std in float32, each of the two frames alike.
+        """Writes normalised patches into `rows`: (x / 255 - mean) / std in float32, repeated for both frames.
 
         Args:
-            patches: uint8 (n, channels * patch_size^2).
-            rows: Of any floating dtype (n, `patch_width`), written to; columns are ordered (channel, frame, y, x).
+            patches: Patches, uint8 (n, channels * patch_size^2).
+            rows: Destination of any floating dtype, (n, `patch_width`); columns are ordered (channel, frame, y, x).
         """
         area = self.settings.patch_size**2
         for start in range(0, len(patches), _ROWS_AT_ONCE):
@@ -167,10 +168,10 @@ class QwenVLImageProcessor:
             rows[block].view(-1, NUM_CHANNELS, NUM_FRAMES, area).copy_(values[:, :, None])
 
     def pixel_values(self, image: Image.Image) -> torch.Tensor:
-        """One image as the model reads it.
+        """Preprocesses one image.
 
         Returns:
-            float32 (patches, `patch_width`), in merge order.
+            Patches as the model reads them, float32 (patches, `patch_width`), in merge order.
 
         Raises:
             InputError: See `resized`.

@@ -1,8 +1,8 @@
-"""Where tokens and patches are: computed beside the images, so that the model's forward waits for nothing.
+"""Positions of tokens and patches, computed on the host with the images, so that the model's forward never waits.
 
-A grid is an image's (rows, columns) of patches, both even. Patches are in merge order: blocks of 2 x 2 row by row, and
-row by row within a block; the four patches of a block make one token. What depends on a grid alone is kept, as data
-sets have few different grids.
+A grid is an image's (rows, columns) of patches, both even. Patches are in merge order: blocks of 2 x 2 patches row by
+row, and row by row within a block; a block makes one token. Values that depend only on the grid are cached, because
+data sets have few different grids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KEPT_GRIDS = 256
 
 
 def num_tokens(grid: Grid) -> int:
-    """Tokens of an image."""
+    """Number of tokens of an image."""
     return grid[0] * grid[1] // _MERGE**2
 
 
@@ -33,17 +33,18 @@ def token_positions(
 ) -> torch.Tensor:
     """Positions of a row's tokens on the axes time, height and width.
 
-    "sequence": 0, 1, 2, ... on all three axes. "grid" (M-RoPE, https://arxiv.org/abs/2409.12191): text counts on; an
-    image that begins at p has its tokens at (p, p + y, p + x), and what follows continues at p + its longer side.
+    "sequence": 0, 1, 2, ... on all three axes. "grid" (M-RoPE, https://arxiv.org/abs/2409.12191): text tokens count up
+    on all axes; an image that starts at p has its tokens at (p, p + y, p + x), and the next token is at p + its longer
+    side.
 
     Args:
-        num_ids: Tokens of the row, image tokens included.
-        image_places: Where in the row each image's tokens begin, ascending.
-        grids: Of the images.
-        positions: Which of the two.
+        num_ids: Number of tokens in the row, image tokens included.
+        image_places: Index of the first token of each image in the row, ascending.
+        grids: Grids of the images.
+        positions: Kind of positions, "sequence" or "grid".
 
     Returns:
-        int64 (3, num_ids).
+        Positions, int64 (3, num_ids).
     """
     if positions == "sequence" or not grids:
         return torch.arange(num_ids).expand(3, -1)
@@ -65,10 +66,10 @@ def token_positions(
 
 
 def patch_positions(grids: Sequence[Grid]) -> torch.Tensor:
-    """Row and column of each patch in its image.
+    """Row and column of each patch in its image, of all images.
 
     Returns:
-        int64 (all patches, 2), in merge order.
+        Rows and columns, int64 (patches, 2), in merge order.
     """
     return torch.cat([_patch_positions(grid) for grid in grids])
 
@@ -80,7 +81,7 @@ def _patch_positions(grid: Grid) -> torch.Tensor:
 
 
 def _merge_order(values: np.ndarray) -> np.ndarray:
-    """(rows, columns) to (patches,)."""
+    """Reorders values (rows, columns) to merge order (patches,)."""
     rows, columns = values.shape
     blocks = values.reshape(rows // _MERGE, _MERGE, columns // _MERGE, _MERGE)
     patches: np.ndarray = blocks.swapaxes(1, 2).reshape(-1)
@@ -88,16 +89,16 @@ def _merge_order(values: np.ndarray) -> np.ndarray:
 
 
 def windows(grids: Sequence[Grid], side: int) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Qwen2.5-VL's windows: squares of tokens, smaller at an image's right and lower border.
+    """Windows of Qwen2.5-VL: squares of tokens, smaller at an image's right and lower border.
 
     Args:
-        grids: Of the images.
-        side: Of a window, in tokens.
+        grids: Grids of the images.
+        side: Side of a window in tokens.
 
     Returns:
-        All tokens window by window, int64 (tokens,), and the number of patches of each window. Windows are ordered by
-        size, so that those of equal size can be attended as one batch; within a size they are in the order of the
-        images, row by row.
+        Indices of all tokens, window by window, int64 (tokens,), and the number of patches of each window. Windows are
+        sorted by size, so that attention runs on those of equal size as one batch; windows of equal size are in the
+        order of the images, row by row.
     """
     orders, sizes, first = [], [], 0
     for grid in grids:
@@ -113,7 +114,7 @@ def windows(grids: Sequence[Grid], side: int) -> tuple[torch.Tensor, tuple[int, 
 
 @lru_cache(maxsize=_KEPT_GRIDS)
 def _windows(grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image's tokens window by window, and the number of tokens of each window."""
+    """Indices of an image's tokens, window by window, and the number of tokens of each window."""
     height, width = grid[0] // _MERGE, grid[1] // _MERGE
     rows, columns = np.divmod(np.arange(height * width), width)
     window = rows // side * -(-width // side) + columns // side
@@ -121,15 +122,14 @@ def _windows(grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def interpolation(grids: Sequence[Grid], side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How Qwen3-VL's learned position table is stretched to an image: bilinearly, corner on corner.
+    """Bilinear interpolation of Qwen3-VL's learned position table to an image's grid, with aligned corners.
 
     Args:
-        grids: Of the images.
-        side: Of the square table.
+        grids: Grids of the images.
+        side: Side of the square table.
 
     Returns:
-        Rows of the table that a patch's position is made of, int64 (4, patches), and their weights, float32
-        (4, patches), in merge order.
+        Table entries of each patch, int64 (4, patches), and their weights, float32 (4, patches), in merge order.
     """
     made = [_interpolation(grid, side) for grid in grids]
     return torch.cat([indices for indices, _ in made], dim=1), torch.cat([weights for _, weights in made], dim=1)
@@ -144,9 +144,9 @@ def _interpolation(grid: Grid, side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _stretched(length: int, side: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each of `length` places on an axis, the entries of the table before and behind it, and the weights of both.
+    """For each of `length` places on an axis, the table entries before and after it, and their weights.
 
-    In float32, operation by operation as transformers does it.
+    Computed in float32 with the same operations as transformers.
     """
     one = np.float32(1)
     places = np.arange(length, dtype=np.float32) * np.float32(side - 1) / np.float32(max(length - 1, 1))

@@ -1,4 +1,4 @@
-"""preprocessor_config.json of the Qwen-VL families: read in every published spelling, written as published."""
+"""Reads preprocessor_config.json of the Qwen-VL families in every published form, and writes it as published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ONE_255TH = Field(ge=1 / 255 - 1e-9, le=1 / 255 + 1e-9)
 
 
 class _Size(StrictModel):
-    """Areas in pixels, whatever they are called."""
+    """Limits on the area in pixels, under all their names."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,15 +37,15 @@ class _Size(StrictModel):
 
 
 class PreprocessorFile(StrictModel):
-    """What is read of the file; null is as good as absent. What this code cannot do otherwise must be as published.
+    """Checked fields of the file; null means absent. Settings that this code does not support must be as published.
 
     Attributes:
-        image_processor_type: transformers' class; another family's file says another one.
-        min_pixels, max_pixels, size: Area of a resized image; the former two win.
-        patch_size: In pixels.
-        image_mean, image_std: Per channel, on values in 0..1.
-        window_size: In pixels, Qwen2.5-VL's; read where there is no config.json (an adapter), as is the next.
-        num_position_embeddings: Of Qwen3-VL's learned positions.
+        image_processor_type: Class in transformers, which must be a Qwen class.
+        min_pixels, max_pixels, size: Limits on the area of a resized image; the first two take precedence.
+        patch_size: Side of a patch in pixels.
+        image_mean, image_std: Mean and standard deviation per channel, for values in 0..1.
+        window_size: Side of Qwen2.5-VL's windows in pixels; used if there is no config.json (in an adapter).
+        num_position_embeddings: Number of Qwen3-VL's learned positions; used if there is no config.json.
     """
 
     image_processor_type: Annotated[str, Field(pattern="^Qwen")] | None = None
@@ -67,17 +67,17 @@ class PreprocessorFile(StrictModel):
 
     @classmethod
     def read(cls, folder: Path) -> PreprocessorFile:
-        """The file's settings; none if there is no file.
+        """Reads the file's settings; all are None if there is no file.
 
         Raises:
-            InputError: Damaged, or an impossible value.
+            InputError: The file is damaged, or a value is impossible.
         """
         file = folder / PREPROCESSOR_FILE
         return checked(cls, read_json(file), file) if file.is_file() else cls()
 
     @property
     def limits(self) -> dict[str, int]:
-        """What it says of an image's pixels."""
+        """The limits on an image's pixels in the file."""
         size = self.size or _Size()
         return given_limits(
             {
@@ -88,7 +88,7 @@ class PreprocessorFile(StrictModel):
 
 
 class VisionFields(StrictModel):
-    """What config.json says of the tower that its images depend on; null is as good as absent."""
+    """Fields of config.json's vision tower that preprocessing depends on; null means absent."""
 
     patch_size: _Side | None = None
     window_size: _Side | None = None
@@ -96,7 +96,7 @@ class VisionFields(StrictModel):
 
     @classmethod
     def read(cls, folder: Path) -> VisionFields:
-        """The fields of a folder's config.json; none if there is no file.
+        """Reads the fields of a folder's config.json; all are None if there is no file.
 
         Raises:
             InputError: Damaged, or an impossible value.
@@ -113,16 +113,16 @@ class _ModelFields(StrictModel):
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """What the published files of a family say.
+    """Settings in the published files of a family.
 
     Attributes:
-        patch_size: In pixels.
-        image_mean, image_std: Per channel.
-        min_pixels, max_pixels: The Instruct models' limits, which other published models of the family repeat.
-        processor_class, image_processor_type: transformers' classes.
-        limits_as_edges: Limits are spelled as edges, which are areas all the same.
-        vision_field: See `QwenVLProcessor`; not in the published file, which has config.json beside it.
-        table: Its value.
+        patch_size: Side of a patch in pixels.
+        image_mean, image_std: Mean and standard deviation per channel.
+        min_pixels, max_pixels: Limits of the Instruct models, which other published models of the family repeat.
+        processor_class, image_processor_type: Classes in transformers.
+        limits_as_edges: Whether limits are written as edges (their values are areas nevertheless).
+        vision_field: See `QwenVLProcessor`. It is not in the published file, because config.json is next to it.
+        table: Value of that field.
     """
 
     patch_size: int
@@ -138,18 +138,18 @@ class PublishedFile:
 
     @property
     def limits(self) -> dict[str, int]:
-        """Those of the Instruct models, by name."""
+        """Limits of the Instruct models by name."""
         return {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
 
     def chosen_limits(self, file: PreprocessorFile) -> dict[str, int]:
-        """The limits of a file, if they are not what all published ones say."""
+        """The limits of a file, if they differ from those in all published files; otherwise empty."""
         limits = {**self.limits, **file.limits}
         return {} if limits == self.limits else limits
 
     def settings(
         self, file: PreprocessorFile, vision: VisionFields, prompt_format: PromptFormat, given: Mapping[str, int]
     ) -> ImageSettings:
-        """How images are made: as given, else as the files say, else as the code of the format does."""
+        """Settings of preprocessing: given limits take precedence, then the files', then those of the format's code."""
         patch_size = vision.patch_size or file.patch_size or self.patch_size
         of_format = format_limits(prompt_format, MERGE_SIZE * patch_size)
         return ImageSettings(
@@ -162,12 +162,12 @@ class PublishedFile:
         )
 
     def table_of(self, file: PreprocessorFile, vision: VisionFields) -> int:
-        """The number that the family's tower depends on; 0: none."""
+        """Value of the field that the family's tower depends on; 0 if there is none."""
         field = self.vision_field
         return int(getattr(vision, field) or getattr(file, field) or self.table) if field else 0
 
     def content(self, settings: ImageSettings, table: int) -> dict[str, Any]:
-        """The file as published, for these settings; with `table`, for folders without config.json."""
+        """Content of the file in the published form, plus `table` for folders without config.json."""
         limits: dict[str, Any] = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
         if self.limits_as_edges:
             limits = {"size": {"longest_edge": settings.max_pixels, "shortest_edge": settings.min_pixels}}

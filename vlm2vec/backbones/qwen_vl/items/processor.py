@@ -1,4 +1,4 @@
-"""What the processors of the three families have in common: tokens of a prompt, images, files."""
+"""Base of the three Qwen-VL families' processors: tokens, images, files."""
 
 from __future__ import annotations
 
@@ -37,25 +37,26 @@ _Processor = TypeVar("_Processor", bound="QwenVLProcessor")
 
 
 class QwenVLProcessor(ItemProcessor):
-    """What the three families have in common.
+    """Base of the processors of the three families.
 
     Args:
-        tokenizer: The checkpoint's tokenizer.json pipeline.
-        image_processor: Cuts images.
+        tokenizer: The checkpoint's tokenizer, from tokenizer.json.
+        image_processor: Splits images into patches.
         prompt_format: How prompts are made.
-        table: The number that the family's tower depends on, see `vision_field`.
+        table: Value of the field that the family's tower depends on, see `vision_field`.
 
     Attributes:
-        model_type: The family's name.
-        vision_field: The field of config.json's `vision_config` that the family's positions depend on; "": none.
-        published: What a published preprocessor_config.json of the family says.
+        model_type: Name of the family.
+        vision_field: Field of config.json's `vision_config` that the family's windows or positions depend on; "" if
+            there is none.
+        published: Settings in a published preprocessor_config.json of the family.
 
     Raises:
-        InputError: A format that the family cannot make, or a tokenizer without an image token.
+        InputError: The family does not support the format, or the tokenizer has no image token.
     """
 
-    # A patch costs the tower of a 2B model about 0.67 billion multiplications and a token the decoder 1.5 billion: the
-    # four patches of a token count as one token more.
+    # In a 2B model, a patch costs the tower about 0.67 billion multiplications, and a token costs the decoder 1.5
+    # billion: the four patches of a token count as one further token.
     tokens_per_vision_unit = 0.25
 
     model_type: ClassVar[str]
@@ -85,11 +86,11 @@ class QwenVLProcessor(ItemProcessor):
 
     @abstractmethod
     def _tower_arguments(self, grids: Sequence[Grid]) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
-        """What the family's tower reads besides pixels, positions and lengths: tensors and host values by name."""
+        """Inputs of the family's tower besides pixels, positions and lengths: tensors and host values by name."""
 
     @classmethod
     def check_format(cls, prompt_format: PromptFormat) -> None:
-        """An image needs its token, once, and a rule for its size."""
+        """Checks that an image's text has the image token once, and that the resize rule exists."""
         where = f"prompt format {prompt_format.name!r}"
         if prompt_format.image.count(IMAGE_TOKEN) != 1:
             raise InputError(f"{where}: image is {shorten(prompt_format.image)}; it needs {IMAGE_TOKEN} exactly once")
@@ -105,7 +106,7 @@ class QwenVLProcessor(ItemProcessor):
 
     @property
     def image_limits(self) -> Mapping[str, int]:
-        """The limits in force."""
+        """The limits in use."""
         settings = self.image_processor.settings
         return {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
 
@@ -116,15 +117,15 @@ class QwenVLProcessor(ItemProcessor):
 
     @property
     def largest_image_size(self) -> tuple[int, int]:
-        """Width and height in pixels of an image that takes as much as any may."""
+        """Width and height in pixels of an image with the highest possible cost."""
         return self.image_processor.largest_image_size
 
     def num_image_tokens(self, width: int, height: int) -> int:
-        """Tokens of an image of this size in pixels, without decoding it."""
+        """Number of tokens of an image with this size in pixels, computed without decoding it."""
         return self.image_processor.layout(width, height).num_tokens
 
     def num_vision_units(self, width: int, height: int) -> int:
-        """Patches of an image of this size in pixels, without decoding it."""
+        """Number of patches of an image with this size in pixels, computed without decoding it."""
         return self.image_processor.layout(width, height).num_patches
 
     # Files.
@@ -138,12 +139,12 @@ class QwenVLProcessor(ItemProcessor):
         Args:
             folder: A checkpoint or an adapter.
             prompt_format: The prompt format; None: that of a published folder if recognised (`recognised_format`).
-            limits: `min_pixels`, `max_pixels`; for those that are None, what the folder says. What all published files
-                say is nobody's choice: a built-in format then has the limits of its own code.
+            limits: `min_pixels`, `max_pixels`; None: the folder's limits. If those are the ones in all published files,
+                which were never chosen, a built-in format uses the limits of its code instead.
 
         Raises:
-            InputError: A file is missing or damaged, a format that the family cannot make, limits that no image can
-                keep, or nothing tells the format.
+            InputError: A file is missing or damaged, the family does not support the format, no image can meet the
+                limits, or the format is unknown.
         """
         folder = Path(folder)
         refuse_limits(given_limits(limits), LIMITS, cls.model_type)
@@ -172,7 +173,7 @@ class QwenVLProcessor(ItemProcessor):
         prompt_format: PromptFormat | None = None,
         **limits: int | None,
     ) -> _Processor:
-        """See `ItemProcessor.without_tokenizer`; without a format images are those of new training ("chat")."""
+        """See `ItemProcessor.without_tokenizer`; the default format is that of new training ("chat")."""
         refuse_limits(given_limits(limits), LIMITS, cls.model_type)
         fields = [name for name in ("patch_size", cls.vision_field) if name]
         vision = VisionFields(**{name: getattr(config.vision_config, name) for name in fields})
@@ -186,15 +187,15 @@ class QwenVLProcessor(ItemProcessor):
 
     @classmethod
     def stored_limits(cls, folder: Path) -> dict[str, int]:
-        """What a folder's preprocessor_config.json says, if that is not what all published ones say.
+        """Limits in a folder's preprocessor_config.json, if they differ from those in all published files.
 
         Raises:
-            InputError: Damaged, or an impossible value.
+            InputError: The file is damaged, or a value is impossible.
         """
         return cls.published.chosen_limits(PreprocessorFile.read(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files, as they were read if they were, and preprocessor_config.json."""
+        """Writes the tokenizer's files, unchanged if they were read from a folder, and preprocessor_config.json."""
         self._tokenizer_files.write(Path(folder), self.tokenizer)
         write_json(Path(folder) / PREPROCESSOR_FILE, self.published.content(self.image_processor.settings, self.table))
 
@@ -207,21 +208,21 @@ class QwenVLProcessor(ItemProcessor):
         max_len: int | None = None,
         instruction: str | None = None,
     ) -> list[int]:
-        """Token ids of an item whose images take `image_tokens` tokens each.
+        """Token ids of an item whose images have `image_tokens` tokens each.
 
-        The whole prompt is tokenized at once, as in the originals. Special tokens in a text are special tokens, but for
-        the image token: an image has its tag.
+        The whole prompt is tokenized at once, as in the originals. Special tokens in a text are treated as special
+        tokens, except for the image token, which is refused: images are written as tags.
 
         Raises:
-            InputError: Tags and images do not fit together, the text holds the image token or half of a surrogate pair,
-                or the format has no place for an instruction.
+            InputError: Tags and images do not match, the text holds the image token or a lone surrogate, or the format
+                has no place for an instruction.
         """
         return self._tokenized(text, image_tokens, max_len, instruction)[0]
 
     def _tokenized(
         self, text: str, image_tokens: Sequence[int], max_len: int | None, instruction: str | None
     ) -> tuple[list[int], list[int]]:
-        """Token ids, and the numbers of the images, from 0, in the order of their tokens."""
+        """Token ids, and indices of the images, from 0, in the order of their tokens."""
         prompt = self.prompt_format.prompt(text, len(image_tokens), instruction)
         whole = str(prompt)
         if not image_tokens:
@@ -254,10 +255,10 @@ class QwenVLProcessor(ItemProcessor):
         max_len: int | None = None,
         instruction: str | None = None,
     ) -> ProcessedItem:
-        """One item; its patches are bytes, which `collate` normalises.
+        """Makes one item; its patches are bytes, which `collate` normalises.
 
         Raises:
-            InputError: See `tokenize`; or an image cannot be cut.
+            InputError: See `tokenize`; or an image cannot be resized.
         """
         layouts = [self.image_processor.layout(*image.size) for image in images]
         ids, order = self._tokenized(text, [each.num_tokens for each in layouts], max_len, instruction)
@@ -276,7 +277,7 @@ class QwenVLProcessor(ItemProcessor):
         layouts = [self.image_processor.layout(*size) for size in image_sizes]
         image_tokens, patches = sum(each.num_tokens for each in layouts), sum(each.num_patches for each in layouts)
         if image_tokens > num_tokens:
-            raise ValueError(f"{num_tokens} tokens do not hold images of {image_tokens}")
+            raise ValueError(f"a row of {num_tokens} tokens cannot hold images of {image_tokens} tokens")
         ids = torch.full((num_tokens,), self.pad_token_id)
         ids[:image_tokens] = self.image_token_id
         if not layouts:
@@ -287,7 +288,7 @@ class QwenVLProcessor(ItemProcessor):
         return ProcessedItem(ids, {PATCHES: blank}, {GRIDS: grids}, patches)
 
     def collate(self, items: Iterable[ProcessedItem], vision_units: int, dtype: torch.dtype) -> CollatedItems:
-        """Arguments of the model's `forward`; see `Collator`."""
+        """Builds the arguments of the model's `forward`; see `Collator`."""
         return self._collator(items, vision_units, dtype)
 
 

@@ -1,7 +1,7 @@
-"""To which size an image is resized, from its width and height alone: the rules of the codes that published models.
+"""Resize rules: the size of an image from its width and height, as in the code of each published model.
 
-All of them scale an image to between `min_pixels` and `max_pixels`, each side a multiple of the pixels of a token. They
-differ where an image is tiny, thin or resized twice, and a model must get the images that it was trained with.
+All rules scale an image to between `min_pixels` and `max_pixels`, with both sides multiples of a token's side. They
+differ for tiny and thin images and for images that are resized twice, and a model must get images as in its training.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a rule needs to know.
+    """Limits on the size of the result.
 
     Attributes:
         factor: Side of a token in pixels.
-        min_pixels, max_pixels: Area of the resized image. It may be passed by rounding, and by thin images.
+        min_pixels, max_pixels: Limits on the area of the resized image in pixels. Rounding and thin images may exceed
+            them.
     """
 
     factor: int
@@ -32,17 +33,17 @@ class Bounds:
     max_pixels: int
 
 
-# From a size and bounds to the sizes that an image is resized to, one after another; the last one is what counts.
+# From a size and bounds to the sizes that an image is resized to, in order; the last one is the result.
 Rule = Callable[[Size, Bounds], list[Size]]
 
 
 def resize_steps(rule: str, size: Size, bounds: Bounds) -> tuple[Size, ...]:
-    """The sizes that an image is resized to one after another, without those that change nothing.
+    """The sizes that an image is resized to, in order, without steps that change nothing.
 
     Args:
-        rule: One of `RULES`.
-        size: Of the image.
-        bounds: Of the result.
+        rule: Name of the rule, one of `RULES`.
+        size: Size of the image.
+        bounds: Limits on the result.
 
     Returns:
         At least one size; the last one's sides are multiples of the factor.
@@ -64,13 +65,12 @@ def resize_steps(rule: str, size: Size, bounds: Bounds) -> tuple[Size, ...]:
     return tuple(changing) or (size,)
 
 
-@lru_cache(maxsize=64)  # thousands of sizes are tried
+@lru_cache(maxsize=64)  # because it tries thousands of sizes
 def largest_size(rule: str, bounds: Bounds) -> Size:
-    """The size of an image that gets as many tokens as any may.
+    """The size of an image with the most tokens that any image can have.
 
-    An image that fits exactly takes `max_pixels`. Where they are few tokens, a thin image takes more: its short side is
-    a whole token, however little is left of it, and rounding adds a token to a side. So shapes in fine steps are tried,
-    tiny to large.
+    An image that fits exactly takes `max_pixels`. If those are only a few tokens, a thin image takes more: its short
+    side is at least one token, and rounding adds a token to a side. So many shapes are tried, from tiny to large.
     """
     factor = bounds.factor
     most = max(1, bounds.max_pixels // factor**2)
@@ -90,13 +90,13 @@ def _tokens(rule: str, size: Size, bounds: Bounds) -> int:
 
 
 def _scaled(size: Size, bounds: Bounds, shortest: int = 0, shortest_shrunk: int = 0) -> Size:
-    """The rule that all share, with Python's rounding (half to even).
+    """The scaling that all rules share, with Python's rounding (half to even).
 
     Args:
-        size: Of the image.
-        bounds: Of the result.
-        shortest: Least side after rounding.
-        shortest_shrunk: Least side of an image that is shrunk.
+        size: Size of the image.
+        bounds: Limits on the result.
+        shortest: Shortest side after rounding.
+        shortest_shrunk: Shortest side of an image that is shrunk.
     """
     factor, area = bounds.factor, size[0] * size[1]
     width, height = (max(shortest, round(side / factor) * factor) for side in size)
@@ -110,17 +110,17 @@ def _scaled(size: Size, bounds: Bounds, shortest: int = 0, shortest_shrunk: int 
 
 
 def _transformers(size: Size, bounds: Bounds) -> list[Size]:
-    """Of transformers 5: no side vanishes."""
+    """Rule of transformers 5, in which no side vanishes."""
     return [_scaled(size, bounds, shortest_shrunk=bounds.factor)]
 
 
 def _qwen_vl_utils(size: Size, bounds: Bounds) -> list[Size]:
-    """Of qwen_vl_utils 0.0.14, as Qwen3-VL-Embedding uses it."""
+    """Rule of qwen_vl_utils 0.0.14, which Qwen3-VL-Embedding uses."""
     return [_scaled(size, bounds, shortest=bounds.factor)]
 
 
 def _vlm2vec(size: Size, bounds: Bounds) -> list[Size]:
-    """Of VLM2Vec's branch main (V2, B3): an image with a side below a token is made a square of 2 x 2 tokens first."""
+    """Rule of VLM2Vec's branch main (V2, B3): an image with a side below one token first becomes 2 x 2 tokens."""
     if min(size) >= bounds.factor:
         return [_scaled(size, bounds)]
     square = (2 * bounds.factor, 2 * bounds.factor)
@@ -128,7 +128,7 @@ def _vlm2vec(size: Size, bounds: Bounds) -> list[Size]:
 
 
 def _vlm2vec_v1(size: Size, bounds: Bounds) -> list[Size]:
-    """Of VLM2Vec's branch v1 without `--image_resolution`."""
+    """Rule of VLM2Vec's branch v1 without `--image_resolution`."""
     if min(size) < bounds.factor:
         raise InputError(
             f"an image of {size[0]} x {size[1]} pixels is too small: VLM2Vec v1 needs at least {bounds.factor} a side; "
@@ -138,7 +138,7 @@ def _vlm2vec_v1(size: Size, bounds: Bounds) -> list[Size]:
 
 
 def _squashed(side: int) -> Rule:
-    """Of VLM2Vec's branch v1 with `--image_resolution`: a square of this side, whatever the image's shape."""
+    """Rule of VLM2Vec's branch v1 with `--image_resolution`: a square of a given side, whatever the image's shape."""
 
     def rule(size: Size, bounds: Bounds) -> list[Size]:
         return [(side, side), *_vlm2vec_v1((side, side), bounds)]
@@ -147,7 +147,7 @@ def _squashed(side: int) -> Rule:
 
 
 def _gme(size: Size, bounds: Bounds) -> list[Size]:
-    """Of GME's code: qwen_vl_utils with its own limits first (at most 16,384 tokens), then the processor."""
+    """Rule of GME's code: first qwen_vl_utils with its default limits (at most 16,384 tokens), then the processor."""
     own_limits = replace(bounds, min_pixels=4 * bounds.factor**2, max_pixels=(128 * bounds.factor) ** 2)
     first = _qwen_vl_utils(size, own_limits)
     return [*first, _scaled(first[0], bounds)]
