@@ -122,7 +122,7 @@ def is_same(name: str, stored: Any, used: Any) -> bool:
 
 
 def shown(value: Any, other: Any) -> Any:
-    """A setting's value for a message that compares it with `other`; of a format, its name or the field that differs."""
+    """A setting's value for a message that compares it with `other`: of a format, its name or the differing field."""
     if not isinstance(value, PromptFormat):
         return value
     if not isinstance(other, PromptFormat) or value.name != other.name:
