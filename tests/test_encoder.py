@@ -94,9 +94,9 @@ def test_several_images_enter_in_list_order(encoder: VLM2Vec) -> None:
         (["a", b"b"], None, "item 1: a text must be a string, not bytes"),
         (["ok", "cut \ud83d off"], None, r"item 1: the text has half of a surrogate pair .* at character 4"),
         ([f"<|image_{'1' * 5000}|>"], [SQUARE], r"item 0: an item with 1 image\(s\) has <\|image_1111"),
-        (TAGGED, [SQUARE], "texts must be a list, one entry an item, not a single str"),
-        (None, SQUARE, "images must be a list, one entry an item, not a single Image"),
-        (None, io.BytesIO(), "images must be a list, one entry an item, not a single BytesIO"),
+        (TAGGED, [SQUARE], "texts must be a list with one entry per item, not a single str"),
+        (None, SQUARE, "images must be a list with one entry per item, not a single Image"),
+        (None, io.BytesIO(), "images must be a list with one entry per item, not a single BytesIO"),
         ({"a", "b"}, None, "texts is a set, which has no order of items; give a list"),
         ({"a": 1}.keys(), None, "texts is a dict_keys, which has no order of items; give a list"),
         ({"text": ["a"]}, None, "texts is a dict, which has no order of items; give a list"),
@@ -112,8 +112,8 @@ def test_several_images_enter_in_list_order(encoder: VLM2Vec) -> None:
         ([TAGGED], [{"bytes": b"", "path": None}], "item 0: an image must be a PIL image, a path or bytes, not dict"),
         ([TAGGED], [{b"a"}], "item 0: its images is a set, which has no order"),
         ([TAGGED], [3], "item 0: an image must be a PIL image, a path or bytes, not int"),
-        ([TAGGED], [io.BytesIO(b"")], "item 0: an image must be .* not BytesIO; give its content as bytes"),
-        ([TAGGED], [bytearray(b"a")], "item 0: an image must be .* not bytearray; give its content as bytes"),
+        ([TAGGED], [io.BytesIO(b"")], "item 0: an image must be .* not BytesIO; pass its content as bytes"),
+        ([TAGGED], [bytearray(b"a")], "item 0: an image must be .* not bytearray; pass its content as bytes"),
         ([TAGGED], ["/nowhere/x.png"], "item 0: /nowhere/x.png: cannot read the image"),
         ([TAGGED], ["a\0b"], "item 0: a\0b: cannot read the image"),
         ([TAGGED], ["/"], "item 0: /: not a file"),
@@ -417,8 +417,8 @@ def test_similarity(encoder: VLM2Vec) -> None:
     refused: tuple[tuple[Any, str], ...] = (
         ({1: rows[0]}, "b is a dict, which has no order"),
         ((row for row in rows), "b is a generator, which has no length"),
-        ([rows[0], rows[1][:5]], "b: not vectors of one length"),
-        (["a"], "b: not vectors of one length"),
+        ([rows[0], rows[1][:5]], "b: not vectors of equal length"),
+        (["a"], "b: not vectors of equal length"),
     )
     for wrong, message in refused:
         with pytest.raises(InputError, match=message):

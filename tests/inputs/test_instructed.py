@@ -41,5 +41,5 @@ def test_where_an_instruction_goes(
 
 def test_tags_beside_an_image_are_refused() -> None:
     (item,) = make_items(["<|image_1|> a car"], [IMAGE], PromptFormat(), "Find:")
-    with pytest.raises(InputError, match=r"item 0: the text '<.image_1.> a car' has image tags; leave them out"):
+    with pytest.raises(InputError, match=r"item 0: the text '<.image_1.> a car' has image tags; remove them"):
         instructed(item, PromptFormat())

@@ -1,1 +1,1 @@
-"""From an item (text, images) to the tensors of one encoder call."""
+"""Turns items (text and images) into the tensors of encoder calls."""

@@ -1,4 +1,4 @@
-"""Makes chunks ahead of the model."""
+"""Prepares chunks in a thread ahead of the model, so that the accelerator does not wait for image decoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNKS_AHEAD = 2
 def chunks_ahead(
     inputs: ItemEncoderInputs, items: Sequence[EncodeItem], batches: Sequence[Sequence[int]]
 ) -> Iterator[Chunk]:
-    """The chunk of each batch; a thread opens and cuts the next images while the model works.
+    """Yields the chunk of each batch; a thread decodes and preprocesses the next images while the model computes.
 
     Args:
         inputs: Makes the chunks.

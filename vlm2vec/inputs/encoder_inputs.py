@@ -1,4 +1,4 @@
-"""The one way from an item to an encoder call: measure, tokenise, decode, process, collate."""
+"""Turns items into encoder calls, for encoding, evaluation and training alike: measure, process, collate."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, ItemImage, errors_of
 from vlm2vec.inputs.packing import PackedItem
 
-# English text has about four characters a token under common tokenizers. Only the ranks' balance depends on it.
+# English text has about four characters per token under common tokenizers. Only the ranks' balance depends on this.
 CHARACTERS_PER_TOKEN = 4
 
 
 class ItemEncoderInputs:
     """Makes the encoder's inputs from items, for `encode`, evaluation and training.
 
-    `measure` says what an item takes without decoding it, for planning (`vlm2vec.inputs.packing`); `process` decodes an
+    `measure` returns an item's size without decoding it, for planning (`vlm2vec.inputs.packing`); `process` decodes an
     item; `collate` makes a chunk: tensors for the device, and values that stay on the host.
 
     Args:
-        processor: The model family's.
+        processor: The model family's processor.
         max_len: Longest text-only item in tokens (`--max_len`).
-        pixel_dtype: Dtype in which pixels wait for their turn; the compute dtype, so that bf16 halves their memory.
-        always_dummy: Every chunk without images runs its dummy; for an encoder of which only what images reach is
-            trained (`Backbone.trains_images_alone`): a text would have no gradient path otherwise.
+        pixel_dtype: Dtype of the pixels of a chunk; the compute dtype, so that bf16 halves their memory.
+        always_dummy: Every chunk without images runs a dummy image; needed where only modules that images pass
+            through are trained (`Backbone.trains_images_alone`): a text would have no gradient path otherwise.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ItemEncoderInputs:
         self._several_images: tuple[tuple[int, int], ...] = ()
 
     def cost(self, text_length: int, image_sizes: Sequence[tuple[int, int]]) -> int:
-        """Estimated tokens of an item from its index entry: characters of its text, width and height of its images."""
+        """Estimates the tokens of an item from its text's length in characters and its images' sizes in pixels."""
         text = 1 + (text_length + self.processor.prompt_format.num_added_characters) // CHARACTERS_PER_TOKEN
         if image_sizes:
             try:
@@ -54,7 +54,7 @@ class ItemEncoderInputs:
                 counted = image_sizes if self.processor.tokens_per_vision_unit else ()
                 return text + tokens + self._vision_tokens(sum(self.processor.num_vision_units(*s) for s in counted))
             except InputError:
-                return text  # an image that cannot be cut, such as 1 x 300: whoever plans the item reports it
+                return text  # an impossible image, such as 1 x 300: planning the item reports it
         return min(text, self.max_len) if self.max_len else text
 
     def measure(
@@ -65,14 +65,14 @@ class ItemEncoderInputs:
         is_query: bool = False,
         instruction: str | None = None,
     ) -> PackedItem:
-        """What planning needs of an item, from its text and the sizes of its images.
+        """Measures an item for planning, from its text and the sizes of its images.
 
         Args:
-            text: Its text.
+            text: Text of the item.
             image_sizes: (width, height) in pixels of each image.
-            name: What messages call it.
-            is_query: Whether it is the query side of a pair.
-            instruction: Its own; None: the prompt format's.
+            name: Name of the item in messages.
+            is_query: Whether the item is the query of a pair.
+            instruction: The item's instruction; None: the prompt format's.
 
         Raises:
             InputError: Text and images do not fit together; the message names the item.
@@ -88,7 +88,7 @@ class ItemEncoderInputs:
         return math.ceil(self.processor.tokens_per_vision_unit * vision_units)
 
     def measure_item(self, item: EncodeItem) -> PackedItem:
-        """What planning needs of an item, from its text and the headers of its images; none is decoded.
+        """Measures an item for planning, from its text and the headers of its images; none is decoded.
 
         Raises:
             InputError: The item cannot be encoded; the message names it.
@@ -109,7 +109,7 @@ class ItemEncoderInputs:
             return self.processor.process_item(item.text, images, self.max_len, item.instruction)
 
     def chunk_of(self, items: Sequence[EncodeItem]) -> Chunk:
-        """One encoder call for some items.
+        """Processes and collates items into one encoder call.
 
         Raises:
             InputError: See `process`.
@@ -117,16 +117,16 @@ class ItemEncoderInputs:
         return self.chunk([self.process(item) for item in items], [item.name for item in items])
 
     def chunk(self, items: Sequence[ProcessedItem], names: Sequence[str] = ()) -> Chunk:
-        """One encoder call for items that are processed."""
+        """Collates processed items into one encoder call."""
         return self.collate(items, sum(item.vision_units for item in items), names)
 
     def collate(self, items: Iterable[ProcessedItem], vision_units: int, names: Sequence[str] = ()) -> Chunk:
-        """One encoder call for items that are processed one after another, so that only one's images are held twice.
+        """Collates an iterable of processed items into one encoder call; only one item's images are in memory twice.
 
         Args:
-            items: At least one.
-            vision_units: Vision units of all their images, or more.
-            names: What messages call them.
+            items: Processed items, at least one; they may be made while they are iterated over.
+            vision_units: Number of vision units of all their images, or an upper bound.
+            names: Names of the items in messages.
         """
         made = self.processor.collate(items, vision_units, self.pixel_dtype)
         return Chunk(
@@ -139,11 +139,11 @@ class ItemEncoderInputs:
         )
 
     def expect(self, image_sizes: Sequence[tuple[int, int]]) -> None:
-        """Tells `largest_item` that an item with several images comes, of these sizes (width, height) in pixels."""
+        """Makes `largest_item` consider an item with several images of these sizes (width, height) in pixels."""
         self._several_images = tuple(image_sizes)
 
     def largest_item(self) -> ProcessedItem:
-        """What takes the most: an image that takes as much as any may, or the several images of `expect`, blank."""
+        """The item that takes the most memory: a blank image of the largest size, or the several of `expect`."""
         items = [self._blank_images([self.processor.largest_image_size])]
         if self._several_images:
             items.append(self._blank_images(self._several_images))
@@ -155,9 +155,9 @@ class ItemEncoderInputs:
         return self.process(EncodeItem(tags, images, "the largest item"))
 
     def budget_tokens(self, item: ProcessedItem) -> int:
-        """What an item takes of a chunk's budget."""
+        """Number of tokens that an item takes of a chunk's budget."""
         return len(item.input_ids) + self._vision_tokens(item.vision_units)
 
     def padding_chunk(self) -> Chunk:
-        """The smallest chunk: what a rank runs, with weight zero, where others have more chunks."""
+        """The smallest chunk: a rank runs it with weight zero while other ranks have more chunks."""
         return self.chunk([self.processor.process_item("", [], self.max_len)])

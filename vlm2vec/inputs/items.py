@@ -1,4 +1,4 @@
-"""The one form in which encoding, evaluation and training hand an item over, before anything of it is decoded."""
+"""Items to encode (text, images, instruction), not yet decoded, as encoding, evaluation and training pass them on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ItemImage:
     """An image of an item, decoded only when it is needed.
 
     Attributes:
-        source: What it is read from.
-        name: What messages call it.
+        source: The decoded image, or what it is read from.
+        name: Name of the image in messages.
     """
 
     source: ImageSource
@@ -47,7 +47,7 @@ class ItemImage:
         else:
             path = Path(self.source)
             try:
-                if path.exists() and not path.is_file():  # a pipe would be waited for
+                if path.exists() and not path.is_file():  # reading a pipe could block forever
                     raise InputError(f"{self.name}: not a file")
                 header = read_header(path.read_bytes(), self.name)
             except (OSError, ValueError) as error:
@@ -75,10 +75,10 @@ class EncodeItem:
     """An item to encode.
 
     Attributes:
-        text: Its own text, "" if it has none; the processor makes the prompt of it.
-        images: In the order of the text's tags <|image_1|>, <|image_2|>, ...
-        name: What messages call it.
-        instruction: Its own, for a prompt format with a place for one; None: the format's.
+        text: Text of the item, "" if it has none; the processor builds the prompt from it.
+        images: Images in the order of the text's tags <|image_1|>, <|image_2|>, ...
+        name: Name of the item in messages.
+        instruction: Instruction for a prompt format that has a place for one; None: the format's.
     """
 
     text: str
@@ -88,7 +88,7 @@ class EncodeItem:
 
 
 def named_images(sources: Sequence[ImageSource], name: str) -> tuple[ItemImage, ...]:
-    """An item's images, named after it; of several each by its number, as in the text's tags."""
+    """Wraps an item's images and names them after it; several images are numbered as in the text's tags."""
     if len(sources) == 1:
         return (ItemImage(sources[0], name),)
     return tuple(ItemImage(source, f"{name}: image {number}") for number, source in enumerate(sources, start=1))
@@ -96,7 +96,7 @@ def named_images(sources: Sequence[ImageSource], name: str) -> tuple[ItemImage, 
 
 @contextmanager
 def errors_of(name: str) -> Iterator[None]:
-    """Turns whatever one item raises into an `InputError` that names it: a list may have a million items."""
+    """Turns any exception that an item raises into an `InputError` that names the item, one of perhaps a million."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Packing items into the batches of encoder calls: chunks of a step, batches of `encode` and of an evaluation."""
+"""Packs items into encoder calls: the chunks of a training step, and the batches of `encode` and evaluation."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 import torch
 
-# Padded tokens of a batch of `encode` and of an evaluation: about 20 photographs on an accelerator.
+# Padded tokens of a batch of `encode` and of an evaluation, about 20 photographs on an accelerator.
 DEFAULT_BATCH_TOKENS = 16_384
 DEFAULT_BATCH_TOKENS_CPU = 4_096
-# Of the budget: a call with fewer tokens costs nearly as much as one with that many.
+# Share of the budget below which a call costs nearly as much as a call of that size.
 _SMALL_CHUNK = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class PackedItem:
-    """What planning knows of an item that is not decoded.
+    """Measurements of an item that planning uses before the item is decoded.
 
     Attributes:
-        num_tokens: Length of the item's row, image tokens included.
-        vision_units: What the vision tower runs on for it, in the model family's unit; 0 without images.
-        is_query: Whether it is the query side of a pair.
-        vision_tokens: Decoder tokens that its vision units count as in a budget, besides its row.
-        squared_vision_units: The sum over its images of their squared vision units.
+        num_tokens: Length of the item's row in tokens, including image tokens.
+        vision_units: Work of the vision tower, in the model family's unit (crops or patches); 0 without images.
+        is_query: Whether the item is the query of a pair.
+        vision_tokens: Number of decoder tokens that the vision units count as in a budget, in addition to the row.
+        squared_vision_units: Sum of the squared vision units of the images.
     """
 
     num_tokens: int
@@ -34,23 +34,24 @@ class PackedItem:
 
     @property
     def has_image(self) -> bool:
-        """Whether the vision tower runs for it."""
+        """Whether the vision tower runs for the item."""
         return self.vision_units > 0
 
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """As many items a chunk as fit under a number of tokens, padding and what vision units count as included.
+    """Packs as many items into a chunk as a budget of tokens allows, counting padding and vision units.
 
     Items are sorted by length, those with images first, so that padding is small and the vision tower runs in as few
-    chunks as possible. An item longer than the budget is a chunk of its own. A chunk also ends where the next item is
+    chunks as possible. An item longer than the budget gets a separate chunk. A chunk also ends where the next item is
     shorter than its first by more than `max_shortfall`, unless the chunk is still small.
 
     Attributes:
-        chunk_tokens: The budget.
-        max_shortfall: As a share of the longest item's length; 1 never ends a chunk.
-        images_apart: No chunk holds both items with images and items without, as ranks in lock-step need.
-        keep_order: Chunks are neighbours in the order given.
+        chunk_tokens: The budget, in padded tokens.
+        max_shortfall: Largest shortfall, as a share of the longest item's length; 1 never ends a chunk.
+        images_apart: No chunk mixes items with images and items without: all ranks must run the tower in the same
+            chunks.
+        keep_order: Chunks consist of neighbours in the given order.
     """
 
     chunk_tokens: int
@@ -59,7 +60,7 @@ class TokenBudget:
     keep_order: bool = False
 
     def pack(self, items: Sequence[PackedItem]) -> list[list[int]]:
-        """Chunks of indices into `items`; every item once."""
+        """Returns chunks of indices into `items`; each item is in one chunk."""
         chunks: list[list[int]] = []
         width = vision_tokens = 0
         for index in self._ordered(items):
@@ -101,7 +102,7 @@ class FixedCounts:
     positive_chunk_size: int
 
     def pack(self, items: Sequence[PackedItem]) -> list[list[int]]:
-        """Chunks of indices into `items`; every item once."""
+        """Returns chunks of indices into `items`; each item is in one chunk."""
         chunks: list[list[int]] = []
         for is_query, size in ((True, self.query_chunk_size), (False, self.positive_chunk_size)):
             side = _longest_first(items, [index for index, item in enumerate(items) if item.is_query == is_query])
@@ -113,7 +114,7 @@ Packing = TokenBudget | FixedCounts
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Padded tokens of a batch where the user names no number."""
+    """Default number of padded tokens in a batch."""
     return DEFAULT_BATCH_TOKENS_CPU if device.type == "cpu" else DEFAULT_BATCH_TOKENS
 
 
@@ -123,9 +124,9 @@ def _is_worth_its_padding(num_tokens: int, width: int, num_rows: int, budget: To
 
 
 def merge(chunks: Sequence[list[int]], items: Sequence[PackedItem], budget: TokenBudget) -> list[list[int]]:
-    """Joins neighbouring chunks of one kind as long as the padded result stays within a larger budget.
+    """Joins neighbouring chunks of the same kind (with or without images) up to a larger budget of padded tokens.
 
-    For the pass without a graph, which needs a fraction of the memory. The order of the items stays.
+    It is for the pass without a graph, which needs a fraction of the memory. The order of the items is kept.
     """
     merged: list[list[int]] = []
     for chunk in chunks:

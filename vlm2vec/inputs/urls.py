@@ -1,4 +1,4 @@
-"""Images behind URLs, fetched where a caller allows it: http and https, public addresses, bounded size and time."""
+"""Downloads images from URLs if the caller allows it: http and https, public addresses, limited size and time."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from vlm2vec.errors import InputError
 from vlm2vec.inputs.items import EncodeItem, errors_of
 from vlm2vec.item_rules import shorten
 
-MAX_DOWNLOAD_BYTES = 1 << 26  # of one image; photographs of 80 megapixels stay below
+MAX_DOWNLOAD_BYTES = 1 << 26  # limit for one image; photographs of 80 megapixels are smaller
 SILENCE_LIMIT = 10.0  # seconds without a byte
-TIME_LIMIT = 60.0  # seconds for one image, with its redirects
+TIME_LIMIT = 60.0  # seconds for one image, including its redirects
 _MAX_REDIRECTS = 5
 _THREADS = 8
 _PIECE = 1 << 16
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_SHOWN = 200  # characters of a URL in messages
+_SHOWN = 200  # number of characters of a URL in messages
 
 
 def is_url(source: object) -> bool:
@@ -41,10 +41,10 @@ def is_url(source: object) -> bool:
 
 
 def refuse_url(url: str, allow_urls: bool) -> None:
-    """Refuses a URL that is not asked for, or that may not be fetched.
+    """Refuses a URL if URLs are not allowed, or if it must not be fetched.
 
     Raises:
-        InputError: URLs are not allowed, another scheme than http and https, no host, or a password in the URL.
+        InputError: URLs are not allowed, the scheme is not http or https, or the URL has no host, or a password.
     """
     shown = shorten(url, _SHOWN)
     try:
@@ -55,7 +55,7 @@ def refuse_url(url: str, allow_urls: bool) -> None:
     if parts.scheme.lower() not in ("http", "https"):
         if allow_urls:
             raise InputError(f"{shown}: only http and https URLs are fetched; pass a file's path or its bytes")
-        return  # to be read as a path, as ever
+        return  # it is read as a path
     if not allow_urls:
         raise InputError(f"{shown}: a URL, which is fetched only if allow_urls=True is passed to VLM2Vec.encode")
     if not host:
@@ -66,12 +66,12 @@ def refuse_url(url: str, allow_urls: bool) -> None:
 
 @contextmanager
 def downloaded(items: Sequence[EncodeItem]) -> Iterator[list[EncodeItem]]:
-    """The items with every image behind a URL in a temporary file; each distinct URL is fetched once.
+    """Downloads the images of items that are URLs, each distinct URL once, and yields the items with file paths.
 
-    The files are removed in the end.
+    The files are temporary: they are removed when the context ends.
 
     Raises:
-        InputError: See `fetch`; the message names the first item concerned.
+        InputError: See `fetch`; the message names the first item that has the URL.
     """
     urls = dict.fromkeys(str(image.source) for item in items for image in item.images if is_url(image.source))
     with tempfile.TemporaryDirectory(prefix="vlm2vec-urls-") as folder, ThreadPoolExecutor(_THREADS) as pool:
@@ -99,15 +99,15 @@ def downloaded(items: Sequence[EncodeItem]) -> Iterator[list[EncodeItem]]:
 
 
 def fetch(url: str, file: Path) -> None:
-    """Writes what an http or https URL holds to a file.
+    """Downloads an http or https URL to a file.
 
-    Only public addresses are connected to, also behind redirects: a URL from somebody else's data must not read a
-    cloud's metadata service or a machine of the local network. The address that was checked is the one connected to, so
-    that a second answer of the name server changes nothing. Proxies are not used, as they would hide the address.
+    It connects only to public addresses, also after redirects: a URL in untrusted data must not read a cloud's
+    metadata service or a machine of the local network. It connects to the very address that was checked, so that a
+    second DNS answer cannot change it (DNS rebinding). Proxies are not used, because they would hide the address.
 
     Raises:
-        InputError: See `refuse_url`; a private address, no answer, an HTTP error, more than `MAX_DOWNLOAD_BYTES`, or
-            longer than `SILENCE_LIMIT` without a byte or `TIME_LIMIT` in all.
+        InputError: See `refuse_url`; or the address is private, there is no answer, an HTTP error, more than
+            `MAX_DOWNLOAD_BYTES`, no byte for `SILENCE_LIMIT` seconds, or more than `TIME_LIMIT` seconds in total.
     """
     refuse_url(url, allow_urls=True)
     shown = shorten(url, _SHOWN)
@@ -118,7 +118,7 @@ def fetch(url: str, file: Path) -> None:
                 _copy(response, written, watch)
         except InputError as reason:
             raise InputError(f"{shown}: {reason}") from reason
-        except Exception as reason:  # urllib, http.client and ssl raise a dozen classes
+        except Exception as reason:  # urllib, http.client and ssl raise a dozen classes of exceptions
             if watch.is_over:
                 raise InputError(f"{shown}: not complete after {TIME_LIMIT:g} seconds") from reason
             if isinstance(reason, error.URLError) and isinstance(reason.reason, InputError):
@@ -130,7 +130,7 @@ def fetch(url: str, file: Path) -> None:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also where an IPv4 address is wrapped in it."""
+    """Whether an IP address is public, including IPv4 addresses embedded in IPv6 ones."""
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         inside = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]
@@ -144,7 +144,7 @@ def is_public(address: str) -> bool:
 
 
 class _Watch:
-    """Ends a download's connections when its time is over, whatever they wait for."""
+    """Closes a download's connections when its time is up, even while a read blocks."""
 
     def __init__(self, seconds: float) -> None:
         self.is_over = False
@@ -165,11 +165,11 @@ class _Watch:
             self._sockets.clear()
 
     def connect(self, host: str, port: int, timeout: float) -> socket.socket:
-        """A connection to a public address of the host.
+        """Connects to a public address of the host.
 
         Raises:
-            InputError: One of its addresses is not public.
-            OSError: No connection.
+            InputError: One of the host's addresses is not public.
+            OSError: No address could be connected to.
         """
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -192,7 +192,7 @@ class _Watch:
                 continue
             connection.settimeout(timeout)
             with self._lock:
-                # A second handle of the same connection: the first one may be handed over to TLS.
+                # A duplicate of the socket: wrapping it in TLS detaches the first handle.
                 self._sockets.append(connection.dup())
             return connection
         raise failure
@@ -206,7 +206,7 @@ class _Watch:
 
 
 def _opener(watch: _Watch) -> request.OpenerDirector:
-    """Of http and https alone: without proxies, files, FTP and data URLs, to which a redirect could lead."""
+    """An opener only for http and https: without proxies, and without files, FTP and data URLs as redirect targets."""
 
     class Plain(http.client.HTTPConnection):
         def connect(self) -> None:
@@ -255,7 +255,7 @@ def _copy(response: Any, file: BinaryIO, watch: _Watch) -> None:
 
 
 def _quoted(url: str) -> str:
-    """The URL with blanks and what is not ASCII in its path and query written as %XX."""
+    """Percent-encodes spaces and non-ASCII characters in the path and query of a URL."""
     parts = urlsplit(url)
     safe = "%/:=&?~+!$,;'@()*[]"
     return urlunsplit(parts._replace(path=quote(parts.path, safe), query=quote(parts.query, safe), fragment=""))

@@ -1,4 +1,4 @@
-"""What a user may hand to `VLM2Vec.encode`: sequences of texts and images of many libraries."""
+"""Converts what users pass to `VLM2Vec.encode` to items: sequences of texts and images from many libraries."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vlm2vec.inputs.items import EncodeItem, ImageSource, ItemImage, errors_of, 
 from vlm2vec.inputs.urls import is_url, refuse_url
 
 _IMAGE_KINDS = (Image.Image, str, Path, bytes)
-# What is iterable but is one thing, not a list of things.
+# Types that are iterable but are one value, not a list of values.
 _SINGLE = (*_IMAGE_KINDS, bytearray, memoryview, IOBase)
-# What is sized but can be neither an image nor several of them.
+# Types that have a length but can be neither an image nor a list of images.
 _NO_IMAGES = (bytearray, memoryview, Mapping)
 
 
@@ -29,18 +29,18 @@ def make_items(
     instruction: str | Sequence[str | None] | None = None,
     allow_urls: bool = False,
 ) -> list[EncodeItem]:
-    """Pairs texts and images up by their place in the two sequences.
+    """Makes items of texts and images that have the same position in the two sequences.
 
     Args:
         texts, images: Lists, tuples, numpy arrays, columns of pandas, Arrow or Hugging Face data sets: anything with a
-            length and an order. A column's labels are not looked at. Missing values (None, NaN, NA) mean none.
-        prompt_format: Of the model.
-        instruction: One for all items, or as `texts`.
-        allow_urls: Take http and https URLs for images too; `vlm2vec.inputs.urls.downloaded` fetches them.
+            length and an order. A column's labels are ignored. A missing value (None, NaN, NA) means no text or image.
+        prompt_format: Prompt format of the model.
+        instruction: One for all items, or a sequence like `texts`.
+        allow_urls: Accept http and https URLs as images; `vlm2vec.inputs.urls.downloaded` fetches them.
 
     Raises:
-        InputError: A single item instead of a list, what has no order (a set, a dictionary) or no length (a generator),
-            lists of different lengths, or an entry that is no text or image.
+        InputError: An argument is a single item, or has no order (a set, a dictionary) or no length (a generator), the
+            lists differ in length, or an entry is no text or image.
     """
     if texts is None and images is None:
         raise InputError("give texts, images or both")
@@ -66,7 +66,7 @@ def make_items(
 
 
 def _instructions(instruction: str | Sequence[str | None] | None, count: int) -> list[Any]:
-    """One for each item.
+    """The instruction of each item.
 
     Raises:
         InputError: See `make_items`.
@@ -75,23 +75,25 @@ def _instructions(instruction: str | Sequence[str | None] | None, count: int) ->
         return [instruction] * count
     listed = in_order("instruction", instruction)
     if len(listed) != count:
-        raise InputError(f"{count} items but {len(listed)} instructions; give one for all, or None where one has none")
+        raise InputError(
+            f"{count} items but {len(listed)} instructions; give one for all items, or None for items without one"
+        )
     return listed
 
 
 def in_order(name: str, values: Any, entry: str = "item") -> list[Any]:
-    """The values of a sequence in the order in which they are iterated over, never looked up by label.
+    """Lists the values of a sequence by iterating over it, never by label.
 
     Args:
-        name: What messages call the sequence.
+        name: Name of the sequence in messages.
         values: See `make_items`.
-        entry: What messages call one of its values.
+        entry: Name of one of its values in messages.
 
     Raises:
         InputError: See `make_items`.
     """
     if isinstance(values, _SINGLE):
-        raise InputError(f"{name} must be a list, one entry an item, not a single {type(values).__name__}")
+        raise InputError(f"{name} must be a list with one entry per item, not a single {type(values).__name__}")
     if isinstance(values, (Set, Mapping)):
         raise InputError(f"{name} is a {type(values).__name__}, which has no order of items; give a list")
     if not isinstance(values, Sized) or not hasattr(values, "__iter__"):
@@ -99,7 +101,7 @@ def in_order(name: str, values: Any, entry: str = "item") -> list[Any]:
     if getattr(values, "ndim", 1) != 1:
         raise InputError(
             f"{name} is a {type(values).__name__} of {getattr(values, 'ndim', 1)} dimensions; give a list or one "
-            "column, one entry an item (PIL.Image.fromarray makes an image of an array of pixels)"
+            "column, one entry per item (PIL.Image.fromarray converts an array of pixels to an image)"
         )
     entries: list[Any] = []
     try:
@@ -111,7 +113,7 @@ def in_order(name: str, values: Any, entry: str = "item") -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """An entry without the wrapper of the library that it comes from; None for a missing value."""
+    """Unwraps an entry of the library that it comes from; None for a missing value."""
     if hasattr(value, "as_py"):  # an Arrow scalar
         value = value.as_py()
     is_missing = type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
@@ -135,21 +137,21 @@ def _make_item(name: str, text: Any, images: Any, instruction: Any) -> EncodeIte
 
 
 def _checked_image(image: Any) -> ImageSource:
-    """One image.
+    """Checks that a value is an image.
 
     Raises:
-        InputError: Something else.
+        InputError: It is anything else.
     """
     if isinstance(image, _IMAGE_KINDS) or _is_pixels(image):
         return image  # type: ignore[no-any-return]
     remedy = ""
     if hasattr(image, "ndim"):
-        remedy = "; PIL.Image.fromarray makes an image of an array of pixels"
+        remedy = "; PIL.Image.fromarray converts an array of pixels to an image"
         if isinstance(image, np.ndarray):
             shape = " x ".join(str(side) for side in image.shape)
-            remedy += f" ({image.dtype} of {shape}; uint8 of height x width x 3 or height x width is taken as it is)"
+            remedy += f" ({image.dtype} of {shape}; uint8 of height x width x 3 or height x width is accepted as it is)"
     elif isinstance(image, (IOBase, bytearray, memoryview)):
-        remedy = "; give its content as bytes"
+        remedy = "; pass its content as bytes"
     raise InputError(f"an image must be a PIL image, a path or bytes, not {type(image).__name__}{remedy}")
 
 

@@ -1,4 +1,4 @@
-"""Vectors as users hand them over, and vectors that cannot be ranked."""
+"""Converts embeddings that users pass to tensors, and refuses those that are not finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlm2vec.inputs.user_lists import in_order
 
 
 def as_vectors(name: str, values: Any) -> torch.Tensor:
-    """Vectors as one float32 tensor, in the order in which they are iterated over."""
+    """Converts vectors to one float32 tensor, in the order of iteration."""
     if isinstance(values, torch.Tensor):
         return values.to(torch.float32)
     try:
@@ -21,14 +21,14 @@ def as_vectors(name: str, values: Any) -> torch.Tensor:
         rows = in_order(name, values)
         return torch.stack([torch.as_tensor(row, dtype=torch.float32) for row in rows])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: not vectors of one length ({' '.join(str(error).split())})") from error
+        raise InputError(f"{name}: not vectors of equal length ({' '.join(str(error).split())})") from error
 
 
 def refuse_not_finite(vectors: torch.Tensor) -> None:
-    """Looks at all vectors at once, when they are on the host.
+    """Refuses embeddings with NaN or infinity, which would be ranked like numbers.
 
     Raises:
-        InputError: NaN or infinity, which would be ranked like numbers.
+        InputError: An embedding is not finite; the message names the first such item.
     """
     broken = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten()
     if len(broken):
