@@ -70,7 +70,7 @@ def largest_size(rule: str, bounds: Bounds) -> Size:
     """The size of an image with the most tokens that any image can have.
 
     An image that fits exactly takes `max_pixels`. If those are only a few tokens, a thin image takes more: its short
-    side is at least one token, and rounding adds a token to a side. So many shapes are tried, from tiny to large.
+    side is at least one token, and rounding adds a token to a side. Thousands of shapes are tried, from tiny to large.
     """
     factor = bounds.factor
     most = max(1, bounds.max_pixels // factor**2)
