@@ -175,7 +175,7 @@ def test_a_family_knows_its_formats(phi: Family) -> None:
     assert phi.folder_format(Path()) == PromptFormat(name="phi3_v")
     own = PromptFormat(name="mine", images="first")
     assert phi.prompt_format(own) is own
-    with pytest.raises(InputError, match='"mine" is not a known format; this model\'s family has phi3_v'):
+    with pytest.raises(InputError, match='"mine" is not a known format; this model\'s family supports phi3_v'):
         phi.prompt_format("mine")
     for field, value in {"image": "<i>", "positions": "grid", "transparency": "white", "resize": "qwen"}.items():
         with pytest.raises(InputError, match=f'prompt format .raw.: {field} is "{value}"; a phi3_v supports only '):

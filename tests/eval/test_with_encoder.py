@@ -229,7 +229,7 @@ def test_a_model_is_scored_with_the_prompts_that_it_was_trained_with(
     ):
         mmeb.main([*trained, "--min_pixels", "9"])
     with pytest.raises(
-        InputError, match=r'^--prompt_format: "own" is not a known format; this model\'s family has phi3_v'
+        InputError, match=r'^--prompt_format: "own" is not a known format; this model\'s family supports phi3_v'
     ):
         mmeb.main([*trained, "--prompt_format", "own"])
     seen: list[tuple[str, str]] = []
