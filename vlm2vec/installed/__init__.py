@@ -1,1 +1,1 @@
-"""What an installed package has beside its modules: console scripts, and recipes and engine files found by name."""
+"""Parts of an installed package besides the library: console scripts, and recipes and engine files found by name."""

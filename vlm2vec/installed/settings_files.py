@@ -1,6 +1,6 @@
-"""The recipes and engine files of this project by name: `--config lora_1024 --deepspeed zero2`.
+"""Finds recipes and engine files of this project by name: `--config lora_1024 --deepspeed zero2`.
 
-In the repository they lie in launch/recipes/ and ds_configs/. A wheel has copies beside this module (see setup.py).
+In the repository they are in launch/recipes/ and ds_configs/. A wheel has copies next to this module (see setup.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _INSTALLED, _REPOSITORY = Path(__file__).parent, Path(__file__).parents[2]
 
 
 def recipe_file(path: Path) -> Path:
-    """The YAML file that `--config` means: a path as it is, and a recipe of this project for a bare name.
+    """Resolves `--config` to a YAML file: a path is kept, and a bare name is looked up among this project's recipes.
 
     Raises:
         InputError: A bare name that is neither a file nor a recipe; the message lists the recipes.
@@ -22,7 +22,7 @@ def recipe_file(path: Path) -> Path:
 
 
 def engine_file(path: Path) -> Path:
-    """The JSON file that `--deepspeed` means: a path as it is, and a file of ds_configs/ for a bare name.
+    """Resolves `--deepspeed` to a JSON file: a path is kept, and a bare name is looked up in ds_configs/.
 
     Raises:
         InputError: A bare name that is neither a file nor one of ds_configs/; the message lists them.
@@ -31,14 +31,14 @@ def engine_file(path: Path) -> Path:
 
 
 def _find(path: Path, flag: str, what: str, folders: tuple[Path, ...], suffix: str) -> Path:
-    """The file of that name in the first of the folders that exists.
+    """Looks up a bare name in folders; anything else is returned unchanged.
 
     Args:
-        path: What was given; a name without folder and suffix is looked up, unless a file has it.
-        flag: Names the value in the message.
-        what: Such files, in the message.
-        folders: The wheel's and the repository's.
-        suffix: Of such files.
+        path: Value of the flag; a name without folder and suffix is looked up, unless a file has that name.
+        flag: The flag, for the message.
+        what: Kind of file, for the message.
+        folders: Folders of the wheel and of the repository.
+        suffix: Suffix of the files.
     """
     if path.name != str(path) or path.suffix or path.exists():
         return path

@@ -101,7 +101,8 @@ class Parser(argparse.ArgumentParser):
     Args:
         examples: Commands for the end of the help, each on one line; `tests/test_help.py` parses them.
         old_names: Flags of other programs, without dashes, and what to use here instead.
-        keywords: As argparse's. `prog` is how the program is started; its console script shows its own name instead.
+        keywords: Arguments of `argparse.ArgumentParser`. `prog` is how the program is started; its console script
+            shows its own name instead.
     """
 
     # Modules and the console scripts that run them; set if this process is one of these scripts.
@@ -123,7 +124,7 @@ class Parser(argparse.ArgumentParser):
                 action.help = "Show this help and exit."
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Called by argparse, whatever the way to parse."""
+        """Expands `~` in all arguments; every way to parse calls this method."""
         words = sys.argv[1:] if args is None else args
         return super().parse_known_args([_at_home(word) for word in words], namespace)
 

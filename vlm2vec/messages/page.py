@@ -1,4 +1,4 @@
-"""Pages for the browser: one file without scripts that loads nothing, light or dark."""
+"""Renders HTML pages: one file each, without scripts or external resources, in light and dark colours."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _BASE = Path(__file__).parent / "templates"
-# Colours that colour-blind people can distinguish (Okabe and Ito), then greys and lines: on a light page, and the same
-# on a dark one.
+# Colours that colour-blind people can distinguish (Okabe and Ito), then greys and lines: colour on a light page, and
+# its counterpart on a dark one.
 _ON_DARK = {
     "#0072b2": "#4aa3df",
     "#d55e00": "#f08a4b",
@@ -35,8 +35,8 @@ def render_page(templates: Path, name: str, **values: object) -> str:
 
     Args:
         templates: Folder of the template.
-        name: Of the template.
-        values: What it shows.
+        name: File name of the template.
+        values: Variables of the template.
     """
     environment = Environment(
         loader=FileSystemLoader([templates, _BASE]),
@@ -62,7 +62,7 @@ def adaptive_svg(svg: str) -> str:
 
 
 def shown_text(text: str) -> str:
-    """A text from data: control characters, which may hide or reorder what is shown, as their code points."""
+    """Replaces control characters of a text from data, which may hide or reorder text, by their code points."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else f"\\u{ord(character):04x}"
         for character in text.strip("\n")
