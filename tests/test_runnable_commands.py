@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trials.rig.documents import Block, prepare, run_block, runnable_blocks
+from trials.rig.forked import are_gone
 from trials.rig.launcher import REPOSITORY
 from trials.rig.patience import HANG_SECONDS
 
@@ -59,9 +60,9 @@ def test_every_mark_marks_a_block() -> None:
         assert marks == sum(block.page == page for block in runnable_blocks()), page
 
 
-def test_a_failing_command_fails_its_block(tmp_path: Path, forked_python: Path) -> None:
+def test_a_failing_command_fails_its_block_and_nothing_of_it_is_left(tmp_path: Path, forked_python: Path) -> None:
     variables = prepare(tmp_path, forked_python)
-    block = Block("page", 1, "bash", "false | true\necho went on\n", is_slow=False)
+    block = Block("page", 1, "bash", "echo $$\nsleep 3600 &\nfalse | true\necho went on\n", is_slow=False)
     outcome = run_block(block, tmp_path, variables, HANG_SECONDS)
     assert outcome.exit_code == 1
-    assert outcome.output == ""
+    assert are_gone([int(outcome.output)])

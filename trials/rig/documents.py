@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from trials.rig.launcher import REPOSITORY, environment, free_port
 README, DOCS = REPOSITORY / "README.md", REPOSITORY / "docs"
 # What commands name besides the demo's files.
 _FOLDERS = ("ds_configs", "examples", "launch")
+# By language: what runs a block, and the file that it is written to.
+_PROGRAMS = {"bash": (("bash", "-euo", "pipefail"), "block.sh"), "python": (("python",), "block.py")}
 _BLOCK = r"\s*\n```(\w+)\n(.*?)^```$"
 _RUNNABLE = re.compile(rf"<!-- runnable(: slow)? -->{_BLOCK}", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(rf"<!-- file: ([\w.]+) -->{_BLOCK}", re.MULTILINE | re.DOTALL)
@@ -115,22 +117,24 @@ def run_block(block: Block, folder: Path, variables: dict[str, str], timeout: fl
         block: To run.
         folder: The working directory.
         variables: What `prepare` returned.
-        timeout: Seconds, after which everything that the block started is killed.
+        timeout: Seconds, after which the block is killed; so is what it has left in the background when it ends.
     """
-    words: Sequence[str] = ("bash", "-euo", "pipefail", "-c", block.text)
-    if block.language == "python":
-        (folder / "block.py").write_text(block.text, encoding="utf-8")
-        words = ("python", "block.py")
+    # A file: on the command line, `pkill -f` would find the words of the block itself.
+    program, name = _PROGRAMS[block.language]
+    (folder / name).write_text(block.text, encoding="utf-8")
     start = time.monotonic()
     log = folder / "output.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            words, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            [*program, name], cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it left in the background
     seconds = time.monotonic() - start
     return Outcome(process.returncode, log.read_text(errors="replace"), seconds)
