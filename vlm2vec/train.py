@@ -11,15 +11,17 @@ from contextlib import closing
 
 from vlm2vec.training.modes import parse_modes
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+if __name__ == "__main__":
     modes, words = parse_modes(sys.argv[1:])
+    is_first = os.environ.get("RANK", "0") == "0"
     if not modes and {"-h", "--help"} & {*words}:
-        # Printed before the import of torch, which takes seconds.
+        # Printed before the import of torch, which takes seconds, and once, however many ranks a launcher starts.
         from vlm2vec.training.flags.parser import parser as training_parser
 
-        training_parser().print_help()
+        if is_first:
+            training_parser().print_help()
         sys.exit()
-    if not modes:
+    if is_first and not modes:
         # The imports take seconds on an idle machine, a minute on a busy one.
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
 
