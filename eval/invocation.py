@@ -25,7 +25,15 @@ from vlm2vec import __version__
 from vlm2vec.device import describe_device
 from vlm2vec.errors import InputError
 from vlm2vec.files import committed
-from vlm2vec.formats.json_files import Count, StrictModel, checked, read_json, write_json
+from vlm2vec.formats.json_files import (
+    Count,
+    StrictModel,
+    checked,
+    read_json,
+    with_checksum,
+    without_checksum,
+    write_json,
+)
 from vlm2vec.messages.words import counted
 from vlm2vec.ranks import world_size
 
@@ -149,7 +157,7 @@ class Started:
         path = folder / CALLS_FILE
         try:
             with committed(path) as temporary:
-                write_json(temporary, _RunFile(calls=calls).model_dump())
+                write_json(temporary, with_checksum(_RunFile(calls=calls).model_dump()))
         except OSError as error:
             raise InputError(f"{path}: cannot write it ({error.strerror})") from error
 
@@ -164,7 +172,7 @@ def read_invocations(folder: Path) -> list[Invocation]:
     if not path.is_file():
         return []
     try:
-        return checked(_RunFile, read_json(path), path).calls
+        return checked(_RunFile, without_checksum(read_json(path), path), path).calls
     except InputError as error:
         raise InputError(f"{error}; delete this file: scores do not depend on it") from error
 

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from eval.invocation import CALLS_FILE, Started, describe_calls, read_invocations
 from eval.misses import Gallery
 from eval.results import SOURCE_KEYS, read_scores, write_run
 from eval.table import Run, metrics_table, notes, score_table
@@ -53,6 +55,7 @@ def make_run(folder: Path) -> None:
     about = {"model": model, "strict_original": False, "num_items": 280, "warnings": ["a warning"], "image_dir": ""}
     sources = {name: dict.fromkeys(SOURCE_KEYS, "digest") for name in DATASETS}
     write_run(folder / "run", parts, about, sources, MMEB)
+    Started.now("eval.mmeb", ["--subset_name", *DATASETS]).record(folder / "run", torch.device("cpu"), 7, DATASETS)
     (folder / "run/checkpoint-7").mkdir()
     write_json(folder / "run/best.json", with_checksum({"checkpoint": "checkpoint-7", "score": 0.125}))
 
@@ -66,6 +69,7 @@ def read_all(folder: Path) -> Any:
         *(summary, score_table([run]), metrics_table([run]), notes([run]), read_card_scores(folder)),
         *(misses.worst(name, 20) for name in DATASETS),
         read_best(folder),
+        describe_calls(read_invocations(folder)),
     )
 
 
@@ -125,6 +129,8 @@ OPERATORS: dict[str, tuple[str, Callable[[Path, random.Random], None]]] = {
     "columns of predictions.parquet": ("predictions.parquet", damage_table),
     "values of best.json": ("best.json", damage_json),
     "bytes of best.json": ("best.json", damage_bytes),
+    f"values of {CALLS_FILE}": (CALLS_FILE, damage_json),
+    f"bytes of {CALLS_FILE}": (CALLS_FILE, damage_bytes),
 }
 
 
