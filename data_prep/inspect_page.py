@@ -262,7 +262,7 @@ def _side(name: str, item: Item | str, key: str, score: str = "") -> Side:
 
 
 def _thumbnail(data: bytes, name: str, number_of: int) -> Thumbnail:
-    """A thumbnail of one of an item's so many images; a small one is shown enlarged."""
+    """A thumbnail of one of an item's `number_of` images; a small image is shown enlarged."""
     limit = _PIXELS if number_of == 1 else _ONE_OF_SEVERAL_PIXELS
     try:
         image = open_image(data, name)

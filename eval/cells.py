@@ -1,4 +1,4 @@
-"""Rows and tables as data, and what is added where runs are compared: differences, the best of a row."""
+"""Rows and tables as data, with differences between runs and the best value of each row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 NOT_SCORED = "-"
-# Behind a number that does not differ from the baseline's by more than the intervals of both allow.
+# Shown after a number whose difference from the baseline's may be due to chance.
 UNCLEAR = " ~"
 UNCLEAR_NOTE = (
     f"A number with{UNCLEAR} differs from that of {{first}} by less than the 95 % intervals of both allow to tell."
@@ -24,8 +24,8 @@ class Row:
     Attributes:
         cells: Texts and numbers.
         is_mean: Whether the numbers are means.
-        unclear: Places of the numbers that do not differ from the baseline's by more than chance explains.
-        apart: Places of the numbers that are not of the same rows as the baseline's.
+        unclear: Places of the numbers whose difference from the baseline's may be due to chance.
+        apart: Places of the numbers that were not scored on the same rows as the baseline's.
         differences: Places of the numbers that are shown with their sign.
         best: Places of the numbers that are the best of their row.
     """
@@ -42,7 +42,7 @@ class Row:
         return [self._text(place, cell) for place, cell in enumerate(self.cells)]
 
     def kinds(self) -> list[str]:
-        """What each cell is, as the page's style calls it: "best", "up", "down", or nothing."""
+        """The style class of each cell on the page: "best", "up", "down", or ""."""
         return [self._kind(place, cell) for place, cell in enumerate(self.cells)]
 
     def part(self, places: Sequence[int]) -> Row:
@@ -98,8 +98,8 @@ def compared(table: ScoreTable, labels: Sequence[str], baseline: int) -> ScoreTa
     """A table of runs with a column for each other run's difference from the baseline, and the best of rows marked.
 
     Args:
-        table: Its last columns are the runs'.
-        labels: Of the runs; a single one is not compared with anything.
+        table: The table; its last columns are the runs.
+        labels: The runs' labels; a single run is not compared with anything.
         baseline: Place of the run that the others are compared with.
     """
     if len(labels) < 2:
@@ -133,7 +133,7 @@ def _compared(row: Row, num_runs: int, baseline: int, others: Sequence[int]) -> 
 
 
 def _best(row: Row, first: int) -> frozenset[int]:
-    """Places of the highest number; none where all are the same, or not of the same rows."""
+    """Places of the highest number; none if all are equal, or not of the same rows."""
     numbers = {place: cell for place, cell in enumerate(row.cells) if place >= first and isinstance(cell, float)}
     if row.apart or len(set(numbers.values())) < 2:
         return frozenset()
@@ -142,10 +142,10 @@ def _best(row: Row, first: int) -> frozenset[int]:
 
 
 def not_told_apart(scores: Sequence[tuple[float, Sequence[float]] | None], baseline: int = 0) -> list[int]:
-    """Places of the scores whose difference from the baseline's has an interval that holds 0.
+    """Places of the scores whose difference from the baseline's has an interval that contains 0.
 
-    The interval of a difference is made of those of both scores ("MOVER", Zou and Donner 2008), as if the two were of
-    different queries: for the same queries it is too wide, so that what is told apart is told apart.
+    The interval of a difference is computed from those of both scores ("MOVER", Zou and Donner 2008), as if they were
+    of different queries. For the same queries it is too wide, so a difference that is reported is real.
 
     Args:
         scores: (score, [low, high]) of each run, None = not scored.

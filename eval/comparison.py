@@ -1,4 +1,4 @@
-"""Runs that a report puts side by side: their tables and notes, against one of them as the baseline."""
+"""Compares the runs of a report: tables and notes, with one run as the baseline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Comparison:
     baseline: str = ""
 
     def scores(self) -> ScoreTable:
-        """Every dataset's scores; `runs` has one at least."""
+        """Every dataset's scores; `runs` must not be empty."""
         return compared(score_table(self.runs, self._place(self.runs)), _labels(self.runs), self._place(self.runs))
 
     def summary(self) -> ScoreTable:
@@ -59,14 +59,14 @@ class Comparison:
         return [table for table in tables if table is not None]
 
     def described(self) -> list[tuple[str, Sequence[Invocation]]]:
-        """Every run in a line, and the calls that scored it."""
+        """For every run a line, and the calls that scored it."""
         return [
             *((describe_run(run), run.calls) for run in self.runs),
             *((describe_retrieval(run), run.calls) for run in self.retrievals),
         ]
 
     def remarks(self) -> list[str]:
-        """What a reader of the tables must know."""
+        """Notes that a reader of the tables needs."""
         lines = [*remarks(self.runs, self._place(self.runs))] if self.runs else []
         lines += retrieval_remarks(self.retrievals)
         rows = [row for table in self.tables() for section in table.sections for row in section]
@@ -82,7 +82,7 @@ class Comparison:
 
     @property
     def has_warnings(self) -> bool:
-        """Whether a program warned of the data or the model of a run."""
+        """Whether a program warned about the data or the model of a run."""
         return any(run.summary["warnings"] for run in [*self.runs, *self.videos]) or bool(
             retrieval_remarks(self.retrievals)
         )
@@ -93,7 +93,7 @@ class Comparison:
         return lines + self.remarks()
 
     def _place(self, runs: Sequence[Run | RetrievalRun]) -> int:
-        """The baseline's place; the first where it has no such scores."""
+        """The baseline's place; 0 if it has no such scores."""
         labels = _labels(runs)
         return labels.index(self.baseline) if self.baseline in labels else 0
 

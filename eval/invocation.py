@@ -1,6 +1,6 @@
 """`scored_by.json`: when, by which command and on what a run was scored.
 
-It is a file of its own because all other files of two equal runs are equal to the bit.
+It is a separate file, so that all other files of two equal runs are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Invocation(StrictModel):
     Attributes:
         finished: UTC, ISO 8601, to the second.
         command: The command line, without secrets and without what launchers add.
-        version: Of the package.
-        commit: Of the checkout that the code came from, with " and changes" if files differ from it; None: installed
+        version: The package's version.
+        commit: The commit of the code's checkout, with " and changes" if files differ from it; None: installed
             without one.
-        device: What the first rank computed on.
-        num_ranks: How many ranks computed.
-        seconds: From the start of the program to its last file.
-        num_encoded: Items that this call encoded; others were there from an earlier one.
-        datasets: What it scored and no later call scored again.
+        device: The first rank's device.
+        num_ranks: Number of ranks.
+        seconds: Time from the start of the program to its last file.
+        num_encoded: Number of items that this call encoded; others were encoded by an earlier one.
+        datasets: The datasets that it scored and no later call scored again.
     """
 
     finished: str
@@ -105,7 +105,7 @@ class _RunFile(StrictModel):
 
 @dataclass(frozen=True)
 class Started:
-    """A call that has begun.
+    """A call in progress.
 
     Attributes:
         command: See `Invocation`.
@@ -166,7 +166,7 @@ def read_invocations(folder: Path) -> list[Invocation]:
     """The calls that scored a run, the last one last; none for a run of an older version.
 
     Raises:
-        InputError: Damaged, or not as the programs write it.
+        InputError: The file is damaged, or not in the programs' format.
     """
     path = folder / CALLS_FILE
     if not path.is_file():
@@ -178,7 +178,7 @@ def read_invocations(folder: Path) -> list[Invocation]:
 
 
 def describe_calls(calls: Sequence[Invocation]) -> list[str]:
-    """A line for each call that scored a run."""
+    """One line per call that scored a run."""
     return [
         f"scored{scored_part(call, calls)} {call.date} by {call.source} in {call.work}: {call.command}"
         for call in calls
@@ -186,12 +186,12 @@ def describe_calls(calls: Sequence[Invocation]) -> list[str]:
 
 
 def scored_part(call: Invocation, calls: Sequence[Invocation]) -> str:
-    """What a call scored, where others scored the rest."""
+    """The datasets that a call scored, if other calls scored the rest."""
     return f" {', '.join(call.datasets)}" if len(calls) > 1 else ""
 
 
 def _without(calls: Sequence[Invocation], datasets: Collection[str]) -> list[Invocation]:
-    """Earlier calls with what is not scored anew."""
+    """Earlier calls, without the datasets that are scored again."""
     left = [(call, [name for name in call.datasets if name not in datasets]) for call in calls]
     return [call.model_copy(update={"datasets": names}) for call, names in left if names]
 

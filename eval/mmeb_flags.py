@@ -21,7 +21,7 @@ SETTINGS = (*LIMITS, "max_len", "normalize", "prompt_format")
 
 
 def flag(text: str, metavar: str | None = None) -> dict[str, str]:
-    """A field's metadata: the help of its flag, and what stands there for the value; by its type if None."""
+    """A field's metadata: the help of its flag, and the placeholder of its value (by its type if None)."""
     return {"help": text} if metavar is None else {"help": text, "metavar": metavar}
 
 

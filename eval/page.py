@@ -1,4 +1,4 @@
-"""`report.html`: everything of a report in one file that needs no other."""
+"""Writes `report.html`: a whole report in one self-contained file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlm2vec.mmeb import PUBLISHED_SCORES
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STEP_COLOURS = ("#111827", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b5cf6")
-# Where there are more columns, a narrow screen is told to scroll.
+# With more columns, a narrow screen shows a hint to scroll.
 _NARROW_COLUMNS = 3
 
 

@@ -1,4 +1,4 @@
-"""The tables of one or more runs, as data: what the terminal and `report.md` both show."""
+"""The tables of one or more runs as data, for the terminal, `report.md` and the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PAPER_HEADINGS = {
 }
 
 
-# How checkpoints of a training run are called, and what people call exported ones.
+# Names of checkpoints of a training run, and usual names of exported ones.
 _STEP = re.compile(r"(?:checkpoint|step)[-_]?(\d+)")
 
 
@@ -41,7 +41,7 @@ class Run:
         label: The heading.
         summary: The content.
         step: The training step of its model; None: not known.
-        calls: Of the program that scored it; none for a run of an older version.
+        calls: The calls of the program that scored it; none for a run of an older version.
     """
 
     label: str
@@ -72,7 +72,7 @@ def percent(share: float | None) -> float | None:
 
 
 def step_of(label: str, folder: Path, summary: Mapping[str, Any]) -> int | None:
-    """The training step that a run's name, its folder or its model's path says ("checkpoint-400"); None: none does."""
+    """The training step in a run's name, its folder or its model's path ("checkpoint-400"); None if there is none."""
     model = summary["model"]
     for name in (label, folder.name, str(model["checkpoint_path"] or ""), str(model["model_name"])):
         found = _STEP.findall(name)
@@ -106,7 +106,7 @@ def score_table(runs: Sequence[Run], baseline: int = 0) -> ScoreTable:
 
 
 def metrics_table(runs: Sequence[Run]) -> ScoreTable:
-    """Every run's overall figures: Precision@1 with its interval, and what looks beyond the first candidate."""
+    """Every run's overall metrics: Precision@1 with its interval, and metrics beyond the first candidate."""
     rows = []
     for run in runs:
         overall = run.group(OVERALL)
@@ -129,7 +129,7 @@ def has_paper_figures(runs: Sequence[Run]) -> bool:
 
 
 def paper_table(runs: Sequence[Run]) -> ScoreTable | None:
-    """The runs in the form of the paper's main table, above its figures; None if no run scored a whole group of MMEB.
+    """The runs in the form of the paper's main table, above the paper's scores; None if no run scored a whole group.
 
     The paper's means are over all datasets of a group, so a mean over some of them is left out.
     """
@@ -152,7 +152,7 @@ def paper_table(runs: Sequence[Run]) -> ScoreTable | None:
 
 
 def complete_mean(run: Run, group: str) -> float | None:
-    """A group's mean in percent, if all datasets that the benchmark lists for it were scored, and no others."""
+    """A group's mean in percent, if exactly the datasets that the benchmark lists for it were scored."""
     mean = run.group(group)
     complete = mean is not None and mean["num_datasets"] == mean["num_datasets_of_benchmark"]
     return 100.0 * mean["acc"] if mean is not None and complete else None
@@ -164,7 +164,7 @@ def notes(runs: Sequence[Run], baseline: int = 0) -> list[str]:
 
 
 def remarks(runs: Sequence[Run], baseline: int = 0) -> list[str]:
-    """Whatever makes columns incomparable, and what the programs warned of."""
+    """Reasons why columns are not comparable, and the programs' warnings."""
     lines = []
     if len({frozenset(run.datasets) for run in runs}) > 1:
         lines.append("The runs cover different datasets: their means are not over the same ones.")
@@ -194,7 +194,7 @@ def _differs(name: str, runs: Sequence[Run]) -> bool:
 
 
 def _same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two scores of a dataset are of the same rows, as far as both say."""
+    """Whether two scores of a dataset are of the same rows, if both state it."""
     for fact in ("num_pred", "chance", "data"):
         own, others = one.get(fact), other.get(fact)
         if own != others and {own, others}.isdisjoint({None, ""}):
@@ -230,13 +230,13 @@ def _figures(first: Mapping[str, Any], scores: Sequence[Mapping[str, Any] | None
 
 
 def _unclear(cells: Sequence[object], scores: Sequence[Mapping[str, Any] | None], baseline: int) -> frozenset[int]:
-    """Places of the runs' numbers, the last cells, that may be the baseline's but for chance."""
+    """Places among the runs' numbers (the last cells) whose difference from the baseline's may be due to chance."""
     known = [(score["acc"], score["acc_interval"]) if score else None for score in scores]
     return frozenset(place + len(cells) - len(scores) for place in not_told_apart(known, baseline))
 
 
 def _apart(cells: Sequence[object], names: Iterable[str], runs: Sequence[Run], baseline: int) -> frozenset[int]:
-    """Places of the runs' numbers, the last cells, that are not over the baseline's datasets or rows."""
+    """Places among the runs' numbers (the last cells) that are not over the baseline's datasets or rows."""
     reference, first = runs[baseline].datasets, len(cells) - len(runs)
     return frozenset(
         first + place
@@ -248,13 +248,13 @@ def _apart(cells: Sequence[object], names: Iterable[str], runs: Sequence[Run], b
 
 
 def _prompt_format(model: Mapping[str, Any]) -> list[str]:
-    """The name of a format that is not the raw one, as a fact."""
+    """The name of the prompt format, if it is not the raw one, as a list of facts."""
     found = PromptFormat(**(model.get("prompt_format") or {}))
     return [] if found.is_same(PromptFormat()) else [f"prompt format {found.name}"]
 
 
 def describe_run(run: Run) -> str:
-    """A run's model and size in a line."""
+    """One line with a run's model and size."""
     model, rows = run.summary["model"], counted(run.summary["num_rows"], "row")
     if run.summary.get(IS_ORIGINAL):
         return f"{run.label}: scored by the original's program, which counts a tie with the truth as right; {rows}."

@@ -31,8 +31,8 @@ expand_home() {
     esac
   done
 }
-# choose_ranks NAME: unless the variable is set, as many ranks as there are GPUs, or two on a CPU. Where there is no GPU,
-# DeepSpeed is told so: else each of its processes looks for one and warns that it finds none.
+# choose_ranks NAME: unless the variable is set, sets it to the number of GPUs, or to 2 on a CPU. Without a GPU it also
+# sets DS_ACCELERATOR, because otherwise each of DeepSpeed's processes looks for a GPU and prints a warning.
 choose_ranks() {
   [[ -z ${!1:-} ]] || return 0
   local found=cpu

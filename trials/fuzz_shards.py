@@ -220,7 +220,7 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether the user is told what is wrong, or nothing is wrong."""
+        """Whether an error was reported clearly, or nothing was wrong."""
         return self.outcome in GOOD
 
 

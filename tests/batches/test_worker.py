@@ -43,7 +43,7 @@ def test_workers_of_a_killed_rank_end_and_its_port_is_free_at_once() -> None:
     assert ours.poll(SECONDS)
     worker, port = ours.recv()
     assert process.pid is not None
-    # A signal to the process group of a rank asks it to save: its workers go on.
+    # A signal to the process group of a rank asks it to save: its workers continue.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         os.kill(worker, number)
     for listener in psutil.Process(worker).net_connections("tcp"):

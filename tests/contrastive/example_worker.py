@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
 
 class Diary(Watch):
-    """Keeps what it is told: parts, and inside them places."""
+    """Records parts, and the places inside them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

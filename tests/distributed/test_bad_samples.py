@@ -111,7 +111,7 @@ def test_they_are_replaced_alike_on_any_number_of_ranks_and_workers(
 
 
 def one_too_many(shards: Path, model: Path, folder: Path, told: Sequence[object], losses: Sequence[object]) -> None:
-    """A run that may not replace as many ends with one line, and goes on as if nothing had happened when it may."""
+    """A run that may not replace as many ends with one line, and continues as if nothing had happened when it may."""
     own = [*COMMON, "--dataloader_num_workers", "1", "--save_steps", "1"]
     run = run_flags(model, shards, folder / "ended", "zero2", *own)
     codes, outputs = ended([*run, "--max_bad_samples", str(len(told) - 1)], folder / "few")

@@ -76,7 +76,7 @@ def test_a_rank_that_fails_ends_the_job_and_names_the_item(where: str, jobs: dic
 
 @pytest.mark.parametrize("where", ["pass 1", "pass 2"])
 def test_a_representation_that_is_no_number_updates_nothing(where: str, jobs: dict[str, Job]) -> None:
-    """All ranks refuse the step, whichever rank's item it was, and can go on."""
+    """All ranks refuse the step, whichever rank's item it was, and can continue."""
     for rank, caught in enumerate(jobs[where].caught):
         message = str(caught["not finite"])
         assert message.startswith(f"rank {rank}: 1 of {4 * PAIRS} representations are not finite")

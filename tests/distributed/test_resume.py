@@ -78,7 +78,7 @@ def dropout_models(mini_mmeb_dir: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def runs(dropout_models: dict[str, Path], mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """On 2 ranks: `straight/NAME`, and `resumed/NAME`, which goes on from the first one's checkpoint in the middle.
+    """On 2 ranks: `straight/NAME`, and `resumed/NAME`, which resumes from the first one's checkpoint in the middle.
 
     And `signalled` and `full disk`, disturbed runs like straight/zero1.
     """
@@ -162,7 +162,7 @@ def test_a_frozen_tower_stays_and_its_projector_learns(
 
 
 def test_a_signal_to_one_rank_saves_and_stops_all(runs: Path) -> None:
-    """The run stopped at the boundary before the step, went on by --resume auto, and nothing differs."""
+    """The run stopped at the boundary before the step, resumed by --resume auto, and nothing differs."""
     output = (runs / "output.txt").read_text()
     assert f"\nstopped at step {SIGNALLED_STEP} by SIGUSR1; restart with --resume auto to resume\n" in output
     assert f"python -m vlm2vec.export {runs / 'signalled'} " in output

@@ -45,7 +45,7 @@ class Run:
         self.ranks = start_forked(2, main, [what, rank, flags, self.folder], self.folder)
 
     def is_over(self) -> bool:
-        """Whether the ranks have ended; a stopped one goes on when the other has ended, and has to end too."""
+        """Whether the ranks have ended; a stopped one continues when the other has ended, and has to end too."""
         if self.what != "slow" and not self.ended and self.ranks[1 - self.rank].exitcode is not None:
             self.ended = time.time()
             if self.what == "stopped":

@@ -60,7 +60,7 @@ RUNS: dict[int, dict[str, tuple[int, list[str]]]] = {
 def trained(
     mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], Path]:
-    """Trains and exports the runs of so many ranks, once; gives the folder that holds each by its name."""
+    """Trains and exports the runs of a number of ranks, once; gives the folder that holds each by its name."""
 
     @cache
     def train(ranks: int) -> Path:

@@ -37,7 +37,7 @@ AUTO_MAP = {"AutoConfig": "configuration_phi3_v.Phi3VConfig"}
 
 @pytest.fixture(scope="session")
 def causal_base(mini_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature's model as a published base is: with lm_head, and naming code that stands beside it."""
+    """The miniature's model as a published base is: with lm_head, and naming code in a file beside it."""
     base = tmp_path_factory.mktemp("causal") / "base"
     shutil.copytree(mini_model_dir, base)
     weights = load_file(base / "model.safetensors")

@@ -118,7 +118,7 @@ def test_transformers_loads_a_whole_model(kind: str, case: Case) -> None:
 
 
 def test_peft_puts_an_adapter_on_transformers_model(case: Case) -> None:
-    """Under VLM2Vec's names, which transformers' modules have not: PEFT is told so."""
+    """Under VLM2Vec's names, which transformers' modules have not: PEFT gets them explicitly."""
     base, folder = case.root / "base", case.root / "adapter"
     names = load_file(folder / "adapter_model.safetensors").keys()
     begin = ("base_model.model.model.language_model.layers.",) if case.family == "qwen3_vl" else OF_VLM2VEC

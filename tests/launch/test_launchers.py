@@ -22,7 +22,7 @@ from vlm2vec.training.flags.run import parse_arguments
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
-# Says how it was called, in what environment, and ends as it is told to; hostfiles are read by the real program.
+# Says how it was called, in what environment, and ends with a chosen exit code; hostfiles are read by the real program.
 PYTHON = """#!/usr/bin/env bash
 [[ $1 != -c && $2 != vlm2vec.doctor.hostfile ]] || exec "$REAL_PYTHON" "$@"
 trap 'echo "signal USR1 $RANK" >> "$CALLS"; exit 75' USR1

@@ -189,7 +189,7 @@ def test_mined_negatives_add_to_the_datas_own(mini_model_dir: Path) -> None:
     pairs = made.pairs
     assert (made.negatives, made.items, made.columns) == (3, 5 * pairs, 4 * pairs)
     assert "with 3 hard negatives a row:" in " ".join(str(part) for part in tables(made))
-    # So many rows that scores, not embeddings, are most of what the loss takes.
+    # Enough rows that scores, not embeddings, are most of what the loss takes.
     meter = TensorMeter("cpu")
     with meter:
         vectors = torch.randn(made.items, made.width, requires_grad=True)

@@ -17,7 +17,7 @@ class Store:
     Attributes:
         url: Of the folder.
         ranges: (path, start, end) of each range that was asked for.
-        failures: So many requests to come are answered with an error.
+        failures: Number of coming requests that are answered with an error.
         whole: Answers every request with the whole file, as servers without ranges do.
     """
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-INTERFACE = "eth0"  # in both: the ranks of both are told one name
+INTERFACE = "eth0"  # in both: the ranks of both get one name
 _SECONDS = 200
 
 

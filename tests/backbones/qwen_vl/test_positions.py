@@ -47,7 +47,7 @@ def as_thw(grids: list[Grid]) -> torch.Tensor:
 
 
 def image_places(ids: list[int], grids: list[Grid]) -> list[int]:
-    """Adjacent images are told apart by their sizes."""
+    """Adjacent images are distinguished by their sizes."""
     tokens = [place for place, token in enumerate(ids) if token == IMAGE_TOKEN]
     places, first = [], 0
     for grid in grids:

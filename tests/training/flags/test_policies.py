@@ -61,7 +61,7 @@ def test_a_resume_refuses_another_value_if_the_flag_decides_the_result(name: str
 
 
 def test_only_these_flags_may_change_over_a_resume() -> None:
-    """A list of its own: a flag with a wrong policy would let a resume go on as another run."""
+    """A list of its own: a flag with a wrong policy would let a resume continue as a different run."""
     free = {
         *("output_dir", "deepspeed", "dataset_name", "resume", "allow_changed", "image_dir", "local_rank", "mined"),
         *("attn_implementation", "gradient_checkpointing", "compile_layers", "deterministic", "loss_block_rows"),

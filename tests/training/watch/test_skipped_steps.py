@@ -12,7 +12,7 @@ from vlm2vec.training.watch.skipped_steps import MOST_SKIPPED_STEPS, SkippedStep
 
 
 class Messages(Monitor):
-    """Keeps what it is told."""
+    """Records what it receives."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

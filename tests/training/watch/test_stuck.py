@@ -17,7 +17,7 @@ def words(*counts: int, limit: float = STEP) -> list[Word]:
 
 
 def told(now: list[Word], seconds: float, silent: tuple[int, ...] = (), own: int = 0) -> Verdict | None:
-    """After so many seconds in which nothing changed but the beats of those who are not silent."""
+    """After this number of seconds in which nothing changed but the beats of those who are not silent."""
     witness = Witness(NAMES, own, 1.0)
     for second in range(round(seconds) + 1):
         beats = [word if rank in silent else replace(word, beat=second) for rank, word in enumerate(now)]
@@ -73,7 +73,7 @@ def test_if_all_are_at_one_place_no_single_rank_is_blamed() -> None:
 
 
 def test_time_counts_from_the_last_move_of_any_rank() -> None:
-    """A word is old when it comes: after a long wait the last rank goes on, and the others' words are still those."""
+    """A word is old when it comes: after a long wait the last rank continues, and the others' words are still those."""
     witness = Witness(NAMES, 0, 1.0)
     for beat in range(100):
         witness.hear([replace(word, beat=beat) for word in [*words(9, 9), *words(8, limit=PAUSE)]], 1.0)
