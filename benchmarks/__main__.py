@@ -30,8 +30,8 @@ from vlm2vec.messages.command_line import Parser, first_line
 DOCUMENT = Path("docs/benchmarks.md")
 HEADER = """# Benchmarks
 
-Written by `make bench`; do not edit. Only figures that a command in this repository printed, each beside a baseline of
-the same run. Times on a shared machine are noisy; ratios within a run are what counts.
+Written by `make bench`; do not edit. All numbers were printed by a command in this repository, each with a baseline
+from the same run. Times on a shared machine are noisy; only ratios within a run are meaningful.
 """
 _PACKAGES = ("torch", "deepspeed", "transformers")
 _LOG_LINE = re.compile(r"^\[\d{4}-\d\d-\d\d [^]]*\] \[[A-Z]+\] .*\n", re.MULTILINE)
