@@ -160,7 +160,7 @@ def program(module: str, *flags: str) -> None:
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]:
     """Means over the seeds, the spread of the overall mean, and the difference from the base recipe for each seed."""
-    columns = ["recipe", "overall P@1, %", "standard deviation", "min to max", "beside the base, seed by seed"]
+    columns = ["recipe", "overall P@1, %", "standard deviation", "min to max", "difference from the base (each seed)"]
     yield f"| {' | '.join([*columns, *META_TASKS])} |"
     yield f"| {' | '.join(['---'] * (len(columns) + len(META_TASKS)))} |"
     base = [scores["overall"] for scores in results[BASE]]
@@ -207,7 +207,9 @@ def main() -> None:
         scores = dict(zip(runs, pool.map(lambda run: mini.result(*run), runs), strict=True))
     results = {variant: [scores[variant, seed] for seed in arguments.seeds] for variant in VARIANTS}
     before = mini.before()["overall"]
-    print(f"{mini.steps} more steps of a model with {before:.1f} %; seeds {', '.join(map(str, arguments.seeds))}.\n")
+    print(
+        f"{mini.steps} further steps from a model with {before:.1f} %; seeds {', '.join(map(str, arguments.seeds))}.\n"
+    )
     print("\n".join(table(results)))
 
 

@@ -188,13 +188,13 @@ SUITES = {
         "loader processes.",
     ),
     "recipes": Suite(
-        "What wins points on the miniature",
+        "What improves scores on the miniature",
         "benchmarks.recipes",
-        "After `make demo`, whose trained model is trained further: with its own recipe, and with one thing more. "
-        "The hardness weight of LLaVE; batches made of 4 units of 32 rows of one subset, which mined clusters need; "
-        "clusters of 32 mutually hard pairs as in B3; 4 hard negatives a row. What is mined is mined by that "
-        "model. Precision@1 is the mean over the miniature's 18 datasets. A difference below two standard deviations "
-        "says little.",
+        "Every run continues the training of the demo's trained model (after `make demo`) with the demo's recipe "
+        "and one additional option: LLaVE's hardness weight; homogeneous batches of 4 units of 32 rows from one "
+        "subset, which mined clusters need; mined clusters of 32 pairs as in B3; or 4 mined hard negatives per "
+        "row. The demo's trained model is also the teacher that mines. Precision@1 is the mean over the "
+        "miniature's 18 datasets. A difference below two standard deviations is not significant.",
         limit_seconds=6 * 3600,
         is_long=True,
     ),
