@@ -27,7 +27,7 @@ CARD = RunCard(
     facts={"model": "base, 1,000 parameters", "data": "é | " + "words " * 40},
     flags={"learning_rate": 0.1, "lora": True, "subset_name": ["A", "B"], "output_dir": "run"},
     changed={"learning_rate": 0.1},
-    comparable={"learning_rate": 0.1, "lora": True, "subset_name": "['A', 'B']"},
+    comparable={"learning_rate": 0.1, "num_ranks": 2, "lora": True, "subset_name": "['A', 'B']"},
 )
 COUNTS = [0] * 60 + [5, 0, 7] + [0] * 17
 SUMMARY = {
@@ -100,6 +100,7 @@ def test_runs_can_be_compared_by_flags_and_last_values(pairs: list[ShownPair], t
     }
     start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
     assert start.hparams["learning_rate"].number_value == 0.1
+    assert [start.hparams["num_ranks"].number_value, start.hparams["lora"].string_value] == [2.0, "True"]
     assert set(start.hparams) == set(CARD.comparable)
     metrics = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG]).metric_infos
     shown = {metric.name.tag for metric in metrics}

@@ -9,7 +9,7 @@ from typing import Any
 from vlm2vec.training.watch.first_pairs import ShownPair
 from vlm2vec.training.watch.metrics import Figures
 
-Comparable = bool | float | str
+Comparable = bool | int | float | str
 
 
 @dataclass(frozen=True)

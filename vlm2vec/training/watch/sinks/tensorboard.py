@@ -107,7 +107,10 @@ class TensorBoardSink(Sink):
         from torch.utils.tensorboard.summary import hparams
 
         metrics = dict.fromkeys(map(tag_of, (*_COMPARED_METRICS, *_COMPARED_SCORES)), 0.0)
-        values = {name: printable(value) if isinstance(value, str) else value for name, value in comparable.items()}
+        # The plugin has no columns of booleans.
+        values = {
+            name: value if type(value) in (int, float) else printable(str(value)) for name, value in comparable.items()
+        }
         experiment, start, _ = hparams(values, metrics)  # type: ignore[no-untyped-call]
         self._file_writer.add_summary(experiment)
         self._file_writer.add_summary(start)
