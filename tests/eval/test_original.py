@@ -25,9 +25,9 @@ def test_a_folder_of_the_original_beside_its_own_kind(tmp_path: Path, capsys: py
     two = write_original(tmp_path / "two", {"GQA": (600, 1000)})
     report.main([str(one), str(two)])
     text = (two / "report.md").read_text()
-    assert "| GQA | OOD | 0.1 | 51.2 | 60.0 |" in text
-    assert "| mine |  | - | 50.0 | - |" in text
-    assert "| **overall (mean of 3 of 36)** |  | **-** | **42.1** | **60.0** |" in text
+    assert "| GQA | OOD | 0.1 | 51.2 | **60.0** | +8.8 |" in text
+    assert "| mine |  | - | 50.0 | - | - |" in text
+    assert "| **overall (mean of 3 of 36)** |  | **-** | **42.1** | **60.0** | **-** |" in text
     assert "| one | 42.1 |" in text
     assert "| - | - | - | - |" in text
     assert "one: scored by the original's program, which counts a tie with the truth as right; 2,002 rows." in text
