@@ -11,28 +11,20 @@ DEMO/recipes, by their flags. Remove that folder to run with changed code.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from benchmarks.miniature_runs import GROUPS, MiniatureRuns, program, read_groups
 from data_prep.command_line import positive
 from vlm2vec.errors import InputError, run_program
-from vlm2vec.files import committed
 from vlm2vec.messages.command_line import Parser
 from vlm2vec.mined.format import MINED_NAME
 from vlm2vec.mmeb import META_TASKS
 
-RECIPE = "launch/recipes/mini.yaml"
-ENGINE = "ds_configs/zero2.json"
 # Rows per mined cluster, as in B3; four clusters make a batch of the miniature's recipe.
 CLUSTER = 32
 NEGATIVES = 4
@@ -48,14 +40,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     f"+ {NEGATIVES} mined negatives": ("--mined", _MINED, "--mined_negatives", str(NEGATIVES)),
 }
-GROUPS = ("overall", *META_TASKS)
-# Number of lines of a failed program's output that are shown.
-_TAIL = 15
 
 
 @dataclass(frozen=True)
 class Miniature:
-    """The settings and files that all runs share.
+    """What runs share.
 
     Attributes:
         demo: The demo's folder.
@@ -80,32 +69,6 @@ class Miniature:
         """The model that is the teacher, and whose training continues."""
         return self.demo / "trained"
 
-    def train(self, flags: Sequence[str], seed: int, output: Path) -> None:
-        """Trains and exports a model to `output`."""
-        run = output.with_name(f"{output.name}-run")
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.rmtree(output, ignore_errors=True)
-        recipe = [*("--config", RECIPE, "--deepspeed", ENGINE), *("--model_name", str(self.trained))]
-        length = [*("--max_steps", str(self.steps), "--warmup_steps", str(self.steps // 10)), *("--seed", str(seed))]
-        place = [*("--dataset_name", str(self.demo / "shards"), "--output_dir", str(run)), *self.placed(flags)]
-        program("vlm2vec.train", *recipe, *length, *place)
-        program("vlm2vec.export", str(run), str(output))
-        shutil.rmtree(run)
-
-    def placed(self, flags: Sequence[str]) -> list[str]:
-        """The flags, with the sidecar's folder filled in."""
-        return [str(self.mined) if flag == _MINED else flag for flag in flags]
-
-    def score(self, model: Path) -> dict[str, float]:
-        """Precision@1 of groups of datasets, in percent."""
-        dataset, scores = self.demo / "mini" / "MMEB-eval", model.with_name(f"{model.name}-scores")
-        shutil.rmtree(scores, ignore_errors=True)
-        data = ["--dataset_name", str(dataset), "--subset_name", "all", "--image_dir", str(dataset / "images")]
-        program("eval.mmeb", "--model_name", str(model), *data, "--encode_output_path", str(scores))
-        found = json.loads((scores / "scores.json").read_text(encoding="utf-8"))
-        shutil.rmtree(scores)
-        return _of_groups(found)
-
     def mine(self) -> None:
         """Mines the shards, unless they are mined already."""
         if not (self.mined / MINED_NAME).exists():
@@ -114,48 +77,19 @@ class Miniature:
                 *("--output_dir", str(self.mined), *MINING),
             )
 
-    def before(self) -> dict[str, float]:
-        """Scores of the model before its training continues."""
-        found = json.loads((self.demo / "scores" / "trained" / "scores.json").read_text(encoding="utf-8"))
-        return _of_groups(found)
+    def before(self) -> float:
+        """Overall Precision@1 of the model before its training continues, in percent."""
+        return read_groups(self.demo / "scores" / "trained")["overall"]
 
     def result(self, variant: str, seed: int) -> dict[str, float]:
         """A finished run's scores, from its file or by running it."""
         flags = VARIANTS[variant]
         mining = [MINING] if _MINED in flags else []
-        key = [flags, seed, self.steps, Path(RECIPE).read_text(encoding="utf-8"), *mining]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-        done = self.folder / f"{digest}.json"
-        if not done.exists():
-            model = self.folder / digest
-            started = time.monotonic()
-            self.train(flags, seed, model)
-            scores = self.score(model)
-            shutil.rmtree(model)
-            with committed(done) as temporary:
-                temporary.write_text(json.dumps({"variant": variant, "seed": seed, "scores": scores}, indent=1) + "\n")
-            seconds = time.monotonic() - started
-            print(f"{variant}, seed {seed}: {scores['overall']:.1f} ({seconds:.0f} s)", file=sys.stderr, flush=True)
-        found: dict[str, float] = json.loads(done.read_text())["scores"]
-        return found
-
-
-def _of_groups(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: 100 * each["acc"] for name, each in {**found, **found["meta_tasks"]}.items() if name in GROUPS}
-
-
-def program(module: str, *flags: str) -> None:
-    """Runs a program of this repository in a separate process.
-
-    Raises:
-        InputError: The program failed; the message has the end of its output.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-_TAIL:])
-        raise InputError(f"python -m {module} {' '.join(flags)} ended with {done.returncode}:\n{tail}")
+        length = ["--max_steps", str(self.steps), "--warmup_steps", str(self.steps // 10), "--seed", str(seed)]
+        placed = [str(self.mined) if flag == _MINED else flag for flag in flags]
+        runs = MiniatureRuns(self.demo, self.folder)
+        key = [flags, seed, self.steps, *mining]
+        return runs.result(f"{variant}, seed {seed}", self.trained, [*length, *placed], key)
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]:
@@ -206,7 +140,7 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.at_once) as pool:
         scores = dict(zip(runs, pool.map(lambda run: mini.result(*run), runs), strict=True))
     results = {variant: [scores[variant, seed] for seed in arguments.seeds] for variant in VARIANTS}
-    before = mini.before()["overall"]
+    before = mini.before()
     print(
         f"{mini.steps} further steps from a model with {before:.1f} %; seeds {', '.join(map(str, arguments.seeds))}.\n"
     )

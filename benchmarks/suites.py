@@ -198,6 +198,14 @@ SUITES = {
         limit_seconds=6 * 3600,
         is_long=True,
     ),
+    "demo_seeds": Suite(
+        "The demo over several seeds",
+        "benchmarks.demo_seeds",
+        "After `make demo`. Each family's miniature is trained by the demo's recipe, in one process, with different "
+        "seeds of the order. Precision@1 is the mean over the miniature's 18 datasets.",
+        limit_seconds=6 * 3600,
+        is_long=True,
+    ),
     "gpu": Suite(
         "Full-size Phi-3.5-V on one GPU",
         "benchmarks.gpu",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import recipes
+from benchmarks import demo_seeds, miniature_runs, recipes
 from vlm2vec.errors import InputError
 from vlm2vec.mmeb import META_TASKS
 from vlm2vec.training.flags.run import parse_arguments
@@ -39,6 +39,7 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_is_repeated(
             (scores / "scores.json").write_text(json.dumps(found))
 
     monkeypatch.setattr(recipes, "program", program)
+    monkeypatch.setattr(miniature_runs, "program", program)
     mini = recipes.Miniature(tmp_path, steps=40)
     mini.folder.mkdir()
     variant = next(name for name in recipes.VARIANTS if "mined clusters" in name)
@@ -69,3 +70,9 @@ def test_the_table_compares_seed_by_seed() -> None:
     assert lines[2].startswith("| base recipe | **55.0** | 5.0 | 50.0 to 60.0 |  | 10.0 |")
     assert lines[3].startswith("| other | **57.0** | 4.4 | 52.0 to 60.0 | +2.0 (+2.0, -1.0, +5.0) | 10.0 |")
     assert {line.count("|") for line in lines} == {len(META_TASKS) + 6}
+
+
+def test_the_demos_seeds_are_families_with_mean_and_spread() -> None:
+    seeds = {"a family": [{"overall": each} for each in (70.0, 72.0, 74.0)]}
+    lines = list(demo_seeds.table({"a family": {"overall": 7.25}}, seeds))
+    assert lines[2] == "| a family | 7.2 | **72.0** | 2.0 | 70.0, 72.0, 74.0 |"
