@@ -115,7 +115,7 @@ def metrics_table(runs: Sequence[Run]) -> ScoreTable:
         figures = (percent(overall[name]) for name in METRICS)
         rows.append(Row((run.label, 100 * overall["acc"], f"{low:.1f} to {high:.1f}", *figures)))
     return ScoreTable(
-        title="Overall figures in %, mean over datasets",
+        title="Overall metrics in %, mean over datasets",
         headings=("run", "P@1", "95 % interval", "hit@5", "hit@10", "MRR", "NDCG@10"),
         sections=(tuple(rows),),
     )

@@ -6,7 +6,6 @@ screenshots and reduces their colors, so that each is less than 250 kB. Nothing 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from PIL import Image
 from eval import report
 from trials.rig.launcher import REPOSITORY, free_port
 from trials.rig.patience import HANG_SECONDS
+from vlm2vec.errors import InputError, run_program
+from vlm2vec.messages.command_line import Parser
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _MAX_BYTES = 250_000
@@ -32,20 +33,29 @@ _CURVES = "scalars&_smoothingWeight=0&tagFilter=loss%2F(hit%7Ctrain)%7Coptimizer
 _DRAWING_MILLISECONDS = 30_000
 
 
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m trials.images",
+        description="Makes docs/images from a demo: the report, the page of data_prep.inspect, TensorBoard.",
+        examples=("python -m trials.images --demo demo",),
+    )
+    made.add_argument("--demo", type=Path, default=Path("demo"), metavar="DIR", help="Folder that make demo wrote.")
+    made.add_argument(
+        "--output_dir", type=Path, metavar="DIR", help="Folder for the images. If not given: docs/images."
+    )
+    return made
+
+
 def main() -> None:
     """Parses the command line, makes the images, prints their sizes."""
-    parser = argparse.ArgumentParser(prog="python -m trials.images", description=__doc__)
-    parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder that make demo wrote; default: demo")
-    parser.add_argument(
-        "--output_dir", type=Path, default=REPOSITORY / "docs/images", help="folder of the images; default: docs/images"
-    )
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     browser = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        parser.error(f"no browser found; install one of {', '.join(_BROWSERS)}")
+        raise InputError(f"no browser found; install one of {', '.join(_BROWSERS)}")
     if not (arguments.demo / "scores/trained").is_dir():
-        parser.error(f"--demo {arguments.demo}: no demo there; make one with: make demo")
-    demo, output = arguments.demo, arguments.output_dir
+        raise InputError(f"--demo {arguments.demo}: no demo there; make one with: make demo")
+    demo, output = arguments.demo, arguments.output_dir or REPOSITORY / "docs/images"
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -127,4 +137,4 @@ def _answers(address: str) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))
