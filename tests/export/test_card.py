@@ -89,7 +89,7 @@ def test_the_examples_of_a_card_run(
 ) -> None:
     export(find_checkpoint(engine_runs_dir / name), tmp_path / "my-model")
     (tmp_path / "untrained").symlink_to(mini_model_dir)  # as the card calls the base
-    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "image.jpg")
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.chdir(tmp_path)
     examples = FENCED.findall((tmp_path / "my-model" / CARD).read_text())
