@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
 from data_prep.conversion import convert
 from data_prep.conversion_plan import DEFAULT_OPTIONS
 from data_prep.source import SourceData
@@ -22,6 +26,11 @@ from vlm2vec.shards import Item, ShardSet
 DATA = Path(__file__).parents[1] / "data" / "shards_v2"
 
 
+@pytest.mark.skipif(
+    pq.read_metadata(next((DATA / "shards").rglob("*.parquet"))).created_by
+    != f"parquet-cpp-arrow version {pa.cpp_version}",
+    reason="the index's bytes name the version of Arrow that wrote them; a different one is installed",
+)
 def test_data_without_anything_new_give_the_bytes_of_version_2(tmp_path: Path) -> None:
     source = SourceData(DATA / "source", DATA / "source", ["A", "B"])
     convert(source, tmp_path / "shards", replace(DEFAULT_OPTIONS, rows_per_shard=4))

@@ -36,6 +36,7 @@ def load(family: str, adapter: Path | None = None, implementation: str | None = 
 
 @pytest.mark.parametrize("family", WITH_ADAPTER)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@qwen_golden.RESIZED
 def test_the_originals_adapter(family: str, implementation: str) -> None:
     """Its names are those of a model without prefixes; PEFT alone would leave all of them out."""
     expected = qwen_golden.tensors(family, "lora/expected.safetensors")

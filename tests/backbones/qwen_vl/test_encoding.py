@@ -29,6 +29,7 @@ def cases(family: str) -> list[dict[str, Any]]:
 
 
 @families
+@qwen_golden.RESIZED
 def test_vectors_of_the_reference(family: str) -> None:
     """All cases in one list, which is cut into batches by length."""
     encoder = VLM2Vec.from_pretrained(

@@ -39,6 +39,7 @@ def sha256(array: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize(("family", "case"), CASES, ids=[f"{family}-{case['case']}" for family, case in CASES])
+@qwen_golden.RESIZED
 def test_pixels_of_the_reference(family: str, case: dict[str, Any]) -> None:
     images = processor(family, case["min_pixels"], case["max_pixels"])
     image = qwen_golden.image(family, case["image"])
@@ -61,6 +62,7 @@ def test_pixels_of_the_reference(family: str, case: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "case", V1_CASES, ids=[f"{case['image'][7:-4]}-{case['image_resolution']}" for case in V1_CASES]
 )
+@qwen_golden.RESIZED
 def test_pixels_of_v1(case: dict[str, Any]) -> None:
     """Its `--image_resolution` is a resize rule. It resizes before it drops alpha, which is not imitated."""
     rule = "vlm2vec_v1" + (f"_{case['image_resolution']}" if case["image_resolution"] else "")

@@ -62,6 +62,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("family", "implementation", "case"), RUNS)
+@qwen_golden.RESIZED
 def test_hidden_states(
     models: dict[tuple[str, str], QwenVLModel], family: str, implementation: str, case: dict[str, Any]
 ) -> None:

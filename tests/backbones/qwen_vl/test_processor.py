@@ -65,6 +65,7 @@ def items_of(processor: QwenVLProcessor, family: str, case: dict[str, Any]) -> l
 
 
 @pytest.mark.parametrize(("family", "case"), CASES, ids=[f"{family}-{case['case']}" for family, case in CASES])
+@qwen_golden.RESIZED
 def test_cases_of_the_reference(family: str, case: dict[str, Any]) -> None:
     """From texts and images to ids, positions, grids and embeddings; the padding is ours, on the right."""
     name = OWN_FORMAT[family]

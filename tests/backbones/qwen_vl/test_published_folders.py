@@ -60,6 +60,7 @@ def vectors(encoder: VLM2Vec, **options: Any) -> torch.Tensor:
     return encoder.encode(**encode_arguments(items), **options)
 
 
+@qwen_golden.RESIZED
 def test_an_adapter_that_names_its_base(base: Path, tmp_path: Path) -> None:
     """Whatever the neighbours, its vectors are the reference's."""
     folder = adapter_folder(tmp_path / "adapter", "src.model.vlm_backbone.qwen2_vl.modeling_qwen2_vl")

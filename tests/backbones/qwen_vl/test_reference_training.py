@@ -54,6 +54,7 @@ def contrastive_loss(model: QwenVLModel, sides: list[Call], temperature: float) 
 
 @families
 @pytest.mark.parametrize(("implementation", "checkpointing"), [("sdpa", False), ("sdpa", True), ("eager", False)])
+@qwen_golden.RESIZED
 def test_gradients(family: str, implementation: str, checkpointing: bool) -> None:
     model, training = loaded(family, implementation).train(), qwen_golden.read(family, "train/train.json")
     expected = qwen_golden.tensors(family, "train/gradients.safetensors")
@@ -79,6 +80,7 @@ def test_gradients(family: str, implementation: str, checkpointing: bool) -> Non
 
 @families
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@qwen_golden.RESIZED
 def test_four_steps_of_adamw(family: str, implementation: str) -> None:
     model, training = loaded(family, implementation).train(), qwen_golden.read(family, "train/train.json")
     settings = {name: training["adamw"][name] for name in ("lr", "betas", "eps", "weight_decay")}
