@@ -232,7 +232,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1].startswith("{"):
+    if sys.argv[1:2] and sys.argv[1].startswith("["):
         _export_measured(json.loads(sys.argv[1]))
     else:
         sys.exit(run_program(main))

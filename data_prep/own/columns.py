@@ -85,7 +85,7 @@ def choose_columns(path: str, available: Sequence[str], asked: Mapping[str, str]
         if found:
             chosen[field] = found[0]
             if (count := list(available).count(found[0])) > 1:
-                raise InputError(f"{path}: column {found[0]} is there {count} times; keep one of them")
+                raise InputError(f"{path}: column {found[0]} occurs {count} times; keep one of them")
     if missing := _missing_side(chosen):
         raise InputError(
             f"{path}: no column for the {missing}; it has {shown(available)}; name the columns: {COLUMNS_EXAMPLE}"

@@ -144,7 +144,7 @@ def check_size(width: int, height: int, name: str) -> None:
         raise InputError(f"{name}: {width} x {height} is more than {MAX_IMAGE_PIXELS} pixels; scale the image down")
     if max(width, height) > MAX_IMAGE_SIDE:
         raise InputError(
-            f"{name}: {width} x {height} has a side of more than {MAX_IMAGE_SIDE} pixels; scale or crop it"
+            f"{name}: {width} x {height} has a side of more than {MAX_IMAGE_SIDE} pixels; scale the image down"
         )
 
 

@@ -20,7 +20,7 @@ class PackedItem:
 
     Attributes:
         num_tokens: Length of the item's row in tokens, including image tokens.
-        vision_units: Work of the vision tower, in the model family's unit (crops or patches); 0 without images.
+        vision_units: Work of the vision tower, in the model family's unit; 0 without images.
         is_query: Whether the item is the query of a pair.
         vision_tokens: Number of decoder tokens that the vision units count as in a budget, in addition to the row.
         squared_vision_units: Sum of the squared vision units of the images.

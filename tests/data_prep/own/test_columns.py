@@ -45,7 +45,7 @@ def test_what_cannot_be_meant_is_refused(words: list[str], message: str) -> None
         (["caption", "photo"], None, "t: no column for the query; it has caption, photo; name the columns: --columns"),
         (["query", "id"], None, "t: no column for the positive; it has query, id"),
         (["query", "qry", "positive"], None, "t: columns query and qry are both the query"),
-        (["query", "positive", "query"], None, "t: column query is there 2 times"),
+        (["query", "positive", "query"], None, "t: column query occurs 2 times"),
         (["a", "b"], {"query": "a", "positive": "c"}, "t: no column c; it has a, b"),
         ([str(number) for number in range(20)], None, "10, 11 and 8 more"),
     ],

@@ -233,5 +233,5 @@ def test_other_columns_are_warned_of_and_repeated_ones_refused(tmp_path: Path) -
     assert "D: columns not used: source, qry_inst" in dataset_warnings(rows, np.arange(9, dtype=np.int32), None)
     table = pq.read_table(path)
     pq.write_table(table.append_column("tgt_text", table.column("tgt_text")), path)
-    with pytest.raises(InputError, match="column tgt_text is there 2 times"):
+    with pytest.raises(InputError, match="column tgt_text occurs 2 times"):
         read(path)
