@@ -64,5 +64,10 @@ def test_programs_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    assert run_program(interrupted) == EXIT_INTERRUPTED == 128 + signal.SIGINT
+    # A shell starts what runs in its background with SIGINT ignored; Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_program(interrupted) == EXIT_INTERRUPTED == 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
