@@ -209,7 +209,15 @@ def command_line(program: str, words: Sequence[str]) -> str:
             word = f"{flag}={_HIDDEN}"
         shown.append(_HIDDEN if hides_next else _masked(word))
         hides_next = bool(_SECRET_FLAG.fullmatch(word))
-    return f"python -m {program} {shlex.join(shown)}".rstrip()
+    return f"python -m {program} {' '.join(_quoted(word) for word in shown)}".rstrip()
+
+
+def _quoted(word: str) -> str:
+    """A word as bash reads it, on one line."""
+    if "\n" not in word:
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"$'{escaped}'"
 
 
 def _masked(word: str) -> str:

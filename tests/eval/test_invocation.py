@@ -13,6 +13,7 @@ import torch
 import vlm2vec
 from eval import invocation
 from eval.invocation import CALLS_FILE, Invocation, Started, command_line, describe_calls, duration, read_invocations
+from trials.rig.patience import HANG_SECONDS
 from vlm2vec.errors import InputError
 
 
@@ -45,6 +46,15 @@ def call(command: str = "python -m eval.mmeb", datasets: tuple[str, ...] = ("A",
 )
 def test_a_command_line_is_shown_without_secrets(words: list[str], shown: str) -> None:
     assert command_line("eval.mmeb", words) == f"python -m eval.mmeb {shown}"
+
+
+def test_a_word_of_several_lines_is_shown_on_one_that_bash_reads() -> None:
+    word = "it's {text}\\\n<|image_1|>\n"
+    line = command_line("eval.retrieval", ["--query_instruction", word])
+    assert "\n" not in line
+    script = 'python() { printf %s. "${@: -1}"; }\n' + line
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=HANG_SECONDS)
+    assert done.stdout == f"{word}."
 
 
 def test_a_later_call_takes_over_what_it_scored(tmp_path: Path) -> None:
