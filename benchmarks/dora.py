@@ -129,7 +129,7 @@ def chunk_costs(dropout: str, is_peft: bool, config: Phi3VConfig, shape: ChunkSh
 
 def _two_calls(encoder: VLM2Vec, shape: ChunkShape) -> list[Cost]:
     """Two calls of one step."""
-    encoder.base.gradient_checkpointing_disable()
+    encoder.gradient_checkpointing_disable()
     arguments = shape.arguments(encoder.processor, torch.bfloat16, torch.device("meta"))
     costs = []
     with kept_norms(encoder):

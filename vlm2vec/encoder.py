@@ -406,6 +406,11 @@ class VLM2Vec(nn.Module):
         enable = getattr(self.base, "activation_checkpointing_enable", None) or self.base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps all activations, as at first."""
+        base = self.base
+        (getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable)()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` reads: the whole model, or an adapter that names its base.
 

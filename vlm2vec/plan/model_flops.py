@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 
 from vlm2vec.encoder import VLM2Vec
@@ -25,11 +23,7 @@ def model_flops(
         peak = known_peak_tflops(device)
     if peak is None:
         return None
-    with warnings.catch_warnings():
-        # transformers 5.23 warns of a name that older versions need.
-        warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-        model = MetaModel(encoder.base.config, settings, encoder.processor)
-        return counted_flops(model, peak * _TERA)
+    return counted_flops(MetaModel(encoder.base.config, settings, encoder.processor), peak * _TERA)
 
 
 def counted_flops(model: MetaModel, peak_flops: float) -> ModelFlops:

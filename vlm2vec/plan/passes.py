@@ -138,7 +138,7 @@ def measure(encoder: VLM2Vec, shape: ChunkShape, with_graph: bool, checkpointing
     if checkpointing:
         encoder.gradient_checkpointing_enable()
     else:
-        encoder.base.gradient_checkpointing_disable()
+        encoder.gradient_checkpointing_disable()
     arguments = shape.arguments(encoder.processor, encoder.base.token_embeddings.dtype, device)
     meter = TensorMeter(device.type)
     meter.ignore([*encoder.parameters(), *encoder.buffers()])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,8 +61,6 @@ def read_plan(argv: Sequence[str]) -> RunPlan:
     Raises:
         InputError: A flag or a file is refused.
     """
-    # transformers 5.23 warns of a name that older versions need.
-    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     cluster, workload, arguments = parse_plan(argv)
     return make_plan(arguments, cluster, workload)
 
