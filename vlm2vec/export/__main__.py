@@ -71,7 +71,7 @@ def parser() -> Parser:
         action="store_true",
         help="Compare the embeddings of checkpoint and folder on a few items. Holds both models in memory.",
     )
-    hub = made.add_argument_group("Upload", "Where the finished folder goes on the Hugging Face Hub.")
+    hub = made.add_argument_group("Upload", "Upload of the finished folder to the Hugging Face Hub.")
     hub.add_argument(
         "--push_to_hub",
         metavar="NAME",

@@ -74,14 +74,14 @@ def find_base(recorded: str, given: str | None) -> BaseModel | None:
     """The base model of a run.
 
     Args:
-        recorded: What the run was told as `--model_name`.
-        given: What this program was told as `--base_model`; downloaded if it has to be.
+        recorded: The `--model_name` of the run.
+        given: The `--base_model` of this program; downloaded if needed.
 
     Returns:
         None if the recorded one is neither a folder nor in the Hugging Face cache; it is not downloaded.
 
     Raises:
-        InputError: The given one cannot be had.
+        InputError: The given base model was not found.
     """
     if given is not None:
         return BaseModel(given, resolve_folder(given))

@@ -7,7 +7,7 @@ from pathlib import Path
 from vlm2vec.formats.json_files import write_json
 
 MODULE_FILE = "vlm2vec_module.py"
-# Run by sentence-transformers when it is told trust_remote_code=True.
+# Run by sentence-transformers if trust_remote_code=True.
 _MODULE_CODE = '''"""Lets sentence-transformers load this folder; the code is in the package vlm2vec-deepspeed."""
 
 try:

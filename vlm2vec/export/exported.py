@@ -1,4 +1,4 @@
-"""What an export was told and what it wrote."""
+"""The settings of an export, and what it wrote."""
 
 from __future__ import annotations
 

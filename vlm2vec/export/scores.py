@@ -35,7 +35,7 @@ class Scores:
 
     Attributes:
         benchmark: Its name, "unknown" for a user's own datasets.
-        model: What was scored, as the evaluation was told.
+        model: The `--model_name` or `--checkpoint_path` that was scored.
         fingerprint: A hash of that model's files.
         means: By meta-task; then "IND", "OOD" where there are such, and "overall".
     """

@@ -35,7 +35,7 @@ def zero_weights(folder: Path) -> dict[str, LazyTensor]:
         folder: With the ranks' files, of any number of ranks.
 
     Raises:
-        InputError: Files that are missing, torn, of another number of ranks, or hold more than tensors and numbers.
+        InputError: Files are missing, damaged, of a different number of ranks, or hold more than tensors and numbers.
     """
     prepare_environment()
     from deepspeed.utils.zero_to_fp32 import get_model_state_files, get_optim_files
@@ -50,7 +50,7 @@ def zero_weights(folder: Path) -> dict[str, LazyTensor]:
         if _ZERO3_MASTERS in optimizers[0]:
             return _of_zero3(models, optimizers)
         return _of_zero1_and_2(models[0], optimizers)
-    except Exception as error:  # missing, torn or foreign files surface as any type
+    except Exception as error:  # missing, damaged or foreign files surface as any type
         raise _unreadable(folder, error) from error
 
 
@@ -95,9 +95,9 @@ def _check_ranks(optimizers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _of_zero1_and_2(model: Mapping[str, Any], optimizers: Sequence[Mapping[str, Any]]) -> dict[str, LazyTensor]:
-    """A group's parameters stand one after another in one long vector, of which every rank has a part.
+    """A group's parameters lie one after another in one long vector, of which every rank has a part.
 
-    What is not trained stands in the module's own state.
+    Untrained parameters are in the module's own state.
     """
     weights = {name: at_hand(tensor) for name, tensor in model["module"].items()}
     for index, shapes in enumerate(model["param_shapes"]):

@@ -1,4 +1,4 @@
-"""Never hang: ranks tell one another where they are, and a job that cannot go on ends with the rank that holds it up.
+"""Never hang: ranks report where they are, and a job that cannot continue ends and names the rank that blocks it.
 
 Collectives have time limits of their own, but they cannot name a rank, cannot tell a stuck rank from one that writes a
 checkpoint, and end differently on each backend (an exception on gloo, an abort by a watchdog on NCCL). What is here
@@ -44,7 +44,7 @@ _watches = itertools.count()  # the ranks of a job make the same ones: a name in
 
 
 class Heartbeat:
-    """Watches that a run goes on; within it, a job that does not ends with `EXIT_STUCK`.
+    """Watches the progress of a run; within it, a job that makes none ends with `EXIT_STUCK`.
 
     The main thread makes marks. One thread tells them to the other ranks and reads theirs; as the store may stop
     answering, another one judges. It ends the process by `os._exit`: the main thread is in a collective or a system

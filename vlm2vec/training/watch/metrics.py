@@ -105,7 +105,7 @@ class StepMeter:
         }
 
     def load_state_dict(self, *parts: Mapping[str, Any]) -> None:
-        """Goes on with a window: this rank's part of it, or the parts of ranks that are no more."""
+        """Resumes a window from this rank's part of it, or from the parts of ranks that no longer exist."""
         self._reset()
         for part in parts:
             self._sums[: len(part["sums"])] += part["sums"].to(self._device)

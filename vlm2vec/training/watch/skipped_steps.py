@@ -1,4 +1,4 @@
-"""Updates that DeepSpeed leaves out because the gradient is not finite: it says nothing, and a run would go on."""
+"""Updates that DeepSpeed skips because the gradient is not finite: it reports nothing and continues."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Ranks that end by bad input at the same time say so themselves: the others wait for so many seconds before they leave.
+# Ranks that end by bad input at the same time say so themselves: the others wait this many seconds before they leave.
 SECONDS_TO_REPORT = 3.0
 # Beside 75 (stopped by a signal): a rank does not take part any more. sysexits.h's EX_PROTOCOL.
 EXIT_STUCK = 76
-# A rank that ended tells the others' own collectives, mostly: they get so many seconds to say so themselves.
+# The collectives of the other ranks mostly notice a rank that ended: they get this many seconds to say so.
 GRACE_SECONDS = 10.0
 _BEATS_OF_SILENCE = 3
 
@@ -23,7 +23,7 @@ class Mark:
         count: Marks made so far. All ranks make the same ones, so a rank with fewer is behind.
         step: The step that runs, from 1; 0 before the first.
         place: In words.
-        limit: So many seconds it may stay here.
+        limit: Time limit for this place in seconds.
     """
 
     count: int
@@ -104,12 +104,12 @@ class Witness:
         self._words = list(words)
 
     def judge(self, silent_limit: float) -> Verdict | None:
-        """Whether the job can go on.
+        """Whether the job can continue.
 
         The rank that is behind is what the others wait for; whether that has lasted too long is up to its place.
 
         Args:
-            silent_limit: So many seconds a process may not be heard of.
+            silent_limit: How long a process may be silent, in seconds.
 
         Returns:
             None as long as all is well.

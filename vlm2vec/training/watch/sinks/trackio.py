@@ -49,7 +49,7 @@ class TrackioSink(Sink):
                 )
         except Exception as error:  # of its database, of the hub, of the network
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"--report_to trackio: cannot start ({reason}); mend it, or leave trackio out") from error
+            raise InputError(f"--report_to trackio: cannot start ({reason}); fix it, or leave trackio out") from error
         self.hint = f"trackio: trackio show --project {shlex.quote(project)}"
 
     def begin(self, card: RunCard) -> None:

@@ -57,7 +57,7 @@ class WandbSink(Sink):
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.Error as error:
-            raise InputError(f"--report_to wandb: {' '.join(str(error).split())}; mend it, {remedy}") from error
+            raise InputError(f"--report_to wandb: {' '.join(str(error).split())}; fix it, {remedy}") from error
         self._run.define_metric(_STEP, hidden=True)
         self._run.define_metric("*", step_metric=_STEP)
         folder = shlex.quote(str(output_dir / "wandb"))
