@@ -12,10 +12,9 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.miniature_runs import MiniatureRuns, program
+from benchmarks.miniature_runs import MiniatureRuns, over_seeds, program
 from data_prep.command_line import positive
 from data_prep.mini.models import BUILDERS
 from vlm2vec.errors import InputError, run_program
@@ -64,23 +63,17 @@ def parser() -> Parser:
 def main() -> None:
     """Prints the table in Markdown."""
     arguments = parser().parse_args()
-    if len(set(arguments.seeds)) < 2:
-        raise InputError("--seeds: give at least two different seeds, a spread needs them")
     demo: Path = arguments.demo
     if not (demo / "shards" / MANIFEST_NAME).exists():
         raise InputError(f"{demo}: no shards there; run `make demo` first, or give its folder with --demo")
     mini = MiniatureRuns(demo, demo / "seeds")
     mini.folder.mkdir(exist_ok=True)
     models = {family: make_model(demo, mini.folder, family) for family in arguments.families}
-    runs = [(family, seed) for family in arguments.families for seed in arguments.seeds]
 
-    def result(run: tuple[str, int]) -> dict[str, float]:
-        family, seed = run
-        return mini.result(f"{family}, seed {seed}", models[family], ["--seed", str(seed)], run)
+    def result(family: str, seed: int) -> dict[str, float]:
+        return mini.result(f"{family}, seed {seed}", models[family], ["--seed", str(seed)], (family, seed))
 
-    with ThreadPoolExecutor(arguments.at_once) as pool:
-        scores = dict(zip(runs, pool.map(result, runs), strict=True))
-    trained = {family: [scores[family, seed] for seed in arguments.seeds] for family in arguments.families}
+    trained = over_seeds(arguments.families, arguments.seeds, arguments.at_once, result)
     untrained = {family: mini.score(model) for family, model in models.items()}
     print(f"Precision@1 in %; seeds {', '.join(map(str, arguments.seeds))}.\n")
     print("\n".join(table(untrained, trained)))

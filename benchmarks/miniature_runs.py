@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,30 @@ class MiniatureRuns:
             print(f"{name}: {scores['overall']:.1f} ({seconds:.0f} s)", file=sys.stderr, flush=True)
         found: dict[str, float] = json.loads(done.read_text())["scores"]
         return found
+
+
+def over_seeds(
+    names: Sequence[str], seeds: Sequence[int], at_once: int, result: Callable[[str, int], dict[str, float]]
+) -> dict[str, list[dict[str, float]]]:
+    """The scores of every name with every seed, by name.
+
+    Seed by seed, so that an interrupted comparison has the same seeds for all names.
+
+    Args:
+        names: What is compared.
+        seeds: At least two different ones.
+        at_once: Number of runs at a time.
+        result: The scores of a name and a seed.
+
+    Raises:
+        InputError: A spread cannot be computed from fewer seeds.
+    """
+    if len(set(seeds)) < 2:
+        raise InputError("--seeds: give at least two different seeds, a spread needs them")
+    runs = [(name, seed) for seed in seeds for name in names]
+    with ThreadPoolExecutor(at_once) as pool:
+        scores = dict(zip(runs, pool.map(lambda run: result(*run), runs), strict=True))
+    return {name: [scores[name, seed] for seed in seeds] for name in names}
 
 
 def read_groups(scores: Path) -> dict[str, float]:

@@ -14,11 +14,10 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.miniature_runs import GROUPS, MiniatureRuns, program, read_groups
+from benchmarks.miniature_runs import GROUPS, MiniatureRuns, over_seeds, program, read_groups
 from data_prep.command_line import positive
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.messages.command_line import Parser
@@ -126,8 +125,6 @@ def parser() -> Parser:
 def main() -> None:
     """Prints the table in Markdown."""
     arguments = parser().parse_args()
-    if len(set(arguments.seeds)) < 2:
-        raise InputError("--seeds: give at least two different seeds, a spread needs them")
     mini = Miniature(arguments.demo, arguments.steps)
     if not mini.trained.exists():
         raise InputError(
@@ -135,11 +132,7 @@ def main() -> None:
         )
     mini.folder.mkdir(exist_ok=True)
     mini.mine()
-    # Seed by seed, so that an interrupted comparison has the same seeds for all recipes.
-    runs = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
-    with ThreadPoolExecutor(arguments.at_once) as pool:
-        scores = dict(zip(runs, pool.map(lambda run: mini.result(*run), runs), strict=True))
-    results = {variant: [scores[variant, seed] for seed in arguments.seeds] for variant in VARIANTS}
+    results = over_seeds([*VARIANTS], arguments.seeds, arguments.at_once, mini.result)
     before = mini.before()
     print(
         f"{mini.steps} further steps from a model with {before:.1f} %; seeds {', '.join(map(str, arguments.seeds))}.\n"
