@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vlm2vec.training.watch.metrics import Figures, histogram_edges
+
 # Metrics of one row or rank: log.jsonl's name, a tracker's.
 _TAGS = {
     "loss": "loss/train",
@@ -57,3 +62,22 @@ def tag_of(name: str) -> str:
         before, after = _FAMILIES[beginning + slash]
         return f"{before}{rest}{after}"
     return f"other/{name}"
+
+
+def tagged(values: Mapping[str, float]) -> dict[str, Any]:
+    """Metrics under a tracker's names."""
+    return {tag_of(name): value for name, value in values.items()}
+
+
+def tagged_figures(figures: Figures, histogram: Callable[..., Any]) -> dict[str, Any]:
+    """An interval's metrics and histograms under a tracker's names.
+
+    Args:
+        figures: The interval.
+        histogram: The tracker's class, which takes counts and edges as numpy returns them.
+    """
+    made = {
+        tag_of(name): histogram(np_histogram=(counts, histogram_edges(len(counts))))
+        for name, counts in figures.histograms.items()
+    }
+    return {**tagged(figures.values), **made}

@@ -11,10 +11,10 @@ from typing import Any
 
 from vlm2vec.errors import InputError, printable
 from vlm2vec.training.watch.first_pairs import ShownPair
-from vlm2vec.training.watch.metrics import Figures, histogram_edges
+from vlm2vec.training.watch.metrics import Figures
 from vlm2vec.training.watch.sinks.markdown import configuration_text
 from vlm2vec.training.watch.sinks.sink import RunCard, Scores, Sink
-from vlm2vec.training.watch.sinks.tags import tag_of
+from vlm2vec.training.watch.sinks.tags import tagged, tagged_figures
 
 
 class TrackioSink(Sink):
@@ -67,15 +67,11 @@ class TrackioSink(Sink):
 
     def figures(self, step: int, figures: Figures) -> None:
         """Writes one interval."""
-        values: dict[str, Any] = {tag_of(name): value for name, value in figures.values.items()}
-        for name, counts in figures.histograms.items():
-            histogram = (counts, histogram_edges(len(counts)))
-            values[tag_of(name)] = self._trackio.Histogram(np_histogram=histogram)
-        self._log(step, values)
+        self._log(step, tagged_figures(figures, self._trackio.Histogram))
 
     def scores(self, step: int, scores: Scores) -> None:
         """Writes one evaluation."""
-        self._log(step, {tag_of(name): value for name, value in scores.values.items()})
+        self._log(step, tagged(scores.values))
 
     def bad_sample(self, step: int, reason: str) -> None:
         """Writes what is wrong with a sample."""
