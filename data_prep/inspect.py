@@ -27,21 +27,20 @@ from vlm2vec.messages.terminal import column, open_console, print_table
 from vlm2vec.mined.format import Mined
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.manifest import Manifest
-from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY
+from vlm2vec.shards.schema import POSITIVE, QUERY
 
 # Of each subset, and of each row of its mined negatives the hardest ones.
 _EXAMPLES, _MINED_NEGATIVES = 4, 4
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def collect(root: Path, examples: int, tokenizer: Path | None) -> list[SubsetStatistics]:
+def collect(shards: ShardSet, manifest: Manifest, examples: int, tokenizer: Path | None) -> list[SubsetStatistics]:
     """Every subset's statistics.
 
     Raises:
-        InputError: No shards there, damaged ones, or no tokenizer.
+        InputError: Damaged shards, or no tokenizer.
     """
     count_tokens = token_counter(tokenizer) if tokenizer else None
-    manifest, shards = Manifest.read(root), ShardSet.open(root)
     return [
         subset_statistics(
             shards, name, subset.skipped, sum(shard.bytes for shard in subset.shards), examples, count_tokens
@@ -50,13 +49,12 @@ def collect(root: Path, examples: int, tokenizer: Path | None) -> list[SubsetSta
     ]
 
 
-def collect_mined(root: Path, mined: Mined, examples: int) -> list[MinedStatistics | None]:
+def collect_mined(shards: ShardSet, mined: Mined, examples: int) -> list[MinedStatistics | None]:
     """What was mined of every subset; None for those that were not mined.
 
     Raises:
         InputError: A subset's file is damaged.
     """
-    shards = ShardSet.open(root)
     return [mined_statistics(mined, shards, name, examples, _MINED_NEGATIVES) for name in shards.subsets]
 
 
@@ -71,7 +69,7 @@ def _show(console: Console, subsets: list[SubsetStatistics]) -> None:
         pad_edge=False,
     )
     for subset in subsets:
-        negatives = sum(subset.sides[NEGATIVE].modalities.values()) if NEGATIVE in subset.sides else 0
+        negatives = subset.num_negatives
         query, target = subset.sides[QUERY], subset.sides[POSITIVE]
         table.add_row(
             escape(subset.name),
@@ -146,9 +144,10 @@ def main() -> None:
     if arguments.examples is not None and not wants_examples:
         raise InputError(f"--examples {arguments.examples}: no effect without --html or --show")
     examples = (_EXAMPLES if arguments.examples is None else arguments.examples) if wants_examples else 0
-    sidecar = open_mined(arguments.mined, ShardSet.open(arguments.shards)) if arguments.mined else None
-    subsets = collect(arguments.shards, examples, arguments.tokenizer)
-    mined = collect_mined(arguments.shards, sidecar, examples) if sidecar else [None] * len(subsets)
+    manifest, shards = Manifest.read(arguments.shards), ShardSet.open(arguments.shards)
+    sidecar = open_mined(arguments.mined, shards) if arguments.mined else None
+    subsets = collect(shards, manifest, examples, arguments.tokenizer)
+    mined = collect_mined(shards, sidecar, examples) if sidecar else [None] * len(subsets)
     console = open_console()
     _show(console, subsets)
     if sidecar is not None:
@@ -158,9 +157,7 @@ def main() -> None:
             for line in example_lines(subset.examples, found.examples if found else None):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     if arguments.html:
-        content = page(
-            arguments.shards.resolve().name, Manifest.read(arguments.shards).fingerprint, subsets, sidecar, mined
-        )
+        content = page(arguments.shards.resolve().name, shards.fingerprint, subsets, sidecar, mined)
         try:
             with committed(arguments.html) as temporary:
                 temporary.write_text(content, encoding="utf-8")

@@ -140,19 +140,18 @@ def _overview(subsets: Sequence[SubsetStatistics]) -> list[tuple[str, ...]]:
     total = sum(subset.rows for subset in subsets)
     lines: list[tuple[str, ...]] = []
     for subset in subsets:
-        negatives = sum(subset.sides[NEGATIVE].modalities.values()) if NEGATIVE in subset.sides else 0
         lines.append(
             (
                 subset.name,
                 f"{subset.rows:,}",
                 f"{subset.rows / total:.1%}",
                 *(" or ".join(subset.sides[side].modalities) for side in (QUERY, POSITIVE)),
-                f"{negatives:,}",
-                f"{sum(subset.skipped.values()):,}",
+                f"{subset.num_negatives:,}",
+                f"{subset.num_skipped:,}",
                 _megabytes(subset.bytes),
             )
         )
-    left_out = sum(sum(subset.skipped.values()) for subset in subsets)
+    left_out = sum(subset.num_skipped for subset in subsets)
     size = sum(subset.bytes for subset in subsets)
     lines.append(("all", f"{total:,}", "", "", "", "", f"{left_out:,}", _megabytes(size)))
     return lines

@@ -159,6 +159,16 @@ class SubsetStatistics:
     sides: dict[str, SideStatistics]
     examples: tuple[Sample | str, ...]
 
+    @property
+    def num_negatives(self) -> int:
+        """Number of hard negatives in the data."""
+        return sum(self.sides[NEGATIVE].modalities.values()) if NEGATIVE in self.sides else 0
+
+    @property
+    def num_skipped(self) -> int:
+        """Number of source rows left out."""
+        return sum(self.skipped.values())
+
 
 def subset_statistics(
     shards: ShardSet,

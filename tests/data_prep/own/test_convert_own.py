@@ -13,10 +13,12 @@ import pytest
 
 from data_prep import convert as program
 from data_prep import images, inspect
+from data_prep.statistics import SubsetStatistics
 from data_prep.verify import verify
 from trials.rig.hand_made_train import image_bytes, make_dataset, tree
 from vlm2vec.errors import run_program
 from vlm2vec.shards import ShardSet
+from vlm2vec.shards.manifest import Manifest
 from vlm2vec.shards.schema import Item, Sample
 
 ROWS = 20
@@ -76,6 +78,10 @@ def samples(output: Path, name: str) -> list[Sample]:
     return [shards.read(name, position) for position in range(shards.num_samples[name])]
 
 
+def inspected(shards: Path) -> list[SubsetStatistics]:
+    return inspect.collect(ShardSet.open(shards), Manifest.read(shards), 2, None)
+
+
 def test_every_format_gives_the_same_pairs(folder: Path, tmp_path: Path, run: Any) -> None:
     rows = [row(number) for number in range(ROWS)]
     write_jsonl(folder / "pairs.jsonl", rows)
@@ -98,7 +104,7 @@ def test_every_format_gives_the_same_pairs(folder: Path, tmp_path: Path, run: An
     assert [plain[n].query.text for n in range(2)] == ["find 0", "find 1"]
     assert (plain[0].positive.text, plain[0].negatives) == ("", ())
     assert [each.text for each in plain[1].negatives] == ["not 1"]
-    (shown,) = inspect.collect(tmp_path / "pairs.jsonl", 2, None)
+    (shown,) = inspected(tmp_path / "pairs.jsonl")
     assert (shown.name, shown.rows) == ("A", ROWS)
 
 
@@ -116,7 +122,7 @@ def test_lists_are_several_negatives_and_several_images(name: str, folder: Path,
     assert first.negatives == (Item("<|image_1|> one", (image_bytes(1),)), Item("two"))
     assert (second.query, second.negatives) == (Item("find 1"), ())
     assert verify(tmp_path / "o", decode=True).problems == ()
-    assert inspect.collect(tmp_path / "o", 2, None)[0].rows == 2
+    assert inspected(tmp_path / "o")[0].rows == 2
 
 
 def test_workers_and_a_second_run_change_nothing(folder: Path, tmp_path: Path, run: Any) -> None:
