@@ -10,7 +10,7 @@ NOT_SCORED = "-"
 # Shown after a number whose difference from the baseline's may be due to chance.
 UNCLEAR = " ~"
 UNCLEAR_NOTE = (
-    f"A number with{UNCLEAR} differs from that of {{first}} by less than the 95 % intervals of both allow to tell."
+    f"A number with{UNCLEAR} differs from that of {{baseline}} by less than the 95 % intervals of both allow to tell."
 )
 DIFFERENCE_NOTE = "Differences are in percentage points, against {baseline}."
 APART_NOTE = f"A difference is {NOT_SCORED} where a run was not scored on the same rows as {{baseline}}."

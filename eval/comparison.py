@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from eval.cells import APART_NOTE, DIFFERENCE_NOTE, UNCLEAR_NOTE, ScoreTable, compared
@@ -42,20 +42,26 @@ class Comparison:
         """The means of `scores`."""
         return self.scores().means("Mean Precision@1 in %")
 
+    def collections(self) -> ScoreTable:
+        """Every collection's scores; `retrievals` must not be empty."""
+        place = self._place(self.retrievals)
+        return compared(retrieval_table(self.retrievals, place), _labels(self.retrievals), place)
+
+    def clips(self) -> ScoreTable:
+        """Every video dataset's scores; `videos` must not be empty."""
+        place = self._place(self.videos)
+        table = replace(score_table(self.videos, place), title="Precision@1 in %, video")
+        return compared(table, _labels(self.videos), place)
+
     def tables(self) -> list[ScoreTable]:
         """All tables."""
         tables: list[ScoreTable | None] = [groups_table(self.runs, self.retrievals, self.videos)]
         if self.runs:
             tables += [self.scores(), paper_table(self.runs), metrics_table(self.runs)]
         if self.retrievals:
-            place = self._place(self.retrievals)
-            collections = retrieval_table(self.retrievals, place)
-            tables.append(compared(collections, _labels(self.retrievals), place))
-            tables.append(retrieval_metrics_table(self.retrievals))
+            tables += [self.collections(), retrieval_metrics_table(self.retrievals)]
         if self.videos:
-            place = self._place(self.videos)
-            clips = replace(score_table(self.videos, place), title="Precision@1 in %, video")
-            tables.append(compared(clips, _labels(self.videos), place))
+            tables.append(self.clips())
         return [table for table in tables if table is not None]
 
     def described(self) -> list[tuple[str, Sequence[Invocation]]]:
@@ -67,17 +73,17 @@ class Comparison:
 
     def remarks(self) -> list[str]:
         """Notes that a reader of the tables needs."""
-        lines = [*remarks(self.runs, self._place(self.runs))] if self.runs else []
+        lines = [*remarks(self.runs)] if self.runs else []
         lines += retrieval_remarks(self.retrievals)
-        rows = [row for table in self.tables() for section in table.sections for row in section]
-        groups: list[Sequence[Run | RetrievalRun]] = [self.runs, self.retrievals, self.videos]
-        for label in dict.fromkeys(group[self._place(group)].label for group in groups if len(group) > 1):
-            lines.append(DIFFERENCE_NOTE.format(baseline=label))
-            if any(row.apart for row in rows):
-                lines.append(APART_NOTE.format(baseline=label))
-            unclear = UNCLEAR_NOTE.format(first=label)
-            if unclear not in lines and any(row.unclear for row in rows):
-                lines.append(unclear)
+        kinds: list[tuple[Sequence[Run | RetrievalRun], Callable[[], ScoreTable]]] = [
+            (self.runs, self.scores),
+            (self.retrievals, self.collections),
+            (self.videos, self.clips),
+        ]
+        for runs, table in kinds:
+            if len(runs) > 1:
+                notes = _difference_notes(table(), runs[self._place(runs)].label)
+                lines += [note for note in notes if note not in lines]
         return lines
 
     @property
@@ -96,6 +102,17 @@ class Comparison:
         """The baseline's place; 0 if it has no such scores."""
         labels = _labels(runs)
         return labels.index(self.baseline) if self.baseline in labels else 0
+
+
+def _difference_notes(table: ScoreTable, baseline: str) -> list[str]:
+    """What a reader of a table with differences needs."""
+    rows = [row for section in table.sections for row in section]
+    notes = [DIFFERENCE_NOTE]
+    if any(row.apart for row in rows):
+        notes.append(APART_NOTE)
+    if any(row.unclear for row in rows):
+        notes.append(UNCLEAR_NOTE)
+    return [note.format(baseline=baseline) for note in notes]
 
 
 def _labels(runs: Sequence[Run | RetrievalRun]) -> list[str]:

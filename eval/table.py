@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from eval.cells import UNCLEAR_NOTE, Row, ScoreTable, not_told_apart
+from eval.cells import Row, ScoreTable, not_told_apart
 from eval.invocation import Invocation
 from eval.original import IS_ORIGINAL
 from vlm2vec.backbones.image_limits import describe_limits
@@ -158,12 +158,7 @@ def complete_mean(run: Run, group: str) -> float | None:
     return 100.0 * mean["acc"] if mean is not None and complete else None
 
 
-def notes(runs: Sequence[Run], baseline: int = 0) -> list[str]:
-    """The models, and `remarks`."""
-    return [*(describe_run(run) for run in runs), *remarks(runs, baseline)]
-
-
-def remarks(runs: Sequence[Run], baseline: int = 0) -> list[str]:
+def remarks(runs: Sequence[Run]) -> list[str]:
     """Reasons why columns are not comparable, and the programs' warnings."""
     lines = []
     if len({frozenset(run.datasets) for run in runs}) > 1:
@@ -177,8 +172,6 @@ def remarks(runs: Sequence[Run], baseline: int = 0) -> list[str]:
             lines.append(f"{run.label}: {counted(tied, 'row')} lost by a tie with the truth.")
         if run.summary.get("strict_original"):
             lines.append(f"{run.label}: counted as the original does; {counted(tied, 'row')} tied with the truth.")
-    if any(row.unclear for section in score_table(runs, baseline).sections for row in section):
-        lines.append(UNCLEAR_NOTE.format(first=runs[baseline].label))
     warnings = {
         line: [run.label for run in runs if line in run.summary["warnings"]]
         for run in runs

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from eval.comparison import Comparison
 from eval.invocation import CALLS_FILE, Started, describe_calls, read_invocations
 from eval.misses import Gallery
 from eval.results import SOURCE_KEYS, read_scores, write_run
-from eval.table import Run, metrics_table, notes, score_table
+from eval.table import Run, metrics_table, score_table
 from trials.rig.hand_made_eval import read, row, write_dataset
 from vlm2vec.errors import InputError, run_program
 from vlm2vec.evaluation.scoring import predictions_table, score_rows
@@ -66,7 +67,7 @@ def read_all(folder: Path) -> Any:
     run = Run("run", summary)
     misses = Gallery(folder, summary, None)
     return (
-        *(summary, score_table([run]), metrics_table([run]), notes([run]), read_card_scores(folder)),
+        *(summary, score_table([run]), metrics_table([run]), Comparison([run]).notes(), read_card_scores(folder)),
         *(misses.worst(name, 20) for name in DATASETS),
         read_best(folder),
         describe_calls(read_invocations(folder)),

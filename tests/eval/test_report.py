@@ -16,7 +16,7 @@ from eval.csv_file import to_csv
 from eval.report import name_runs, to_markdown, to_terminal
 from eval.results import read_scores
 from eval.retrieval_table import RetrievalRun
-from eval.table import Run, notes, paper_table, score_table
+from eval.table import Run, paper_table, score_table
 from vlm2vec.errors import EXIT_BAD_INPUT, InputError, run_program
 from vlm2vec.evaluation.aggregation import summarise
 from vlm2vec.evaluation.metrics import DatasetScore
@@ -94,21 +94,21 @@ def test_runs_over_different_datasets_or_rows_are_noted() -> None:
     second["datasets"]["GQA"]["num_pred"] = 999
     runs = [Run("a", first), Run("b", second)]
     assert lines_of(score_table(runs))["CIRR"] == pytest.approx((0.1, 50.0, None))
-    lines = "\n".join(notes(runs))
+    lines = "\n".join(Comparison(runs).notes())
     assert "cover different datasets" in lines
     assert "different rows of GQA" in lines
 
 
 def test_ties_are_noted() -> None:
     run = Run("mine", scores_of({"own": 0.5}, None, num_tied=3))
-    assert "mine: 3 rows lost by a tie with the truth." in notes([run])
+    assert "mine: 3 rows lost by a tie with the truth." in Comparison([run]).notes()
 
 
 def test_terminal_and_file_show_the_same_tables() -> None:
     vqa = {dataset.name: 0.512 for dataset in MMEB.eval_datasets if dataset.meta_task == "vqa"}
     runs = [Run("a|b [c]", scores_of({**vqa, "own": 0.25}))]
     tables = [score_table(runs), papers_table(runs)]
-    markdown = to_markdown(tables, notes(runs))
+    markdown = to_markdown(tables, Comparison(runs).notes())
     assert "| GQA | OOD | 0.1 | 51.2 |" in markdown
     assert "| **vqa (mean of 10)** |  | **0.1** | **51.2** |" in markdown
     assert "| **a\\|b [c]** | **-** | **51.2** | **-** |" in markdown
@@ -131,8 +131,8 @@ def test_numbers_that_chance_may_explain_are_marked() -> None:
         ["50.0", "53.0 ~", "60.0"],
     ]
     assert lines_of(table)["GQA"] == pytest.approx((0.1, 50, 53, 60))
-    assert any("A number with ~ differs from that of a by less" in line for line in notes(runs))
-    assert not any("A number with ~" in line for line in notes([runs[0], runs[2]][:1]))
+    assert any("A number with ~ differs from that of a by less" in line for line in Comparison(runs).notes())
+    assert not any("A number with ~" in line for line in Comparison([runs[0], runs[2]][:1]).notes())
 
 
 @pytest.mark.parametrize(
