@@ -22,10 +22,10 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jinja2
 import numpy as np
@@ -46,7 +46,9 @@ from vlm2vec.model_folder.digest import fingerprint
 from vlm2vec.model_folder.loading import find_folders
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-IMAGES_AT_A_TIME = 256  # are read, encoded and kept on disk together
+IMAGES_AT_A_TIME = 256  # are read and encoded together
+# All vectors are written anew once this share of them is new, so that a large folder is not written at every step.
+UNWRITTEN_SHARE = 1 / 8
 THUMBNAIL = (320, 320)  # pixels
 PAGE = Path(__file__).with_name("search_folder.html.j2")
 SHOWN_FAULTS = 5
@@ -115,8 +117,12 @@ def read_index(folder: Path) -> Stored:
 
 
 def write_index(
-    folder: Path, facts: Mapping[str, Any], contents: Mapping[str, str], known: Mapping[str, Vectors]
-) -> None:
+    folder: Path,
+    facts: Mapping[str, str],
+    contents: Mapping[str, str],
+    known: Mapping[str, Vectors],
+    stored: Index | None,
+) -> Index:
     """Writes the vectors under a name of their own, then index.json, then removes vectors of earlier indices.
 
     Args:
@@ -124,11 +130,18 @@ def write_index(
         facts: Of `Index`, but for names, contents and vectors.
         contents: By name, an image's SHA-256.
         known: By SHA-256, an image's vector; images without one are left for later.
+        stored: What is there; nothing is written if it would be the same.
+
+    Returns:
+        What is there now.
     """
     names = sorted(name for name, content in contents.items() if content in known)
+    listed = {**facts, "names": names, "contents": [contents[name] for name in names]}
+    if stored is not None and stored.model_dump(exclude={"vectors"}) == listed:
+        return stored
     vectors = np.stack([known[contents[name]] for name in names])
     file = f"vectors-{hashlib.sha256(json.dumps(names).encode() + vectors.tobytes()).hexdigest()}.npy"
-    index = Index(**facts, names=names, contents=[contents[name] for name in names], vectors=file)
+    index = Index.model_validate({**listed, "vectors": file})
     folder.mkdir(parents=True, exist_ok=True)
     with committed(folder / file) as temporary, temporary.open("wb") as opened:
         np.save(opened, vectors, allow_pickle=False)
@@ -137,6 +150,7 @@ def write_index(
     for old in folder.glob("vectors-*.npy"):
         if old.name != file:
             old.unlink()
+    return index
 
 
 def scan(images: ImageFolder) -> tuple[dict[str, str], list[str]]:
@@ -203,22 +217,70 @@ def update_index(out: Path, folder: str, encoder: VLM2Vec, facts: Mapping[str, s
     Raises:
         InputError: The index is of a different model or instruction, or no image can be used.
     """
-    images, known, before = ImageFolder(folder), dict[str, Vectors](), set[str]()
-    if (out / "index.json").exists():
-        stored = read_index(out)
-        if (stored.facts.identity, stored.facts.instruction) != (facts["identity"], facts["instruction"]):
-            raise InputError(
-                f"{out}: made with another model, or with other settings or instructions ({stored.facts.model}, "
-                f"{stored.facts.instruction!r}); choose a different folder for the index, or remove it"
-            )
-        known = dict(zip(stored.facts.contents, np.array(stored.vectors), strict=True))
-        before = set(stored.facts.names)
+    images = ImageFolder(folder)
+    stored, known = known_vectors(out, facts)
+    before = set(stored.names) if stored else set()
     contents, faults = scan(images)
-    waiting = [
-        name for content, name in {content: name for name, content in contents.items()}.items() if content not in known
-    ]
     bad: dict[str, str] = {}
-    written = {"folder": str(images.root.resolve()), **facts}
+    written, unwritten = {"folder": str(images.root.resolve()), **facts}, 0
+    for new in new_vectors(images, contents, known, bad, encoder, facts["instruction"]):
+        known.update(new)
+        unwritten += len(new)
+        if unwritten >= UNWRITTEN_SHARE * len(known):
+            stored = write_index(out, written, contents, known, stored)  # an interrupted search continues here
+            unwritten = 0
+    indexed = {name for name, content in contents.items() if content in known}
+    faults += [
+        bad.get(content, f"{name}: changed while it was read")
+        for name, content in contents.items()
+        if content not in known
+    ]
+    for fault in faults[:SHOWN_FAULTS]:
+        print(f"left out: {fault}", file=sys.stderr)
+    if not indexed:
+        raise InputError(f"{images.root}: no image there that can be used")
+    write_index(out, written, contents, known, stored)
+    return f"{out}: {len(indexed)} images, {len(before - indexed)} dropped, {len(faults)} left out"
+
+
+def known_vectors(out: Path, facts: Mapping[str, str]) -> tuple[Index | None, dict[str, Vectors]]:
+    """An index if there is one, and its vectors by the SHA-256 of their images.
+
+    Raises:
+        InputError: The index is of a different model or instruction.
+    """
+    if not (out / "index.json").exists():
+        return None, {}
+    stored = read_index(out)
+    index = stored.facts
+    if (index.identity, index.instruction) != (facts["identity"], facts["instruction"]):
+        raise InputError(
+            f"{out}: made with another model, or with other settings or instructions ({index.model}, "
+            f"{index.instruction!r}); choose a different folder for the index, or remove it"
+        )
+    return index, dict(zip(index.contents, np.array(stored.vectors), strict=True))
+
+
+def new_vectors(
+    images: ImageFolder,
+    contents: dict[str, str],
+    known: Mapping[str, Vectors],
+    bad: dict[str, str],
+    encoder: VLM2Vec,
+    instruction: str,
+) -> Iterator[dict[str, Vectors]]:
+    """Encodes what is not known yet: vectors by the SHA-256 of their images, some at a time.
+
+    Args:
+        images: The folder.
+        contents: By name, an image's SHA-256; brought up to date for images that change meanwhile.
+        known: By SHA-256, an image's vector.
+        bad: Gets, by SHA-256, what is wrong with images that cannot be used.
+        encoder: Gives the vectors.
+        instruction: What the images are encoded with.
+    """
+    names = {content: name for name, content in contents.items()}  # a copy is not encoded again
+    waiting = [name for content, name in names.items() if content not in known]
     for start in range(0, len(waiting), IMAGES_AT_A_TIME):
         good: dict[str, bytes] = {}
         for name in waiting[start : start + IMAGES_AT_A_TIME]:
@@ -230,22 +292,9 @@ def update_index(out: Path, folder: str, encoder: VLM2Vec, facts: Mapping[str, s
                 contents[name] = hashlib.sha256(data).hexdigest()  # of what is encoded, if it changed meanwhile
                 good[contents[name]] = data
         if good:
-            vectors = encoder.encode_documents(images=list(good.values()), instruction=facts["instruction"])
-            known.update(zip(good, vectors.numpy(), strict=True))
-            write_index(out, written, contents, known)  # a search that is interrupted continues here
+            vectors = encoder.encode_documents(images=list(good.values()), instruction=instruction)
+            yield dict(zip(good, vectors.numpy(), strict=True))
             print(f"{min(start + IMAGES_AT_A_TIME, len(waiting))} of {len(waiting)} new images", file=sys.stderr)
-    indexed = {name for name, content in contents.items() if content in known}
-    faults += [
-        bad.get(content, f"{name}: changed while it was read")
-        for name, content in contents.items()
-        if content not in known
-    ]
-    for fault in faults[:SHOWN_FAULTS]:
-        print(f"left out: {fault}", file=sys.stderr)
-    if not indexed:
-        raise InputError(f"{images.root}: no image there that can be used")
-    write_index(out, written, contents, known)
-    return f"{out}: {len(indexed)} images, {len(before - indexed)} dropped, {len(faults)} left out"
 
 
 def index(arguments: argparse.Namespace) -> None:

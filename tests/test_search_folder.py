@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.test_examples import run_example
+from tests.test_examples import EXAMPLES, run_example
 from vlm2vec import VLM2Vec
 
 pytestmark = pytest.mark.numeric
@@ -116,6 +118,47 @@ def test_only_what_is_new_is_encoded(
     page = tmp_path / "page.html"
     assert "copy.png" in search("find", out, "red", "--page", page)[0]  # found, but no longer there
     assert page.read_text().count("cannot be read any more") == 2
+
+
+def test_a_large_index_is_not_written_at_every_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written when an eighth of it is new, and where nothing is new not at all."""
+    program = runpy.run_path(str(EXAMPLES / "search_folder.py"))
+    update_index = program["update_index"]
+    update_index.__globals__["IMAGES_AT_A_TIME"] = 1
+    for number in range(20):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / f"{number}.png")
+    written: list[int] = []
+    save = np.save
+
+    def counting(file: Any, vectors: Any, **named: Any) -> None:
+        written.append(len(vectors))
+        save(file, vectors, **named)
+
+    monkeypatch.setattr(np, "save", counting)
+    steps = 0
+
+    class Encoder:
+        """Stops at its 22nd image, as if a person did."""
+
+        def encode_documents(self, images: list[bytes], instruction: str) -> torch.Tensor:
+            nonlocal steps
+            steps += len(images)
+            if steps == 22:
+                raise KeyboardInterrupt
+            return torch.ones(len(images), 8)
+
+    facts = {"model": "m", "identity": "0" * 64, "instruction": ""}
+    with pytest.raises(KeyboardInterrupt):
+        update_index(tmp_path / "index", str(folder), Encoder(), facts)
+    assert written == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19]
+    written.clear()
+    assert "24 images" in update_index(tmp_path / "index", str(folder), Encoder(), facts)
+    assert (steps, written) == (22 + 5, [22, 24])  # 19 of the 24 were kept
+    written.clear()
+    update_index(tmp_path / "index", str(folder), Encoder(), facts)
+    assert (steps, written) == (22 + 5, [])
 
 
 def test_one_command_indexes_and_searches(
