@@ -67,7 +67,7 @@ def _add_source_flags(made: AnyParser) -> None:
         nargs="+",
         required=True,
         metavar="NAME",
-        help="Your own files (.jsonl, .csv, .tsv, .parquet) or data set folders, one subset each; or the folder of "
+        help="Your own files (.jsonl, .csv, .tsv, .parquet) or dataset folders, one subset each; or the folder of "
         "MMEB-train, or its name on the Hugging Face hub.",
     )
     group.add_argument(
@@ -83,7 +83,7 @@ def _add_source_flags(made: AnyParser) -> None:
         help=f"For MMEB-train: {DEFAULT_SPLIT} or diverse_instruction; if not given, {DEFAULT_SPLIT}. For your own "
         "folder: its split; if not given, the only one, or train.",
     )
-    group.add_argument("--config_name", metavar="NAME", help="Configuration of your own Hugging Face data set.")
+    group.add_argument("--config_name", metavar="NAME", help="Configuration of your own Hugging Face dataset.")
     group.add_argument(
         "--columns",
         nargs="+",
@@ -102,7 +102,7 @@ def _add_source_flags(made: AnyParser) -> None:
         type=Path,
         metavar="DIR",
         help="Folder that the image paths of the tables are relative to, unpacked or as images_zip/<Subset>.zip. If "
-        "not given: the folder of the data set; for your own data, the folder of each table.",
+        "not given: the folder of the dataset; for your own data, the folder of each table.",
     )
     group.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
 

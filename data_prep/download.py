@@ -142,7 +142,7 @@ def parser() -> AnyParser:
         "--output_dir", type=Path, metavar="DIR", help="Folder for the files. If not given: the cache of the hub."
     )
     made.add_argument(
-        "--image_dir", type=Path, metavar="DIR", help="Folder of the images. If not given: the data set's folder."
+        "--image_dir", type=Path, metavar="DIR", help="Folder of the images. If not given: the dataset's folder."
     )
     made.add_argument("--allow_links", action="store_true", help=ALLOW_LINKS_HELP)
     return made

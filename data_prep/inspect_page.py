@@ -113,7 +113,7 @@ def page(
     """The whole page.
 
     Args:
-        title: The data set's name.
+        title: The dataset's name.
         fingerprint: The manifest's.
         subsets: In order.
         mined: The sidecar, if it is to be shown.

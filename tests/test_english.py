@@ -20,6 +20,7 @@ WRONG = {
     r"pictures?": "image",
     r"so many": "N, at most N, the number of ...",
     r"(is|are|was|were|be|been) dealt|dealt (to|anew)": "distributed",
+    r"data sets?": "dataset",
     r"torn": "incomplete, damaged",
     r"go(es)? on|went on|gone on": "continues, resumes",
     r"strangers?": "mismatched ranks, an untrusted source",

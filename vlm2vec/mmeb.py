@@ -1,7 +1,7 @@
 """Facts of MMEB and of the built-in mini-MMEB: training subsets, evaluation datasets, meta-tasks, published scores.
 
 Source: the paper "VLM2Vec: Training Vision-Language Models for Massive Multimodal Embedding Tasks" (ICLR 2025), and the
-cards of the data sets `TIGER-Lab/MMEB-train` and `TIGER-Lab/MMEB-eval`. Modalities are written "I" (image), "T" (text)
+cards of the datasets `TIGER-Lab/MMEB-train` and `TIGER-Lab/MMEB-eval`. Modalities are written "I" (image), "T" (text)
 and "I+T"; an instruction around an image alone does not count as text.
 """
 
@@ -25,7 +25,7 @@ MMEB_EVAL_ROWS = 1_000
 
 @dataclass(frozen=True)
 class TrainSubset:
-    """One folder of the training data; `rows` is its size before any cap (as the data set's card rounds it)."""
+    """One folder of the training data; `rows` is its size before any cap (as the dataset's card rounds it)."""
 
     name: str
     meta_task: str

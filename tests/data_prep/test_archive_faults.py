@@ -46,7 +46,7 @@ NO_ZIP = {
     "LFS": (LFS_POINTER, "a Git LFS pointer.*`git lfs pull`"),
     "web page": (b"\n<!DOCTYPE html>\n<html><title>Log in</title></html>", "a web page instead of a zip.*logged in"),
     "page with a comment": (b"<!-- x -->\n<HTML>", "a web page instead of a zip"),
-    "text": (b"Access to this data set is restricted.\n", "a text instead of a zip .'Access to this data set"),
+    "text": (b"Access to this dataset is restricted.\n", "a text instead of a zip .'Access to this dataset"),
     "gzip": (gzip.compress(b"x"), "not a zip but a gzip file.*tar xzf"),
     "tar": (tar_of_an_image(), "not a zip but a tar .*tar xf"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(100), "not a zip but a 7z archive.*7z x"),

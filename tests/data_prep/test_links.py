@@ -14,7 +14,7 @@ from vlm2vec.errors import EXIT_BAD_INPUT, InputError
 
 @pytest.fixture
 def linked(dataset: Path, tmp_path: Path) -> Path:
-    """A data set whose images are on another disk."""
+    """A dataset whose images are on another disk."""
     (dataset / "images/A").rename(tmp_path / "disk2")
     (dataset / "images/A").symlink_to(tmp_path / "disk2")
     return dataset
@@ -43,7 +43,7 @@ def test_allowed_links_give_the_same_shards(place: str, dataset: Path, tmp_path:
     converted(dataset, tmp_path / "linked", allow_links=True, num_workers=2)
     assert tree(tmp_path / "linked") == tree(tmp_path / "plain")
     assert missing_images(dataset, dataset, ["A"], "original", allow_links=True) == {"A": []}
-    (tmp_path / "disk2").rename(dataset / "disk1")  # inside the data set, a link is nobody's business
+    (tmp_path / "disk2").rename(dataset / "disk1")  # inside the dataset, a link is nobody's business
     (dataset / place).unlink()
     (dataset / place).symlink_to(dataset / "disk1")
     converted(dataset, tmp_path / "inside")

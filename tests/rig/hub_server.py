@@ -16,7 +16,7 @@ COMMIT = "0" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves a folder as the data set "owner/name"; can stall in a transfer, and remembers what was sent.
+    """Serves a folder as the dataset "owner/name"; can stall in a transfer, and remembers what was sent.
 
     Attributes:
         stall_after: With a file of more bytes than this, stop there until `released`; None: never.

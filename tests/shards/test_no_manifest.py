@@ -33,7 +33,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: table(root / "A/train-00000-of-00001.parquet"),
         "--subset_name all --split_name train --output_dir SHARDS",
     ),
-    "evaluation": (lambda root: table(root / "A/test-00000-of-00001.parquet"), "a data set for evaluation"),
+    "evaluation": (lambda root: table(root / "A/test-00000-of-00001.parquet"), "a dataset for evaluation"),
     "the folder above": (
         lambda root: [(root / "deep").mkdir(parents=True), (root / "deep/manifest.json").write_text("{}")],
         "did you mean {root}/deep?",

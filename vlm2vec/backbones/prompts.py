@@ -1,7 +1,7 @@
 """`PromptFormat`: how an item's text, images and instruction become the prompt that a model reads.
 
 A format belongs to a checkpoint, because a model gives good vectors only for prompts like those it was trained on.
-Texts in shards and data sets are neutral, with tags `<|image_1|>`, ... for images.
+Texts in shards and datasets are neutral, with tags `<|image_1|>`, ... for images.
 """
 
 from __future__ import annotations

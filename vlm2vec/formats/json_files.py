@@ -28,7 +28,7 @@ class StrictModel(BaseModel):
 Schema = TypeVar("Schema", bound=BaseModel)
 Value = TypeVar("Value")
 
-# A count; the bound is far above any file or data set, and sums of a few counts fit an int64.
+# A count; the bound is far above any file or dataset, and sums of a few counts fit an int64.
 Count = Annotated[int, Field(ge=0, le=1 << 50)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -32,7 +32,7 @@ def make_items(
     """Makes items of texts and images that have the same position in the two sequences.
 
     Args:
-        texts, images: Lists, tuples, numpy arrays, columns of pandas, Arrow or Hugging Face data sets: anything with a
+        texts, images: Lists, tuples, numpy arrays, columns of pandas, Arrow or Hugging Face datasets: anything with a
             length and an order. A column's labels are ignored. A missing value (None, NaN, NA) means no text or image.
         prompt_format: Prompt format of the model.
         instruction: One for all items, or a sequence like `texts`.

@@ -183,7 +183,7 @@ class Mined:
 
     @staticmethod
     def open(root: str | Path, shards: str, num_samples: Mapping[str, int]) -> Mined:
-        """Opens a folder for some subsets of a data set.
+        """Opens a folder for some subsets of a dataset.
 
         Args:
             root: The folder.

@@ -40,7 +40,7 @@ def no_manifest(path: str, error: OSError, is_remote: bool = False) -> InputErro
 def _instead(root: Path) -> str:
     if not root.exists():
         if _HUB_NAME.fullmatch(str(root)):
-            return f"no such folder; if it is a data set on the hub, convert it first: {_command(str(root), [])}"
+            return f"no such folder; if it is a dataset on the hub, convert it first: {_command(str(root), [])}"
         return "no such folder; expected the converter's output folder"
     if not root.is_dir():
         if root.suffix.lower() in _OWN_TABLES:
@@ -56,9 +56,9 @@ def _instead(root: Path) -> str:
         )
     splits = [match[1] for path in _tables(entries) if (match := _TABLE.fullmatch(path.name))]
     if splits and set(splits) == {_EVAL_SPLIT}:
-        return f"no manifest: a data set for evaluation ({_EVAL_SPLIT}-*.parquet); training needs converted shards"
+        return f"no manifest: a dataset for evaluation ({_EVAL_SPLIT}-*.parquet); training needs converted shards"
     if splits:
-        return f"no manifest: a data set that is not converted; convert it first: {_command(str(root), splits)}"
+        return f"no manifest: a dataset that is not converted; convert it first: {_command(str(root), splits)}"
     for folder in (*entries, root.resolve().parent):
         if (folder / MANIFEST_NAME).is_file():
             return f"no manifest: not a folder of shards; did you mean {folder}?"

@@ -1,4 +1,4 @@
-"""Random access to the samples of a converted data set: one positioned read per sample, verified by checksum."""
+"""Random access to the samples of a converted dataset: one positioned read per sample, verified by checksum."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DamagedSampleError(InputError):
 
 
 class ShardSet:
-    """A converted data set, or some of its subsets. It can be forked and pickled (a copy loads the indexes again).
+    """A converted dataset, or some of its subsets. It can be forked and pickled (a copy loads the indexes again).
 
     Attributes:
         subsets: The chosen subsets, in the order of the request, or in the manifest's order.

@@ -108,7 +108,7 @@ class Run:
         random numbers.
 
         Raises:
-            InputError: A model, flag, disk or data set cannot be used, or a chunk does not fit into memory.
+            InputError: A model, flag, disk or dataset cannot be used, or a chunk does not fit into memory.
         """
         settings, device = start.settings, start.device
         output_dir, num_workers = settings.checkpoints.output_dir, settings.data.num_workers

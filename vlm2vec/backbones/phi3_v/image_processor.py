@@ -52,7 +52,7 @@ def num_tokens_of(rows: int, columns: int, grid: int) -> int:
     return (rows * columns + 1) * grid * grid + 1 + (rows + 1) * grid
 
 
-# Cached, because it is called several times per image, and data sets have few different sizes.
+# Cached, because it is called several times per image, and datasets have few different sizes.
 @lru_cache(maxsize=1 << 16)
 def _layout(width: int, height: int, num_crops: int, crop_size: int, grid: int) -> HDLayout:
     long_side, short_side = max(width, height), min(width, height)

@@ -124,7 +124,7 @@ def _sequence_order(sizes: Sequence[Sequence[int]], grid: int) -> tuple[int, tor
 @lru_cache(maxsize=1024)
 def _order_in_image(rows: int, columns: int, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One image's tokens: their places among its features, line separators or view separators, int64 (tokens,), and
-    which of the three each is, int64 (tokens,). Cached by shape, because data sets have few shapes."""
+    which of the three each is, int64 (tokens,). Cached by shape, because datasets have few shapes."""
     views = torch.arange((1 + rows * columns) * grid * grid, device="cpu").view(-1, grid, grid)
     local = views[1:].view(rows, columns, grid, grid).permute(0, 2, 1, 3).reshape(rows * grid, columns * grid)
     lines = torch.arange((1 + rows) * grid, device="cpu")[:, None]

@@ -1,4 +1,4 @@
-"""Reads a retrieval data set in BEIR's format: queries, a corpus, and judgements (qrels) with graded relevance."""
+"""Reads a retrieval dataset in BEIR's format: queries, a corpus, and judgements (qrels) with graded relevance."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Collection:
-    """A retrieval data set; items are indices into the run's item table.
+    """A retrieval dataset; items are indices into the run's item table.
 
     Attributes:
-        name: Name of the data set.
+        name: Name of the dataset.
         query_ids: Ids of the queries that have a relevant document, in the file's order.
         queries: Their items, int32 (queries,).
         document_ids: Ids of the corpus, in the file's order.

@@ -15,7 +15,7 @@ from vlm2vec.images.paths import plain_path
 
 
 class ImageCache:
-    """Gives every image a path in one folder: bytes of a table become a file; a file of the data set, or a folder of
+    """Gives every image a path in one folder: bytes of a table become a file; a file of the dataset, or a folder of
     frames, becomes a link to it.
 
     The name is a hash of the bytes, or of the file's real path, so that a restart writes nothing twice.

@@ -49,7 +49,7 @@ class RankedBlocks:
     Args:
         folder: Folder of the store.
         depth: Documents per query.
-        skip_own_id: Whether to leave out the document with the query's id (for BEIR's data sets whose queries are also
+        skip_own_id: Whether to leave out the document with the query's id (for BEIR's datasets whose queries are also
             documents).
     """
 

@@ -75,7 +75,7 @@ class ImageSettings:
         return Bounds(MERGE_SIZE * self.patch_size, self.min_pixels, self.max_pixels)
 
 
-# Cached, because it is called several times per image, and data sets have few different sizes.
+# Cached, because it is called several times per image, and datasets have few different sizes.
 @lru_cache(maxsize=1 << 16)
 def _layout(size: Size, settings: ImageSettings) -> ImageLayout:
     steps = resize_steps(settings.resize, size, settings.bounds)

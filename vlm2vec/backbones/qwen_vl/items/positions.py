@@ -2,7 +2,7 @@
 
 A grid is an image's (rows, columns) of patches, both even. Patches are in merge order: blocks of 2 x 2 patches row by
 row, and row by row within a block; a block makes one token. Values that depend only on the grid are cached, because
-data sets have few different grids.
+datasets have few different grids.
 """
 
 from __future__ import annotations
