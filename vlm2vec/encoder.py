@@ -57,11 +57,11 @@ class VLM2Vec(nn.Module):
         >>> encoder.similarity(query, encoder.encode(texts=["A cat and a dog", "A cat and a tiger"]))
 
     Args:
-        backbone: the model, or a PEFT model around it.
-        processor: makes its inputs.
-        max_len: texts without an image are truncated to this many tokens; None: not at all. Items with an image are
-            never truncated, as in the original.
-        normalize: scale vectors to length 1.
+        backbone: The model, or a PEFT model around it.
+        processor: Makes the model's inputs.
+        max_len: Truncate texts without an image to this many tokens; None: never. Items with an image are never
+            truncated, as in the original.
+        normalize: Scale vectors to length 1.
     """
 
     def __init__(
@@ -92,33 +92,35 @@ class VLM2Vec(nn.Module):
         prompt_format: str | PromptFormat | None = None,
         **image_limits: int | None,
     ) -> VLM2Vec:
-        """Loads an encoder, with the settings that it was saved with (see `ModelSettings`).
+        """Loads an encoder with the settings that it was saved with (`ModelSettings`).
 
-        An argument that differs from what was saved wins, with a `ChangedSettingWarning`.
+        An argument that differs from the saved setting takes precedence and raises a `ChangedSettingWarning`.
 
         Args:
-            path: a checkpoint folder, an adapter folder (its base is then loaded too), or a Hugging Face repository.
-            adapter: a PEFT adapter folder or repository on top of `path`.
-            max_len: see the class; "stored": as it was trained with, else as its prompt format's own code has it (256
-                where that is not known).
-            normalize: see the class; None: as it was trained with, else True.
-            dtype: Of the weights; None: as stored in the files, as transformers 5 and sentence-transformers 6 do. An
-                adapter's weights are kept in float32. A CPU without instructions for bfloat16 computes faster in
-                torch.float32, which takes twice the memory.
-            device: Where to put the model; None: a CUDA GPU if torch sees one (that of `LOCAL_RANK`, else the first),
-                else the CPU. `DS_ACCELERATOR=cpu` in the environment asks for the CPU. Apple's MPS is never chosen by
-                itself: nothing here was tested on it.
+            path: Checkpoint folder, adapter folder (its base model is loaded too), or Hugging Face repository.
+            adapter: PEFT adapter folder or repository to put on top of `path`.
+            max_len: See the class. "stored": the value used in training, or else the one that the code published with
+                the prompt format uses (256 if that is not known).
+            normalize: See the class. None: the value used in training, or else True.
+            dtype: Data type of the weights. None: as stored in the files, as in transformers 5 and
+                sentence-transformers 6. An adapter's weights stay in float32. A CPU without bfloat16 instructions is
+                faster in torch.float32, which takes twice the memory.
+            device: Where to put the model. None: a CUDA GPU if torch sees one (the one of `LOCAL_RANK`, else the
+                first), else the CPU. Set `DS_ACCELERATOR=cpu` in the environment to use the CPU. Apple's MPS is only
+                used if you ask for it, because it is not tested.
             attn_implementation: "sdpa" (the default, with flash kernels where the device has them), "eager" or
                 "flash_attention_2" (needs the flash-attn package).
-            allow_other_base: load an adapter on other weights than it was trained on, with a `ChangedSettingWarning`.
-            prompt_format: how prompts are made: a `PromptFormat`, or the name of one that the model's family has; None:
-                as it was trained with, if a file or the family can tell.
-            image_limits: the limits on image sizes that the model's family has (`vlm2vec/backbones/image_limits.py`)
-                by name; None: as it was trained with, else what the checkpoint's preprocessor_config.json says.
+            allow_other_base: Load an adapter onto different weights than it was trained on, with a
+                `ChangedSettingWarning` instead of an error.
+            prompt_format: A `PromptFormat`, or the name of one of the model's family. None: the one used in training,
+                if a file or the family names it.
+            image_limits: Limits on image sizes, by name; each family has some of them
+                (`vlm2vec/backbones/image_limits.py`). None: the value used in training, or else the one in the
+                checkpoint's preprocessor_config.json.
 
         Raises:
-            InputError: the files do not fit together; see `Backbone.from_pretrained` and `load_adapter`.
-            TypeError: no option of this name.
+            InputError: The files do not fit together; see `Backbone.from_pretrained` and `load_adapter`.
+            TypeError: There is no option of this name.
         """
         unknown = sorted(image_limits.keys() - set(LIMITS))
         if unknown:
@@ -145,12 +147,12 @@ class VLM2Vec(nn.Module):
 
     @property
     def base(self) -> Backbone:
-        """The backbone itself, without the adapter's wrapper."""
+        """The backbone without the adapter's wrapper."""
         return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """Device that the inputs must be on."""
         return self.base.token_embeddings.device
 
     @property
@@ -160,7 +162,7 @@ class VLM2Vec(nn.Module):
 
     @property
     def settings(self) -> ModelSettings:
-        """What a saved model's `vlm2vec_config.json` says of it."""
+        """The settings that `save_pretrained` writes to `vlm2vec_config.json`."""
         return ModelSettings(
             max_len=self.max_len,
             pooling="last",
@@ -170,9 +172,9 @@ class VLM2Vec(nn.Module):
         ).with_limits(self.processor.image_limits)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of a forward pass: with an adapter in float32 on a base in bfloat16, autocast to bfloat16.
+        """Precision of a forward pass: autocast to bfloat16 if a float32 adapter is on a bfloat16 base.
 
-        It is entered inside of `forward`: around a DeepSpeed engine, the engine would switch CUDA's autocast off again.
+        It is entered inside `forward`, because a DeepSpeed engine switches off CUDA autocast that is entered around it.
         """
         dtype = self.base.token_embeddings.dtype
         if not isinstance(self.backbone, PeftModel) or dtype == torch.float32:
@@ -186,14 +188,14 @@ class VLM2Vec(nn.Module):
         strict_original: bool = False,
         **arguments: Any,
     ) -> torch.Tensor:
-        """Vectors of a chunk (`ItemEncoderInputs`): the last real token's state, normalised in float32.
+        """Computes the vectors of a chunk: the last real token's hidden state, normalised in float32.
 
         Args:
             input_ids: int64 (n, L), padded on the right.
             attention_mask: int64 (n, L), 1 on real tokens.
-            strict_original: compute as the original code does where a vector then depends on its neighbours
-                (`Backbone.original_arguments`).
-            arguments: what else the chunk holds for the backbone's `forward`.
+            strict_original: Reproduce the original code also where it makes a vector depend on the other rows of its
+                batch (`Backbone.original_arguments`).
+            arguments: The chunk's other inputs, passed on to the backbone's `forward` (`ItemEncoderInputs`).
 
         Returns:
             float32 (n, hidden).
@@ -215,50 +217,51 @@ class VLM2Vec(nn.Module):
         instruction: str | Sequence[str | None] | None = None,
         allow_urls: bool = False,
     ) -> torch.Tensor:
-        """Encodes a list of items. Images are opened batch by batch, so that memory stays flat on long lists.
+        """Encodes a list of items: texts, images, or both.
 
-        An item, for a model whose prompt format is the text as it stands, is
+        The items are reordered, packed into batches and returned in the order given. Images are opened batch by batch,
+        so that a long list needs no more memory than a short one.
 
-        - a text: truncated to `max_len` tokens. A tag `<|image_1|>` in a text without image is ordinary text, as in
+        If the model's prompt format takes texts unchanged (VLM2Vec's own does), an item is one of
+
+        - a text, truncated to `max_len` tokens. A tag `<|image_1|>` in a text without an image is ordinary text, as in
           the original;
-        - an image (text None or blank): gets the benchmark's prompt `<|image_1|> Represent the given image.`;
-        - text and image: the text must hold the tag `<|image_1|>` where the image belongs, else `InputError`;
-        - text and several images (a list): the text must hold `<|image_1|>` to `<|image_n|>` once each. Images
-          enter in the order of the list whatever the tags' order, as in the original.
+        - an image (its text is None or blank), which gets the benchmark's prompt
+          `<|image_1|> Represent the given image.`;
+        - a text and an image: the text must contain the tag `<|image_1|>` where the image belongs;
+        - a text and a list of images: the text must contain `<|image_1|>` to `<|image_n|>` once each. Images are
+          inserted in the order of the list, not of their numbers, as in the original.
 
-        A model may have another `PromptFormat` (`encoder.processor.prompt_format`): in a chat template, for example,
-        images may come first, so that texts need no tags.
+        Other prompt formats (`encoder.processor.prompt_format`) differ: a chat template, for example, may put images
+        first, so that texts need no tags. An item with neither text nor image is an error, unless the format has a text
+        for it.
 
-        An item with neither text nor image is an `InputError`, unless the format has a text for it.
-
-        Images are PIL images, paths, file contents (bytes), uint8 arrays of height x width x 3 or height x width,
-        or, with `allow_urls`, http and https URLs.
-        Alpha is dropped, or blended over white where the prompt format says so;
-        the first frame of an animation counts, EXIF orientation is not applied,
-        CMYK and palettes are converted (all as in the original); damaged files, more than 8 bits a channel and
-        decompression bombs are an `InputError`.
+        An image is a PIL image, a path, the content of a file (bytes), a uint8 array (height, width, 3) or
+        (height, width), or, with `allow_urls`, an http or https URL. As in the original, an animation's first frame is
+        used, EXIF orientation is not applied, CMYK and palettes are converted to RGB, and alpha is dropped, except
+        where the prompt format blends it over white.
 
         Args:
-            texts: one entry an item, None where an item has no text; None if no item has one. A list, or anything else
-                with a length and an order, such as a column of pandas or Arrow, which is read in its order whatever its
-                labels.
-            images: as `texts`, with an image or a list of images an item.
-            batch_tokens: padded tokens of a batch; None: 16,384 (4,096 on a CPU). It does not change the result.
-            show_progress: None: from 256 items on.
-            strict_original: batches of neighbours in the order given, where the padded width of the batch chooses the
-                rope factors, as in the original: vectors then depend on their neighbours when one of them is longer
-                than 4,096 tokens.
-            instruction: what the vectors are for, one for all items or one an item, for models whose prompt format has
-                a place for it; None: the format's own. Others refuse one: put it into the text, or see
+            texts: One entry per item, None for an item without text; None if no item has a text. Any sequence with a
+                length and an order, such as a pandas or Arrow column, which is read by position, not by label.
+            images: One image or list of images per item, otherwise as `texts`.
+            batch_tokens: Padded tokens in a batch. None: 16,384 (4,096 on a CPU). It does not change the result.
+            show_progress: Show a progress bar. None: for 256 items or more.
+            strict_original: Batch the items in the order given and choose the rope factors by the batch's padded
+                width, as the original does. A vector then depends on the other items of its batch if one of them has
+                more than 4,096 tokens.
+            instruction: What the vectors are for: one for all items, or one per item. None: the prompt format's own.
+                Prompt formats without a place for an instruction refuse it: put it into the text, or see
                 `encode_queries`.
-            allow_urls: Fetch images from http and https URLs into temporary files first, from public addresses only
-                and within limits of size and time (`vlm2vec/inputs/urls.py`).
+            allow_urls: Download images from http and https URLs into temporary files first, from public addresses only
+                and within limits on size and time (`vlm2vec/inputs/urls.py`).
 
         Returns:
             float32 (n, hidden) on the CPU, in the order given.
 
         Raises:
-            InputError: see above, or NaN or infinity in a vector; the message names the item's number, from 0.
+            InputError: An item breaks one of these rules; an image is damaged, has more than 8 bits per channel or too
+                many pixels; a vector is NaN or infinite. The message gives the item's index.
         """
         items = make_items(texts, images, self.processor.prompt_format, instruction, allow_urls)
         return self._encode(items, batch_tokens, show_progress, strict_original, allow_urls)
@@ -272,16 +275,17 @@ class VLM2Vec(nn.Module):
         show_progress: bool | None = None,
         allow_urls: bool = False,
     ) -> torch.Tensor:
-        r"""Encodes the queries of a search: the prompt format puts the instruction where the model expects it.
+        r"""Encodes the queries of a search, with the instruction where the model expects it.
 
-        Texts are a user's own words, without image tags. A format with a place for an instruction puts it there; in
-        others it comes before the text and behind the images. An instruction with `{text}` in it is a whole text, for
-        models trained on such texts: `"Find an image that matches the given caption: {text}\n"`.
+        Texts are a user's own words, without image tags. If the prompt format has a place for an instruction, it is
+        put there, else before the text and after the images. An instruction that contains `{text}` is a template for
+        the whole text, for models that were trained on such texts:
+        `"Find an image that matches the given caption: {text}\n"`.
 
         Args:
             texts: See `encode`.
             images: See `encode`.
-            instruction: One for all items, or one an item; None or "": none, or the format's own.
+            instruction: One for all items, or one per item. None or "": the prompt format's own, if it has one.
             batch_tokens: See `encode`.
             show_progress: See `encode`.
             allow_urls: See `encode`.
@@ -290,7 +294,7 @@ class VLM2Vec(nn.Module):
             float32 (n, hidden) on the CPU, in the order given.
 
         Raises:
-            InputError: As `encode`, or an image tag in the text of an item with images.
+            InputError: As in `encode`, or an image tag in the text of an item with images.
         """
         prompt_format = self.processor.prompt_format
         items = make_items(texts, images, prompt_format, instruction, allow_urls)
@@ -306,10 +310,10 @@ class VLM2Vec(nn.Module):
         show_progress: bool | None = None,
         allow_urls: bool = False,
     ) -> torch.Tensor:
-        """Encodes what a search looks for, by the rules of `encode_queries`; see there.
+        """Encodes the documents of a search; arguments and rules are those of `encode_queries`.
 
-        An image without text and instruction gets the format's prompt for an image alone. Most models were trained with
-        an instruction for queries and none, or another one, for documents.
+        An image without text and instruction gets the prompt format's prompt for a single image. Most models were
+        trained with an instruction for queries, and with none or a different one for documents.
         """
         return self.encode_queries(texts, images, instruction, batch_tokens, show_progress, allow_urls)
 
@@ -353,47 +357,50 @@ class VLM2Vec(nn.Module):
 
     @staticmethod
     def similarity(a: ArrayLike | torch.Tensor, b: ArrayLike | torch.Tensor) -> torch.Tensor:
-        """Dot products of vectors (n, hidden) and (m, hidden), cosines if they have length 1: float32 (n, m).
+        """Computes the dot products of vectors (n, hidden) and (m, hidden); cosines, if their length is 1.
 
         Args:
-            a: A tensor, an array, or a list, tuple or column of vectors, which are read in their order.
+            a: A tensor, an array, or a list, tuple or column of vectors, read by position.
             b: The same.
 
+        Returns:
+            float32 (n, m).
+
         Raises:
-            InputError: What has no order (a set, a dictionary, a generator), or what are no vectors.
+            InputError: The argument has no order (a set, a dictionary, a generator) or contains no vectors.
         """
         return as_vectors("a", a) @ as_vectors("b", b).T
 
     def add_lora(self, settings: LoraSettings | None = None) -> None:
-        """Puts a fresh adapter on the backbone; only the adapter is trainable afterwards.
+        """Puts a new adapter on the backbone; only the adapter is trainable afterwards.
 
-        Layers that are frozen (`freeze`) get none.
+        Frozen layers (`freeze`) get none.
 
         Args:
-            settings: None: the original's.
+            settings: Rank, target layers and so on. None: those of the original.
 
         Raises:
-            InputError: a target that matches no layer, or frozen ones alone, a value out of range, or an adapter is
-                there already.
+            InputError: A target matches no layer or only frozen ones, a value is out of range, or the model has an
+                adapter already.
         """
         if isinstance(self.backbone, PeftModel):
             raise InputError("the model has an adapter already; merge it first (merge_lora)")
         self.backbone = add_adapter(self.backbone, settings or LoraSettings())
 
     def merge_lora(self) -> None:
-        """Adds the adapter to the weights and drops it; without an adapter nothing happens."""
+        """Merges the adapter into the weights and removes it. Does nothing without an adapter."""
         if isinstance(self.backbone, PeftModel):
             self.backbone = self.backbone.merge_and_unload()
 
     def freeze(self, vision_tower: bool = False, projector: bool = False) -> None:
-        """Stops training parts of the model. `add_lora` then leaves them out.
+        """Excludes parts of the model from training; a later `add_lora` leaves them out.
 
         Args:
-            vision_tower: What turns pixels into features.
-            projector: What turns features into the decoder's image tokens.
+            vision_tower: Freeze the part that turns pixels into features.
+            projector: Freeze the part that turns features into the decoder's image tokens.
 
         Raises:
-            InputError: there is an adapter already, whose part there would be saved without being trained.
+            InputError: The model has an adapter already, whose layers in these parts would be saved untrained.
         """
         parts = [name for name, chosen in ((VISION_TOWER, vision_tower), (PROJECTOR, projector)) if chosen]
         if isinstance(self.backbone, PeftModel) and parts:
@@ -401,34 +408,33 @@ class VLM2Vec(nn.Module):
         self.base.freeze(*parts)
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recomputes every layer's activations in the backward pass instead of keeping them."""
-        # transformers 5.23 renamed the method and warns of the old name; older versions have only that.
+        """Recomputes each layer's activations in the backward pass instead of storing them."""
+        # transformers 5.23 renamed the method and warns about the old name; older versions have only the old one.
         enable = getattr(self.base, "activation_checkpointing_enable", None) or self.base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keeps all activations, as at first."""
+        """Stores all activations, which is the default."""
         base = self.base
         (getattr(base, "activation_checkpointing_disable", None) or base.gradient_checkpointing_disable)()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder that `from_pretrained` reads: the whole model, or an adapter that names its base.
+        """Writes a folder that `from_pretrained` reads: the whole model, or an adapter with the name of its base.
 
-        Files appear under their final names only when all of them are complete. They replace those of a former save,
-        whose weights are removed, more or fewer shards of them too.
+        Files get their final names only when all of them are complete. They replace all files of an earlier save.
 
         Raises:
-            InputError: the folder holds the other kind: a whole model where an adapter is saved, or an adapter where a
-                whole model is.
+            InputError: The folder holds the other kind: a whole model where an adapter is to be saved, or an adapter
+                where a whole model is to be saved.
         """
         save_model(self.backbone, Path(folder), self.save_configuration)
 
     def save_configuration(self, folder: str | Path, with_base: bool = False) -> None:
-        """Writes what `save_pretrained` writes but the weights; a checkpoint's weights complete it (export).
+        """Writes everything that `save_pretrained` writes except the weights; an export adds a checkpoint's weights.
 
         Args:
-            folder: where to.
-            with_base: beside an adapter, write its base's configuration into a folder of its own, for an export.
+            folder: Where to write.
+            with_base: If the model has an adapter, also write its base's configuration, into a separate folder.
         """
         folder = Path(folder)
         write_model_config(self.backbone, folder, with_base)
