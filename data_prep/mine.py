@@ -254,7 +254,7 @@ class Miner:
         with still_running(f"loading {self.arguments.model_name}"):
             encode, inputs, ready = TeacherFolder.find(self.arguments.model_name).load(self.device)
         source = ShardItemSource(items, shards, plan, inputs)
-        own = plan.deal_blocks(setup.blocks, world_size())[own_rank()]
+        own = plan.distribute_blocks(setup.blocks, world_size())[own_rank()]
         workers = self.arguments.dataloader_num_workers
         with ready, torch.inference_mode():
             encode_blocks(encode, source, VectorStore(setup.store), own, self.device, workers)

@@ -45,6 +45,6 @@ def encode_missing(
     plan = store.plan()
     inputs = ItemEncoderInputs(encoder.processor, arguments.max_len, encoder.base.dtype)
     source = BatchSource(store.items(), plan, images, inputs)
-    own = plan.deal_blocks(blocks, world_size())[own_rank()]
+    own = plan.distribute_blocks(blocks, world_size())[own_rank()]
     with kept_norms(encoder):
         encode_blocks(encoder, source, store, own, device, num_workers)

@@ -208,10 +208,10 @@ def to_page(comparison: Comparison, folder: Path, image_dir: Path | None, allow_
 
 
 def name_runs(runs: Sequence[Path], names: Sequence[str] | None) -> list[str]:
-    """The columns' headings: the names given, else the folders' own, else (where two are equal) their paths.
+    """Headings of the columns: the given names, else the folders' names, or their paths where two names are equal.
 
     Raises:
-        InputError: not as many names as runs, or a name given twice.
+        InputError: The number of names is not that of the runs, or a name is given twice.
     """
     if names is not None:
         if len(names) != len(runs):

@@ -20,15 +20,15 @@ class LoraSettings:
     The defaults are the original's.
 
     Attributes:
-        r: rank.
-        alpha: the update is scaled by alpha / r.
-        dropout: on the adapter's input.
-        dropout_on: with DoRA, what dropout acts on, see `install_dora`.
-        target_modules: linear layers to adapt, by the last part of their names or the last two: "o_proj",
-            "mlp.fc1"; each must occur. None: the family's.
-        use_dora: learn the weights' magnitudes too.
-        init: "gaussian" or "kaiming", how A is drawn.
-        seed: decides the initial adapter, so that every rank starts from the same one.
+        r: Rank.
+        alpha: The update is scaled by alpha / r.
+        dropout: Probability of dropout on the adapter's input.
+        dropout_on: What dropout acts on with DoRA, see `install_dora`.
+        target_modules: Linear layers to adapt, by the last part or the last two parts of their names: "o_proj",
+            "mlp.fc1". Each must occur. None: the family's own choice.
+        use_dora: Learn the magnitudes of the weights too.
+        init: How A is drawn: "gaussian" or "kaiming".
+        seed: Seed of the initial adapter, so that every rank starts from the same one.
     """
 
     r: int = 16

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from vlm2vec.batches.layout import BatchLayout, ItemReference, deal, lay_out
+from vlm2vec.batches.layout import BatchLayout, ItemReference, distribute, lay_out
 from vlm2vec.batches.replacement import GlobalBatch
 from vlm2vec.mined.format import Lists, MinedSubset
 from vlm2vec.mined.rows import MinedRows
@@ -164,7 +164,7 @@ def test_the_digest_distinguishes_batches() -> None:
 
 def test_ranks_get_about_the_same_cost() -> None:
     costs = np.random.default_rng(0).integers(5, 800, 400)
-    hands = deal(costs, 8)
-    assert sorted(np.concatenate(hands)) == list(range(400))
-    loads = [costs[hand].sum() for hand in hands]
+    ranks = distribute(costs, 8)
+    assert sorted(np.concatenate(ranks)) == list(range(400))
+    loads = [costs[rank].sum() for rank in ranks]
     assert max(loads) / min(loads) < 1.01

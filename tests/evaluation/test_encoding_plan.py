@@ -85,9 +85,9 @@ def test_ranks_share_all_blocks_whatever_is_left_of_them(tmp_path: Path, inputs:
     _, items = read(path)
     plan = plan_of(tmp_path, items, inputs, max_items=2)
     left = list(range(3, len(plan.blocks())))
-    hands = plan.deal_blocks(left, 3)
-    assert sorted(number for hand in hands for number in hand) == left
-    loads = [sum(plan.costs[number] for number in hand) for hand in hands]
+    ranks = plan.distribute_blocks(left, 3)
+    assert sorted(number for rank in ranks for number in rank) == left
+    loads = [sum(plan.costs[number] for number in rank) for rank in ranks]
     assert max(loads) - min(loads) <= plan.costs.max()
 
 

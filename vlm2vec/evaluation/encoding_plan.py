@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlm2vec.batches.layout import deal
+from vlm2vec.batches.layout import distribute
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.images import ImageFile
 from vlm2vec.evaluation.data.items import Indices, ItemTable
@@ -61,7 +61,7 @@ class EncodingPlan:
         size = max(1, min(_BLOCK_BATCHES, self.num_batches // _LEAST_BLOCKS))
         return [range(start, min(start + size, self.num_batches)) for start in range(0, self.num_batches, size)]
 
-    def deal_blocks(self, numbers: Sequence[int], num_ranks: int) -> list[list[int]]:
+    def distribute_blocks(self, numbers: Sequence[int], num_ranks: int) -> list[list[int]]:
         """Distributes blocks, so that every rank gets about the same number of tokens.
 
         Returns:
@@ -69,8 +69,8 @@ class EncodingPlan:
         """
         blocks = self.blocks()
         costs = [int(self.costs[blocks[number].start : blocks[number].stop].sum()) for number in numbers]
-        hands = deal(np.asarray(costs, dtype=np.int64), num_ranks)
-        return [sorted(numbers[index] for index in hand) for hand in hands]
+        ranks = distribute(np.asarray(costs, dtype=np.int64), num_ranks)
+        return [sorted(numbers[index] for index in rank) for rank in ranks]
 
 
 def plan_encoding(

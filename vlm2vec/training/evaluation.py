@@ -136,7 +136,7 @@ def build_evaluation(
     """Reads the evaluation data and plans its encoding, before the run starts.
 
     Raises:
-        InputError: a dataset or image that cannot be used.
+        InputError: A dataset or an image cannot be used.
     """
     if settings is None:
         return NoEvaluation()

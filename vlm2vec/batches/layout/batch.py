@@ -111,10 +111,10 @@ def lay_out(
     distinct, first, item_of_entry = np.unique(hashes, return_index=True, return_inverse=True)
     # np.unique sorts by hash; ordering by first appearance makes the numbering readable and independent of hash values.
     appearance = np.argsort(first, kind="stable")
-    rank_items = deal(costs[first[appearance]], num_ranks)
-    dealt = appearance[np.concatenate(rank_items)]
+    rank_items = distribute(costs[first[appearance]], num_ranks)
+    in_rank_order = appearance[np.concatenate(rank_items)]
     numbering = np.empty(len(first), dtype=np.int64)
-    numbering[dealt] = np.arange(len(first))
+    numbering[in_rank_order] = np.arange(len(first))
     rows = np.concatenate([side.rows for side in sides])
     query, positive, others = np.split(numbering[item_of_entry], [len(every_row), 2 * len(every_row)])
     by_row = np.argsort(rows[2 * len(every_row) :], kind="stable")
@@ -133,7 +133,7 @@ def lay_out(
     if teacher is not None and teacher.ignored is not None:
         digest.update(np.ascontiguousarray(teacher.ignored).tobytes())
     return BatchLayout(
-        items=tuple(references[entry] for entry in first[dealt].tolist()),
+        items=tuple(references[entry] for entry in first[in_rank_order].tolist()),
         counts=tuple(len(own) for own in rank_items),
         query=query,
         positive=positive,
@@ -144,7 +144,7 @@ def lay_out(
     )
 
 
-def deal(costs: npt.NDArray[np.int64], num_ranks: int) -> list[npt.NDArray[np.int64]]:
+def distribute(costs: npt.NDArray[np.int64], num_ranks: int) -> list[npt.NDArray[np.int64]]:
     """Distributes items to ranks with about equal costs (greedy: longest processing time first).
 
     Every choice depends only on the costs and the items' order, so all ranks compute the same.
@@ -152,13 +152,13 @@ def deal(costs: npt.NDArray[np.int64], num_ranks: int) -> list[npt.NDArray[np.in
     Returns:
         The items of each rank, most expensive first.
     """
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    items_of_rank: list[list[int]] = [[] for _ in range(num_ranks)]
     load = [(0, rank) for rank in range(num_ranks)]
     for item in np.argsort(-costs, kind="stable"):
         cost, rank = heapq.heappop(load)
-        hands[rank].append(int(item))
+        items_of_rank[rank].append(int(item))
         heapq.heappush(load, (cost + int(costs[item]), rank))
-    return [np.array(hand, dtype=np.int64) for hand in hands]
+    return [np.array(items, dtype=np.int64) for items in items_of_rank]
 
 
 def _ignored(
