@@ -62,21 +62,21 @@ ACCEPTED_KEYS = {
     2: frozenset((*_GRADIENT_KEYS, *_STAGE_1_2_KEYS)),
     3: frozenset((*_GRADIENT_KEYS, *_STAGE_3_KEYS)),
 }
-_ROUNDS = "it rounds what the ranks send, and the update would depend on their number"
-_OLD = "DeepSpeed no longer uses it; write"
-# Why the others may not have another value than DeepSpeed's own.
+_ROUNDS = "ranks would exchange rounded values, so that the update depends on their number"
+_OLD = "DeepSpeed no longer reads it; write"
+# Why other keys must keep DeepSpeed's default.
 _REFUSED = {
     "compute_grad_norm": "--max_grad_norm and the log need the gradient's norm",
     "cpu_offload": f'{_OLD} "offload_optimizer": {{"device": "cpu"}}',
     "cpu_offload_param": f'{_OLD} "offload_param": {{"device": "cpu"}}',
     "cpu_offload_use_pin_memory": f'{_OLD} "pin_memory" in the section of what is offloaded',
-    "ignore_unused_parameters": "a rank without images does not use the vision tower",
-    "load_from_fp32_weights": "a resume restores the float32 weights",
+    "ignore_unused_parameters": "parameters of the vision tower are unused on a rank without images",
+    "load_from_fp32_weights": "a resume has to restore the float32 weights",
     "memory_efficient_linear": "it follows from --bf16 and --lora",
-    "round_robin_gradients": "DeepSpeed 0.19.8 then takes weights and gradients of one parameter for another's",
+    "round_robin_gradients": "with it, DeepSpeed 0.19.8 mixes up weights and gradients of different parameters",
     "stage3_gather_fp16_weights_on_model_save": f'{_OLD} "stage3_gather_16bit_weights_on_model_save"',
-    "stage3_module_granularity_threshold": "DeepSpeed 0.19.8 then ends in an error about shapes",
-    "zenflow": "it updates some weights later than with their global batch",
+    "stage3_module_granularity_threshold": "with it, DeepSpeed 0.19.8 stops with a shape error",
+    "zenflow": "it delays the update of some weights beyond their global batch",
     "zero_quantized_gradients": _ROUNDS,
     "zero_quantized_nontrainable_weights": _ROUNDS,
     "zero_quantized_weights": _ROUNDS,
