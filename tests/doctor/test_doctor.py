@@ -10,6 +10,7 @@ from collections import namedtuple
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,12 +196,35 @@ def test_nvcc_is_held_against_torchs_cuda(
     release: str | None, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gpu_with_nvcc(tmp_path, monkeypatch, release)
+    monkeypatch.setattr(machine, "has_libaio", lambda: True)
     found = machine.compiler(nvme_settings(tmp_path))
     assert found.status == status
     assert "nvme.json" in found.what
     if release == "12.4":
         assert "12.4" in found.what
         assert "toolkit 13.0" in found.remedy
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_libaio_is_tried_as_deepspeed_does(
+    is_there: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A call of it is compiled and linked; the header and library of this machine do not matter."""
+    gpu_with_nvcc(tmp_path, monkeypatch, "13.0")
+    from deepspeed.ops.op_builder import AsyncIOBuilder  # asks for the accelerator at its import
+
+    builder = type(AsyncIOBuilder())
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def has_function(_: Any, name: str, libraries: tuple[str, ...], **__: Any) -> bool:
+        asked.append((name, libraries))
+        return is_there
+
+    monkeypatch.setattr(builder, "has_function", has_function)
+    found = machine.compiler(nvme_settings(tmp_path))
+    assert asked == [("io_submit", ("aio",))]
+    assert (found.status, "libaio-dev" in found.remedy) == ((OK, False) if is_there else (FAIL, True))
+    assert capfd.readouterr().out == ""
 
 
 def test_damaged_shards_fail(mini_shards_dir: Path, tmp_path: Path) -> None:

@@ -135,7 +135,18 @@ def compiler(engine: Path) -> Finding:
     if missing:
         remedy = "install ninja and a C++ compiler, and put them on the PATH (.venv/bin holds ninja)"
         return Finding(FAIL, f"{engine.name}: no {', '.join(missing)} to compile DeepSpeed's access to NVMe", remedy)
+    if not has_libaio():
+        remedy = "install it (libaio-dev on Debian and Ubuntu, libaio-devel on Fedora), or offload to the CPU"
+        return Finding(FAIL, f"{engine.name}: no libaio, which DeepSpeed's access to NVMe needs", remedy)
     return cuda_compiler(engine.name)
+
+
+def has_libaio() -> bool:
+    """Whether library and header of libaio are installed, by DeepSpeed's own test: it compiles a call."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return bool(AsyncIOBuilder().is_compatible(verbose=False))
 
 
 def cuda_compiler(engine: str) -> Finding:
