@@ -1,20 +1,23 @@
 """Package definition: ranges that users may install; constraints.txt holds the exact versions that CI tests."""
 
 import ast
-import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 INSTALLED = Path("vlm2vec", "installed")
-# Read as text: importing the package would need its dependencies.
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vlm2vec" / "__init__.py").read_text(encoding="utf-8"))
-COMMANDS = re.search(
-    r"^COMMANDS = ({.+?})$", (ROOT / INSTALLED / "commands.py").read_text(encoding="utf-8"), re.M | re.S
-)
+
+
+def assigned(name: str, module: Path) -> Any:
+    """The literal that a module assigns to a name; read as text, because an import would need the dependencies."""
+    for node in ast.parse((ROOT / module).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+            return ast.literal_eval(node.value)
+    raise LookupError(f"{module} assigns no {name}")
 
 
 class BuildWithSettingsFiles(build_py):
@@ -34,7 +37,7 @@ class BuildWithSettingsFiles(build_py):
 
 setup(
     name="vlm2vec-deepspeed",
-    version=VERSION[1],
+    version=assigned("__version__", Path("vlm2vec", "__init__.py")),
     description="VLM2Vec training on DeepSpeed: exact cached contrastive steps under ZeRO-1/2/3",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -54,7 +57,9 @@ setup(
     },
     cmdclass={"build_py": BuildWithSettingsFiles},
     entry_points={
-        "console_scripts": [f"{name} = vlm2vec.installed.commands:run" for name in ast.literal_eval(COMMANDS[1])]
+        "console_scripts": [
+            f"{name} = vlm2vec.installed.commands:run" for name in assigned("COMMANDS", INSTALLED / "commands.py")
+        ]
     },
     install_requires=[
         "torch>=2.9",
