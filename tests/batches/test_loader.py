@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -217,6 +218,24 @@ def test_nothing_is_decoded_in_the_training_process(
     for ours, theirs in zip((chunk.inputs for chunk in chunks), alone, strict=True):
         torch.testing.assert_close(ours["input_ids"], theirs["input_ids"], rtol=0, atol=0)
         torch.testing.assert_close(ours.get("pixel_values"), theirs.get("pixel_values"), rtol=0, atol=0)
+
+
+def test_all_workers_end_at_the_end_and_at_close(shards: ShardSet, inputs: ItemEncoderInputs) -> None:
+    """Whoever keeps a batch, whose chunks hold the loader."""
+    plans = dataclasses.replace(source(shards, inputs), last_step=2)
+    others = len(multiprocessing.active_children())
+    batches = TrainingBatches(plans, num_workers=2)
+    steps = iter(batches)
+    first = next(steps)
+    assert len(multiprocessing.active_children()) == others + 3
+    batches.close()
+    assert len(multiprocessing.active_children()) == others
+    kept, batches = [first], TrainingBatches(plans, num_workers=2)
+    for batch in batches:
+        kept.append(batch)
+        [list(phase.chunks) for phase in batch.chunks.phases]
+    assert [batch.header.step for batch in kept] == [0, 0, 1]
+    assert len(multiprocessing.active_children()) == others
 
 
 def test_what_is_wrong_comes_out_when_its_turn_has_come(shards: ShardSet, inputs: ItemEncoderInputs) -> None:

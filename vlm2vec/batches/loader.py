@@ -6,16 +6,14 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from vlm2vec.batches.layout import lay_out
 from vlm2vec.batches.order import GlobalOrder
 from vlm2vec.batches.reader import BatchReader, MadeChunk
 from vlm2vec.batches.step_plan import PlannedItem, StepHeader, StepPlan
-from vlm2vec.batches.worker import prepare_worker
+from vlm2vec.batches.worker import end_workers, process_loader
 from vlm2vec.contrastive import Chunk, Phase, StepChunks
 from vlm2vec.errors import InputError
 from vlm2vec.mined.rows import MinedRows
@@ -107,7 +105,7 @@ class ChunkMaker(Dataset[Message]):
 
 
 class TrainingBatches:
-    """This rank's part of every step from `source.first_step` on, in order.
+    """This rank's part of every step from `source.first_step` on, in order. Call `close` if not all are wanted.
 
     Each batch's chunks must have run, or `replace` must have been called, before the next batch is requested: all come
     from the same stream.
@@ -126,6 +124,7 @@ class TrainingBatches:
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._starts_again = False
+        self._running: tuple[Iterator[Message], _Tasks] | None = None
         self.damage: dict[tuple[str, int], str] = {}
 
     def __iter__(self) -> Iterator[TrainingBatch]:
@@ -135,23 +134,16 @@ class TrainingBatches:
             InputError: The shards cannot be reached, or their content cannot be used; the message names the sample.
         """
         while self._source.first_step < self._source.last_step:
-            tasks = _Tasks(self._source, self._num_workers)
-            maker = ChunkMaker(self._source.reader)
-            ahead = CHUNKS_AHEAD if self._num_workers else None
-            loader = _loader(
-                maker, self._num_workers, sampler=tasks, pin_memory=self._pin_memory, prefetch_factor=ahead
-            )
-            messages = iter(loader)
-            while not self._starts_again and self._source.first_step < self._source.last_step:
-                self.damage = {}
-                mark = next(self._received(messages, 1))
-                assert mark is None, "a step's chunks must run before the next step is asked for"
-                header = tasks.headers.popleft()
-                phases = [Phase(self._chunks(messages, count), count, images) for count, images in header.phases]
-                yield TrainingBatch(header, StepChunks(*phases))
-                if not self._starts_again:
-                    self._source = dataclasses.replace(self._source, first_step=header.step + 1)
-            self._starts_again = False
+            yield from self._until_replacement()
+            self.close()
+
+    def close(self) -> None:
+        """Ends the worker processes. Chunks of the last batch that have not run are lost."""
+        if self._running is not None:
+            messages, tasks = self._running
+            end_workers(messages)
+            end_workers(tasks.plans)
+        self._running = None
 
     def replace(self, damaged: Set[tuple[str, int]]) -> None:
         """Yields the current step again with damaged samples replaced; they stay replaced in later steps.
@@ -161,6 +153,26 @@ class TrainingBatches:
         """
         self._source = dataclasses.replace(self._source, damaged=self._source.damaged | damaged)
         self._starts_again = True
+
+    def _until_replacement(self) -> Iterator[TrainingBatch]:
+        """Yields the steps up to the last one, or to one that `replace` was called for."""
+        tasks = _Tasks(self._source, self._num_workers)
+        maker = ChunkMaker(self._source.reader)
+        ahead = CHUNKS_AHEAD if self._num_workers else None
+        messages: Iterator[Message] = iter(
+            process_loader(maker, self._num_workers, sampler=tasks, pin_memory=self._pin_memory, prefetch_factor=ahead)
+        )
+        self._running = messages, tasks
+        self._starts_again = False
+        while not self._starts_again and self._source.first_step < self._source.last_step:
+            self.damage = {}
+            mark = next(self._received(messages, 1))
+            assert mark is None, "a step's chunks must run before the next step is asked for"
+            header = tasks.headers.popleft()
+            phases = [Phase(self._chunks(messages, count), count, images) for count, images in header.phases]
+            yield TrainingBatch(header, StepChunks(*phases))
+            if not self._starts_again:
+                self._source = dataclasses.replace(self._source, first_step=header.step + 1)
 
     def _chunks(self, messages: Iterator[Message], count: int) -> Iterator[Chunk]:
         for message in self._received(messages, count):
@@ -179,33 +191,28 @@ class TrainingBatches:
 class _Tasks:
     """Tasks for the workers; their loader takes the next one, in this process, when a worker has room for more.
 
+    Args:
+        source: Plans the steps.
+        num_workers: Number of processes that make chunks; 0: the plans too are made in this process.
+
     Attributes:
+        plans: Iterator of the loader that plans the steps.
         headers: Headers of the steps whose mark was given to a worker.
     """
 
     def __init__(self, source: PlanSource, num_workers: int) -> None:
         self._source = source
         self._num_workers = num_workers
+        self.plans: Iterator[StepPlan | InputError] = iter(())
         self.headers: deque[StepHeader] = deque()
 
     def __iter__(self) -> Iterator[Task]:
         """Yields the mark and the chunks of each step."""
-        for plan in _loader(self._source, min(self._num_workers, 1)):
+        self.plans = iter(process_loader(self._source, min(self._num_workers, 1)))
+        for plan in self.plans:
             if isinstance(plan, InputError):
                 yield plan
                 return
             self.headers.append(plan.header)
             yield None
             yield from plan.chunks
-
-
-def _loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=prepare_worker,
-        # A separate generator: the loader draws a seed, which would change the state that a checkpoint restores.
-        generator=torch.Generator(),
-        **options,
-    )

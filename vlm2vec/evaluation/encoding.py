@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.utils.data
 
-from vlm2vec.batches.worker import prepare_worker
+from vlm2vec.batches.worker import end_workers, process_loader
 from vlm2vec.contrastive import Chunk
 from vlm2vec.errors import InputError
 from vlm2vec.evaluation.data.items import ItemTable
@@ -74,19 +74,14 @@ class ItemSource(torch.utils.data.Dataset["Chunk | InputError"], ABC):
         Raises:
             InputError: An image cannot be decoded; the message names its row.
         """
-        loader = torch.utils.data.DataLoader(
-            self,
-            batch_size=None,
-            sampler=list(batches),
-            num_workers=min(num_workers, len(batches)),
-            worker_init_fn=prepare_worker,
-            # A separate generator: the loader draws a seed, which would change the random state of a training run.
-            generator=torch.Generator(),
-        )
-        for chunk in loader:
-            if isinstance(chunk, InputError):
-                raise chunk
-            yield chunk
+        chunks = iter(process_loader(self, min(num_workers, len(batches)), sampler=list(batches)))
+        try:
+            for chunk in chunks:
+                if isinstance(chunk, InputError):
+                    raise chunk
+                yield chunk
+        finally:
+            end_workers(chunks)
 
 
 class BatchSource(ItemSource):

@@ -38,6 +38,7 @@ def train(run: Run) -> bool:
         run.announce()
         with run.profiles:
             is_done = run_steps(run)
+        run.batches.close()
         summarise_communication(run.model.engine)
         if is_done:
             is_adapter = settings.encoder.lora is not None
