@@ -42,7 +42,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["vlm2vec", "vlm2vec.*", "data_prep", "data_prep.*", "eval", "eval.*"]),
     package_data={
         "vlm2vec": [
