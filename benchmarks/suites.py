@@ -158,6 +158,13 @@ SUITES = {
         limit_seconds=1800,
         is_long=True,
     ),
+    "kills_own": Suite(
+        "The converter killed and restarted: several images and negatives",
+        "trials.kills --data own --trials 20",
+        "As before, with 400 pairs of the user's own: two images in each query, two negatives in every third.",
+        limit_seconds=1800,
+        is_long=True,
+    ),
     "chaos": Suite(
         "Training killed and resumed",
         "trials.chaos --trials 50",

@@ -1,13 +1,15 @@
 """Kills the converter at random moments, restarts it, and compares the shards with those of an undisturbed run.
 
-    python -m trials.kills [--trials 20] [--seed 0]
+    python -m trials.kills [--data mmeb] [--trials 20] [--seed 0]
 
+It converts the demo's benchmark (mmeb), or a table with several images and several negatives a pair (own).
 Every second trial kills only the main process, so that its workers must notice; the others kill all processes. Every
 third trial kills three times before the program may finish.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -20,12 +22,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
-from trials.rig.hand_made_train import tree
+from trials.rig.hand_made_train import image_bytes, tree
 from vlm2vec.errors import run_program
 from vlm2vec.messages.command_line import Parser, first_line
 
 ROWS_PER_SHARD = 2
+_OWN_PAIRS = 400
 _LIMIT_SECONDS = 1200.0
+
+
+def make_own_pairs(folder: Path) -> Path:
+    """A table of pairs with two images in each query and two negatives in every third."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number in range(_OWN_PAIRS):
+        names = [f"images/{number}-{place}.png" for place in range(2)]
+        for place, name in enumerate(names):
+            (folder / name).write_bytes(image_bytes((2 * number + place) % 256))
+        negatives = [f"not {number}", f"nor {number}"] if number % 3 == 0 else []
+        rows.append({"query": "same?", "query_image": names, "positive": f"yes {number}", "negative": negatives})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @dataclass(frozen=True)
@@ -39,7 +57,8 @@ class Trial:
 
 def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
     """Starts the converter with two workers, in a new process group."""
-    command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", source, "--subset_name", "all"]
+    command = [sys.executable, "-m", "data_prep.convert", "--dataset_name", source]
+    command += ["--subset_name", "all"] if source.is_dir() else []
     command += ["--output_dir", output, "--rows_per_shard", str(ROWS_PER_SHARD), "--num_workers", "2"]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, start_new_session=True)
 
@@ -132,6 +151,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m trials.kills", description=first_line(__doc__), examples=("python -m trials.kills --trials 20",)
     )
+    made.add_argument("--data", choices=("mmeb", "own"), default="mmeb", help="What is converted.")
     made.add_argument("--trials", type=int, default=20, help="Number of conversions that are killed.")
     made.add_argument("--seed", type=int, default=0, help="Seed of the random choices.")
     return made
@@ -141,8 +161,11 @@ def main() -> None:
     """Parses the command line, runs the trials, prints each."""
     arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        build_mini_mmeb(Path(folder) / "mini", scale=0.05)
-        source = Path(folder) / "mini" / TRAIN_FOLDER
+        if arguments.data == "own":
+            source = make_own_pairs(Path(folder) / "own")
+        else:
+            build_mini_mmeb(Path(folder) / "mini", scale=0.05)
+            source = Path(folder) / "mini" / TRAIN_FOLDER
         results = run_trials(source, Path(folder), arguments.trials, arguments.seed)
         shards = len(list((Path(folder) / "undisturbed").rglob("*.tar")))
     print(f"| trial | killed | committed shards (of {shards}) at each kill | shards at the end |")

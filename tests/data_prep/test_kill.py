@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trials.kills import run_trials
+from trials.kills import make_own_pairs, run_trials
 from trials.rig.patience import HANG_SECONDS
 
 TRIALS = 2  # four kills; `python -m trials.kills` runs more
@@ -19,6 +20,12 @@ def test_killed_and_started_again_the_shards_are_the_same(mini_mmeb_dir: Path, t
     results = run_trials(mini_mmeb_dir / "MMEB-train", tmp_path, TRIALS, seed=0)
     assert all(trial.equal for trial in results)
     assert any(trial.shards_at_kill for trial in results)
+
+
+def test_pairs_with_several_images_and_negatives_too(tmp_path: Path) -> None:
+    (trial,) = run_trials(make_own_pairs(tmp_path / "own"), tmp_path, 1, seed=0)
+    assert trial.equal
+    assert json.loads((tmp_path / "undisturbed/manifest.json").read_text())["schema_version"] == 3
 
 
 def test_workers_end_with_the_program(tmp_path: Path) -> None:
