@@ -31,15 +31,17 @@ expand_home() {
     esac
   done
 }
-# choose_ranks NAME: unless the variable is set, sets it to the number of GPUs, or to 2 on a CPU. Without a GPU it also
-# sets DS_ACCELERATOR, because otherwise each of DeepSpeed's processes looks for a GPU and prints a warning.
+# choose_ranks NAME [small]: unless the variable is set, sets it to the number of GPUs, or to 2 on a CPU. Without a GPU it
+# also sets DS_ACCELERATOR, because otherwise each of DeepSpeed's processes looks for a GPU and prints a warning. Work that
+# is small runs on a CPU too where torch is built for CUDA, as pip installs it, but there is no driver.
 choose_ranks() {
   [[ -z ${!1:-} ]] || return 0
   local found=cpu
   if [[ ${DS_ACCELERATOR:-} != cpu ]]; then
-    found=$(python -c 'import torch
+    found=$(python -c 'import sys, torch
 from vlm2vec.device import on_cpu, unseen_gpu
-print("cpu" if on_cpu() and unseen_gpu() is None else torch.accelerator.device_count() or 2)') ||
+unseen = unseen_gpu(needs_driver="small" in sys.argv)
+print("cpu" if on_cpu() and unseen is None else torch.accelerator.device_count() or 2)' "${2:-}") ||
       fail "$1 is not set, and torch cannot say how many GPUs there are: run python -m vlm2vec.doctor"
   fi
   if [[ $found == cpu ]]; then

@@ -21,7 +21,7 @@ else
   DEMO_DIR=${DEMO_DIR:-demo-$FAMILY}
 fi
 expand_home DEMO_DIR
-choose_ranks RANKS
+choose_ranks RANKS small
 require_number RANKS 1
 MINI=$DEMO_DIR/mini
 TRAIN=$MINI/MMEB-train

@@ -42,6 +42,7 @@ def test_a_gpu_that_cannot_be_used_is_named(
     assert (found is None) == (not has_device and cuda is None)
     assert not has_device or "nvidia0 is there" in str(found)
     assert cuda is None or "CUDA 13.0" in str(found)
+    assert (device.unseen_gpu(tmp_path, needs_driver=True) is None) == (not has_device)
     monkeypatch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
     assert device.unseen_gpu(tmp_path) is None
 

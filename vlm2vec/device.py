@@ -27,19 +27,21 @@ def on_cpu() -> bool:
     return asked_for_cpu() or not torch.accelerator.is_available()
 
 
-def unseen_gpu(devices: Path = Path("/dev")) -> str | None:
+def unseen_gpu(devices: Path = Path("/dev"), needs_driver: bool = False) -> str | None:
     """Evidence of a GPU that torch cannot use; None if there is none, or the environment asks for the CPU.
 
     Otherwise a run with a driver too old for torch's CUDA would silently use the CPU, a thousand times slower.
 
     Args:
         devices: Folder in which a driver creates its device files.
+        needs_driver: Only a driver is evidence. Otherwise a torch built for CUDA is too, as in a container that was
+            started without its GPUs.
     """
     if asked_for_cpu() or torch.accelerator.is_available():
         return None
     found = sorted(devices.glob("nvidia*"))
     device = f"{found[0]} is there, but " if found else ""
-    if torch.version.cuda is not None:
+    if torch.version.cuda is not None and (found or not needs_driver):
         return f"{device}torch, built for CUDA {torch.version.cuda}, finds no GPU"
     return f"{device}torch is built without CUDA" if found else None
 

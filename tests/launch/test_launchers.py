@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from trials.rig.launcher import REPOSITORY
@@ -332,6 +333,27 @@ def test_kubernetes_counts_errors_only_and_does_not_repeat_bad_input() -> None:
             assert (codes["containerName"], codes["operator"]) == (pod["containers"][0]["name"], "In")
             actions.update(dict.fromkeys(codes["values"], rule["action"]))
     assert actions == {"DisruptionTarget": "Ignore", 2: "FailJob", 75: "Ignore", 76: "Ignore"}
+
+
+@pytest.mark.parametrize("size", ["", "small"])
+def test_a_small_work_runs_on_the_cpu_though_torch_is_built_for_cuda(site: Site, size: str) -> None:
+    """As pip installs torch; other work must not go to the CPU silently, and its programs then say what is wrong."""
+    (site.folder / "cuda.py").write_text("import torch\ntorch.version.cuda = '13.0'\n")
+    (site.folder / "bin/python").write_text(
+        '#!/bin/sh\n[ $1 = -c ] && shift && script=$1 && shift\nexec "$REAL_PYTHON" -c "import cuda; $script" "$@"\n'
+    )
+    words = "unset DS_ACCELERATOR; source launch/checks.sh; choose_ranks RANKS $SIZE; echo $RANKS ${DS_ACCELERATOR-}"
+    done = subprocess.run(
+        ["bash", "-c", words],
+        env={**site.environment, "SIZE": size, "PYTHONPATH": f"{site.folder}{os.pathsep}{REPOSITORY}"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
+    has_gpu = torch.accelerator.is_available() or any(Path("/dev").glob("nvidia*"))
+    assert has_gpu or done.stdout.split() == ["2", *(["cpu"] if size else [])], done.stderr
 
 
 def test_the_demo_removes_only_what_a_demo_made(site: Site) -> None:
