@@ -45,8 +45,8 @@ autograd graph over the whole global batch, without cache and engine.
 - "checkpointed" cells also fail unless decoder and trained tower are recomputed in the backward pass.
 
 The numbers are relative errors: the norm of the gradient's error divided by the norm of the gradient. The bound is
-{tolerance:.0e}. For "bf16" it is {bf16_tolerance:.0e} under ZeRO-3 and with larger chunks in pass 1, where bfloat16
-numbers are added in a different order, and {same_order_tolerance:.0e} otherwise.
+{tolerance:.0e}. For "bf16" it is {bf16_tolerance:.0e} with larger chunks in pass 1, and for LoRA under ZeRO-3, where
+bfloat16 numbers are added in a different order, and {same_order_tolerance:.0e} otherwise.
 
 The models are tiny, with random weights (`trials/rig/tiny.py`, `trials/rig/tiny_qwen.py`). Phi-3-V runs every
 combination. Qwen2-VL, Qwen2.5-VL (window layers and one full-attention layer) and Qwen3-VL (deepstack) run with images

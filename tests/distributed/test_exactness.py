@@ -59,6 +59,7 @@ CELLS = {
             batches=(*VARIANT_BATCHES, "no images"),
         ),
         Cell(3, "dora compiled", DROPOUT, "mixed", "ragged"),
+        *(Cell(3, "dora bf16", dropout, "text only on some ranks", "one item") for dropout in (0.0, DROPOUT)),
         *(Cell(stage, kind, DROPOUT, "mixed", "ragged") for stage in (1, 2, 3) for kind in CHECKPOINTED),
         *of_other_families(),
     ],

@@ -14,25 +14,28 @@ from vlm2vec.dora.scaling import scaled, scaled_backward
 
 
 class _ProductA(torch.autograd.Function):
-    """`x A^T` with A cast to the dtype of x; A's gradient is in A's dtype."""
+    """The pair `x A^T`, x, with A cast to the dtype of x; A's gradient is in A's dtype.
+
+    The frozen product reads the second result, so that its gradient arrives here and is added as `DoraProduct` adds it.
+    Autograd would add two gradients that are rounded already, which makes a bfloat16 update depend on the ZeRO stage.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, cast: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, cast: Tensor) -> tuple[Tensor, Tensor]:
         """x is (n, in), weight is A (r, in), cast is A in the dtype of x."""
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, cast)
         ctx.dtype = weight.dtype
-        return x @ cast.T
+        return x @ cast.T, x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor, of_x: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         """Gradients of x and A."""
         x, cast = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        return (
-            gradient @ cast if needs_x else None,
-            (gradient.T @ x).to(ctx.dtype) if needs_weight else None,
-            None,
-        )
+        if needs_x:
+            of_x = gradient @ cast if of_x is None else torch.addmm(of_x, gradient, cast)
+        return of_x, (gradient.T @ x).to(ctx.dtype) if needs_weight else None, None
 
 
 class _AddProductB(torch.autograd.Function):
@@ -103,14 +106,13 @@ class _ScaleRows(torch.autograd.Function):
 class FactorA(nn.Linear):
     """The adapter's A, which also adds its part of the norm."""
 
-    def forward(self, x: Tensor, norm: WeightNorm | None = None) -> Tensor:
-        """Returns A x, (n, r); adds A to an incomplete `norm`."""
+    def forward(self, x: Tensor, norm: WeightNorm | None = None) -> Any:
+        """Returns A x, (n, r); with a `norm`, which it adds A to if it is incomplete, the pair A x, x."""
         if norm is None:
             return super().forward(x)
         if norm.value is None:
             norm.add_a(self.weight)
-        product: Tensor = _ProductA.apply(x, self.weight, norm.a_as(self.weight, x.dtype))  # type: ignore[no-untyped-call]
-        return product
+        return _ProductA.apply(x, self.weight, norm.a_as(self.weight, x.dtype))  # type: ignore[no-untyped-call]
 
 
 class FactorB(nn.Linear):
@@ -169,11 +171,13 @@ def forward_by_modules(
     Returns:
         The result, (n, out).
     """
-    hidden = layer.lora_A[name](x if dropped is None else dropped, norm=norm)
-    if dropped is None or layer.drops_adapter_only:
+    hidden, inner = layer.lora_A[name](x if dropped is None else dropped, norm=norm)
+    if dropped is None:
+        residual, frozen = None, layer.base_layer(inner, norm=norm)
+    elif layer.drops_adapter_only:
         residual, frozen = None, layer.base_layer(x, norm=norm)
     else:
-        residual, frozen = layer.base_layer(x, dropped, norm=norm)
+        residual, frozen = layer.base_layer(x, inner, norm=norm)
     adapted = layer.lora_B[name](hidden, frozen, norm=norm)
     scale = layer.lora_magnitude_vector[name](norm)
     if residual is None:

@@ -128,5 +128,5 @@ class DoraProduct(torch.autograd.Function):
         if not ctx.is_pair:
             return of_frozen, of_hidden @ constants.a
         of_x = gradient @ constants.weight
-        of_dropped = torch.addmm(of_frozen, of_hidden, constants.a, out=of_frozen)
-        return of_x, of_dropped.sub_(of_x)
+        of_frozen.sub_(of_x)  # first, as `forward_by_modules` does: the order decides what bfloat16 rounds
+        return of_x, torch.addmm(of_frozen, of_hidden, constants.a, out=of_frozen)
