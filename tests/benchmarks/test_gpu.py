@@ -219,10 +219,10 @@ def test_mfu_counts_the_models_own_flops_and_the_plan_is_shown_beside_the_peak()
 def test_of_the_cells_the_worst_is_shown() -> None:
     cells = [Cell(2, "dora bf16", 0.0, "mixed", chunks) for chunks in ("one item", "ragged")]
     assert [cell.tolerance for cell in cells] == [BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE]
-    shown = exactness.summarize(cells, [2e-3, 3e-3], CPU)
-    assert (shown["error"], shown["within"], shown["replayed"]) == (2e-3, False, None)
-    on_gpu = exactness.summarize(cells, [2e-3, 3e-3], torch.device("cuda"))
-    assert (on_gpu["error"], on_gpu["within"]) == (3e-3, True)
+    shown = exactness.summarize(cells, [2e-4, 1e-3], CPU)
+    assert (shown["error"], shown["within"], shown["replayed"]) == (2e-4, False, None)
+    on_gpu = exactness.summarize(cells, [2e-4, 1e-3], torch.device("cuda"))
+    assert (on_gpu["error"], on_gpu["within"]) == (1e-3, True)
     dropped = [Cell(2, "full", 0.1, "mixed", chunks) for chunks in ("one item", "ragged")]
     lost = exactness.summarize(dropped, [1e-7, float("inf")], CPU)
     assert (lost["error"], lost["within"], lost["replayed"]) == (1e-7, False, False)
