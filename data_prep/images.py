@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +59,7 @@ class SubsetImages:
     def __init__(self, image_dir: Path, subset: str, allow_links: bool = False) -> None:
         self._folder = ImageFolder(image_dir, allow_links)
         path = archive_path(image_dir, subset)
-        self._archive = _opened_archive(path, file_stamp(path)) if path.exists() else None
+        self._archive = _opened_archive(path, file_stamp(path), os.getpid()) if path.exists() else None
         if self._archive is None and (parts := loose_parts(path)):
             raise InputError(f"{path.with_name(parts[0])}: {PART_OF_ZIP}")
 
@@ -119,8 +120,10 @@ def archive_path(image_dir: Path, subset: str) -> Path:
 
 
 # Cached, because listing a zip of 100,000 members takes a second. A process works on one subset after the other.
+# The process is part of the key: processes that read through one open file move each other's place in it, so a forked
+# worker must not use the zip that its parent opened to check the first images.
 @lru_cache(maxsize=2)
-def _opened_archive(path: Path, stamp: tuple[int, ...]) -> ImageArchive:
+def _opened_archive(path: Path, stamp: tuple[int, ...], process: int) -> ImageArchive:
     return ImageArchive(path)
 
 

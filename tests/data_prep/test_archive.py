@@ -8,7 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.archive import ImageArchive
 from data_prep.conversion import convert
@@ -42,6 +44,18 @@ def test_a_zip_is_read_as_if_it_were_unpacked(prefix: str, dataset: Path, tmp_pa
     assert [source.file for source in zipped.sources] == ["A/original-00000-of-00001.parquet", "images_zip/A.zip"]
     tars = {name: content for name, content in tree(tmp_path / "zipped").items() if name.startswith("A/")}
     assert tars.items() <= tree(tmp_path / "unpacked").items()
+
+
+def test_workers_do_not_share_an_open_zip(dataset: Path, tmp_path: Path) -> None:
+    """With one file for all, 60 of 200 images were read from a place to which another worker had moved."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 64, 64, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(dataset / IMAGES / f"{number}.png")
+    write_rows(dataset, [row(number, qry_image_path=f"{IMAGES}/{number}.png") for number in range(200)])
+    pack(dataset, "A/Train/", zipfile.ZIP_STORED)
+    source = SourceData(dataset, dataset, ["A"])
+    report = convert(source, tmp_path / "o", replace(DEFAULT_OPTIONS, rows_per_shard=20), num_workers=2).report
+    assert (report.total.samples, report.total.unusable_images) == (200, 0)
 
 
 def test_what_is_unpacked_already_is_taken_from_there(dataset: Path, tmp_path: Path) -> None:
