@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu.rows import Figures, LeftOutError, Recorder, Section
-from trials.exactness import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell, run_cells
+from trials.exactness import run_cells
+from trials.exactness_grid import BF16_TOLERANCE, CHUNKS, DROPOUT, Cell
 from vlm2vec.device import choose_kernels
 from vlm2vec.errors import run_program
 from vlm2vec.messages.command_line import Parser, first_line

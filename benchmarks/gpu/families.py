@@ -15,7 +15,9 @@ from benchmarks.gpu.ceilings import seconds_of
 from benchmarks.gpu.exactness import SECTION, summarize
 from benchmarks.gpu.model import Model, make_batch
 from benchmarks.gpu.rows import Figures, LeftOutError, Recorder, Section
-from trials.exactness import BATCHES, CHUNKS, TEMPERATURE, Cell, plain_gradient, rank_batch, relative_error
+from trials.exactness import relative_error
+from trials.exactness_grid import BATCHES, CHUNKS, TEMPERATURE, Cell
+from trials.exactness_reference import plain_gradient, rank_batch
 from trials.rig.engines import build_engine
 from trials.rig.items import Items
 from vlm2vec.backbones.interface import ProcessedItem

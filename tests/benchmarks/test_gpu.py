@@ -18,7 +18,7 @@ from benchmarks.gpu.model import PHI3_V, Model, make_batch
 from benchmarks.gpu.rows import NOT_MEASURED, NOT_RUN, Figures, LeftOutError, Recorder, Section
 from benchmarks.suites import SUITES
 from tests.rig import made_up_family
-from trials.exactness import BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE, Cell
+from trials.exactness_grid import BF16_TOLERANCE, TOLERANCE, Cell
 from trials.rig.forked import run_ranks
 from trials.rig.launcher import REPOSITORY, environment
 from trials.rig.patience import HANG_SECONDS
@@ -218,7 +218,7 @@ def test_mfu_counts_the_models_own_flops_and_the_plan_is_shown_beside_the_peak()
 
 def test_of_the_cells_the_worst_is_shown() -> None:
     cells = [Cell(2, "dora bf16", 0.0, "mixed", chunks) for chunks in ("one item", "ragged")]
-    assert [cell.tolerance for cell in cells] == [BF16_SAME_ORDER_TOLERANCE, BF16_TOLERANCE]
+    assert [cell.tolerance for cell in cells] == [TOLERANCE, BF16_TOLERANCE]
     shown = exactness.summarize(cells, [2e-4, 1e-3], CPU)
     assert (shown["error"], shown["within"], shown["replayed"]) == (2e-4, False, None)
     on_gpu = exactness.summarize(cells, [2e-4, 1e-3], torch.device("cuda"))

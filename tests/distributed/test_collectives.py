@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.distributed.workers.collectives import CHUNKS, LOSS, PASS_1, PASS_2, STAGES, UPDATE, Recorded
-from trials.exactness import build_encoder
+from trials.exactness_reference import build_encoder
 from trials.rig.collectives import AGREE
 from trials.rig.forked import run_ranks
 

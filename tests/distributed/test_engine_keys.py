@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.workers.engine_keys import SETTINGS
-from trials.exactness import TOLERANCE
+from trials.exactness_grid import TOLERANCE
 from trials.rig.forked import run_ranks
 from vlm2vec.training.flags.engine_file import ACCEPTED_KEYS
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trials.exactness import BATCHES, CHUNKS, DROPOUT, KIT, VARIANT_BATCHES, Batch, Cell, rank_batch
+from trials.exactness_grid import BATCHES, CHUNKS, DROPOUT, KIT, VARIANT_BATCHES, Batch, Cell
+from trials.exactness_reference import rank_batch
 from trials.rig.forked import run_ranks
 from trials.rig.tiny import FAMILIES, PHI3_V
 

@@ -16,7 +16,7 @@ from eval import mmeb
 from tests.distributed.workers.made_up_family import main
 from tests.rig.comparing import assert_close_relative
 from tests.rig.made_up_family import MadeUpModel, write_made_up_model
-from trials.exactness import TOLERANCE
+from trials.exactness_grid import TOLERANCE
 from trials.rig.forked import run_forked
 from trials.rig.run_flags import run_flags
 from trials.rig.states import differences

@@ -13,16 +13,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tests.distributed.workers.collectives import PASS_2, StepInParts
-from trials.exactness import (
-    BATCHES,
-    CHUNKS,
-    TEMPERATURE,
-    build_encoder,
-    padding_chunk,
-    plain_gradient,
-    rank_batch,
-    relative_error,
-)
+from trials.exactness import relative_error
+from trials.exactness_grid import BATCHES, CHUNKS, TEMPERATURE
+from trials.exactness_reference import build_encoder, padding_chunk, plain_gradient, rank_batch
 from trials.rig.collectives import Collectives
 from trials.rig.engines import build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trials.exactness import BATCHES, TEMPERATURE, build_encoder, padding_chunk, rank_batch
+from trials.exactness_grid import BATCHES, TEMPERATURE
+from trials.exactness_reference import build_encoder, padding_chunk, rank_batch
 from trials.rig.collectives import Collectives
 from trials.rig.engines import FETCH_WHEN_USED, build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS

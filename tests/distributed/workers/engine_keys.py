@@ -10,16 +10,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trials.exactness import (
-    BATCHES,
-    CHUNKS,
-    TEMPERATURE,
-    build_encoder,
-    padding_chunk,
-    plain_gradient,
-    rank_batch,
-    relative_error,
-)
+from trials.exactness import relative_error
+from trials.exactness_grid import BATCHES, CHUNKS, TEMPERATURE
+from trials.exactness_reference import build_encoder, padding_chunk, plain_gradient, rank_batch
 from trials.rig.engines import build_engine
 from trials.rig.patience import COLLECTIVE_SECONDS
 from vlm2vec.contrastive import CachedStep, ContrastiveLoss

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from PIL import Image
 
 from tests.rig.made_up_family import PIXELS, MadeUpProcessor, made_up_model
-from trials.exactness import BATCHES, CHUNKS, padding_chunk, rank_batch, relative_error, textbook_gradient
+from trials.exactness import relative_error
+from trials.exactness_grid import BATCHES, CHUNKS
+from trials.exactness_reference import padding_chunk, rank_batch, textbook_gradient
 from trials.rig.engines import build_engine
 from trials.rig.items import Items
 from trials.rig.patience import COLLECTIVE_SECONDS
