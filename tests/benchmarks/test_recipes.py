@@ -76,3 +76,16 @@ def test_the_demos_seeds_are_families_with_mean_and_spread() -> None:
     seeds = {"a family": [{"overall": each} for each in (70.0, 72.0, 74.0)]}
     lines = list(demo_seeds.table({"a family": {"overall": 7.25}}, seeds))
     assert lines[2] == "| a family | 7.2 | **72.0** | 2.0 | 70.0, 72.0, 74.0 |"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_programs_have_one_thread_unless_told_otherwise(
+    given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    (tmp_path / "shows_threads.py").write_text("import os, sys; sys.exit('threads: ' + os.environ['OMP_NUM_THREADS'])")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InputError, match=rf"threads: {expected}$"):
+        miniature_runs.program("shows_threads")
