@@ -30,13 +30,14 @@ NEGATIVES = 4
 BASE = "base recipe"
 MINING = ("--cluster_size", str(CLUSTER))
 _MINED = "MINED"  # stands for the folder in a variant's flags
+_CLUSTERS = ("--homogeneous_batch_size", str(CLUSTER), "--mined", _MINED, "--mined_clusters", "True")
 VARIANTS: dict[str, tuple[str, ...]] = {
     BASE: (),
     "+ hardness weight 9": ("--hardness_weight", "9"),
     f"+ homogeneous batches of {CLUSTER}": ("--homogeneous_batch_size", str(CLUSTER)),
-    f"+ mined clusters of {CLUSTER}": (
-        *("--homogeneous_batch_size", str(CLUSTER), "--mined", _MINED, "--mined_clusters", "True"),
-    ),
+    f"+ mined clusters of {CLUSTER}": _CLUSTERS,
+    "the same without the teacher's likely matches": (*_CLUSTERS, "--false_negative_source", "teacher"),
+    "the same without targets of a cosine above 0.95": (*_CLUSTERS, "--false_negative_similarity", "0.95"),
     f"+ {NEGATIVES} mined negatives": ("--mined", _MINED, "--mined_negatives", str(NEGATIVES)),
 }
 

@@ -2,7 +2,8 @@
 
     python -m trials.kills [--data mmeb] [--trials 20] [--seed 0]
 
-It converts the demo's benchmark (mmeb), or a table with several images and several negatives a pair (own).
+It converts the demo's benchmark (mmeb), the same with its images in zips (zips), or a table with several images and
+several negatives a pair (own).
 Every second trial kills only the main process, so that its workers must notice; the others kill all processes. Every
 third trial kills three times before the program may finish.
 """
@@ -12,15 +13,18 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.archive import ARCHIVE_FOLDER, UNPACKED_FOLDER
 from data_prep.mini_mmeb import TRAIN_FOLDER, build_mini_mmeb
 from trials.rig.hand_made_train import image_bytes, tree
 from vlm2vec.errors import run_program
@@ -29,6 +33,24 @@ from vlm2vec.messages.command_line import Parser, first_line
 ROWS_PER_SHARD = 2
 _OWN_PAIRS = 400
 _LIMIT_SECONDS = 1200.0
+
+
+def make_benchmark(folder: Path) -> Path:
+    """A twentieth of the demo's benchmark; returns its training data."""
+    build_mini_mmeb(folder, scale=0.05)
+    return folder / TRAIN_FOLDER
+
+
+def make_zips(folder: Path) -> Path:
+    """The same with the images of each subset in images_zip/SUBSET.zip, as MMEB-train is published."""
+    source = make_benchmark(folder)
+    (source / ARCHIVE_FOLDER).mkdir()
+    for subset in sorted((source / UNPACKED_FOLDER).iterdir()):
+        with zipfile.ZipFile(source / ARCHIVE_FOLDER / f"{subset.name}.zip", "w") as archive:
+            for file in sorted(path for path in subset.rglob("*") if path.is_file()):
+                archive.write(file, file.relative_to(source / UNPACKED_FOLDER))
+        shutil.rmtree(subset)
+    return source
 
 
 def make_own_pairs(folder: Path) -> Path:
@@ -44,6 +66,9 @@ def make_own_pairs(folder: Path) -> Path:
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+DATA = {"mmeb": make_benchmark, "zips": make_zips, "own": make_own_pairs}
 
 
 @dataclass(frozen=True)
@@ -151,7 +176,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m trials.kills", description=first_line(__doc__), examples=("python -m trials.kills --trials 20",)
     )
-    made.add_argument("--data", choices=("mmeb", "own"), default="mmeb", help="What is converted.")
+    made.add_argument("--data", choices=tuple(DATA), default="mmeb", help="What is converted.")
     made.add_argument("--trials", type=int, default=20, help="Number of conversions that are killed.")
     made.add_argument("--seed", type=int, default=0, help="Seed of the random choices.")
     return made
@@ -161,11 +186,7 @@ def main() -> None:
     """Parses the command line, runs the trials, prints each."""
     arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.data == "own":
-            source = make_own_pairs(Path(folder) / "own")
-        else:
-            build_mini_mmeb(Path(folder) / "mini", scale=0.05)
-            source = Path(folder) / "mini" / TRAIN_FOLDER
+        source = DATA[arguments.data](Path(folder) / "data")
         results = run_trials(source, Path(folder), arguments.trials, arguments.seed)
         shards = len(list((Path(folder) / "undisturbed").rglob("*.tar")))
     print(f"| trial | killed | committed shards (of {shards}) at each kill | shards at the end |")
