@@ -29,8 +29,8 @@ STATEMENTS = (
     "from vlm2vec import VLM2Vec",
     "import vlm2vec.train",
 )
-# The moments of a run, and how their lines begin.
-MOMENTS = {"everything is built": "1 rank(s)", "first step is done": "step 1/2", "second step is done": "step 2/2"}
+# The moments of a run, and the first word of their lines.
+MOMENTS = {"everything is built": "device", "first step is done": "1/2", "second step is done": "2/2"}
 
 
 def import_seconds(statement: str) -> tuple[float, float]:
@@ -65,8 +65,8 @@ def moments_of_a_run(work: Path) -> dict[str, float]:
         ) as program:
             assert program.stdout is not None
             for line in program.stdout:
-                for moment, begin in MOMENTS.items():
-                    if line.startswith(begin):
+                for moment, word in MOMENTS.items():
+                    if line.split()[:1] == [word]:
                         found.setdefault(moment, time.perf_counter() - start)
         if len(found) < len(MOMENTS):
             raise SystemExit(f"the run ended with {program.returncode} after {list(found)}")

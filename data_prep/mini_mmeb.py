@@ -93,7 +93,7 @@ def main() -> None:
     rows = build_mini_mmeb(arguments.output_dir, arguments.seed, arguments.scale)
     for folder, count in rows.items():
         print(f"{folder:<32}{count:>7} rows")
-    print(f"{arguments.output_dir}: {sum(rows.values())} rows")
+    print(f"{arguments.output_dir}: {sum(rows.values()):,} rows")
 
 
 if __name__ == "__main__":

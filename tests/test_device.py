@@ -95,10 +95,12 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen == [True]
 
 
-def test_the_description() -> None:
+@pytest.mark.parametrize(("threads", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_the_description(threads: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)
     found = str(device.describe_device(torch.device("cpu"), "gloo", "sdpa", optimizer))
-    assert found == f"CPU ({torch.get_num_threads()} threads a rank), gloo, attention sdpa, torch AdamW fused"
+    assert found == f"CPU ({words} a rank), gloo, attention sdpa, torch AdamW fused"
 
 
 def test_an_optimizer_on_the_host_gets_the_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

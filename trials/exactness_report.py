@@ -22,6 +22,7 @@ from trials.rig.launcher import run_ranks
 from trials.rig.tiny import FAMILIES
 from vlm2vec.errors import run_program
 from vlm2vec.messages.command_line import Parser
+from vlm2vec.messages.words import counted
 
 SECONDS_A_CELL = 20
 HEADER = """# Exactness
@@ -102,7 +103,7 @@ def main() -> int:
     bad: list[dict[str, Any]] = []
     start = time.monotonic()
     for ranks in options.ranks:
-        print(f"{len(cells)} cells on {ranks} rank(s)", flush=True)
+        print(f"{len(cells)} cells on {counted(ranks, 'rank')}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
             (work / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))

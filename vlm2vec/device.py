@@ -112,7 +112,7 @@ def describe_device(device: torch.device, backend: str, attention: str, optimize
         attention: The model's attention implementation, such as "sdpa".
         optimizer: The torch optimizer, if any.
     """
-    name = f"CPU ({torch.get_num_threads()} threads a rank)"
+    name = f"CPU ({_threads()})"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type != "cpu":
@@ -120,11 +120,16 @@ def describe_device(device: torch.device, backend: str, attention: str, optimize
     return DeviceDescription(name, backend, attention, "" if optimizer is None else _optimizer_name(optimizer))
 
 
+def _threads() -> str:
+    number = torch.get_num_threads()
+    return f"{number} thread{'' if number == 1 else 's'} a rank"
+
+
 def _optimizer_name(optimizer: Any) -> str:
     kind = type(optimizer)
     fused = " fused" if optimizer.defaults.get("fused") else ""
     on_host = next((each.device.type for group in optimizer.param_groups for each in group["params"]), "cpu") == "cpu"
-    threads = f" on the host ({torch.get_num_threads()} threads a rank)" if on_host and not on_cpu() else ""
+    threads = f" on the host ({_threads()})" if on_host and not on_cpu() else ""
     return f"{kind.__module__.split('.')[0]} {kind.__name__}{fused}{threads}"
 
 

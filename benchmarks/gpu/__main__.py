@@ -27,6 +27,7 @@ from benchmarks.gpu.rows import Recorder
 from vlm2vec.device import asked_for_cpu
 from vlm2vec.errors import run_program
 from vlm2vec.messages.command_line import Parser, first_line
+from vlm2vec.messages.words import counted
 from vlm2vec.ranks import close_ranks, initialize_ranks
 
 # The names of each table's rows, if they can be chosen.
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     recorder = Recorder(options.output, options.seconds, name)
     pairs = TINY_PAIRS if options.tiny else options.pairs
-    scale = "tiny model, numbers mean nothing" if options.tiny else f"{pairs} pairs, {options.steps} timed step(s)"
+    scale = (
+        "tiny model, numbers mean nothing" if options.tiny else f"{pairs} pairs, {counted(options.steps, 'timed step')}"
+    )
     print(f"{options.family}, {name or 'no GPU'}, torch {torch.__version__}; {scale}", flush=True)
     setting = Setting(device, Model(options.family, options.tiny), pairs, options.steps, options.peak_tflops)
     for section, rows in options.sections or _default_sections(options.family):

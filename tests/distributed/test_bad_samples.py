@@ -22,6 +22,7 @@ from tests.rig.written import add_subset, stored_image
 from trials.rig.forked import are_gone, kill, run_ranks, start_forked
 from trials.rig.patience import HANG_SECONDS
 from trials.rig.run_flags import run_flags
+from vlm2vec.messages.words import counted
 from vlm2vec.shards import ShardSet
 from vlm2vec.shards.writer import StoredItem
 
@@ -117,7 +118,9 @@ def one_too_many(shards: Path, model: Path, folder: Path, told: Sequence[object]
     codes, outputs = ended([*run, "--max_bad_samples", str(len(told) - 1)], folder / "few")
     assert codes == [2, 2], outputs
     [error] = [line for output in outputs for line in output.splitlines() if line.startswith("error: ")]
-    assert error.startswith(f"error: {len(told)} unreadable sample(s), --max_bad_samples allows {len(told) - 1}: ")
+    assert error.startswith(
+        f"error: {counted(len(told), 'unreadable sample')}, --max_bad_samples allows {len(told) - 1}: "
+    )
     assert all(str(reason) in error for reason in told)
     done = [line for line in lines(folder / "ended") if "loss" in line]
     codes, outputs = ended([*run, "--max_bad_samples", str(len(told)), "--resume", "auto"], folder / "many")

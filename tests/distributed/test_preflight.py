@@ -54,7 +54,7 @@ def runs(mini_model_dir: Path, mini_shards_dir: Path, tmp_path_factory: pytest.T
 )
 def test_ranks_that_differ_are_named_once(case: str, text: str, runs: Path) -> None:
     first, second = (json.loads((runs / f"rank{rank}.json").read_text())[case] for rank in range(2))
-    assert first.startswith("says: rank(s) 1: ")
+    assert first.startswith("says: rank 1: ")
     assert text in first
     assert second == "exits: 2"
 

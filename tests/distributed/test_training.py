@@ -131,7 +131,7 @@ def test_the_configuration_of_a_run_repeats_it(trained: Callable[[int], Path]) -
     assert numbers[0] == numbers[1]
     text = (first / CONFIG_FILE).read_text()
     assert text.startswith(
-        "# The configuration in force, after 0 steps, on 1 rank(s), ZeRO-2; usable as --config.\n# vlm2vec "
+        "# The configuration in force, after 0 steps, on 1 rank, ZeRO-2; usable as --config.\n# vlm2vec "
     )
     assert all(word in text for word in ("deepspeed 0.", "gloo", "sdpa", "AdamW", "\nkeep_graphs: 1  # resolved\n"))
     arguments = [parse_arguments(["--config", str(each / CONFIG_FILE)]) for each in (first, again)]

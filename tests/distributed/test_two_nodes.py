@@ -122,4 +122,4 @@ def test_a_killed_rank_ends_the_job_and_the_run_resumes(
         second.end(output_dir)
     assert "resumed from" in second.output()
     assert re.search(rf"\b{steps}/{steps} +\d", second.output())
-    assert "2 rank(s)" in second.output()
+    assert "2 ranks" in second.output()

@@ -184,7 +184,7 @@ def test_the_card_describes_the_run_without_local_paths(engine_runs_dir: Path, t
     groups = {"vqa": 50.0, "grounding": 0.0, "IND": 25.0, "overall": 25.0}
     assert values == {("mini-MMEB", group): value for group, value in groups.items()}
     assert "| overall | 2 of 18 | 25.0 | 10.0 |" in card.text
-    assert "DeepSpeed ZeRO-2 on 2 rank(s)" in card.text
+    assert "DeepSpeed ZeRO-2 on 2 ranks" in card.text
     for secret in ("/secret", str(tmp_path), str(engine_runs_dir), str(Path.home())):
         assert secret not in card.content
     recipe = tmp_path / "recipe.yaml"

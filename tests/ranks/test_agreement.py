@@ -21,7 +21,7 @@ def refused() -> None:
 def test_problems_are_reported_with_their_ranks() -> None:
     assert told([None, None]) is None
     assert told(["no shards", "no shards"]) == "no shards"
-    assert told([None, "no shards", "other flags", "no shards"]) == "rank(s) 1, 3: no shards; rank(s) 2: other flags"
+    assert told([None, "no shards", "other flags", "no shards"]) == "ranks 1, 3: no shards; rank 2: other flags"
 
 
 def test_one_process_without_a_group_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:

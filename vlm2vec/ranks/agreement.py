@@ -100,6 +100,11 @@ def told(problems: Sequence[str | None], most: int = 3) -> str | None:
     [(first, holders), *_] = ranks.items()
     if len(holders) == len(problems):
         return first
-    texts = [f"rank(s) {', '.join(map(str, each))}: {problem}" for problem, each in ranks.items()]
+    texts = [f"{listed_ranks(each)}: {problem}" for problem, each in ranks.items()]
     rest = [f"and {len(texts) - most} more problems"] if len(texts) > most else []
     return "; ".join(texts[:most] + rest)
+
+
+def listed_ranks(ranks: Sequence[int]) -> str:
+    """Some ranks in words: "rank 2", "ranks 1, 3"."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlm2vec.batches import TrainingBatches
+from vlm2vec.messages.words import counted
 from vlm2vec.ranks import gather_from_all, refuse_alike
 from vlm2vec.training.watch.monitor import Monitor
 
@@ -64,7 +65,7 @@ class BadSamples:
         if len(self) > self._most:
             listed = "; ".join(self._reasons.values())
             refuse_alike(
-                f"{len(self)} unreadable sample(s), --max_bad_samples allows {self._most}: {listed}. "
+                f"{counted(len(self), 'unreadable sample')}, --max_bad_samples allows {self._most}: {listed}. "
                 "python -m data_prep.verify lists all damage"
             )
         batches.replace(new.keys())

@@ -16,6 +16,7 @@ from vlm2vec.inputs.encoder_inputs import ItemEncoderInputs
 from vlm2vec.mined.format import MINED_NAME, Mined
 from vlm2vec.mined.rows import MinedRows
 from vlm2vec.ranks import gather_from_all
+from vlm2vec.ranks.agreement import listed_ranks
 from vlm2vec.shards import Cache, DamagedSampleError, ShardSet
 from vlm2vec.shards.columns import image_sizes
 from vlm2vec.shards.schema import NEGATIVE, POSITIVE, QUERY
@@ -175,7 +176,7 @@ def compare_data(shards: ShardSet, order: GlobalOrder, sidecar: str | None = Non
     mismatched = [rank for rank, digest in enumerate(others, start=1) if digest != first]
     if mismatched:
         raise InputError(
-            f"rank(s) {', '.join(map(str, mismatched))} and rank 0 hold different shards or flags: --dataset_name must "
+            f"{listed_ranks(mismatched)} and rank 0 hold different shards or flags: --dataset_name must "
             f"have the same manifest.json on every node{mined}, and every rank the same flags"
         )
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from vlm2vec.device import choose_kernels
+from vlm2vec.messages.words import counted
 from vlm2vec.ranks import on_every_rank
 from vlm2vec.training.checkpoints.restore import StartPoint
 from vlm2vec.training.checkpoints.resume import agree_on_resume
@@ -54,7 +55,7 @@ def agree_on_start(arguments: RunArguments, device: torch.device, watch: RunWatc
         SystemExit: On the other ranks then.
     """
     num_ranks = dist.get_world_size()
-    watch.starting(f"comparing {num_ranks} rank(s), reading the index of {arguments.data.dataset_name}")
+    watch.starting(f"comparing {counted(num_ranks, 'rank')}, reading the index of {arguments.data.dataset_name}")
     compare_ranks(arguments.as_dict())
     settings = on_every_rank(lambda: arguments.resolve(num_ranks, read_engine_file(Path(arguments.training.deepspeed))))
     settings, warnings = on_every_rank(partial(with_model_settings, settings))

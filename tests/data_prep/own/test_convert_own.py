@@ -172,7 +172,7 @@ def test_bad_rows_are_left_out_counted_and_named_by_their_line(folder: Path, tmp
         "  pairs.jsonl, line 5 (row): not JSON (Expecting value, column 1)\n",
         "  pairs.jsonl, line 8 (row): query is a number (7), not a text\n",
         "  pairs.jsonl, line 9 (query): empty: neither text nor image\n",
-        "  pairs.jsonl, line 29 (positive): an item with 1 image(s) has <|image_2|> in its text",
+        "  pairs.jsonl, line 29 (positive): an item with 1 image has <|image_2|> in its text",
         "  pairs.jsonl, line 25: none.png\n",
         "  pairs.jsonl, line 26: unsafe image path: ../img/0.png: an image's path must be relative",
         "  pairs.jsonl, line 27: unsafe image path: /img/0.png: an image's path must be relative",

@@ -59,8 +59,8 @@ def agree(rank: int) -> None:
     refuse_together(None)
     refusals: list[tuple[Callable[[], object], str]] = [
         (lambda: on_first_rank(lambda: refused(f"of {rank}")), "of 0"),
-        (lambda: on_every_rank(lambda: refused(f"of {rank}")), "rank(s) 0: of 0; rank(s) 1: of 1"),
-        (lambda: on_every_rank(lambda: refused("of 1") if rank else None), "rank(s) 1: of 1"),
+        (lambda: on_every_rank(lambda: refused(f"of {rank}")), "rank 0: of 0; rank 1: of 1"),
+        (lambda: on_every_rank(lambda: refused("of 1") if rank else None), "rank 1: of 1"),
         (lambda: on_every_rank(lambda: refused("of 1") if rank else None, names_ranks=False), "of 1"),
         (lambda: on_every_rank(lambda: refused(f"of {rank}"), names_ranks=False), "of 0"),
         (lambda: refuse_together("same"), "same"),
@@ -80,14 +80,14 @@ def main(rank: int, folder: Path) -> None:
         (data_of(f"{rank}"), order),
         (data_of("same"), GlobalOrder({"A": 10, "B": 10}, 4, seed=rank)),
     ]:
-        with pytest.raises(InputError, match=r"rank\(s\) 1 and rank 0 hold different shards"):
+        with pytest.raises(InputError, match=r"rank 1 and rank 0 hold different shards"):
             compare_data(shards, other)
 
     check_output_folder(folder / "shared" / "run")
     # The first rank takes its file away last.
     assert rank or list((folder / "shared" / "run").iterdir()) == []
     error = raised(rank, lambda: check_output_folder(folder / f"{rank}", seconds=0))
-    listed = f"rank(s) 1: {socket.gethostname()} does not see in --output_dir {folder / '1'} what rank 0 writes there"
+    listed = f"rank 1: {socket.gethostname()} does not see in --output_dir {folder / '1'} what rank 0 writes there"
     assert error == 2 if rank else listed in str(error)
     (folder / "file").touch()
     error = raised(rank, lambda: check_output_folder(folder / "file" / "run"))
@@ -97,7 +97,7 @@ def main(rank: int, folder: Path) -> None:
     damage = {PLACES[rank]: f"reason {rank}", **({PLACES[2]: "reason 2"} if rank else {})}
     batches: Any = Batches(damage=damage)
     error = raised(rank, lambda: bad.replace(batches, Monitor(), step=5))
-    listed = "4 unreadable sample(s), --max_bad_samples allows 3: before; reason 2; reason 0; reason 1."
+    listed = "4 unreadable samples, --max_bad_samples allows 3: before; reason 2; reason 0; reason 1."
     assert error == 2 if rank else listed in str(error)
     bad = BadSamples(3)
     bad.replace(batches, Monitor(), step=5)

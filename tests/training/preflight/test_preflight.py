@@ -107,7 +107,7 @@ def test_a_full_disk_is_refused_and_one_that_fills_up_is_warned_of(
     check(160 * MIB, None)
     check(48 * MIB, 2)
     assert warnings == []
-    with pytest.raises(InputError, match=r"3 checkpoint\(s\) of about 16.0 MiB do not fit into the 40.0 MiB"):
+    with pytest.raises(InputError, match=r"3 checkpoints of about 16.0 MiB do not fit into the 40.0 MiB"):
         check(40 * MIB, 2)
     check(46 * MIB, 2)  # within the estimate's error
     check(40 * MIB, None)

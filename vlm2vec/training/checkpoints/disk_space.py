@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vlm2vec.errors import InputError
+from vlm2vec.messages.words import counted
 from vlm2vec.ranks import on_first_rank
 from vlm2vec.training.checkpoints.record import checkpoints_of
 from vlm2vec.training.settings import CheckpointSettings
@@ -87,13 +88,13 @@ def check_disk(
         place = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(place).free
         text = (
-            f"--output_dir {output_dir}: {{}} checkpoint(s) of about {_size(size)} do not fit into the {_size(free)} "
+            f"--output_dir {output_dir}: {{}} of about {_size(size)} do not fit into the {_size(free)} "
             "of free space; make room, lower --save_total_limit, or choose a different folder"
         )
         if must * size * (1 - _UNCERTAIN) > free:
-            raise InputError(text.format(must))
+            raise InputError(text.format(counted(must, "checkpoint")))
         if most * size > free:
-            message("warning: " + text.format(most))
+            message("warning: " + text.format(counted(most, "checkpoint")))
 
     on_first_rank(check)
 

@@ -11,6 +11,7 @@ import yaml
 from vlm2vec.errors import printable
 from vlm2vec.files import committed
 from vlm2vec.inputs.packing import TokenBudget
+from vlm2vec.messages.words import counted
 from vlm2vec.training.flags.run import RunSettings, argument_defaults
 
 # In a run's folder.
@@ -77,9 +78,9 @@ def run_header(settings: RunSettings, first_step: int, versions: Mapping[str, st
         versions: Of packages, by name.
         device: Device, backend, attention and optimizer, as the run's first line names them.
     """
-    ranks, stage = settings.cluster.num_ranks, settings.cluster.zero_stage
+    ranks, stage = counted(settings.cluster.num_ranks, "rank"), settings.cluster.zero_stage
     return [
-        f"The configuration in force, after {first_step} steps, on {ranks} rank(s), ZeRO-{stage}; usable as --config.",
+        f"The configuration in force, after {first_step} steps, on {ranks}, ZeRO-{stage}; usable as --config.",
         ", ".join(f"{name} {number}" for name, number in versions.items()),
         device,
     ]
