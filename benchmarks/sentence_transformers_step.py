@@ -61,7 +61,7 @@ class SentenceTransformersStep:
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     @staticmethod
     def _features(items: Sequence[ProcessedItem]) -> dict[str, Tensor]:
