@@ -55,4 +55,4 @@ class OriginalStep:
                 surrogate.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
