@@ -93,7 +93,7 @@ def test_several_images_enter_in_list_order(encoder: VLM2Vec) -> None:
         ([3], None, "item 0: a text must be a string"),
         (["a", b"b"], None, "item 1: a text must be a string, not bytes"),
         (["ok", "cut \ud83d off"], None, r"item 1: the text has half of a surrogate pair .* at character 4"),
-        ([f"<|image_{'1' * 5000}|>"], [SQUARE], r"item 0: an item with 1 image\(s\) has <\|image_1111"),
+        ([f"<|image_{'1' * 5000}|>"], [SQUARE], r"item 0: an item with 1 image has <\|image_1111"),
         (TAGGED, [SQUARE], "texts must be a list with one entry per item, not a single str"),
         (None, SQUARE, "images must be a list with one entry per item, not a single Image"),
         (None, io.BytesIO(), "images must be a list with one entry per item, not a single BytesIO"),

@@ -115,7 +115,7 @@ def test_an_item_without_information_is_named(tmp_path: Path, inputs: ItemEncode
 def test_a_text_without_the_images_tag_is_named(tmp_path: Path, inputs: ItemEncoderInputs) -> None:
     write_image(tmp_path / "a.png")
     path = write_dataset(tmp_path, "A", [row("q", ["x"]), row("what?", ["x"], "a.png")])
-    with pytest.raises(InputError, match=r"row 1: an item with 1 image\(s\) has no image tag"):
+    with pytest.raises(InputError, match=r"row 1: an item with 1 image has no image tag"):
         plan_of(tmp_path, read(path)[1], inputs)
 
 
