@@ -44,7 +44,7 @@ are added in a different order: there it is {bf16_tolerance:.0e}.
 
 A "bf16" cell compares two things and shows the larger error: the loss's gradient of the representations, and the
 model's gradient behind it. In one comparison of both, a difference of 2e-7 in the first would round numbers of the
-second to the next bfloat16, on some processors.
+second to the next bfloat16, on some processors. The first must be within {tolerance:.0e} in every cell.
 
 The models are tiny, with random weights (`trials/rig/tiny.py`, `trials/rig/tiny_qwen.py`). Phi-3-V runs every
 combination. Qwen2-VL, Qwen2.5-VL (window layers and one full-attention layer) and Qwen3-VL (deepstack) run with images
