@@ -40,9 +40,9 @@ LAYERS = (
     ("backbones",),
     ("images", "dora", "installed"),
     # What everything may use.
-    ("ranks", "mmeb", "mmeb_v2", "formats", "messages", "item_rules", "choices"),
+    ("ranks", "mmeb", "mmeb_v2", "formats", "item_rules", "choices"),
     ("device", "elementwise"),
-    ("files",),
+    ("files", "messages"),
     ("errors",),
 )
 # Usable without the rest of the library: a unit, and all that it may import.

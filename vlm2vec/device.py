@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vlm2vec.errors import InputError
+from vlm2vec.messages.words import counted
 
 # DeepSpeed's variable: "cpu" runs ranks on the CPU even if there is a GPU.
 ACCELERATOR_VARIABLE = "DS_ACCELERATOR"
@@ -121,8 +122,7 @@ def describe_device(device: torch.device, backend: str, attention: str, optimize
 
 
 def _threads() -> str:
-    number = torch.get_num_threads()
-    return f"{number} thread{'' if number == 1 else 's'} a rank"
+    return f"{counted(torch.get_num_threads(), 'thread')} a rank"
 
 
 def _optimizer_name(optimizer: Any) -> str:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from vlm2vec.errors import InputError
+from vlm2vec.messages.words import counted
 
 # How a text names its images: <|image_1|>, <|image_2|>, ...
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
@@ -84,9 +85,8 @@ def image_tags(text: str, num_images: int) -> list[int]:
     if sorted(numbers) != list(range(1, num_images + 1)):
         shown = ", ".join(f"<|image_{shorten(digits, 12)}|>" for digits in found[:_SHOWN_TAGS]) or "no image tag"
         more = f" and {len(found) - _SHOWN_TAGS} more" if len(found) > _SHOWN_TAGS else ""
-        images = f"{num_images} image{'' if num_images == 1 else 's'}"
         raise InputError(
-            f"an item with {images} has {shown}{more} in its text {shorten(text)!r}; "
+            f"an item with {counted(num_images, 'image')} has {shown}{more} in its text {shorten(text)!r}; "
             "each image k needs its tag <|image_k|> exactly once"
         )
     return numbers
